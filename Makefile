@@ -1,0 +1,56 @@
+# `make help` lists the targets. PYTHON chooses the interpreter .venv is made with (3.11 or newer).
+PYTHON ?= python3
+UV ?= uv
+VENV := .venv
+BIN := $(VENV)/bin
+LOCKS := deploy/requirements
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help install run test lint format types check lock clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F '|' '{ printf "  make %-8s %s\n", $$1, $$2 }'
+
+install: $(VENV)/.installed ## create .venv with everything, exactly as pinned
+
+# Made anew whenever an input changed, so that .venv never holds more than the pinned packages.
+$(VENV)/.installed: pyproject.toml $(LOCKS)/dev.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"{sys.executable} is Python {sys.version.split()[0]}; 3.11 or newer is needed: make PYTHON=python3.13 ...")'
+	@echo "Installing the pinned packages into $(VENV); this takes about half a minute ..."
+	@$(PYTHON) -m venv --clear $(VENV)
+	@$(PIP) install --require-hashes --requirement $(LOCKS)/dev.txt
+	@$(PIP) install --no-deps --no-build-isolation --editable .
+	@touch $@
+
+run: install ## start a broker, two workers and a front end; ctrl-C ends them all
+	@$(BIN)/agentstream up
+
+test: install ## run the tests, two at a time
+	@$(BIN)/pytest --numprocesses 2 --dist loadfile
+
+lint: install ## check style and formatting
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+format: install ## mend what of that can be mended
+	@$(BIN)/ruff check --fix-only .
+	@$(BIN)/ruff format .
+
+types: install ## check types
+	@$(BIN)/mypy
+
+check: lint types test ## lint, types and tests: what CI runs
+
+# One resolution for all three: runtime and build are cut out of dev. Needs uv; installing does not.
+COMPILE := $(UV) pip compile --quiet --no-config --upgrade --universal --python-version 3.11 --generate-hashes \
+	--no-emit-index-url --no-emit-find-links --no-annotate --no-header
+lock: ## pin the newest allowed versions anew
+	$(COMPILE) --output-file $(LOCKS)/dev.txt --extra embedded --group dev pyproject.toml
+	$(COMPILE) --output-file $(LOCKS)/runtime.txt --constraints $(LOCKS)/dev.txt pyproject.toml
+	$(COMPILE) --output-file $(LOCKS)/build.txt --constraints $(LOCKS)/dev.txt --group build
+
+clean: ## remove .venv and every cache
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+	find service tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,168 @@
+"""Frozen settings: the only reader of the environment.
+
+Every field has an environment variable ``AGENTSTREAM_<FIELD>`` (the conventional names of Redis and OpenAI
+are used as they are) and a command-line flag ``--field``. Each limit has its reason in its description.
+"""
+
+import difflib
+import os
+from ipaddress import ip_address
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AliasChoices, BeforeValidator, Field, ValidationError, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from service.errors import StartupError
+
+ENV_PREFIX = "AGENTSTREAM_"
+BUILT_IN_AGENT = "service.agents.orchestrator:Orchestrator"
+
+
+def _split(value: object) -> object:
+    return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+
+CommaList = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
+
+
+class Settings(BaseSettings):
+    """Everything that can be set, with units in the names."""
+
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, frozen=True, env_ignore_empty=True, extra="ignore")
+
+    # Where things are
+    host: str = Field("127.0.0.1", description="address the front end listens on")
+    port: int = Field(8000, ge=0, le=65535, description="port the front end listens on; 0 picks a free one")
+    redis_url: str | None = Field(
+        None,
+        validation_alias="REDIS_URL",
+        description="redis://, rediss:// or unix:// URL; without it `up` starts a private broker",
+    )
+    queue: str = Field("default", pattern=r"^[A-Za-z0-9_.-]{1,64}$", description="name of the job queue")
+
+    # The agent
+    agent: str | None = Field(
+        None,
+        pattern=r"^[\w.]+:[\w.]+$",
+        description="your agent as package.module:attribute; default: the built-in orchestrator",
+    )
+    models: CommaList = Field(("agentstream",), min_length=1, description="model names listed at /v1/models")
+    openai_base_url: str | None = Field(
+        None,
+        validation_alias="OPENAI_BASE_URL",
+        description="OpenAI-compatible server of the built-in agent; without it a demo engine answers by rule",
+    )
+    openai_api_key: str | None = Field(
+        None, validation_alias="OPENAI_API_KEY", repr=False, description="key for that server"
+    )
+    engine_model: str | None = Field(None, description="model asked of that server; default: the request's model")
+    engine_timeout_s: float = Field(120, gt=0, description="longest silence of the model server")
+    demo_token_delay_ms: int = Field(15, ge=0, le=10_000, description="pause between the demo engine's tokens")
+    max_turns: int = Field(10, ge=1, le=1000, description="turns of the built-in agent before it must stop")
+    tool_timeout_s: float = Field(30, gt=0, description="time limit of one tool call of the built-in agent")
+    read_url: bool = Field(default=False, description="offer the built-in agent the tool that reads public web pages")
+
+    # Processes
+    workers: int = Field(2, ge=1, le=256, description="worker processes under `up`")
+    concurrency: int = Field(32, ge=1, le=10_000, description="runs one worker executes at once")
+    drain_timeout_s: float = Field(20, ge=0, description="time a stopping process gives its runs and streams to end")
+    broker_wait_s: float = Field(30, ge=0, description="time a starting process waits for Redis before it gives up")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level logged")
+
+    # Admission
+    api_keys: CommaList = Field((), repr=False, description="accepted Bearer keys, comma separated; empty: no keys")
+    allow_open: bool = Field(default=False, description="listen on a public address even without API keys")
+    cors_origins: CommaList = Field((), description="origins browsers may call from, comma separated, or *")
+    max_queued: int = Field(1000, ge=1, description="outstanding jobs of the queue; beyond it requests get 429")
+    max_body_bytes: int = Field(10 << 20, ge=1024, description="largest request body; room for images as data URLs")
+    max_messages: int = Field(2000, ge=1, description="messages of one request")
+    queue_timeout_s: float = Field(60, gt=0, description="a job not started by then fails instead of running late")
+
+    # Runs and streams
+    run_timeout_s: float = Field(600, gt=0, description="time limit of one run")
+    run_ttl_s: int = Field(3600, ge=60, description="how long a finished run's log is kept")
+    log_max_bytes: int = Field(4 << 20, ge=64 << 10, description="replay log of one run; older events are cut off")
+    write_timeout_s: float = Field(30, gt=0, description="a client that takes no bytes for so long is cut")
+    replay_word_delay_ms: int = Field(
+        0,
+        ge=0,
+        le=10_000,
+        validation_alias=AliasChoices(f"{ENV_PREFIX}REPLAY_WORD_DELAY_MS", "REPLAY_WORD_DELAY_MS"),
+        description="pause between the words of an answer that was not streamed",
+    )
+
+    @model_validator(mode="after")
+    def _public_needs_keys(self) -> Self:
+        if not (self.api_keys or self.allow_open or is_loopback(self.host)):
+            message = (
+                f"host {self.host} is reachable from other machines and no API keys are set: "
+                f"set {ENV_PREFIX}API_KEYS, or {ENV_PREFIX}ALLOW_OPEN=true if something in front checks callers"
+            )
+            raise ValueError(message)
+        return self
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether ``host`` is an address only this machine can reach."""
+    try:
+        return ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def env_name(field: str) -> str:
+    """Return the environment variable of a settings field."""
+    alias = Settings.model_fields[field].validation_alias
+    if isinstance(alias, AliasChoices):
+        return str(alias.choices[0])
+    return str(alias) if alias else f"{ENV_PREFIX}{field.upper()}"
+
+
+def load_settings(**flags: Any) -> Settings:  # noqa: ANN401 -- raw flag values
+    """Read the environment, overridden by ``flags`` (None means not given).
+
+    Raises StartupError naming each wrong setting, its value and what is allowed.
+    """
+    given = {_init_name(name): value for name, value in flags.items() if value is not None}
+    try:
+        return Settings(**given)
+    except ValidationError as exc:
+        lines = [_explain(error) for error in exc.errors()]
+        raise StartupError("wrong settings:\n  " + "\n  ".join(lines)) from exc
+
+
+def environment(settings: Settings) -> dict[str, str]:
+    """Return the variables that give a child process these very settings."""
+    values: dict[str, str] = {}
+    for field in Settings.model_fields:
+        value = getattr(settings, field)
+        if value is not None:
+            values[env_name(field)] = ",".join(value) if isinstance(value, tuple) else str(value)
+    return values
+
+
+def unknown_variables() -> list[str]:
+    """Return a line for each AGENTSTREAM_ variable that is no setting; with the likely meant name."""
+    known = {env_name(field) for field in Settings.model_fields}
+    lines = []
+    for name in sorted(os.environ):
+        if name.startswith(ENV_PREFIX) and name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            lines.append(f"{name} is not a setting" + (f"; did you mean {close[0]}?" if close else ""))
+    return lines
+
+
+def _init_name(field: str) -> str:
+    """Return the keyword Settings() takes for a field: its alias, if it has one."""
+    return env_name(field) if Settings.model_fields[field].validation_alias else field
+
+
+def _explain(error: Any) -> str:  # noqa: ANN401 -- pydantic's ErrorDetails
+    if not error["loc"]:
+        return str(error["msg"]).removeprefix("Value error, ")
+    field = next((name for name in Settings.model_fields if error["loc"][0] in (name, env_name(name))), None)
+    name = env_name(field) if field else str(error["loc"][0])
+    message = str(error["msg"]).removeprefix("Value error, ")
+    shown = "" if field in {"api_keys", "openai_api_key", "redis_url"} else f"={error['input']!r}"
+    meaning = f" ({Settings.model_fields[field].description})" if field else ""
+    return f"{name}{shown}: {message}{meaning}"

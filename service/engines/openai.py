@@ -1,0 +1,250 @@
+"""Any OpenAI-compatible chat completions server, through the official client."""
+
+import json
+import logging
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import openai
+
+from service.engines.base import EngineError, EngineToolCall, Piece, ToolSchema
+from service.protocol.openai import ChatCompletionRequest, Usage
+
+# The request's parameters that are the model's to follow, under the names the client sent.
+_PASSED_ON: Final = (
+    "temperature",
+    "top_p",
+    "stop",
+    "seed",
+    "max_tokens",
+    "max_completion_tokens",
+    "presence_penalty",
+    "frequency_penalty",
+    "response_format",
+    "user",
+    "metadata",
+    "reasoning_effort",
+)
+# Unknown fields are passed on too, but these: `background` is answered by the front end, and the others,
+# empty or off (anything else was refused), would undo the tools that this engine is given.
+_OURS: Final = frozenset({"background", "tools", "tool_choice", "functions", "function_call"})
+
+CONNECT_TIMEOUT_S: Final = 10.0  # a server that is there answers the handshake in far less
+# The client's own retries: connection errors, 408, 409, 429 and 5xx before the answer begins, with backoff.
+MAX_RETRIES: Final = 2
+# Of an upstream error text: some proxies answer with a whole web page.
+MAX_ERROR_CHARS: Final = 1000
+
+log = logging.getLogger(__name__)
+
+
+class OpenAIEngine:
+    """Streams chat completions from ``base_url`` (with its ``/v1``)."""
+
+    name = "openai"
+
+    def __init__(
+        self,
+        base_url: str,
+        api_key: str | None,
+        model: str | None = None,
+        *,
+        timeout_s: float = 120.0,
+        max_retries: int = MAX_RETRIES,
+    ) -> None:
+        """Make the client; nothing is sent yet.
+
+        ``model`` is asked for instead of the request's. ``timeout_s`` is the longest silence, before the
+        first token and between two; reasoning models are silent for a minute or more.
+        """
+        self._model = model
+        self._api_key = api_key or ""
+        self._client = openai.AsyncOpenAI(
+            base_url=base_url,
+            api_key=api_key or "none",  # local servers ask for no key, the client insists on one
+            timeout=openai.Timeout(timeout_s, connect=min(CONNECT_TIMEOUT_S, timeout_s)),
+            max_retries=max_retries,
+        )
+
+    async def stream(
+        self,
+        request: ChatCompletionRequest,
+        messages: Sequence[dict[str, Any]],
+        tools: Sequence[ToolSchema],
+    ) -> AsyncGenerator[Piece, None]:
+        """Yield text as it arrives, then one last piece; see ``Engine.stream``.
+
+        Raises EngineError if the server refuses, breaks off, or ends without a finish_reason: text that
+        just stops is a failure, not an answer.
+        """
+        turn = _Turn()
+        try:
+            chunks = await self._client.chat.completions.create(**self._parameters(request, messages, tools))
+            async with chunks:
+                async for chunk in chunks:
+                    if text := turn.receive(chunk):
+                        yield Piece(text=text)
+        except openai.OpenAIError as exc:
+            if turn.finish_reason is None or not isinstance(exc, openai.APIConnectionError):
+                raise EngineError(self._explained(exc)) from exc
+            log.info("the model server broke off after the end of its answer: %s", exc)
+        except (json.JSONDecodeError, UnicodeDecodeError) as exc:
+            message = f"the model server sent something that is not JSON: {exc}"
+            raise EngineError(message) from exc
+        if turn.finish_reason is None:
+            message = "the model server ended its answer without a finish_reason: it was cut off"
+            raise EngineError(message)
+        if turn.finish_reason == "error":  # OpenRouter's word for an upstream that failed half-way
+            message = "the model server ended its answer with finish_reason 'error'"
+            raise EngineError(message)
+        yield Piece(tool_calls=turn.calls(), finish_reason=turn.finish_reason, usage=turn.usage)
+
+    async def close(self) -> None:
+        """Close the connections to the server."""
+        await self._client.close()
+
+    def _parameters(
+        self,
+        request: ChatCompletionRequest,
+        messages: Sequence[dict[str, Any]],
+        tools: Sequence[ToolSchema],
+    ) -> dict[str, Any]:
+        parameters: dict[str, Any] = {
+            "model": self._model or request.model,
+            "messages": list(messages),
+            "stream": True,
+            "stream_options": {"include_usage": True},
+            "extra_body": {
+                name: value for name, value in request.extra.items() if name not in _OURS and value is not None
+            },
+        }
+        for name in _PASSED_ON:
+            value = getattr(request, name)
+            if value is not None:
+                parameters[name] = value
+        if tools:
+            parameters["tools"] = [
+                {
+                    "type": "function",
+                    "function": {"name": tool.name, "description": tool.description, "parameters": tool.parameters},
+                }
+                for tool in tools
+            ]
+            if request.parallel_tool_calls is not None:  # servers refuse it without tools
+                parameters["parallel_tool_calls"] = request.parallel_tool_calls
+        return parameters
+
+    def _explained(self, exc: openai.OpenAIError) -> str:
+        """Return the error's text with the upstream status and words, without our key or the server's address.
+
+        The words matter: ``failure_code`` sorts by "400" and "context length". An address could hold "400".
+        """
+        text = str(exc)
+        if isinstance(exc, openai.APIConnectionError):
+            reason = "no answer in time" if isinstance(exc, openai.APITimeoutError) else f"{exc.__cause__ or text}"
+            text = f"the connection to the model server failed: {reason}"
+        elif isinstance(exc, openai.APIStatusError):
+            if " - " not in text and exc.body:  # a body the client saw no message in
+                words = exc.body if isinstance(exc.body, str) else json.dumps(exc.body, default=str)
+                text = f"{text} - {words}"
+            if exc.code == "context_length_exceeded" and "context length" not in text.lower():
+                text = f"{text} (context length exceeded)"
+        if self._api_key:
+            text = text.replace(self._api_key, "***")
+        return text[:MAX_ERROR_CHARS]
+
+
+@dataclass(slots=True)
+class _CallInPieces:
+    """A tool call as far as it has arrived."""
+
+    id: str = ""
+    name: str = ""
+    arguments: str = ""
+
+
+class _Turn:
+    """Folds chunks. Tolerant: servers leave out fields, and the client's models then hold None or other types."""
+
+    def __init__(self) -> None:
+        self.finish_reason: str | None = None
+        self.usage: Usage | None = None
+        self._calls: list[_CallInPieces] = []
+        self._by_index: dict[int, _CallInPieces] = {}
+
+    def receive(self, chunk: object) -> str:
+        """Take a chunk and return its text."""
+        if usage := _usage(getattr(chunk, "usage", None)):
+            self.usage = usage  # cumulative, where a server sends it with every chunk
+        for choice in getattr(chunk, "choices", None) or ():
+            if getattr(choice, "index", 0):
+                continue  # a second answer nobody asked for
+            self.finish_reason = getattr(choice, "finish_reason", None) or self.finish_reason
+            delta = getattr(choice, "delta", None)
+            for part in getattr(delta, "tool_calls", None) or ():
+                self._add(part)
+            text = getattr(delta, "content", None) or getattr(delta, "refusal", None)
+            return text if isinstance(text, str) else ""
+        return ""
+
+    def calls(self) -> tuple[EngineToolCall, ...]:
+        """Return the calls in the order they began; one without an id gets one."""
+        return tuple(
+            EngineToolCall(call.id or f"call_{number}", call.name, call.arguments)
+            for number, call in enumerate(self._calls, 1)
+        )
+
+    def _add(self, part: object) -> None:
+        function = getattr(part, "function", None)
+        name = getattr(function, "name", None) or ""
+        arguments = getattr(function, "arguments", None) or ""
+        if not isinstance(arguments, str):  # an object, from servers that follow another API
+            arguments = json.dumps(arguments)
+        index, call_id = getattr(part, "index", None), getattr(part, "id", None) or ""
+        call = self._known(index, call_id)
+        if call is None or _begins_another(call, call_id, name, arguments):
+            call = _CallInPieces()
+            self._calls.append(call)
+        if index is not None:
+            self._by_index[index] = call
+        call.id = call.id or call_id
+        call.name = call.name or name
+        call.arguments += arguments
+
+    def _known(self, index: int | None, call_id: str) -> _CallInPieces | None:
+        """Return the call a part may belong to: by index, else by id, else the latest."""
+        if index is not None:
+            return self._by_index.get(index)
+        same_id = (call for call in self._calls if call_id and call.id == call_id)
+        return next(same_id, self._calls[-1] if self._calls else None)
+
+
+def _begins_another(call: _CallInPieces, call_id: str, name: str, arguments: str) -> bool:
+    """Whether a part that names a call is not more of ``call``: some servers give every whole call index 0."""
+    if (call_id and call.id and call_id != call.id) or (name and call.name and name != call.name):
+        return True
+    return bool(name and arguments) and _is_json(call.arguments)
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _usage(reported: object) -> Usage | None:
+    if reported is None:
+        return None
+    prompt = getattr(reported, "prompt_tokens", None)
+    completion = getattr(reported, "completion_tokens", None)
+    total = getattr(reported, "total_tokens", None)
+    if not isinstance(prompt, int) or not isinstance(completion, int) or prompt < 0 or completion < 0:
+        return None
+    return Usage(
+        prompt_tokens=prompt,
+        completion_tokens=completion,
+        total_tokens=total if isinstance(total, int) and total > 0 else prompt + completion,
+    )

@@ -1,0 +1,30 @@
+"""What every handler of the front end shares."""
+
+from dataclasses import dataclass
+
+from aiohttp import web
+
+from service.config import Settings
+from service.frontend.auth import Authenticator
+from service.frontend.metrics import FrontendMetrics
+from service.frontend.watch import Watcher
+from service.store.bus import Bus
+from service.store.link import Link
+from service.store.queue import JobSubmitter
+
+
+@dataclass(slots=True)
+class Context:
+    """The front end's parts. ``draining`` turns new runs away while open ones end."""
+
+    settings: Settings
+    link: Link
+    bus: Bus
+    submitter: JobSubmitter
+    authenticator: Authenticator
+    watcher: Watcher
+    metrics: FrontendMetrics
+    draining: bool = False
+
+
+CONTEXT = web.AppKey("context", Context)

@@ -1,0 +1,106 @@
+"""Around every handler: errors in OpenAI's shape, a request id, and cross-origin headers."""
+
+import logging
+import secrets
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final
+
+from aiohttp import web
+from aiohttp.typedefs import Middleware
+
+from service.errors import (
+    BodyTooLarge,
+    BrokerUnavailable,
+    BusError,
+    InvalidRequest,
+    MethodNotAllowed,
+    NotFound,
+    RequestError,
+    RunFailed,
+    ServiceError,
+)
+from service.frontend.context import CONTEXT
+
+log = logging.getLogger(__name__)
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+BROKER_RETRY_AFTER_S: Final = 2
+_ALLOWED_HEADERS: Final = "Authorization, Content-Type, Idempotency-Key, Last-Event-ID, X-Agent-Events, X-Agent-Errors"
+
+
+@web.middleware
+async def openai_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Turn every error into ``{"error": {...}}`` with a fitting status; count the request."""
+    request_id = f"req_{secrets.token_hex(8)}"
+    request["request_id"] = request_id
+    try:
+        response = await handler(request)
+    except RequestError as exc:
+        response = error_response(exc)
+    except web.HTTPException as exc:
+        response = error_response(_from_aiohttp(exc, request))
+    except BusError as exc:
+        log.warning("%s: %s", request_id, exc)
+        refused = BrokerUnavailable(f"Redis refused: {exc}", retry_after_s=BROKER_RETRY_AFTER_S)
+        response = error_response(refused)
+    except Exception:
+        log.exception("%s %s failed (%s)", request.method, request.path, request_id)
+        response = error_response(ServiceError(f"internal error; it was logged as {request_id}"))
+    if not response.prepared:
+        response.headers["X-Request-Id"] = request_id
+    resource = request.match_info.route.resource
+    route = resource.canonical if resource else "unknown"
+    request.app[CONTEXT].metrics.requests.labels(route, str(response.status)).inc()
+    return response
+
+
+def error_response(error: RequestError) -> web.Response:
+    """Return an error as HTTP."""
+    headers = {}
+    if error.retry_after_s is not None:
+        headers["Retry-After"] = str(error.retry_after_s)
+    status = error.status
+    if isinstance(error, RunFailed):
+        status = error.run_status
+        headers["X-Should-Retry"] = "false"  # the agent ran: an SDK's retry would run it again
+    return web.json_response(error.body(), status=status, headers=headers)
+
+
+def _from_aiohttp(exc: web.HTTPException, request: web.Request) -> RequestError:
+    if isinstance(exc, web.HTTPNotFound):
+        return NotFound(f"no such route: {request.method} {request.path[:200]}")
+    if isinstance(exc, web.HTTPMethodNotAllowed):
+        allowed = ", ".join(sorted(exc.allowed_methods))
+        return MethodNotAllowed(f"{request.method} is not allowed on {request.path[:200]}; use {allowed}")
+    if isinstance(exc, web.HTTPRequestEntityTooLarge):
+        return BodyTooLarge(f"the body is too large; the limit is {request.app[CONTEXT].settings.max_body_bytes} bytes")
+    if exc.status < 500:  # noqa: PLR2004
+        return InvalidRequest(exc.reason or f"HTTP {exc.status}")
+    return ServiceError(exc.reason or f"HTTP {exc.status}")
+
+
+def cors(origins: Sequence[str]) -> Middleware:
+    """Return a middleware that lets pages of these origins call; ``*`` is any, none by default."""
+    allowed = frozenset(origins)
+
+    @web.middleware
+    async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+        origin = request.headers.get("Origin")
+        if origin is None or not ("*" in allowed or origin in allowed):
+            return await handler(request)
+        request["cors_headers"] = headers = {
+            "Access-Control-Allow-Origin": origin,
+            "Access-Control-Expose-Headers": "X-Request-Id, Retry-After",
+            "Vary": "Origin",
+        }
+        if request.method == "OPTIONS" and "Access-Control-Request-Method" in request.headers:
+            headers["Access-Control-Allow-Methods"] = "GET, POST"
+            headers["Access-Control-Allow-Headers"] = _ALLOWED_HEADERS
+            headers["Access-Control-Max-Age"] = "600"
+            return web.Response(status=204, headers=headers)
+        response = await handler(request)
+        if not response.prepared:  # a stream has sent its headers already, these included
+            response.headers.update(headers)
+        return response
+
+    return middleware

@@ -1,0 +1,70 @@
+"""From a request's bytes to a validated chat completion request, or a 400 that names the field."""
+
+from typing import Any, Final
+
+import orjson
+from aiohttp import web
+from pydantic import ValidationError
+
+from service.errors import InvalidRequest, UnsupportedMediaType
+from service.protocol.openai import ChatCompletionRequest
+
+# Nesting of a body. OpenAI's deepest (a JSON schema in a tool) stays below 30; recursion elsewhere is bounded too.
+MAX_DEPTH: Final = 64
+
+
+async def read_chat_request(request: web.Request, *, max_messages: int) -> ChatCompletionRequest:
+    """Read and validate the body; raises InvalidRequest, UnsupportedMediaType or aiohttp's 413."""
+    if request.content_type != "application/json":
+        # Also keeps web pages of other origins out: a JSON content type makes their browser ask first.
+        message = f"the body must be JSON: send 'Content-Type: application/json', not {request.content_type[:80]!r}"
+        raise UnsupportedMediaType(message)
+    raw = await request.read()
+    try:
+        body = orjson.loads(raw)
+    except orjson.JSONDecodeError as exc:
+        message = f"the body is not valid JSON: {exc}"
+        raise InvalidRequest(message, code="invalid_json") from exc
+    if not isinstance(body, dict):
+        message = f"the body must be a JSON object, not {type(body).__name__}"
+        raise InvalidRequest(message)
+    if _depth_exceeds(body, MAX_DEPTH):
+        message = f"the body is nested deeper than {MAX_DEPTH} levels"
+        raise InvalidRequest(message)
+    messages = body.get("messages")
+    if isinstance(messages, list) and len(messages) > max_messages:
+        message = f"{len(messages)} messages are too many; the limit is {max_messages}"
+        raise InvalidRequest(message, param="messages")
+    try:
+        return ChatCompletionRequest.model_validate(body)
+    except ValidationError as exc:
+        raise _explained(exc) from exc
+
+
+def _explained(exc: ValidationError) -> InvalidRequest:
+    """Return the first problem in words; ``param`` is its path, such as messages[0].role."""
+    error = exc.errors(include_url=False)[0]
+    message = error["msg"].removeprefix("Value error, ")
+    param = ""
+    for step in error["loc"]:
+        param += f"[{step}]" if isinstance(step, int) else f".{step}" if param else str(step)
+    if not param:  # our own validators say "field: what is wrong"
+        param = message.partition(":")[0]
+    more = exc.error_count() - 1
+    others = f" (and {more} more problems)" if more else ""
+    shown = "" if message.startswith(param) else f"{param}: "
+    return InvalidRequest(f"{shown}{message}{others}", param=param)
+
+
+def _depth_exceeds(value: Any, limit: int) -> bool:  # noqa: ANN401 -- JSON
+    level = [value]
+    for _ in range(limit):
+        level = [
+            child
+            for item in level
+            for child in (item.values() if isinstance(item, dict) else item)
+            if isinstance(child, dict | list)
+        ]
+        if not level:
+            return False
+    return True

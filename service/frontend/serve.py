@@ -1,0 +1,69 @@
+"""The front-end process: listens, waits for Redis, drains when told to stop."""
+
+import asyncio
+import logging
+from typing import Final
+
+from aiohttp import web
+
+from service.config import Settings
+from service.errors import StartupError
+from service.frontend.app import create_app
+from service.frontend.context import CONTEXT
+from service.process import stop_signals
+
+log = logging.getLogger(__name__)
+
+# After the drain, handlers that were cut get this long to notice.
+CLOSE_TIMEOUT_S: Final = 1.0
+
+
+async def serve_frontend(settings: Settings) -> int:
+    """Serve until SIGTERM or SIGINT; returns the exit code.
+
+    Raises StartupError if the port is taken, BrokerUnavailable if Redis is not there in ``broker_wait_s``;
+    until then requests get 503.
+    """
+    app = create_app(settings)
+    context = app[CONTEXT]
+    runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=CLOSE_TIMEOUT_S)
+    await runner.setup()
+    try:
+        with stop_signals() as stop:
+            site = web.TCPSite(runner, settings.host, settings.port)
+            try:
+                await site.start()
+            except OSError as exc:
+                message = f"cannot listen on {settings.host}:{settings.port} (AGENTSTREAM_PORT): {exc.strerror}"
+                raise StartupError(message) from exc
+            await _until_connected(context.link.wait_ready(settings.broker_wait_s), stop)
+            if not stop.is_set():
+                log.info("serving on %s", address(settings.host, runner))
+            await stop.wait()
+            context.draining = True
+            await site.stop()
+            log.info("draining: %d open runs", len(context.watcher))
+            if not await context.watcher.wait_empty(settings.drain_timeout_s):
+                log.warning("cutting %d runs that did not end in %g s", len(context.watcher), settings.drain_timeout_s)
+    finally:
+        await runner.cleanup()
+    return 0
+
+
+async def _until_connected(connecting: object, stop: asyncio.Event) -> None:
+    """Return once connected or told to stop; raises what connecting raised."""
+    connected = asyncio.ensure_future(connecting)  # type: ignore[call-overload]
+    stopping = asyncio.create_task(stop.wait(), name="stop")
+    try:
+        await asyncio.wait({connected, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if connected.done():
+            connected.result()
+    finally:
+        connected.cancel()
+        stopping.cancel()
+
+
+def address(host: str, runner: web.AppRunner) -> str:
+    """Return the URL the process really listens on; port 0 has become a free one."""
+    port = runner.addresses[0][1]
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"

@@ -1,0 +1,212 @@
+"""From a run's feed to a client: streamed as SSE frames, or collected into one completion.
+
+Frames are written from the feed's callback, joined per turn of the event loop, without waking a task per
+message. The handler's task only does what must wait: a slow client, and the terminal event's frames.
+"""
+
+import asyncio
+import logging
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from service import sse
+from service.errors import STREAM_LOST, AgentStreamError, RunFailed
+from service.frontend.rawwriter import HIGH_WATER_BYTES, RawWriter
+from service.frontend.watch import Deadlines
+from service.protocol.events import RUN_COMPLETED, TERMINAL, Event
+from service.store.feed import RunFeed
+from service.stream import ChunkStream
+from service.transcript import Completion, Finish
+
+log = logging.getLogger(__name__)
+
+# Bare httpx gives up after 5 s without a byte.
+KEEPALIVE_AFTER_S: Final = 4.0
+# LangChain's per-chunk timeout (120 s) ignores comments; an empty delta resets it.
+EMPTY_CHUNK_AFTER_S: Final = 30.0
+# The sweep comes once a second: be early rather than late.
+_SWEEP_SLACK_S: Final = 1.0
+_TAIL_BLOCK_BYTES: Final = HIGH_WATER_BYTES // 4
+# A non-streamed answer is held in memory whole.
+MAX_COMPLETION_CHARACTERS: Final = 16 << 20
+
+
+class StreamPump:
+    """Writes one run to one client."""
+
+    def __init__(self, machine: ChunkStream, writer: RawWriter, *, replay_word_delay_ms: int) -> None:
+        """Bind the machine and the client; ``attach`` must follow."""
+        self._machine = machine
+        self._writer = writer
+        self._replay_delay_s = replay_word_delay_ms / 1000
+        self._loop = asyncio.get_running_loop()
+        self._feed: RunFeed | None = None
+        self._deadlines: Deadlines | None = None
+        self._out: list[bytes] = []
+        self._started = False
+        self._flush_scheduled = False
+        self._tail: Iterable[bytes] | None = None
+        self._paced = False
+        self._stuck = False
+        self._wake = asyncio.Event()
+        self._last_byte_s = self._last_chunk_s = self._loop.time()
+
+    def attach(self, feed: RunFeed, deadlines: Deadlines) -> None:
+        """Bind the feed whose callbacks are ``on_events`` and ``on_failure``."""
+        self._feed = feed
+        self._deadlines = deadlines
+
+    async def run(self) -> None:
+        """Stream until the terminal frame is written; raises ClientGone."""
+        await self._writer.prepare()
+        self._started = True
+        self._out.insert(0, self._machine.open())
+        self._flush()
+        while self._tail is None:
+            await self._wake.wait()
+            self._wake.clear()
+            if self._stuck:
+                await self._writer.until_writable()
+                self._stuck = False
+                if self._feed is not None:
+                    self._feed.resume()
+        self._flush()
+        await self._send_tail(self._tail)
+        await self._writer.end()
+
+    # -- from the feed ------------------------------------------------------------------------------
+
+    def on_events(self, events: Sequence[Event]) -> None:
+        """Take events in order; write their frames this turn of the loop."""
+        if self._tail is not None:
+            return
+        for event in events:
+            if event.type in TERMINAL:
+                self._end(self._machine.receive(event), paced=event.type == RUN_COMPLETED)
+            else:
+                self._out.extend(self._machine.receive(event))
+        if self._deadlines is not None:
+            self._deadlines.heard(events[-1], self._loop.time())
+        if not self._flush_scheduled:
+            self._flush_scheduled = True
+            self._loop.call_soon(self._flush)
+
+    def on_failure(self, error: AgentStreamError) -> None:
+        """End with an error frame: the run's events cannot be had any more."""
+        self.fail(STREAM_LOST, str(error))
+
+    def fail(self, code: str, message: str) -> None:
+        """End the stream with an error frame of our own."""
+        if self._tail is None:
+            self._end(self._machine.fail(code, message), paced=False)
+
+    def _end(self, tail: Iterable[bytes], *, paced: bool) -> None:
+        self._tail = tail
+        self._paced = paced and self._replay_delay_s > 0
+        self._wake.set()
+
+    # -- from the watcher ---------------------------------------------------------------------------
+
+    def tick(self, now_s: float) -> None:
+        """Keep a silent connection alive; doubt or give up a silent run."""
+        if self._tail is not None or not self._started:
+            return
+        if not self._stuck:
+            if now_s - self._last_chunk_s >= EMPTY_CHUNK_AFTER_S - _SWEEP_SLACK_S:
+                self._write(self._machine.empty_chunk(), now_s)
+                self._last_chunk_s = now_s
+            elif now_s - self._last_byte_s >= KEEPALIVE_AFTER_S - _SWEEP_SLACK_S:
+                self._write(sse.KEEPALIVE, now_s)
+        if self._deadlines is not None and (verdict := self._deadlines.check(now_s)) is not None:
+            self.fail(*verdict)
+
+    # -- writing ------------------------------------------------------------------------------------
+
+    def _flush(self) -> None:
+        self._flush_scheduled = False
+        if not self._started or not self._out:
+            return
+        data = b"".join(self._out)
+        self._out.clear()
+        now_s = self._loop.time()
+        self._last_chunk_s = now_s
+        self._write(data, now_s)
+        if self._writer.blocked and not self._stuck:
+            self._stuck = True
+            if self._feed is not None:
+                self._feed.pause()
+            self._wake.set()
+
+    def _write(self, data: bytes, now_s: float) -> None:
+        self._last_byte_s = now_s
+        self._writer.write(data)
+
+    async def _send_tail(self, frames: Iterable[bytes]) -> None:
+        """Write the last event's frames in blocks, at the client's pace; one by one if they are paced."""
+        block: list[bytes] = []
+        size = 0
+        for frame in frames:
+            block.append(frame)
+            size += len(frame)
+            if size >= _TAIL_BLOCK_BYTES or self._paced:
+                await self._writer.until_writable()
+                self._writer.write(b"".join(block))
+                block, size = [], 0
+                if self._paced:
+                    await asyncio.sleep(self._replay_delay_s)
+        await self._writer.until_writable()
+        self._writer.write(b"".join(block))
+
+
+class Collector:
+    """Folds one run into a completion."""
+
+    def __init__(self) -> None:
+        """Start empty; ``attach`` must follow."""
+        self._completion = Completion()
+        self._loop = asyncio.get_running_loop()
+        self._deadlines: Deadlines | None = None
+        self._characters = 0
+        self._done: asyncio.Future[None] = self._loop.create_future()
+
+    def attach(self, deadlines: Deadlines) -> None:
+        """Bind the run's deadlines."""
+        self._deadlines = deadlines
+
+    async def result(self) -> tuple[str, Finish]:
+        """Return content and finish; raises RunFailed."""
+        await self._done
+        finish, failure = self._completion.finish, self._completion.failure
+        if finish is None:
+            code, message = (failure.code, failure.message) if failure else (STREAM_LOST, "the run did not end")
+            raise RunFailed(message, code=code)
+        return self._completion.content, finish
+
+    def on_events(self, events: Sequence[Event]) -> None:
+        """Take events in order."""
+        if self._done.done():
+            return
+        for event in events:
+            self._completion.receive(event)
+            if event.type == "text":
+                self._characters += len(event.data)
+        if self._deadlines is not None:
+            self._deadlines.heard(events[-1], self._loop.time())
+        if self._completion.finished:
+            self._done.set_result(None)
+        elif self._characters > MAX_COMPLETION_CHARACTERS:
+            self.fail(STREAM_LOST, f"the answer exceeds {MAX_COMPLETION_CHARACTERS} characters; request it streamed")
+
+    def on_failure(self, error: AgentStreamError) -> None:
+        """End: the run's events cannot be had any more."""
+        self.fail(STREAM_LOST, str(error))
+
+    def fail(self, code: str, message: str) -> None:
+        """End with an error of our own."""
+        if not self._done.done():
+            self._done.set_exception(RunFailed(message, code=code))
+
+    def tick(self, now_s: float) -> None:
+        """Doubt or give up a silent run."""
+        if self._deadlines is not None and (verdict := self._deadlines.check(now_s)) is not None:
+            self.fail(*verdict)

@@ -1,0 +1,104 @@
+"""Looks at every open run once a second: keepalives, doubts, deadlines. One task for all of them."""
+
+import asyncio
+import logging
+from typing import Final, Protocol
+
+from service.errors import QUEUE_TIMEOUT, STREAM_LOST
+from service.protocol.events import Event
+from service.store.feed import RunFeed
+
+log = logging.getLogger(__name__)
+
+SWEEP_S: Final = 1.0
+# A run silent for so long may have lost a message: compare with the log, then less and less often.
+FIRST_DOUBT_S: Final = 5.0
+LAST_DOUBT_S: Final = 60.0
+# Beyond the worker's own deadlines: its clock, its last flush and one broker reconnect.
+GRACE_S: Final = 10.0
+
+
+class OpenRun(Protocol):
+    """What the watcher can do with a run somebody waits for."""
+
+    def tick(self, now_s: float) -> None:
+        """Be looked at. ``now_s`` is the loop's clock."""
+
+
+class Deadlines:
+    """When a run should be doubted, and when it must be given up. Times are the loop's clock, in seconds."""
+
+    def __init__(self, feed: RunFeed, now_s: float, *, queue_timeout_s: float, run_timeout_s: float) -> None:
+        """Begin with the time the job may wait in the queue."""
+        self._feed = feed
+        self._run_timeout_s = run_timeout_s
+        self._started = False
+        self._give_up_at_s = now_s + queue_timeout_s + GRACE_S
+        self._doubt_after_s = FIRST_DOUBT_S
+        self._doubt_at_s = now_s + FIRST_DOUBT_S
+
+    def heard(self, event: Event, now_s: float) -> None:
+        """Take note of an event: the run is alive; its first one in an attempt starts the run's time."""
+        self._doubt_after_s = FIRST_DOUBT_S
+        self._doubt_at_s = now_s + FIRST_DOUBT_S
+        if not self._started or event.seq == 1:
+            self._started = True
+            self._give_up_at_s = now_s + self._run_timeout_s + GRACE_S
+
+    def check(self, now_s: float) -> tuple[str, str] | None:
+        """Doubt the feed if it is time; return (code, message) if the run must be given up."""
+        if now_s >= self._give_up_at_s:
+            if self._started:
+                return STREAM_LOST, "the run did not end within its time limit"
+            return QUEUE_TIMEOUT, "no worker took the job up in time"
+        if now_s >= self._doubt_at_s:
+            self._feed.doubt()
+            self._doubt_after_s = min(self._doubt_after_s * 2, LAST_DOUBT_S)
+            self._doubt_at_s = now_s + self._doubt_after_s
+        return None
+
+
+class Watcher:
+    """The open runs of this front end."""
+
+    def __init__(self) -> None:
+        """Start with none."""
+        self._runs: set[OpenRun] = set()
+        self._none_left = asyncio.Event()
+        self._none_left.set()
+
+    def __len__(self) -> int:
+        """Return how many runs are open."""
+        return len(self._runs)
+
+    def add(self, run: OpenRun) -> None:
+        """Look after a run from now on."""
+        self._runs.add(run)
+        self._none_left.clear()
+
+    def remove(self, run: OpenRun) -> None:
+        """Leave it alone."""
+        self._runs.discard(run)
+        if not self._runs:
+            self._none_left.set()
+
+    async def wait_empty(self, timeout_s: float) -> bool:
+        """Return whether all runs ended within ``timeout_s``."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._none_left.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    async def sweep(self) -> None:
+        """Tick every run once a second, for ever."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(SWEEP_S)
+            now_s = loop.time()
+            for run in tuple(self._runs):
+                try:
+                    run.tick(now_s)
+                except Exception:  # one stream's fault must not end the others' keepalives
+                    log.exception("looking after a run failed")

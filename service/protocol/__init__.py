@@ -1,0 +1,1 @@
+"""L0: the words every layer speaks. No I/O here."""

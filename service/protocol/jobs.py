@@ -1,0 +1,41 @@
+"""The queued envelope of a run."""
+
+import secrets
+from typing import Any, Final, Self
+
+import orjson
+from pydantic import BaseModel, ConfigDict, Field
+
+VERSION: Final = 1
+
+
+def new_run_id() -> str:
+    """Return a completion id, ``chatcmpl-`` and 128 random bits in hex: unguessable."""
+    return f"chatcmpl-{secrets.token_hex(16)}"
+
+
+def open_ttl_s(queue_timeout_s: float, run_timeout_s: float) -> int:
+    """Return how long a run's keys live if nobody ends the run: its whole life, and an hour to look at it."""
+    return int(queue_timeout_s + run_timeout_s) + 3600
+
+
+class Job(BaseModel):
+    """What a worker needs to run an agent. Unknown fields are ignored: a newer front end may add some."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    v: int = VERSION
+    run_id: str = Field(pattern=r"^chatcmpl-[0-9a-f]{32}$")
+    request: dict[str, Any] = Field(description="the validated chat completion request, as JSON")
+    created: int = Field(description="Unix time, seconds; the completion's `created`")
+    start_by: float = Field(description="Unix time, seconds; a job not started by then fails as queue_timeout")
+    owner: str = Field(default="", description="hash of the API key that created the run, empty without keys")
+
+    def encode(self) -> bytes:
+        """Return the JSON envelope."""
+        return orjson.dumps(self.model_dump())
+
+    @classmethod
+    def decode(cls, payload: bytes) -> Self:
+        """Read an envelope; raises pydantic.ValidationError (a ValueError) if it is not one."""
+        return cls.model_validate_json(payload)

@@ -1,0 +1,28 @@
+"""Every Redis name. ``{run}`` is a cluster hash tag: one run lives in one slot."""
+
+PREFIX = "agentstream"
+GROUP = "workers"
+
+
+class Keys:
+    """Names under one prefix; tests use a prefix of their own."""
+
+    def __init__(self, prefix: str = PREFIX) -> None:
+        """Keep the prefix."""
+        self.prefix = prefix
+
+    def jobs(self, queue: str) -> str:
+        """Stream of job envelopes, group ``workers``; its length is the outstanding work."""
+        return f"{self.prefix}:jobs:{queue}"
+
+    def workers(self, queue: str) -> str:
+        """Sorted set of live worker ids by the server time (seconds) of their last beat."""
+        return f"{self.prefix}:workers:{queue}"
+
+    def events(self, run_id: str) -> str:
+        """Pub/sub channel of live events, and the Stream of the same name: the replay log."""
+        return f"{self.prefix}:{{{run_id}}}:events"
+
+    def run(self, run_id: str) -> str:
+        """Hash: status, owner, model, created, attempt, result summary."""
+        return f"{self.prefix}:{{{run_id}}}:run"

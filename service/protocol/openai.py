@@ -1,0 +1,221 @@
+"""OpenAI's wire models, as far as an agent behind a chat endpoint can mean them.
+
+Rule for every field of a request: it is understood, or passed on to the agent (unknown fields
+included, see ``extra``), or refused with a 400 that names it. Nothing is dropped in silence.
+Source: the OpenAI API reference, and the requests 17 stock clients were seen to send.
+"""
+
+from typing import Annotated, Any, Final, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
+
+# No CR, LF, NUL or other control characters: model names end up in headers, logs and SSE lines.
+Name = Annotated[str, StringConstraints(min_length=1, max_length=256, pattern=r"^[^\x00-\x1f\x7f]+$")]
+FinishReason = Literal["stop", "length", "content_filter", "tool_calls"]
+
+# Parameters whose answer could not be sent back yet: refused rather than ignored. Values that mean "off" pass.
+_REFUSED: Final[dict[str, tuple[str, tuple[Any, ...]]]] = {
+    "audio": ("audio output is not supported", (None,)),
+    "logprobs": ("log probabilities are not supported", (None, False)),
+    "top_logprobs": ("log probabilities are not supported", (None, 0)),
+    "functions": ("use the agent's own tools; client-side functions are not supported", (None, [])),
+    "function_call": ("use the agent's own tools; client-side functions are not supported", (None, "none", "auto")),
+    "tools": ("client-side tools are not supported; the agent brings its own", (None, [])),
+    "tool_choice": ("client-side tools are not supported; the agent brings its own", (None, "none", "auto")),
+    "modalities": ("only the text modality is supported", (None, [], ["text"])),
+    "store": ("stored completions are not supported", (None, False)),
+}
+
+
+class ImageUrl(BaseModel):
+    """Where an image is: an https URL or a data URL."""
+
+    model_config = ConfigDict(extra="allow")
+
+    url: str = Field(min_length=1)
+    detail: Literal["auto", "low", "high"] | None = None
+
+
+class TextPart(BaseModel):
+    """A text content part."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: Literal["text"]
+    text: str
+
+
+class ImagePart(BaseModel):
+    """An image content part; passed on to engines that take images."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: Literal["image_url"]
+    image_url: ImageUrl
+
+
+ContentPart = Annotated[TextPart | ImagePart, Field(discriminator="type")]
+
+
+class FunctionCall(BaseModel):
+    """The function of a tool call in the conversation so far."""
+
+    name: str
+    arguments: str = ""
+
+
+class ToolCall(BaseModel):
+    """A tool call of an earlier assistant message."""
+
+    model_config = ConfigDict(extra="allow")
+
+    id: str
+    type: Literal["function"] = "function"
+    function: FunctionCall
+
+
+class ChatMessage(BaseModel):
+    """One message of the conversation."""
+
+    model_config = ConfigDict(extra="allow")
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[ContentPart] | None = None
+    name: str | None = None
+    tool_calls: list[ToolCall] | None = None
+    tool_call_id: str | None = None
+
+    @model_validator(mode="after")
+    def _content_fits_role(self) -> Self:
+        if self.content is None and self.role != "assistant":
+            message = f"a {self.role} message needs content"
+            raise ValueError(message)
+        if self.role == "tool" and not self.tool_call_id:
+            message = "a tool message needs tool_call_id"
+            raise ValueError(message)
+        return self
+
+    @property
+    def text(self) -> str:
+        """The content's text, parts joined; images left out."""
+        if isinstance(self.content, list):
+            return "".join(part.text for part in self.content if isinstance(part, TextPart))
+        return self.content or ""
+
+
+class StreamOptions(BaseModel):
+    """``stream_options`` of a streamed request."""
+
+    model_config = ConfigDict(extra="allow")
+
+    include_usage: bool | None = None
+
+
+class ChatCompletionRequest(BaseModel):
+    """A validated ``POST /v1/chat/completions`` body; what ``run.request`` is.
+
+    Fields not listed here are kept and passed on: see ``extra``.
+    """
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    model: Name
+    messages: list[ChatMessage] = Field(min_length=1)
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    max_tokens: int | None = Field(default=None, ge=1)
+    max_completion_tokens: int | None = Field(default=None, ge=1)
+    temperature: float | None = Field(default=None, ge=0, le=2)
+    top_p: float | None = Field(default=None, ge=0, le=1)
+    n: Literal[1] | None = None
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    user: str | None = None
+    presence_penalty: float | None = Field(default=None, ge=-2, le=2)
+    frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
+    parallel_tool_calls: bool | None = None
+    response_format: dict[str, Any] | None = None
+    metadata: dict[str, Any] | None = None
+    reasoning_effort: str | None = None
+
+    @field_validator("stop")
+    @classmethod
+    def _at_most_four_stops(cls, stop: str | list[str] | None) -> str | list[str] | None:
+        if isinstance(stop, list) and len(stop) > 4:  # noqa: PLR2004 -- OpenAI's limit
+            message = "at most 4 stop sequences are allowed"
+            raise ValueError(message)
+        return stop
+
+    @model_validator(mode="after")
+    def _refuse_what_cannot_be_answered(self) -> Self:
+        for name, (reason, harmless) in _REFUSED.items():
+            if self.extra.get(name) not in harmless:
+                message = f"{name}: {reason}"
+                raise ValueError(message)
+        if self.stream_options is not None and not self.stream:
+            message = "stream_options: only allowed when stream is true"
+            raise ValueError(message)
+        return self
+
+    @property
+    def extra(self) -> dict[str, Any]:
+        """Fields beyond those declared, as sent."""
+        return self.model_extra or {}
+
+    @property
+    def include_usage(self) -> bool:
+        """Whether usage is wanted as a chunk of its own, OpenAI's form."""
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+    @property
+    def output_token_limit(self) -> int | None:
+        """``max_completion_tokens``, or its older name ``max_tokens``."""
+        return self.max_completion_tokens or self.max_tokens
+
+
+class Usage(BaseModel):
+    """Token counts of a run, summed over its turns."""
+
+    model_config = ConfigDict(frozen=True)
+
+    prompt_tokens: int = Field(default=0, ge=0)
+    completion_tokens: int = Field(default=0, ge=0)
+    total_tokens: int = Field(default=0, ge=0)
+
+
+def estimate_usage(messages: list[ChatMessage], content_characters: int) -> Usage:
+    """Return the seed's estimate: 4 characters a token, at least 1 for each message and for the answer."""
+    prompt = 0
+    for message in messages:
+        prompt += max(1, len(message.text) // 4)
+        for call in message.tool_calls or ():
+            prompt += max(1, len(call.function.arguments) // 4)
+    completion = max(1, content_characters // 4)
+    return Usage(prompt_tokens=prompt, completion_tokens=completion, total_tokens=prompt + completion)
+
+
+def completion_body(  # noqa: PLR0913 -- the fields of the wire object
+    *,
+    run_id: str,
+    created: int,
+    model: str,
+    content: str,
+    finish_reason: str,
+    usage: dict[str, int],
+) -> dict[str, Any]:
+    """Return a ``chat.completion`` object. All three usage keys are always there (the llm client needs them)."""
+    return {
+        "id": run_id,
+        "object": "chat.completion",
+        "created": created,
+        "model": model,
+        "choices": [
+            {
+                "index": 0,
+                "message": {"role": "assistant", "content": content, "refusal": None},
+                "logprobs": None,
+                "finish_reason": finish_reason,
+            },
+        ],
+        "usage": usage,
+    }

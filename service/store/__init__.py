@@ -1,0 +1,1 @@
+"""L2: Redis. The bus (events of runs), the queue (jobs), and the one shared connection under both."""

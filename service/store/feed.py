@@ -1,0 +1,168 @@
+"""One reader of one run: live messages, and the log whenever there is doubt.
+
+    LIVE         messages are taken as they come, while their seq follows
+    CATCHING_UP  the log is read after the position, page by page; messages only say that there is more
+    PAUSED       the consumer cannot keep up: messages are dropped, nothing is read
+    CLOSED       over
+
+The log is the truth, pub/sub the fast path: a seq that does not follow, a new attempt, a reconnect, a pause
+or a long silence is answered by reading the log, never by guessing. Everything happens synchronously in
+the link's read loop, so there is nothing to race.
+"""
+
+import enum
+import logging
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import hiredis
+
+from service.errors import AgentStreamError, BusError, LogTrimmed
+from service.protocol.events import Event, decode_batch
+from service.store.link import Command, Link, Reply
+
+log = logging.getLogger(__name__)
+
+# Log entries read at once. An entry is a batch of at most MAX_BATCH_BYTES (64 KiB): a page stays below 2 MiB.
+PAGE_ENTRIES: Final = 32
+
+
+class _State(enum.Enum):
+    LIVE = enum.auto()
+    CATCHING_UP = enum.auto()
+    PAUSED = enum.auto()
+    CLOSED = enum.auto()
+
+
+class RunFeed:
+    """Delivers every event of a run once and in order to ``on_events``, or calls ``on_failure`` once."""
+
+    def __init__(
+        self,
+        link: Link,
+        channel: str,
+        on_events: Callable[[Sequence[Event]], None],
+        on_failure: Callable[[AgentStreamError], None],
+    ) -> None:
+        """Prepare; nothing arrives before ``open``."""
+        self._link = link
+        self._channel = channel
+        self._on_events = on_events
+        self._on_failure = on_failure
+        self._state = _State.CLOSED
+        self._position = (0, 0)  # attempt and seq of the last event delivered
+        self._heard = (0, 0)  # the furthest position a dropped message told of
+        self._reading: Command | None = None
+        self.catch_ups = 0
+
+    async def open(self, *, from_log: bool = False) -> None:
+        """Subscribe, and return when the server has confirmed it; with ``from_log``, read the past first."""
+        await self._link.subscribe(self._channel, self._on_message)
+        self._state = _State.LIVE
+        self._link.on_reconnect.append(self.doubt)
+        if from_log:
+            self.doubt()
+
+    def close(self) -> None:
+        """Stop; harmless twice."""
+        if self._state is _State.CLOSED:
+            return
+        self._state = _State.CLOSED
+        self._link.on_reconnect.remove(self.doubt)
+        self._link.unsubscribe(self._channel, self._on_message)
+        self._forget_reading()
+
+    def doubt(self) -> None:
+        """Compare with the log: after a reconnect, or when the run has been silent for long."""
+        if self._state is _State.LIVE:
+            self._catch_up()
+
+    def pause(self) -> None:
+        """Deliver nothing more until ``resume``; what comes meanwhile is read from the log then."""
+        if self._state is not _State.CLOSED:
+            self._state = _State.PAUSED
+            self._forget_reading()
+
+    def resume(self) -> None:
+        """Go on after a pause."""
+        if self._state is _State.PAUSED:
+            self._catch_up()
+
+    def _on_message(self, payload: bytes) -> None:
+        try:
+            events = decode_batch(payload)
+        except BusError as exc:
+            self._fail(exc)
+            return
+        if not events:
+            return
+        first, (attempt, seq) = events[0], self._position
+        if self._state is not _State.LIVE:
+            self._heard = max(self._heard, (first.attempt, events[-1].seq))
+        elif (first.attempt == attempt and first.seq == seq + 1) or self._position == (0, 0) == (
+            first.attempt - 1,
+            first.seq - 1,
+        ):
+            self._deliver(events)
+        elif first.attempt == attempt and first.seq <= seq:
+            self._deliver(events[seq + 1 - first.seq :])  # a duplicate, or one that reaches beyond
+        elif first.attempt >= attempt:
+            self._catch_up()
+
+    def _catch_up(self) -> None:
+        self._state = _State.CATCHING_UP
+        self.catch_ups += 1
+        self._read_page()
+
+    def _read_page(self) -> None:
+        attempt, seq = self._position
+        after = f"({attempt}-{seq}" if attempt else "-"
+        self._reading = self._link.send(
+            "XRANGE", self._channel, after, "+", "COUNT", PAGE_ENTRIES, on_reply=self._on_page
+        )
+
+    def _on_page(self, page: Reply) -> None:
+        self._reading = None
+        if isinstance(page, hiredis.ReplyError):
+            self._fail(BusError(f"the replay log cannot be read: {page}"))
+            return
+        try:
+            for _entry_id, fields in page:
+                self._take_entry(decode_batch(fields[1]))
+                if self._state is not _State.CATCHING_UP:
+                    return  # paused or closed by its consumer
+        except BusError as exc:
+            self._fail(exc)
+            return
+        if len(page) == PAGE_ENTRIES or (page and self._heard > self._position):
+            self._read_page()
+        else:
+            self._state = _State.LIVE
+
+    def _take_entry(self, events: list[Event]) -> None:
+        first, (attempt, seq) = events[0], self._position
+        expected = seq + 1 if first.attempt == attempt else 1
+        if first.seq > expected:
+            message = f"events {first.attempt}-{expected} to {first.attempt}-{first.seq - 1} are no longer in the log"
+            raise LogTrimmed(message)
+        self._deliver(events[expected - first.seq :])
+
+    def _deliver(self, events: Sequence[Event]) -> None:
+        if events:
+            last = events[-1]
+            self._position = (last.attempt, last.seq)
+            try:
+                self._on_events(events)
+            except Exception as exc:  # a consumer that cannot go on must be told, not left waiting
+                log.exception("the consumer of %s failed", self._channel)
+                self._fail(BusError(f"events {last.attempt}-{last.seq} could not be handled: {exc!r}"))
+
+    def _forget_reading(self) -> None:
+        if self._reading is not None:
+            self._reading.cancel()
+            self._reading = None
+
+    def _fail(self, error: AgentStreamError) -> None:
+        log.warning("feed %s failed: %s", self._channel, error)
+        self.close()
+        self._on_failure(error)

@@ -1,0 +1,213 @@
+"""One writer of one run: gathers what the agent emits and appends it to the log, batch after batch.
+
+One batch of a run is on its way at a time; everything emitted meanwhile travels in the next. So order is
+kept through any number of resends, and a busy broker gets fewer, larger messages.
+
+The published events are kept here (as far as the log keeps them) until the run is over: a broker that came
+back empty is filled again.
+"""
+
+import asyncio
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+import hiredis
+
+from service.errors import AgentStreamError, BufferFull, BusError, Fenced, RunCancelled
+from service.protocol.events import TERMINAL, encode_batch, encode_event
+from service.store.link import Link, Reply
+
+log = logging.getLogger(__name__)
+
+# One message: large enough to amortise the broker's work, small enough that a reader's page stays small.
+MAX_BATCH_BYTES: Final = 64 << 10
+MAX_BATCH_EVENTS: Final = 512
+# Unpublished events of one run. A thread waits at this bound; code on the event loop, which cannot wait in
+# ``write``, may go on to the hard bound and then fails.
+MAX_BUFFER_BYTES: Final = 4 << 20
+HARD_BUFFER_BYTES: Final = 16 << 20
+# How long a thread waits for room: as long as a stream survives without a broker.
+ROOM_TIMEOUT_S: Final = 60.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogLimits:
+    """How long and how large a run's log may be. ``open_ttl_s`` holds while the run goes on."""
+
+    open_ttl_s: int
+    closed_ttl_s: int
+    max_bytes: int
+
+
+@dataclass(slots=True)
+class _Batch:
+    last_seq: int
+    payload: bytes
+    terminal: bool
+
+
+class RunPublisher:
+    """Publishes one attempt's events: a run's sink. ``put`` may be called from any thread, the rest on the loop."""
+
+    def __init__(
+        self, link: Link, channel: str, attempt: int, limits: LogLimits, on_lost: Callable[[AgentStreamError], None]
+    ) -> None:
+        """``on_lost`` is told once if nothing more can be published: fenced, or refused by the broker."""
+        self._link = link
+        self._channel = channel
+        self._attempt = attempt
+        self._limits = limits
+        self._on_lost = on_lost
+        self._loop = asyncio.get_running_loop()
+        self._loop_thread = threading.get_ident()
+        self._room = threading.Condition()  # guards the four below
+        self._pending: deque[tuple[str, bytes]] = deque()
+        self._pending_bytes = 0
+        self._wake_scheduled = False
+        self._closed: AgentStreamError | None = None
+        self._next_seq = 1
+        self._in_flight: _Batch | None = None
+        self._again: deque[_Batch] = deque()  # kept batches on their way into an emptied log
+        self._kept: deque[_Batch] = deque()
+        self._kept_bytes = 0
+        self._trimmed = False
+        self._waiters: list[asyncio.Future[None]] = []
+
+    # -- from the agent, any thread -----------------------------------------------------------------
+
+    def put(self, event_type: str, data: Any) -> None:  # noqa: ANN401 -- JSON
+        """Take an event for publishing.
+
+        Raises InvalidAgentOutput if it is not JSON, BufferFull if the broker has been away too long, RunCancelled
+        if the run is over for this attempt.
+        """
+        encoded = encode_event(event_type, data)
+        on_loop = threading.get_ident() == self._loop_thread
+        with self._room:
+            if not on_loop and self._pending_bytes > MAX_BUFFER_BYTES:
+                self._room.wait_for(self._has_room, ROOM_TIMEOUT_S)
+            if self._closed is not None:
+                message = f"nothing more can be published: {self._closed}"
+                raise RunCancelled(message)
+            if self._pending_bytes > (HARD_BUFFER_BYTES if on_loop else MAX_BUFFER_BYTES):
+                message = f"{self._pending_bytes} bytes of events wait to be published; agents should await run.drain()"
+                raise BufferFull(message)
+            self._pending.append((event_type, encoded))
+            self._pending_bytes += len(encoded)
+            wake, self._wake_scheduled = not self._wake_scheduled, True
+        if wake:
+            (self._loop.call_soon if on_loop else self._loop.call_soon_threadsafe)(self._wake)
+
+    def _has_room(self) -> bool:
+        return self._pending_bytes <= MAX_BUFFER_BYTES or self._closed is not None
+
+    # -- on the loop --------------------------------------------------------------------------------
+
+    async def room(self) -> None:
+        """Return when less than the buffer's bound waits to be published; at once if nothing more can be."""
+        while not self._has_room():
+            await self._progress()
+
+    async def flush(self) -> None:
+        """Return when everything put so far is in the log; raises what ended the publishing, if it ended."""
+        while self._closed is None and (self._pending or self._in_flight or self._again):
+            await self._progress()
+        if self._closed is not None:
+            raise self._closed
+
+    def close(self, reason: AgentStreamError) -> None:
+        """Publish nothing more; later puts raise RunCancelled."""
+        with self._room:
+            self._closed = self._closed or reason
+            self._pending.clear()
+            self._pending_bytes = 0
+            self._room.notify_all()
+        self._tell_waiters()
+
+    async def _progress(self) -> None:
+        waiter = self._loop.create_future()
+        self._waiters.append(waiter)
+        await waiter
+
+    def _tell_waiters(self) -> None:
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    def _wake(self) -> None:
+        self._wake_scheduled = False
+        if self._in_flight is None:
+            self._send_next()
+
+    def _send_next(self) -> None:
+        batch = self._again.popleft() if self._again else self._gather()
+        if batch is None or self._closed is not None:
+            return
+        self._in_flight = batch
+        self._send(batch)
+
+    def _gather(self) -> _Batch | None:
+        taken: list[bytes] = []
+        size, terminal = 0, False
+        with self._room:
+            while self._pending and size < MAX_BATCH_BYTES and len(taken) < MAX_BATCH_EVENTS:
+                event_type, encoded = self._pending.popleft()
+                terminal = terminal or event_type in TERMINAL
+                size += len(encoded)
+                taken.append(encoded)
+            self._pending_bytes -= size
+            self._room.notify_all()
+        if not taken:
+            return None
+        payload = encode_batch(self._attempt, self._next_seq, taken)
+        self._next_seq += len(taken)
+        batch = _Batch(self._next_seq - 1, payload, terminal)
+        self._keep(batch)
+        return batch
+
+    def _keep(self, batch: _Batch) -> None:
+        self._kept.append(batch)
+        self._kept_bytes += len(batch.payload)
+        while self._kept_bytes > self._limits.max_bytes and len(self._kept) > 1:
+            self._kept_bytes -= len(self._kept.popleft().payload)
+            self._trimmed = True
+
+    def _send(self, batch: _Batch) -> None:
+        first = batch is self._kept[0]
+        ttl_s = self._limits.closed_ttl_s if batch.terminal else self._limits.open_ttl_s if first else 0
+        least_kept = f"{self._attempt}-{self._kept[0].last_seq}" if self._trimmed else ""
+        self._link.send_script(
+            "publish",
+            [self._channel],
+            f"{self._attempt}-{batch.last_seq}",
+            batch.payload,
+            int(first),
+            ttl_s * 1000,
+            least_kept,
+            on_reply=self._on_published,
+        )
+
+    def _on_published(self, reply: Reply) -> None:
+        batch, self._in_flight = self._in_flight, None
+        if reply in (b"OK", b"DUPLICATE"):
+            self._send_next()
+        elif reply == b"LOST" and batch is not None:
+            log.warning("the log of %s is gone; filling it again with %d batches", self._channel, len(self._kept))
+            self._again = deque(self._kept)
+            self._send_next()
+        elif reply == b"FENCED":
+            self._end(Fenced(f"attempt {self._attempt} of {self._channel} was superseded"))
+        else:
+            cause = str(reply) if isinstance(reply, hiredis.ReplyError) else repr(reply)
+            self._end(BusError(f"the broker refused events of {self._channel}: {cause}"))
+        self._tell_waiters()
+
+    def _end(self, reason: AgentStreamError) -> None:
+        log.warning("%s", reason)
+        self.close(reason)
+        self._on_lost(reason)

@@ -1,0 +1,170 @@
+"""The stream machine: a run's events in, SSE frames out.
+
+No I/O, no clock, no ids of its own: the same log gives the same frames, byte for byte, on any front end.
+That is what makes resuming simple: fold the log from its start and leave out the frames up to a cursor.
+
+Positions: the role chunk is ``0-0``; the only frame of an event is ``attempt-seq``; where an event may
+make several, and always for the terminal event, they are ``attempt-seq.1``, ``.2`` ... A part keeps its
+number in every format, sent or not, so a client may resume in another format. ``[DONE]`` has no id: a
+client that saw the final chunk and resumes gets ``[DONE]``.
+"""
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from service import sse
+from service.errors import error_body, failure_text, failure_type
+from service.protocol.events import START, TERMINAL, TOOL_CALL_START, Cursor, Event
+from service.transcript import Failure, Finish, Named, Part, Text, Transcript
+
+EventFormat = Literal["named", "raw", "chunk", "off"]
+DONE = sse.frame(b"[DONE]")
+
+# Fields an event's flat data may not set: clients read them as the chunk's own. LangChain and pydantic-ai
+# add up every top-level "usage"; a top-level "error" kills SDK streams. "model" stays, if it is a string.
+_MOVED = frozenset({"id", "object", "created", "choices", "usage", "error"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamHead:
+    """What every chunk of a run repeats. ``created`` is Unix time in whole seconds."""
+
+    run_id: str
+    created: int
+    model: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamOptions:
+    """How a client wants its stream.
+
+    ``event_format``: ``named`` (event line, seed fields plus chunk fields), ``raw`` (the seed's exact
+    payload), ``chunk`` (no event line, all under ``agent_event``), ``off`` (no agent events).
+    """
+
+    event_format: EventFormat = "named"
+    include_usage: bool = False
+    strict_errors: bool = False
+
+
+class ChunkStream:
+    """One client's view of one run."""
+
+    def __init__(self, head: StreamHead, options: StreamOptions, after: Cursor | None = None) -> None:
+        """Render for ``options``; with ``after``, leave out every frame up to and including that cursor."""
+        self._options = options
+        self._after = after
+        self._transcript = Transcript()
+        self._fields: dict[str, Any] = {
+            "id": head.run_id,
+            "object": "chat.completion.chunk",
+            "created": head.created,
+            "model": head.model,
+        }
+        head_json = _json(self._fields)[:-1] + b',"choices":[{"index":0,"delta":'
+        self._text = sse.TextTemplate(head_json + b'{"content":', b'},"finish_reason":null}]}')
+        self._role = head_json + b'{"role":"assistant"},"finish_reason":null}]}'
+        self._empty = head_json + b'{},"finish_reason":null}]}'
+
+    @property
+    def finished(self) -> bool:
+        """Whether the terminal event was received."""
+        return self._transcript.finished
+
+    def open(self) -> bytes:
+        """Return the role chunk, the first frame of every stream; nothing for a resumed one."""
+        return b"" if self._after is not None else sse.frame(self._role, event_id=str(START))
+
+    def empty_chunk(self) -> bytes:
+        """Return a chunk that says nothing and has no position: resets clients' per-chunk timeouts."""
+        return sse.frame(self._empty)
+
+    def receive(self, event: Event) -> Iterator[bytes]:
+        """Yield the event's frames; the terminal event's are made one by one, ``[DONE]`` last."""
+        parts = self._transcript.receive(event)
+        terminal = event.type in TERMINAL
+        yield from self._frames(event, parts, numbered=terminal)
+        if terminal:
+            yield DONE
+
+    def fail(self, code: str, message: str) -> Iterator[bytes]:
+        """Yield the frames that end the stream for a reason the log does not know; they have no position."""
+        for part in self._transcript.fail(code, message):
+            if isinstance(part, Failure):
+                yield self._failure(part, None)
+            elif isinstance(part, Text):
+                yield self._text.render(part.text, None)
+        yield DONE
+
+    def _frames(self, event: Event, parts: Iterable[Part], *, numbered: bool) -> Iterator[bytes]:
+        if isinstance(parts, list | tuple):
+            numbered = numbered or len(parts) > 1
+        for number, part in enumerate(parts, 1):
+            cursor = Cursor(event.attempt, event.seq, number if numbered else 0)
+            if isinstance(part, Finish):
+                yield from self._finish(part, cursor)
+            elif self._after is None or cursor > self._after:
+                if isinstance(part, Text):
+                    yield self._text.render(part.text, str(cursor))
+                elif isinstance(part, Named):
+                    yield from self._named(part, cursor)
+                else:
+                    yield self._failure(part, cursor)
+
+    def _finish(self, part: Finish, cursor: Cursor) -> Iterator[bytes]:
+        """Yield the final chunk with usage, or OpenAI's pair: final chunk, then usage alone. Never both."""
+        final = self._chunk([{"index": 0, "delta": {}, "finish_reason": part.reason}])
+        chunks = [(cursor, final)]
+        if self._options.include_usage:
+            usage_alone = self._chunk([]) | {"usage": part.usage}
+            chunks.append((cursor._replace(part=cursor.part + 1), usage_alone))
+        else:
+            final["usage"] = part.usage
+        for position, chunk in chunks:
+            if self._after is None or position > self._after:
+                yield sse.frame(_json(chunk), event_id=str(position))
+
+    def _failure(self, part: Failure, cursor: Cursor | None) -> bytes:
+        text = failure_text(part.code, part.message)
+        if self._options.strict_errors:
+            body: dict[str, Any] = error_body(text, failure_type(part.code), code=part.code)
+        else:
+            body = self._chunk([{"index": 0, "delta": {"content": text}, "finish_reason": "stop"}])
+            body["agent_error"] = {"type": failure_type(part.code), "code": part.code, "message": part.message}
+        return sse.frame(_json(body), event_id=str(cursor) if cursor else None)
+
+    def _named(self, part: Named, cursor: Cursor) -> Iterator[bytes]:
+        event_format = self._options.event_format
+        if event_format == "off":
+            return
+        data = part.data
+        if part.name == TOOL_CALL_START and not isinstance(data.get("arguments"), str):
+            data = {**data, "arguments": json.dumps(data.get("arguments") or {})}
+        name: str | None = part.name
+        if event_format == "named":
+            data = self._flat(data)
+        elif event_format == "chunk":
+            renamed = {f"event_{key}" if key == "type" else key: value for key, value in data.items()}
+            data = {**self._chunk([_EMPTY_CHOICE]), "agent_event": {"type": name, **renamed}}
+            name = None
+        yield sse.frame(_json(data), event=name, event_id=str(cursor))
+
+    def _flat(self, data: dict[str, Any]) -> dict[str, Any]:
+        """Return the event's fields with the chunk's beside them, so that stock clients parse it as a chunk."""
+        flat: dict[str, Any] = {}
+        for key, value in data.items():
+            own = key in _MOVED or (key == "model" and not isinstance(value, str))
+            flat[f"event_{key}" if own else key] = value
+        return {**self._chunk([_EMPTY_CHOICE]), **flat}
+
+    def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        return {**self._fields, "choices": choices}
+
+
+_EMPTY_CHOICE: dict[str, Any] = {"index": 0, "delta": {}, "finish_reason": None}
+
+
+def _json(value: object) -> bytes:
+    return json.dumps(value, separators=(",", ":")).encode("ascii")

@@ -1,0 +1,88 @@
+"""The worker process: builds the agent, connects, works until told to stop."""
+
+import logging
+import os
+import secrets
+import socket
+
+from service.agents import Agent
+from service.agents.loading import load_agent
+from service.agents.orchestrator import Orchestrator
+from service.config import Settings
+from service.engines.base import Engine
+from service.engines.builtin import BuiltinEngine
+from service.engines.openai import OpenAIEngine
+from service.errors import StartupError
+from service.process import stop_signals
+from service.protocol.jobs import open_ttl_s
+from service.protocol.keys import Keys
+from service.store.bus import Bus
+from service.store.endpoint import Endpoint
+from service.store.link import Link
+from service.store.publisher import LogLimits
+from service.store.queue import JobQueue
+from service.tools.toolbox import Toolbox, default_tools
+from service.worker.runner import RunLimits, Runner
+from service.worker.worker import Worker
+
+log = logging.getLogger(__name__)
+
+
+async def serve_worker(settings: Settings, *, keys: Keys | None = None) -> int:
+    """Work until SIGTERM or SIGINT; returns the exit code.
+
+    Raises StartupError if the agent cannot be loaded, BrokerUnavailable if Redis is not there in ``broker_wait_s``.
+    """
+    if settings.redis_url is None:
+        message = "REDIS_URL is not set: a worker of its own needs a Redis (`agentstream up` brings one)"
+        raise StartupError(message)
+    agent, engine = build_agent(settings)
+    keys = keys or Keys()
+    endpoint = Endpoint(settings.redis_url)
+    worker_id = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+    link = Link(endpoint, name="agentstream-worker")
+    link.open()
+    try:
+        with stop_signals() as stop:
+            await link.wait_ready(settings.broker_wait_s)
+            queue = JobQueue(endpoint, keys, settings.queue, worker_id=worker_id)
+            runner = Runner(agent, Bus(link, keys), queue, run_limits(settings))
+            worker = Worker(queue, runner, concurrency=settings.concurrency, drain_timeout_s=settings.drain_timeout_s)
+            log.info("worker %s takes jobs of queue %r", worker_id, settings.queue)
+            await worker.run(stop)
+    finally:
+        await link.close()
+        if engine is not None:
+            await engine.close()
+    return 0
+
+
+def build_agent(settings: Settings) -> tuple[Agent, Engine | None]:
+    """Return the user's agent, or the built-in orchestrator and its engine."""
+    if settings.agent:
+        return load_agent(settings.agent), None
+    engine: Engine
+    if settings.openai_base_url:
+        engine = OpenAIEngine(
+            settings.openai_base_url,
+            settings.openai_api_key or "none",
+            model=settings.engine_model,
+            timeout_s=settings.engine_timeout_s,
+        )
+    else:
+        engine = BuiltinEngine(token_delay_s=settings.demo_token_delay_ms / 1000)
+    toolbox = Toolbox(default_tools(read_url=settings.read_url), timeout_s=settings.tool_timeout_s)
+    return Orchestrator(engine, toolbox, max_turns=settings.max_turns), engine
+
+
+def run_limits(settings: Settings) -> RunLimits:
+    """Return the bounds of one run."""
+    return RunLimits(
+        run_timeout_s=settings.run_timeout_s,
+        ttl_s=settings.run_ttl_s,
+        log=LogLimits(
+            open_ttl_s=open_ttl_s(settings.queue_timeout_s, settings.run_timeout_s),
+            closed_ttl_s=settings.run_ttl_s,
+            max_bytes=settings.log_max_bytes,
+        ),
+    )

@@ -1,0 +1,98 @@
+"""The claim loop: asks for work only when a slot is free, and outlives its broker's absences."""
+
+import asyncio
+import logging
+from typing import Final
+
+from service.errors import AgentStreamError, BrokerUnavailable
+from service.store.queue import BEAT_INTERVAL_S, Claim, JobQueue
+from service.worker.runner import Runner
+
+log = logging.getLogger(__name__)
+
+BROKER_RETRY_S: Final = 0.5
+# After the drain timeout the remaining runs get this long to store their terminal event.
+LAST_WORDS_S: Final = 5.0
+
+
+class Worker:
+    """Runs up to ``concurrency`` jobs at once until told to stop."""
+
+    def __init__(self, queue: JobQueue, runner: Runner, *, concurrency: int, drain_timeout_s: float) -> None:
+        """Bind the parts."""
+        self._queue = queue
+        self._runner = runner
+        self._drain_timeout_s = drain_timeout_s
+        self._slots = asyncio.Semaphore(concurrency)
+        self._runs: set[asyncio.Task[None]] = set()
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Work until ``stop`` is set, then drain. If a side task dies, so does this: loudly."""
+        await self._queue.open()
+        try:
+            async with asyncio.TaskGroup() as side_tasks:
+                beating = side_tasks.create_task(self._beat(), name="beat")
+                await self._claim_until(stop)
+                await self._drain()
+                beating.cancel()
+        finally:
+            try:
+                await self._queue.close()
+            except BrokerUnavailable as exc:
+                log.warning("could not sign off: %s", exc)
+
+    async def _claim_until(self, stop: asyncio.Event) -> None:
+        stopping = asyncio.create_task(stop.wait(), name="stop")
+        try:
+            while not stop.is_set():
+                slot = asyncio.create_task(self._slots.acquire(), name="slot")
+                await asyncio.wait({slot, stopping}, return_when=asyncio.FIRST_COMPLETED)
+                if stop.is_set():
+                    slot.cancel()
+                    return
+                claim = await self._claim()  # not cancelled by a stop: a job taken and forgotten would be stuck
+                if claim is None:
+                    self._slots.release()
+                else:
+                    self._start(claim)
+        finally:
+            stopping.cancel()
+
+    async def _claim(self) -> Claim | None:
+        try:
+            return await self._queue.claim()
+        except BrokerUnavailable as exc:
+            log.warning("cannot claim jobs, trying again: %s", exc)
+            await asyncio.sleep(BROKER_RETRY_S)
+            return None
+
+    def _start(self, claim: Claim) -> None:
+        task = asyncio.create_task(self._runner.execute(claim), name=f"run {claim.job.run_id}")
+        self._runs.add(task)
+        task.add_done_callback(self._on_run_done)
+
+    def _on_run_done(self, task: asyncio.Task[None]) -> None:
+        self._runs.discard(task)
+        self._slots.release()
+        if not task.cancelled() and (error := task.exception()) is not None:
+            known = isinstance(error, AgentStreamError)
+            log.error("%s ended badly: %s", task.get_name(), error, exc_info=None if known else error)
+
+    async def _drain(self) -> None:
+        if self._runs:
+            log.info("draining: %d runs have %g s to end", len(self._runs), self._drain_timeout_s)
+            await asyncio.wait(self._runs, timeout=self._drain_timeout_s)
+        for task in self._runs:
+            task.cancel()
+        if self._runs:
+            _, left = await asyncio.wait(self._runs, timeout=LAST_WORDS_S)
+            for task in left:
+                log.error("%s did not end", task.get_name())
+
+    async def _beat(self) -> None:
+        while True:
+            try:
+                await self._queue.beat()
+            except BrokerUnavailable as exc:
+                log.warning("cannot say that this worker is alive: %s", exc)
+            await asyncio.sleep(BEAT_INTERVAL_S)

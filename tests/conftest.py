@@ -1,0 +1,99 @@
+"""Brokers and processes for the tests: each starts on a free port and is stopped again."""
+
+import asyncio
+import os
+import secrets
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from service.broker import EmbeddedBroker, ServerChoice, usable_servers
+from service.protocol.keys import Keys
+from service.store.endpoint import Endpoint
+from service.store.link import Link
+from tests.helpers import SOON_S
+from tests.processes import Processes
+
+
+def _servers() -> dict[str, ServerChoice]:
+    """Return the bundled real server, redis-server where PATH has it, and fakeredis."""
+    return {choice.executable.name if choice.executable else choice.origin: choice for choice in usable_servers()}
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run a test that asks for ``any_broker_url`` over every server there is."""
+    if "any_broker_url" in metafunc.fixturenames:
+        servers = _servers()
+        assert "valkey-server" in servers, "the bundled real server is missing; the contract needs it"
+        metafunc.parametrize("any_broker_url", sorted(servers), indirect=True, scope="session")
+
+
+@pytest.fixture(scope="session")
+def broker_runner() -> Iterator[asyncio.Runner]:
+    """A loop for starting and stopping brokers that outlive a test."""
+    with asyncio.Runner() as runner:
+        yield runner
+
+
+@pytest.fixture(scope="session")
+def any_broker_url(request: pytest.FixtureRequest, broker_runner: asyncio.Runner) -> Iterator[str]:
+    """The URL of the server the test is run over."""
+    broker = EmbeddedBroker(_servers()[request.param])
+    broker_runner.run(broker.start())
+    yield broker.url
+    broker_runner.run(broker.stop())
+
+
+@pytest.fixture(scope="session")
+def broker_url(broker_runner: asyncio.Runner) -> Iterator[str]:
+    """The URL of the bundled real server."""
+    broker = EmbeddedBroker(_servers()["valkey-server"])
+    broker_runner.run(broker.start())
+    yield broker.url
+    broker_runner.run(broker.stop())
+
+
+@pytest.fixture
+def keys() -> Keys:
+    """Redis names of the test's own."""
+    return Keys(f"test-{secrets.token_hex(6)}")
+
+
+@pytest.fixture
+async def processes(broker_url: str, tmp_path: Path) -> AsyncIterator[Processes]:
+    """Starts front ends and workers on one broker; a queue of the test's own keeps them apart."""
+    async with Processes(broker_url, tmp_path) as started:
+        yield started
+
+
+async def open_link(url: str, name: str) -> Link:
+    """Return a connected link."""
+    link = Link(Endpoint(url), name=name)
+    link.open()
+    await link.wait_ready(SOON_S)
+    return link
+
+
+@pytest.fixture
+async def link(any_broker_url: str) -> AsyncIterator[Link]:
+    """A link to the server the test is run over."""
+    link = await open_link(any_broker_url, "test")
+    yield link
+    await link.close()
+
+
+@pytest.fixture
+async def other_link(any_broker_url: str) -> AsyncIterator[Link]:
+    """A second link, as another process would have."""
+    link = await open_link(any_broker_url, "test-other")
+    yield link
+    await link.close()
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep the caller's own settings out of the tests."""
+    for name in list(os.environ):
+        if name.startswith(("AGENTSTREAM_", "OPENAI_")) or name == "REDIS_URL":
+            monkeypatch.delenv(name)

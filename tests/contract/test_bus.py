@@ -1,0 +1,376 @@
+"""What the bus promises, over fakeredis and real servers alike."""
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import AsyncIterator, Callable, Sequence
+
+import pytest
+
+from service.errors import AgentStreamError, BusError, Fenced, InvalidAgentOutput, LogTrimmed, RunCancelled
+from service.protocol.events import Event, encode_batch, encode_event
+from service.protocol.jobs import new_run_id
+from service.protocol.keys import Keys
+from service.store.bus import Bus
+from service.store.endpoint import Endpoint
+from service.store.link import Link
+from service.store.publisher import LogLimits, RunPublisher
+from tests.helpers import SOON_S
+
+LIMITS = LogLimits(open_ttl_s=100, closed_ttl_s=10, max_bytes=1 << 20)
+
+
+class Reader:
+    """Collects what a feed delivers."""
+
+    def __init__(self, bus: Bus, run_id: str) -> None:
+        self.events: list[Event] = []
+        self.failure: AgentStreamError | None = None
+        self.feed = bus.feed(run_id, self._on_events, self._on_failure)
+        self.when: Callable[[Sequence[Event]], None] = lambda _: None
+        self._news = asyncio.Event()
+
+    def _on_events(self, events: Sequence[Event]) -> None:
+        self.events.extend(events)
+        self.when(events)
+        self._news.set()
+
+    def _on_failure(self, error: AgentStreamError) -> None:
+        self.failure = error
+        self._news.set()
+
+    async def until(self, done: Callable[[], bool]) -> None:
+        async with asyncio.timeout(SOON_S):
+            while not done():
+                self._news.clear()
+                await self._news.wait()
+
+    async def until_count(self, count: int) -> None:
+        await self.until(lambda: len(self.events) >= count)
+
+    @property
+    def texts(self) -> list[str]:
+        return [event.data for event in self.events if event.type == "text"]
+
+    @property
+    def seqs(self) -> list[int]:
+        return [event.seq for event in self.events]
+
+
+@pytest.fixture
+def run_id() -> str:
+    return new_run_id()
+
+
+@pytest.fixture
+def bus(link: Link, keys: Keys) -> Bus:
+    return Bus(link, keys)
+
+
+@pytest.fixture
+def other_bus(other_link: Link, keys: Keys) -> Bus:
+    return Bus(other_link, keys)
+
+
+@pytest.fixture
+async def reader(bus: Bus, run_id: str) -> AsyncIterator[Reader]:
+    reader = Reader(bus, run_id)
+    await reader.feed.open()
+    yield reader
+    reader.feed.close()
+
+
+def publisher(bus: Bus, run_id: str, attempt: int = 1, limits: LogLimits = LIMITS) -> RunPublisher:
+    return bus.publisher(run_id, attempt, limits, on_lost=lambda _: None)
+
+
+@contextlib.asynccontextmanager
+async def deaf(link: Link, channel: str) -> AsyncIterator[None]:
+    """Lose the channel's next message, as a cut connection or a full output buffer would."""
+    name = channel.encode()
+    handler = link._handlers[name]
+    lost = asyncio.Event()
+    link._handlers[name] = (lambda _payload: lost.set(),)
+    yield
+    async with asyncio.timeout(SOON_S):
+        await lost.wait()
+    link._handlers[name] = handler
+
+
+async def test_delivers_everything_once_and_in_order(other_bus: Bus, reader: Reader, run_id: str) -> None:
+    """What one process publishes another receives, each event once, in order."""
+    writer = publisher(other_bus, run_id)
+    for number in range(500):
+        writer.put("text", f"{number} ")
+        if number % 7 == 0:
+            await asyncio.sleep(0)
+    writer.put("run_completed", {"usage": {}})
+    await writer.flush()
+    await reader.until_count(501)
+    assert reader.texts == [f"{number} " for number in range(500)]
+    assert reader.seqs == list(range(1, 502))
+
+
+async def test_threads_may_publish(other_bus: Bus, reader: Reader, run_id: str) -> None:
+    """Events put from a thread arrive in that thread's order."""
+    writer = publisher(other_bus, run_id)
+
+    def put_all() -> None:
+        for number in range(300):
+            writer.put("text", str(number))
+
+    thread = threading.Thread(target=put_all)
+    thread.start()
+    await reader.until_count(300)
+    thread.join()
+    assert reader.texts == [str(number) for number in range(300)]
+
+
+async def test_runs_do_not_mix(bus: Bus, other_bus: Bus, reader: Reader, run_id: str) -> None:
+    """A reader of one run never sees another run's events."""
+    other = Reader(bus, other_run := new_run_id())
+    await other.feed.open()
+    one, two = publisher(other_bus, run_id), publisher(other_bus, other_run)
+    for number in range(50):
+        one.put("text", f"one {number}")
+        two.put("text", f"two {number}")
+    await reader.until_count(50)
+    await other.until_count(50)
+    assert all(text.startswith("one") for text in reader.texts)
+    assert all(text.startswith("two") for text in other.texts)
+    other.feed.close()
+
+
+async def test_late_reader_reads_the_log(bus: Bus, other_bus: Bus, run_id: str) -> None:
+    """A reader that comes late gets the whole run from the log, over several pages, and then live events."""
+    writer = publisher(other_bus, run_id)
+    for number in range(100):
+        writer.put("text", str(number))
+        await writer.flush()
+    late = Reader(bus, run_id)
+    await late.feed.open(from_log=True)
+    await late.until_count(100)
+    writer.put("text", "live")
+    await late.until_count(101)
+    assert late.texts == [*map(str, range(100)), "live"]
+    late.feed.close()
+
+
+async def test_lost_message_is_read_from_the_log(
+    link: Link, other_bus: Bus, reader: Reader, run_id: str, keys: Keys
+) -> None:
+    """A message that never came is noticed at the next one and filled in from the log."""
+    writer = publisher(other_bus, run_id)
+    writer.put("text", "a")
+    await reader.until_count(1)
+    async with deaf(link, keys.events(run_id)):
+        writer.put("text", "b")
+        await writer.flush()
+    writer.put("text", "c")
+    await reader.until_count(3)
+    assert reader.texts == ["a", "b", "c"]
+    assert reader.feed.catch_ups == 1
+
+
+async def test_doubt_finds_a_lost_last_message(
+    link: Link, other_bus: Bus, reader: Reader, run_id: str, keys: Keys
+) -> None:
+    """If the last message was lost, nothing follows to show it; a doubt finds it all the same."""
+    writer = publisher(other_bus, run_id)
+    async with deaf(link, keys.events(run_id)):
+        writer.put("run_completed", {})
+        await writer.flush()
+    assert reader.events == []
+    reader.feed.doubt()
+    await reader.until_count(1)
+
+
+async def test_duplicates_are_skipped(link: Link, reader: Reader, run_id: str, keys: Keys) -> None:
+    """A message that comes twice, or overlaps with what was delivered, is delivered once."""
+    channel = keys.events(run_id)
+    ab = encode_batch(1, 1, [encode_event("text", "a"), encode_event("text", "b")])
+    bc = encode_batch(1, 2, [encode_event("text", "b"), encode_event("text", "c")])
+    for payload in (ab, ab, bc):
+        await link.call("PUBLISH", channel, payload)
+    await reader.until_count(3)
+    assert reader.texts == ["a", "b", "c"]
+
+
+async def test_paused_reader_gets_everything_later(other_bus: Bus, reader: Reader, run_id: str) -> None:
+    """What comes during a pause is dropped, and delivered from the log after it."""
+    writer = publisher(other_bus, run_id)
+    writer.put("text", "a")
+    await reader.until_count(1)
+    reader.feed.pause()
+    for number in range(80):
+        writer.put("text", str(number))
+        await writer.flush()
+    assert reader.texts == ["a"]
+    reader.feed.resume()
+    await reader.until_count(81)
+    writer.put("text", "z")
+    await reader.until_count(82)
+    assert reader.texts == ["a", *map(str, range(80)), "z"]
+
+
+async def test_reader_may_pause_in_the_middle_of_the_log(bus: Bus, other_bus: Bus, run_id: str) -> None:
+    """A consumer that pauses while the log is read goes on where it stopped, nothing lost or doubled."""
+    writer = publisher(other_bus, run_id)
+    for number in range(50):
+        writer.put("text", str(number))
+        await writer.flush()
+    late = Reader(bus, run_id)
+    late.when = lambda _: late.feed.pause()
+    await late.feed.open(from_log=True)
+    for count in range(1, 51):
+        await late.until_count(count)
+        assert len(late.events) == count
+        late.feed.resume()
+    assert late.texts == [*map(str, range(50))]
+    late.feed.close()
+
+
+async def test_older_attempt_is_fenced(bus: Bus, other_bus: Bus, reader: Reader, run_id: str) -> None:
+    """Once the next attempt has begun, the older one cannot publish: it is told, and readers never see it."""
+    old, new = publisher(bus, run_id, 1), publisher(other_bus, run_id, 2)
+    old.put("text", "old")
+    await old.flush()
+    new.put("run_started", {})
+    await new.flush()
+    old.put("text", "zombie")
+    with pytest.raises(Fenced):
+        await old.flush()
+    with pytest.raises(RunCancelled):
+        old.put("text", "more")
+    new.put("text", "new")
+    await reader.until_count(3)
+    assert reader.texts == ["old", "new"]
+    assert [event.attempt for event in reader.events] == [1, 2, 2]
+
+
+async def test_batch_sent_again_is_stored_once(link: Link, reader: Reader, run_id: str, keys: Keys) -> None:
+    """An append whose reply was lost and that is sent again is stored and published once."""
+    payload = encode_batch(1, 1, [encode_event("text", "a")])
+    channel = keys.events(run_id)
+    arguments = ("1-1", payload, 1, 10_000, "")
+    assert await link.call_script("publish", [channel], *arguments) == b"OK"
+    assert await link.call_script("publish", [channel], *arguments) == b"DUPLICATE"
+    assert await link.call("XLEN", channel) == 1
+    await reader.until_count(1)
+    assert reader.texts == ["a"]
+
+
+async def test_emptied_log_is_filled_again(
+    link: Link, bus: Bus, other_bus: Bus, reader: Reader, run_id: str, keys: Keys
+) -> None:
+    """If the broker lost the log, the writer fills it again; readers old and new get everything once."""
+    writer = publisher(other_bus, run_id)
+    for text in "abc":
+        writer.put("text", text)
+        await writer.flush()
+    await link.call("DEL", keys.events(run_id))
+    writer.put("text", "d")
+    await writer.flush()
+    await reader.until_count(4)
+    late = Reader(bus, run_id)
+    await late.feed.open(from_log=True)
+    await late.until_count(4)
+    assert reader.texts == late.texts == ["a", "b", "c", "d"]
+    late.feed.close()
+
+
+async def test_log_is_capped_and_says_so(
+    bus: Bus, other_bus: Bus, reader: Reader, run_id: str, link: Link, keys: Keys
+) -> None:
+    """The log keeps to its size; live readers miss nothing, a reader from the start is told it is cut."""
+    limits = LogLimits(open_ttl_s=100, closed_ttl_s=10, max_bytes=64 << 10)
+    writer = publisher(other_bus, run_id, limits=limits)
+    for _ in range(300):
+        writer.put("text", "x" * 1000)
+        await writer.flush()
+    await reader.until_count(300)
+    assert int(await link.call("XLEN", keys.events(run_id))) < 250  # trimming is approximate, in blocks of 100
+    late = Reader(bus, run_id)
+    await late.feed.open(from_log=True)
+    await late.until(lambda: late.failure is not None)
+    assert isinstance(late.failure, LogTrimmed)
+
+
+async def test_log_lives_as_long_as_promised(link: Link, bus: Bus, run_id: str, keys: Keys) -> None:
+    """A log has a TTL from its first entry on, and another once the run is over."""
+    writer = publisher(bus, run_id)
+    writer.put("run_started", {})
+    await writer.flush()
+    assert 90 < await link.call("TTL", keys.events(run_id)) <= 100
+    writer.put("run_completed", {})
+    await writer.flush()
+    assert 0 < await link.call("TTL", keys.events(run_id)) <= 10
+
+
+async def test_failing_consumer_is_told(other_bus: Bus, reader: Reader, run_id: str) -> None:
+    """A consumer that raises gets a failure instead of waiting for ever; the link lives on."""
+
+    def fail(_events: Sequence[Event]) -> None:
+        message = "consumer broke"
+        raise ValueError(message)
+
+    reader.when = fail
+    publisher(other_bus, run_id).put("text", "a")
+    await reader.until(lambda: reader.failure is not None)
+    assert "consumer broke" in str(reader.failure)
+
+
+async def test_foreign_message_fails_the_feed(link: Link, reader: Reader, run_id: str, keys: Keys) -> None:
+    """A message that is no batch ends the feed with an error instead of being skipped."""
+    await link.call("PUBLISH", keys.events(run_id), "nonsense")
+    await reader.until(lambda: reader.failure is not None)
+    assert isinstance(reader.failure, BusError)
+
+
+async def test_unserialisable_event_is_refused(bus: Bus, run_id: str) -> None:
+    """An event that is not JSON, or too large, is refused where it is put; nothing of it is published."""
+    writer = publisher(bus, run_id)
+    for data in ({"x": object()}, {"x": "y" * (1 << 20)}, {1: 2}):
+        with pytest.raises(InvalidAgentOutput):
+            writer.put("note", data)
+    await writer.flush()
+
+
+async def test_two_readers_of_one_run_share_a_link(bus: Bus, other_bus: Bus, reader: Reader, run_id: str) -> None:
+    """Two clients of one run on one front end each get everything; one leaving does not silence the other."""
+    second = Reader(bus, run_id)
+    await second.feed.open()
+    writer = publisher(other_bus, run_id)
+    writer.put("text", "a")
+    await reader.until_count(1)
+    await second.until_count(1)
+    second.feed.close()
+    writer.put("text", "b")
+    await reader.until_count(2)
+    assert (reader.texts, second.texts) == (["a", "b"], ["a"])
+
+
+async def test_survives_killed_connections(
+    any_broker_url: str, link: Link, other_link: Link, other_bus: Bus, reader: Reader, run_id: str
+) -> None:
+    """Connections cut again and again while a run is streamed lose and double nothing."""
+    if "protocol=2" in any_broker_url:
+        pytest.skip("fakeredis cannot cut a client")
+    admin = Endpoint(any_broker_url).redis()
+    writer = publisher(other_bus, run_id)
+    for number in range(200):
+        writer.put("text", str(number))
+        if number % 40 == 20:
+            victims = [
+                c
+                for c in await admin.client_list()
+                if c["name"].startswith("agentstream") or c["name"].startswith("test")
+            ]
+            for victim in victims:
+                await admin.client_kill_filter(_id=victim["id"])
+        await asyncio.sleep(0.002)
+    await writer.flush()
+    await reader.until_count(200)
+    assert reader.texts == [str(number) for number in range(200)]
+    assert link.reconnects + other_link.reconnects >= 5
+    await admin.aclose()

@@ -1,0 +1,169 @@
+"""What the job queue promises, over fakeredis and real servers alike."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+
+import pytest
+
+from service.errors import QueueFull
+from service.protocol.jobs import Job, new_run_id
+from service.protocol.keys import GROUP, Keys
+from service.store.endpoint import Endpoint
+from service.store.link import Link
+from service.store.queue import Claim, JobQueue, JobSubmitter
+from tests.helpers import SOON_S
+
+
+def job(run_id: str | None = None) -> Job:
+    return Job(run_id=run_id or new_run_id(), request={"model": "m"}, created=1, start_by=time.time() + 60, owner="me")
+
+
+@pytest.fixture
+def submitter(link: Link, keys: Keys) -> JobSubmitter:
+    return JobSubmitter(link, keys, "q", max_queued=3)
+
+
+@pytest.fixture
+async def queue(any_broker_url: str, keys: Keys) -> AsyncIterator[JobQueue]:
+    queue = JobQueue(Endpoint(any_broker_url), keys, "q", worker_id="w1")
+    await queue.open()
+    yield queue
+    await queue.close()
+
+
+@pytest.fixture
+async def other_queue(any_broker_url: str, keys: Keys) -> AsyncIterator[JobQueue]:
+    queue = JobQueue(Endpoint(any_broker_url), keys, "q", worker_id="w2")
+    await queue.open()
+    yield queue
+    await queue.close()
+
+
+async def claimed(queue: JobQueue) -> Claim:
+    async with asyncio.timeout(SOON_S):
+        while (claim := await queue.claim()) is None:
+            pass
+    return claim
+
+
+async def test_job_reaches_one_worker(submitter: JobSubmitter, queue: JobQueue, other_queue: JobQueue) -> None:
+    """A job submitted is claimed by exactly one of two waiting workers, unchanged."""
+    sent = [job() for _ in range(3)]
+    waiting = [asyncio.create_task(claimed(queue)), asyncio.create_task(claimed(other_queue))]
+    for one in sent:
+        await submitter.submit(one, ttl_s=60)
+    first = await asyncio.gather(*waiting)
+    third = await claimed(queue)
+    assert {claim.job.run_id for claim in [*first, third]} == {one.run_id for one in sent}
+    assert third.job in sent
+    assert await submitter.outstanding() == 3
+
+
+async def test_job_submitted_before_any_worker_is_not_lost(
+    submitter: JobSubmitter, any_broker_url: str, keys: Keys
+) -> None:
+    """The first worker ever finds jobs that were enqueued before it came."""
+    await submitter.submit(sent := job(), ttl_s=60)
+    queue = JobQueue(Endpoint(any_broker_url), keys, "q", worker_id="w")
+    await queue.open()
+    assert (await claimed(queue)).job == sent
+    await queue.close()
+
+
+async def test_full_queue_refuses_and_leaves_nothing(submitter: JobSubmitter, link: Link, keys: Keys) -> None:
+    """Over its bound the queue refuses with a time to retry after, and keeps no trace of the refused run."""
+    for _ in range(3):
+        await submitter.submit(job(), ttl_s=60)
+    with pytest.raises(QueueFull) as refused:
+        await submitter.submit(extra := job(), ttl_s=60)
+    assert refused.value.retry_after_s
+    assert await submitter.outstanding() == 3
+    assert await link.call("EXISTS", keys.run(extra.run_id)) == 0
+
+
+async def test_finished_job_makes_room(submitter: JobSubmitter, queue: JobQueue, link: Link, keys: Keys) -> None:
+    """A job counts as outstanding until it is finished; then its status is kept for a while."""
+    await submitter.submit(sent := job(), ttl_s=60)
+    claim = await claimed(queue)
+    assert await queue.begin(claim, ttl_s=60) == 1
+    assert await submitter.outstanding() == 1
+    await queue.finish(claim, "completed", ttl_s=10)
+    assert await submitter.outstanding() == 0
+    assert await link.call("HGET", keys.run(sent.run_id), "status") == b"completed"
+    assert 0 < await link.call("TTL", keys.run(sent.run_id)) <= 10
+
+
+async def test_attempts_are_counted(submitter: JobSubmitter, queue: JobQueue) -> None:
+    """Each begin of the same queue entry is the next attempt."""
+    await submitter.submit(job(), ttl_s=60)
+    claim = await claimed(queue)
+    assert [await queue.begin(claim, ttl_s=60) for _ in range(3)] == [1, 2, 3]
+
+
+async def test_job_enqueued_twice_runs_once(submitter: JobSubmitter, queue: JobQueue) -> None:
+    """A job that stands in the queue twice (an enqueue sent again after a lost reply) is begun once."""
+    sent = job()
+    await submitter.submit(sent, ttl_s=60)
+    await submitter.submit(sent, ttl_s=60)
+    first, second = await claimed(queue), await claimed(queue)
+    assert await queue.begin(first, ttl_s=60) == 1
+    assert await queue.begin(second, ttl_s=60) == 0
+    await queue.drop(second)
+    assert await submitter.outstanding() == 1
+
+
+async def test_only_the_holder_finishes(submitter: JobSubmitter, queue: JobQueue, other_queue: JobQueue) -> None:
+    """A worker that does not hold a job cannot remove it."""
+    await submitter.submit(job(), ttl_s=60)
+    claim = await claimed(queue)
+    await other_queue.drop(claim)
+    assert await submitter.outstanding() == 1
+    await queue.drop(claim)
+    assert await submitter.outstanding() == 0
+
+
+async def test_foreign_entry_is_removed(queue: JobQueue, submitter: JobSubmitter, link: Link, keys: Keys) -> None:
+    """An entry that is no job is removed instead of coming back for ever; the next job is claimed."""
+    await link.call("XADD", keys.jobs("q"), "*", "job", "nonsense")
+    await link.call("XADD", keys.jobs("q"), "*", "other", "x")
+    await submitter.submit(sent := job(), ttl_s=60)
+    assert (await claimed(queue)).job == sent
+    assert await submitter.outstanding() == 1
+
+
+@pytest.mark.usefixtures("queue")
+async def test_workers_are_counted_while_they_live(
+    submitter: JobSubmitter, any_broker_url: str, keys: Keys, link: Link
+) -> None:
+    """A worker counts as alive from its start until it leaves, and leaves no consumer behind."""
+    assert await submitter.workers_alive() == 1
+    other = JobQueue(Endpoint(any_broker_url), keys, "q", worker_id="w2")
+    await other.open()
+    assert await submitter.workers_alive() == 2
+    await other.claim()
+    await other.close()
+    assert await submitter.workers_alive() == 1
+    consumers = await link.call("XINFO", "CONSUMERS", keys.jobs("q"), GROUP)
+    assert b"w2" not in str(consumers).encode()
+
+
+async def test_worker_outlives_an_emptied_broker(
+    queue: JobQueue, submitter: JobSubmitter, link: Link, keys: Keys
+) -> None:
+    """If the queue and its group are gone, the next claim makes them again."""
+    await link.call("DEL", keys.jobs("q"))
+    assert await queue.claim() is None
+    await submitter.submit(sent := job(), ttl_s=60)
+    assert (await claimed(queue)).job == sent
+
+
+async def test_waiting_for_jobs_does_not_spin(queue: JobQueue) -> None:
+    """An empty queue is waited for, even over a server whose blocking read returns at once."""
+    claims = 0
+    async with asyncio.timeout(SOON_S):
+        started = time.monotonic()
+        while time.monotonic() - started < 0.2:
+            assert await queue.claim() is None
+            claims += 1
+    assert claims <= 21

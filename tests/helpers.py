@@ -1,0 +1,105 @@
+"""What several tests share: recorded cases, reading streams, a recording sink."""
+
+import asyncio
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from service import sse
+from service.protocol.events import Event
+
+# Every wait of a test scales by this: raise it on a slow machine, never the single wait.
+TIME_SCALE = 1.0
+SOON_S = 10 * TIME_SCALE
+
+CASES = Path(__file__).parent / "conformance"
+CHUNK_FIELDS = {"id", "object", "created", "model", "choices"}
+
+
+def conformance_cases() -> list[dict[str, Any]]:
+    """Return the recorded behaviour of the original bridge, in order."""
+    return [json.loads(path.read_text()) for path in sorted(CASES.glob("*.json"))]
+
+
+def events(*facts: tuple[str, Any], attempt: int = 1, first_seq: int = 1) -> list[Event]:
+    """Return events with contiguous seqs."""
+    return [Event(attempt, seq, kind, data) for seq, (kind, data) in enumerate(facts, first_seq)]
+
+
+def completed(
+    content: str | None = None, *, tool_results: Sequence[dict[str, Any]] = (), reason: str = "stop"
+) -> tuple[str, dict[str, Any]]:
+    """Return a run_completed fact; content None means the text was streamed."""
+    usage = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
+    data = {"content": content, "tool_results": list(tool_results), "finish_reason": reason, "usage": usage}
+    return "run_completed", data
+
+
+def decode(stream: bytes) -> list[tuple[str | None, Any]]:
+    """Return a stream's messages as (event name or None, parsed data)."""
+    decoder = sse.Decoder()
+    return [
+        (None if message.event == "message" else message.event, parse_data(message.data))
+        for message in decoder.feed(stream)
+    ]
+
+
+def parse_data(data: str) -> Any:
+    """Return a message's data: JSON, or the literal [DONE]."""
+    return data if data == "[DONE]" else orjson.loads(data)
+
+
+def texts(messages: Iterable[tuple[str | None, Any]]) -> list[str]:
+    """Return the content deltas of a stream."""
+    return [
+        delta["content"]
+        for name, data in messages
+        if name is None and data != "[DONE]" and data["choices"]
+        for delta in [data["choices"][0]["delta"]]
+        if "content" in delta
+    ]
+
+
+def assert_conforms(case: dict[str, Any], messages: list[tuple[str | None, Any]], *, event_format: str) -> None:
+    """Compare a stream with what the original bridge sent for a case, as the cases' README says."""
+    assert len(messages) == len(case["expected"])
+    first = messages[0][1]
+    for (name, data), expected in zip(messages, case["expected"], strict=True):
+        wanted = expected["data"]
+        assert name == expected["event"]
+        if wanted == "[DONE]":
+            assert data == wanted
+        elif name is None:
+            wanted = {**wanted, "id": first["id"], "created": first["created"]}
+            if "error" in case["agent"] and wanted["choices"][0]["finish_reason"]:
+                error = data.pop("agent_error")
+                assert set(error) == {"type", "code", "message"}
+                assert error["message"] == case["agent"]["error"]
+            assert data == wanted
+        elif event_format == "raw":
+            assert data == wanted
+        else:
+            renamed = {"event_usage" if key == "usage" else key: value for key, value in wanted.items()}
+            assert {key: data[key] for key in renamed} == renamed
+            assert set(data) - set(renamed) <= CHUNK_FIELDS
+            assert data["choices"] == [{"index": 0, "delta": {}, "finish_reason": None}]
+
+
+@dataclass
+class RecordingSink:
+    """A run's sink that keeps what it is given."""
+
+    facts: list[tuple[str, Any]] = field(default_factory=list)
+    new: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def put(self, event_type: str, data: Any) -> None:
+        """Keep an event."""
+        self.facts.append((event_type, data))
+        self.new.set()
+
+    async def room(self) -> None:
+        """Return at once: there is always room."""

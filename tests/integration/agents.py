@@ -1,0 +1,133 @@
+"""Agents for the integration tests; a worker process imports this module by name."""
+
+import asyncio
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from service.agents import AgentResult, Run, ToolResult
+
+CASES = {
+    case["name"]: case
+    for path in sorted((Path(__file__).parents[1] / "conformance").glob("*.json"))
+    for case in [json.loads(path.read_text())]
+}
+
+
+def recorded_case(run: Run) -> AgentResult:
+    """Play the recorded case whose name the request's user field gives."""
+    case = CASES[str(run.request.user)]
+    for kind, data in case["agent"]["events"]:
+        run.emit(kind, data)
+    if "error" in case["agent"]:
+        raise RuntimeError(case["agent"]["error"])
+    result = case["agent"]["result"]
+    tools = [ToolResult(**tool) for tool in result.get("tool_results", [])]
+    return AgentResult(result["content"], tools, result.get("metadata", {}))
+
+
+async def numbered(run: Run) -> AgentResult:
+    """Stream numbered words that carry the request's text, with a tool in the middle."""
+    tag = run.request.messages[-1].text
+    run.emit("agent_turn_start", {"agent": "numbered", "input": tag})
+    for number in range(20):
+        run.write(f"{tag}:{number} ")
+        await asyncio.sleep(0.001)
+    run.emit("tool_call_start", {"tool": "echo", "arguments": {"tag": tag}})
+    run.emit("tool_call_end", {"tool": "echo", "success": True, "latency": 0.0, "result": tag})
+    for number in range(20, 40):
+        run.write(f"{tag}:{number} ")
+        await asyncio.sleep(0.001)
+    return AgentResult("", metadata={"prompt_tokens": 7, "completion_tokens": 40, "total_tokens": 47})
+
+
+def numbered_in_a_thread(run: Run) -> AgentResult:
+    """Stream numbered words from a plain function."""
+    tag = run.request.messages[-1].text
+    for number in range(40):
+        run.write(f"{tag}:{number} ")
+        time.sleep(0.001)
+    return AgentResult("")
+
+
+async def echo_request(run: Run) -> AgentResult:
+    """Answer with the request as the agent sees it."""
+    return AgentResult(json.dumps(run.request.model_dump(exclude_unset=True), sort_keys=True))
+
+
+def _wrong_type(_run: Run) -> Any:
+    return {"content": "a dict"}
+
+
+def _wrong_content(_run: Run) -> AgentResult:
+    return AgentResult(content=17)  # type: ignore[arg-type]
+
+
+def _unserialisable(run: Run) -> AgentResult:
+    run.emit("note", {"x": object()})
+    return AgentResult("unreachable")
+
+
+def _forbidden_event(run: Run) -> AgentResult:
+    run.emit("run_completed", {})
+    return AgentResult("unreachable")
+
+
+def _line_end_in_event(run: Run) -> AgentResult:
+    run.emit("a\ndata: x", {})
+    return AgentResult("unreachable")
+
+
+def _exits(_run: Run) -> AgentResult:
+    sys.exit(3)
+
+
+def _raises(_run: Run) -> AgentResult:
+    message = "broken on purpose"
+    raise ValueError(message)
+
+
+def _blocks(run: Run) -> AgentResult:
+    while not run.cancelled:
+        time.sleep(0.01)
+    return AgentResult("too late")
+
+
+def _huge_answer(_run: Run) -> AgentResult:
+    return AgentResult("x" * (2 << 20))
+
+
+def _fine(_run: Run) -> AgentResult:
+    return AgentResult("fine")
+
+
+BEHAVIOURS: dict[str, Callable[[Run], AgentResult]] = {
+    "wrong type": _wrong_type,
+    "wrong content": _wrong_content,
+    "unserialisable": _unserialisable,
+    "forbidden event": _forbidden_event,
+    "line end in event": _line_end_in_event,
+    "exits": _exits,
+    "raises": _raises,
+    "blocks": _blocks,
+    "huge answer": _huge_answer,
+    "fine": _fine,
+}
+
+
+def misbehaving(run: Run) -> AgentResult:
+    """Do what the last message says, in a thread."""
+    return BEHAVIOURS[run.request.messages[-1].text](run)
+
+
+async def misbehaving_async(run: Run) -> AgentResult:
+    """Do what the last message says, on the loop."""
+    if run.request.messages[-1].text == "blocks":
+        await asyncio.sleep(60)
+    return BEHAVIOURS[run.request.messages[-1].text](run)
+
+
+not_callable = "an agent is a function"

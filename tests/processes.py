@@ -1,0 +1,137 @@
+"""Real front-end and worker processes for integration tests."""
+
+import asyncio
+import contextlib
+import os
+import re
+import secrets
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Self
+
+from tests.helpers import SOON_S
+
+ROOT = Path(__file__).parents[1]
+AGENTS = Path(__file__).parent / "integration"
+
+
+class Process:
+    """A child process whose output is read as it comes."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+        self._lines: list[str] = []
+        self._news = asyncio.Event()
+        self._reading = asyncio.create_task(self._read())
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def output(self) -> str:
+        """What it printed so far, both streams."""
+        return "".join(self._lines)
+
+    async def until(self, pattern: str, timeout_s: float = SOON_S) -> re.Match[str]:
+        """Return the first match in the output; fails, with the output, if the process ends or time is up."""
+        return await self._when(lambda: re.search(pattern, self.output), f"{pattern!r} was not printed", timeout_s)
+
+    async def ended(self, timeout_s: float = SOON_S) -> int:
+        """Return the exit code; all output has been read by then."""
+        async with asyncio.timeout(timeout_s):
+            await self._reading
+            return await self._process.wait()
+
+    def send_signal(self, number: signal.Signals) -> None:
+        self._process.send_signal(number)
+
+    async def stop(self) -> None:
+        """End it if it still runs: SIGTERM, then SIGKILL."""
+        if self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.terminate()
+        try:
+            await self.ended()
+        except TimeoutError:
+            self._process.kill()
+            await self.ended()
+
+    async def _when(self, found: Callable[[], re.Match[str] | None], complaint: str, timeout_s: float) -> re.Match[str]:
+        try:
+            async with asyncio.timeout(timeout_s):
+                while (match := found()) is None:
+                    if self._reading.done():
+                        break
+                    self._news.clear()
+                    await self._news.wait()
+        except TimeoutError:
+            match = None
+        if match is None and (match := found()) is None:
+            message = f"{complaint}; output:\n{self.output}"
+            raise AssertionError(message)
+        return match
+
+    async def _read(self) -> None:
+        stream = self._process.stdout
+        assert stream is not None
+        while line := await stream.readline():
+            self._lines.append(line.decode(errors="replace"))
+            self._news.set()
+        self._news.set()
+
+
+class Processes:
+    """Starts processes of ours on one broker and one queue, and stops them all at the end."""
+
+    def __init__(self, redis_url: str, folder: Path) -> None:
+        self._redis_url = redis_url
+        self._folder = folder
+        self._queue = f"test-{secrets.token_hex(6)}"
+        self._started: list[Process] = []
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await asyncio.gather(*(process.stop() for process in reversed(self._started)))
+
+    async def start(self, *arguments: str, **environment: str) -> Process:
+        """Start ``agentstream <arguments>`` with these settings, in the folder of the test agents."""
+        env = {
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "PYTHONUNBUFFERED": "1",
+            "REDIS_URL": self._redis_url,
+            "AGENTSTREAM_QUEUE": self._queue,
+            **environment,
+        }
+        env = {name: value for name, value in env.items() if value}
+        process = Process(
+            await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "service",
+                *arguments,
+                cwd=AGENTS,
+                env=env,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.STDOUT,
+            )
+        )
+        self._started.append(process)
+        return process
+
+    async def frontend(self, **settings: str) -> str:
+        """Start a front end and return its URL once it serves."""
+        process = await self.start("frontend", AGENTSTREAM_PORT="0", **settings)
+        return (await process.until(r"serving on (http://\S+)"))[1]
+
+    async def worker(self, agent: str | None = None, **settings: str) -> Process:
+        """Start a worker with an agent of tests/integration/agents.py (or another module) once it takes jobs."""
+        spec = f"agents:{agent}" if agent and ":" not in agent else agent or ""
+        process = await self.start("worker", AGENTSTREAM_AGENT=spec, **settings)
+        await process.until(r"takes jobs of queue")
+        return process
