@@ -25,7 +25,7 @@ def configure_logging(level: str, process: str) -> None:
         stream=sys.stderr,
         force=True,
     )
-    for noisy in ("httpx", "httpcore", "openai", "asyncio"):
+    for noisy in ("httpx2", "httpx", "httpcore2", "openai", "asyncio"):
         logging.getLogger(noisy).setLevel(max(logging.WARNING, logging.getLevelName(level.upper())))
 
 

@@ -28,7 +28,7 @@ class _Turn:
 
     texts: list[str] = field(default_factory=list)
     calls: list[EngineToolCall] = field(default_factory=list)
-    finish_reason: str | None = None
+    finish_reason: str = ""  # not ended yet
     usage: Usage | None = None
 
     @property
@@ -74,28 +74,29 @@ class Orchestrator:
         turns: list[_Turn] = []
         results: list[ToolResult] = []
         used_ids: set[str] = set()
+        closing = ""
+        finish_reason = "stop"
         while True:
             turn = await self._infer(run, messages, used_ids)
             turns.append(turn)
-            if not turn.calls or turn.finish_reason in _CUT_SHORT:
-                finish_reason = turn.finish_reason if turn.finish_reason in _CUT_SHORT else "stop"
+            if turn.finish_reason in _CUT_SHORT:
+                finish_reason = turn.finish_reason
+                break
+            if not turn.calls:
                 break
             outcomes = await self._call_tools(run, turn.calls)
             results += [ToolResult(o.tool, o.content, o.success, o.latency_s) for o in outcomes]
             if len(turns) == self._max_turns:
-                closing = _closing_words(self._max_turns, results)
+                closing, finish_reason = _closing_words(len(turns), results), "length"
                 run.write(closing)
-                turns.append(_Turn(texts=[closing]))
-                finish_reason = "length"
                 break
             messages += _turn_as_messages(turn, outcomes)
-        asked = [turn for turn in turns if turn.finish_reason is not None]
-        run.emit("agent_turn_end", {"agent": AGENT_NAME, "turns": len(asked)})
+        run.emit("agent_turn_end", {"agent": AGENT_NAME, "turns": len(turns)})
         return AgentResult(
-            content=TURN_SEPARATOR.join(turn.text for turn in turns if turn.text),
+            content=TURN_SEPARATOR.join(text for text in [*(turn.text for turn in turns), closing] if text),
             tool_results=results,
-            metadata=_summed([turn.usage for turn in asked]),
-            finish_reason=finish_reason or "stop",
+            metadata=_summed([turn.usage for turn in turns]),
+            finish_reason=finish_reason,
         )
 
     def _conversation(self, request: ChatCompletionRequest) -> list[dict[str, Any]]:
@@ -118,7 +119,7 @@ class Orchestrator:
                 turn.calls += [_with_own_id(call, used_ids) for call in piece.tool_calls]
                 turn.finish_reason = piece.finish_reason or turn.finish_reason
                 turn.usage = piece.usage or turn.usage
-        if turn.finish_reason is None:
+        if not turn.finish_reason:
             message = f"the engine {self._engine.name!r} ended its answer without a finish_reason"
             raise EngineError(message)
         run.emit(
@@ -229,12 +230,12 @@ def _summed(usages: Sequence[Usage | None]) -> dict[str, Any]:
     return {name: sum(getattr(usage, name) for usage in known) for name in Usage.model_fields}
 
 
-def _closing_words(max_turns: int, results: Sequence[ToolResult]) -> str:
+def _closing_words(count_of_turns: int, results: Sequence[ToolResult]) -> str:
     calls = Counter(result.tool_name for result in results)
     failures = Counter(result.tool_name for result in results if not result.success)
     tried = [
         f"{name} ({count} {'call' if count == 1 else 'calls'}{f', {failures[name]} failed' if failures[name] else ''})"
         for name, count in calls.items()
     ]
-    turns = f"{max_turns} {'turn' if max_turns == 1 else 'turns'}"
+    turns = "1 turn" if count_of_turns == 1 else f"{count_of_turns} turns"
     return f"I stopped after {turns} without reaching an answer. What I tried: {', '.join(tried)}."

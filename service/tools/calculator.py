@@ -17,7 +17,7 @@ import operator
 import re
 from collections.abc import Callable
 from fractions import Fraction
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, NoReturn
 
 from service.tools.base import ToolError
 
@@ -35,16 +35,22 @@ MAX_ROUND_DIGITS = 100
 
 Number = int | Fraction | float
 
+_GROUPED = re.compile(r"[1-9][0-9]{0,2}(?:,[0-9]{3})+(?![0-9,])(?:\.[0-9]+)?")
+_SAME_SYMBOL = {
+    "\N{MULTIPLICATION SIGN}": "*",
+    "\N{MIDDLE DOT}": "*",
+    "\N{DIVISION SIGN}": "/",
+    "\N{MINUS SIGN}": "-",
+    "^": "**",
+}
 _TOKEN = re.compile(
-    r"""
+    rf"""
         (?P<number>(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?)
       | (?P<name>[A-Za-z_][A-Za-z_0-9]*)
-      | (?P<symbol>\*\*|//|[-+*/%^(),×÷·−])
+      | (?P<symbol>\*\*|//|[-+*/%^(),{"".join(_SAME_SYMBOL)}])
     """,
     re.VERBOSE,
 )
-_GROUPED = re.compile(r"[1-9][0-9]{0,2}(?:,[0-9]{3})+(?![0-9,])(?:\.[0-9]+)?")
-_SAME_SYMBOL = {"×": "*", "·": "*", "÷": "/", "−": "-", "^": "**"}
 _CONSTANTS: dict[str, Number] = {"pi": math.pi, "e": math.e}
 
 
@@ -150,7 +156,7 @@ class _Parser:
     def whole(self) -> Number:
         value = self._sum()
         if self._next.kind != "end":
-            raise self._unexpected("an operator")
+            self._refuse("an operator")
         return value
 
     @property
@@ -164,9 +170,10 @@ class _Parser:
             return token.text
         return None
 
-    def _unexpected(self, wanted: str) -> ToolError:
+    def _refuse(self, wanted: str) -> NoReturn:
         found = "the end of the expression" if self._next.kind == "end" else repr(self._next.text)
-        return ToolError(f"expected {wanted}, found {found}")
+        message = f"expected {wanted}, found {found}"
+        raise ToolError(message)
 
     def _sum(self) -> Number:
         value = self._product()
@@ -202,12 +209,12 @@ class _Parser:
         if token.kind == "name":
             self._position += 1
             return self._named(token.text)
-        if self._take("("):
-            value = self._sum()
-            if not self._take(")"):
-                raise self._unexpected("')'")
-            return value
-        raise self._unexpected("a number")
+        if not self._take("("):
+            self._refuse("a number")
+        value = self._sum()
+        if not self._take(")"):
+            self._refuse("')'")
+        return value
 
     def _named(self, written: str) -> Number:
         name = written.lower()
@@ -217,12 +224,12 @@ class _Parser:
             message = f"unknown name {written!r}; known are {', '.join([*_CONSTANTS, *_FUNCTIONS])}"
             raise ToolError(message)
         if not self._take("("):
-            raise self._unexpected(f"'(' after {name}")
+            self._refuse(f"'(' after {name}")
         arguments = [self._sum()]
         while self._take(","):
             arguments.append(self._sum())
         if not self._take(")"):
-            raise self._unexpected(f"',' or ')' in the arguments of {name}")
+            self._refuse(f"',' or ')' in the arguments of {name}")
         function, fewest, most = _FUNCTIONS[name]
         if not fewest <= len(arguments) <= most:
             message = f"{name} takes {fewest if fewest == most else f'{fewest} to {most}'} values, not {len(arguments)}"
@@ -331,7 +338,7 @@ def _log10(value: Number) -> float:
 def _trigonometric(function: Callable[[float], float]) -> Callable[[Number], float]:
     def snapped(value: Number) -> float:
         result = function(float(value))
-        return 0.0 if abs(result) < TRIGONOMETRIC_ZERO < abs(value) else result
+        return 0.0 if abs(result) < TRIGONOMETRIC_ZERO < abs(float(value)) else result
 
     return snapped
 

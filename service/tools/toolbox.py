@@ -67,8 +67,9 @@ class Toolbox:
         """
         started = time.perf_counter()
         success = False
+        limit = asyncio.timeout(self._timeout_s)
         try:
-            async with asyncio.timeout(self._timeout_s) as limit:
+            async with limit:
                 content = await self._run(name, arguments_json)
             success = True
         except ToolError as exc:
@@ -87,7 +88,7 @@ class Toolbox:
         if tool is None:
             message = f"there is no tool called {name!r}; the tools are: {', '.join(self._tools) or 'none'}"
             raise ToolError(message)
-        result = await tool.run(_arguments(arguments_json, tool.parameters))
+        result: object = await tool.run(_arguments(arguments_json, tool.parameters))
         if not isinstance(result, str):
             message = f"{name} returned {type(result).__name__} where text was due"
             raise ToolError(message)
