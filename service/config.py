@@ -65,6 +65,18 @@ class Settings(BaseSettings):
     # Processes
     workers: int = Field(2, ge=1, le=256, description="worker processes under `up`")
     concurrency: int = Field(32, ge=1, le=10_000, description="runs one worker executes at once")
+    lease_s: float = Field(
+        10,
+        ge=0.5,
+        le=3600,
+        description="a worker silent for so long loses its runs to another; renewed three times as often",
+    )
+    max_attempts: int = Field(2, ge=1, le=100, description="attempts at a run whose workers were lost")
+    retry_after_tools: bool = Field(
+        default=False,
+        validation_alias=AliasChoices(f"{ENV_PREFIX}RETRY_AFTER_TOOLS", "RETRY_AFTER_TOOLS"),
+        description="try a run again even if tools have run (they would run twice); never after text was shown",
+    )
     drain_timeout_s: float = Field(20, ge=0, description="time a stopping process gives its runs and streams to end")
     broker_wait_s: float = Field(30, ge=0, description="time a starting process waits for Redis before it gives up")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level logged")

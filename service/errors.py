@@ -6,12 +6,15 @@
     |   |-- Unauthenticated          401  invalid_api_key
     |   |-- NotFound                 404  not_found
     |   |-- MethodNotAllowed         405  method_not_allowed
+    |   |-- Conflict                 409  idempotency_key_reused
+    |   |-- Gone                     410  stream_trimmed
     |   |-- BodyTooLarge             413  request_too_large
     |   |-- UnsupportedMediaType     415  unsupported_media_type
     |   `-- QueueFull                429  queue_full (with Retry-After)
     |-- ServiceError                 our side; HTTP 5xx
     |   |-- BrokerUnavailable        503  broker_unavailable (with Retry-After)
     |   |-- Draining                 503  draining (with Retry-After)
+    |   |-- RunStuck                 504  run_not_ended
     |   `-- RunFailed                the run's own failure; status by its code
     |-- BusError                     store internals, never shown as they are
     |   |-- Fenced                   a newer attempt owns the run's log
@@ -85,6 +88,20 @@ class MethodNotAllowed(RequestError):
     code = "method_not_allowed"
 
 
+class Conflict(RequestError):
+    """409: the idempotency key stands for a different request."""
+
+    status = 409
+    code = "idempotency_key_reused"
+
+
+class Gone(RequestError):
+    """410: the run's log no longer reaches back so far."""
+
+    status = 410
+    code = "stream_trimmed"
+
+
 class BodyTooLarge(RequestError):
     """413: the body is over the limit."""
 
@@ -127,6 +144,13 @@ class Draining(ServiceError):
 
     status = 503
     code = "draining"
+
+
+class RunStuck(ServiceError):
+    """504: a cancel was stored, but the run has not ended in the time it should take."""
+
+    status = 504
+    code = "run_not_ended"
 
 
 class RunFailed(ServiceError):
@@ -180,6 +204,9 @@ QUEUE_TIMEOUT = "queue_timeout"
 RUN_TIMEOUT = "run_timeout"
 WORKER_SHUTDOWN = "worker_shutdown"
 STREAM_LOST = "stream_lost"
+WORKER_LOST = "worker_lost"
+CANCELLED = "cancelled"
+CANCELLED_MESSAGE = "the run was cancelled"
 
 MAX_MESSAGE_CHARACTERS = 4000  # of an agent's own error text: it ends up in a frame and a log line
 
@@ -215,6 +242,8 @@ def failure_code(message: str) -> str:
 
 def failure_type(code: str) -> str:
     """Return the OpenAI error type of a failed run."""
+    if code == CANCELLED:
+        return CANCELLED
     return "invalid_request_error" if code in {CONTEXT_LENGTH, MODEL_ERROR} else "server_error"
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from service import sse
-from service.errors import error_body, failure_text, failure_type
+from service.errors import CANCELLED, CANCELLED_MESSAGE, error_body, failure_text, failure_type
 from service.protocol.events import START, TERMINAL, TOOL_CALL_START, Cursor, Event
 from service.transcript import Failure, Finish, Named, Part, Text, Transcript
 
@@ -115,7 +115,12 @@ class ChunkStream:
 
     def _finish(self, part: Finish, cursor: Cursor) -> Iterator[bytes]:
         """Yield the final chunk with usage, or OpenAI's pair: final chunk, then usage alone. Never both."""
+        if part.cancelled and self._options.strict_errors:
+            yield self._failure(Failure(CANCELLED, CANCELLED_MESSAGE), cursor)
+            return
         final = self._chunk([{"index": 0, "delta": {}, "finish_reason": part.reason}])
+        if part.cancelled:
+            final["agent_error"] = _agent_error(CANCELLED, CANCELLED_MESSAGE)
         chunks = [(cursor, final)]
         if self._options.include_usage:
             usage_alone = self._chunk([]) | {"usage": part.usage}
@@ -132,7 +137,7 @@ class ChunkStream:
             body: dict[str, Any] = error_body(text, failure_type(part.code), code=part.code)
         else:
             body = self._chunk([{"index": 0, "delta": {"content": text}, "finish_reason": "stop"}])
-            body["agent_error"] = {"type": failure_type(part.code), "code": part.code, "message": part.message}
+            body["agent_error"] = _agent_error(part.code, part.message)
         return sse.frame(_json(body), event_id=str(cursor) if cursor else None)
 
     def _named(self, part: Named, cursor: Cursor) -> Iterator[bytes]:
@@ -164,6 +169,10 @@ class ChunkStream:
 
 
 _EMPTY_CHOICE: dict[str, Any] = {"index": 0, "delta": {}, "finish_reason": None}
+
+
+def _agent_error(code: str, message: str) -> dict[str, str]:
+    return {"type": failure_type(code), "code": code, "message": message}
 
 
 def _json(value: object) -> bytes:

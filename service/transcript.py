@@ -15,6 +15,7 @@ What each event becomes (deploy/PROTOCOL.md, "The SSE sequence"):
     text              after text and tools     Text("\n\n") before it
     run_completed     nothing was streamed     Named(tool_results) if any, a Text per word, Finish
     run_completed     text was streamed        Named(tool_results) not yet reported, Finish
+    run_cancelled     always                   Finish
     run_failed        always                   Text("\n\n") if text was streamed, Failure
     ================  =======================  ==================================================
 """
@@ -25,6 +26,7 @@ from typing import Any, NamedTuple
 from service.errors import BusError
 from service.protocol.events import (
     NAMED,
+    RUN_CANCELLED,
     RUN_COMPLETED,
     RUN_STARTED,
     TERMINAL,
@@ -52,10 +54,11 @@ class Named(NamedTuple):
 
 
 class Finish(NamedTuple):
-    """The end of a run that completed. ``usage`` has the three OpenAI keys."""
+    """The end of a run that completed or was cancelled. ``usage`` has the three OpenAI keys."""
 
     reason: str
     usage: dict[str, int]
+    cancelled: bool = False
 
 
 class Failure(NamedTuple):
@@ -96,6 +99,8 @@ class Transcript:
             self._unreported.clear()
         elif kind in TERMINAL:
             self.finished = True
+            if kind == RUN_CANCELLED:
+                return iter((Finish("stop", event.data["usage"], cancelled=True),))
             return self._completed(event.data) if kind == RUN_COMPLETED else self._failed(event.data)
         return ()
 

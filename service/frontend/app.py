@@ -12,12 +12,14 @@ from service.errors import StartupError
 from service.frontend import metrics, middleware, playground, routes
 from service.frontend.auth import Authenticator
 from service.frontend.context import CONTEXT, Context
+from service.frontend.errands import Errands
 from service.frontend.watch import Watcher
 from service.protocol.keys import Keys
 from service.store.bus import Bus
 from service.store.endpoint import Endpoint
 from service.store.link import Link
 from service.store.queue import JobSubmitter
+from service.store.runs import RunStore
 
 log = logging.getLogger(__name__)
 
@@ -39,11 +41,14 @@ def create_app(settings: Settings, *, keys: Keys | None = None) -> web.Applicati
         bus=Bus(link, keys),
         submitter=JobSubmitter(link, keys, settings.queue, max_queued=settings.max_queued),
         authenticator=Authenticator(settings.api_keys),
+        runs=RunStore(link, keys),
         watcher=Watcher(),
+        errands=Errands(),
         metrics=metrics.FrontendMetrics(),
     )
     app.cleanup_ctx.append(_open_link)
     app.cleanup_ctx.append(_watch_runs)
+    app.cleanup_ctx.append(_finish_errands)
     app.add_routes(routes.ROUTES)
     app.add_routes(playground.routes())
     return app
@@ -63,6 +68,11 @@ async def _watch_runs(app: web.Application) -> AsyncIterator[None]:
     task.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await task
+
+
+async def _finish_errands(app: web.Application) -> AsyncIterator[None]:
+    yield
+    await app[CONTEXT].errands.finish()
 
 
 def _die_loudly(task: asyncio.Task[None]) -> None:

@@ -6,11 +6,13 @@ from aiohttp import web
 
 from service.config import Settings
 from service.frontend.auth import Authenticator
+from service.frontend.errands import Errands
 from service.frontend.metrics import FrontendMetrics
 from service.frontend.watch import Watcher
 from service.store.bus import Bus
 from service.store.link import Link
 from service.store.queue import JobSubmitter
+from service.store.runs import RunStore
 
 
 @dataclass(slots=True)
@@ -22,7 +24,9 @@ class Context:
     bus: Bus
     submitter: JobSubmitter
     authenticator: Authenticator
+    runs: RunStore
     watcher: Watcher
+    errands: Errands
     metrics: FrontendMetrics
     draining: bool = False
 

@@ -6,7 +6,6 @@ from typing import Final, cast, get_args
 from aiohttp import web
 
 from service.errors import InvalidRequest
-from service.protocol.openai import ChatCompletionRequest
 from service.stream import EventFormat, StreamOptions
 
 FORMAT_HEADER: Final = "X-Agent-Events"
@@ -18,7 +17,7 @@ _NAMED_EVENTS_SINCE: Final = {"python": (1, 98, 0), "js": (5, 11, 0)}
 _VERSION = re.compile(r"(\d{1,6})\.(\d{1,6})\.(\d{1,6})")
 
 
-def stream_options(request: web.Request, chat: ChatCompletionRequest) -> StreamOptions:
+def stream_options(request: web.Request, *, include_usage: bool) -> StreamOptions:
     """Return how to stream to this client; raises InvalidRequest for an unknown format."""
     asked = request.query.get(FORMAT_QUERY) or request.headers.get(FORMAT_HEADER)
     if asked is not None and asked not in get_args(EventFormat):
@@ -30,7 +29,7 @@ def stream_options(request: web.Request, chat: ChatCompletionRequest) -> StreamO
         raise InvalidRequest(message, param=ERRORS_HEADER)
     return StreamOptions(
         event_format=cast("EventFormat", asked) if asked else _bearable_format(request),
-        include_usage=chat.include_usage,
+        include_usage=include_usage,
         strict_errors=errors == "strict",
     )
 

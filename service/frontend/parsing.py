@@ -11,6 +11,7 @@ from service.protocol.openai import ChatCompletionRequest
 
 # Nesting of a body. OpenAI's deepest (a JSON schema in a tool) stays below 30; recursion elsewhere is bounded too.
 MAX_DEPTH: Final = 64
+MAX_IDEMPOTENCY_KEY: Final = 255  # as elsewhere
 
 
 async def read_chat_request(request: web.Request, *, max_messages: int) -> ChatCompletionRequest:
@@ -39,6 +40,15 @@ async def read_chat_request(request: web.Request, *, max_messages: int) -> ChatC
         return ChatCompletionRequest.model_validate(body)
     except ValidationError as exc:
         raise _explained(exc) from exc
+
+
+def idempotency_key(request: web.Request) -> str | None:
+    """Return the Idempotency-Key, if one was sent; raises InvalidRequest if it is unusable."""
+    key = request.headers.get("Idempotency-Key")
+    if key is not None and not (0 < len(key) <= MAX_IDEMPOTENCY_KEY and key.isprintable() and key.isascii()):
+        message = f"Idempotency-Key must have 1 to {MAX_IDEMPOTENCY_KEY} printable ASCII characters"
+        raise InvalidRequest(message, param="Idempotency-Key")
+    return key
 
 
 def _explained(exc: ValidationError) -> InvalidRequest:

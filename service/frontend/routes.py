@@ -1,137 +1,122 @@
 """The HTTP surface; handlers are thin."""
 
 import asyncio
-import time
+import hmac
 from typing import Any, Final
 
 from aiohttp import web
 
-from service.errors import BrokerUnavailable, Draining, NotFound
+from service.errors import InvalidRequest, NotFound
 from service.frontend.context import CONTEXT, Context
-from service.frontend.middleware import BROKER_RETRY_AFTER_S
 from service.frontend.negotiate import stream_options
-from service.frontend.parsing import read_chat_request
-from service.frontend.rawwriter import ClientGone, RawWriter
-from service.frontend.streaming import Collector, StreamPump
-from service.frontend.watch import Deadlines
-from service.protocol.jobs import Job, new_run_id, open_ttl_s
-from service.protocol.openai import ChatCompletionRequest, completion_body
-from service.store.feed import RunFeed
-from service.stream import ChunkStream, StreamHead
+from service.frontend.parsing import idempotency_key, read_chat_request
+from service.frontend.sessions import (
+    Admission,
+    Past,
+    answering,
+    attach,
+    cancel_bound_s,
+    complete_run,
+    fold_run,
+    new_job,
+    refuse_if_draining,
+    require_broker,
+    start_run,
+    stream_run,
+)
+from service.protocol.events import Cursor
+from service.protocol.jobs import RUN_ID
+from service.store.runs import RunInfo
+from service.stream import StreamOptions
 
-# Subscribing and enqueueing take about 1 ms; a broker that needs this long is as good as down.
-ADMISSION_TIMEOUT_S: Final = 5.0
 HEALTH_TIMEOUT_S: Final = 2.0
-STREAM_HEADERS: Final = {
-    "Content-Type": "text/event-stream; charset=utf-8",
-    "Cache-Control": "no-cache, no-transform",
-    "X-Accel-Buffering": "no",
-}
 
 
 async def create_chat_completion(request: web.Request) -> web.StreamResponse:
     """POST /v1/chat/completions: enqueue a run; stream it, or wait for it."""
     context = request.app[CONTEXT]
     owner = context.authenticator.owner(request)
-    if context.draining:
-        message = "this front end is shutting down; try again"
-        raise Draining(message, retry_after_s=1)
+    refuse_if_draining(context)
     chat = await read_chat_request(request, max_messages=context.settings.max_messages)
-    now = time.time()
-    job = Job(
-        run_id=new_run_id(),
-        request=chat.model_dump(mode="json", exclude_unset=True),
-        created=int(now),
-        start_by=now + context.settings.queue_timeout_s,
-        owner=owner,
-    )
+    options = stream_options(request, include_usage=chat.include_usage)
+    job = new_job(context, chat, owner)
+    key = idempotency_key(request)
+    if key is not None:
+        require_broker(context)
+        async with answering():
+            earlier = await attach(context, owner, key, chat, job)
+        if isinstance(earlier, RunInfo):
+            return await _answer(request, context, earlier, options, stream=bool(chat.stream))
+        job = earlier
+    stays = chat.background or key is not None
+    admission = Admission(context, job)
     if chat.stream:
-        return await _stream(request, context, job, chat)
-    return await _complete(context, job, chat)
+        return await stream_run(request, context, admission, options, cancel_when_gone=not stays)
+    if chat.background:
+        return await start_run(context, admission)
+    return await complete_run(context, admission, cancel_when_gone=not stays)
 
 
-async def _stream(request: web.Request, context: Context, job: Job, chat: ChatCompletionRequest) -> web.StreamResponse:
-    head = StreamHead(run_id=job.run_id, created=job.created, model=chat.model)
-    response = web.StreamResponse(headers=STREAM_HEADERS | _extra_headers(request))
-    writer = RawWriter(request, response, write_timeout_s=context.settings.write_timeout_s)
-    pump = StreamPump(
-        ChunkStream(head, stream_options(request, chat)),
-        writer,
-        replay_word_delay_ms=context.settings.replay_word_delay_ms,
-    )
-    feed = context.bus.feed(job.run_id, pump.on_events, pump.on_failure)
-    pump.attach(feed, _deadlines(context, feed))
+async def retrieve_chat_completion(request: web.Request) -> web.StreamResponse:
+    """GET /v1/chat/completions/{id}: the run as far as it is; with ?stream=true its stream, from a cursor on."""
+    context = request.app[CONTEXT]
+    info = await _own_run(request)
+    if request.query.get("stream", "false").lower() not in {"true", "1"}:
+        return await fold_run(context, info)
+    refuse_if_draining(context)
+    options = stream_options(request, include_usage=info.include_usage)
+    return await _answer(request, context, info, options, stream=True, after=_cursor(request))
+
+
+async def cancel_chat_completion(request: web.Request) -> web.StreamResponse:
+    """POST /v1/chat/completions/{id}/cancel: end the run, and answer when it has really ended."""
+    context = request.app[CONTEXT]
+    info = await _own_run(request)
+    async with answering():
+        await context.runs.cancel(info.run_id, ttl_s=context.settings.run_ttl_s)
+    return await fold_run(context, info, until_ended_s=cancel_bound_s(context.settings.lease_s))
+
+
+async def _answer(  # noqa: PLR0913 -- the request, the run, and how to answer it
+    request: web.Request,
+    context: Context,
+    info: RunInfo,
+    options: StreamOptions,
+    *,
+    stream: bool,
+    after: Cursor | None = None,
+) -> web.StreamResponse:
+    """Answer with a run that exists: from its log, then live."""
+    past = Past(context, info, after)
+    if stream:
+        return await stream_run(request, context, past, options, cancel_when_gone=False)
+    return await complete_run(context, past, cancel_when_gone=False)
+
+
+async def _own_run(request: web.Request) -> RunInfo:
+    """Return the run named in the path; NotFound if there is none, or it was created with another key."""
+    context = request.app[CONTEXT]
+    owner = context.authenticator.owner(request)
+    run_id = request.match_info["run_id"]
+    require_broker(context)
+    if RUN_ID.fullmatch(run_id) is not None:
+        async with answering():
+            info = await context.runs.describe(run_id)
+        if info is not None and hmac.compare_digest(info.owner, owner):
+            return info
+    message = f"no such run: {run_id[:60]!r}; runs are kept for a while after their end and for their creator only"
+    raise NotFound(message, param="id")
+
+
+def _cursor(request: web.Request) -> Cursor | None:
+    """Return the position after which to resume: query ``starting_after``, or header Last-Event-ID."""
+    text = request.query.get("starting_after") or request.headers.get("Last-Event-ID")
+    if not text:
+        return None
     try:
-        await _admit(context, feed, job)
-        context.watcher.add(pump)
-        await pump.run()
-    except ClientGone:
-        writer.abort()
-    except BaseException:
-        if response.prepared:
-            writer.abort()  # never a clean end without the final chunk
-        raise
-    finally:
-        _leave(context, pump, feed)
-    return response
-
-
-async def _complete(context: Context, job: Job, chat: ChatCompletionRequest) -> web.Response:
-    collector = Collector()
-    feed = context.bus.feed(job.run_id, collector.on_events, collector.on_failure)
-    collector.attach(_deadlines(context, feed))
-    try:
-        await _admit(context, feed, job)
-        context.watcher.add(collector)
-        content, finish = await collector.result()
-    finally:
-        _leave(context, collector, feed)
-    return web.json_response(
-        completion_body(
-            run_id=job.run_id,
-            created=job.created,
-            model=chat.model,
-            content=content,
-            finish_reason=finish.reason,
-            usage=finish.usage,
-        ),
-    )
-
-
-async def _admit(context: Context, feed: RunFeed, job: Job) -> None:
-    """Subscribe, then enqueue: nothing can be missed. Raises BrokerUnavailable or QueueFull."""
-    settings = context.settings
-    if not context.link.connected:
-        message = "Redis cannot be reached; try again"
-        raise BrokerUnavailable(message, retry_after_s=BROKER_RETRY_AFTER_S)
-    try:
-        async with asyncio.timeout(ADMISSION_TIMEOUT_S):
-            await feed.open()
-            await context.submitter.submit(job, ttl_s=open_ttl_s(settings.queue_timeout_s, settings.run_timeout_s))
-    except TimeoutError as exc:
-        message = f"Redis did not answer within {ADMISSION_TIMEOUT_S:g} s; try again"
-        raise BrokerUnavailable(message, retry_after_s=BROKER_RETRY_AFTER_S) from exc
-
-
-def _deadlines(context: Context, feed: RunFeed) -> Deadlines:
-    settings = context.settings
-    return Deadlines(
-        feed,
-        asyncio.get_running_loop().time(),
-        queue_timeout_s=settings.queue_timeout_s,
-        run_timeout_s=settings.run_timeout_s,
-    )
-
-
-def _leave(context: Context, run: StreamPump | Collector, feed: RunFeed) -> None:
-    feed.close()
-    context.watcher.remove(run)
-    context.metrics.catch_ups.inc(feed.catch_ups)
-
-
-def _extra_headers(request: web.Request) -> dict[str, str]:
-    cors_headers: dict[str, str] = request.get("cors_headers", {})
-    return {"X-Request-Id": request["request_id"], **cors_headers}
+        return Cursor.parse(text)
+    except ValueError as exc:
+        raise InvalidRequest(str(exc), param="starting_after") from exc
 
 
 async def list_models(request: web.Request) -> web.Response:
@@ -196,6 +181,8 @@ async def show_metrics(request: web.Request) -> web.Response:
 
 ROUTES: Final = [
     web.post("/v1/chat/completions", create_chat_completion),
+    web.get("/v1/chat/completions/{run_id}", retrieve_chat_completion),
+    web.post("/v1/chat/completions/{run_id}/cancel", cancel_chat_completion),
     web.get("/v1/models", list_models),
     web.get("/v1/models/{model}", retrieve_model),
     web.get("/health/live", live),

@@ -13,10 +13,10 @@ from service import sse
 from service.errors import STREAM_LOST, AgentStreamError, RunFailed
 from service.frontend.rawwriter import HIGH_WATER_BYTES, RawWriter
 from service.frontend.watch import Deadlines
-from service.protocol.events import RUN_COMPLETED, TERMINAL, Event
+from service.protocol.events import RUN_COMPLETED, TERMINAL, TEXT, Event
 from service.store.feed import RunFeed
 from service.stream import ChunkStream
-from service.transcript import Completion, Finish
+from service.transcript import Completion
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +56,11 @@ class StreamPump:
         self._feed = feed
         self._deadlines = deadlines
 
+    @property
+    def ended(self) -> bool:
+        """Whether the run ended, or was given up; the client may not have all of it yet."""
+        return self._tail is not None
+
     async def run(self) -> None:
         """Stream until the terminal frame is written; raises ClientGone."""
         await self._writer.prepare()
@@ -83,13 +88,15 @@ class StreamPump:
         for event in events:
             if event.type in TERMINAL:
                 self._end(self._machine.receive(event), paced=event.type == RUN_COMPLETED)
-            else:
-                self._out.extend(self._machine.receive(event))
+                break
+            self._out.extend(self._machine.receive(event))
         if self._deadlines is not None:
             self._deadlines.heard(events[-1], self._loop.time())
         if not self._flush_scheduled:
             self._flush_scheduled = True
             self._loop.call_soon(self._flush)
+        if not self._started and sum(map(len, self._out)) > HIGH_WATER_BYTES:
+            self._pause()  # a long past, read faster than the response begins
 
     def on_failure(self, error: AgentStreamError) -> None:
         """End with an error frame: the run's events cannot be had any more."""
@@ -132,10 +139,13 @@ class StreamPump:
         self._last_chunk_s = now_s
         self._write(data, now_s)
         if self._writer.blocked and not self._stuck:
-            self._stuck = True
-            if self._feed is not None:
-                self._feed.pause()
-            self._wake.set()
+            self._pause()
+
+    def _pause(self) -> None:
+        self._stuck = True
+        if self._feed is not None:
+            self._feed.pause()
+        self._wake.set()
 
     def _write(self, data: bytes, now_s: float) -> None:
         self._last_byte_s = now_s
@@ -162,37 +172,45 @@ class Collector:
     """Folds one run into a completion."""
 
     def __init__(self) -> None:
-        """Start empty; ``attach`` must follow."""
-        self._completion = Completion()
+        """Start empty; ``attach`` adds deadlines."""
+        self.completion = Completion()
         self._loop = asyncio.get_running_loop()
         self._deadlines: Deadlines | None = None
         self._characters = 0
         self._done: asyncio.Future[None] = self._loop.create_future()
+        self._done.add_done_callback(lambda done: done.cancelled() or done.exception())  # seen, even if not awaited
 
     def attach(self, deadlines: Deadlines) -> None:
         """Bind the run's deadlines."""
         self._deadlines = deadlines
 
-    async def result(self) -> tuple[str, Finish]:
-        """Return content and finish; raises RunFailed."""
+    @property
+    def ended(self) -> bool:
+        """Whether the run ended, or was given up."""
+        return self._done.done()
+
+    async def until_ended(self) -> None:
+        """Return when the run has ended; raises RunFailed if it was given up."""
         await self._done
-        finish, failure = self._completion.finish, self._completion.failure
-        if finish is None:
-            code, message = (failure.code, failure.message) if failure else (STREAM_LOST, "the run did not end")
-            raise RunFailed(message, code=code)
-        return self._completion.content, finish
+
+    def raise_failure(self) -> None:
+        """Raise RunFailed unless the run completed or was cancelled."""
+        if (failure := self.completion.failure) is not None:
+            raise RunFailed(failure.message, code=failure.code)
 
     def on_events(self, events: Sequence[Event]) -> None:
         """Take events in order."""
         if self._done.done():
             return
         for event in events:
-            self._completion.receive(event)
-            if event.type == "text":
+            self.completion.receive(event)
+            if event.type == TEXT:
                 self._characters += len(event.data)
+            if self.completion.finished:
+                break
         if self._deadlines is not None:
             self._deadlines.heard(events[-1], self._loop.time())
-        if self._completion.finished:
+        if self.completion.finished:
             self._done.set_result(None)
         elif self._characters > MAX_COMPLETION_CHARACTERS:
             self.fail(STREAM_LOST, f"the answer exceeds {MAX_COMPLETION_CHARACTERS} characters; request it streamed")

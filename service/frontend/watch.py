@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections.abc import Callable
 from typing import Final, Protocol
 
 from service.errors import QUEUE_TIMEOUT, STREAM_LOST
@@ -28,12 +29,26 @@ class OpenRun(Protocol):
 class Deadlines:
     """When a run should be doubted, and when it must be given up. Times are the loop's clock, in seconds."""
 
-    def __init__(self, feed: RunFeed, now_s: float, *, queue_timeout_s: float, run_timeout_s: float) -> None:
-        """Begin with the time the job may wait in the queue."""
+    def __init__(
+        self,
+        feed: RunFeed,
+        now_s: float,
+        *,
+        queue_timeout_s: float,
+        run_timeout_s: float,
+        on_doubt_unstarted: Callable[[], None] | None = None,
+    ) -> None:
+        """Begin with the time the job may wait in the queue.
+
+        ``on_doubt_unstarted`` is called when a run of which nothing was heard yet is doubted. Without it the run
+        is one that exists, of unknown age.
+        """
         self._feed = feed
+        self._on_doubt_unstarted = on_doubt_unstarted
         self._run_timeout_s = run_timeout_s
         self._started = False
-        self._give_up_at_s = now_s + queue_timeout_s + GRACE_S
+        patience_s = queue_timeout_s if on_doubt_unstarted else queue_timeout_s + run_timeout_s
+        self._give_up_at_s = now_s + patience_s + GRACE_S
         self._doubt_after_s = FIRST_DOUBT_S
         self._doubt_at_s = now_s + FIRST_DOUBT_S
 
@@ -53,6 +68,8 @@ class Deadlines:
             return QUEUE_TIMEOUT, "no worker took the job up in time"
         if now_s >= self._doubt_at_s:
             self._feed.doubt()
+            if not self._started and self._on_doubt_unstarted is not None:
+                self._on_doubt_unstarted()
             self._doubt_after_s = min(self._doubt_after_s * 2, LAST_DOUBT_S)
             self._doubt_at_s = now_s + self._doubt_after_s
         return None

@@ -24,12 +24,13 @@ TOOL_CALL_END: Final = "tool_call_end"
 TOOL_RESULTS: Final = "tool_results"
 RUN_COMPLETED: Final = "run_completed"
 RUN_FAILED: Final = "run_failed"
+RUN_CANCELLED: Final = "run_cancelled"
 
 # Sent to clients under these names, in the order the agent emitted them (seed's event map).
 NAMED: Final = frozenset(
     {"agent_turn_start", "inference_start", "inference_end", TOOL_CALL_START, TOOL_CALL_END},
 )
-TERMINAL: Final = frozenset({RUN_COMPLETED, RUN_FAILED})
+TERMINAL: Final = frozenset({RUN_COMPLETED, RUN_FAILED, RUN_CANCELLED})
 # The bridge's own; an agent may not emit them.
 RESERVED: Final = frozenset({RUN_STARTED, TEXT, TOOL_RESULTS}) | TERMINAL
 

@@ -1,5 +1,6 @@
 """The queued envelope of a run."""
 
+import re
 import secrets
 from typing import Any, Final, Self
 
@@ -7,6 +8,7 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field
 
 VERSION: Final = 1
+RUN_ID: Final = re.compile(r"chatcmpl-[0-9a-f]{32}")
 
 
 def new_run_id() -> str:
@@ -25,10 +27,11 @@ class Job(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     v: int = VERSION
-    run_id: str = Field(pattern=r"^chatcmpl-[0-9a-f]{32}$")
+    run_id: str = Field(pattern=f"^{RUN_ID.pattern}$")
     request: dict[str, Any] = Field(description="the validated chat completion request, as JSON")
     created: int = Field(description="Unix time, seconds; the completion's `created`")
     start_by: float = Field(description="Unix time, seconds; a job not started by then fails as queue_timeout")
+    include_usage: bool = Field(default=False, description="whether the stream tells its usage in a chunk of its own")
     owner: str = Field(default="", description="hash of the API key that created the run, empty without keys")
 
     def encode(self) -> bytes:

@@ -23,6 +23,14 @@ class Keys:
         """Pub/sub channel of live events, and the Stream of the same name: the replay log."""
         return f"{self.prefix}:{{{run_id}}}:events"
 
+    def control(self, worker_id: str) -> str:
+        """Channel of one worker: ids of runs it shall cancel. One a worker, so a run costs no subscription."""
+        return f"{self.prefix}:control:{worker_id}"
+
+    def idempotency(self, digest: str) -> str:
+        """Name of the run an idempotency key of one owner stands for, a string with a TTL; ``digest`` hides both."""
+        return f"{self.prefix}:idempotency:{digest}"
+
     def run(self, run_id: str) -> str:
-        """Hash: status, owner, model, created, attempt, result summary."""
+        """Hash: status, owner, model, created, include_usage, attempt, entry, worker, cancel, handed_back."""
         return f"{self.prefix}:{{{run_id}}}:run"

@@ -137,6 +137,7 @@ class ChatCompletionRequest(BaseModel):
     response_format: dict[str, Any] | None = None
     metadata: dict[str, Any] | None = None
     reasoning_effort: str | None = None
+    background: bool | None = None
 
     @field_validator("stop")
     @classmethod
@@ -199,16 +200,21 @@ def completion_body(  # noqa: PLR0913 -- the fields of the wire object
     run_id: str,
     created: int,
     model: str,
+    status: str,
     content: str,
-    finish_reason: str,
+    finish_reason: str | None,
     usage: dict[str, int],
 ) -> dict[str, Any]:
-    """Return a ``chat.completion`` object. All three usage keys are always there (the llm client needs them)."""
+    """Return a ``chat.completion`` object. All three usage keys are always there (the llm client needs them).
+
+    ``status`` is ours: queued, in_progress, completed, failed or cancelled; ``finish_reason`` is None until the end.
+    """
     return {
         "id": run_id,
         "object": "chat.completion",
         "created": created,
         "model": model,
+        "status": status,
         "choices": [
             {
                 "index": 0,

@@ -2,10 +2,10 @@
 
 from collections.abc import Callable, Sequence
 
-from service.errors import AgentStreamError
-from service.protocol.events import Event
+from service.errors import AgentStreamError, LogTrimmed
+from service.protocol.events import Event, decode_batch
 from service.protocol.keys import Keys
-from service.store.feed import RunFeed
+from service.store.feed import PAGE_ENTRIES, RunFeed
 from service.store.link import Link
 from service.store.publisher import LogLimits, RunPublisher
 
@@ -28,7 +28,26 @@ class Bus:
         return RunFeed(self._link, self._keys.events(run_id), on_events, on_failure)
 
     def publisher(
-        self, run_id: str, attempt: int, limits: LogLimits, on_lost: Callable[[AgentStreamError], None]
+        self,
+        run_id: str,
+        attempt: int,
+        limits: LogLimits,
+        on_lost: Callable[[AgentStreamError], None],
+        begun: bytes | None = None,
     ) -> RunPublisher:
-        """Return the writer of one attempt at the run."""
-        return RunPublisher(self._link, self._keys.events(run_id), attempt, limits, on_lost)
+        """Return the writer of one attempt at the run; ``begun`` is its first batch, if that is stored already."""
+        names = self._keys.events(run_id), self._keys.run(run_id)
+        return RunPublisher(self._link, names, attempt, limits, on_lost, begun)
+
+    async def history(self, run_id: str) -> list[Event]:
+        """Return the events that are in the run's log now; raises LogTrimmed if its beginning is not."""
+        events: list[Event] = []
+        after = "-"
+        while page := await self._link.call("XRANGE", self._keys.events(run_id), after, "+", "COUNT", PAGE_ENTRIES):
+            for _, fields in page:
+                events += decode_batch(fields[1])
+            after = f"({page[-1][0].decode()}"
+        if events and events[0].seq != 1:
+            message = f"the log of {run_id} begins at {events[0].attempt}-{events[0].seq}"
+            raise LogTrimmed(message)
+        return events

@@ -10,6 +10,7 @@ or a long silence is answered by reading the log, never by guessing. Everything 
 the link's read loop, so there is nothing to race.
 """
 
+import asyncio
 import enum
 import logging
 from collections.abc import Callable, Sequence
@@ -53,15 +54,32 @@ class RunFeed:
         self._position = (0, 0)  # attempt and seq of the last event delivered
         self._heard = (0, 0)  # the furthest position a dropped message told of
         self._reading: Command | None = None
+        self._synced: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.failure: AgentStreamError | None = None
         self.catch_ups = 0
 
-    async def open(self, *, from_log: bool = False) -> None:
-        """Subscribe, and return when the server has confirmed it; with ``from_log``, read the past first."""
+    @property
+    def position(self) -> tuple[int, int]:
+        """Attempt and seq of the last event delivered."""
+        return self._position
+
+    async def open(self) -> None:
+        """Subscribe to a run that has no past yet, and return when the server has confirmed it."""
         await self._link.subscribe(self._channel, self._on_message)
         self._state = _State.LIVE
         self._link.on_reconnect.append(self.doubt)
-        if from_log:
-            self.doubt()
+
+    async def open_from_log(self) -> bool:
+        """Subscribe, deliver the past, and return whether all of it could be: False if the consumer paused.
+
+        Raises LogTrimmed if the past is not whole any more, BusError if it cannot be read.
+        """
+        await self.open()
+        self.doubt()
+        await self._synced
+        if self.failure is not None:
+            raise self.failure
+        return self._state is _State.LIVE
 
     def close(self) -> None:
         """Stop; harmless twice."""
@@ -69,6 +87,7 @@ class RunFeed:
             return
         self._state = _State.CLOSED
         self._link.on_reconnect.remove(self.doubt)
+        self._set_synced()
         self._link.unsubscribe(self._channel, self._on_message)
         self._forget_reading()
 
@@ -82,6 +101,7 @@ class RunFeed:
         if self._state is not _State.CLOSED:
             self._state = _State.PAUSED
             self._forget_reading()
+            self._set_synced()
 
     def resume(self) -> None:
         """Go on after a pause."""
@@ -138,6 +158,7 @@ class RunFeed:
             self._read_page()
         else:
             self._state = _State.LIVE
+            self._set_synced()
 
     def _take_entry(self, events: list[Event]) -> None:
         first, (attempt, seq) = events[0], self._position
@@ -157,6 +178,10 @@ class RunFeed:
                 log.exception("the consumer of %s failed", self._channel)
                 self._fail(BusError(f"events {last.attempt}-{last.seq} could not be handled: {exc!r}"))
 
+    def _set_synced(self) -> None:
+        if not self._synced.done():
+            self._synced.set_result(None)
+
     def _forget_reading(self) -> None:
         if self._reading is not None:
             self._reading.cancel()
@@ -164,5 +189,6 @@ class RunFeed:
 
     def _fail(self, error: AgentStreamError) -> None:
         log.warning("feed %s failed: %s", self._channel, error)
+        self.failure = error
         self.close()
         self._on_failure(error)

@@ -47,14 +47,18 @@ OnMessage = Callable[[bytes], None]
 
 
 class Command:
-    """A command on its way. ``cancel`` keeps it from being sent (again)."""
+    """A command on its way. ``cancel`` keeps it from being sent (again).
 
-    __slots__ = ("cancelled", "on_reply", "payload")
+    ``again``, if set, makes what is sent in its place after a reconnect: the same command, asking for certainty.
+    """
+
+    __slots__ = ("again", "cancelled", "on_reply", "payload")
 
     def __init__(self, payload: bytes, on_reply: OnReply) -> None:
         """Keep the packed command and what takes its reply."""
         self.payload = payload
         self.on_reply = on_reply
+        self.again: Callable[[], bytes] | None = None
         self.cancelled = False
 
     def cancel(self) -> None:
@@ -160,6 +164,11 @@ class Link:
     def send_script(self, name: str, keys: list[str], *args: bytes | str | int, on_reply: OnReply) -> Command:
         """Run a script of ours; otherwise like ``send``."""
         return self.send("EVALSHA", SCRIPTS[name].sha, len(keys), *keys, *args, on_reply=on_reply)
+
+    @staticmethod
+    def pack_script(name: str, keys: list[str], *args: bytes | str | int) -> bytes:
+        """Return the bytes of a script's call, for ``Command.again``."""
+        return _pack(("EVALSHA", SCRIPTS[name].sha, len(keys), *keys, *args))
 
     async def call(self, *args: bytes | str | int) -> Reply:
         """Send a command and return its reply; raises BusError for an error reply.
@@ -304,7 +313,7 @@ class Link:
         await _unless_lost(self._pushes, self._subscribe(list(self._handlers)))
         self._pending = deque(command for command in self._pending if not command.cancelled)
         self._outbox.clear()
-        wire.write(b"".join(command.payload for command in self._pending))
+        wire.write(b"".join(command.again() if command.again else command.payload for command in self._pending))
         self._ready.set()
         for told in self.on_reconnect:
             told()

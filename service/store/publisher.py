@@ -18,7 +18,7 @@ from typing import Any, Final
 import hiredis
 
 from service.errors import AgentStreamError, BufferFull, BusError, Fenced, RunCancelled
-from service.protocol.events import TERMINAL, encode_batch, encode_event
+from service.protocol.events import START, TERMINAL, Cursor, encode_batch, encode_event
 from service.store.link import Link, Reply
 
 log = logging.getLogger(__name__)
@@ -47,18 +47,29 @@ class LogLimits:
 class _Batch:
     last_seq: int
     payload: bytes
-    terminal: bool
+    terminal: str = ""  # the type of the terminal event it carries
 
 
 class RunPublisher:
     """Publishes one attempt's events: a run's sink. ``put`` may be called from any thread, the rest on the loop."""
 
-    def __init__(
-        self, link: Link, channel: str, attempt: int, limits: LogLimits, on_lost: Callable[[AgentStreamError], None]
+    def __init__(  # noqa: PLR0913, PLR0917 -- what it writes, where, and how far
+        self,
+        link: Link,
+        names: tuple[str, str],
+        attempt: int,
+        limits: LogLimits,
+        on_lost: Callable[[AgentStreamError], None],
+        begun: bytes | None = None,
     ) -> None:
-        """``on_lost`` is told once if nothing more can be published: fenced, or refused by the broker."""
+        """Write to the log and the run called ``names``.
+
+        ``begun`` is the attempt's first batch, if it is stored already. ``on_lost`` is told once if nothing more
+        can be published: fenced, or refused by the broker.
+        """
         self._link = link
-        self._channel = channel
+        self._names = list(names)
+        self._channel = names[0]
         self._attempt = attempt
         self._limits = limits
         self._on_lost = on_lost
@@ -70,12 +81,18 @@ class RunPublisher:
         self._wake_scheduled = False
         self._closed: AgentStreamError | None = None
         self._next_seq = 1
+        self._stored_seq = 0
+        self._log_exists = False
+        self._epoch = link.reconnects
         self._in_flight: _Batch | None = None
-        self._again: deque[_Batch] = deque()  # kept batches on their way into an emptied log
+        self._again: deque[_Batch] = deque()  # kept batches on their way into a log that lost them
         self._kept: deque[_Batch] = deque()
         self._kept_bytes = 0
         self._trimmed = False
         self._waiters: list[asyncio.Future[None]] = []
+        if begun is not None:
+            self._keep(_Batch(1, begun))
+            self._next_seq, self._stored_seq, self._log_exists = 2, 1, True
 
     # -- from the agent, any thread -----------------------------------------------------------------
 
@@ -153,11 +170,11 @@ class RunPublisher:
 
     def _gather(self) -> _Batch | None:
         taken: list[bytes] = []
-        size, terminal = 0, False
+        size, terminal = 0, ""
         with self._room:
             while self._pending and size < MAX_BATCH_BYTES and len(taken) < MAX_BATCH_EVENTS:
                 event_type, encoded = self._pending.popleft()
-                terminal = terminal or event_type in TERMINAL
+                terminal = event_type if event_type in TERMINAL else terminal
                 size += len(encoded)
                 taken.append(encoded)
             self._pending_bytes -= size
@@ -178,34 +195,47 @@ class RunPublisher:
             self._trimmed = True
 
     def _send(self, batch: _Batch) -> None:
-        first = batch is self._kept[0]
-        ttl_s = self._limits.closed_ttl_s if batch.terminal else self._limits.open_ttl_s if first else 0
-        least_kept = f"{self._attempt}-{self._kept[0].last_seq}" if self._trimmed else ""
-        self._link.send_script(
-            "publish",
-            [self._channel],
+        reconnected, self._epoch = self._epoch != self._link.reconnects, self._link.reconnects
+        command = self._link.send_script(
+            "publish", self._names, *self._arguments(batch, verify=reconnected), on_reply=self._on_published
+        )
+        command.again = lambda: self._link.pack_script("publish", self._names, *self._arguments(batch, verify=True))
+
+    def _arguments(self, batch: _Batch, *, verify: bool) -> tuple[bytes | str | int, ...]:
+        """Return publish.lua's; after a reconnect have it verified that the log still holds what it held."""
+        ttl_s = 0 if self._log_exists else self._limits.open_ttl_s
+        return (
             f"{self._attempt}-{batch.last_seq}",
             batch.payload,
-            int(first),
-            ttl_s * 1000,
-            least_kept,
-            on_reply=self._on_published,
+            0 if self._log_exists else 1,
+            f"{self._attempt}-{self._kept[0].last_seq}" if self._trimmed else "",
+            f"{self._attempt}-{self._stored_seq}" if verify and self._stored_seq else "",
+            batch.terminal.removeprefix("run_"),
+            self._limits.closed_ttl_s if batch.terminal else ttl_s,
         )
 
     def _on_published(self, reply: Reply) -> None:
         batch, self._in_flight = self._in_flight, None
-        if reply in (b"OK", b"DUPLICATE"):
+        self._epoch = self._link.reconnects
+        if reply in (b"OK", b"DUPLICATE") and batch is not None:
+            self._stored_seq, self._log_exists = batch.last_seq, True
             self._send_next()
-        elif reply == b"LOST" and batch is not None:
-            log.warning("the log of %s is gone; filling it again with %d batches", self._channel, len(self._kept))
-            self._again = deque(self._kept)
-            self._send_next()
+        elif isinstance(reply, list) and reply[0] == b"LOST":
+            self._fill_again(Cursor.parse(reply[1].decode()))
         elif reply == b"FENCED":
             self._end(Fenced(f"attempt {self._attempt} of {self._channel} was superseded"))
         else:
             cause = str(reply) if isinstance(reply, hiredis.ReplyError) else repr(reply)
             self._end(BusError(f"the broker refused events of {self._channel}: {cause}"))
         self._tell_waiters()
+
+    def _fill_again(self, last: Cursor) -> None:
+        """Store once more what the log lost: everything kept after its last entry."""
+        self._log_exists = last != START
+        self._stored_seq = last.seq if last.attempt == self._attempt else 0
+        self._again = deque(batch for batch in self._kept if batch.last_seq > self._stored_seq)
+        log.warning("the log of %s ends at %s; storing %d batches again", self._channel, last, len(self._again))
+        self._send_next()
 
     def _end(self, reason: AgentStreamError) -> None:
         log.warning("%s", reason)

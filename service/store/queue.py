@@ -2,8 +2,8 @@
 
 An entry stays until its run is over, so the stream's length is the outstanding work.
 
-Lease, heartbeat and reclaim will live beside ``claim`` and ``finish``: an entry's owner is already asked
-for when it is removed, and its attempt is counted when it is begun.
+A worker holds an entry while it renews its lease; any worker takes over an entry whose lease ran out. XCLAIM and
+XACK ignore who owns an entry, so renewing, handing back and finishing are scripts that ask first.
 """
 
 import asyncio
@@ -17,6 +17,7 @@ from typing import Any, Final
 from redis.exceptions import RedisError, ResponseError
 
 from service.errors import BrokerUnavailable, QueueFull
+from service.protocol.events import RUN_STARTED, encode_batch, encode_event
 from service.protocol.jobs import Job
 from service.protocol.keys import GROUP, Keys
 from service.store.endpoint import COMMAND_TIMEOUT_S, Endpoint
@@ -28,6 +29,10 @@ log = logging.getLogger(__name__)
 CLAIM_BLOCK_S: Final = 1.0  # one blocking read; ends sooner when a job comes; bounds how long a stop takes
 # A server whose blocking read returns at once (fakeredis) must not make us spin.
 MIN_EMPTY_CLAIM_S: Final = 0.01
+# What a job handed back claims to have been idle: longer than any lease.
+HANDED_BACK_IDLE_MS: Final = 24 * 3600 * 1000
+# A worker that has not asked for work for so long is dead: a live one asks every CLAIM_BLOCK_S.
+DEAD_CONSUMER_IDLE_MS: Final = 3600 * 1000
 BEAT_INTERVAL_S: Final = 3.0
 BEAT_VALID_S: Final = 10  # three beats: a worker that is alive but busy is not called dead
 FULL_QUEUE_RETRY_AFTER_S: Final = 5
@@ -53,6 +58,16 @@ class Claim:
     job: Job
 
 
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """A begun attempt: its number, whether a cancel was asked for, and its first batch as it is stored."""
+
+    attempt: int
+    cancelled: bool
+    handed_back: int
+    first: bytes
+
+
 class JobSubmitter:
     """The front end's side of the queue."""
 
@@ -70,10 +85,12 @@ class JobSubmitter:
         is told so (``begin.lua``).
         """
         run = self._keys.run(job.run_id)
-        described = ("status", "queued", "owner", job.owner, "model", job.request["model"], "created", job.created)
-        _, _, admitted = await asyncio.gather(  # one write, in this order
-            self._link.call("HSET", run, *described),
-            self._link.call("EXPIRE", run, ttl_s),
+        described = (
+            *("status", "queued", "owner", job.owner, "model", job.request["model"], "created", job.created),
+            *("include_usage", int(job.include_usage)),
+        )
+        _, admitted = await asyncio.gather(  # one write, in this order
+            self._link.call_script("describe", [run], ttl_s, *described),
             self._link.call_script("admit", [self._keys.jobs(self._queue)], self._max_queued, job.encode()),
         )
         if isinstance(admitted, int):
@@ -134,7 +151,7 @@ class JobQueue:
 
     async def beat(self) -> None:
         """Say that this worker is alive; worth BEAT_VALID_S."""
-        await self._script("beat", self._workers, self.worker_id, BEAT_VALID_S)
+        await self._script("beat", [self._workers], self.worker_id, BEAT_VALID_S)
 
     async def claim(self) -> Claim | None:
         """Wait up to CLAIM_BLOCK_S for a job and take it; one at a time, so idle workers share a burst."""
@@ -155,37 +172,86 @@ class JobQueue:
             if time.monotonic() - started < MIN_EMPTY_CLAIM_S:
                 await asyncio.sleep(MIN_EMPTY_CLAIM_S)
             return None
-        entry_id, fields = entries[0]
+        return await self._claim_of(*entries[0])
+
+    async def reclaim(self, lease_s: float) -> Claim | None:
+        """Take over one job whose worker has not renewed its lease for ``lease_s``; None if there is none.
+
+        One at a time: taken ten at a time, an innocent job was once given up beside a poisonous one.
+        """
+        start = "0-0"
+        while True:
+            with _broker_errors():
+                try:
+                    reply = await self._redis.xautoclaim(
+                        self._jobs, GROUP, self.worker_id, int(lease_s * 1000), start_id=start, count=1
+                    )
+                except ResponseError as exc:
+                    if not str(exc).startswith(_NO_QUEUE):
+                        raise
+                    await self.open()
+                    return None
+            start, entries = reply[0].decode(), [entry for entry in reply[1] if entry[1]]
+            if entries:
+                return await self._claim_of(*entries[0])
+            if start == "0-0":
+                return None
+
+    async def begin(self, claim: Claim, *, ttl_s: int) -> Begun | None:
+        """Begin an attempt at a claimed job; None if the run has ended, or another entry carries it."""
+        run_id = claim.job.run_id
+        reply = await self._script(
+            "begin", [self._keys.run(run_id), self._keys.events(run_id)], claim.entry_id, self.worker_id, ttl_s
+        )
+        if not isinstance(reply, list):
+            log.info("run %s needs no attempt: %s", run_id, reply)
+            return None
+        attempt, cancelled, handed_back = reply
+        first = encode_batch(attempt, 1, [encode_event(RUN_STARTED, {"worker": self.worker_id})])
+        return Begun(attempt, bool(cancelled), handed_back, first)
+
+    async def renew(self, entry_ids: list[str]) -> list[str]:
+        """Renew leases; returns the entries that another worker holds by now."""
+        renewed = await self._script("renew", [self._jobs], GROUP, self.worker_id, *entry_ids)
+        return [entry_id for entry_id, answer in zip(entry_ids, renewed, strict=True) if answer == 0]
+
+    async def cancelled(self, run_ids: list[str]) -> list[str]:
+        """Return those of the runs whose cancel was asked for: for cancels whose message was lost."""
+        with _broker_errors():
+            async with self._redis.pipeline(transaction=False) as pipeline:
+                for run_id in run_ids:
+                    pipeline.hget(self._keys.run(run_id), "cancel")
+                flags = await pipeline.execute()
+        return [run_id for run_id, flag in zip(run_ids, flags, strict=True) if flag]
+
+    async def finish(self, claim: Claim) -> None:
+        """Remove a job that needs no run any more: its terminal event is stored, or another entry carries it."""
+        if not await self._script("finish", [self._jobs], GROUP, self.worker_id, claim.entry_id):
+            log.warning("job %s is no longer held by this worker", claim.entry_id)
+
+    async def hand_back(self, claim: Claim) -> None:
+        """Let another worker take the job at its next reclaim; the attempt does not count against the run."""
+        with _broker_errors():
+            await self._redis.hincrby(self._keys.run(claim.job.run_id), "handed_back", 1)
+        await self._script("release", [self._jobs], GROUP, self.worker_id, claim.entry_id, HANDED_BACK_IDLE_MS)
+
+    async def prune(self) -> None:
+        """Forget consumers of workers that are long dead and hold nothing."""
+        await self._script("prune", [self._jobs], GROUP, DEAD_CONSUMER_IDLE_MS)
+
+    async def _claim_of(self, entry_id: bytes | str, fields: dict[bytes, bytes]) -> Claim | None:
+        """Return the claim of an entry; an entry that is no job is removed instead of coming back for ever."""
+        name = entry_id.decode() if isinstance(entry_id, bytes) else entry_id
         try:
-            return Claim(entry_id, Job.decode(fields[b"job"]))
+            return Claim(name, Job.decode(fields[b"job"]))
         except (ValueError, KeyError):
-            log.exception("entry %s of %s is not a job; removed", entry_id, self._jobs)
-            await self._remove(entry_id)
+            log.exception("entry %s of %s is not a job; removed", name, self._jobs)
+            await self._script("finish", [self._jobs], GROUP, self.worker_id, name)
             return None
 
-    async def begin(self, claim: Claim, *, ttl_s: int) -> int:
-        """Begin an attempt at a claimed job and return its number; 0 if another entry carries the same run."""
-        return int(await self._script("begin", self._keys.run(claim.job.run_id), claim.entry_id, self.worker_id, ttl_s))
-
-    async def finish(self, claim: Claim, status: str, *, ttl_s: int) -> None:
-        """Remove a job whose terminal event is stored, and keep its status for ``ttl_s``."""
-        run = self._keys.run(claim.job.run_id)
+    async def _script(self, name: str, keys: list[str], *args: str | int) -> Any:  # noqa: ANN401 -- a Redis reply
         with _broker_errors():
-            await self._redis.hset(run, "status", status)
-            await self._redis.expire(run, ttl_s)
-        await self._remove(claim.entry_id)
-
-    async def drop(self, claim: Claim) -> None:
-        """Remove a job that needs no run."""
-        await self._remove(claim.entry_id)
-
-    async def _remove(self, entry_id: str) -> None:
-        if not await self._script("finish", self._jobs, GROUP, self.worker_id, entry_id):
-            log.warning("job %s is no longer held by this worker", entry_id)
-
-    async def _script(self, name: str, key: str, *args: str | int) -> Any:  # noqa: ANN401 -- a Redis reply
-        with _broker_errors():
-            return await self._scripts[name](keys=[key], args=list(args))
+            return await self._scripts[name](keys=keys, args=list(args))
 
 
 def _entries(reply: Any) -> list[tuple[str, dict[bytes, bytes]]]:  # noqa: ANN401 -- RESP2 and RESP3 differ

@@ -21,5 +21,19 @@ def _read(name: str) -> Script:
 
 
 SCRIPTS: Final[Mapping[str, Script]] = {
-    name: _read(name) for name in ("admit", "alive", "beat", "begin", "finish", "publish")
+    name: _read(name)
+    for name in (
+        "admit",
+        "alive",
+        "beat",
+        "begin",
+        "cancel",
+        "describe",
+        "finish",
+        "prune",
+        "publish",
+        "release",
+        "remember",
+        "renew",
+    )
 }

@@ -1,30 +1,28 @@
 """One job: from its claim to its one terminal event.
 
-    claimed -> begun (attempt counted) -> run_started -> the agent's events -> run_completed | run_failed -> removed
+    claimed -> begun (attempt counted, run_started stored) -> the agent's events -> terminal event -> removed
 
-An agent's mistakes end its run with ``run_failed`` and never leave this module.
+A job whose worker was lost is begun again, but its agent is called again only if nothing of it was shown: no text
+is doubled, no tool run twice unasked.
 """
 
 import asyncio
-import contextvars
 import logging
-import threading
 import time
-from collections.abc import Awaitable
 from dataclasses import dataclass
-from typing import Any, Final, cast
+from typing import Final
 
 from service import errors
-from service.agents import Agent, AgentResult, Run
+from service.agents import Agent
 from service.agents.loading import is_async
-from service.errors import AgentStreamError, BusError, InvalidAgentOutput
-from service.protocol.events import RUN_COMPLETED, RUN_FAILED, RUN_STARTED, TEXT
+from service.errors import AgentStreamError, BusError, InvalidAgentOutput, LogTrimmed
+from service.protocol.events import TEXT, TOOL_CALL_START
 from service.protocol.jobs import Job
-from service.protocol.openai import ChatCompletionRequest, estimate_usage
 from service.store.bus import Bus
 from service.store.publisher import LogLimits, RunPublisher
-from service.store.queue import Claim, JobQueue
-from service.transcript import tool_result
+from service.store.queue import Begun, Claim, JobQueue
+from service.worker.execution import HAND_BACK, Execution, Terminal, failed
+from service.worker.lease import Leases
 
 log = logging.getLogger(__name__)
 
@@ -34,196 +32,98 @@ FLUSH_TIMEOUT_S: Final = 60.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunLimits:
-    """Bounds of one run. ``ttl_s`` is how long its traces are kept once it is over."""
+    """Bounds of one run. It is attempted ``max_attempts`` times at most, hand-backs not counted."""
 
     run_timeout_s: float
-    ttl_s: int
+    max_attempts: int
+    retry_after_tools: bool
     log: LogLimits
 
 
 class Runner:
     """Executes claimed jobs with one agent."""
 
-    def __init__(self, agent: Agent, bus: Bus, queue: JobQueue, limits: RunLimits) -> None:
+    def __init__(self, agent: Agent, bus: Bus, queue: JobQueue, leases: Leases, limits: RunLimits) -> None:
         """Bind what every run needs."""
         self._agent = agent
         self._is_async = is_async(agent)
         self._bus = bus
         self._queue = queue
+        self._leases = leases
         self._limits = limits
+        self._executions: set[Execution] = set()
+
+    def stop_all(self) -> None:
+        """End every run because the worker stops: handed back if nothing of it was shown, else failed."""
+        for execution in self._executions:
+            execution.stop(HAND_BACK if execution.tally.retryable else errors.WORKER_SHUTDOWN)
 
     async def execute(self, claim: Claim) -> None:
-        """Run a claimed job to its end. Cancelling ends the run as ``worker_shutdown``."""
-        job = claim.job
-        attempt = await self._queue.begin(claim, ttl_s=self._limits.log.open_ttl_s)
-        if attempt == 0:
-            log.info("run %s stands in the queue twice; the second entry is dropped", job.run_id)
-            await self._queue.drop(claim)
+        """Run a claimed job to its end."""
+        execution = Execution(self._agent, claim, is_async=self._is_async)
+        self._executions.add(execution)
+        self._leases.hold(execution)
+        try:
+            begun = await self._queue.begin(claim, ttl_s=self._limits.log.open_ttl_s)
+            if begun is None:
+                await self._queue.finish(claim)
+                return
+            publisher = self._bus.publisher(
+                claim.job.run_id, begun.attempt, self._limits.log, lambda _: execution.lose(), begun.first
+            )
+            execution.bind(publisher)
+            await self._attempt(execution, begun, publisher)
+        finally:
+            self._leases.release(execution)
+            self._executions.discard(execution)
+        await execution.until_left()
+
+    async def _attempt(self, execution: Execution, begun: Begun, publisher: RunPublisher) -> None:
+        if begun.cancelled:
+            terminal: Terminal | None = execution.cancellation()
+        else:
+            terminal = await self._refusal(execution.claim.job, begun)
+            if terminal is None:
+                terminal = await execution.outcome(self._limits.run_timeout_s)
+        if terminal is not None:
+            await self._conclude(execution.claim, publisher, terminal)
             return
-        task = asyncio.current_task()
-        publisher = self._bus.publisher(job.run_id, attempt, self._limits.log, on_lost=lambda _: _cancel(task))
-        publisher.put(RUN_STARTED, {"worker": self._queue.worker_id})
-        execution = _Execution(self._agent, job, publisher, is_async=self._is_async)
-        terminal, data = await execution.outcome(self._limits.run_timeout_s)
+        publisher.close(BusError("the run goes to another worker"))
+        if execution.stop_reason == HAND_BACK:
+            log.info("run %s is handed back", execution.claim.job.run_id)
+            await self._queue.hand_back(execution.claim)
+
+    async def _refusal(self, job: Job, begun: Begun) -> Terminal | None:
+        """Return the terminal event of a job whose agent must not be called (again), else None."""
+        if begun.attempt == 1:
+            if time.time() > job.start_by:
+                return failed(errors.QUEUE_TIMEOUT, "the job waited too long for a worker")
+            return None
+        try:
+            shown = {event.type for event in await self._bus.history(job.run_id)}
+        except LogTrimmed:
+            shown = {TEXT}  # a log that large holds more than its first events
+        if TEXT in shown or (TOOL_CALL_START in shown and not self._limits.retry_after_tools):
+            return failed(
+                errors.WORKER_LOST, "the worker that ran it was lost, and what it had done cannot be repeated"
+            )
+        if begun.attempt - begun.handed_back > self._limits.max_attempts:
+            return failed(errors.WORKER_LOST, f"{self._limits.max_attempts} workers that ran it were lost")
+        return None
+
+    async def _conclude(self, claim: Claim, publisher: RunPublisher, terminal: Terminal) -> None:
+        """Store the terminal event, then remove the job."""
+        run_id = claim.job.run_id
         try:
             try:
-                publisher.put(terminal, data)
+                publisher.put(*terminal)
             except InvalidAgentOutput as exc:  # an answer too large for one event
-                terminal, data = RUN_FAILED, _failure(errors.INVALID_AGENT_OUTPUT, f"{exc}; stream it with run.write")
-                publisher.put(terminal, data)
+                publisher.put(*failed(errors.INVALID_AGENT_OUTPUT, f"{exc}; stream it with run.write"))
             async with asyncio.timeout(FLUSH_TIMEOUT_S):
                 await publisher.flush()
         except (AgentStreamError, TimeoutError) as exc:
-            publisher.close(BusError("the run is over"))
-            log.error("run %s: its last events could not be stored: %r", job.run_id, exc)  # noqa: TRY400
+            log.error("run %s: its last events could not be stored: %r", run_id, exc)  # noqa: TRY400
         else:
-            publisher.close(BusError("the run is over"))
-            await self._queue.finish(claim, terminal.removeprefix("run_"), ttl_s=self._limits.ttl_s)
-        await execution.thread_end()
-
-
-class _Execution:
-    """One agent call, on the loop or in a thread, and what came of it."""
-
-    def __init__(self, agent: Agent, job: Job, publisher: RunPublisher, *, is_async: bool) -> None:
-        self._agent = agent
-        self._job = job
-        self._publisher = publisher
-        self._is_async = is_async
-        self._thread_done: asyncio.Future[Any] | None = None
-        self._written_characters = 0
-
-    def put(self, event_type: str, data: Any) -> None:  # noqa: ANN401 -- JSON
-        """Be the run's sink: publish, and count the text."""
-        self._publisher.put(event_type, data)
-        if event_type == TEXT:
-            self._written_characters += len(data)
-
-    async def room(self) -> None:
-        """Be the run's sink: wait for room."""
-        await self._publisher.room()
-
-    async def outcome(self, run_timeout_s: float) -> tuple[str, dict[str, Any]]:
-        """Call the agent and return the terminal event that follows; never raises for an agent's fault."""
-        if time.time() > self._job.start_by:
-            return RUN_FAILED, _failure(errors.QUEUE_TIMEOUT, "the job waited too long for a worker")
-        try:
-            request = ChatCompletionRequest.model_validate(self._job.request)
-        except ValueError as exc:  # a newer front end's request
-            return RUN_FAILED, _failure(errors.INVALID_REQUEST, f"this worker cannot read the request: {exc}")
-        run = Run(self._job.run_id, request, self)
-        limit = asyncio.timeout(run_timeout_s)
-        try:
-            async with limit:
-                result = await self._call(run)
-            return RUN_COMPLETED, self._completion(request, result)
-        except asyncio.CancelledError:
-            return RUN_FAILED, _cancellation(asyncio.current_task())
-        except Exception as exc:  # noqa: BLE001 -- whatever it is, it is the run's outcome
-            if limit.expired() and isinstance(exc, TimeoutError):
-                return RUN_FAILED, _failure(errors.RUN_TIMEOUT, f"the run took longer than {run_timeout_s:g} s")
-            return RUN_FAILED, self._agent_failure(exc)
+            await self._queue.finish(claim)
         finally:
-            run.cancel()  # whatever still runs (a thread, a stray task) may publish nothing more
-
-    def _agent_failure(self, exc: Exception) -> dict[str, Any]:
-        message = str(exc) or type(exc).__name__
-        if isinstance(exc, InvalidAgentOutput):
-            log.warning("run %s: %s", self._job.run_id, message)
-            return _failure(errors.INVALID_AGENT_OUTPUT, message)
-        log.error("run %s: the agent failed", self._job.run_id, exc_info=exc)
-        return _failure(errors.failure_code(message), message)
-
-    async def thread_end(self) -> None:
-        """Return when the agent's thread has ended; a thread cannot be killed, so its slot stays taken."""
-        if self._thread_done is not None and not self._thread_done.done():
-            log.warning("run %s is over, but its agent's thread is not; waiting for it", self._job.run_id)
-            await asyncio.wait([self._thread_done])
-
-    async def _call(self, run: Run) -> object:
-        if self._is_async:
-            return await _guarded(self._agent, run)
-        self._thread_done = done = asyncio.get_running_loop().create_future()
-        done.add_done_callback(lambda future: future.cancelled() or future.exception())  # seen, even if late
-        context = contextvars.copy_context()
-        thread = threading.Thread(
-            target=context.run,
-            args=(_call_in_thread, self._agent, run, done),
-            name=f"agent {run.id}",
-            daemon=True,  # a blocked agent must not keep a stopped worker alive
-        )
-        thread.start()
-        return await asyncio.shield(done)
-
-    def _completion(self, request: ChatCompletionRequest, result: object) -> dict[str, Any]:
-        if not isinstance(result, AgentResult):
-            message = f"the agent returned {type(result).__name__}, expected AgentResult"
-            raise InvalidAgentOutput(message)
-        result.check()
-        streamed = self._written_characters > 0
-        characters = self._written_characters if streamed else len(result.content)
-        usage = result.usage() or estimate_usage(request.messages, characters)
-        return {
-            "content": None if streamed else result.content,
-            "tool_results": [
-                tool_result(
-                    tool.tool_name, success=bool(tool.success), output=tool.content, latency_s=tool.latency_seconds
-                )
-                for tool in result.tool_results
-            ],
-            "finish_reason": result.finish_reason,
-            "usage": usage.model_dump(),
-        }
-
-
-async def _guarded(agent: Agent, run: Run) -> object:
-    """Await the agent; its SystemExit would otherwise end the worker."""
-    try:
-        return await cast("Awaitable[AgentResult]", agent(run))
-    except (SystemExit, KeyboardInterrupt) as exc:
-        message = f"the agent raised {type(exc).__name__}"
-        raise errors.AgentError(message) from exc
-
-
-def _call_in_thread(agent: Agent, run: Run, done: asyncio.Future[object]) -> None:
-    """Call the agent and hand its result or exception to the loop, if there still is one."""
-    result: object = None
-    error: BaseException | None = None
-    try:
-        result = agent(run)
-    except StopIteration as exc:  # a future cannot carry it
-        error = RuntimeError(f"the agent raised StopIteration: {exc.value!r}")
-    except (SystemExit, KeyboardInterrupt) as exc:
-        error = errors.AgentError(f"the agent raised {type(exc).__name__}")
-    except BaseException as exc:  # noqa: BLE001 -- whatever it is, it is the run's outcome
-        error = exc
-
-    def settle() -> None:
-        if done.done():
-            return
-        if error is None:
-            done.set_result(result)
-        else:
-            done.set_exception(error)
-
-    try:
-        done.get_loop().call_soon_threadsafe(settle)
-    except RuntimeError:
-        log.warning("run %s: its agent's thread ended after the worker had stopped", run.id)
-
-
-def _cancel(task: asyncio.Task[Any] | None) -> None:
-    if task is not None:
-        task.cancel()
-
-
-def _cancellation(task: asyncio.Task[Any] | None) -> dict[str, Any]:
-    """Tell the worker's own cancel, which this undoes so that the terminal event can be sent, from the agent's."""
-    if task is None or not task.cancelling():
-        return _failure(errors.AGENT_ERROR, "the agent cancelled itself")
-    task.uncancel()
-    return _failure(errors.WORKER_SHUTDOWN, "the worker was stopped before the run ended")
-
-
-def _failure(code: str, message: str) -> dict[str, Any]:
-    return {"code": code, "message": message[: errors.MAX_MESSAGE_CHARACTERS]}
+            publisher.close(BusError("the run is over"))

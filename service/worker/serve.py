@@ -22,6 +22,7 @@ from service.store.link import Link
 from service.store.publisher import LogLimits
 from service.store.queue import JobQueue
 from service.tools.toolbox import Toolbox, default_tools
+from service.worker.lease import Leases
 from service.worker.runner import RunLimits, Runner
 from service.worker.worker import Worker
 
@@ -46,8 +47,12 @@ async def serve_worker(settings: Settings, *, keys: Keys | None = None) -> int:
         with stop_signals() as stop:
             await link.wait_ready(settings.broker_wait_s)
             queue = JobQueue(endpoint, keys, settings.queue, worker_id=worker_id)
-            runner = Runner(agent, Bus(link, keys), queue, run_limits(settings))
-            worker = Worker(queue, runner, concurrency=settings.concurrency, drain_timeout_s=settings.drain_timeout_s)
+            leases = Leases(queue, settings.lease_s)
+            runner = Runner(agent, Bus(link, keys), queue, leases, run_limits(settings))
+            await link.subscribe(keys.control(worker_id), leases.on_control)
+            worker = Worker(
+                queue, runner, leases, concurrency=settings.concurrency, drain_timeout_s=settings.drain_timeout_s
+            )
             log.info("worker %s takes jobs of queue %r", worker_id, settings.queue)
             await worker.run(stop)
     finally:
@@ -79,7 +84,8 @@ def run_limits(settings: Settings) -> RunLimits:
     """Return the bounds of one run."""
     return RunLimits(
         run_timeout_s=settings.run_timeout_s,
-        ttl_s=settings.run_ttl_s,
+        max_attempts=settings.max_attempts,
+        retry_after_tools=settings.retry_after_tools,
         log=LogLimits(
             open_ttl_s=open_ttl_s(settings.queue_timeout_s, settings.run_timeout_s),
             closed_ttl_s=settings.run_ttl_s,

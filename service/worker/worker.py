@@ -6,22 +6,26 @@ from typing import Final
 
 from service.errors import AgentStreamError, BrokerUnavailable
 from service.store.queue import BEAT_INTERVAL_S, Claim, JobQueue
+from service.worker.lease import Leases, tolerate
 from service.worker.runner import Runner
 
 log = logging.getLogger(__name__)
 
 BROKER_RETRY_S: Final = 0.5
-# After the drain timeout the remaining runs get this long to store their terminal event.
-LAST_WORDS_S: Final = 5.0
+# After the drain timeout the remaining runs get this long to store their terminal event or be handed back.
+LAST_WORDS_S: Final = 8.0
 
 
 class Worker:
     """Runs up to ``concurrency`` jobs at once until told to stop."""
 
-    def __init__(self, queue: JobQueue, runner: Runner, *, concurrency: int, drain_timeout_s: float) -> None:
+    def __init__(
+        self, queue: JobQueue, runner: Runner, leases: Leases, *, concurrency: int, drain_timeout_s: float
+    ) -> None:
         """Bind the parts."""
         self._queue = queue
         self._runner = runner
+        self._leases = leases
         self._drain_timeout_s = drain_timeout_s
         self._slots = asyncio.Semaphore(concurrency)
         self._runs: set[asyncio.Task[None]] = set()
@@ -30,16 +34,19 @@ class Worker:
         """Work until ``stop`` is set, then drain. If a side task dies, so does this: loudly."""
         await self._queue.open()
         try:
-            async with asyncio.TaskGroup() as side_tasks:
-                beating = side_tasks.create_task(self._beat(), name="beat")
+            async with asyncio.TaskGroup() as tasks:
+                side_tasks = [
+                    tasks.create_task(self._beat(), name="beat"),
+                    tasks.create_task(self._leases.keep(), name="leases"),
+                ]
+                reclaiming = tasks.create_task(self._reclaim(), name="reclaim")
                 await self._claim_until(stop)
+                reclaiming.cancel()
                 await self._drain()
-                beating.cancel()
+                for task in side_tasks:
+                    task.cancel()
         finally:
-            try:
-                await self._queue.close()
-            except BrokerUnavailable as exc:
-                log.warning("could not sign off: %s", exc)
+            await tolerate(self._queue.close, "sign off")
 
     async def _claim_until(self, stop: asyncio.Event) -> None:
         stopping = asyncio.create_task(stop.wait(), name="stop")
@@ -66,6 +73,26 @@ class Worker:
             await asyncio.sleep(BROKER_RETRY_S)
             return None
 
+    async def _reclaim(self) -> None:
+        """Take over jobs whose lease ran out, as long as slots are free."""
+        while True:
+            await asyncio.sleep(self._leases.interval_s)
+            await tolerate(self._reclaim_all, "take over expired leases")
+
+    async def _reclaim_all(self) -> None:
+        while not self._slots.locked():
+            await self._slots.acquire()
+            claim = None
+            try:
+                claim = await asyncio.shield(self._queue.reclaim(self._leases.lease_s))
+            finally:
+                if claim is None:
+                    self._slots.release()
+            if claim is None:
+                return
+            log.warning("taking over run %s: the lease of its worker ran out", claim.job.run_id)
+            self._start(claim)
+
     def _start(self, claim: Claim) -> None:
         task = asyncio.create_task(self._runner.execute(claim), name=f"run {claim.job.run_id}")
         self._runs.add(task)
@@ -82,17 +109,14 @@ class Worker:
         if self._runs:
             log.info("draining: %d runs have %g s to end", len(self._runs), self._drain_timeout_s)
             await asyncio.wait(self._runs, timeout=self._drain_timeout_s)
-        for task in self._runs:
-            task.cancel()
+        self._runner.stop_all()
         if self._runs:
             _, left = await asyncio.wait(self._runs, timeout=LAST_WORDS_S)
             for task in left:
                 log.error("%s did not end", task.get_name())
+                task.cancel()
 
     async def _beat(self) -> None:
         while True:
-            try:
-                await self._queue.beat()
-            except BrokerUnavailable as exc:
-                log.warning("cannot say that this worker is alive: %s", exc)
+            await tolerate(self._queue.beat, "say that this worker is alive")
             await asyncio.sleep(BEAT_INTERVAL_S)

@@ -148,7 +148,7 @@ async def test_late_reader_reads_the_log(bus: Bus, other_bus: Bus, run_id: str) 
         writer.put("text", str(number))
         await writer.flush()
     late = Reader(bus, run_id)
-    await late.feed.open(from_log=True)
+    await late.feed.open_from_log()
     await late.until_count(100)
     writer.put("text", "live")
     await late.until_count(101)
@@ -221,7 +221,7 @@ async def test_reader_may_pause_in_the_middle_of_the_log(bus: Bus, other_bus: Bu
         await writer.flush()
     late = Reader(bus, run_id)
     late.when = lambda _: late.feed.pause()
-    await late.feed.open(from_log=True)
+    await late.feed.open_from_log()
     for count in range(1, 51):
         await late.until_count(count)
         assert len(late.events) == count
@@ -252,9 +252,10 @@ async def test_batch_sent_again_is_stored_once(link: Link, reader: Reader, run_i
     """An append whose reply was lost and that is sent again is stored and published once."""
     payload = encode_batch(1, 1, [encode_event("text", "a")])
     channel = keys.events(run_id)
-    arguments = ("1-1", payload, 1, 10_000, "")
-    assert await link.call_script("publish", [channel], *arguments) == b"OK"
-    assert await link.call_script("publish", [channel], *arguments) == b"DUPLICATE"
+    names = [channel, keys.run(run_id)]
+    arguments = ("1-1", payload, 1, "", "", "", 10)
+    assert await link.call_script("publish", names, *arguments) == b"OK"
+    assert await link.call_script("publish", names, *arguments) == b"DUPLICATE"
     assert await link.call("XLEN", channel) == 1
     await reader.until_count(1)
     assert reader.texts == ["a"]
@@ -273,7 +274,7 @@ async def test_emptied_log_is_filled_again(
     await writer.flush()
     await reader.until_count(4)
     late = Reader(bus, run_id)
-    await late.feed.open(from_log=True)
+    await late.feed.open_from_log()
     await late.until_count(4)
     assert reader.texts == late.texts == ["a", "b", "c", "d"]
     late.feed.close()
@@ -291,8 +292,8 @@ async def test_log_is_capped_and_says_so(
     await reader.until_count(300)
     assert int(await link.call("XLEN", keys.events(run_id))) < 250  # trimming is approximate, in blocks of 100
     late = Reader(bus, run_id)
-    await late.feed.open(from_log=True)
-    await late.until(lambda: late.failure is not None)
+    with pytest.raises(LogTrimmed):
+        await late.feed.open_from_log()
     assert isinstance(late.failure, LogTrimmed)
 
 

@@ -47,6 +47,12 @@ async def claimed(queue: JobQueue) -> Claim:
     return claim
 
 
+async def attempt_at(queue: JobQueue, claim: Claim) -> int:
+    begun = await queue.begin(claim, ttl_s=60)
+    assert begun is not None
+    return begun.attempt
+
+
 async def test_job_reaches_one_worker(submitter: JobSubmitter, queue: JobQueue, other_queue: JobQueue) -> None:
     """A job submitted is claimed by exactly one of two waiting workers, unchanged."""
     sent = [job() for _ in range(3)]
@@ -83,22 +89,21 @@ async def test_full_queue_refuses_and_leaves_nothing(submitter: JobSubmitter, li
 
 
 async def test_finished_job_makes_room(submitter: JobSubmitter, queue: JobQueue, link: Link, keys: Keys) -> None:
-    """A job counts as outstanding until it is finished; then its status is kept for a while."""
+    """A job counts as outstanding until it is finished."""
     await submitter.submit(sent := job(), ttl_s=60)
     claim = await claimed(queue)
-    assert await queue.begin(claim, ttl_s=60) == 1
+    assert await attempt_at(queue, claim) == 1
+    assert await link.call("HGET", keys.run(sent.run_id), "status") == b"running"
     assert await submitter.outstanding() == 1
-    await queue.finish(claim, "completed", ttl_s=10)
+    await queue.finish(claim)
     assert await submitter.outstanding() == 0
-    assert await link.call("HGET", keys.run(sent.run_id), "status") == b"completed"
-    assert 0 < await link.call("TTL", keys.run(sent.run_id)) <= 10
 
 
 async def test_attempts_are_counted(submitter: JobSubmitter, queue: JobQueue) -> None:
     """Each begin of the same queue entry is the next attempt."""
     await submitter.submit(job(), ttl_s=60)
     claim = await claimed(queue)
-    assert [await queue.begin(claim, ttl_s=60) for _ in range(3)] == [1, 2, 3]
+    assert [await attempt_at(queue, claim) for _ in range(3)] == [1, 2, 3]
 
 
 async def test_job_enqueued_twice_runs_once(submitter: JobSubmitter, queue: JobQueue) -> None:
@@ -107,9 +112,9 @@ async def test_job_enqueued_twice_runs_once(submitter: JobSubmitter, queue: JobQ
     await submitter.submit(sent, ttl_s=60)
     await submitter.submit(sent, ttl_s=60)
     first, second = await claimed(queue), await claimed(queue)
-    assert await queue.begin(first, ttl_s=60) == 1
-    assert await queue.begin(second, ttl_s=60) == 0
-    await queue.drop(second)
+    assert await attempt_at(queue, first) == 1
+    assert await queue.begin(second, ttl_s=60) is None
+    await queue.finish(second)
     assert await submitter.outstanding() == 1
 
 
@@ -117,9 +122,9 @@ async def test_only_the_holder_finishes(submitter: JobSubmitter, queue: JobQueue
     """A worker that does not hold a job cannot remove it."""
     await submitter.submit(job(), ttl_s=60)
     claim = await claimed(queue)
-    await other_queue.drop(claim)
+    await other_queue.finish(claim)
     assert await submitter.outstanding() == 1
-    await queue.drop(claim)
+    await queue.finish(claim)
     assert await submitter.outstanding() == 0
 
 
@@ -167,3 +172,99 @@ async def test_waiting_for_jobs_does_not_spin(queue: JobQueue) -> None:
             assert await queue.claim() is None
             claims += 1
     assert claims <= 21
+
+
+async def test_expired_lease_is_taken_over_once(
+    submitter: JobSubmitter, queue: JobQueue, other_queue: JobQueue
+) -> None:
+    """A job not renewed within the lease goes to exactly one other worker, and its first holder learns it."""
+    await submitter.submit(sent := job(), ttl_s=60)
+    claim = await claimed(queue)
+    assert await other_queue.reclaim(60) is None
+    taken = await reclaimed(other_queue, 0.05)
+    assert taken.job == sent
+    assert await other_queue.reclaim(60) is None
+    assert await queue.renew([claim.entry_id]) == [claim.entry_id]
+    assert await other_queue.renew([taken.entry_id]) == []
+    await queue.finish(claim)
+    assert await submitter.outstanding() == 1
+
+
+async def test_renewed_lease_is_kept(submitter: JobSubmitter, queue: JobQueue, other_queue: JobQueue) -> None:
+    """A lease renewed in time is not taken over."""
+    await submitter.submit(job(), ttl_s=60)
+    claim = await claimed(queue)
+    for _ in range(5):
+        await asyncio.sleep(0.1)
+        assert await queue.renew([claim.entry_id]) == []
+        assert await other_queue.reclaim(0.5) is None
+
+
+async def test_expired_leases_behind_many_held_ones_are_found(
+    any_broker_url: str, link: Link, keys: Keys, other_queue: JobQueue, queue: JobQueue
+) -> None:
+    """A reclaim looks past any number of healthy leases."""
+    submitter = JobSubmitter(link, keys, "q", max_queued=100)
+    for _ in range(40):
+        await submitter.submit(job(), ttl_s=60)
+    held = [await claimed(queue) for _ in range(40)]
+    await asyncio.sleep(0.3)
+    await queue.renew([claim.entry_id for claim in held[:-1]])
+    assert (await reclaimed(other_queue, 0.3)).job == held[-1].job
+
+
+async def test_renewing_in_an_emptied_broker_is_not_a_loss(
+    submitter: JobSubmitter, queue: JobQueue, link: Link, keys: Keys
+) -> None:
+    """If the queue is gone, nobody else has the job: its worker goes on."""
+    await submitter.submit(job(), ttl_s=60)
+    claim = await claimed(queue)
+    await link.call("DEL", keys.jobs("q"))
+    assert await queue.renew([claim.entry_id]) == []
+
+
+async def test_job_handed_back_is_taken_at_once(
+    submitter: JobSubmitter, queue: JobQueue, other_queue: JobQueue
+) -> None:
+    """A job handed back needs no lease to expire, and the attempt does not count against the run."""
+    await submitter.submit(job(), ttl_s=60)
+    claim = await claimed(queue)
+    assert await attempt_at(queue, claim) == 1
+    await queue.hand_back(claim)
+    taken = await other_queue.reclaim(3600)
+    assert taken is not None
+    begun = await other_queue.begin(taken, ttl_s=60)
+    assert begun is not None
+    assert (begun.attempt, begun.handed_back) == (2, 1)
+
+
+async def test_dead_consumers_are_forgotten_unless_they_hold_a_job(
+    submitter: JobSubmitter,
+    queue: JobQueue,
+    any_broker_url: str,
+    keys: Keys,
+    link: Link,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Consumers of killed workers do not pile up; one that still holds a job is kept, and so is the job."""
+    monkeypatch.setattr("service.store.queue.DEAD_CONSUMER_IDLE_MS", 50)
+    await submitter.submit(job(), ttl_s=60)
+    for name in ("holds", "gone"):
+        dead = JobQueue(Endpoint(any_broker_url), keys, "q", worker_id=name)
+        await dead.open()
+        assert (await dead.claim() is None) == (name == "gone")
+        await dead._redis.aclose()
+        await dead._blocking.aclose()
+    await asyncio.sleep(0.2)
+    await queue.prune()
+    consumers = str(await link.call("XINFO", "CONSUMERS", keys.jobs("q"), GROUP))
+    assert "holds" in consumers
+    assert "gone" not in consumers
+    assert await submitter.outstanding() == 1
+
+
+async def reclaimed(queue: JobQueue, lease_s: float) -> Claim:
+    async with asyncio.timeout(SOON_S):
+        while (claim := await queue.reclaim(lease_s)) is None:
+            await asyncio.sleep(lease_s / 3)
+    return claim

@@ -1,0 +1,321 @@
+"""A client and a run: admitting a new one or attaching to one that exists, streaming or collecting it."""
+
+import asyncio
+import contextlib
+import hashlib
+import logging
+import time
+from collections.abc import AsyncIterator
+from typing import Final, Protocol
+
+import orjson
+from aiohttp import web
+
+from service.errors import BrokerUnavailable, Conflict, Draining, Gone, InvalidRequest, LogTrimmed, RunStuck
+from service.frontend.context import Context
+from service.frontend.middleware import BROKER_RETRY_AFTER_S
+from service.frontend.rawwriter import ClientGone, RawWriter
+from service.frontend.streaming import Collector, StreamPump
+from service.frontend.watch import Deadlines
+from service.protocol.events import Cursor
+from service.protocol.jobs import Job, new_run_id, open_ttl_s
+from service.protocol.openai import ChatCompletionRequest, Usage, completion_body
+from service.store.feed import RunFeed
+from service.store.runs import RunInfo
+from service.stream import ChunkStream, StreamHead, StreamOptions
+from service.transcript import Completion
+
+log = logging.getLogger(__name__)
+
+# Subscribing and enqueueing take about 1 ms; a broker that needs this long is as good as down.
+ADMISSION_TIMEOUT_S: Final = 5.0
+STREAM_HEADERS: Final = {
+    "Content-Type": "text/event-stream; charset=utf-8",
+    "Cache-Control": "no-cache, no-transform",
+    "X-Accel-Buffering": "no",
+}
+_STATUS: Final = {"running": "in_progress"}
+
+
+class Source(Protocol):
+    """Where a session's run comes from."""
+
+    @property
+    def head(self) -> StreamHead:
+        """What every chunk repeats."""
+        ...
+
+    @property
+    def after(self) -> Cursor | None:
+        """The position behind which to begin; None for the whole."""
+        ...
+
+    @property
+    def begun(self) -> bool:
+        """Whether the run may exist."""
+        ...
+
+    async def open(self, feed: RunFeed) -> None:
+        """Begin to deliver; raises what the client is told before the first byte."""
+
+    def deadlines(self, feed: RunFeed) -> Deadlines:
+        """Return how long the run may take."""
+        ...
+
+
+class Admission:
+    """A new run: subscribe, then enqueue, so nothing can be missed."""
+
+    after = None
+
+    def __init__(self, context: Context, job: Job) -> None:
+        """Prepare; nothing is enqueued yet."""
+        self._context = context
+        self.job = job
+        self.begun = False
+        self.head = StreamHead(run_id=job.run_id, created=job.created, model=job.request["model"])
+
+    async def open(self, feed: RunFeed) -> None:
+        """Raise BrokerUnavailable or QueueFull."""
+        require_broker(self._context)
+        self.begun = True
+        async with answering():
+            await feed.open()
+            await self.enqueue()
+
+    async def enqueue(self) -> None:
+        """Put the job into the queue."""
+        settings = self._context.settings
+        ttl_s = open_ttl_s(settings.queue_timeout_s, settings.run_timeout_s)
+        await self._context.submitter.submit(self.job, ttl_s=ttl_s)
+
+    def deadlines(self, feed: RunFeed) -> Deadlines:
+        """Return the times of a run that waits in the queue first."""
+        settings = self._context.settings
+        return Deadlines(
+            feed,
+            asyncio.get_running_loop().time(),
+            queue_timeout_s=settings.queue_timeout_s,
+            run_timeout_s=settings.run_timeout_s,
+            on_doubt_unstarted=self._enqueue_if_lost,
+        )
+
+    def _enqueue_if_lost(self) -> None:
+        self._context.errands.run(self._enqueue_again(), f"look after queued {self.job.run_id}")
+
+    async def _enqueue_again(self) -> None:
+        """Enqueue once more if the broker came back without the run; doubled entries run once."""
+        if await self._context.runs.describe(self.job.run_id) is None and time.time() < self.job.start_by:
+            log.warning("run %s is unknown to the broker; enqueueing it again", self.job.run_id)
+            await self.enqueue()
+
+
+class Past:
+    """A run that exists: its log from the start, what lies behind ``after`` left out, then live."""
+
+    begun = True
+
+    def __init__(self, context: Context, info: RunInfo, after: Cursor | None = None) -> None:
+        """Prepare; nothing is read yet."""
+        self._context = context
+        self._info = info
+        self.after = after
+        self.head = StreamHead(run_id=info.run_id, created=info.created, model=info.model)
+
+    async def open(self, feed: RunFeed) -> None:
+        """Raise Gone if the log is not whole any more, InvalidRequest for a position the run has not reached."""
+        try:
+            async with answering():
+                whole = await feed.open_from_log()
+        except LogTrimmed as exc:
+            message = f"the stream of {self._info.run_id} cannot be resumed: {exc}"
+            raise Gone(message) from exc
+        if self._info.ended and feed.position == (0, 0):
+            message = f"the stream of {self._info.run_id} is no longer kept"
+            raise Gone(message)
+        if whole and self.after is not None and (self.after.attempt, self.after.seq) > feed.position:
+            message = f"the run has not reached {self.after} yet"
+            raise InvalidRequest(message, param="starting_after")
+
+    def deadlines(self, feed: RunFeed) -> Deadlines:
+        """Return the time a run of unknown age may take at most."""
+        settings = self._context.settings
+        return Deadlines(
+            feed,
+            asyncio.get_running_loop().time(),
+            queue_timeout_s=settings.queue_timeout_s,
+            run_timeout_s=settings.run_timeout_s,
+        )
+
+
+def new_job(context: Context, chat: ChatCompletionRequest, owner: str) -> Job:
+    """Return the envelope of a new run."""
+    now = time.time()
+    return Job(
+        run_id=new_run_id(),
+        request=chat.model_dump(mode="json", exclude_unset=True),
+        created=int(now),
+        start_by=now + context.settings.queue_timeout_s,
+        include_usage=chat.include_usage,
+        owner=owner,
+    )
+
+
+async def attach(context: Context, owner: str, key: str, chat: ChatCompletionRequest, job: Job) -> RunInfo | Job:
+    """Return the run an idempotency key stands for, or the job to enqueue under it.
+
+    Raises Conflict if the key was used for another request. How the answer is delivered (``stream``) may differ.
+    """
+    asked = chat.model_dump(mode="json", exclude_unset=True, exclude={"stream", "stream_options"})
+    fingerprint = hashlib.sha256(orjson.dumps(asked, option=orjson.OPT_SORT_KEYS)).hexdigest()
+    earlier = await context.runs.remember(owner, key, job.run_id, fingerprint)
+    if earlier is None:
+        return job
+    run_id, earlier_fingerprint = earlier
+    if earlier_fingerprint != fingerprint:
+        message = f"Idempotency-Key {key[:40]!r} was used for a different request"
+        raise Conflict(message, param="Idempotency-Key")
+    info = await context.runs.describe(run_id)
+    if info is not None:
+        return info
+    return job.model_copy(update={"run_id": run_id})  # its first front end ended between key and queue
+
+
+async def stream_run(
+    request: web.Request, context: Context, source: Source, options: StreamOptions, *, cancel_when_gone: bool
+) -> web.StreamResponse:
+    """Stream a run to its end."""
+    response = web.StreamResponse(headers=STREAM_HEADERS | _extra_headers(request))
+    writer = RawWriter(request, response, write_timeout_s=context.settings.write_timeout_s)
+    machine = ChunkStream(source.head, options, source.after)
+    pump = StreamPump(machine, writer, replay_word_delay_ms=context.settings.replay_word_delay_ms)
+    feed = context.bus.feed(source.head.run_id, pump.on_events, pump.on_failure)
+    pump.attach(feed, source.deadlines(feed))
+    try:
+        await source.open(feed)
+        context.watcher.add(pump)
+        await pump.run()
+    except ClientGone:
+        writer.abort()
+    except BaseException:
+        if response.prepared:
+            writer.abort()  # never a clean end without the final chunk
+        raise
+    finally:
+        _leave(context, pump, feed)
+        if cancel_when_gone and source.begun and not pump.ended:
+            _cancel_abandoned(context, source.head.run_id)
+    return response
+
+
+async def complete_run(context: Context, source: Source, *, cancel_when_gone: bool) -> web.Response:
+    """Wait for a run's end and answer with its completion; raises RunFailed."""
+    collector = Collector()
+    feed = context.bus.feed(source.head.run_id, collector.on_events, collector.on_failure)
+    collector.attach(source.deadlines(feed))
+    try:
+        await source.open(feed)
+        context.watcher.add(collector)
+        await collector.until_ended()
+    finally:
+        _leave(context, collector, feed)
+        if cancel_when_gone and source.begun and not collector.ended:
+            _cancel_abandoned(context, source.head.run_id)
+    collector.raise_failure()
+    return web.json_response(_body(source.head, collector.completion))
+
+
+async def start_run(context: Context, admission: Admission) -> web.Response:
+    """Enqueue a run nobody waits for and answer with its id."""
+    require_broker(context)
+    async with answering():
+        await admission.enqueue()
+    return web.json_response(_body(admission.head, Completion(), status="queued"))
+
+
+async def fold_run(context: Context, info: RunInfo, *, until_ended_s: float | None = None) -> web.Response:
+    """Answer with a run as far as it is, or as it is when it has ended; a failed one says so in ``error``.
+
+    Raises RunStuck if it has not ended after ``until_ended_s``.
+    """
+    collector = Collector()
+    feed = context.bus.feed(info.run_id, collector.on_events, collector.on_failure)
+    past = Past(context, info)
+    try:
+        await past.open(feed)
+        if until_ended_s is not None:
+            async with asyncio.timeout(until_ended_s):
+                await collector.until_ended()
+    except TimeoutError as exc:
+        message = f"the cancel of {info.run_id} is stored, but the run has not ended within {until_ended_s:g} s"
+        raise RunStuck(message) from exc
+    finally:
+        _leave(context, collector, feed)
+    return web.json_response(_body(past.head, collector.completion, status=info.status))
+
+
+def _body(head: StreamHead, completion: Completion, *, status: str = "running") -> dict[str, object]:
+    finish, failure = completion.finish, completion.failure
+    if finish is not None:
+        status = "cancelled" if finish.cancelled else "completed"
+    elif failure is not None:
+        status = "failed"
+    body = completion_body(
+        run_id=head.run_id,
+        created=head.created,
+        model=head.model,
+        status=_STATUS.get(status, status),
+        content=completion.content,
+        finish_reason=finish.reason if finish else "stop" if failure else None,
+        usage=finish.usage if finish else Usage().model_dump(),
+    )
+    if failure is not None:
+        body["error"] = {"code": failure.code, "message": failure.message}
+    return body
+
+
+@contextlib.asynccontextmanager
+async def answering() -> AsyncIterator[None]:
+    """Bound a few commands to the broker; raises BrokerUnavailable if it takes too long."""
+    try:
+        async with asyncio.timeout(ADMISSION_TIMEOUT_S):
+            yield
+    except TimeoutError as exc:
+        message = f"Redis did not answer within {ADMISSION_TIMEOUT_S:g} s; try again"
+        raise BrokerUnavailable(message, retry_after_s=BROKER_RETRY_AFTER_S) from exc
+
+
+def require_broker(context: Context) -> None:
+    """Raise BrokerUnavailable at once if the link is down."""
+    if not context.link.connected:
+        message = "Redis cannot be reached; try again"
+        raise BrokerUnavailable(message, retry_after_s=BROKER_RETRY_AFTER_S)
+
+
+def refuse_if_draining(context: Context) -> None:
+    """Raise Draining if this front end is about to end."""
+    if context.draining:
+        message = "this front end is shutting down; try again"
+        raise Draining(message, retry_after_s=1)
+
+
+def cancel_bound_s(lease_s: float) -> float:
+    """Return how long a cancel may take: a lost worker's lease and its reclaim, an agent's clean-up, and air."""
+    return lease_s * 4 / 3 + 10
+
+
+def _cancel_abandoned(context: Context, run_id: str) -> None:
+    """Cancel the run of a client that went away; not when we cut it ourselves, as it may come back elsewhere."""
+    if not context.draining:
+        context.errands.run(context.runs.cancel(run_id, ttl_s=context.settings.run_ttl_s), f"cancel {run_id}")
+
+
+def _leave(context: Context, run: StreamPump | Collector, feed: RunFeed) -> None:
+    feed.close()
+    context.watcher.remove(run)
+    context.metrics.catch_ups.inc(feed.catch_ups)
+
+
+def _extra_headers(request: web.Request) -> dict[str, str]:
+    cors_headers: dict[str, str] = request.get("cors_headers", {})
+    return {"X-Request-Id": request["request_id"], **cors_headers}

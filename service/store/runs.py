@@ -1,0 +1,77 @@
+"""What is known of a run beside its events: its hash, its cancel flag, and the idempotency key it stands under."""
+
+import hashlib
+from dataclasses import dataclass
+from typing import Final
+
+from service.errors import BusError
+from service.protocol.events import RUN_CANCELLED, encode_event
+from service.protocol.keys import Keys
+from service.protocol.openai import Usage
+from service.store.link import Link
+
+# How long a repeat of an idempotent request attaches to the first. OpenAI-like APIs keep keys for a day.
+IDEMPOTENCY_TTL_S: Final = 24 * 3600
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunInfo:
+    """A run's hash. ``status`` is queued, running, completed, failed or cancelled; ``created`` Unix time in s."""
+
+    run_id: str
+    status: str
+    owner: str
+    model: str
+    created: int
+    include_usage: bool
+
+    @property
+    def ended(self) -> bool:
+        """Whether its terminal event is stored."""
+        return self.status not in {"queued", "running"}
+
+
+class RunStore:
+    """Reads and marks runs."""
+
+    def __init__(self, link: Link, keys: Keys) -> None:
+        """Bind the link and the names."""
+        self._link = link
+        self._keys = keys
+
+    async def describe(self, run_id: str) -> RunInfo | None:
+        """Return what is known of a run; None if there is no such run (any more)."""
+        names = ("status", "owner", "model", "created", "include_usage")
+        values = await self._link.call("HMGET", self._keys.run(run_id), *names)
+        if any(value is None for value in values):
+            return None
+        status, owner, model, created, include_usage = (value.decode() for value in values)
+        return RunInfo(
+            run_id=run_id,
+            status=status,
+            owner=owner,
+            model=model,
+            created=int(created),
+            include_usage=include_usage == "1",
+        )
+
+    async def cancel(self, run_id: str, *, ttl_s: int) -> None:
+        """Ask for a run's end, durably. A queued one has ended when this returns; harmless if it ended before."""
+        event = encode_event(RUN_CANCELLED, {"usage": Usage().model_dump()})
+        names = [self._keys.run(run_id), self._keys.events(run_id)]
+        await self._link.call_script("cancel", names, event, self._keys.control(""), run_id, ttl_s)
+
+    async def remember(self, owner: str, key: str, run_id: str, fingerprint: str) -> tuple[str, str] | None:
+        """Let an idempotency key stand for a run, or return the (run id, fingerprint) it stands for already."""
+        meaning = f"{run_id} {fingerprint}"
+        earlier = await self._link.call_script("remember", [self._idempotency(owner, key)], meaning, IDEMPOTENCY_TTL_S)
+        if earlier is None:
+            return None
+        earlier_run, _, earlier_fingerprint = earlier.decode().partition(" ")
+        if not earlier_fingerprint:
+            message = f"an idempotency key holds {earlier!r}"
+            raise BusError(message)
+        return earlier_run, earlier_fingerprint
+
+    def _idempotency(self, owner: str, key: str) -> str:
+        return self._keys.idempotency(hashlib.sha256(f"{owner}\n{key}".encode()).hexdigest())

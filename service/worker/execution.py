@@ -1,0 +1,219 @@
+"""One agent call, on the event loop or in a thread, and what came of it.
+
+Besides its own end, four things end it: its time limit, a cancel, the worker's stop, and the loss of its lease.
+After a stop or a loss that another worker makes good, nothing is said here: the next attempt speaks.
+"""
+
+import asyncio
+import contextvars
+import logging
+import threading
+from collections.abc import Awaitable
+from typing import Any, Final, cast
+
+from service import errors
+from service.agents import Agent, AgentResult, Run
+from service.errors import BusError, InvalidAgentOutput
+from service.protocol.events import RUN_CANCELLED, RUN_COMPLETED, RUN_FAILED
+from service.protocol.openai import ChatCompletionRequest
+from service.store.publisher import RunPublisher
+from service.store.queue import Claim
+from service.transcript import tool_result
+from service.worker.tally import Tally
+
+log = logging.getLogger(__name__)
+
+# How long a cancelled async agent may take to clean up, such as closing its model request.
+CLEANUP_TIMEOUT_S: Final = 5.0
+
+HAND_BACK: Final = "hand_back"
+LEASE_LOST: Final = "lease_lost"
+
+Terminal = tuple[str, dict[str, Any]]
+
+
+class Execution:
+    """A claimed job's run on this worker."""
+
+    def __init__(self, agent: Agent, claim: Claim, *, is_async: bool) -> None:
+        """Bind the job; ``bind`` must follow."""
+        self.claim = claim
+        self.tally = Tally()
+        self._agent = agent
+        self._is_async = is_async
+        self._publisher: RunPublisher | None = None
+        self._stopped: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._left: list[asyncio.Future[Any]] = []  # what still runs when the run is over
+
+    def bind(self, publisher: RunPublisher) -> None:
+        """Take where the run's events go."""
+        self._publisher = publisher
+
+    # -- what others ask for ------------------------------------------------------------------------
+
+    @property
+    def stop_reason(self) -> str | None:
+        """Why it was stopped, if it was."""
+        return self._stopped.result() if self._stopped.done() else None
+
+    def stop(self, reason: str) -> None:
+        """End the run for ``reason``: a failure's code, HAND_BACK or LEASE_LOST. The first reason stands."""
+        if not self._stopped.done():
+            self._stopped.set_result(reason)
+
+    def cancel(self) -> None:
+        """End the run as cancelled."""
+        self.stop(errors.CANCELLED)
+
+    def lose(self) -> None:
+        """End the run without a word: another worker has it."""
+        self.stop(LEASE_LOST)
+        if self._publisher is not None:
+            self._publisher.close(BusError("the lease of the run was lost"))
+
+    # -- the run's sink -----------------------------------------------------------------------------
+
+    def put(self, event_type: str, data: Any) -> None:  # noqa: ANN401 -- JSON
+        """Publish an event, from any thread."""
+        if self._publisher is None:
+            message = "the run has not begun"
+            raise BusError(message)
+        self._publisher.put(event_type, data)
+        self.tally.note(event_type, data)
+
+    async def room(self) -> None:
+        """Wait until there is room for more."""
+        if self._publisher is not None:
+            await self._publisher.room()
+
+    # -- the run ------------------------------------------------------------------------------------
+
+    async def outcome(self, run_timeout_s: float) -> Terminal | None:
+        """Call the agent and return the terminal event that follows, or None if another worker will say it.
+
+        Never raises for an agent's fault.
+        """
+        try:
+            request = ChatCompletionRequest.model_validate(self.claim.job.request)
+        except ValueError as exc:  # a newer front end's request
+            return failed(errors.INVALID_REQUEST, f"this worker cannot read the request: {exc}")
+        run = Run(self.claim.job.run_id, request, self)
+        agent = asyncio.create_task(self._call(run), name=f"agent {run.id}")
+        self._left.append(agent)
+        try:
+            ends: set[asyncio.Future[Any]] = {agent, self._stopped}
+            await asyncio.wait(ends, timeout=run_timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            run.cancel()  # whatever still runs (a thread, a stray task) may publish nothing more
+            ended_itself = agent.done()
+            agent.cancel()
+        if ended_itself:
+            return self._terminal_of(agent, request)
+        await asyncio.wait({agent}, timeout=CLEANUP_TIMEOUT_S)
+        if self.stop_reason is None:
+            return failed(errors.RUN_TIMEOUT, f"the run took longer than {run_timeout_s:g} s")
+        if self.stop_reason == errors.CANCELLED:
+            return self.cancellation(request)
+        if self.stop_reason == errors.WORKER_SHUTDOWN:
+            return failed(errors.WORKER_SHUTDOWN, "the worker was stopped before the run ended")
+        return None
+
+    def cancellation(self, request: ChatCompletionRequest | None = None) -> Terminal:
+        """Return the terminal event of a cancelled run, with the usage so far (none if it never started)."""
+        return RUN_CANCELLED, {"usage": self.tally.usage(request.messages if request else []).model_dump()}
+
+    async def until_left(self) -> None:
+        """Return when everything the agent started has ended; a thread cannot be killed, so its slot stays taken."""
+        left = [future for future in self._left if not future.done()]
+        if left:
+            log.warning("run %s is over, but its agent still runs; waiting for it", self.claim.job.run_id)
+            await asyncio.wait(left)
+
+    async def _call(self, run: Run) -> object:
+        if self._is_async:
+            return await _guarded(self._agent, run)
+        done = asyncio.get_running_loop().create_future()
+        done.add_done_callback(lambda future: future.cancelled() or future.exception())  # seen, even if late
+        self._left.append(done)
+        context = contextvars.copy_context()
+        thread = threading.Thread(
+            target=context.run,
+            args=(_call_in_thread, self._agent, run, done),
+            name=f"agent {run.id}",
+            daemon=True,  # a blocked agent must not keep a stopped worker alive
+        )
+        thread.start()
+        return await asyncio.shield(done)
+
+    def _terminal_of(self, agent: asyncio.Task[object], request: ChatCompletionRequest) -> Terminal:
+        if agent.cancelled():
+            return failed(errors.AGENT_ERROR, "the agent cancelled itself")
+        try:
+            return RUN_COMPLETED, self._completion(request, agent.result())
+        except InvalidAgentOutput as exc:
+            log.warning("run %s: %s", self.claim.job.run_id, exc)
+            return failed(errors.INVALID_AGENT_OUTPUT, str(exc))
+        except Exception as exc:
+            log.exception("run %s: the agent failed", self.claim.job.run_id)
+            message = str(exc) or type(exc).__name__
+            return failed(errors.failure_code(message), message)
+
+    def _completion(self, request: ChatCompletionRequest, result: object) -> dict[str, Any]:
+        if not isinstance(result, AgentResult):
+            message = f"the agent returned {type(result).__name__}, expected AgentResult"
+            raise InvalidAgentOutput(message)
+        result.check()
+        streamed = self.tally.text_characters > 0
+        usage = result.usage() or self.tally.estimate(request.messages, None if streamed else len(result.content))
+        return {
+            "content": None if streamed else result.content,
+            "tool_results": [
+                tool_result(
+                    tool.tool_name, success=bool(tool.success), output=tool.content, latency_s=tool.latency_seconds
+                )
+                for tool in result.tool_results
+            ],
+            "finish_reason": result.finish_reason,
+            "usage": usage.model_dump(),
+        }
+
+
+def failed(code: str, message: str) -> Terminal:
+    """Return the terminal event of a failed run."""
+    return RUN_FAILED, {"code": code, "message": message[: errors.MAX_MESSAGE_CHARACTERS]}
+
+
+async def _guarded(agent: Agent, run: Run) -> object:
+    """Await the agent; its SystemExit would otherwise end the worker."""
+    try:
+        return await cast("Awaitable[AgentResult]", agent(run))
+    except (SystemExit, KeyboardInterrupt) as exc:
+        message = f"the agent raised {type(exc).__name__}"
+        raise errors.AgentError(message) from exc
+
+
+def _call_in_thread(agent: Agent, run: Run, done: asyncio.Future[object]) -> None:
+    """Call the agent and hand its result or exception to the loop, if there still is one."""
+    result: object = None
+    error: BaseException | None = None
+    try:
+        result = agent(run)
+    except StopIteration as exc:  # a future cannot carry it
+        error = RuntimeError(f"the agent raised StopIteration: {exc.value!r}")
+    except (SystemExit, KeyboardInterrupt) as exc:
+        error = errors.AgentError(f"the agent raised {type(exc).__name__}")
+    except BaseException as exc:  # noqa: BLE001 -- whatever it is, it is the run's outcome
+        error = exc
+
+    def settle() -> None:
+        if done.done():
+            return
+        if error is None:
+            done.set_result(result)
+        else:
+            done.set_exception(error)
+
+    try:
+        done.get_loop().call_soon_threadsafe(settle)
+    except RuntimeError:
+        log.warning("run %s: its agent's thread ended after the worker had stopped", run.id)

@@ -1,0 +1,85 @@
+"""Leases: this worker keeps what it runs, learns what it lost, and takes over what others left.
+
+A lease lasts ``lease_s`` since its last renewal and is renewed three times as often. Expired ones are looked for
+as often, so a killed worker's run has its terminal event within lease + lease/3 + 1 s.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Final, Protocol
+
+from service.errors import BrokerUnavailable
+from service.store.queue import Claim, JobQueue
+
+log = logging.getLogger(__name__)
+
+RENEWALS_PER_LEASE: Final = 3  # two may fail before the third decides
+PRUNE_EVERY: Final = 100  # renewals
+
+
+class Held(Protocol):
+    """A run under lease."""
+
+    claim: Claim
+
+    def lose(self) -> None:
+        """Publish nothing more: another worker holds the job by now."""
+
+    def cancel(self) -> None:
+        """End it: a cancel was asked for."""
+
+
+class Leases:
+    """What this worker holds."""
+
+    def __init__(self, queue: JobQueue, lease_s: float) -> None:
+        """Bind the queue; nothing is held yet."""
+        self._queue = queue
+        self.lease_s = lease_s
+        self.interval_s = lease_s / RENEWALS_PER_LEASE
+        self._held: dict[str, Held] = {}
+
+    def hold(self, run: Held) -> None:
+        """Renew this run's lease from now on."""
+        self._held[run.claim.entry_id] = run
+
+    def release(self, run: Held) -> None:
+        """Renew it no more."""
+        self._held.pop(run.claim.entry_id, None)
+
+    def on_control(self, message: bytes) -> None:
+        """Cancel the run whose id was sent to this worker's control channel; it may have ended."""
+        run_id = message.decode(errors="replace")
+        for run in list(self._held.values()):
+            if run.claim.job.run_id == run_id:
+                run.cancel()
+
+    async def keep(self) -> None:
+        """Renew for ever; runs whose lease was lost or whose cancel was asked for are told."""
+        renewals = 0
+        while True:
+            await asyncio.sleep(self.interval_s)
+            renewals += 1
+            await tolerate(self._renew, "renew leases")
+            if renewals % PRUNE_EVERY == 0:
+                await tolerate(self._queue.prune, "forget dead workers")
+
+    async def _renew(self) -> None:
+        if not self._held:
+            return
+        for entry_id in await self._queue.renew(list(self._held)):
+            if (lost := self._held.pop(entry_id, None)) is not None:
+                log.warning("the lease of run %s was lost", lost.claim.job.run_id)
+                lost.lose()
+        by_run = {run.claim.job.run_id: run for run in self._held.values()}
+        for run_id in await self._queue.cancelled(list(by_run)):
+            by_run[run_id].cancel()
+
+
+async def tolerate(action: Callable[[], Awaitable[None]], what: str) -> None:
+    """Do something that the next turn makes up for if the broker is away now."""
+    try:
+        await action()
+    except BrokerUnavailable as exc:
+        log.warning("cannot %s: %s", what, exc)
