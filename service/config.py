@@ -88,6 +88,8 @@ class Settings(BaseSettings):
     max_queued: int = Field(1000, ge=1, description="outstanding jobs of the queue; beyond it requests get 429")
     max_body_bytes: int = Field(10 << 20, ge=1024, description="largest request body; room for images as data URLs")
     max_messages: int = Field(2000, ge=1, description="messages of one request")
+    max_runs_per_key: int = Field(0, ge=0, description="runs one API key may have at once; 0: no limit")
+    max_requests_per_minute: int = Field(0, ge=0, description="requests one API key may send a minute; 0: no limit")
     queue_timeout_s: float = Field(60, gt=0, description="a job not started by then fails instead of running late")
 
     # Runs and streams

@@ -10,7 +10,8 @@
     |   |-- Gone                     410  stream_trimmed
     |   |-- BodyTooLarge             413  request_too_large
     |   |-- UnsupportedMediaType     415  unsupported_media_type
-    |   `-- QueueFull                429  queue_full (with Retry-After)
+    |   |-- QueueFull                429  queue_full (with Retry-After)
+    |   `-- LimitReached             429  rate_limit_exceeded (with Retry-After)
     |-- ServiceError                 our side; HTTP 5xx
     |   |-- BrokerUnavailable        503  broker_unavailable (with Retry-After)
     |   |-- Draining                 503  draining (with Retry-After)
@@ -121,6 +122,14 @@ class QueueFull(RequestError):
 
     status = 429
     code = "queue_full"
+    error_type = "rate_limit_error"
+
+
+class LimitReached(RequestError):
+    """429: the API key has as many runs, or has sent as many requests, as it may."""
+
+    status = 429
+    code = "rate_limit_exceeded"
     error_type = "rate_limit_error"
 
 

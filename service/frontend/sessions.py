@@ -80,6 +80,7 @@ class Admission:
         require_broker(self._context)
         self.begun = True
         async with answering():
+            await check_limits(self._context, self.job)
             await feed.open()
             await self.enqueue()
 
@@ -157,6 +158,7 @@ def new_job(context: Context, chat: ChatCompletionRequest, owner: str) -> Job:
         created=int(now),
         start_by=now + context.settings.queue_timeout_s,
         include_usage=chat.include_usage,
+        limited=context.settings.max_runs_per_key > 0,
         owner=owner,
     )
 
@@ -229,6 +231,7 @@ async def start_run(context: Context, admission: Admission) -> web.Response:
     """Enqueue a run nobody waits for and answer with its id."""
     require_broker(context)
     async with answering():
+        await check_limits(context, admission.job)
         await admission.enqueue()
     return web.json_response(_body(admission.head, Completion(), status="queued"))
 
@@ -283,6 +286,18 @@ async def answering() -> AsyncIterator[None]:
     except TimeoutError as exc:
         message = f"Redis did not answer within {ADMISSION_TIMEOUT_S:g} s; try again"
         raise BrokerUnavailable(message, retry_after_s=BROKER_RETRY_AFTER_S) from exc
+
+
+async def check_limits(context: Context, job: Job) -> None:
+    """Raise LimitReached if the job's owner has or has sent too much; shared by all front ends."""
+    settings = context.settings
+    if settings.max_runs_per_key or settings.max_requests_per_minute:
+        await context.submitter.check_limits(
+            job,
+            max_runs=settings.max_runs_per_key,
+            max_requests_per_minute=settings.max_requests_per_minute,
+            ttl_s=open_ttl_s(settings.queue_timeout_s, settings.run_timeout_s),
+        )
 
 
 def require_broker(context: Context) -> None:

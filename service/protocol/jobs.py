@@ -32,6 +32,7 @@ class Job(BaseModel):
     created: int = Field(description="Unix time, seconds; the completion's `created`")
     start_by: float = Field(description="Unix time, seconds; a job not started by then fails as queue_timeout")
     include_usage: bool = Field(default=False, description="whether the stream tells its usage in a chunk of its own")
+    limited: bool = Field(default=False, description="whether the run counts against its owner's active runs")
     owner: str = Field(default="", description="hash of the API key that created the run, empty without keys")
 
     def encode(self) -> bytes:

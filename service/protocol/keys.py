@@ -31,6 +31,14 @@ class Keys:
         """Name of the run an idempotency key of one owner stands for, a string with a TTL; ``digest`` hides both."""
         return f"{self.prefix}:idempotency:{digest}"
 
+    def active_runs(self, owner: str) -> str:
+        """Sorted set of an API key's active runs, by the time they must have ended; TTL."""
+        return f"{self.prefix}:{{key-{owner}}}:active"
+
+    def requests(self, owner: str) -> str:
+        """Counter of an API key's requests in this minute; TTL."""
+        return f"{self.prefix}:{{key-{owner}}}:requests"
+
     def run(self, run_id: str) -> str:
         """Hash: status, owner, model, created, include_usage, attempt, entry, worker, cancel, handed_back."""
         return f"{self.prefix}:{{{run_id}}}:run"

@@ -9,6 +9,7 @@ XACK ignore who owns an entry, so renewing, handing back and finishing are scrip
 import asyncio
 import contextlib
 import logging
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from typing import Any, Final
 
 from redis.exceptions import RedisError, ResponseError
 
-from service.errors import BrokerUnavailable, QueueFull
+from service.errors import BrokerUnavailable, LimitReached, QueueFull
 from service.protocol.events import RUN_STARTED, encode_batch, encode_event
 from service.protocol.jobs import Job
 from service.protocol.keys import GROUP, Keys
@@ -36,6 +37,8 @@ DEAD_CONSUMER_IDLE_MS: Final = 3600 * 1000
 BEAT_INTERVAL_S: Final = 3.0
 BEAT_VALID_S: Final = 10  # three beats: a worker that is alive but busy is not called dead
 FULL_QUEUE_RETRY_AFTER_S: Final = 5
+MAX_RETRY_AFTER_S: Final = 60
+DRAIN_SAMPLE_VALID_S: Final = 60
 _NO_QUEUE: Final = ("NOGROUP", "The XGROUP subcommand requires the key")  # the second is fakeredis'
 _FIRST_ENTRY: Final = "0"  # a group that starts at $ would skip jobs enqueued before its first worker
 
@@ -68,6 +71,24 @@ class Begun:
     first: bytes
 
 
+class _DrainRate:
+    """How fast the queue empties, from what refusals tell of it."""
+
+    def __init__(self) -> None:
+        self._sample: tuple[int, int] | None = None  # jobs ever removed, server time in s
+
+    def retry_after_s(self, outstanding: int, removed: int, now_s: int) -> int:
+        """Return when about a tenth of the queue will have been worked off; a guess without an earlier sample."""
+        earlier = self._sample
+        if earlier is None or removed < earlier[0] or now_s - earlier[1] > DRAIN_SAMPLE_VALID_S:
+            self._sample = (removed, now_s)
+            return FULL_QUEUE_RETRY_AFTER_S
+        if now_s == earlier[1]:
+            return FULL_QUEUE_RETRY_AFTER_S
+        rate = (removed - earlier[0]) / (now_s - earlier[1])
+        return min(MAX_RETRY_AFTER_S, math.ceil(outstanding / 10 / rate)) if rate else MAX_RETRY_AFTER_S
+
+
 class JobSubmitter:
     """The front end's side of the queue."""
 
@@ -77,6 +98,7 @@ class JobSubmitter:
         self._keys = keys
         self._queue = queue
         self._max_queued = max_queued
+        self._drain = _DrainRate()
 
     async def submit(self, job: Job, *, ttl_s: int) -> None:
         """Enqueue; raises QueueFull. ``ttl_s`` bounds the run's hash, and covers its whole life.
@@ -93,10 +115,24 @@ class JobSubmitter:
             self._link.call_script("describe", [run], ttl_s, *described),
             self._link.call_script("admit", [self._keys.jobs(self._queue)], self._max_queued, job.encode()),
         )
-        if isinstance(admitted, int):
+        if isinstance(admitted, list):
             await self._link.call("DEL", run)
-            message = f"the queue is full ({admitted} outstanding jobs); try again later"
-            raise QueueFull(message, retry_after_s=FULL_QUEUE_RETRY_AFTER_S)
+            outstanding, removed, now_s = admitted
+            message = f"the queue is full ({outstanding} outstanding jobs); try again later"
+            raise QueueFull(message, retry_after_s=self._drain.retry_after_s(outstanding, removed, now_s))
+
+    async def check_limits(self, job: Job, *, max_runs: int, max_requests_per_minute: int, ttl_s: int) -> None:
+        """Count a request against its owner's limits; raises LimitReached. 0 is no limit."""
+        keys = [self._keys.active_runs(job.owner), self._keys.requests(job.owner)]
+        reached = await self._link.call_script("limit", keys, job.run_id, max_runs, max_requests_per_minute, ttl_s)
+        if reached is not None:
+            which, used, retry_after_s = reached[0].decode(), int(reached[1]), max(1, int(reached[2]))
+            message = (
+                f"this API key has {used} active runs, as many as it may"
+                if which == "runs"
+                else f"this API key has sent {used} requests this minute, as many as it may"
+            )
+            raise LimitReached(message, retry_after_s=retry_after_s)
 
     async def outstanding(self) -> int:
         """Return how many jobs are waiting or running."""
@@ -228,6 +264,9 @@ class JobQueue:
         """Remove a job that needs no run any more: its terminal event is stored, or another entry carries it."""
         if not await self._script("finish", [self._jobs], GROUP, self.worker_id, claim.entry_id):
             log.warning("job %s is no longer held by this worker", claim.entry_id)
+        if claim.job.limited:
+            with _broker_errors():
+                await self._redis.zrem(self._keys.active_runs(claim.job.owner), claim.job.run_id)
 
     async def hand_back(self, claim: Claim) -> None:
         """Let another worker take the job at its next reclaim; the attempt does not count against the run."""

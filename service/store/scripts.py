@@ -30,6 +30,7 @@ SCRIPTS: Final[Mapping[str, Script]] = {
         "cancel",
         "describe",
         "finish",
+        "limit",
         "prune",
         "publish",
         "release",

@@ -6,12 +6,12 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from service.errors import QueueFull
+from service.errors import LimitReached, QueueFull
 from service.protocol.jobs import Job, new_run_id
 from service.protocol.keys import GROUP, Keys
 from service.store.endpoint import Endpoint
 from service.store.link import Link
-from service.store.queue import Claim, JobQueue, JobSubmitter
+from service.store.queue import Claim, JobQueue, JobSubmitter, _DrainRate
 from tests.helpers import SOON_S
 
 
@@ -201,7 +201,7 @@ async def test_renewed_lease_is_kept(submitter: JobSubmitter, queue: JobQueue, o
 
 
 async def test_expired_leases_behind_many_held_ones_are_found(
-    any_broker_url: str, link: Link, keys: Keys, other_queue: JobQueue, queue: JobQueue
+    link: Link, keys: Keys, other_queue: JobQueue, queue: JobQueue
 ) -> None:
     """A reclaim looks past any number of healthy leases."""
     submitter = JobSubmitter(link, keys, "q", max_queued=100)
@@ -265,6 +265,33 @@ async def test_dead_consumers_are_forgotten_unless_they_hold_a_job(
 
 async def reclaimed(queue: JobQueue, lease_s: float) -> Claim:
     async with asyncio.timeout(SOON_S):
-        while (claim := await queue.reclaim(lease_s)) is None:
+        while (claim := await queue.reclaim(lease_s)) is None:  # noqa: ASYNC110 -- the broker's clock decides
             await asyncio.sleep(lease_s / 3)
     return claim
+
+
+async def test_limits_of_a_key(submitter: JobSubmitter, queue: JobQueue) -> None:
+    """A key over its active runs or its requests a minute is refused with a time to retry; others are not."""
+    first = job().model_copy(update={"limited": True})
+    await submitter.check_limits(first, max_runs=1, max_requests_per_minute=0, ttl_s=60)
+    await submitter.submit(first, ttl_s=60)
+    with pytest.raises(LimitReached, match="1 active run") as refused:
+        await submitter.check_limits(job(), max_runs=1, max_requests_per_minute=0, ttl_s=60)
+    assert refused.value.retry_after_s
+    other = job().model_copy(update={"owner": "other"})
+    await submitter.check_limits(other, max_runs=1, max_requests_per_minute=0, ttl_s=60)
+    await queue.finish(await claimed(queue))
+    await submitter.check_limits(job(), max_runs=1, max_requests_per_minute=0, ttl_s=60)
+    for _ in range(2):
+        await submitter.check_limits(job(), max_runs=0, max_requests_per_minute=2, ttl_s=60)
+    with pytest.raises(LimitReached, match="2 requests this minute"):
+        await submitter.check_limits(job(), max_runs=0, max_requests_per_minute=2, ttl_s=60)
+
+
+def test_retry_after_follows_the_drain_rate() -> None:
+    """A refused client is told to come back when a tenth of the queue will have been worked off, within bounds."""
+    rate = _DrainRate()
+    assert rate.retry_after_s(1000, 500, 100) == 5
+    assert rate.retry_after_s(1000, 600, 110) == 10  # 10 jobs a second
+    assert rate.retry_after_s(1000, 400, 111) == 5  # another queue: the count went back
+    assert rate.retry_after_s(1000, 400, 121) == 60  # nothing moves

@@ -1,5 +1,10 @@
 -- Enqueue a job unless the queue is full. KEYS[1] jobs. ARGV: most outstanding jobs, envelope.
--- Returns the entry id, or the number of outstanding jobs if it is full.
+-- Returns the entry id, or {outstanding jobs, jobs ever removed or -1, server time in s} if it is full.
 local outstanding = redis.call('XLEN', KEYS[1])
-if outstanding >= tonumber(ARGV[1]) then return outstanding end
-return redis.call('XADD', KEYS[1], '*', 'job', ARGV[2])
+if outstanding < tonumber(ARGV[1]) then return redis.call('XADD', KEYS[1], '*', 'job', ARGV[2]) end
+local removed = -1
+local info = redis.call('XINFO', 'STREAM', KEYS[1])
+for i = 1, #info, 2 do
+  if info[i] == 'entries-added' then removed = info[i + 1] - outstanding end
+end
+return {outstanding, removed, tonumber(redis.call('TIME')[1])}
