@@ -9,6 +9,7 @@ from aiohttp import web
 from service.errors import InvalidRequest, NotFound
 from service.frontend.context import CONTEXT, Context
 from service.frontend.negotiate import stream_options
+from service.frontend.openapi import show_openapi
 from service.frontend.parsing import idempotency_key, read_chat_request
 from service.frontend.sessions import (
     Admission,
@@ -185,6 +186,7 @@ ROUTES: Final = [
     web.post("/v1/chat/completions/{run_id}/cancel", cancel_chat_completion),
     web.get("/v1/models", list_models),
     web.get("/v1/models/{model}", retrieve_model),
+    web.get("/openapi.json", show_openapi),
     web.get("/health/live", live),
     web.get("/health/ready", ready),
     web.get("/metrics", show_metrics),

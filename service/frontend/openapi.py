@@ -1,0 +1,195 @@
+"""The OpenAPI document at ``/openapi.json``: made from the models that validate, so it cannot say something else."""
+
+from typing import Any, Final
+
+from aiohttp import web
+
+from service import __version__
+from service.errors import (
+    BodyTooLarge,
+    BrokerUnavailable,
+    Conflict,
+    Gone,
+    InvalidRequest,
+    LimitReached,
+    NotFound,
+    RequestError,
+    RunFailed,
+    RunStuck,
+    Unauthenticated,
+    UnsupportedMediaType,
+)
+from service.protocol.jobs import RUN_ID
+from service.protocol.openai import ChatCompletionRequest
+
+_COMPONENTS: Final = "#/components/schemas/{model}"
+_JSON: Final = "application/json"
+_STREAM: Final = {"text/event-stream": {"schema": {"type": "string"}}}
+
+_ERROR_SCHEMA: Final[dict[str, Any]] = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["message", "type", "param", "code"],
+            "properties": {
+                "message": {"type": "string"},
+                "type": {"type": "string"},
+                "param": {"type": ["string", "null"]},
+                "code": {"type": ["string", "null"]},
+            },
+        },
+    },
+}
+_USAGE_SCHEMA: Final[dict[str, Any]] = {
+    "type": "object",
+    "required": ["prompt_tokens", "completion_tokens", "total_tokens"],
+    "properties": {
+        name: {"type": "integer", "minimum": 0} for name in ("prompt_tokens", "completion_tokens", "total_tokens")
+    },
+}
+_COMPLETION_SCHEMA: Final[dict[str, Any]] = {
+    "type": "object",
+    "required": ["id", "object", "created", "model", "status", "choices", "usage"],
+    "properties": {
+        "id": {"type": "string", "pattern": f"^{RUN_ID.pattern}$"},
+        "object": {"const": "chat.completion"},
+        "created": {"type": "integer"},
+        "model": {"type": "string"},
+        "status": {"enum": ["queued", "in_progress", "completed", "failed", "cancelled"]},
+        "choices": {"type": "array", "minItems": 1, "items": {"type": "object"}},
+        "usage": {"$ref": _COMPONENTS.format(model="Usage")},
+        "error": {"type": "object", "required": ["code", "message"]},
+    },
+}
+_RUN_ID: Final = {"name": "run_id", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
+_FORMAT: Final = {
+    "name": "agent_events",
+    "in": "query",
+    "description": "how agent events are sent; also as header X-Agent-Events",
+    "schema": {"enum": ["named", "raw", "chunk", "off"]},
+}
+
+
+def document() -> dict[str, Any]:
+    """Return the document."""
+    request = ChatCompletionRequest.model_json_schema(ref_template=_COMPONENTS)
+    schemas = request.pop("$defs", {})
+    schemas |= {
+        "ChatCompletionRequest": request,
+        "ChatCompletion": _COMPLETION_SCHEMA,
+        "Usage": _USAGE_SCHEMA,
+        "Error": _ERROR_SCHEMA,
+    }
+    run_errors = (InvalidRequest, Unauthenticated, BrokerUnavailable)
+    own_run_errors = (*run_errors, NotFound)
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "agentstream",
+            "version": __version__,
+            "description": "OpenAI-compatible chat completions, answered by agents in other processes.",
+        },
+        "components": {
+            "schemas": schemas,
+            "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
+        },
+        "security": [{}, {"key": []}],
+        "paths": {
+            "/v1/chat/completions": {
+                "post": _operation(
+                    "createChatCompletion",
+                    "Run an agent; stream its answer, or wait for it",
+                    {"200": _answer("ChatCompletion", streamed=True)},
+                    (*run_errors, BodyTooLarge, Conflict, Gone, LimitReached, RunFailed, UnsupportedMediaType),
+                    parameters=[
+                        _FORMAT,
+                        _header("Idempotency-Key", {"type": "string", "minLength": 1, "maxLength": 255}),
+                        _header("X-Agent-Errors", {"enum": ["text", "strict"]}),
+                    ],
+                    body="ChatCompletionRequest",
+                    extra_statuses=("504",),
+                ),
+            },
+            "/v1/chat/completions/{run_id}": {
+                "get": _operation(
+                    "retrieveChatCompletion",
+                    "The run as far as it is; with stream=true its stream from a position on",
+                    {"200": _answer("ChatCompletion", streamed=True)},
+                    (*own_run_errors, Gone),
+                    parameters=[
+                        _RUN_ID,
+                        _FORMAT,
+                        {"name": "stream", "in": "query", "schema": {"enum": ["true", "false"]}},
+                        {"name": "starting_after", "in": "query", "schema": {"type": "string"}},
+                        _header("Last-Event-ID", {"type": "string"}),
+                    ],
+                ),
+            },
+            "/v1/chat/completions/{run_id}/cancel": {
+                "post": _operation(
+                    "cancelChatCompletion",
+                    "End a run; answers when it has ended",
+                    {"200": _answer("ChatCompletion")},
+                    (*own_run_errors, Gone, RunStuck),
+                    parameters=[_RUN_ID],
+                ),
+            },
+            "/v1/models": {
+                "get": _operation("listModels", "The configured models", {"200": _answer(None)}, (Unauthenticated,)),
+            },
+            "/v1/models/{model}": {
+                "get": _operation(
+                    "retrieveModel",
+                    "One of them",
+                    {"200": _answer(None)},
+                    (Unauthenticated, NotFound),
+                    parameters=[{**_RUN_ID, "name": "model"}],
+                ),
+            },
+            "/health/live": {"get": _operation("live", "The process answers", {"200": _answer(None)}, ())},
+            "/health/ready": {
+                "get": _operation("ready", "Requests can be taken", {"200": _answer(None), "503": _answer(None)}, ()),
+            },
+        },
+    }
+
+
+def _operation(  # noqa: PLR0913 -- the fields of the wire object
+    operation_id: str,
+    summary: str,
+    answers: dict[str, Any],
+    errors: tuple[type[RequestError], ...],
+    *,
+    parameters: list[dict[str, Any]] | None = None,
+    body: str | None = None,
+    extra_statuses: tuple[str, ...] = (),
+) -> dict[str, Any]:
+    responses = dict(answers)
+    for status in [*(str(error.status) for error in errors), *extra_statuses]:
+        responses.setdefault(status, _answer("Error"))
+    operation: dict[str, Any] = {"operationId": operation_id, "summary": summary, "responses": responses}
+    if parameters:
+        operation["parameters"] = parameters
+    if body:
+        schema = {"$ref": _COMPONENTS.format(model=body)}
+        operation["requestBody"] = {"required": True, "content": {_JSON: {"schema": schema}}}
+    return operation
+
+
+def _answer(model: str | None, *, streamed: bool = False) -> dict[str, Any]:
+    schema = {"$ref": _COMPONENTS.format(model=model)} if model else {"type": "object"}
+    return {"description": model or "answer", "content": {_JSON: {"schema": schema}, **(_STREAM if streamed else {})}}
+
+
+def _header(name: str, schema: dict[str, Any]) -> dict[str, Any]:
+    return {"name": name, "in": "header", "schema": schema}
+
+
+async def show_openapi(_request: web.Request) -> web.Response:
+    """GET /openapi.json: this document."""
+    return web.json_response(_DOCUMENT)
+
+
+_DOCUMENT: Final = document()
