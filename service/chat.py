@@ -47,7 +47,9 @@ async def _show(messages: AsyncIterator[sse.Message]) -> int:
     async for message in messages:
         if message.data == "[DONE]":
             print()
-            return EXIT_OK if finished and not failed else _failed("the stream ended without its final chunk")
+            if failed:
+                return _failed("the run failed")
+            return EXIT_OK if finished else _failed("the stream ended without its final chunk")
         data: dict[str, Any] = json.loads(message.data)
         if message.event != "message":
             _show_activity(message.event, data)

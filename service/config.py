@@ -15,13 +15,13 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from service.errors import StartupError
 
 ENV_PREFIX = "AGENTSTREAM_"
-BUILT_IN_AGENT = "service.agents.orchestrator:Orchestrator"
 
 
 def _split(value: object) -> object:
     return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
 
+Seconds = Annotated[float, Field(allow_inf_nan=False)]
 CommaList = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
 
 
@@ -56,16 +56,16 @@ class Settings(BaseSettings):
         None, validation_alias="OPENAI_API_KEY", repr=False, description="key for that server"
     )
     engine_model: str | None = Field(None, description="model asked of that server; default: the request's model")
-    engine_timeout_s: float = Field(120, gt=0, description="longest silence of the model server")
+    engine_timeout_s: Seconds = Field(120, gt=0, description="longest silence of the model server")
     demo_token_delay_ms: int = Field(15, ge=0, le=10_000, description="pause between the demo engine's tokens")
     max_turns: int = Field(10, ge=1, le=1000, description="turns of the built-in agent before it must stop")
-    tool_timeout_s: float = Field(30, gt=0, description="time limit of one tool call of the built-in agent")
+    tool_timeout_s: Seconds = Field(30, gt=0, description="time limit of one tool call of the built-in agent")
     read_url: bool = Field(default=False, description="offer the built-in agent the tool that reads public web pages")
 
     # Processes
     workers: int = Field(2, ge=1, le=256, description="worker processes under `up`")
     concurrency: int = Field(32, ge=1, le=10_000, description="runs one worker executes at once")
-    lease_s: float = Field(
+    lease_s: Seconds = Field(
         10,
         ge=0.5,
         le=3600,
@@ -77,8 +77,8 @@ class Settings(BaseSettings):
         validation_alias=AliasChoices(f"{ENV_PREFIX}RETRY_AFTER_TOOLS", "RETRY_AFTER_TOOLS"),
         description="try a run again even if tools have run (they would run twice); never after text was shown",
     )
-    drain_timeout_s: float = Field(20, ge=0, description="time a stopping process gives its runs and streams to end")
-    broker_wait_s: float = Field(30, ge=0, description="time a starting process waits for Redis before it gives up")
+    drain_timeout_s: Seconds = Field(20, ge=0, description="time a stopping process gives its runs and streams to end")
+    broker_wait_s: Seconds = Field(30, ge=0, description="time a starting process waits for Redis before it gives up")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level logged")
 
     # Admission
@@ -90,17 +90,17 @@ class Settings(BaseSettings):
     max_messages: int = Field(2000, ge=1, description="messages of one request")
     max_runs_per_key: int = Field(0, ge=0, description="runs one API key may have at once; 0: no limit")
     max_requests_per_minute: int = Field(0, ge=0, description="requests one API key may send a minute; 0: no limit")
-    queue_timeout_s: float = Field(60, gt=0, description="a job not started by then fails instead of running late")
+    queue_timeout_s: Seconds = Field(60, gt=0, description="a job not started by then fails instead of running late")
 
     # Runs and streams
-    run_timeout_s: float = Field(600, gt=0, description="time limit of one run")
+    run_timeout_s: Seconds = Field(600, gt=0, description="time limit of one run")
     run_ttl_s: int = Field(3600, ge=60, description="how long a finished run's log is kept")
     log_max_bytes: int = Field(4 << 20, ge=64 << 10, description="replay log of one run; older events are cut off")
-    write_timeout_s: float = Field(30, gt=0, description="a client that takes no bytes for so long is cut")
+    write_timeout_s: Seconds = Field(30, gt=0, description="a client that takes no bytes for so long is cut")
     replay_word_delay_ms: int = Field(
         0,
         ge=0,
-        le=10_000,
+        le=3000,
         validation_alias=AliasChoices(f"{ENV_PREFIX}REPLAY_WORD_DELAY_MS", "REPLAY_WORD_DELAY_MS"),
         description="pause between the words of an answer that was not streamed",
     )

@@ -170,6 +170,11 @@ class RunFailed(ServiceError):
         super().__init__(message, code=code)
         self.run_status = RUN_FAILURE_STATUS.get(code, 500)
 
+    def body(self) -> dict[str, Any]:
+        """Return the same error object as a strict stream's."""
+        text = failure_text(self.error_code, self.message)
+        return error_body(text, failure_type(self.error_code), code=self.error_code)
+
 
 class BusError(AgentStreamError):
     """Something between us and Redis."""

@@ -13,7 +13,7 @@ import aiohttp
 
 from service.broker import EmbeddedBroker, find_server
 from service.child import tied
-from service.config import Settings, environment, is_loopback
+from service.config import Settings, environment
 from service.errors import StartupError
 from service.process import EXIT_FAILED, EXIT_WRONG_SETTINGS, free_port, stop_signals
 
@@ -45,7 +45,7 @@ class Supervisor:
         """``say`` prints a line for the person at the terminal."""
         self._settings = settings
         self._say = say
-        self._stopping = False
+        self._stopping = asyncio.Event()
 
     async def run(self) -> int:
         """Serve until SIGINT or SIGTERM; returns the exit code."""
@@ -84,7 +84,7 @@ class Supervisor:
                 self._say(f"error: {task.exception()}")
             return EXIT_FAILED
         finally:
-            self._stopping = True
+            self._stopping.set()
             announcing.cancel()
             stopped.cancel()
             # The front end first: it lets its streams end while the workers still work.
@@ -102,7 +102,7 @@ class Supervisor:
             started_s = loop.time()
             child.process = await asyncio.create_subprocess_exec(*child.command, env=env, start_new_session=True)
             code = await child.process.wait()
-            if self._stopping:
+            if self._stopping.is_set():
                 return
             if code == EXIT_WRONG_SETTINGS:
                 message = f"{child.name} refused to start; its own message stands above"
@@ -113,11 +113,13 @@ class Supervisor:
                 f"{child.name} (pid {child.process.pid}) ended with code {code}; starting it again in {backoff_s:g} s"
             )
             await asyncio.sleep(backoff_s)
+            if self._stopping.is_set():
+                return
             backoff_s = min(backoff_s * 2, MAX_BACKOFF_S)
 
     async def _announce(self, settings: Settings, children: list[_Child]) -> None:
         """Say where and as what we serve, once we do; raises StartupError if that takes too long."""
-        host = settings.host if is_loopback(settings.host) else "127.0.0.1"
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)  # noqa: S104 -- every address
         url = f"http://{f'[{host}]' if ':' in host else host}:{settings.port}"
         timeout = aiohttp.ClientTimeout(total=2)
         try:

@@ -9,6 +9,7 @@ from aiohttp import web
 from aiohttp.typedefs import Middleware
 
 from service.errors import (
+    QUEUE_TIMEOUT,
     BodyTooLarge,
     BrokerUnavailable,
     BusError,
@@ -25,7 +26,6 @@ log = logging.getLogger(__name__)
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 BROKER_RETRY_AFTER_S: Final = 2
-_ALLOWED_HEADERS: Final = "Authorization, Content-Type, Idempotency-Key, Last-Event-ID, X-Agent-Events, X-Agent-Errors"
 
 
 @web.middleware
@@ -39,6 +39,8 @@ async def openai_errors(request: web.Request, handler: Handler) -> web.StreamRes
         response = error_response(exc)
     except web.HTTPException as exc:
         response = error_response(_from_aiohttp(exc, request))
+    except web.RequestPayloadError as exc:  # its transfer or content coding is broken
+        response = error_response(InvalidRequest(f"the body cannot be read: {exc}"))
     except BusError as exc:
         log.warning("%s: %s", request_id, exc)
         refused = BrokerUnavailable(f"Redis refused: {exc}", retry_after_s=BROKER_RETRY_AFTER_S)
@@ -62,7 +64,8 @@ def error_response(error: RequestError) -> web.Response:
     status = error.status
     if isinstance(error, RunFailed):
         status = error.run_status
-        headers["X-Should-Retry"] = "false"  # the agent ran: an SDK's retry would run it again
+        if error.error_code != QUEUE_TIMEOUT:
+            headers["X-Should-Retry"] = "false"  # the agent ran: an SDK's retry would run it again
     return web.json_response(error.body(), status=status, headers=headers)
 
 
@@ -95,7 +98,8 @@ def cors(origins: Sequence[str]) -> Middleware:
         }
         if request.method == "OPTIONS" and "Access-Control-Request-Method" in request.headers:
             headers["Access-Control-Allow-Methods"] = "GET, POST"
-            headers["Access-Control-Allow-Headers"] = _ALLOWED_HEADERS
+            # What it asks for: the openai SDK sends a dozen X-Stainless headers. The origin is trusted already.
+            headers["Access-Control-Allow-Headers"] = request.headers.get("Access-Control-Request-Headers", "")
             headers["Access-Control-Max-Age"] = "600"
             return web.Response(status=204, headers=headers)
         response = await handler(request)

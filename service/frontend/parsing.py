@@ -11,6 +11,8 @@ from service.protocol.openai import ChatCompletionRequest
 
 # Nesting of a body. OpenAI's deepest (a JSON schema in a tool) stays below 30; recursion elsewhere is bounded too.
 MAX_DEPTH: Final = 64
+# Values on one level of it: each wrong one costs a validation error of about 1 KB, and time on the loop.
+MAX_VALUES: Final = 50_000
 MAX_IDEMPOTENCY_KEY: Final = 255  # as elsewhere
 
 
@@ -39,7 +41,7 @@ async def read_chat_request(request: web.Request, *, max_messages: int) -> ChatC
     try:
         return ChatCompletionRequest.model_validate(body)
     except ValidationError as exc:
-        raise _explained(exc) from exc
+        raise _explained(exc, body) from exc
 
 
 def idempotency_key(request: web.Request) -> str | None:
@@ -51,13 +53,11 @@ def idempotency_key(request: web.Request) -> str | None:
     return key
 
 
-def _explained(exc: ValidationError) -> InvalidRequest:
+def _explained(exc: ValidationError, body: dict[str, Any]) -> InvalidRequest:
     """Return the first problem in words; ``param`` is its path, such as messages[0].role."""
-    error = exc.errors(include_url=False)[0]
+    error = exc.errors(include_url=False, include_input=False)[0]
     message = error["msg"].removeprefix("Value error, ")
-    param = ""
-    for step in error["loc"]:
-        param += f"[{step}]" if isinstance(step, int) else f".{step}" if param else str(step)
+    param = _path(error["loc"], body)
     if not param:  # our own validators say "field: what is wrong"
         param = message.partition(":")[0]
     more = exc.error_count() - 1
@@ -66,9 +66,25 @@ def _explained(exc: ValidationError) -> InvalidRequest:
     return InvalidRequest(f"{shown}{message}{others}", param=param)
 
 
+def _path(location: tuple[int | str, ...], body: Any) -> str:  # noqa: ANN401 -- JSON
+    """Return where in the body an error is; pydantic's location also names the union branches it tried."""
+    path, here = "", body
+    for step in location:
+        if isinstance(step, int) and isinstance(here, list):
+            path += f"[{step}]"
+            here = here[step] if step < len(here) else None
+        elif isinstance(here, dict) and (step in here or step == location[-1]):
+            path += f".{step}" if path else str(step)
+            here = here.get(step)
+    return path
+
+
 def _depth_exceeds(value: Any, limit: int) -> bool:  # noqa: ANN401 -- JSON
     level = [value]
     for _ in range(limit):
+        if sum(map(len, level)) > MAX_VALUES:
+            message = f"the body holds more than {MAX_VALUES} values on one level"
+            raise InvalidRequest(message)
         level = [
             child
             for item in level

@@ -6,6 +6,8 @@ callback was measured twice as fast (124,000 against 65,000 chunks/s with 1,000 
 """
 
 import asyncio
+import socket
+import struct
 from typing import Final
 
 from aiohttp import HttpVersion11, web
@@ -45,11 +47,6 @@ class RawWriter:
         self._transport.set_write_buffer_limits(HIGH_WATER_BYTES, LOW_WATER_BYTES)
 
     @property
-    def closed(self) -> bool:
-        """Whether the connection is gone."""
-        return self._transport is None or self._transport.is_closing()
-
-    @property
     def blocked(self) -> bool:
         """Whether the client has left more than HIGH_WATER_BYTES untaken."""
         return self._request.protocol.writing_paused
@@ -76,10 +73,19 @@ class RawWriter:
             await asyncio.sleep(POLL_S)
 
     async def end(self) -> None:
-        """End the body properly."""
-        await self._response.write_eof()
+        """End the body properly; raises ClientGone."""
+        await self.until_writable()
+        try:
+            async with asyncio.timeout(self._write_timeout_s):
+                await self._response.write_eof()
+        except (ConnectionError, TimeoutError) as exc:
+            self.abort()
+            raise ClientGone from exc
 
     def abort(self) -> None:
         """Cut the connection: the only honest way to say that a body is not whole."""
         if self._transport is not None:
+            connection = self._transport.get_extra_info("socket")
+            if not self._chunked and connection is not None:  # a plain close would look like the body's end
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self._transport.abort()

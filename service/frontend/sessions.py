@@ -193,9 +193,9 @@ async def stream_run(
     pump = StreamPump(machine, writer, replay_word_delay_ms=context.settings.replay_word_delay_ms)
     feed = context.bus.feed(source.head.run_id, pump.on_events, pump.on_failure)
     pump.attach(feed, source.deadlines(feed))
+    context.watcher.add(pump)
     try:
         await source.open(feed)
-        context.watcher.add(pump)
         await pump.run()
     except ClientGone:
         writer.abort()
@@ -215,9 +215,9 @@ async def complete_run(context: Context, source: Source, *, cancel_when_gone: bo
     collector = Collector()
     feed = context.bus.feed(source.head.run_id, collector.on_events, collector.on_failure)
     collector.attach(source.deadlines(feed))
+    context.watcher.add(collector)
     try:
         await source.open(feed)
-        context.watcher.add(collector)
         await collector.until_ended()
     finally:
         _leave(context, collector, feed)

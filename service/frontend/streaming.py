@@ -116,14 +116,13 @@ class StreamPump:
 
     def tick(self, now_s: float) -> None:
         """Keep a silent connection alive; doubt or give up a silent run."""
-        if self._tail is not None or not self._started:
-            return
-        if not self._stuck:
-            if now_s - self._last_chunk_s >= EMPTY_CHUNK_AFTER_S - _SWEEP_SLACK_S:
-                self._write(self._machine.empty_chunk(), now_s)
-                self._last_chunk_s = now_s
-            elif now_s - self._last_byte_s >= KEEPALIVE_AFTER_S - _SWEEP_SLACK_S:
-                self._write(sse.KEEPALIVE, now_s)
+        if self._tail is not None or not self._started or self._stuck:
+            return  # a stuck client has a time limit of its own
+        if now_s - self._last_chunk_s >= EMPTY_CHUNK_AFTER_S - _SWEEP_SLACK_S:
+            self._write(self._machine.empty_chunk(), now_s)
+            self._last_chunk_s = now_s
+        elif now_s - self._last_byte_s >= KEEPALIVE_AFTER_S - _SWEEP_SLACK_S:
+            self._write(sse.KEEPALIVE, now_s)
         if self._deadlines is not None and (verdict := self._deadlines.check(now_s)) is not None:
             self.fail(*verdict)
 

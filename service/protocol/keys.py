@@ -1,7 +1,9 @@
 """Every Redis name. ``{run}`` is a cluster hash tag: one run lives in one slot."""
 
-PREFIX = "agentstream"
-GROUP = "workers"
+from typing import Final
+
+PREFIX: Final = "agentstream"
+GROUP: Final = "workers"
 
 
 class Keys:

@@ -24,7 +24,8 @@ from service.store.link import Command, Link, Reply
 
 log = logging.getLogger(__name__)
 
-# Log entries read at once. An entry is a batch of at most MAX_BATCH_BYTES (64 KiB): a page stays below 2 MiB.
+# Log entries read at once. An entry is a batch of usually below 64 KiB (one event more at most): a page stays
+# below 2 MiB, unless events come near their own limit of 1 MiB; then the log's cap bounds it.
 PAGE_ENTRIES: Final = 32
 
 
@@ -67,7 +68,7 @@ class RunFeed:
         """Subscribe to a run that has no past yet, and return when the server has confirmed it."""
         await self._link.subscribe(self._channel, self._on_message)
         self._state = _State.LIVE
-        self._link.on_reconnect.append(self.doubt)
+        self._link.on_reconnect[self.doubt] = None
 
     async def open_from_log(self) -> bool:
         """Subscribe, deliver the past, and return whether all of it could be: False if the consumer paused.
@@ -86,7 +87,7 @@ class RunFeed:
         if self._state is _State.CLOSED:
             return
         self._state = _State.CLOSED
-        self._link.on_reconnect.remove(self.doubt)
+        self._link.on_reconnect.pop(self.doubt, None)
         self._set_synced()
         self._link.unsubscribe(self._channel, self._on_message)
         self._forget_reading()
@@ -154,7 +155,8 @@ class RunFeed:
         except BusError as exc:
             self._fail(exc)
             return
-        if len(page) == PAGE_ENTRIES or (page and self._heard > self._position):
+        heard, self._heard = self._heard, (0, 0)
+        if len(page) == PAGE_ENTRIES or heard > self._position:
             self._read_page()
         else:
             self._state = _State.LIVE

@@ -39,7 +39,17 @@ RESEND_DELAY_S: Final = 0.1
 SUBSCRIBE_AT_ONCE: Final = 1000  # channels per SUBSCRIBE when they are all renewed
 
 # The server will do it, but not now. OOM: memory may be freed; the caller's own deadline bounds the wait.
-_NOT_NOW: Final = ("LOADING", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "BUSY ", "OOM", "UNBLOCKED")
+_NOT_NOW: Final = (
+    "LOADING",
+    "READONLY",
+    "MASTERDOWN",
+    "CLUSTERDOWN",
+    "TRYAGAIN",
+    "BUSY ",
+    "OOM",
+    "UNBLOCKED",
+    "MISCONF",
+)
 
 Reply = Any
 OnReply = Callable[[Reply], None]
@@ -125,7 +135,7 @@ class Link:
         self._ready = asyncio.Event()
         self._last_error: Exception | None = None
         self._task: asyncio.Task[None] | None = None
-        self.on_reconnect: list[Callable[[], None]] = []
+        self.on_reconnect: dict[Callable[[], None], None] = {}  # an ordered set
         self.reconnects = 0
 
     @property
@@ -143,7 +153,7 @@ class Link:
             async with asyncio.timeout(timeout_s):
                 await self._ready.wait()
         except TimeoutError as exc:
-            reason = self._last_error or "no answer"
+            reason = str(self._last_error or "") or "no answer"
             message = f"Redis at {self._endpoint} cannot be reached within {timeout_s:g} s: {reason}"
             raise BrokerUnavailable(message) from exc
 
@@ -240,8 +250,20 @@ class Link:
             for start in range(0, len(names), SUBSCRIBE_AT_ONCE):
                 part = names[start : start + SUBSCRIBE_AT_ONCE]
                 self._pushes.write(_pack(("SUBSCRIBE", *part)))
-        for ack in acks:
-            await ack
+        try:
+            for ack in acks:
+                await ack
+        finally:
+            for name, ack in zip(names, acks, strict=True):
+                if not ack.done() or ack.cancelled():
+                    self._forget_ack(name, ack)
+
+    def _forget_ack(self, name: bytes, ack: asyncio.Future[None]) -> None:
+        waiting = self._acks.get(name, [])
+        if ack in waiting:
+            waiting.remove(ack)
+            if not waiting:
+                del self._acks[name]
 
     # -- receiving ----------------------------------------------------------------------------------
 
@@ -307,15 +329,16 @@ class Link:
     async def _connect(self) -> None:
         """Open the wires, prove with a PONG that the server answers, subscribe, send what is unanswered."""
         wire = await self._open(self._on_reply, load_scripts=True)
-        self._commands, self._pushes = wire, wire
-        if not self._endpoint.pushes_inline:
-            self._pushes = await self._open(self._on_push, load_scripts=False)
-        await _unless_lost(self._pushes, self._subscribe(list(self._handlers)))
+        self._commands = wire
+        # Not before it is the right one: an UNSUBSCRIBE on the wire of commands would shift all its replies.
+        pushes = wire if self._endpoint.pushes_inline else await self._open(self._on_push, load_scripts=False)
+        self._pushes = pushes
+        await _unless_lost(pushes, self._subscribe(list(self._handlers)))
         self._pending = deque(command for command in self._pending if not command.cancelled)
         self._outbox.clear()
         wire.write(b"".join(command.again() if command.again else command.payload for command in self._pending))
         self._ready.set()
-        for told in self.on_reconnect:
+        for told in tuple(self.on_reconnect):
             told()
 
     async def _open(self, on_reply: OnReply, *, load_scripts: bool) -> _Wire:
@@ -345,14 +368,20 @@ class Link:
 
     async def _watch(self) -> None:
         """Return when a wire is lost or the server stops answering."""
-        lost = {wire.lost for wire in (self._commands, self._pushes) if wire is not None}
+        wires = [wire for wire in {self._commands, self._pushes} if wire is not None]
+        lost = {wire.lost for wire in wires}
         while not (await asyncio.wait(lost, timeout=PING_INTERVAL_S, return_when=asyncio.FIRST_COMPLETED))[0]:
             try:
                 async with asyncio.timeout(PONG_DEADLINE_S):
-                    await self.call("PING")
+                    await _unless_lost(wires[0], self._ping())
             except TimeoutError:
                 log.warning("the broker has not answered a PING within %g s", PONG_DEADLINE_S)
                 return
+            except BusError as exc:  # lost, which the next turn sees; or it answers, if unhappily
+                log.warning("broker: %s", exc)
+
+    async def _ping(self) -> None:
+        await self.call("PING")
 
     def _drop_wires(self) -> None:
         self._ready.clear()

@@ -80,6 +80,7 @@ class RunPublisher:
         self._pending_bytes = 0
         self._wake_scheduled = False
         self._closed: AgentStreamError | None = None
+        self._ended = False  # the terminal event was put: it is the last
         self._next_seq = 1
         self._stored_seq = 0
         self._log_exists = False
@@ -105,12 +106,13 @@ class RunPublisher:
         encoded = encode_event(event_type, data)
         on_loop = threading.get_ident() == self._loop_thread
         with self._room:
-            if not on_loop and self._pending_bytes > MAX_BUFFER_BYTES:
+            if not on_loop and not self._ended and self._pending_bytes > MAX_BUFFER_BYTES:
                 self._room.wait_for(self._has_room, ROOM_TIMEOUT_S)
-            if self._closed is not None:
-                message = f"nothing more can be published: {self._closed}"
+            if self._ended or self._closed is not None:
+                message = f"nothing more can be published: {self._closed or 'the run is over'}"
                 raise RunCancelled(message)
-            if self._pending_bytes > (HARD_BUFFER_BYTES if on_loop else MAX_BUFFER_BYTES):
+            self._ended = event_type in TERMINAL
+            if not self._ended and self._pending_bytes > (HARD_BUFFER_BYTES if on_loop else MAX_BUFFER_BYTES):
                 message = f"{self._pending_bytes} bytes of events wait to be published; agents should await run.drain()"
                 raise BufferFull(message)
             self._pending.append((event_type, encoded))
@@ -157,7 +159,8 @@ class RunPublisher:
                 waiter.set_result(None)
 
     def _wake(self) -> None:
-        self._wake_scheduled = False
+        with self._room:
+            self._wake_scheduled = False
         if self._in_flight is None:
             self._send_next()
 

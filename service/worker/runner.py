@@ -76,7 +76,7 @@ class Runner:
         finally:
             self._leases.release(execution)
             self._executions.discard(execution)
-        await execution.until_left()
+            await execution.until_left()
 
     async def _attempt(self, execution: Execution, begun: Begun, publisher: RunPublisher) -> None:
         if begun.cancelled:
