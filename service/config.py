@@ -21,14 +21,20 @@ def _split(value: object) -> object:
     return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
 
-Seconds = Annotated[float, Field(allow_inf_nan=False)]
 CommaList = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
 
 
 class Settings(BaseSettings):
     """Everything that can be set, with units in the names."""
 
-    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, frozen=True, env_ignore_empty=True, extra="ignore")
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX,
+        frozen=True,
+        env_ignore_empty=True,
+        extra="ignore",
+        hide_input_in_errors=True,
+        allow_inf_nan=False,
+    )
 
     # Where things are
     host: str = Field("127.0.0.1", description="address the front end listens on")
@@ -36,6 +42,7 @@ class Settings(BaseSettings):
     redis_url: str | None = Field(
         None,
         validation_alias="REDIS_URL",
+        repr=False,
         description="redis://, rediss:// or unix:// URL; without it `up` starts a private broker",
     )
     queue: str = Field("default", pattern=r"^[A-Za-z0-9_.-]{1,64}$", description="name of the job queue")
@@ -56,16 +63,16 @@ class Settings(BaseSettings):
         None, validation_alias="OPENAI_API_KEY", repr=False, description="key for that server"
     )
     engine_model: str | None = Field(None, description="model asked of that server; default: the request's model")
-    engine_timeout_s: Seconds = Field(120, gt=0, description="longest silence of the model server")
+    engine_timeout_s: float = Field(120, gt=0, description="longest silence of the model server")
     demo_token_delay_ms: int = Field(15, ge=0, le=10_000, description="pause between the demo engine's tokens")
     max_turns: int = Field(10, ge=1, le=1000, description="turns of the built-in agent before it must stop")
-    tool_timeout_s: Seconds = Field(30, gt=0, description="time limit of one tool call of the built-in agent")
+    tool_timeout_s: float = Field(30, gt=0, description="time limit of one tool call of the built-in agent")
     read_url: bool = Field(default=False, description="offer the built-in agent the tool that reads public web pages")
 
     # Processes
     workers: int = Field(2, ge=1, le=256, description="worker processes under `up`")
     concurrency: int = Field(32, ge=1, le=10_000, description="runs one worker executes at once")
-    lease_s: Seconds = Field(
+    lease_s: float = Field(
         10,
         ge=0.5,
         le=3600,
@@ -77,8 +84,8 @@ class Settings(BaseSettings):
         validation_alias=AliasChoices(f"{ENV_PREFIX}RETRY_AFTER_TOOLS", "RETRY_AFTER_TOOLS"),
         description="try a run again even if tools have run (they would run twice); never after text was shown",
     )
-    drain_timeout_s: Seconds = Field(20, ge=0, description="time a stopping process gives its runs and streams to end")
-    broker_wait_s: Seconds = Field(30, ge=0, description="time a starting process waits for Redis before it gives up")
+    drain_timeout_s: float = Field(20, ge=0, description="time a stopping process gives its runs and streams to end")
+    broker_wait_s: float = Field(30, ge=0, description="time a starting process waits for Redis before it gives up")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level logged")
 
     # Admission
@@ -87,16 +94,17 @@ class Settings(BaseSettings):
     cors_origins: CommaList = Field((), description="origins browsers may call from, comma separated, or *")
     max_queued: int = Field(1000, ge=1, description="outstanding jobs of the queue; beyond it requests get 429")
     max_body_bytes: int = Field(10 << 20, ge=1024, description="largest request body; room for images as data URLs")
+    body_timeout_s: float = Field(60, gt=0, description="time a client may take to send a request's body")
     max_messages: int = Field(2000, ge=1, description="messages of one request")
     max_runs_per_key: int = Field(0, ge=0, description="runs one API key may have at once; 0: no limit")
     max_requests_per_minute: int = Field(0, ge=0, description="requests one API key may send a minute; 0: no limit")
-    queue_timeout_s: Seconds = Field(60, gt=0, description="a job not started by then fails instead of running late")
+    queue_timeout_s: float = Field(60, gt=0, description="a job not started by then fails instead of running late")
 
     # Runs and streams
-    run_timeout_s: Seconds = Field(600, gt=0, description="time limit of one run")
+    run_timeout_s: float = Field(600, gt=0, description="time limit of one run")
     run_ttl_s: int = Field(3600, ge=60, description="how long a finished run's log is kept")
     log_max_bytes: int = Field(4 << 20, ge=64 << 10, description="replay log of one run; older events are cut off")
-    write_timeout_s: Seconds = Field(30, gt=0, description="a client that takes no bytes for so long is cut")
+    write_timeout_s: float = Field(30, gt=0, description="a client that takes no bytes for so long is cut")
     replay_word_delay_ms: int = Field(
         0,
         ge=0,
@@ -161,7 +169,8 @@ def unknown_variables() -> list[str]:
     lines = []
     for name in sorted(os.environ):
         if name.startswith(ENV_PREFIX) and name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
+            bare = name.removeprefix(ENV_PREFIX)
+            close = [bare] if bare in known else difflib.get_close_matches(name, known, n=1)
             lines.append(f"{name} is not a setting" + (f"; did you mean {close[0]}?" if close else ""))
     return lines
 

@@ -4,8 +4,10 @@
     |-- RequestError                 the caller's mistake; HTTP 4xx, nothing was enqueued
     |   |-- InvalidRequest           400  invalid_request_error
     |   |-- Unauthenticated          401  invalid_api_key
+    |   |-- ForbiddenHost            403  forbidden_host
     |   |-- NotFound                 404  not_found
     |   |-- MethodNotAllowed         405  method_not_allowed
+    |   |-- BodyTimeout              408  request_timeout
     |   |-- Conflict                 409  idempotency_key_reused
     |   |-- Gone                     410  stream_trimmed
     |   |-- BodyTooLarge             413  request_too_large
@@ -75,6 +77,13 @@ class Unauthenticated(RequestError):
     error_type = "authentication_error"
 
 
+class ForbiddenHost(RequestError):
+    """403: the Host header names another machine; see ``middleware.local_hosts_only``."""
+
+    status = 403
+    code = "forbidden_host"
+
+
 class NotFound(RequestError):
     """404: no such route or run (or not the caller's)."""
 
@@ -87,6 +96,13 @@ class MethodNotAllowed(RequestError):
 
     status = 405
     code = "method_not_allowed"
+
+
+class BodyTimeout(RequestError):
+    """408: the body did not come in time."""
+
+    status = 408
+    code = "request_timeout"
 
 
 class Conflict(RequestError):

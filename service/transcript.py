@@ -20,6 +20,7 @@ What each event becomes (deploy/PROTOCOL.md, "The SSE sequence"):
     ================  =======================  ==================================================
 """
 
+import math
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -157,8 +158,14 @@ class Transcript:
 
 
 def tool_result(tool_name: str, *, success: bool, output: str, latency_s: float) -> dict[str, Any]:
-    """Return one entry of ``tool_results``, in the seed's shape."""
-    return {"tool_name": tool_name, "success": success, "output": output, "latency_ms": latency_s * 1000}
+    """Return one entry of ``tool_results``, in the seed's shape; JSON has no infinity for an absurd latency."""
+    latency_ms = latency_s * 1000
+    return {
+        "tool_name": tool_name,
+        "success": success,
+        "output": output,
+        "latency_ms": latency_ms if math.isfinite(latency_ms) else 0.0,
+    }
 
 
 def _result_of_event(data: dict[str, Any]) -> dict[str, Any]:

@@ -42,7 +42,7 @@ class Process:
     async def ended(self, timeout_s: float = SOON_S) -> int:
         """Return the exit code; all output has been read by then."""
         async with asyncio.timeout(timeout_s):
-            await self._reading
+            await asyncio.shield(self._reading)
             return await self._process.wait()
 
     def send_signal(self, number: signal.Signals) -> None:
@@ -89,14 +89,14 @@ class Processes:
     def __init__(self, redis_url: str, folder: Path) -> None:
         self._redis_url = redis_url
         self._folder = folder
-        self._queue = f"test-{secrets.token_hex(6)}"
-        self._started: list[Process] = []
+        self.queue = f"test-{secrets.token_hex(6)}"
+        self.started: list[Process] = []
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await asyncio.gather(*(process.stop() for process in reversed(self._started)))
+        await asyncio.gather(*(process.stop() for process in reversed(self.started)))
 
     async def start(self, *arguments: str, **environment: str) -> Process:
         """Start ``agentstream <arguments>`` with these settings, in the folder of the test agents."""
@@ -105,7 +105,7 @@ class Processes:
             "PYTHONPATH": str(ROOT),
             "PYTHONUNBUFFERED": "1",
             "REDIS_URL": self._redis_url,
-            "AGENTSTREAM_QUEUE": self._queue,
+            "AGENTSTREAM_QUEUE": self.queue,
             **environment,
         }
         env = {name: value for name, value in env.items() if value}
@@ -121,7 +121,7 @@ class Processes:
                 stderr=asyncio.subprocess.STDOUT,
             )
         )
-        self._started.append(process)
+        self.started.append(process)
         return process
 
     async def frontend(self, **settings: str) -> str:

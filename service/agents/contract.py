@@ -126,7 +126,11 @@ class Run:
             self._sink.put(TEXT, text)
 
     async def drain(self) -> None:
-        """Wait until there is room for more output; for async agents that write a lot."""
+        """Wait until there is room for more output; for async agents that write a lot.
+
+        Await it between ``emit("tool_call_start", ...)`` and the tool itself: it returns when the start is stored, so
+        that no later attempt runs the tool again. In a thread ``emit`` waits for that by itself.
+        """
         await self._sink.room()
 
     def _raise_if_cancelled(self) -> None:

@@ -139,6 +139,7 @@ class Orchestrator:
         for call in calls:
             started = {"tool": call.name, "arguments": call.arguments, "id": call.id, "agent": AGENT_NAME}
             run.emit("tool_call_start", started)
+        await run.drain()  # once their start is stored, no later attempt runs them again
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(self._call_tool(run, call), name=f"tool {call.name}") for call in calls]

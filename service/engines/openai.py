@@ -33,6 +33,8 @@ _OURS: Final = frozenset({"background", "tools", "tool_choice", "functions", "fu
 CONNECT_TIMEOUT_S: Final = 10.0  # a server that is there answers the handshake in far less
 # The client's own retries: connection errors, 408, 409, 429 and 5xx before the answer begins, with backoff.
 MAX_RETRIES: Final = 2
+# A shorter key is a stand-in such as "none" and may be an ordinary word of the text.
+SHORTEST_SECRET_CHARS: Final = 8
 # Of an upstream error text: some proxies answer with a whole web page.
 MAX_ERROR_CHARS: Final = 1000
 
@@ -150,7 +152,7 @@ class OpenAIEngine:
                 text = f"{text} - {words}"
             if exc.code == "context_length_exceeded" and "context length" not in text.lower():
                 text = f"{text} (context length exceeded)"
-        if self._api_key:
+        if len(self._api_key) >= SHORTEST_SECRET_CHARS:
             text = text.replace(self._api_key, "***")
         return text[:MAX_ERROR_CHARS]
 

@@ -31,10 +31,10 @@ def create_app(settings: Settings, *, keys: Keys | None = None) -> web.Applicati
         raise StartupError(message)
     link = Link(Endpoint(settings.redis_url), name="agentstream-frontend")
     keys = keys or Keys()
-    app = web.Application(
-        client_max_size=settings.max_body_bytes,
-        middlewares=[middleware.cors(settings.cors_origins), middleware.openai_errors],
-    )
+    middlewares = [middleware.cors(settings.cors_origins), middleware.openai_errors]
+    if not (settings.api_keys or settings.allow_open):  # then it is a loopback address; the settings see to that
+        middlewares.append(middleware.local_hosts_only)
+    app = web.Application(client_max_size=settings.max_body_bytes, middlewares=middlewares)
     app[CONTEXT] = Context(
         settings=settings,
         link=link,

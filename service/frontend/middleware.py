@@ -4,15 +4,18 @@ import logging
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
+from urllib.parse import urlsplit
 
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 
+from service.config import is_loopback
 from service.errors import (
     QUEUE_TIMEOUT,
     BodyTooLarge,
     BrokerUnavailable,
     BusError,
+    ForbiddenHost,
     InvalidRequest,
     MethodNotAllowed,
     NotFound,
@@ -39,8 +42,8 @@ async def openai_errors(request: web.Request, handler: Handler) -> web.StreamRes
         response = error_response(exc)
     except web.HTTPException as exc:
         response = error_response(_from_aiohttp(exc, request))
-    except web.RequestPayloadError as exc:  # its transfer or content coding is broken
-        response = error_response(InvalidRequest(f"the body cannot be read: {exc}"))
+        if isinstance(exc, web.HTTPMethodNotAllowed):
+            response.headers["Allow"] = ", ".join(sorted(exc.allowed_methods))
     except BusError as exc:
         log.warning("%s: %s", request_id, exc)
         refused = BrokerUnavailable(f"Redis refused: {exc}", retry_after_s=BROKER_RETRY_AFTER_S)
@@ -82,6 +85,31 @@ def _from_aiohttp(exc: web.HTTPException, request: web.Request) -> RequestError:
     return ServiceError(exc.reason or f"HTTP {exc.status}")
 
 
+@web.middleware
+async def local_hosts_only(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Refuse requests whose Host header is not a name of this machine; used where nothing else keeps others out.
+
+    A web page whose name was made to point at 127.0.0.1 (DNS rebinding) is of the same origin as what it calls, so
+    its browser asks nobody; but it sends the page's own name. Clients other than browsers may leave Host out.
+    """
+    host = request.headers.get("Host")
+    if host and not _is_local(host):
+        message = (
+            f"the front end listens on this machine only, without API keys, and does not answer for the host "
+            f"{host[:80]!r}; set API keys, or AGENTSTREAM_ALLOW_OPEN if something in front checks callers"
+        )
+        raise ForbiddenHost(message)
+    return await handler(request)
+
+
+def _is_local(host: str) -> bool:
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return False
+    return is_loopback(name) or name.endswith(".localhost")
+
+
 def cors(origins: Sequence[str]) -> Middleware:
     """Return a middleware that lets pages of these origins call; ``*`` is any, none by default."""
     allowed = frozenset(origins)
@@ -93,7 +121,7 @@ def cors(origins: Sequence[str]) -> Middleware:
             return await handler(request)
         request["cors_headers"] = headers = {
             "Access-Control-Allow-Origin": origin,
-            "Access-Control-Expose-Headers": "X-Request-Id, Retry-After",
+            "Access-Control-Expose-Headers": "X-Request-Id, Retry-After, X-Should-Retry",
             "Vary": "Origin",
         }
         if request.method == "OPTIONS" and "Access-Control-Request-Method" in request.headers:

@@ -1,12 +1,14 @@
 """From a request's bytes to a validated chat completion request, or a 400 that names the field."""
 
+import asyncio
 from typing import Any, Final
 
 import orjson
 from aiohttp import web
 from pydantic import ValidationError
 
-from service.errors import InvalidRequest, UnsupportedMediaType
+from service.config import Settings
+from service.errors import BodyTimeout, InvalidRequest, UnsupportedMediaType
 from service.protocol.openai import ChatCompletionRequest
 
 # Nesting of a body. OpenAI's deepest (a JSON schema in a tool) stays below 30; recursion elsewhere is bounded too.
@@ -16,13 +18,21 @@ MAX_VALUES: Final = 50_000
 MAX_IDEMPOTENCY_KEY: Final = 255  # as elsewhere
 
 
-async def read_chat_request(request: web.Request, *, max_messages: int) -> ChatCompletionRequest:
-    """Read and validate the body; raises InvalidRequest, UnsupportedMediaType or aiohttp's 413."""
+async def read_chat_request(request: web.Request, settings: Settings) -> ChatCompletionRequest:
+    """Read and validate the body; raises InvalidRequest, UnsupportedMediaType, BodyTimeout or aiohttp's 413."""
     if request.content_type != "application/json":
         # Also keeps web pages of other origins out: a JSON content type makes their browser ask first.
         message = f"the body must be JSON: send 'Content-Type: application/json', not {request.content_type[:80]!r}"
         raise UnsupportedMediaType(message)
-    raw = await request.read()
+    try:
+        async with asyncio.timeout(settings.body_timeout_s):
+            raw = await request.read()
+    except TimeoutError as exc:
+        message = f"the body did not come within {settings.body_timeout_s:g} s"
+        raise BodyTimeout(message) from exc
+    except web.RequestPayloadError as exc:
+        message = f"the body cannot be read: {' '.join(str(exc).split())}"
+        raise InvalidRequest(message) from exc
     try:
         body = orjson.loads(raw)
     except orjson.JSONDecodeError as exc:
@@ -35,11 +45,11 @@ async def read_chat_request(request: web.Request, *, max_messages: int) -> ChatC
         message = f"the body is nested deeper than {MAX_DEPTH} levels"
         raise InvalidRequest(message)
     messages = body.get("messages")
-    if isinstance(messages, list) and len(messages) > max_messages:
-        message = f"{len(messages)} messages are too many; the limit is {max_messages}"
+    if isinstance(messages, list) and len(messages) > settings.max_messages:
+        message = f"{len(messages)} messages are too many; the limit is {settings.max_messages}"
         raise InvalidRequest(message, param="messages")
     try:
-        return ChatCompletionRequest.model_validate(body)
+        return ChatCompletionRequest.model_validate(body, strict=True)
     except ValidationError as exc:
         raise _explained(exc, body) from exc
 
@@ -55,12 +65,15 @@ def idempotency_key(request: web.Request) -> str | None:
 
 def _explained(exc: ValidationError, body: dict[str, Any]) -> InvalidRequest:
     """Return the first problem in words; ``param`` is its path, such as messages[0].role."""
-    error = exc.errors(include_url=False, include_input=False)[0]
-    message = error["msg"].removeprefix("Value error, ")
-    param = _path(error["loc"], body)
+    errors = [(_path(error["loc"], body), error["msg"]) for error in exc.errors(include_url=False, include_input=False)]
+    # A value that fits no member of a union gives an error for each: the deepest is the one that was meant.
+    place = errors[0][0]
+    here = [error for error in errors if error[0] == place or error[0].startswith((f"{place}.", f"{place}["))]
+    param, message = max(here, key=lambda error: len(error[0]))
+    message = message.removeprefix("Value error, ")
     if not param:  # our own validators say "field: what is wrong"
         param = message.partition(":")[0]
-    more = exc.error_count() - 1
+    more = len(errors) - len(here)
     others = f" (and {more} more problems)" if more else ""
     shown = "" if message.startswith(param) else f"{param}: "
     return InvalidRequest(f"{shown}{message}{others}", param=param)

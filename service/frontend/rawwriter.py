@@ -40,6 +40,8 @@ class RawWriter:
         """Send the headers; raises ClientGone if nobody is there any more."""
         if self._chunked:
             self._response.enable_chunked_encoding()
+        else:
+            self._response.force_close()  # the closed connection is the body's only end
         await self._response.prepare(self._request)
         self._transport = self._request.transport
         if self._transport is None:

@@ -38,7 +38,7 @@ async def create_chat_completion(request: web.Request) -> web.StreamResponse:
     context = request.app[CONTEXT]
     owner = context.authenticator.owner(request)
     refuse_if_draining(context)
-    chat = await read_chat_request(request, max_messages=context.settings.max_messages)
+    chat = await read_chat_request(request, context.settings)
     options = stream_options(request, include_usage=chat.include_usage)
     job = new_job(context, chat, owner)
     key = idempotency_key(request)

@@ -8,6 +8,7 @@ where an event is a string (streamed text, the common case, 3 bytes over the tex
 ``[type, data]``. Unknown keys are ignored, so a newer writer can add some.
 """
 
+import json
 import re
 from typing import Any, Final, NamedTuple, Self
 
@@ -93,18 +94,28 @@ def check_agent_event(event_type: object, data: object) -> None:
 
 def encode_event(event_type: str, data: Any) -> bytes:  # noqa: ANN401 -- JSON
     """Return one event's wire form; raises InvalidAgentOutput if it is not JSON or too large."""
+    item = data if event_type is TEXT else (event_type, data)
     try:
-        encoded = orjson.dumps(data if event_type is TEXT else (event_type, data))
-    except TypeError as exc:
-        if event_type is TEXT and isinstance(data, str):  # a lone surrogate: no UTF-8 for it
-            encoded = orjson.dumps(data.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
-        else:
-            message = f"event {event_type!r} cannot be written as JSON: {exc}"
-            raise InvalidAgentOutput(message) from exc
+        try:
+            encoded = orjson.dumps(item)
+        except TypeError as exc:
+            if "surrogates" not in str(exc):
+                raise
+            encoded = _without_lone_surrogates(item)
+    except (TypeError, ValueError) as exc:
+        message = f"event {event_type!r} cannot be written as JSON: {exc}"
+        raise InvalidAgentOutput(message) from exc
     if len(encoded) > MAX_EVENT_BYTES:
         message = f"event {event_type!r} is {len(encoded)} bytes; the limit is {MAX_EVENT_BYTES}"
         raise InvalidAgentOutput(message)
     return encoded
+
+
+def _without_lone_surrogates(item: Any) -> bytes:  # noqa: ANN401 -- JSON
+    """Return an item's wire form with half characters replaced: there is no UTF-8 for them."""
+    text = json.dumps(item, ensure_ascii=False, allow_nan=False)
+    whole = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return orjson.dumps(orjson.loads(whole))  # json also writes what no reader takes, such as 10**400
 
 
 def encode_batch(attempt: int, first_seq: int, encoded_events: list[bytes]) -> bytes:
@@ -112,14 +123,23 @@ def encode_batch(attempt: int, first_seq: int, encoded_events: list[bytes]) -> b
     return b'{"v":1,"a":%d,"s":%d,"e":[%b]}' % (attempt, first_seq, b",".join(encoded_events))
 
 
+def _typed_event(attempt: int, seq: int, item: Any) -> Event:  # noqa: ANN401 -- JSON
+    event_type, data = item[0], item[1]
+    if event_type.__class__ is not str:
+        raise TypeError
+    return Event(attempt, seq, event_type, data)
+
+
 def decode_batch(payload: bytes) -> list[Event]:
     """Return a message's events in order; raises BusError if it is not a batch of ours."""
     try:
         batch = orjson.loads(payload)
-        attempt, seq = int(batch["a"]), int(batch["s"])
+        attempt, seq, items = int(batch["a"]), int(batch["s"]), batch["e"]
+        if items.__class__ is not list:
+            raise TypeError  # noqa: TRY301 -- one way out for all that is foreign
         return [
-            Event(attempt, index, TEXT, item) if item.__class__ is str else Event(attempt, index, item[0], item[1])
-            for index, item in enumerate(batch["e"], seq)
+            Event(attempt, index, TEXT, item) if item.__class__ is str else _typed_event(attempt, index, item)
+            for index, item in enumerate(items, seq)
         ]
     except (ValueError, KeyError, TypeError, IndexError) as exc:
         message = f"not an event batch: {payload[:80]!r}"

@@ -18,7 +18,7 @@ from typing import Any, Final
 import hiredis
 
 from service.errors import AgentStreamError, BufferFull, BusError, Fenced, RunCancelled
-from service.protocol.events import START, TERMINAL, Cursor, encode_batch, encode_event
+from service.protocol.events import START, TERMINAL, TOOL_CALL_START, Cursor, encode_batch, encode_event
 from service.store.link import Link, Reply
 
 log = logging.getLogger(__name__)
@@ -75,12 +75,13 @@ class RunPublisher:
         self._on_lost = on_lost
         self._loop = asyncio.get_running_loop()
         self._loop_thread = threading.get_ident()
-        self._room = threading.Condition()  # guards the four below
+        self._room = threading.Condition()  # guards the six lines below
         self._pending: deque[tuple[str, bytes]] = deque()
         self._pending_bytes = 0
         self._wake_scheduled = False
         self._closed: AgentStreamError | None = None
         self._ended = False  # the terminal event was put: it is the last
+        self._put_seq = self._tool_seq = 0  # of the last event put, and of the last tool_call_start
         self._next_seq = 1
         self._stored_seq = 0
         self._log_exists = False
@@ -93,12 +94,12 @@ class RunPublisher:
         self._waiters: list[asyncio.Future[None]] = []
         if begun is not None:
             self._keep(_Batch(1, begun))
-            self._next_seq, self._stored_seq, self._log_exists = 2, 1, True
+            self._next_seq, self._stored_seq, self._put_seq, self._log_exists = 2, 1, 1, True
 
     # -- from the agent, any thread -----------------------------------------------------------------
 
     def put(self, event_type: str, data: Any) -> None:  # noqa: ANN401 -- JSON
-        """Take an event for publishing.
+        """Take an event for publishing. A thread waits until its tool_call_start is stored: see ``room``.
 
         Raises InvalidAgentOutput if it is not JSON, BufferFull if the broker has been away too long, RunCancelled
         if the run is over for this attempt.
@@ -117,9 +118,25 @@ class RunPublisher:
                 raise BufferFull(message)
             self._pending.append((event_type, encoded))
             self._pending_bytes += len(encoded)
+            self._put_seq += 1
+            if event_type == TOOL_CALL_START:
+                self._tool_seq = self._put_seq
             wake, self._wake_scheduled = not self._wake_scheduled, True
         if wake:
             (self._loop.call_soon if on_loop else self._loop.call_soon_threadsafe)(self._wake)
+        if event_type == TOOL_CALL_START and not on_loop:
+            with self._room:
+                self._room.wait_for(self._tools_told)
+            self._refuse_untold_tools()
+
+    def _tools_told(self) -> bool:
+        return self._stored_seq >= self._tool_seq or self._closed is not None
+
+    def _refuse_untold_tools(self) -> None:
+        """Raise RunCancelled if a tool would run of which the log does not know: another attempt may run it too."""
+        if self._stored_seq < self._tool_seq:
+            message = f"the start of a tool could not be published: {self._closed}"
+            raise RunCancelled(message)
 
     def _has_room(self) -> bool:
         return self._pending_bytes <= MAX_BUFFER_BYTES or self._closed is not None
@@ -127,9 +144,13 @@ class RunPublisher:
     # -- on the loop --------------------------------------------------------------------------------
 
     async def room(self) -> None:
-        """Return when less than the buffer's bound waits to be published; at once if nothing more can be."""
-        while not self._has_room():
+        """Return when less than the buffer's bound waits to be published; at once if nothing more can be.
+
+        Waits also until every tool_call_start is stored, and raises RunCancelled if it cannot be.
+        """
+        while not (self._has_room() and self._tools_told()):
             await self._progress()
+        self._refuse_untold_tools()
 
     async def flush(self) -> None:
         """Return when everything put so far is in the log; raises what ended the publishing, if it ended."""
@@ -221,7 +242,9 @@ class RunPublisher:
         batch, self._in_flight = self._in_flight, None
         self._epoch = self._link.reconnects
         if reply in (b"OK", b"DUPLICATE") and batch is not None:
-            self._stored_seq, self._log_exists = batch.last_seq, True
+            with self._room:
+                self._stored_seq, self._log_exists = batch.last_seq, True
+                self._room.notify_all()
             self._send_next()
         elif isinstance(reply, list) and reply[0] == b"LOST":
             self._fill_again(Cursor.parse(reply[1].decode()))

@@ -160,7 +160,7 @@ async def test_failed_run_is_an_http_error_when_not_streamed(processes: Processe
     response = await client.post(url, {"model": "m", "messages": [{"role": "user", "content": "raises"}]})
     assert response.status == 500
     assert response.headers["X-Should-Retry"] == "false"
-    assert (await response.json())["error"]["message"] == "broken on purpose"
+    assert (await response.json())["error"]["message"] == "Sorry, an error occurred: broken on purpose"
 
 
 async def test_request_reaches_the_agent_whole(processes: Processes, client: Client) -> None:

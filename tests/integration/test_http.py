@@ -1,0 +1,431 @@
+"""The HTTP surface, against real processes: what is refused and how, pages of other origins, health, models."""
+
+import asyncio
+import contextlib
+import gzip
+import json
+import re
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import aiohttp
+import openai
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from redis import Redis
+
+from service import telemetry
+from service.protocol.keys import Keys
+from tests.integration.conftest import Client
+from tests.processes import Processes
+
+CHAT = "/v1/chat/completions"
+KEY = "sk-Right"
+AUTH = {"Authorization": f"Bearer {KEY}"}
+JSON = {"Content-Type": "application/json"}
+PAGE = "https://page.example"
+MODELS = ("m1", "org/m2")
+MAX_BODY_BYTES = 4096
+MAX_MESSAGES = 5
+ABSENT = object()
+
+
+def request_body(text: str = "fine", **fields: Any) -> dict[str, Any]:
+    """Return a request that is fine but for ``fields``; one that is ABSENT is left out."""
+    body = {"model": "m1", "messages": [{"role": "user", "content": text}], **fields}
+    return {name: value for name, value in body.items() if value is not ABSENT}
+
+
+def part(kind: str) -> list[dict[str, Any]]:
+    """Return messages with one content part of this type."""
+    return [{"role": "user", "content": [{"type": kind, kind: {}}]}]
+
+
+@dataclass(frozen=True)
+class Site:
+    """A front end and a worker, and the broker between them."""
+
+    url: str
+    queue: str
+    broker: Redis
+
+    def enqueued(self) -> tuple[int, int]:
+        """Return how many jobs the queue ever took, and how many runs the broker knows."""
+        jobs = self.broker.xinfo_stream(Keys().jobs(self.queue))
+        return jobs["entries-added"], sum(1 for _ in self.broker.scan_iter(Keys().run("chatcmpl-*"), count=1000))
+
+
+@pytest.fixture(scope="module")
+def site(broker_url: str, broker_runner: asyncio.Runner, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """A front end with narrow limits, and a worker whose agent does what the message says."""
+    queue = f"test-{secrets.token_hex(6)}"
+    stack = contextlib.AsyncExitStack()
+
+    async def start() -> str:
+        processes = await stack.enter_async_context(Processes(broker_url, tmp_path_factory.mktemp("site")))
+        await processes.worker("misbehaving_async", AGENTSTREAM_QUEUE=queue, AGENTSTREAM_DRAIN_TIMEOUT_S="0")
+        return await processes.frontend(
+            AGENTSTREAM_QUEUE=queue,
+            AGENTSTREAM_API_KEYS=f"sk-other,{KEY}",
+            AGENTSTREAM_CORS_ORIGINS=f"{PAGE},https://other.example",
+            AGENTSTREAM_MODELS=",".join(MODELS),
+            AGENTSTREAM_MAX_BODY_BYTES=str(MAX_BODY_BYTES),
+            AGENTSTREAM_MAX_MESSAGES=str(MAX_MESSAGES),
+        )
+
+    try:
+        url = broker_runner.run(start())
+        with Redis.from_url(broker_url) as broker:
+            yield Site(url, queue, broker)
+    finally:
+        broker_runner.run(stack.aclose())
+
+
+async def error_of(response: aiohttp.ClientResponse, status: int) -> dict[str, Any]:
+    """Return the error of a refusal, which must have this status and OpenAI's shape."""
+    assert response.status == status, await response.text()
+    assert response.content_type == "application/json"
+    assert response.headers["X-Request-Id"].startswith("req_")
+    body = await response.json()
+    assert set(body) == {"error"}
+    error: dict[str, Any] = body["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["message"]
+    assert error["type"]
+    assert error["code"]
+    return error
+
+
+Refuse = Callable[..., Awaitable[dict[str, Any]]]
+
+
+@pytest.fixture
+async def refuse(site: Site, client: Client) -> Refuse:
+    """Send a request that must be refused with this status, and return its error; nothing may be enqueued."""
+
+    async def send(status: int, data: Any, headers: dict[str, str] | None = None, query: str = "") -> dict[str, Any]:
+        before = site.enqueued()
+        data = json.dumps(data) if isinstance(data, dict) else data
+        post = client.session.post(site.url + CHAT + query, data=data, headers={**JSON, **AUTH, **(headers or {})})
+        async with post as response:
+            error = await error_of(response, status)
+        assert site.enqueued() == before
+        return error
+
+    return send
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        pytest.param(b"{", "not valid JSON", id="broken off"),
+        pytest.param(b"", "not valid JSON", id="empty"),
+        pytest.param(b'{"model": "\xff"}', "UTF-8", id="not UTF-8"),
+        pytest.param(b'{"model": "\\ud800"}', "surrogate", id="lone surrogate"),
+        pytest.param(b'{"model": "m1\0"}', "not valid JSON", id="raw NUL"),
+        pytest.param(b'{"seed": 1e999}', "infinity", id="infinite number"),
+        pytest.param(b'{"seed": ' + b"9" * 3000 + b"}", "infinity", id="3,000 digits"),
+        pytest.param(b'{"seed": NaN}', "not valid JSON", id="NaN"),
+        pytest.param(b'{"messages":' + b"[" * 1500 + b"]" * 1500 + b"}", "depth", id="1,500 levels"),
+    ],
+)
+async def test_a_body_that_is_not_json_is_refused(refuse: Refuse, body: bytes, words: str) -> None:
+    """Bytes that are no JSON text get 400 invalid_json, which says where they go wrong."""
+    error = await refuse(400, body)
+    assert error["code"] == "invalid_json"
+    assert words in error["message"]
+    assert re.search(r"char \d+", error["message"])
+
+
+@pytest.mark.parametrize("body", ["[]", "null", "5", '"text"'])
+async def test_a_body_that_is_no_object_is_refused(refuse: Refuse, body: str) -> None:
+    """JSON that is no object gets 400."""
+    assert "JSON object" in (await refuse(400, body))["message"]
+
+
+@pytest.mark.parametrize("content_type", ["text/plain", "text/json", "application/octet-stream"])
+async def test_a_body_not_declared_as_json_is_refused(refuse: Refuse, content_type: str) -> None:
+    """Any content type but JSON gets 415, which names the one to send."""
+    error = await refuse(415, request_body(), {"Content-Type": content_type})
+    assert "'Content-Type: application/json'" in error["message"]
+    assert content_type in error["message"]
+
+
+async def test_a_body_that_does_not_decompress_is_refused(refuse: Refuse) -> None:
+    """A body that is not what its Content-Encoding says gets 400."""
+    error = await refuse(400, b"abcde", {"Content-Encoding": "gzip", "Connection": "close"})
+    assert "gzip" in error["message"]
+
+
+async def pieces(data: bytes) -> AsyncIterator[bytes]:
+    for start in range(0, len(data), 1000):
+        yield data[start : start + 1000]
+
+
+@pytest.mark.parametrize("sent", ["with Content-Length", "chunked", "compressed"])
+async def test_a_body_over_the_limit_is_refused(refuse: Refuse, sent: str) -> None:
+    """However it is sent, a body over the limit gets 413, which states the limit."""
+    data = json.dumps(request_body("x" * MAX_BODY_BYTES)).encode()
+    if sent == "chunked":
+        error = await refuse(413, pieces(data))
+    elif sent == "compressed":
+        error = await refuse(413, gzip.compress(data), {"Content-Encoding": "gzip"})
+    else:
+        error = await refuse(413, data)
+    assert f"{MAX_BODY_BYTES} bytes" in error["message"]
+    assert error["code"] == "request_too_large"
+
+
+USER = {"role": "user", "content": "x"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "words"),
+    [
+        ({"model": ABSENT}, "model", "required"),
+        ({"model": None}, "model", "valid string"),
+        ({"model": ["m1"]}, "model", "valid string"),
+        ({"model": ""}, "model", "at least 1"),
+        ({"model": "m" * 257}, "model", "at most 256"),
+        ({"model": "m1\r"}, "model", "match pattern"),
+        ({"model": "m1\n"}, "model", "match pattern"),
+        ({"model": "m1\ndata: x"}, "model", "match pattern"),
+        ({"model": "m1\0"}, "model", "match pattern"),
+        ({"model": "m\x1b1"}, "model", "match pattern"),
+        ({"messages": ABSENT}, "messages", "required"),
+        ({"messages": []}, "messages", "at least 1"),
+        ({"messages": "x"}, "messages", "valid list"),
+        ({"messages": [USER] * 6}, "messages", "limit is 5"),
+        ({"messages": ["x"]}, "messages[0]", "dictionary"),
+        ({"messages": [USER, {"role": "robot", "content": "x"}]}, "messages[1].role", "'developer', 'user'"),
+        ({"messages": [{"content": "x"}]}, "messages[0].role", "required"),
+        ({"messages": [{"role": "user"}]}, "messages[0]", "needs content"),
+        ({"messages": [{"role": "user", "content": None}]}, "messages[0]", "needs content"),
+        ({"messages": [{"role": "user", "content": 5}]}, "messages[0].content", "string"),
+        ({"messages": part("input_audio")}, "messages[0].content[0]", "'text', 'image_url'"),
+        ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages[0].content[0].text", "required"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0]", "tool_call_id"),
+        ({"stream": "yes"}, "stream", "boolean"),
+        ({"stream_options": {"include_usage": True}}, "stream_options", "stream is true"),
+        ({"n": 2}, "n", "be 1"),
+        ({"n": 0}, "n", "be 1"),
+        ({"max_tokens": 0}, "max_tokens", "greater than or equal to 1"),
+        ({"max_completion_tokens": 2**70}, "max_completion_tokens", "integer"),
+        ({"seed": 10**30}, "seed", "integer"),
+        ({"temperature": "hot"}, "temperature", "number"),
+        ({"temperature": 3}, "temperature", "less than or equal to 2"),
+        ({"stop": list("abcde")}, "stop", "at most 4"),
+        ({"stop": 5}, "stop", "string"),
+        ({"metadata": "x"}, "metadata", "dictionary"),
+        ({"response_format": "json"}, "response_format", "dictionary"),
+        ({"tools": [{"type": "function"}]}, "tools", "not supported"),
+        ({"tool_choice": "required"}, "tool_choice", "not supported"),
+        ({"functions": [{"name": "f"}]}, "functions", "not supported"),
+        ({"function_call": {"name": "f"}}, "function_call", "not supported"),
+        ({"audio": {"voice": "x"}}, "audio", "not supported"),
+        ({"modalities": ["text", "audio"]}, "modalities", "only the text"),
+        ({"logprobs": True}, "logprobs", "not supported"),
+        ({"top_logprobs": 3}, "top_logprobs", "not supported"),
+        ({"store": True}, "store", "not supported"),
+    ],
+    ids=lambda value: json.dumps(value, default=lambda _: "absent")[:60] if isinstance(value, dict) else "",
+)
+async def test_a_wrong_field_is_refused_by_name(refuse: Refuse, fields: dict[str, Any], param: str, words: str) -> None:
+    """A field that is wrong or cannot be honoured gets 400; ``param`` names it, the message says what is allowed."""
+    error = await refuse(400, request_body(**fields))
+    assert error["param"] == param
+    assert words in error["message"]
+    assert param in error["message"]
+    assert error["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize("levels", [70, 1000])
+async def test_a_body_nested_too_deep_is_refused(refuse: Refuse, levels: int) -> None:
+    """JSON that nests deeper than anything meant gets 400, also where no field is declared."""
+    nested = '{"model":"m1","messages":[{"role":"user","content":"x"}],"extra":' + "[" * levels + "]" * levels + "}"
+    assert "deeper than 64 levels" in (await refuse(400, nested))["message"]
+
+
+@pytest.mark.parametrize(
+    ("query", "headers", "param"),
+    [
+        ("?agent_events=json", {}, "agent_events"),
+        ("", {"X-Agent-Events": "NAMED"}, "agent_events"),
+        ("", {"X-Agent-Errors": "loud"}, "X-Agent-Errors"),
+    ],
+)
+async def test_an_unknown_stream_form_is_refused(
+    refuse: Refuse, query: str, headers: dict[str, str], param: str
+) -> None:
+    """An event format or error form that does not exist gets 400 with the ones that do."""
+    error = await refuse(400, request_body(stream=True), headers, query)
+    assert error["param"] == param
+    assert "use " in error["message"]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [None, "Bearer", "Bearer ", KEY, f"Basic {KEY}", f"Bearer {KEY.lower()}", f"Bearer {KEY}x", "Bearer sk-other,"],
+)
+async def test_a_caller_without_a_right_key_is_refused(site: Site, client: Client, given: str | None) -> None:
+    """No key, a wrong one or another scheme gets 401 on every API route, whatever the rest of the request."""
+    before = site.enqueued()
+    headers = JSON | ({} if given is None else {"Authorization": given})
+    for method, path in [("POST", CHAT), ("GET", "/v1/models"), ("GET", "/v1/models/m1"), ("GET", "/v1/models/none")]:
+        data = b"{" if method == "POST" else None
+        async with client.session.request(method, site.url + path, data=data, headers=headers) as response:
+            error = await error_of(response, 401)
+        assert error["code"] == "invalid_api_key"
+        assert KEY.lower() not in error["message"].lower()
+    assert site.enqueued() == before
+
+
+async def test_the_key_scheme_has_no_case(site: Site, client: Client) -> None:
+    """The scheme is read in any case and each configured key is good, as RFC 9110 has it."""
+    for given in (f"bearer {KEY}", f"BEARER {KEY}", "Bearer sk-other"):
+        async with client.session.get(f"{site.url}/v1/models", headers={"Authorization": given}) as response:
+            assert response.status == 200
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions/", "/page/app.py", "/page/%2e%2e/app.py"])
+async def test_an_unknown_route_is_not_found(site: Site, client: Client, path: str) -> None:
+    """A route that does not exist gets 404 in OpenAI's shape."""
+    async with client.session.post(site.url + path, json=request_body(), headers=AUTH) as response:
+        error = await error_of(response, 404)
+    assert error["code"] == "not_found"
+    assert "no such route: POST /" in error["message"]
+
+
+async def test_a_wrong_method_is_told_the_right_one(site: Site, client: Client) -> None:
+    """A method the route does not have gets 405, with the right one in the message and in Allow."""
+    async with client.session.put(site.url + CHAT, json=request_body(), headers=AUTH) as response:
+        error = await error_of(response, 405)
+        assert error["code"] == "method_not_allowed"
+        assert "use POST" in error["message"]
+        assert response.headers["Allow"] == "POST"
+
+
+async def test_the_last_of_two_equal_fields_counts(site: Site, client: Client) -> None:
+    """A field given twice means its last value, for the check and for the agent alike."""
+    data = json.dumps(request_body()).replace("{", '{"model": 5, ', 1)
+    async with client.session.post(site.url + CHAT, data=data, headers=JSON | AUTH) as response:
+        assert (await response.json())["model"] == "m1"
+
+
+async def send(client: Client, site: Site, method: str, path: str, **more: Any) -> aiohttp.ClientResponse:
+    """Return the answer to a call from a page of ``more["origin"]``, its body read."""
+    headers = {"Origin": more.pop("origin"), **more.pop("headers", {})}
+    async with client.session.request(method, site.url + path, headers=headers, **more) as response:
+        await response.read()
+        return response
+
+
+async def answers_to(client: Client, site: Site, origin: str) -> dict[str, aiohttp.ClientResponse]:
+    """Return one answer of each kind that a page can get."""
+    asks = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization,content-type"}
+    stream = request_body(stream=True)
+    return {
+        "preflight": await send(client, site, "OPTIONS", CHAT, origin=origin, headers=asks),
+        "models": await send(client, site, "GET", "/v1/models", origin=origin, headers=AUTH),
+        "no key": await send(client, site, "POST", CHAT, origin=origin, json=stream),
+        "no route": await send(client, site, "GET", "/nothing", origin=origin),
+        "whole": await send(client, site, "POST", CHAT, origin=origin, json=request_body(), headers=AUTH),
+        "stream": await send(client, site, "POST", CHAT, origin=origin, json=stream, headers=AUTH),
+    }
+
+
+async def test_an_allowed_page_may_read_every_answer(site: Site, client: Client) -> None:
+    """Answers, errors and streams name an allowed origin, and its preflight needs no key."""
+    answers = await answers_to(client, site, PAGE)
+    for name, response in answers.items():
+        assert response.headers["Access-Control-Allow-Origin"] == PAGE, name
+        assert response.headers["Vary"] == "Origin", name
+    assert [response.status for response in answers.values()] == [204, 200, 401, 404, 200, 200]
+    preflight = answers["preflight"].headers
+    assert {"GET", "POST"} <= set(preflight["Access-Control-Allow-Methods"].split(", "))
+    assert {"authorization", "content-type"} <= words_of(preflight["Access-Control-Allow-Headers"])
+
+
+def words_of(header: str) -> set[str]:
+    return {word.strip().lower() for word in header.split(",")}
+
+
+async def test_another_page_may_read_nothing(site: Site, client: Client) -> None:
+    """No answer to an origin that is not allowed carries a cross-origin header."""
+    for name, response in (await answers_to(client, site, "https://page.example.evil.test")).items():
+        assert not [header for header in response.headers if header.startswith("Access-Control-")], name
+
+
+async def test_the_openai_client_works_in_a_browser(site: Site, client: Client) -> None:
+    """A preflight allows the headers openai-node sends, and pages may read those that steer its retries."""
+    stainless = {f"x-stainless-{name}" for name in ("arch", "lang", "os", "package-version", "retry-count", "runtime")}
+    asked = stainless | {"authorization", "content-type", "x-stainless-runtime-version", "x-stainless-timeout"}
+    headers = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": ",".join(sorted(asked))}
+    preflight = await send(client, site, "OPTIONS", CHAT, origin=PAGE, headers=headers)
+    assert asked <= words_of(preflight.headers["Access-Control-Allow-Headers"])
+    answer = await send(client, site, "POST", CHAT, origin=PAGE, json=request_body("raises"), headers=AUTH)
+    assert answer.headers["X-Should-Retry"] == "false"
+    exposed = words_of(answer.headers["Access-Control-Expose-Headers"])
+    assert {"x-request-id", "retry-after", "x-should-retry"} <= exposed
+
+
+async def test_health_needs_no_key(site: Site, client: Client) -> None:
+    """The health routes answer without a key, and readiness counts the workers."""
+    async with client.session.get(f"{site.url}/health/live") as response:
+        assert (response.status, await response.json()) == (200, {"status": "ok"})
+    async with client.session.get(f"{site.url}/health/ready") as response:
+        assert (response.status, await response.json()) == (200, {"status": "ok", "redis": "ok", "workers": 1})
+
+
+async def test_metrics_are_prometheus_text(site: Site, client: Client) -> None:
+    """The metrics parse as Prometheus text, count requests by route and status, and lump unknown routes together."""
+    for path in ("/health/live", "/unknown/1", "/unknown/2"):
+        async with client.session.get(site.url + path):
+            pass
+    async with client.session.get(f"{site.url}/metrics") as response:
+        assert response.headers["Content-Type"].startswith("text/plain; version=0.0.4")
+        families = text_string_to_metric_families(await response.text())
+    samples = [sample for family in families for sample in family.samples]
+    plain = {sample.name: sample.value for sample in samples if not sample.labels}
+    assert plain[telemetry.WORKERS_ALIVE] == 1
+    assert plain[telemetry.BROKER_RECONNECTS] == 0
+    assert {telemetry.OPEN_RUNS, telemetry.QUEUED, telemetry.CATCH_UPS} <= set(plain)
+    requests = {
+        (sample.labels["route"], sample.labels["status"]): sample.value
+        for sample in samples
+        if sample.name == telemetry.REQUESTS
+    }
+    assert requests["/health/live", "200"] >= 1
+    assert requests["unknown", "404"] >= 2
+    assert not [route for route, _ in requests if "unknown/" in route]
+
+
+async def test_models_are_listed_and_found_by_name(site: Site) -> None:
+    """The openai client lists the configured models and retrieves each, a name with a slash included."""
+    async with openai.AsyncOpenAI(base_url=f"{site.url}/v1", api_key=KEY, max_retries=0) as sdk:
+        assert [model.id async for model in sdk.models.list()] == list(MODELS)
+        for name in MODELS:
+            assert (await sdk.models.retrieve(name)).id == name
+        with pytest.raises(openai.NotFoundError, match="no such model: 'm3'") as caught:
+            await sdk.models.retrieve("m3")
+    assert caught.value.code == "model_not_found"
+
+
+@pytest.mark.parametrize(
+    ("path", "content_type"),
+    [("/", "text/html"), ("/page/app.js", "text/javascript"), ("/page/style.css", "text/css")],
+)
+async def test_the_page_is_served_behind_a_strict_policy(
+    site: Site, client: Client, path: str, content_type: str
+) -> None:
+    """The playground's files come without a key, typed, and under a policy that lets nothing else in."""
+    async with client.session.get(site.url + path) as response:
+        assert response.status == 200
+        assert response.content_type == content_type
+        assert await response.read()
+        policy = response.headers["Content-Security-Policy"]
+        assert "default-src 'none'" in policy
+        assert "'unsafe-" not in policy
+        assert response.headers["X-Content-Type-Options"] == "nosniff"

@@ -1,0 +1,259 @@
+"""Settings: where they come from, what is refused, and what is never shown."""
+
+import os
+import re
+import traceback
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.config import Settings, env_name, environment, is_loopback, load_settings, unknown_variables
+from service.errors import StartupError
+
+# A value for every setting, as its variable holds it, that is not the default; and what it means.
+EVERY_SETTING: dict[str, tuple[str, Any]] = {
+    "host": ("::1", "::1"),
+    "port": ("9000", 9000),
+    "redis_url": ("redis://h:1/2", "redis://h:1/2"),
+    "queue": ("night.shift-2", "night.shift-2"),
+    "agent": ("pack.age:agent.run", "pack.age:agent.run"),
+    "models": (" a, org/b ,,", ("a", "org/b")),
+    "openai_base_url": ("http://h:1/v1", "http://h:1/v1"),
+    "openai_api_key": ("sk-server", "sk-server"),
+    "engine_model": ("llama", "llama"),
+    "engine_timeout_s": ("2.5", 2.5),
+    "demo_token_delay_ms": ("0", 0),
+    "max_turns": ("3", 3),
+    "lease_s": ("2.5", 2.5),
+    "max_attempts": ("3", 3),
+    "retry_after_tools": ("true", True),
+    "max_runs_per_key": ("4", 4),
+    "max_requests_per_minute": ("60", 60),
+    "tool_timeout_s": ("1.5", 1.5),
+    "read_url": ("yes", True),
+    "workers": ("4", 4),
+    "concurrency": ("8", 8),
+    "drain_timeout_s": ("0", 0.0),
+    "broker_wait_s": ("0.5", 0.5),
+    "log_level": ("debug", "debug"),
+    "api_keys": ("sk-one,sk-two", ("sk-one", "sk-two")),
+    "allow_open": ("1", True),
+    "cors_origins": ("https://a.test,https://b.test", ("https://a.test", "https://b.test")),
+    "max_queued": ("5", 5),
+    "max_body_bytes": ("2048", 2048),
+    "max_messages": ("7", 7),
+    "queue_timeout_s": ("9", 9.0),
+    "run_timeout_s": ("11", 11.0),
+    "run_ttl_s": ("120", 120),
+    "log_max_bytes": ("65536", 65536),
+    "write_timeout_s": ("3", 3.0),
+    "replay_word_delay_ms": ("6", 6),
+}
+SECRETS = {
+    "REDIS_URL": "redis://:hunter2@h/0",
+    "OPENAI_API_KEY": "hunter2-server",
+    "AGENTSTREAM_API_KEYS": "hunter2-key",
+}
+
+
+def refusal(**flags: Any) -> StartupError:
+    with pytest.raises(StartupError) as caught:
+        load_settings(**flags)
+    return caught.value
+
+
+def test_the_table_above_knows_every_setting() -> None:
+    """No setting can be added without a value here that proves its variable works."""
+    assert set(EVERY_SETTING) == set(Settings.model_fields)
+    defaults = load_settings()
+    assert not [name for name, (_, value) in EVERY_SETTING.items() if getattr(defaults, name) == value]
+
+
+@pytest.mark.parametrize("field", EVERY_SETTING)
+def test_a_variable_sets_its_setting(monkeypatch: pytest.MonkeyPatch, field: str) -> None:
+    """Every setting is read from its environment variable, and described."""
+    text, value = EVERY_SETTING[field]
+    monkeypatch.setenv(env_name(field), text)
+    assert getattr(load_settings(), field) == value
+    assert Settings.model_fields[field].description
+
+
+@pytest.mark.parametrize("field", EVERY_SETTING)
+def test_a_flag_overrides_its_variable(monkeypatch: pytest.MonkeyPatch, field: str) -> None:
+    """Every setting's flag wins over its variable, even over one that is wrong."""
+    text, value = EVERY_SETTING[field]
+    monkeypatch.setenv(env_name(field), "!")
+    assert getattr(load_settings(**{field: text}), field) == value
+
+
+def test_a_flag_that_is_not_given_overrides_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """None means that a flag was not given: variable, then default."""
+    monkeypatch.setenv("AGENTSTREAM_WORKERS", "7")
+    settings = load_settings(workers=None, port=None)
+    assert (settings.workers, settings.port) == (7, 8000)
+
+
+def test_an_empty_variable_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A variable that is set to nothing, as a compose file leaves it, means the default."""
+    for field in EVERY_SETTING:
+        monkeypatch.setenv(env_name(field), "")
+    assert load_settings() == Settings()
+    assert load_settings().redis_url is None
+
+
+def test_the_conventional_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Redis, OpenAI and the seed keep the names of their variables."""
+    assert [env_name(name) for name in ("redis_url", "openai_base_url", "openai_api_key", "max_queued")] == [
+        "REDIS_URL", "OPENAI_BASE_URL", "OPENAI_API_KEY", "AGENTSTREAM_MAX_QUEUED",
+    ]  # fmt: skip
+    monkeypatch.setenv("REPLAY_WORD_DELAY_MS", "3")
+    assert load_settings().replay_word_delay_ms == 3
+    monkeypatch.setenv("AGENTSTREAM_REPLAY_WORD_DELAY_MS", "4")
+    assert load_settings().replay_word_delay_ms == 4
+    assert load_settings(replay_word_delay_ms="5").replay_word_delay_ms == 5
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "allowed"),
+    [
+        ("port", "99999", "less than or equal to 65535"),
+        ("port", "http", "valid integer"),
+        ("queue", "a b", "[A-Za-z0-9_.-]{1,64}"),
+        ("queue", "q" * 65, "{1,64}"),
+        ("agent", "no_colon", "package.module:attribute"),
+        ("models", ",", "at least 1 item"),
+        ("workers", "0", "greater than or equal to 1"),
+        ("log_level", "loud", "'debug', 'info', 'warning' or 'error'"),
+        ("read_url", "maybe", "valid boolean"),
+        ("run_timeout_s", "0", "greater than 0"),
+        ("run_timeout_s", "-1", "greater than 0"),
+        ("run_timeout_s", "inf", "finite"),
+        ("drain_timeout_s", "nan", "finite"),
+        ("max_body_bytes", "10", "greater than or equal to 1024"),
+        ("replay_word_delay_ms", "-1", "greater than or equal to 0"),
+    ],
+)
+def test_a_wrong_value_is_refused(monkeypatch: pytest.MonkeyPatch, field: str, value: str, allowed: str) -> None:
+    """A wrong value is refused with its variable, the value and what is allowed, from variable and flag alike."""
+    from_flag = str(refusal(**{field: value}))
+    monkeypatch.setenv(env_name(field), value)
+    from_variable = str(refusal())
+    for message in (from_flag, from_variable):
+        assert f"{env_name(field)}=" in message
+        assert allowed in message
+        assert value in message or field == "models"
+
+
+def test_all_wrong_values_are_named_at_once() -> None:
+    """One start tells everything that is wrong."""
+    message = str(refusal(port="x", workers="0", log_level="loud"))
+    assert re.findall(r"^  (\w+)=", message, re.MULTILINE) == [
+        "AGENTSTREAM_PORT", "AGENTSTREAM_WORKERS", "AGENTSTREAM_LOG_LEVEL",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "[::]", "192.168.1.5", "agents.example", "127.0.0.1.example", ""])  # noqa: S104
+def test_a_public_address_needs_keys(host: str) -> None:
+    """An address others can reach is refused without keys, with both ways out; each of them is enough."""
+    message = str(refusal(host=host))
+    assert f"host {host} is reachable" in message
+    assert "AGENTSTREAM_API_KEYS" in message
+    assert "AGENTSTREAM_ALLOW_OPEN=true" in message
+    assert load_settings(host=host, api_keys="k").host == host
+    assert load_settings(host=host, allow_open="true").host == host
+    assert "AGENTSTREAM_API_KEYS" in str(refusal(host=host, api_keys=" , "))
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.9.10", "::1", "[::1]", "localhost"])
+def test_a_loopback_address_needs_none(host: str) -> None:
+    """Addresses that only this machine can reach need no keys."""
+    assert is_loopback(host)
+    assert load_settings(host=host).host == host
+
+
+@pytest.fixture
+def secret(monkeypatch: pytest.MonkeyPatch) -> str:
+    """What all secrets that are set have in common."""
+    for name, value in SECRETS.items():
+        monkeypatch.setenv(name, value)
+    return "hunter2"
+
+
+def test_settings_show_no_secret(secret: str) -> None:
+    """Printing settings shows neither keys nor the broker's password."""
+    settings = load_settings()
+    assert settings.api_keys == (f"{secret}-key",)
+    assert secret not in repr(settings)
+    assert secret not in str(settings)
+
+
+def test_a_refusal_shows_no_secret(monkeypatch: pytest.MonkeyPatch, secret: str) -> None:
+    """Neither a refusal nor its traceback shows a secret, whatever else is wrong."""
+    for flags in ({"port": "x"}, {"redis_url": 5}, {"openai_api_key": [f"{secret}-list"]}, {"api_keys": 17}):
+        assert secret not in "".join(traceback.format_exception(refusal(**flags)))
+    for name in ("AGENTSTREAM_API_KEYS", "REDIS_URL"):
+        monkeypatch.delenv(name)
+    assert secret not in "".join(traceback.format_exception(refusal(host="::")))
+
+
+def test_a_child_gets_these_very_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The environment made of settings gives a child process equal settings, all of them."""
+    settings = load_settings(**{field: text for field, (text, _) in EVERY_SETTING.items()})
+    for name, value in environment(settings).items():
+        monkeypatch.setenv(name, value)
+    assert load_settings() == settings
+    assert set(environment(settings)) == {env_name(field) for field in EVERY_SETTING}
+
+
+def test_defaults_survive_the_way_to_a_child(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Settings nobody set arrive as they are; what has no value gets no variable."""
+    settings = load_settings()
+    variables = environment(settings)
+    assert "REDIS_URL" not in variables
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert load_settings() == settings
+
+
+@given(st.floats(min_value=1e-6, max_value=1e6), st.booleans(), st.lists(st.from_regex(r"[a-z/.:-]+", fullmatch=True)))
+def test_values_survive_the_way_to_a_child(seconds: float, switch: bool, names: list[str]) -> None:
+    """Fractions, switches and lists reach a child process without a change."""
+    settings = load_settings(run_timeout_s=seconds, read_url=switch, api_keys=",".join(names))
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment(settings).items():
+            patch.setenv(name, value)
+        assert load_settings() == settings
+
+
+def test_settings_cannot_be_changed() -> None:
+    """Settings are frozen once read."""
+    with pytest.raises(ValueError, match="frozen"):
+        load_settings().port = 1  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("AGENTSTREAM_PROT", "AGENTSTREAM_PORT"),
+        ("AGENTSTREAM_API_KEY", "AGENTSTREAM_API_KEYS"),
+        ("AGENTSTREAM_MAX_QUEUE", "AGENTSTREAM_MAX_QUEUED"),
+        ("AGENTSTREAM_REDIS_URL", "REDIS_URL"),
+        ("AGENTSTREAM_OPENAI_API_KEY", "OPENAI_API_KEY"),
+    ],
+)
+def test_an_unknown_variable_is_hinted(monkeypatch: pytest.MonkeyPatch, name: str, meant: str) -> None:
+    """A variable of ours that is no setting is told with the name that was meant."""
+    monkeypatch.setenv(name, "x")
+    assert unknown_variables() == [f"{name} is not a setting; did you mean {meant}?"]
+
+
+def test_known_and_foreign_variables_are_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Settings under any of their names, and variables of others, are no cause for a hint."""
+    for field in EVERY_SETTING:
+        monkeypatch.setenv(env_name(field), "x")
+    monkeypatch.setenv("REPLAY_WORD_DELAY_MS", "1")
+    monkeypatch.setenv("SOMEONES_PORT", "1")
+    assert unknown_variables() == []
+    assert "AGENTSTREAM_PORT" in os.environ
