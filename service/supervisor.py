@@ -38,6 +38,10 @@ class _Child:
     process: asyncio.subprocess.Process | None = None
 
 
+class _RefusedError(StartupError):
+    """A child refuses to start, and would again."""
+
+
 class Supervisor:
     """Starts the children, starts a dead one again with back-off, ends all of them."""
 
@@ -80,9 +84,10 @@ class Supervisor:
             if stopped in done:
                 self._say("stopping")
                 return 0
-            for task in done:  # a child that cannot start, or never got ready
-                self._say(f"error: {task.exception()}")
-            return EXIT_FAILED
+            errors = [task.exception() for task in done]  # a child that cannot start, or never got ready
+            for error in errors:
+                self._say(f"error: {error}")
+            return EXIT_WRONG_SETTINGS if any(isinstance(error, _RefusedError) for error in errors) else EXIT_FAILED
         finally:
             self._stopping.set()
             announcing.cancel()
@@ -106,7 +111,7 @@ class Supervisor:
                 return
             if code == EXIT_WRONG_SETTINGS:
                 message = f"{child.name} refused to start; its own message stands above"
-                raise StartupError(message)
+                raise _RefusedError(message)
             if loop.time() - started_s > HEALTHY_AFTER_S:
                 backoff_s = FIRST_BACKOFF_S
             self._say(
@@ -135,7 +140,10 @@ class Supervisor:
         engine = settings.agent or settings.openai_base_url or "built-in demo (no model: set OPENAI_BASE_URL for one)"
         self._say(f"agent     {engine}")
         self._say(f"serving   {url}  (playground there; API at {url}/v1)")
-        self._say('try       agentstream chat "what is 17*23, and the time in Tokyo?"    ctrl-C ends everything')
+        where = "" if url == "http://127.0.0.1:8000" else f"--url {url} "
+        self._say(
+            f'try       agentstream chat {where}"what is 17*23, and the time in Tokyo?"    ctrl-C ends everything'
+        )
 
     async def _stop(self, children: list[_Child]) -> None:
         running = [child.process for child in children if child.process and child.process.returncode is None]

@@ -21,7 +21,7 @@ def load_agent(spec: str) -> Agent:
         sys.path.insert(0, here)
     try:
         found: object = importlib.import_module(module_name)
-    except Exception as exc:  # whatever the user's module raises while it is imported
+    except (Exception, SystemExit) as exc:  # whatever the user's module raises while it is imported
         message = (
             f"agent {spec!r}: importing {module_name} failed: {type(exc).__name__}: {exc} (looked in {here} first)"
         )

@@ -190,7 +190,7 @@ class Collector:
 
     async def until_ended(self) -> None:
         """Return when the run has ended; raises RunFailed if it was given up."""
-        await self._done
+        await asyncio.shield(self._done)  # a client that goes must not pass for the run's end
 
     def raise_failure(self) -> None:
         """Raise RunFailed unless the run completed or was cancelled."""

@@ -234,6 +234,12 @@ class Link:
                 self._flush_scheduled = True
                 asyncio.get_running_loop().call_soon(self._flush)
 
+    def _enqueue_again(self, command: Command) -> None:
+        """Send it after a wait, in which the connection may have become one to another server."""
+        if command.again is not None:
+            command.payload = command.again()
+        self._enqueue(command)
+
     def _flush(self) -> None:
         self._flush_scheduled = False
         outbox, self._outbox = self._outbox, []
@@ -283,7 +289,7 @@ class Link:
                 self._enqueue(command)
                 return
             if text.startswith(_NOT_NOW):
-                asyncio.get_running_loop().call_later(RESEND_DELAY_S, self._enqueue, command)
+                asyncio.get_running_loop().call_later(RESEND_DELAY_S, self._enqueue_again, command)
                 return
         try:
             command.on_reply(reply)
@@ -338,8 +344,11 @@ class Link:
         self._outbox.clear()
         wire.write(b"".join(command.again() if command.again else command.payload for command in self._pending))
         self._ready.set()
-        for told in tuple(self.on_reconnect):
-            told()
+        for tell in tuple(self.on_reconnect):
+            try:
+                tell()
+            except Exception:  # one stream's fault must not end all others
+                log.exception("a reconnect handler failed")
 
     async def _open(self, on_reply: OnReply, *, load_scripts: bool) -> _Wire:
         commands = self._endpoint.handshake(self._name)

@@ -271,7 +271,9 @@ class JobQueue:
     async def hand_back(self, claim: Claim) -> None:
         """Let another worker take the job at its next reclaim; the attempt does not count against the run."""
         with _broker_errors():
-            await self._redis.hincrby(self._keys.run(claim.job.run_id), "handed_back", 1)
+            run = self._keys.run(claim.job.run_id)
+            if await self._redis.exists(run):  # else a broker that came back empty would keep it for ever
+                await self._redis.hincrby(run, "handed_back", 1)
         await self._script("release", [self._jobs], GROUP, self.worker_id, claim.entry_id, HANDED_BACK_IDLE_MS)
 
     async def prune(self) -> None:

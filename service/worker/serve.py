@@ -11,7 +11,6 @@ from service.agents.orchestrator import Orchestrator
 from service.config import Settings
 from service.engines.base import Engine
 from service.engines.builtin import BuiltinEngine
-from service.engines.openai import OpenAIEngine
 from service.errors import StartupError
 from service.process import stop_signals
 from service.protocol.jobs import open_ttl_s
@@ -68,9 +67,11 @@ def build_agent(settings: Settings) -> tuple[Agent, Engine | None]:
         return load_agent(settings.agent), None
     engine: Engine
     if settings.openai_base_url:
+        from service.engines.openai import OpenAIEngine  # noqa: PLC0415 -- half of a worker's start, if not needed
+
         engine = OpenAIEngine(
             settings.openai_base_url,
-            settings.openai_api_key or "none",
+            settings.openai_api_key,
             model=settings.engine_model,
             timeout_s=settings.engine_timeout_s,
         )

@@ -27,6 +27,7 @@ EVERY_SETTING: dict[str, tuple[str, Any]] = {
     "demo_token_delay_ms": ("0", 0),
     "max_turns": ("3", 3),
     "lease_s": ("2.5", 2.5),
+    "body_timeout_s": ("2.5", 2.5),
     "max_attempts": ("3", 3),
     "retry_after_tools": ("true", True),
     "max_runs_per_key": ("4", 4),

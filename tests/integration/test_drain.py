@@ -1,0 +1,199 @@
+"""Processes that are told to stop: what they have begun ends well, and nothing new begins."""
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Self
+
+import aiohttp
+import pytest
+
+from tests.helpers import SOON_S, texts
+from tests.integration.conftest import Client, Stream
+from tests.processes import ROOT, Process, Processes
+
+# Says in which worker it runs, and waits in the middle of its answer until the test lets it go on.
+GATED_AGENT = """
+import asyncio
+import os
+
+from service.agents import AgentResult, Run
+
+
+async def gated(run: Run) -> AgentResult:
+    run.write("begun, ")
+    reader, writer = await asyncio.open_connection("127.0.0.1", int(os.environ["GATE_PORT"]))
+    writer.write(b"%d\\n" % os.getpid())
+    await reader.read()
+    writer.close()
+    run.write("ended")
+    return AgentResult("")
+"""
+
+
+class Gate:
+    """Where the runs of the gated agent wait."""
+
+    def __init__(self) -> None:
+        self._arrivals = asyncio.Queue[tuple[int, asyncio.StreamWriter]]()
+        self._writers: list[asyncio.StreamWriter] = []
+        self._server: asyncio.Server | None = None
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_server(self._on_run, "127.0.0.1", 0)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self._server is not None
+        self._server.close()
+        for writer in self._writers:
+            writer.transport.abort()
+        await self._server.wait_closed()
+
+    @property
+    def port(self) -> int:
+        assert self._server is not None
+        port: int = self._server.sockets[0].getsockname()[1]
+        return port
+
+    async def arrival(self) -> tuple[int, Callable[[], None]]:
+        """Return the pid of the worker that runs the next run, and what lets the run go on."""
+        async with asyncio.timeout(SOON_S):
+            pid, writer = await self._arrivals.get()
+        return pid, writer.close
+
+    async def _on_run(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._writers.append(writer)
+        with contextlib.suppress(ConnectionError, ValueError):  # the worker ended
+            self._arrivals.put_nowait((int(await reader.readline()), writer))
+
+
+class Gated:
+    """Starts workers whose agent waits at a gate."""
+
+    def __init__(self, processes: Processes, gate: Gate, folder: Path) -> None:
+        self._processes = processes
+        self._folder = folder
+        self.gate = gate
+        (folder / "gated_agent.py").write_text(GATED_AGENT)
+
+    async def worker(self, **settings: str) -> Process:
+        return await self._processes.worker(
+            "gated_agent:gated",
+            PYTHONPATH=f"{ROOT}{os.pathsep}{self._folder}",
+            GATE_PORT=str(self.gate.port),
+            **settings,
+        )
+
+
+@pytest.fixture
+async def gated(processes: Processes, tmp_path: Path) -> AsyncIterator[Gated]:
+    """Workers whose runs go on when the test says so."""
+    async with Gate() as gate:
+        yield Gated(processes, gate, tmp_path)
+
+
+def begin(client: Client, url: str) -> asyncio.Task[Stream]:
+    """Send a request and leave it open."""
+    return asyncio.create_task(client.stream(url, "go"))
+
+
+async def test_a_stopping_worker_ends_its_run_and_takes_no_other(
+    processes: Processes, client: Client, gated: Gated
+) -> None:
+    """After SIGTERM a worker lets its run end, leaves new jobs to other workers, and ends with exit code 0."""
+    url = await processes.frontend()
+    first = await gated.worker()
+    stream = begin(client, url)
+    pid, go_on = await gated.gate.arrival()
+    assert pid == first.pid
+    first.send_signal(signal.SIGTERM)
+    await first.until(r"draining: 1 runs")
+    later_stream = begin(client, url)
+    second = await gated.worker()
+    later_pid, later_go_on = await gated.gate.arrival()
+    assert later_pid == second.pid
+    go_on()
+    assert "".join(texts(await stream)) == "begun, ended"
+    assert await first.ended() == 0
+    later_go_on()
+    assert "".join(texts(await later_stream)) == "begun, ended"
+
+
+async def test_a_run_longer_than_the_drain_ends_with_an_error_frame(
+    processes: Processes, client: Client, gated: Gated
+) -> None:
+    """A run that does not end in the drain timeout is ended by the worker, and its client is told why."""
+    url = await processes.frontend()
+    worker = await gated.worker(AGENTSTREAM_DRAIN_TIMEOUT_S="0.2")
+    stream = begin(client, url)
+    await gated.gate.arrival()
+    worker.send_signal(signal.SIGTERM)
+    *_, final, done = await stream
+    assert final[1]["agent_error"]["code"] == "worker_shutdown"
+    assert done == (None, "[DONE]")
+    assert await worker.ended() == 0
+
+
+async def test_a_stopping_front_end_ends_its_streams(processes: Processes, client: Client, gated: Gated) -> None:
+    """After SIGTERM an open stream goes on to its end, nobody new is let in, and the exit code is 0."""
+    frontend = await processes.start("frontend", AGENTSTREAM_PORT="0")
+    url = (await frontend.until(r"serving on (http://\S+)"))[1]
+    await gated.worker()
+    stream = begin(client, url)
+    _, go_on = await gated.gate.arrival()
+    frontend.send_signal(signal.SIGTERM)
+    await frontend.until(r"draining: 1 open runs")
+    with pytest.raises(aiohttp.ClientConnectorError):
+        await client.stream(url, "too late")
+    go_on()
+    messages = await stream
+    assert "".join(texts(messages)) == "begun, ended"
+    assert messages[-1] == (None, "[DONE]")
+    assert await frontend.ended() == 0
+
+
+async def test_a_stopping_front_end_refuses_on_open_connections(
+    processes: Processes, client: Client, gated: Gated
+) -> None:
+    """A kept-alive connection to a draining front end gets 503: not ready, and try again for a completion."""
+    frontend = await processes.start("frontend", AGENTSTREAM_PORT="0")
+    url = (await frontend.until(r"serving on (http://\S+)"))[1]
+    await gated.worker()
+    body = {"model": "m", "messages": [{"role": "user", "content": "go"}]}
+    stream = begin(client, url)
+    _, go_on = await gated.gate.arrival()
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=1)) as session:
+        async with session.get(f"{url}/health/ready") as ready:
+            assert ready.status == 200
+        frontend.send_signal(signal.SIGTERM)
+        await frontend.until(r"draining: 1 open runs")
+        async with session.get(f"{url}/health/ready") as ready:
+            assert ready.status == 503
+            assert await ready.json() == {"status": "draining"}
+        async with session.post(f"{url}/v1/chat/completions", json=body) as refusal:
+            assert refusal.status == 503
+            assert refusal.headers["Retry-After"]
+            assert (await refusal.json())["error"]["code"] == "draining"
+    go_on()
+    assert "".join(texts(await stream)) == "begun, ended"
+    assert await frontend.ended() == 0
+
+
+async def test_a_stream_longer_than_the_drain_is_not_ended_cleanly(
+    processes: Processes, client: Client, gated: Gated
+) -> None:
+    """A stream that the front end cannot wait for is cut: a client never takes a part for the whole."""
+    frontend = await processes.start("frontend", AGENTSTREAM_PORT="0", AGENTSTREAM_DRAIN_TIMEOUT_S="0.2")
+    url = (await frontend.until(r"serving on (http://\S+)"))[1]
+    await gated.worker()
+    stream = begin(client, url)
+    _, go_on = await gated.gate.arrival()
+    frontend.send_signal(signal.SIGTERM)
+    with pytest.raises((aiohttp.ClientPayloadError, aiohttp.ClientOSError)):
+        await stream
+    assert await frontend.ended() == 0
+    go_on()

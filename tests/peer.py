@@ -1,0 +1,161 @@
+"""A broker that does what a test says, and links to it or to a real one."""
+
+import asyncio
+import contextlib
+import ssl
+from collections.abc import AsyncIterator, Callable
+
+import hiredis
+
+from service.store.endpoint import Endpoint
+from service.store.link import Link
+from tests.conftest import open_link
+from tests.helpers import SOON_S
+
+Words = list[bytes]
+Answer = Callable[[Words, int], bytes | None]
+
+OK = b"+OK\r\n"
+PONG = b"+PONG\r\n"
+HELLO = b"%1\r\n+proto\r\n:3\r\n"
+HANDSHAKE = {b"HELLO", b"AUTH", b"CLIENT", b"SELECT", b"SCRIPT", b"PING", b"SUBSCRIBE"}
+
+
+def push(kind: bytes, channel: bytes, last: bytes) -> bytes:
+    """Return a RESP3 push of three parts, the last one already encoded."""
+    return b">3\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n%b" % (len(kind), kind, len(channel), channel, last)
+
+
+def message(channel: bytes, payload: bytes) -> bytes:
+    """Return what a subscriber gets for a PUBLISH."""
+    return push(b"message", channel, b"$%d\r\n%b\r\n" % (len(payload), payload))
+
+
+def healthy(words: Words, _connection: int) -> bytes | None:
+    """Answer as a server in good health does."""
+    if words[0] == b"SUBSCRIBE":
+        return b"".join(push(b"subscribe", channel, b":1\r\n") for channel in words[1:])
+    return {b"HELLO": HELLO, b"PING": PONG}.get(words[0], OK)
+
+
+class CutError(Exception):
+    """Raised by an answer: the peer cuts the connection instead."""
+
+
+class Peer:
+    """A broker that answers as ``answer(command, number of the connection)`` says; None is silence."""
+
+    def __init__(self) -> None:
+        self.answer: Answer = healthy
+        self.received: list[tuple[int, Words]] = []
+        self.connections = 0
+        self._writers: list[asyncio.StreamWriter] = []
+        self._news = asyncio.Event()
+        self._server: asyncio.Server | None = None
+
+    @property
+    def port(self) -> int:
+        assert self._server is not None
+        port: int = self._server.sockets[0].getsockname()[1]
+        return port
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}"
+
+    @property
+    def asked(self) -> list[Words]:
+        """The commands beyond those of handshake, ping and subscription."""
+        return [words for _, words in self.received if words[0] not in HANDSHAKE]
+
+    def count(self, name: bytes, connection: int) -> int:
+        """Return how often a command came on a connection."""
+        return [(number, words[0]) for number, words in self.received].count((connection, name))
+
+    async def listen(self, port: int = 0, tls: ssl.SSLContext | None = None) -> None:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", port, ssl=tls)
+
+    async def close(self) -> None:
+        if self._server is not None:
+            self._server.close()
+            for writer in self._writers:
+                writer.transport.abort()
+            await self._server.wait_closed()
+
+    def send(self, data: bytes) -> None:
+        """Send bytes nobody asked for on the newest connection."""
+        self._writers[-1].write(data)
+
+    async def until(self, done: Callable[[], bool]) -> None:
+        """Return once ``done()`` holds; it is asked again whenever something came in."""
+        async with asyncio.timeout(SOON_S):
+            while not done():
+                self._news.clear()
+                await self._news.wait()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._writers.append(writer)
+        self.connections += 1
+        number, parser = self.connections, hiredis.Reader()
+        try:
+            while data := await reader.read(1 << 16):
+                parser.feed(data)
+                while (words := parser.gets()) is not False:
+                    self.received.append((number, words))
+                    self._news.set()
+                    if (reply := self.answer(words, number)) is not None:
+                        writer.write(reply)
+        except hiredis.ProtocolError:
+            writer.write(b"-ERR Protocol error\r\n")
+            writer.close()
+        except (ConnectionError, CutError):
+            writer.transport.abort()
+        else:
+            writer.close()
+        self._news.set()
+
+
+@contextlib.asynccontextmanager
+async def listening(tls: ssl.SSLContext | None = None) -> AsyncIterator[Peer]:
+    """A peer in good health."""
+    peer = Peer()
+    await peer.listen(tls=tls)
+    try:
+        yield peer
+    finally:
+        await peer.close()
+
+
+@contextlib.asynccontextmanager
+async def linked(url: str) -> AsyncIterator[Link]:
+    """A connected link that is closed at the end."""
+    link = await open_link(url, "test-link")
+    try:
+        yield link
+    finally:
+        await link.close()
+
+
+@contextlib.asynccontextmanager
+async def linking(url: str) -> AsyncIterator[Link]:
+    """A link that begins to connect."""
+    link = Link(Endpoint(url), name="test-link")
+    link.open()
+    try:
+        yield link
+    finally:
+        await link.close()
+
+
+@contextlib.asynccontextmanager
+async def soon() -> AsyncIterator[None]:
+    """What is awaited in here must come in time."""
+    async with asyncio.timeout(SOON_S):
+        yield
+
+
+def reconnected(link: Link) -> asyncio.Event:
+    """Return an event that the next reconnect sets."""
+    told = asyncio.Event()
+    link.on_reconnect[told.set] = None
+    return told
