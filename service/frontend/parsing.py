@@ -15,6 +15,7 @@ from service.protocol.openai import ChatCompletionRequest
 MAX_DEPTH: Final = 64
 # Values on one level of it: each wrong one costs a validation error of about 1 KB, and time on the loop.
 MAX_VALUES: Final = 50_000
+MAX_REASON_CHARACTERS: Final = 500  # pydantic quotes some of what was sent, however long
 MAX_IDEMPOTENCY_KEY: Final = 255  # as elsewhere
 
 
@@ -70,7 +71,7 @@ def _explained(exc: ValidationError, body: dict[str, Any]) -> InvalidRequest:
     place = errors[0][0]
     here = [error for error in errors if error[0] == place or error[0].startswith((f"{place}.", f"{place}["))]
     param, message = max(here, key=lambda error: len(error[0]))
-    message = message.removeprefix("Value error, ")
+    message = message.removeprefix("Value error, ")[:MAX_REASON_CHARACTERS]
     if not param:  # our own validators say "field: what is wrong"
         param = message.partition(":")[0]
     more = len(errors) - len(here)

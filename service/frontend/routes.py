@@ -47,6 +47,8 @@ async def create_chat_completion(request: web.Request) -> web.StreamResponse:
         async with answering():
             earlier = await attach(context, owner, key, chat, job)
         if isinstance(earlier, RunInfo):
+            if chat.background and not chat.stream:
+                return await fold_run(context, earlier)  # as the first: at once
             return await _answer(request, context, earlier, options, stream=bool(chat.stream))
         job = earlier
     stays = chat.background or key is not None

@@ -5,6 +5,7 @@ import logging
 from typing import Final
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from service.config import Settings
 from service.errors import StartupError
@@ -18,6 +19,15 @@ log = logging.getLogger(__name__)
 CLOSE_TIMEOUT_S: Final = 1.0
 
 
+def _calmly(record: logging.LogRecord) -> bool:
+    """Make one quiet line of a malformed request; aiohttp logs each with a traceback and what was sent."""
+    if record.exc_info and isinstance(record.exc_info[1], HttpProcessingError):
+        record.levelno, record.levelname = logging.DEBUG, "DEBUG"
+        record.msg, record.args, record.exc_info = "a malformed request was refused", (), None
+        return log.isEnabledFor(logging.DEBUG)
+    return True
+
+
 async def serve_frontend(settings: Settings) -> int:
     """Serve until SIGTERM or SIGINT; returns the exit code.
 
@@ -26,6 +36,7 @@ async def serve_frontend(settings: Settings) -> int:
     """
     app = create_app(settings)
     context = app[CONTEXT]
+    logging.getLogger("aiohttp.server").addFilter(_calmly)
     runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=CLOSE_TIMEOUT_S)
     await runner.setup()
     try:

@@ -5,7 +5,7 @@ import contextlib
 import hashlib
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Final, Protocol
 
 import orjson
@@ -92,14 +92,7 @@ class Admission:
 
     def deadlines(self, feed: RunFeed) -> Deadlines:
         """Return the times of a run that waits in the queue first."""
-        settings = self._context.settings
-        return Deadlines(
-            feed,
-            asyncio.get_running_loop().time(),
-            queue_timeout_s=settings.queue_timeout_s,
-            run_timeout_s=settings.run_timeout_s,
-            on_doubt_unstarted=self._enqueue_if_lost,
-        )
+        return _deadlines(self._context, feed, self._enqueue_if_lost)
 
     def _enqueue_if_lost(self) -> None:
         self._context.errands.run(self._enqueue_again(), f"look after queued {self.job.run_id}")
@@ -140,13 +133,18 @@ class Past:
 
     def deadlines(self, feed: RunFeed) -> Deadlines:
         """Return the time a run of unknown age may take at most."""
-        settings = self._context.settings
-        return Deadlines(
-            feed,
-            asyncio.get_running_loop().time(),
-            queue_timeout_s=settings.queue_timeout_s,
-            run_timeout_s=settings.run_timeout_s,
-        )
+        return _deadlines(self._context, feed, None)
+
+
+def _deadlines(context: Context, feed: RunFeed, on_doubt_unstarted: Callable[[], None] | None) -> Deadlines:
+    settings = context.settings
+    return Deadlines(
+        feed,
+        asyncio.get_running_loop().time(),
+        queue_timeout_s=settings.queue_timeout_s,
+        run_timeout_s=settings.run_timeout_s,
+        on_doubt_unstarted=on_doubt_unstarted,
+    )
 
 
 def new_job(context: Context, chat: ChatCompletionRequest, owner: str) -> Job:
@@ -170,17 +168,18 @@ async def attach(context: Context, owner: str, key: str, chat: ChatCompletionReq
     """
     asked = chat.model_dump(mode="json", exclude_unset=True, exclude={"stream", "stream_options"})
     fingerprint = hashlib.sha256(orjson.dumps(asked, option=orjson.OPT_SORT_KEYS)).hexdigest()
-    earlier = await context.runs.remember(owner, key, job.run_id, fingerprint)
+    earlier = await context.runs.remember(owner, key, job, fingerprint)
     if earlier is None:
         return job
-    run_id, earlier_fingerprint = earlier
+    run_id, created, earlier_fingerprint = earlier
     if earlier_fingerprint != fingerprint:
         message = f"Idempotency-Key {key[:40]!r} was used for a different request"
         raise Conflict(message, param="Idempotency-Key")
     info = await context.runs.describe(run_id)
     if info is not None:
         return info
-    return job.model_copy(update={"run_id": run_id})  # its first front end ended between key and queue
+    # Its first front end is between key and queue, or ended there.
+    return job.model_copy(update={"run_id": run_id, "created": created})
 
 
 async def stream_run(

@@ -20,7 +20,8 @@ import hiredis
 
 from service.errors import AgentStreamError, BusError, LogTrimmed
 from service.protocol.events import Event, decode_batch
-from service.store.link import Command, Link, Reply
+from service.store.link import Command, Link
+from service.store.wire import Reply
 
 log = logging.getLogger(__name__)
 

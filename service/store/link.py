@@ -1,7 +1,7 @@
 """One connection to Redis, shared by everything in a process: commands and pub/sub pushes together.
 
 Why not redis-py here: its PubSub costs 12 times as much a message, loses messages without a word when it
-reconnects, and never notices a dead peer (FACTS, measured with 8.1). This link is an asyncio.Protocol over
+reconnects, and never notices a dead peer (measured with 8.1). This link is an asyncio.Protocol over
 hiredis.Reader, RESP3. What it promises:
 
 - Replies and pushes are handled in the order the server sent them, synchronously, in one read loop.
@@ -19,14 +19,15 @@ import contextlib
 import logging
 import random
 from collections import deque
-from collections.abc import Awaitable, Callable
-from typing import Any, Final, cast
+from collections.abc import Callable
+from typing import Any, Final
 
 import hiredis
 
 from service.errors import BrokerUnavailable, BusError
 from service.store.endpoint import Endpoint
 from service.store.scripts import SCRIPTS
+from service.store.wire import OnReply, Reply, Wire, pack, unless_lost
 
 log = logging.getLogger(__name__)
 
@@ -51,8 +52,6 @@ _NOT_NOW: Final = (
     "MISCONF",
 )
 
-Reply = Any
-OnReply = Callable[[Reply], None]
 OnMessage = Callable[[bytes], None]
 
 
@@ -76,48 +75,6 @@ class Command:
         self.cancelled = True
 
 
-class _Wire(asyncio.Protocol):
-    """Bytes in, replies and pushes out. ``lost`` is done when the connection is."""
-
-    def __init__(self, on_reply: OnReply, on_push: Callable[[list[Any]], None]) -> None:
-        self._reader = hiredis.Reader()
-        self.on_reply = on_reply
-        self.on_push = on_push
-        self._transport: asyncio.Transport | None = None
-        self._aborted = False
-        self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)
-
-    def data_received(self, data: bytes) -> None:
-        self._reader.feed(data)
-        gets, push_type = self._reader.gets, hiredis.PushNotification
-        try:
-            while not self._aborted and (reply := gets()) is not False:
-                if reply.__class__ is push_type:
-                    self.on_push(reply)
-                else:
-                    self.on_reply(reply)
-        except hiredis.ProtocolError:
-            log.exception("the broker sent something that is not RESP; reconnecting")
-            self.abort()
-
-    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 -- asyncio's signature
-        self._aborted = True
-        if not self.lost.done():
-            self.lost.set_result(None)
-
-    def write(self, data: bytes) -> None:
-        if self._transport is not None and not self._aborted:
-            self._transport.write(data)
-
-    def abort(self) -> None:
-        self._aborted = True
-        if self._transport is not None:
-            self._transport.abort()
-
-
 class Link:
     """The process's connection to the broker. Open it once, close it at the end."""
 
@@ -130,8 +87,8 @@ class Link:
         self._flush_scheduled = False
         self._handlers: dict[bytes, tuple[OnMessage, ...]] = {}
         self._acks: dict[bytes, list[asyncio.Future[None]]] = {}
-        self._commands: _Wire | None = None
-        self._pushes: _Wire | None = None
+        self._commands: Wire | None = None
+        self._pushes: Wire | None = None
         self._ready = asyncio.Event()
         self._last_error: Exception | None = None
         self._task: asyncio.Task[None] | None = None
@@ -167,7 +124,7 @@ class Link:
 
     def send(self, *args: bytes | str | int, on_reply: OnReply) -> Command:
         """Send a command. ``on_reply`` gets the reply (or a hiredis.ReplyError) in the server's order."""
-        command = Command(_pack(args), on_reply)
+        command = Command(pack(args), on_reply)
         self._enqueue(command)
         return command
 
@@ -178,7 +135,7 @@ class Link:
     @staticmethod
     def pack_script(name: str, keys: list[str], *args: bytes | str | int) -> bytes:
         """Return the bytes of a script's call, for ``Command.again``."""
-        return _pack(("EVALSHA", SCRIPTS[name].sha, len(keys), *keys, *args))
+        return pack(("EVALSHA", SCRIPTS[name].sha, len(keys), *keys, *args))
 
     async def call(self, *args: bytes | str | int) -> Reply:
         """Send a command and return its reply; raises BusError for an error reply.
@@ -220,7 +177,7 @@ class Link:
         elif before:
             del self._handlers[name]
             if self._pushes is not None:
-                self._pushes.write(_pack(("UNSUBSCRIBE", name)))
+                self._pushes.write(pack(("UNSUBSCRIBE", name)))
 
     # -- sending ------------------------------------------------------------------------------------
 
@@ -255,7 +212,7 @@ class Link:
         if self._pushes is not None:  # else the reconnect subscribes it, and confirms
             for start in range(0, len(names), SUBSCRIBE_AT_ONCE):
                 part = names[start : start + SUBSCRIBE_AT_ONCE]
-                self._pushes.write(_pack(("SUBSCRIBE", *part)))
+                self._pushes.write(pack(("SUBSCRIBE", *part)))
         try:
             for ack in acks:
                 await ack
@@ -339,7 +296,7 @@ class Link:
         # Not before it is the right one: an UNSUBSCRIBE on the wire of commands would shift all its replies.
         pushes = wire if self._endpoint.pushes_inline else await self._open(self._on_push, load_scripts=False)
         self._pushes = pushes
-        await _unless_lost(pushes, self._subscribe(list(self._handlers)))
+        await unless_lost(pushes, self._subscribe(list(self._handlers)))
         self._pending = deque(command for command in self._pending if not command.cancelled)
         self._outbox.clear()
         wire.write(b"".join(command.again() if command.again else command.payload for command in self._pending))
@@ -350,7 +307,7 @@ class Link:
             except Exception:  # one stream's fault must not end all others
                 log.exception("a reconnect handler failed")
 
-    async def _open(self, on_reply: OnReply, *, load_scripts: bool) -> _Wire:
+    async def _open(self, on_reply: OnReply, *, load_scripts: bool) -> Wire:
         commands = self._endpoint.handshake(self._name)
         if load_scripts:
             commands += [("SCRIPT", "LOAD", script.source) for script in SCRIPTS.values()]
@@ -363,11 +320,11 @@ class Link:
             if len(replies) == len(commands) and not answered.done():
                 answered.set_result(None)
 
-        wire = _Wire(collect, self._on_push)
+        wire = Wire(collect, self._on_push)
         try:
             await self._endpoint.connect(lambda: wire)
-            wire.write(b"".join(map(_pack, commands)))
-            await _unless_lost(wire, answered)
+            wire.write(b"".join(map(pack, commands)))
+            await unless_lost(wire, answered)
             _check_handshake(commands, replies)
         except BaseException:
             wire.abort()
@@ -382,7 +339,7 @@ class Link:
         while not (await asyncio.wait(lost, timeout=PING_INTERVAL_S, return_when=asyncio.FIRST_COMPLETED))[0]:
             try:
                 async with asyncio.timeout(PONG_DEADLINE_S):
-                    await _unless_lost(wires[0], self._ping())
+                    await unless_lost(wires[0], self._ping())
             except TimeoutError:
                 log.warning("the broker has not answered a PING within %g s", PONG_DEADLINE_S)
                 return
@@ -400,19 +357,6 @@ class Link:
         self._commands = self._pushes = None
 
 
-async def _unless_lost(wire: _Wire, work: Awaitable[None]) -> None:
-    """Await ``work``; raises BusError as soon as the connection is lost."""
-    task = asyncio.ensure_future(work)
-    try:
-        await asyncio.wait({task, wire.lost}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            message = "the connection was closed"
-            raise BusError(message)
-        await task
-    finally:
-        task.cancel()
-
-
 def _check_handshake(commands: list[tuple[bytes | str | int, ...]], replies: list[Reply]) -> None:
     """Raise BusError for the first refused command, such as a wrong password."""
     for command, reply in zip(commands, replies, strict=True):
@@ -423,11 +367,6 @@ def _check_handshake(commands: list[tuple[bytes | str | int, ...]], replies: lis
 
 def _ignore(_reply: Reply) -> None:
     """Take a reply nobody waits for."""
-
-
-def _pack(command: tuple[bytes | str | int, ...]) -> bytes:
-    packed: bytes = hiredis.pack_command(command)  # type: ignore[arg-type]  # its stub says: a tuple of one
-    return packed
 
 
 def _settle(future: asyncio.Future[Reply], reply: Reply) -> None:

@@ -19,7 +19,8 @@ import hiredis
 
 from service.errors import AgentStreamError, BufferFull, BusError, Fenced, RunCancelled
 from service.protocol.events import START, TERMINAL, TOOL_CALL_START, Cursor, encode_batch, encode_event
-from service.store.link import Link, Reply
+from service.store.link import Link
+from service.store.wire import Reply
 
 log = logging.getLogger(__name__)
 

@@ -111,12 +111,13 @@ class JobSubmitter:
             *("status", "queued", "owner", job.owner, "model", job.request["model"], "created", job.created),
             *("include_usage", int(job.include_usage)),
         )
-        _, admitted = await asyncio.gather(  # one write, in this order
+        new, admitted = await asyncio.gather(  # one write, in this order
             self._link.call_script("describe", [run], ttl_s, *described),
             self._link.call_script("admit", [self._keys.jobs(self._queue)], self._max_queued, job.encode()),
         )
         if isinstance(admitted, list):
-            await self._link.call("DEL", run)
+            if new:  # else a run of this id may have been admitted: this is a request repeated under its key
+                await self._link.call("DEL", run)
             outstanding, removed, now_s = admitted
             message = f"the queue is full ({outstanding} outstanding jobs); try again later"
             raise QueueFull(message, retry_after_s=self._drain.retry_after_s(outstanding, removed, now_s))

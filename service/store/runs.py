@@ -6,6 +6,7 @@ from typing import Final
 
 from service.errors import BusError
 from service.protocol.events import RUN_CANCELLED, encode_event
+from service.protocol.jobs import Job
 from service.protocol.keys import Keys
 from service.protocol.openai import Usage
 from service.store.link import Link
@@ -61,17 +62,21 @@ class RunStore:
         names = [self._keys.run(run_id), self._keys.events(run_id)]
         await self._link.call_script("cancel", names, event, self._keys.control(""), run_id, ttl_s)
 
-    async def remember(self, owner: str, key: str, run_id: str, fingerprint: str) -> tuple[str, str] | None:
-        """Let an idempotency key stand for a run, or return the (run id, fingerprint) it stands for already."""
-        meaning = f"{run_id} {fingerprint}"
+    async def remember(self, owner: str, key: str, job: Job, fingerprint: str) -> tuple[str, int, str] | None:
+        """Let an idempotency key stand for a run, or return the (run id, created, fingerprint) it stands for already.
+
+        Who repeats the request before its run is described must show the same ``created``, too.
+        """
+        meaning = f"{job.run_id} {job.created} {fingerprint}"
         earlier = await self._link.call_script("remember", [self._idempotency(owner, key)], meaning, IDEMPOTENCY_TTL_S)
         if earlier is None:
             return None
-        earlier_run, _, earlier_fingerprint = earlier.decode().partition(" ")
-        if not earlier_fingerprint:
+        try:
+            earlier_run, created, earlier_fingerprint = earlier.decode().split(" ")
+            return earlier_run, int(created), earlier_fingerprint
+        except ValueError as exc:
             message = f"an idempotency key holds {earlier!r}"
-            raise BusError(message)
-        return earlier_run, earlier_fingerprint
+            raise BusError(message) from exc
 
     def _idempotency(self, owner: str, key: str) -> str:
         return self._keys.idempotency(hashlib.sha256(f"{owner}\n{key}".encode()).hexdigest())
