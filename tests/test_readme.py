@@ -200,6 +200,99 @@ async def test_openai_client_prints_the_same(up: Process, tmp_path: Path) -> Non
     assert without_clock(f"{whole}\n") == without_clock(said)
 
 
+# Watch nothing get lost
+
+
+async def until_words(path: Path, count: int) -> None:
+    """Return when a stream written to a file has that many content chunks."""
+
+    def words() -> int:
+        return path.read_bytes().count(b'"content"') if path.exists() else 0
+
+    async with asyncio.timeout(START_S):
+        while words() < count:  # noqa: ASYNC110 -- another process writes it
+            await asyncio.sleep(0.02)
+
+
+async def write_by_client(command: str, path: Path) -> None:
+    """Do what a curl command with its output in a file does."""
+    words = shlex.split(command)
+    headers = {"Content-Type": "application/json"}
+    async with (
+        aiohttp.ClientSession() as session,
+        session.post(words[2], data=words[words.index("-d") + 1], headers=headers) as response,
+    ):
+        with path.open("wb") as file:
+            async for chunk in response.content.iter_any():
+                file.write(chunk)
+                file.flush()
+
+
+async def get(url: str) -> bytes:
+    """Return what is at a URL."""
+    async with aiohttp.ClientSession() as session, session.get(url) as response:
+        assert response.status == 200, await response.text()
+        return await response.read()
+
+
+def frames(stream: bytes) -> list[bytes]:
+    """Return a stream's whole frames, without keepalives."""
+    return [frame.replace(b": keepalive\n", b"") for frame in stream.split(b"\n\n")[:-1]]
+
+
+@one_loop
+async def test_a_cut_background_run_is_resumed(up: Process, tmp_path: Path) -> None:
+    """Cut halfway and resumed behind the last id, the two pieces are the whole, byte for byte."""
+    (start,), (resume,) = blocks("background"), blocks("resume")
+    first = tmp_path / "first.txt"
+    start = as_run_here(start, url_of(up))
+    if shutil.which("curl"):
+        process = await shell(start, tmp_path)
+        await until_words(first, 40)
+        os.killpg(process.pid, signal.SIGINT)
+        await process.ended(START_S)
+    else:
+        task = asyncio.create_task(write_by_client(start, first))
+        await until_words(first, 40)
+        task.cancel()
+    resume = as_run_here(resume, url_of(up))
+    variables, _, curl = resume.rpartition("\n")
+    run, last = (await output(f'{variables}\necho "$RUN $LAST"', tmp_path)).split()
+    url = shlex.split(curl)[2].replace("$RUN", run).replace("$LAST", last)
+    second = frames(await get(url))
+    whole = frames(await get(url.partition("&")[0]))
+    begun = frames(first.read_bytes())
+    assert 40 < len(begun) < len(whole)
+    assert begun + second == whole
+    if shutil.which("curl"):
+        await output(resume.replace("curl -N", "curl -sS -N"), tmp_path)
+        assert frames((tmp_path / "second.txt").read_bytes()) == second
+
+
+@one_loop
+async def test_a_killed_worker_leaves_no_stream_hanging(tmp_path: Path) -> None:
+    """The workers killed while one streams, the stream ends within the lease with an error frame that says so."""
+    (start,), (kill,) = blocks("background"), blocks("kill")
+    up = await shell(f"{shlex.quote(sys.executable)} -m service up", tmp_path, AGENTSTREAM_LEASE_S="2", **FREE_PORT)
+    try:
+        await up.until(r"serving +http://\S+", START_S)
+        pids = re.findall(r"worker \d +pid (\d+)", up.output)
+        stream = tmp_path / "first.txt"
+        task = asyncio.create_task(write_by_client(as_run_here(start, url_of(up)), stream))
+        await until_words(stream, 20)
+        numbers = iter(pids)
+        await output(re.sub(r"\b4\d{3}\b", lambda _: next(numbers), kill), tmp_path)
+        async with asyncio.timeout(START_S):
+            await task
+    finally:
+        await interrupt(up)
+    messages = decode(stream.read_bytes())
+    assert messages[-1] == (None, "[DONE]")
+    assert messages[-2][1]["agent_error"]["code"] == "worker_lost"
+    words = "".join(texts(messages[:-2])).split()
+    assert words == [str(number) for number in range(1, len(words) + 1)]
+
+
 # Bring your own agent
 
 
@@ -232,7 +325,9 @@ async def test_an_agent_of_ones_own_is_served(tmp_path: Path) -> None:
 
 def test_every_marked_block_is_run() -> None:
     """No block is marked as tested without a test that knows it."""
-    assert sorted(re.findall(r"<!-- test: (\w+) -->", README)) == ["agent", "agent", "chat", "curl", "openai"]
+    assert sorted(re.findall(r"<!-- test: (\w+) -->", README)) == [
+        "agent", "agent", "background", "chat", "curl", "kill", "openai", "resume",
+    ]  # fmt: skip
 
 
 def settings_table() -> list[tuple[str, str | None]]:
