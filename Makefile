@@ -6,9 +6,12 @@ BIN := $(VENV)/bin
 LOCKS := deploy/requirements
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
+SECONDS ?= 600
+SEED ?= 1
+
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help install run test lint format types check lock clean
+.PHONY: help install run test chaos lint format types check lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F '|' '{ printf "  make %-8s %s\n", $$1, $$2 }'
@@ -29,6 +32,9 @@ run: install ## start a broker, two workers and a front end; ctrl-C ends them al
 
 test: install ## run the tests, two at a time
 	@$(BIN)/pytest --numprocesses 2 --dist loadfile
+
+chaos: install ## break everything at random for SECONDS (600) by SEED (1), and print what was lost
+	@$(BIN)/python -m tests.faults.chaos --seconds $(SECONDS) --seed $(SEED) --verbose
 
 lint: install ## check style and formatting
 	@$(BIN)/ruff check .

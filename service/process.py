@@ -3,15 +3,19 @@
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import socket
 import sys
 from collections.abc import Callable, Coroutine, Iterator
-from typing import Any
+from typing import Any, Final
 
 from service.errors import AgentStreamError, StartupError
 
 log = logging.getLogger(__name__)
+
+# How long tasks that nobody waits for any more may take to be cancelled.
+LAST_TASKS_S: Final = 2.0
 
 EXIT_FAILED = 1
 EXIT_WRONG_SETTINGS = 2  # starting again would not help
@@ -38,12 +42,25 @@ def run_loop(main: Coroutine[Any, Any, int]) -> int:
         factory = uvloop.new_event_loop
     with asyncio.Runner(loop_factory=factory) as runner:
         try:
-            return runner.run(main)
+            return runner.run(_until_ended(main))
         except StartupError:
             raise
         except AgentStreamError as exc:
             log.error("%s", exc)  # noqa: TRY400 -- the message is meant for the operator; the trace is not
             return EXIT_FAILED
+
+
+async def _until_ended(main: Coroutine[Any, Any, int]) -> int:
+    """Await ``main``; then end the process by force if a task swallows its cancel, as the loop would wait for ever."""
+    try:
+        return await main
+    finally:
+        left = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in left:
+            task.cancel()
+        if left and (stuck := (await asyncio.wait(left, timeout=LAST_TASKS_S))[1]):
+            log.critical("%d tasks ignore their cancel; the process ends without them", len(stuck))
+            os._exit(EXIT_FAILED)
 
 
 def free_port() -> int:

@@ -105,7 +105,8 @@ class Decoder:
 
 def _line_end(text: str, start: int) -> tuple[int, int] | None:
     """Return (end of the line, start of the next), or None if the line is not whole yet."""
-    line_feed, carriage_return = text.find("\n", start), text.find("\r", start)
+    line_feed = text.find("\n", start)
+    carriage_return = text.find("\r", start, line_feed if line_feed != -1 else len(text))  # no further: lines are many
     if carriage_return == -1 or (line_feed != -1 and line_feed < carriage_return):
         return None if line_feed == -1 else (line_feed, line_feed + 1)
     if carriage_return + 1 == len(text):

@@ -116,7 +116,8 @@ class ChunkStream:
     def _finish(self, part: Finish, cursor: Cursor) -> Iterator[bytes]:
         """Yield the final chunk with usage, or OpenAI's pair: final chunk, then usage alone. Never both."""
         if part.cancelled and self._options.strict_errors:
-            yield self._failure(Failure(CANCELLED, CANCELLED_MESSAGE), cursor)
+            if self._after is None or cursor > self._after:
+                yield self._failure(Failure(CANCELLED, CANCELLED_MESSAGE), cursor)
             return
         final = self._chunk([{"index": 0, "delta": {}, "finish_reason": part.reason}])
         if part.cancelled:

@@ -6,9 +6,11 @@ from aiohttp import web
 
 from service import __version__
 from service.errors import (
+    BodyTimeout,
     BodyTooLarge,
     BrokerUnavailable,
     Conflict,
+    ForbiddenHost,
     Gone,
     InvalidRequest,
     LimitReached,
@@ -19,12 +21,24 @@ from service.errors import (
     Unauthenticated,
     UnsupportedMediaType,
 )
+from service.frontend.parsing import MAX_IDEMPOTENCY_KEY
+from service.protocol.events import CURSOR
 from service.protocol.jobs import RUN_ID
 from service.protocol.openai import ChatCompletionRequest
 
 _COMPONENTS: Final = "#/components/schemas/{model}"
 _JSON: Final = "application/json"
-_STREAM: Final = {"text/event-stream": {"schema": {"type": "string"}}}
+# Printable ASCII; space around a header's value is no part of it.
+_IDEMPOTENCY_KEY: Final = {"type": "string", "maxLength": MAX_IDEMPOTENCY_KEY, "pattern": "^[!-~]([ -~]*[!-~])?$"}
+_POSITION: Final = {"type": "string", "pattern": f"^{CURSOR.pattern}$"}
+# OpenAPI 3.1 cannot say that a body is a sequence; as in 3.2's itemSchema, this is one event of it.
+_EVENT_SCHEMA: Final[dict[str, Any]] = {
+    "type": "object",
+    "description": "one server-sent event: a chat.completion.chunk, an agent's event under its name, or [DONE]",
+    "required": ["data"],
+    "properties": {"data": {"type": "string"}, "event": {"type": "string"}, "id": _POSITION},
+}
+_STREAM: Final = {"text/event-stream": {"schema": _EVENT_SCHEMA}}
 
 _ERROR_SCHEMA: Final[dict[str, Any]] = {
     "type": "object",
@@ -63,7 +77,12 @@ _COMPLETION_SCHEMA: Final[dict[str, Any]] = {
         "error": {"type": "object", "required": ["code", "message"]},
     },
 }
-_RUN_ID: Final = {"name": "run_id", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
+_RUN_ID: Final = {
+    "name": "run_id",
+    "in": "path",
+    "required": True,
+    "schema": {"type": "string", "pattern": f"^{RUN_ID.pattern}$"},
+}
 _FORMAT: Final = {
     "name": "agent_events",
     "in": "query",
@@ -102,10 +121,19 @@ def document() -> dict[str, Any]:
                     "createChatCompletion",
                     "Run an agent; stream its answer, or wait for it",
                     {"200": _answer("ChatCompletion", streamed=True)},
-                    (*run_errors, BodyTooLarge, Conflict, Gone, LimitReached, RunFailed, UnsupportedMediaType),
+                    (
+                        *run_errors,
+                        BodyTimeout,
+                        BodyTooLarge,
+                        Conflict,
+                        Gone,
+                        LimitReached,
+                        RunFailed,
+                        UnsupportedMediaType,
+                    ),
                     parameters=[
                         _FORMAT,
-                        _header("Idempotency-Key", {"type": "string", "minLength": 1, "maxLength": 255}),
+                        _header("Idempotency-Key", _IDEMPOTENCY_KEY),
                         _header("X-Agent-Errors", {"enum": ["text", "strict"]}),
                     ],
                     body="ChatCompletionRequest",
@@ -122,8 +150,8 @@ def document() -> dict[str, Any]:
                         _RUN_ID,
                         _FORMAT,
                         {"name": "stream", "in": "query", "schema": {"enum": ["true", "false"]}},
-                        {"name": "starting_after", "in": "query", "schema": {"type": "string"}},
-                        _header("Last-Event-ID", {"type": "string"}),
+                        {"name": "starting_after", "in": "query", "schema": _POSITION},
+                        _header("Last-Event-ID", _POSITION),
                     ],
                 ),
             },
@@ -145,7 +173,7 @@ def document() -> dict[str, Any]:
                     "One of them",
                     {"200": _answer(None)},
                     (Unauthenticated, NotFound),
-                    parameters=[{**_RUN_ID, "name": "model"}],
+                    parameters=[{**_RUN_ID, "name": "model", "schema": {"type": "string", "minLength": 1}}],
                 ),
             },
             "/health/live": {"get": _operation("live", "The process answers", {"200": _answer(None)}, ())},
@@ -167,7 +195,8 @@ def _operation(  # noqa: PLR0913 -- the fields of the wire object
     extra_statuses: tuple[str, ...] = (),
 ) -> dict[str, Any]:
     responses = dict(answers)
-    for status in [*(str(error.status) for error in errors), *extra_statuses]:
+    may_always: tuple[type[RequestError], ...] = (ForbiddenHost,)
+    for status in [*(str(error.status) for error in errors + may_always), *extra_statuses]:
         responses.setdefault(status, _answer("Error"))
     operation: dict[str, Any] = {"operationId": operation_id, "summary": summary, "responses": responses}
     if parameters:

@@ -21,7 +21,7 @@ CLOSE_TIMEOUT_S: Final = 1.0
 
 def _calmly(record: logging.LogRecord) -> bool:
     """Make one quiet line of a malformed request; aiohttp logs each with a traceback and what was sent."""
-    if record.exc_info and isinstance(record.exc_info[1], HttpProcessingError):
+    if record.exc_info and isinstance(record.exc_info[1], HttpProcessingError | web.RequestPayloadError):
         record.levelno, record.levelname = logging.DEBUG, "DEBUG"
         record.msg, record.args, record.exc_info = "a malformed request was refused", (), None
         return log.isEnabledFor(logging.DEBUG)

@@ -168,7 +168,9 @@ async def attach(context: Context, owner: str, key: str, chat: ChatCompletionReq
     """
     asked = chat.model_dump(mode="json", exclude_unset=True, exclude={"stream", "stream_options"})
     fingerprint = hashlib.sha256(orjson.dumps(asked, option=orjson.OPT_SORT_KEYS)).hexdigest()
-    earlier = await context.runs.remember(owner, key, job, fingerprint)
+    settings = context.settings
+    ttl_s = open_ttl_s(settings.queue_timeout_s, settings.run_timeout_s) + settings.run_ttl_s
+    earlier = await context.runs.remember(owner, key, job, fingerprint, ttl_s=ttl_s)
     if earlier is None:
         return job
     run_id, created, earlier_fingerprint = earlier
@@ -245,6 +247,7 @@ async def fold_run(context: Context, info: RunInfo, *, until_ended_s: float | No
     past = Past(context, info)
     try:
         await past.open(feed)
+        collector.raise_given_up()
         if until_ended_s is not None:
             async with asyncio.timeout(until_ended_s):
                 await collector.until_ended()

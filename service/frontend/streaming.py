@@ -48,6 +48,7 @@ class StreamPump:
         self._tail: Iterable[bytes] | None = None
         self._paced = False
         self._stuck = False
+        self._given_up = False
         self._wake = asyncio.Event()
         self._last_byte_s = self._last_chunk_s = self._loop.time()
 
@@ -58,8 +59,8 @@ class StreamPump:
 
     @property
     def ended(self) -> bool:
-        """Whether the run ended, or was given up; the client may not have all of it yet."""
-        return self._tail is not None
+        """Whether the run ended; the client may not have all of it yet. One that was given up may still go on."""
+        return self._tail is not None and not self._given_up
 
     async def run(self) -> None:
         """Stream until the terminal frame is written; raises ClientGone."""
@@ -73,6 +74,8 @@ class StreamPump:
             if self._stuck:
                 await self._writer.until_writable()
                 self._stuck = False
+                if self._deadlines is not None:
+                    self._deadlines.postpone(self._loop.time())
                 if self._feed is not None:
                     self._feed.resume()
         self._flush()
@@ -105,6 +108,7 @@ class StreamPump:
     def fail(self, code: str, message: str) -> None:
         """End the stream with an error frame of our own."""
         if self._tail is None:
+            self._given_up = True
             self._end(self._machine.fail(code, message), paced=False)
 
     def _end(self, tail: Iterable[bytes], *, paced: bool) -> None:
@@ -185,12 +189,17 @@ class Collector:
 
     @property
     def ended(self) -> bool:
-        """Whether the run ended, or was given up."""
-        return self._done.done()
+        """Whether the run ended; one that was given up may still go on."""
+        return self.completion.finished
 
     async def until_ended(self) -> None:
         """Return when the run has ended; raises RunFailed if it was given up."""
         await asyncio.shield(self._done)  # a client that goes must not pass for the run's end
+
+    def raise_given_up(self) -> None:
+        """Raise RunFailed if the run was given up; what was collected is then not the whole."""
+        if self._done.done() and (error := self._done.exception()) is not None:
+            raise error
 
     def raise_failure(self) -> None:
         """Raise RunFailed unless the run completed or was cancelled."""

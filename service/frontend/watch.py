@@ -59,6 +59,11 @@ class Deadlines:
         if not self._started or event.seq == 1:
             self._started = True
             self._give_up_at_s = now_s + self._run_timeout_s + GRACE_S
+        self.postpone(now_s)
+
+    def postpone(self, now_s: float) -> None:
+        """Give up no sooner than in GRACE_S: somebody reads a log, which may take longer than the run itself."""
+        self._give_up_at_s = max(self._give_up_at_s, now_s + GRACE_S)
 
     def check(self, now_s: float) -> tuple[str, str] | None:
         """Doubt the feed if it is time; return (code, message) if the run must be given up."""

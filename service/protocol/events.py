@@ -39,7 +39,7 @@ RESERVED: Final = frozenset({RUN_STARTED, TEXT, TOOL_RESULTS}) | TERMINAL
 MAX_EVENT_BYTES: Final = 1 << 20
 
 _TYPE = re.compile(r"[A-Za-z][A-Za-z0-9_.:-]{0,63}")
-_CURSOR = re.compile(r"([0-9]{1,9})-([0-9]{1,15})(?:\.([0-9]{1,9}))?")
+CURSOR: Final = re.compile(r"([0-9]{1,9})-([0-9]{1,15})(?:\.([0-9]{1,9}))?")
 
 
 class Event(NamedTuple):
@@ -65,7 +65,7 @@ class Cursor(NamedTuple):
     @classmethod
     def parse(cls, text: str) -> Self:
         """Read ``"2-17"`` or ``"2-17.3"``; raises ValueError on anything else."""
-        match = _CURSOR.fullmatch(text)
+        match = CURSOR.fullmatch(text)
         if match is None:
             message = f"not a cursor: {text[:40]!r} (expected 'attempt-seq' or 'attempt-seq.part')"
             raise ValueError(message)

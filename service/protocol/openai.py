@@ -13,6 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_vali
 Name = Annotated[str, StringConstraints(min_length=1, max_length=256, pattern=r"^[^\x00-\x1f\x7f]+$")]
 FinishReason = Literal["stop", "length", "content_filter", "tool_calls"]
 
+_MAX_INTEGER: Final = 2**63 - 1  # beyond 64 bits JSON readers make floats of integers, ours included
+
 # Parameters whose answer could not be sent back yet: refused rather than ignored. Values that mean "off" pass.
 _REFUSED: Final[dict[str, tuple[str, tuple[Any, ...]]]] = {
     "audio": ("audio output is not supported", (None,)),
@@ -25,6 +27,29 @@ _REFUSED: Final[dict[str, tuple[str, tuple[Any, ...]]]] = {
     "modalities": ("only the text modality is supported", (None, [], ["text"])),
     "store": ("stored completions are not supported", (None, False)),
 }
+
+
+# What the validators below demand beyond the fields' types, for the published JSON schema.
+_MESSAGE_RULES: Final[dict[str, Any]] = {
+    "allOf": [
+        {
+            "if": {"properties": {"role": {"const": "assistant"}}},
+            "else": {"required": ["content"], "properties": {"content": {"type": ["string", "array"]}}},
+        },
+        {
+            "if": {"properties": {"role": {"const": "tool"}}},
+            "then": {"required": ["tool_call_id"], "properties": {"tool_call_id": {"type": "string", "minLength": 1}}},
+        },
+    ],
+}
+
+
+def _describe_request(schema: dict[str, Any]) -> None:
+    schema["properties"] |= {
+        name: {"description": reason, "enum": list(harmless)} for name, (reason, harmless) in _REFUSED.items()
+    }
+    schema["if"] = {"required": ["stream_options"], "properties": {"stream_options": {"type": "object"}}}
+    schema["then"] = {"required": ["stream"], "properties": {"stream": {"const": True}}}
 
 
 class ImageUrl(BaseModel):
@@ -77,7 +102,7 @@ class ToolCall(BaseModel):
 class ChatMessage(BaseModel):
     """One message of the conversation."""
 
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(extra="allow", json_schema_extra=_MESSAGE_RULES)
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[ContentPart] | None = None
@@ -117,19 +142,19 @@ class ChatCompletionRequest(BaseModel):
     Fields not listed here are kept and passed on: see ``extra``.
     """
 
-    model_config = ConfigDict(extra="allow", frozen=True)
+    model_config = ConfigDict(extra="allow", frozen=True, json_schema_extra=_describe_request)
 
     model: Name
     messages: list[ChatMessage] = Field(min_length=1)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    max_tokens: int | None = Field(default=None, ge=1)
-    max_completion_tokens: int | None = Field(default=None, ge=1)
+    max_tokens: int | None = Field(default=None, ge=1, le=_MAX_INTEGER)
+    max_completion_tokens: int | None = Field(default=None, ge=1, le=_MAX_INTEGER)
     temperature: float | None = Field(default=None, ge=0, le=2)
     top_p: float | None = Field(default=None, ge=0, le=1)
     n: Literal[1] | None = None
-    seed: int | None = None
-    stop: str | list[str] | None = None
+    seed: int | None = Field(default=None, ge=-_MAX_INTEGER, le=_MAX_INTEGER)
+    stop: str | Annotated[list[str], Field(json_schema_extra={"maxItems": 4})] | None = None
     user: str | None = None
     presence_penalty: float | None = Field(default=None, ge=-2, le=2)
     frequency_penalty: float | None = Field(default=None, ge=-2, le=2)

@@ -34,6 +34,9 @@ MIN_EMPTY_CLAIM_S: Final = 0.01
 HANDED_BACK_IDLE_MS: Final = 24 * 3600 * 1000
 # A worker that has not asked for work for so long is dead: a live one asks every CLAIM_BLOCK_S.
 DEAD_CONSUMER_IDLE_MS: Final = 3600 * 1000
+# A command that takes longer met a broker that was away: a healthy one answers within milliseconds.
+STALL_S: Final = 1.0
+_STALLED: Final = "the broker stalled; leases that ran out meanwhile say nothing"
 BEAT_INTERVAL_S: Final = 3.0
 BEAT_VALID_S: Final = 10  # three beats: a worker that is alive but busy is not called dead
 FULL_QUEUE_RETRY_AFTER_S: Final = 5
@@ -118,6 +121,8 @@ class JobSubmitter:
         if isinstance(admitted, list):
             if new:  # else a run of this id may have been admitted: this is a request repeated under its key
                 await self._link.call("DEL", run)
+            if job.limited:
+                await self._link.call("ZREM", self._keys.active_runs(job.owner), job.run_id)
             outstanding, removed, now_s = admitted
             message = f"the queue is full ({outstanding} outstanding jobs); try again later"
             raise QueueFull(message, retry_after_s=self._drain.retry_after_s(outstanding, removed, now_s))
@@ -214,25 +219,30 @@ class JobQueue:
     async def reclaim(self, lease_s: float) -> Claim | None:
         """Take over one job whose worker has not renewed its lease for ``lease_s``; None if there is none.
 
-        One at a time: taken ten at a time, an innocent job was once given up beside a poisonous one.
+        One at a time: taken ten at a time, an innocent job was once given up beside a poisonous one. Raises
+        BrokerUnavailable also if the broker stalled meanwhile: then leases ran out that nobody could renew.
         """
-        start = "0-0"
-        while True:
-            with _broker_errors():
-                try:
-                    reply = await self._redis.xautoclaim(
-                        self._jobs, GROUP, self.worker_id, int(lease_s * 1000), start_id=start, count=1
-                    )
-                except ResponseError as exc:
-                    if not str(exc).startswith(_NO_QUEUE):
-                        raise
-                    await self.open()
-                    return None
-            start, entries = reply[0].decode(), [entry for entry in reply[1] if entry[1]]
-            if entries:
-                return await self._claim_of(*entries[0])
-            if start == "0-0":
-                return None
+        asked = time.monotonic()
+        with _broker_errors():
+            seconds, microseconds = await self._redis.time()
+        if time.monotonic() - asked > STALL_S:
+            raise BrokerUnavailable(_STALLED)
+        now_ms = seconds * 1000 + microseconds // 1000
+        try:
+            reply = await self._script(
+                "reclaim", [self._jobs], GROUP, self.worker_id, int(lease_s * 1000), now_ms, int(STALL_S * 1000)
+            )
+        except BrokerUnavailable as exc:
+            if not str(exc.__cause__).startswith(_NO_QUEUE):
+                raise
+            await self.open()
+            return None
+        if reply is None:
+            return None
+        if not isinstance(reply, list):
+            raise BrokerUnavailable(_STALLED)
+        entry_id, flat = reply
+        return await self._claim_of(entry_id, dict(zip(flat[::2], flat[1::2], strict=True)))
 
     async def begin(self, claim: Claim, *, ttl_s: int) -> Begun | None:
         """Begin an attempt at a claimed job; None if the run has ended, or another entry carries it."""
@@ -254,12 +264,17 @@ class JobQueue:
 
     async def cancelled(self, run_ids: list[str]) -> list[str]:
         """Return those of the runs whose cancel was asked for: for cancels whose message was lost."""
-        with _broker_errors():
-            async with self._redis.pipeline(transaction=False) as pipeline:
-                for run_id in run_ids:
-                    pipeline.hget(self._keys.run(run_id), "cancel")
-                flags = await pipeline.execute()
+        flags = await self._field(run_ids, "cancel")
         return [run_id for run_id, flag in zip(run_ids, flags, strict=True) if flag]
+
+    async def superseded(self, run_ids: list[str]) -> list[str]:
+        """Return those of the runs this worker began of which another began a newer attempt.
+
+        It may have ended the run and removed the job by now, so that no lease tells.
+        """
+        workers = await self._field(run_ids, "worker")
+        mine = self.worker_id.encode()
+        return [run_id for run_id, worker in zip(run_ids, workers, strict=True) if worker not in (None, mine)]
 
     async def finish(self, claim: Claim) -> None:
         """Remove a job that needs no run any more: its terminal event is stored, or another entry carries it."""
@@ -290,6 +305,15 @@ class JobQueue:
             log.exception("entry %s of %s is not a job; removed", name, self._jobs)
             await self._script("finish", [self._jobs], GROUP, self.worker_id, name)
             return None
+
+    async def _field(self, run_ids: list[str], field: str) -> list[bytes | None]:
+        """Return one field of each run's hash."""
+        with _broker_errors():
+            async with self._redis.pipeline(transaction=False) as pipeline:
+                for run_id in run_ids:
+                    pipeline.hget(self._keys.run(run_id), field)
+                values: list[bytes | None] = await pipeline.execute()
+        return values
 
     async def _script(self, name: str, keys: list[str], *args: str | int) -> Any:  # noqa: ANN401 -- a Redis reply
         with _broker_errors():

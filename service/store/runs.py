@@ -2,7 +2,6 @@
 
 import hashlib
 from dataclasses import dataclass
-from typing import Final
 
 from service.errors import BusError
 from service.protocol.events import RUN_CANCELLED, encode_event
@@ -10,9 +9,6 @@ from service.protocol.jobs import Job
 from service.protocol.keys import Keys
 from service.protocol.openai import Usage
 from service.store.link import Link
-
-# How long a repeat of an idempotent request attaches to the first. OpenAI-like APIs keep keys for a day.
-IDEMPOTENCY_TTL_S: Final = 24 * 3600
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,13 +58,16 @@ class RunStore:
         names = [self._keys.run(run_id), self._keys.events(run_id)]
         await self._link.call_script("cancel", names, event, self._keys.control(""), run_id, ttl_s)
 
-    async def remember(self, owner: str, key: str, job: Job, fingerprint: str) -> tuple[str, int, str] | None:
+    async def remember(
+        self, owner: str, key: str, job: Job, fingerprint: str, *, ttl_s: int
+    ) -> tuple[str, int, str] | None:
         """Let an idempotency key stand for a run, or return the (run id, created, fingerprint) it stands for already.
 
+        ``ttl_s`` is as long as the run may be attached to.
         Who repeats the request before its run is described must show the same ``created``, too.
         """
         meaning = f"{job.run_id} {job.created} {fingerprint}"
-        earlier = await self._link.call_script("remember", [self._idempotency(owner, key)], meaning, IDEMPOTENCY_TTL_S)
+        earlier = await self._link.call_script("remember", [self._idempotency(owner, key)], meaning, ttl_s)
         if earlier is None:
             return None
         try:

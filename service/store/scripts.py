@@ -33,6 +33,7 @@ SCRIPTS: Final[Mapping[str, Script]] = {
         "limit",
         "prune",
         "publish",
+        "reclaim",
         "release",
         "remember",
         "renew",

@@ -52,6 +52,11 @@ class Execution:
     # -- what others ask for ------------------------------------------------------------------------
 
     @property
+    def begun(self) -> bool:
+        """Whether its attempt was begun: only then can a newer one be told from the one before."""
+        return self._publisher is not None
+
+    @property
     def stop_reason(self) -> str | None:
         """Why it was stopped, if it was."""
         return self._stopped.result() if self._stopped.done() else None
@@ -99,6 +104,7 @@ class Execution:
             return failed(errors.INVALID_REQUEST, f"this worker cannot read the request: {exc}")
         run = Run(self.claim.job.run_id, request, self)
         agent = asyncio.create_task(self._call(run), name=f"agent {run.id}")
+        agent.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # seen, even if it was lost
         self._left.append(agent)
         try:
             ends: set[asyncio.Future[Any]] = {agent, self._stopped}
@@ -107,7 +113,7 @@ class Execution:
             run.cancel()  # whatever still runs (a thread, a stray task) may publish nothing more
             ended_itself = agent.done()
             agent.cancel()
-        if ended_itself:
+        if ended_itself and self.stop_reason != LEASE_LOST:
             return self._terminal_of(agent, request)
         await asyncio.wait({agent}, timeout=CLEANUP_TIMEOUT_S)
         if self.stop_reason is None:

@@ -5,6 +5,7 @@ as often, so a killed worker's run has its terminal event within lease + lease/3
 """
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 from typing import Final, Protocol
@@ -23,6 +24,11 @@ class Held(Protocol):
 
     claim: Claim
 
+    @property
+    def begun(self) -> bool:
+        """Whether its attempt was begun."""
+        ...
+
     def lose(self) -> None:
         """Publish nothing more: another worker holds the job by now."""
 
@@ -39,6 +45,7 @@ class Leases:
         self.lease_s = lease_s
         self.interval_s = lease_s / RENEWALS_PER_LEASE
         self._held: dict[str, Held] = {}
+        self._hurry = asyncio.Event()
 
     def hold(self, run: Held) -> None:
         """Renew this run's lease from now on."""
@@ -55,11 +62,18 @@ class Leases:
             if run.claim.job.run_id == run_id:
                 run.cancel()
 
+    def hurry(self) -> None:
+        """Renew at once: after a reconnect others may be about to take over what could not be renewed."""
+        self._hurry.set()
+
     async def keep(self) -> None:
         """Renew for ever; runs whose lease was lost or whose cancel was asked for are told."""
         renewals = 0
         while True:
-            await asyncio.sleep(self.interval_s)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self.interval_s):
+                    await self._hurry.wait()
+            self._hurry.clear()
             renewals += 1
             await tolerate(self._renew, "renew leases")
             if renewals % PRUNE_EVERY == 0:
@@ -68,10 +82,13 @@ class Leases:
     async def _renew(self) -> None:
         if not self._held:
             return
-        for entry_id in await self._queue.renew(list(self._held)):
-            if (lost := self._held.pop(entry_id, None)) is not None:
-                log.warning("the lease of run %s was lost", lost.claim.job.run_id)
-                lost.lose()
+        begun = {run.claim.job.run_id: run for run in self._held.values() if run.begun}
+        lost = [self._held.get(entry_id) for entry_id in await self._queue.renew(list(self._held))]
+        lost += [begun[run_id] for run_id in await self._queue.superseded(list(begun))]
+        for run in lost:
+            if run is not None and self._held.pop(run.claim.entry_id, None) is run:
+                log.warning("the lease of run %s was lost", run.claim.job.run_id)
+                run.lose()
         by_run = {run.claim.job.run_id: run for run in self._held.values()}
         for run_id in await self._queue.cancelled(list(by_run)):
             by_run[run_id].cancel()

@@ -16,8 +16,7 @@ from service import errors
 from service.agents import Agent
 from service.agents.loading import is_async
 from service.errors import AgentStreamError, BusError, InvalidAgentOutput, LogTrimmed
-from service.protocol.events import TEXT, TOOL_CALL_START
-from service.protocol.jobs import Job
+from service.protocol.events import TEXT
 from service.store.bus import Bus
 from service.store.publisher import LogLimits, RunPublisher
 from service.store.queue import Begun, Claim, JobQueue
@@ -58,8 +57,11 @@ class Runner:
         for execution in self._executions:
             execution.stop(HAND_BACK if execution.tally.retryable else errors.WORKER_SHUTDOWN)
 
-    async def execute(self, claim: Claim) -> None:
-        """Run a claimed job to its end."""
+    async def execute(self, claim: Claim, called_again: asyncio.Future[bool] | None = None) -> None:
+        """Run a claimed job to its end.
+
+        ``called_again`` is told whether the job is one whose agent is called once more, as soon as that is known.
+        """
         execution = Execution(self._agent, claim, is_async=self._is_async)
         self._executions.add(execution)
         self._leases.hold(execution)
@@ -72,19 +74,24 @@ class Runner:
                 claim.job.run_id, begun.attempt, self._limits.log, lambda _: execution.lose(), begun.first
             )
             execution.bind(publisher)
-            await self._attempt(execution, begun, publisher)
+            await self._attempt(execution, begun, publisher, called_again)
         finally:
+            _tell(called_again, told=False)
             self._leases.release(execution)
             self._executions.discard(execution)
             await execution.until_left()
 
-    async def _attempt(self, execution: Execution, begun: Begun, publisher: RunPublisher) -> None:
+    async def _attempt(
+        self, execution: Execution, begun: Begun, publisher: RunPublisher, called_again: asyncio.Future[bool] | None
+    ) -> None:
+        refusal = await self._refusal(execution, begun)
         if begun.cancelled:
             terminal: Terminal | None = execution.cancellation()
+        elif refusal is not None:
+            terminal = refusal
         else:
-            terminal = await self._refusal(execution.claim.job, begun)
-            if terminal is None:
-                terminal = await execution.outcome(self._limits.run_timeout_s)
+            _tell(called_again, told=True)
+            terminal = await execution.outcome(self._limits.run_timeout_s)
         if terminal is not None:
             await self._conclude(execution.claim, publisher, terminal)
             return
@@ -93,17 +100,23 @@ class Runner:
             log.info("run %s is handed back", execution.claim.job.run_id)
             await self._queue.hand_back(execution.claim)
 
-    async def _refusal(self, job: Job, begun: Begun) -> Terminal | None:
-        """Return the terminal event of a job whose agent must not be called (again), else None."""
+    async def _refusal(self, execution: Execution, begun: Begun) -> Terminal | None:
+        """Return the terminal event of a job whose agent must not be called (again), else None.
+
+        What earlier attempts have shown goes into the execution's tally.
+        """
+        job = execution.claim.job
         if begun.attempt == 1:
             if time.time() > job.start_by:
                 return failed(errors.QUEUE_TIMEOUT, "the job waited too long for a worker")
             return None
         try:
-            shown = {event.type for event in await self._bus.history(job.run_id)}
+            for event in await self._bus.history(job.run_id):
+                execution.tally.note(event.type, event.data)
         except LogTrimmed:
-            shown = {TEXT}  # a log that large holds more than its first events
-        if TEXT in shown or (TOOL_CALL_START in shown and not self._limits.retry_after_tools):
+            execution.tally.note(TEXT, "?")  # a log that large holds more than its first events
+        tally = execution.tally
+        if tally.text_characters or (tally.tool_calls and not self._limits.retry_after_tools):
             return failed(
                 errors.WORKER_LOST, "the worker that ran it was lost, and what it had done cannot be repeated"
             )
@@ -127,3 +140,8 @@ class Runner:
             await self._queue.finish(claim)
         finally:
             publisher.close(BusError("the run is over"))
+
+
+def _tell(called_again: asyncio.Future[bool] | None, *, told: bool) -> None:
+    if called_again is not None and not called_again.done():
+        called_again.set_result(told)

@@ -52,6 +52,7 @@ async def serve_worker(settings: Settings, *, keys: Keys | None = None) -> int:
             worker = Worker(
                 queue, runner, leases, concurrency=settings.concurrency, drain_timeout_s=settings.drain_timeout_s
             )
+            link.on_reconnect[worker.on_reconnect] = None
             log.info("worker %s takes jobs of queue %r", worker_id, settings.queue)
             await worker.run(stop)
     finally:

@@ -12,6 +12,8 @@ from service.worker.runner import Runner
 log = logging.getLogger(__name__)
 
 BROKER_RETRY_S: Final = 0.5
+# Until every worker has reconnected to a broker that is back: the longest back-off of a link, and as much again.
+SETTLE_S: Final = 2.0
 # After the drain timeout the remaining runs get this long to store their terminal event or be handed back.
 LAST_WORDS_S: Final = 8.0
 
@@ -29,6 +31,7 @@ class Worker:
         self._drain_timeout_s = drain_timeout_s
         self._slots = asyncio.Semaphore(concurrency)
         self._runs: set[asyncio.Task[None]] = set()
+        self._trust_leases_at_s = 0.0
 
     async def run(self, stop: asyncio.Event) -> None:
         """Work until ``stop`` is set, then drain. If a side task dies, so does this: loudly."""
@@ -73,13 +76,33 @@ class Worker:
             await asyncio.sleep(BROKER_RETRY_S)
             return None
 
+    def on_reconnect(self) -> None:
+        """Renew our leases at once, and give others the time to do so."""
+        self._leases.hurry()
+        self._distrust_leases()
+
+    def _distrust_leases(self) -> None:
+        """Take nothing over for a while: leases ran out because the broker was away, not their workers."""
+        self._trust_leases_at_s = asyncio.get_running_loop().time() + self._leases.interval_s + SETTLE_S
+
     async def _reclaim(self) -> None:
         """Take over jobs whose lease ran out, as long as slots are free."""
+        loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(self._leases.interval_s)
-            await tolerate(self._reclaim_all, "take over expired leases")
+            if loop.time() < self._trust_leases_at_s:
+                continue
+            try:
+                await self._reclaim_all()
+            except BrokerUnavailable as exc:
+                log.warning("cannot take over expired leases: %s", exc)
+                self._distrust_leases()
 
     async def _reclaim_all(self) -> None:
+        """Take over all that only needs its end told, and at most one job whose agent is called again.
+
+        That one may be what killed its worker; together with others it could kill them all a second time.
+        """
         while not self._slots.locked():
             await self._slots.acquire()
             claim = None
@@ -91,10 +114,13 @@ class Worker:
             if claim is None:
                 return
             log.warning("taking over run %s: the lease of its worker ran out", claim.job.run_id)
-            self._start(claim)
+            called_again: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+            self._start(claim, called_again)
+            if await called_again:
+                return
 
-    def _start(self, claim: Claim) -> None:
-        task = asyncio.create_task(self._runner.execute(claim), name=f"run {claim.job.run_id}")
+    def _start(self, claim: Claim, called_again: asyncio.Future[bool] | None = None) -> None:
+        task = asyncio.create_task(self._runner.execute(claim, called_again), name=f"run {claim.job.run_id}")
         self._runs.add(task)
         task.add_done_callback(self._on_run_done)
 

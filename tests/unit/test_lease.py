@@ -1,0 +1,290 @@
+"""What a worker does about what it holds, and what it does when it cannot."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any, cast
+
+import pytest
+
+from service.errors import BrokerUnavailable
+from service.protocol.jobs import Job, new_run_id
+from service.store.queue import Claim, JobQueue
+from service.worker.lease import PRUNE_EVERY, Leases, tolerate
+from service.worker.runner import Runner
+from service.worker.worker import Worker
+from tests.helpers import SOON_S
+
+LEASE_S = 0.003
+
+
+class HeldRun:
+    """A run under lease that takes note of what it is told."""
+
+    def __init__(self) -> None:
+        run_id = new_run_id()
+        self.claim = Claim(f"{run_id}-entry", Job(run_id=run_id, request={"model": "m"}, created=1, start_by=2))
+        self.begun = True
+        self.told: list[str] = []
+        self.news = asyncio.Event()
+
+    @property
+    def run_id(self) -> str:
+        return self.claim.job.run_id
+
+    def lose(self) -> None:
+        self._note("lose")
+
+    def cancel(self) -> None:
+        self._note("cancel")
+
+    def _note(self, what: str) -> None:
+        self.told.append(what)
+        self.news.set()
+
+
+class StubQueue:
+    """A worker's side of a queue without a broker; each answer can be set, and may be an error."""
+
+    worker_id = "stub"
+
+    def __init__(self) -> None:
+        self.lost: list[str] = []
+        self.taken: list[str] = []
+        self.flagged: list[str] = []
+        self.errors: dict[str, BaseException] = {}
+        self.renewed: list[list[str]] = []
+        self.prunes = 0
+        self.closed = False
+        self._turned = asyncio.Event()
+
+    async def renew(self, entry_ids: list[str]) -> list[str]:
+        self.renewed.append(entry_ids)
+        self._turn("renew")
+        return [entry_id for entry_id in self.lost if entry_id in entry_ids]
+
+    async def superseded(self, run_ids: list[str]) -> list[str]:
+        self._turn("superseded")
+        return [run_id for run_id in self.taken if run_id in run_ids]
+
+    async def cancelled(self, run_ids: list[str]) -> list[str]:
+        self._turn("cancelled")
+        return [run_id for run_id in self.flagged if run_id in run_ids]
+
+    async def prune(self) -> None:
+        self.prunes += 1
+        self._turn("prune")
+
+    async def open(self) -> None:
+        self._turn("open")
+
+    async def close(self) -> None:
+        self.closed = True
+
+    async def beat(self) -> None:
+        self._turn("beat")
+
+    async def claim(self) -> Claim | None:
+        self._turn("claim")
+        await asyncio.sleep(LEASE_S)
+        return None
+
+    async def reclaim(self, _lease_s: float) -> Claim | None:
+        self._turn("reclaim")
+        return None
+
+    async def until(self, found: Callable[[], bool]) -> None:
+        """Return when calls have made it true."""
+        async with asyncio.timeout(SOON_S):
+            while not found():
+                self._turned.clear()
+                await self._turned.wait()
+
+    def _turn(self, call: str) -> None:
+        self._turned.set()
+        if (error := self.errors.get(call)) is not None:
+            raise error
+
+
+@pytest.fixture
+def queue() -> StubQueue:
+    """A queue that answers."""
+    return StubQueue()
+
+
+@pytest.fixture
+def leases(queue: StubQueue) -> Leases:
+    """Nothing held."""
+    return Leases(cast("JobQueue", queue), LEASE_S)
+
+
+async def told(run: HeldRun) -> list[str]:
+    async with asyncio.timeout(SOON_S):
+        await run.news.wait()
+    return run.told
+
+
+class Keeping:
+    """Keeps leases as long as the block lasts."""
+
+    def __init__(self, leases: Leases) -> None:
+        self._leases = leases
+
+    async def __aenter__(self) -> asyncio.Task[None]:
+        self._task = asyncio.create_task(self._leases.keep())
+        return self._task
+
+    async def __aexit__(self, *_: object) -> None:
+        self._task.cancel()
+        await asyncio.wait({self._task})
+
+
+async def test_held_runs_are_renewed_until_they_are_released(queue: StubQueue, leases: Leases) -> None:
+    """Every held run is in every renewal from the moment it is held to the moment it is released."""
+    kept, released = HeldRun(), HeldRun()
+    leases.hold(kept)
+    leases.hold(released)
+    async with Keeping(leases):
+        await queue.until(lambda: len(queue.renewed) >= 2)
+        leases.release(released)
+        before = len(queue.renewed)
+        await queue.until(lambda: len(queue.renewed) >= before + 2)
+    both = [kept.claim.entry_id, released.claim.entry_id]
+    assert queue.renewed[:2] == [both, both]
+    assert queue.renewed[-1] == [kept.claim.entry_id]
+    assert kept.told == released.told == []
+
+
+async def test_renewed_three_times_as_often_as_it_runs_out(leases: Leases) -> None:
+    """A lease outlives two renewals that fail: it lasts three intervals."""
+    assert leases.interval_s == pytest.approx(LEASE_S / 3)
+
+
+async def test_lost_run_is_told_once_and_renewed_no_more(queue: StubQueue, leases: Leases) -> None:
+    """A run whose lease another worker has is told so once; renewing it would steal it back."""
+    lost, kept = HeldRun(), HeldRun()
+    leases.hold(lost)
+    leases.hold(kept)
+    queue.lost = [lost.claim.entry_id]
+    async with Keeping(leases):
+        assert await told(lost) == ["lose"]
+        before = len(queue.renewed)
+        await queue.until(lambda: len(queue.renewed) >= before + 2)
+    assert queue.renewed[-1] == [kept.claim.entry_id]
+    assert (lost.told, kept.told) == (["lose"], [])
+
+
+async def test_run_that_another_worker_ended_is_lost(queue: StubQueue, leases: Leases) -> None:
+    """A run that another worker began and ended is lost too, though its lease is gone with the job."""
+    lost = HeldRun()
+    leases.hold(lost)
+    queue.taken = [lost.run_id]
+    async with Keeping(leases):
+        assert await told(lost) == ["lose"]
+
+
+async def test_run_not_begun_is_not_taken_for_lost(queue: StubQueue, leases: Leases) -> None:
+    """A run taken over, but not begun yet, still bears the name of the worker before: it is not lost."""
+    run = HeldRun()
+    run.begun = False
+    leases.hold(run)
+    queue.taken = [run.run_id]
+    async with Keeping(leases):
+        await queue.until(lambda: len(queue.renewed) >= 3)
+    assert run.told == []
+
+
+async def test_flagged_run_is_cancelled(queue: StubQueue, leases: Leases) -> None:
+    """A run whose cancel is stored is cancelled at the next renewal, even if no message came."""
+    flagged, other = HeldRun(), HeldRun()
+    leases.hold(flagged)
+    leases.hold(other)
+    queue.flagged = [flagged.run_id]
+    async with Keeping(leases):
+        assert set(await told(flagged)) == {"cancel"}
+    assert other.told == []
+
+
+async def test_control_message_cancels_the_run_it_names(leases: Leases) -> None:
+    """A control message cancels the held run it names at once; ids that are not held, or no ids, are ignored."""
+    run, other = HeldRun(), HeldRun()
+    leases.hold(run)
+    leases.hold(other)
+    for message in (b"\xff\x00", b"", new_run_id().encode(), run.run_id.encode()):
+        leases.on_control(message)
+    assert (run.told, other.told) == (["cancel"], [])
+
+
+async def test_absent_broker_is_outlived(queue: StubQueue, leases: Leases, caplog: pytest.LogCaptureFixture) -> None:
+    """While the broker is away nothing is given up: renewing goes on, with a warning, until it is back."""
+    run = HeldRun()
+    leases.hold(run)
+    queue.errors["renew"] = BrokerUnavailable("away")
+    async with Keeping(leases):
+        await queue.until(lambda: len(queue.renewed) >= 3)
+        assert run.told == []
+        queue.lost = [run.claim.entry_id]
+        queue.errors.clear()
+        assert await told(run) == ["lose"]
+    assert "cannot renew leases: away" in caplog.text
+
+
+async def test_unforeseen_error_ends_the_keeping(queue: StubQueue, leases: Leases) -> None:
+    """An error that is no absence of the broker is not swallowed: leases that are not kept must be noticed."""
+    leases.hold(HeldRun())
+    queue.errors["renew"] = ValueError("broken on purpose")
+    with pytest.raises(ValueError, match="broken on purpose"):
+        async with asyncio.timeout(SOON_S):
+            await leases.keep()
+
+
+async def test_dead_workers_are_forgotten_now_and_then(queue: StubQueue, leases: Leases) -> None:
+    """Consumers of dead workers are pruned once in a hundred renewals, also by a worker that holds nothing."""
+    leases.interval_s = 0
+    async with Keeping(leases):
+        await queue.until(lambda: queue.prunes >= 2)
+    assert queue.renewed == []
+    assert PRUNE_EVERY == 100
+
+
+async def test_only_the_brokers_absence_is_tolerated() -> None:
+    """``tolerate`` lets every other error through."""
+
+    async def broken() -> None:
+        message = "broken on purpose"
+        raise ValueError(message)
+
+    with pytest.raises(ValueError, match="broken on purpose"):
+        await tolerate(broken, "do it")
+
+
+@pytest.mark.parametrize("side_task", ["beat", "reclaim", "renew"])
+async def test_worker_dies_with_its_side_task(queue: StubQueue, leases: Leases, side_task: str) -> None:
+    """A worker whose heartbeat, reclaim or renewal dies of something unforeseen ends with that error, unasked."""
+    leases.hold(HeldRun())
+    runner: Any = None
+    worker = Worker(cast("JobQueue", queue), cast("Runner", runner), leases, concurrency=1, drain_timeout_s=0)
+    queue.errors[side_task] = ValueError("broken on purpose")
+    started = time.monotonic()
+    with pytest.raises(ExceptionGroup) as caught:
+        await worker.run(asyncio.Event())
+    assert caught.group_contains(ValueError, match="broken on purpose")
+    assert queue.closed
+    assert time.monotonic() - started < SOON_S
+
+
+@pytest.mark.parametrize("side_task", ["beat", "reclaim", "renew", "claim"])
+async def test_worker_outlives_an_absent_broker(queue: StubQueue, leases: Leases, side_task: str) -> None:
+    """A worker whose broker is away waits for it, and ends when it is told to stop."""
+    leases.hold(HeldRun())
+    runner: Any = type("NoRuns", (), {"stop_all": lambda _: None})()
+    worker = Worker(cast("JobQueue", queue), cast("Runner", runner), leases, concurrency=1, drain_timeout_s=0)
+    queue.errors[side_task] = BrokerUnavailable("away")
+    stop = asyncio.Event()
+    working = asyncio.create_task(worker.run(stop))
+    await queue.until(lambda: len(queue.renewed) >= 3)
+    assert not working.done()
+    stop.set()
+    async with asyncio.timeout(SOON_S):
+        await working
+    assert queue.closed
