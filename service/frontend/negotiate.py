@@ -19,7 +19,7 @@ _VERSION = re.compile(r"(\d{1,6})\.(\d{1,6})\.(\d{1,6})")
 
 def stream_options(request: web.Request, *, include_usage: bool) -> StreamOptions:
     """Return how to stream to this client; raises InvalidRequest for an unknown format."""
-    asked = request.query.get(FORMAT_QUERY) or request.headers.get(FORMAT_HEADER)
+    asked = request.query.get(FORMAT_QUERY, request.headers.get(FORMAT_HEADER))
     if asked is not None and asked not in get_args(EventFormat):
         message = f"unknown event format {asked[:40]!r}; use one of {', '.join(get_args(EventFormat))}"
         raise InvalidRequest(message, param=FORMAT_QUERY)

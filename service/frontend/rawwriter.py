@@ -88,6 +88,6 @@ class RawWriter:
         """Cut the connection: the only honest way to say that a body is not whole."""
         if self._transport is not None:
             connection = self._transport.get_extra_info("socket")
-            if not self._chunked and connection is not None:  # a plain close would look like the body's end
+            if connection is not None:  # a reset: over HTTP/1.0 a plain close would look like the body's end
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self._transport.abort()

@@ -1,0 +1,204 @@
+"""The stage of the tests that lose workers and cancel runs: processes, a client, the faults by name."""
+
+import asyncio
+import contextlib
+import os
+import re
+import signal
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any, Final, Self
+
+import aiohttp
+
+from service.protocol.keys import Keys
+from service.store.endpoint import Endpoint
+from tests.helpers import SOON_S, TIME_SCALE, decode, texts
+from tests.processes import ROOT, Process, Processes
+
+LEASE_S: Final = 1.0
+# What is promised of a killed worker's runs (lease + lease/3 + 1 s), and air for a loaded machine.
+LOSS_BOUND_S: Final = LEASE_S * 4 / 3 + 1 + 4 * TIME_SCALE
+COMPLETIONS: Final = "/v1/chat/completions"
+SAID_BY_A: Final = [f"a:{number} " for number in range(5)]  # loss_agents.WORDS of them
+SAID_BY_B: Final = [f"b:{number} " for number in range(5)]
+
+Message = tuple[str | None, Any]
+
+
+class Reading:
+    """One streamed response, read piece by piece."""
+
+    def __init__(self, response: aiohttp.ClientResponse) -> None:
+        self._response = response
+        self._received = b""
+
+    @property
+    def run_id(self) -> str:
+        """The run's id; known once anything was read."""
+        return str(decode(self._received)[0][1]["id"])
+
+    async def until(self, piece: str) -> None:
+        """Return when ``piece`` has arrived."""
+        while piece.encode() not in self._received:
+            received = await self._response.content.readany()
+            assert received, f"the stream ended without {piece!r}: {self._received!r}"
+            self._received += received
+
+    async def whole(self) -> list[Message]:
+        """Return all messages; the stream must end with [DONE]."""
+        self._received += await self._response.content.read()
+        messages = decode(self._received)
+        assert messages[-1] == (None, "[DONE]")
+        return messages
+
+    def disconnect(self) -> None:
+        """Go away as a closed browser tab does."""
+        self._response.close()
+
+
+class Scene:
+    """One front end's client, and workers that are told their name."""
+
+    def __init__(self, processes: Processes, session: aiohttp.ClientSession, broker_url: str, folder: Path) -> None:
+        self._processes = processes
+        self._session = session
+        self._redis = Endpoint(broker_url).redis()
+        self._gate = folder / "gate"
+        self._keys = Keys()
+        self.url = ""
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def open(cls, processes: Processes, broker_url: str, folder: Path) -> AsyncIterator[Self]:
+        """A scene whose client gives up in time."""
+        timeout = aiohttp.ClientTimeout(total=3 * SOON_S)
+        async with aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0)) as session:
+            scene = cls(processes, session, broker_url, folder)
+            try:
+                yield scene
+            finally:
+                await scene._redis.aclose()
+
+    # -- processes ----------------------------------------------------------------------------------
+
+    async def frontend(self, **settings: str) -> None:
+        """Start the front end that requests go to."""
+        self.url = await self._processes.frontend(AGENTSTREAM_LEASE_S=str(LEASE_S), **settings)
+
+    async def worker(self, name: str, agent: str | None = "loss_agents:scripted", **settings: str) -> Process:
+        """Start a worker that knows its name."""
+        environment = {
+            "PYTHONPATH": os.pathsep.join((str(ROOT), str(Path(__file__).parent))),
+            "TEST_WORKER": name,
+            "TEST_GATE": str(self._gate),
+            "AGENTSTREAM_LEASE_S": str(LEASE_S),
+        }
+        return await self._processes.worker(agent, **environment | settings)
+
+    def open_gate(self) -> None:
+        """Let the agents that wait at the gate end."""
+        self._gate.touch()
+
+    # -- HTTP ---------------------------------------------------------------------------------------
+
+    @contextlib.asynccontextmanager
+    async def stream(
+        self, script: str, *, headers: dict[str, str] | None = None, **body: Any
+    ) -> AsyncIterator[Reading]:
+        """Request a streamed run and read its role chunk."""
+        request = chat(script) | {"stream": True} | body
+        async with self._session.post(self.url + COMPLETIONS, json=request, headers=headers) as response:
+            assert response.status == 200, await response.text()
+            reading = Reading(response)
+            await reading.until("\n\n")
+            yield reading
+
+    async def complete(self, script: str, **headers: str) -> dict[str, Any]:
+        """Request a run that is not streamed and return the answer."""
+        return await self._answer("POST", COMPLETIONS, chat(script), headers)
+
+    async def cancel(self, run_id: str, **headers: str) -> dict[str, Any]:
+        """Cancel a run and return the answer."""
+        return await self._answer("POST", f"{COMPLETIONS}/{run_id}/cancel", None, headers)
+
+    async def retrieve(self, run_id: str) -> dict[str, Any]:
+        """Return a run as far as it is."""
+        return await self._answer("GET", f"{COMPLETIONS}/{run_id}", None, {})
+
+    async def replay(self, run_id: str) -> list[Message]:
+        """Return an existing run's whole stream, once it has ended."""
+        async with self._session.get(f"{self.url}{COMPLETIONS}/{run_id}?stream=true") as response:
+            return await Reading(response).whole()
+
+    async def _answer(self, method: str, path: str, body: Any, headers: dict[str, str]) -> dict[str, Any]:
+        async with self._session.request(method, self.url + path, json=body, headers=headers) as response:
+            answer: dict[str, Any] = await response.json()
+            return answer | {"http_status": response.status}
+
+    # -- Redis --------------------------------------------------------------------------------------
+
+    async def log_of(self, run_id: str) -> list[Any]:
+        """Return the entries of a run's replay log."""
+        return list(await self._redis.xrange(self._keys.events(run_id)) or [])
+
+    async def field_of(self, run_id: str, field: str) -> str | None:
+        """Return a field of a run's hash."""
+        value: bytes | None = await self._redis.hget(self._keys.run(run_id), field)  # type: ignore[assignment]
+        return None if value is None else value.decode()
+
+    async def flag_cancel(self, run_id: str) -> None:
+        """Store a cancel whose message to the worker is lost."""
+        await self._redis.hset(self._keys.run(run_id), "cancel", "1")
+
+
+def chat(script: str) -> dict[str, Any]:
+    """Return a request whose agent does what ``script`` says."""
+    return {"model": "m1", "messages": [{"role": "user", "content": script}]}
+
+
+async def begun(worker: Process, behaviour: str) -> str:
+    """Return the id of the run once the worker's agent has begun it."""
+    return (await worker.until(rf"note \w+ begins {behaviour} (\S+)"))[1]
+
+
+async def ended(worker: Process, run_id: str) -> str:
+    """Return how the worker's agent ended: an exception's name, or completed."""
+    return (await worker.until(rf"note \w+ ended [\w ]+ {re.escape(run_id)} (\w+)"))[1]
+
+
+def error_of(messages: list[Message]) -> str | None:
+    """Return the error code of a stream's final chunk; None if it ended well."""
+    error = messages[-2][1].get("agent_error")
+    return None if error is None else str(error["code"])
+
+
+def said(messages: list[Message]) -> list[str]:
+    """Return the text of a stream, without the failure's own sentence."""
+    return [text for text in texts(messages[:-2]) if text != "\n\n"]
+
+
+# -- the faults -----------------------------------------------------------------------------------------
+
+
+async def kill_worker(worker: Process) -> None:
+    """Kill a worker: nothing of it can be cleaned up."""
+    worker.send_signal(signal.SIGKILL)
+    assert await worker.ended() == -signal.SIGKILL
+
+
+@contextlib.contextmanager
+def freeze(worker: Process) -> Iterator[None]:
+    """Stop a worker's clock, then let it go on as if nothing had happened."""
+    worker.send_signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        worker.send_signal(signal.SIGCONT)
+
+
+async def terminate(worker: Process) -> int:
+    """Ask a worker to stop, and return its exit code."""
+    worker.send_signal(signal.SIGTERM)
+    async with asyncio.timeout(2 * SOON_S):
+        return await worker.ended(2 * SOON_S)

@@ -1,0 +1,233 @@
+"""A request sent twice under one Idempotency-Key runs its agent once, whatever happens in between."""
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service.errors import QueueFull
+from service.protocol.jobs import Job, new_run_id
+from service.protocol.keys import Keys
+from service.store.endpoint import Endpoint
+from service.store.link import Link
+from service.store.queue import JobSubmitter
+from service.store.runs import RunStore
+from tests.faults.clients import AGENT, Client, Step, frames, http_client, request, run_id_of
+from tests.helpers import SOON_S, decode, texts
+from tests.processes import Processes
+
+SAID = "0 \u00fc\u2028\n1 \u00fc\u2028\n"
+
+
+@pytest.fixture
+async def client() -> AsyncIterator[Client]:
+    """A client without an API key."""
+    async with http_client() as opened:
+        yield opened
+
+
+@pytest.fixture
+def key() -> str:
+    """An Idempotency-Key no other test uses: all share one broker."""
+    return secrets.token_hex(8)
+
+
+def counted(folder: Path, *steps: Step, **fields: Any) -> dict[str, Any]:
+    """Return the body of a run that leaves a line in ``folder / "runs"`` each time its agent is called."""
+    return request(["count", str(folder / "runs")], *steps, **fields)
+
+
+def runs_in(folder: Path) -> int:
+    """Return how often the agent was called."""
+    return len((folder / "runs").read_text().splitlines())
+
+
+async def test_a_repeat_attaches_while_it_runs_and_replays_after_the_end(
+    processes: Processes, client: Client, tmp_path: Path, key: str
+) -> None:
+    """Sent again on another front end, streamed or not, a request gets the first one's bytes from the start on."""
+    urls = await asyncio.gather(processes.frontend(), processes.frontend())
+    await processes.worker(AGENT)
+    gate = tmp_path / "gate"
+    body = counted(tmp_path, ["say", 1], ["tool"], ["gate", str(gate)], ["say", 2])
+    async with client.streaming(urls[0], body, Idempotency_Key=key) as first:
+        begun = await first.until(b"event: tool_call_end\n")
+        async with client.streaming(urls[1], body, Idempotency_Key=key) as second:
+            again = await second.until(b"event: tool_call_end\n")
+            waiting = asyncio.create_task(client.post(urls[1], body, Idempotency_Key=key))
+            gate.touch()
+            whole = frames(begun + await first.rest())
+            assert frames(again + await second.rest()) == whole
+        status, completion = await waiting
+    for url in urls:
+        assert frames(await client.whole(url, body, Idempotency_Key=key)) == whole
+        assert await client.post(url, body, Idempotency_Key=key) == (status, completion)
+    assert (status, completion["id"]) == (200, run_id_of(whole[0]))
+    assert completion["choices"][0]["message"]["content"] == "".join(texts(decode(b"".join(whole))))
+    assert runs_in(tmp_path) == 1
+
+
+async def test_a_repeat_finds_the_run_whose_first_client_went_away(
+    processes: Processes, client: Client, tmp_path: Path, key: str
+) -> None:
+    """A client cut before the end gets the whole answer when it repeats the request; the run was not cancelled."""
+    urls = await asyncio.gather(processes.frontend(), processes.frontend())
+    await processes.worker(AGENT)
+    gate = tmp_path / "gate"
+    body = counted(tmp_path, ["say", 1], ["gate", str(gate)], ["say", 2])
+    async with client.streaming(urls[0], body, Idempotency_Key=key) as first:
+        begun = frames(await first.until(b'"content":'))
+    async with client.streaming(urls[1], body, Idempotency_Key=key) as again:
+        start = await again.until(b'"content":')
+        gate.touch()
+        whole = frames(start + await again.rest())
+    assert whole[: len(begun)] == begun
+    assert decode(whole[-1]) == [(None, "[DONE]")]
+    assert "agent_error" not in decode(whole[-2])[0][1]
+    assert runs_in(tmp_path) == 1
+
+
+async def test_a_repeated_background_request_answers_at_once(
+    processes: Processes, client: Client, tmp_path: Path, key: str
+) -> None:
+    """A background request repeated answers, like the first, with the run as far as it is."""
+    url = await processes.frontend()
+    await processes.worker(AGENT)
+    gate = tmp_path / "gate"
+    body = counted(tmp_path, ["say", 2], ["gate", str(gate)], background=True)
+    _, created = await client.post(url, body, Idempotency_Key=key)
+    async with client.streaming(url, run_id=created["id"]) as stream:
+        await stream.until(b'"content":"1 ')
+        status, repeated = await client.post(url, body, Idempotency_Key=key)
+        assert (status, repeated["id"], repeated["status"]) == (200, created["id"], "in_progress")
+        gate.touch()
+        await stream.rest()
+    _, repeated = await client.post(url, body, Idempotency_Key=key)
+    assert repeated["status"] == "completed"
+    assert repeated["choices"][0]["message"]["content"] == SAID
+    assert runs_in(tmp_path) == 1
+
+
+async def test_a_key_stands_for_one_request(processes: Processes, client: Client, tmp_path: Path, key: str) -> None:
+    """Another body under the same key is a 409, which a running and an ended run survive; failed runs replay too."""
+    urls = await asyncio.gather(processes.frontend(), processes.frontend())
+    await processes.worker(AGENT)
+    body = counted(tmp_path, ["say", 2], ["fail", "on purpose"])
+    first = await client.post(urls[0], body, Idempotency_Key=key)
+    assert first[0] == 500
+    for changed in (body | {"model": "m2"}, body | {"temperature": 0.5}, body | {"vendor": 1}, request(["say", 2])):
+        for stream in ({}, {"stream": True}):
+            status, refused = await client.post(urls[1], changed | stream, Idempotency_Key=key)
+            assert (status, refused["error"]["code"]) == (409, "idempotency_key_reused")
+            assert refused["error"]["param"] == "Idempotency-Key"
+    reordered = dict(reversed(body.items()))
+    assert await client.post(urls[1], reordered, Idempotency_Key=key) == first
+    assert runs_in(tmp_path) == 1
+
+
+async def test_keys_are_scoped_to_the_api_key(processes: Processes, client: Client, tmp_path: Path, key: str) -> None:
+    """The same Idempotency-Key under two API keys stands for two runs, each its owner's."""
+    url = await processes.frontend(AGENTSTREAM_API_KEYS="sk-one,sk-two")
+    await processes.worker(AGENT)
+    bodies = [counted(tmp_path, ["say", number]) for number in (1, 2)]
+    owners = [client.using("sk-one"), client.using("sk-two")]
+    answers = [await owner.post(url, body, Idempotency_Key=key) for owner, body in zip(owners, bodies, strict=True)]
+    assert [status for status, _ in answers] == [200, 200]
+    assert len({answer["id"] for _, answer in answers}) == 2
+    for owner, body, answer in zip(owners, bodies, answers, strict=True):
+        assert await owner.post(url, body, Idempotency_Key=key) == answer
+    assert runs_in(tmp_path) == 2
+
+
+async def test_bad_keys_are_refused(processes: Processes, client: Client, tmp_path: Path, key: str) -> None:
+    """A key that is empty, too long or not printable ASCII is a 400, and nothing runs; 255 characters are fine."""
+    url = await processes.frontend()
+    await processes.worker(AGENT)
+    body = counted(tmp_path, ["say", 2])
+    for bad in ("", " ", "x" * 256, "\u00fc", "a\tb", "\u0661", "\U0001f600"):
+        status, refused = await client.post(url, body, Idempotency_Key=bad)
+        assert (status, refused["error"]["param"]) == (400, "Idempotency-Key"), bad
+    assert not (tmp_path / "runs").exists()
+    long = key.ljust(254, "k")
+    for good in (f"{long}1", f"{long}2", f"{key} !~"):
+        assert (await client.post(url, body, Idempotency_Key=good))[0] == 200
+    assert runs_in(tmp_path) == 3
+
+
+async def test_twenty_at_once_run_the_agent_once(
+    processes: Processes, client: Client, tmp_path: Path, key: str
+) -> None:
+    """20 concurrent requests with one key, streamed and not, over two front ends: one run, one answer for all."""
+    urls = await asyncio.gather(processes.frontend(), processes.frontend())
+    await asyncio.gather(processes.worker(AGENT), processes.worker(AGENT))
+    body = counted(tmp_path, ["say", 2])
+    streams, completions = await asyncio.gather(
+        asyncio.gather(*(client.whole(urls[n % 2], body, Idempotency_Key=key) for n in range(12))),
+        asyncio.gather(*(client.post(urls[n % 2], body, Idempotency_Key=key) for n in range(8))),
+    )
+    assert len({tuple(frames(stream)) for stream in streams}) == 1
+    assert texts(decode(streams[0])) == ["0 \u00fc\u2028\n", "1 \u00fc\u2028\n"]
+    run_id = run_id_of(streams[0])
+    for status, completion in completions:
+        assert (status, completion["id"]) == (200, run_id)
+        assert completion["choices"][0]["message"]["content"] == SAID
+    assert runs_in(tmp_path) == 1
+
+
+async def test_a_key_refused_by_a_full_queue_works_later(
+    processes: Processes, client: Client, tmp_path: Path, key: str
+) -> None:
+    """A request turned away by a full queue runs, once, when it is sent again with its key."""
+    url = await processes.frontend(AGENTSTREAM_MAX_QUEUED="1")
+    _, blocking = await client.post(url, request(["say", 1], background=True))
+    body = counted(tmp_path, ["say", 2])
+    for stream in ({}, {"stream": True}):
+        status, refused = await client.post(url, body | stream, Idempotency_Key=key)
+        assert (status, refused["error"]["code"]) == (429, "queue_full")
+    await processes.worker(AGENT)
+    await client.whole(url, run_id=blocking["id"])
+    while (answer := await client.post(url, body, Idempotency_Key=key))[0] == 429:  # noqa: ASYNC110
+        await asyncio.sleep(0.05)  # its job is removed right after its last event
+    assert answer[1]["choices"][0]["message"]["content"] == SAID
+    assert await client.post(url, body, Idempotency_Key=key) == answer
+    assert runs_in(tmp_path) == 1
+
+
+async def test_a_job_submitted_again_to_a_full_queue_stays_described(broker_url: str) -> None:
+    """A refused repeat of an admitted job does not make its run unknown; a refused first submit leaves nothing."""
+    link, keys = Link(Endpoint(broker_url), name="test"), Keys(f"test-{secrets.token_hex(6)}")
+    link.open()
+    try:
+        await link.wait_ready(SOON_S)
+        submitter, runs = JobSubmitter(link, keys, "q", max_queued=1), RunStore(link, keys)
+        admitted, refused = (
+            Job(run_id=new_run_id(), request={"model": "m"}, created=1, start_by=2.0, owner="o") for _ in range(2)
+        )
+        await submitter.submit(admitted, ttl_s=60)
+        for job in (admitted, refused):
+            with pytest.raises(QueueFull):
+                await submitter.submit(job, ttl_s=60)
+        assert await runs.describe(admitted.run_id) is not None
+        assert await runs.describe(refused.run_id) is None
+    finally:
+        await link.close()
+
+
+async def test_repeats_that_find_the_queue_full_leave_the_admitted_run_alone(
+    processes: Processes, client: Client, tmp_path: Path, key: str
+) -> None:
+    """Of many at once the first may fill the queue: the others are told 429 or attach, and the run stays known."""
+    url = await processes.frontend(AGENTSTREAM_MAX_QUEUED="1")
+    body = counted(tmp_path, ["say", 2], background=True)
+    answers = await asyncio.gather(*(client.post(url, body, Idempotency_Key=key) for _ in range(10)))
+    assert {status for status, _ in answers} <= {200, 429}
+    (run_id,) = {answer["id"] for status, answer in answers if status == 200}
+    assert (await client.get(url, run_id))[1]["status"] == "queued"
+    await processes.worker(AGENT)
+    messages = decode(await client.whole(url, body, Idempotency_Key=key))
+    assert "".join(texts(messages)) == SAID
+    assert messages[0][1]["id"] == run_id
+    assert runs_in(tmp_path) == 1

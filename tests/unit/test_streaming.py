@@ -1,0 +1,372 @@
+"""The pump and the collector, with a feed and a writer that do as the test says."""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any, cast
+
+import pytest
+
+from service import sse
+from service.errors import AGENT_ERROR, STREAM_LOST, LogTrimmed, RunFailed
+from service.frontend.rawwriter import HIGH_WATER_BYTES, ClientGone, RawWriter
+from service.frontend.streaming import EMPTY_CHUNK_AFTER_S, KEEPALIVE_AFTER_S, Collector, StreamPump
+from service.frontend.watch import Deadlines
+from service.protocol.events import RUN_CANCELLED, RUN_FAILED, Event
+from service.store.feed import RunFeed
+from service.stream import ChunkStream, StreamHead, StreamOptions
+from tests.helpers import SOON_S, completed, decode, events, texts
+
+HEAD = StreamHead(run_id="chatcmpl-1", created=1, model="m")
+
+
+class FakeWriter:
+    """A client that takes everything until ``block``, and again after ``unblock``."""
+
+    def __init__(self) -> None:
+        self.writes: list[bytes] = []
+        self.blocked = False
+        self.ended = False
+        self.prepared = asyncio.Event()
+        self.gone = False
+        self._writable = asyncio.Event()
+        self.waited_blocked = asyncio.Event()
+
+    def block(self) -> None:
+        self.blocked = True
+        self._writable.clear()
+
+    def unblock(self) -> None:
+        self.blocked = False
+        self._writable.set()
+
+    async def prepare(self) -> None:
+        self.prepared.set()
+
+    def write(self, data: bytes) -> None:
+        assert not self.ended
+        if data:
+            self.writes.append(data)
+
+    async def until_writable(self) -> None:
+        if self.blocked:
+            self.waited_blocked.set()
+            await self._writable.wait()
+        if self.gone:
+            raise ClientGone
+
+    async def end(self) -> None:
+        self.ended = True
+
+    @property
+    def sent(self) -> bytes:
+        return b"".join(self.writes)
+
+
+class FakeFeed:
+    """A feed that notes what is asked of it."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+
+    def pause(self) -> None:
+        self.calls.append("pause")
+
+    def resume(self) -> None:
+        self.calls.append("resume")
+
+
+class FakeDeadlines:
+    """Deadlines that say what the test wants."""
+
+    def __init__(self) -> None:
+        self.verdict: tuple[str, str] | None = None
+        self.heard_of: list[Event] = []
+
+    def heard(self, event: Event, _now_s: float) -> None:
+        self.heard_of.append(event)
+
+    def postpone(self, _now_s: float) -> None:
+        self.verdict = None
+
+    def check(self, _now_s: float) -> tuple[str, str] | None:
+        return self.verdict
+
+
+class Scene:
+    """A pump between fakes, running."""
+
+    def __init__(self, *, replay_word_delay_ms: int = 0) -> None:
+        self.writer, self.feed, self.deadlines = FakeWriter(), FakeFeed(), FakeDeadlines()
+        self.pump = StreamPump(
+            ChunkStream(HEAD, StreamOptions()),
+            cast("RawWriter", self.writer),
+            replay_word_delay_ms=replay_word_delay_ms,
+        )
+        self.pump.attach(cast("RunFeed", self.feed), cast("Deadlines", self.deadlines))
+        self.started_s = asyncio.get_running_loop().time()
+        self.running: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        self.running = asyncio.create_task(self.pump.run())
+        await self.turns()
+
+    async def turns(self) -> None:
+        """Let everything that can happen now happen."""
+        for _ in range(5):
+            await asyncio.sleep(0)
+
+    async def ended(self) -> list[tuple[str | None, Any]]:
+        """Return the whole stream once it ended cleanly."""
+        assert self.running is not None
+        async with asyncio.timeout(SOON_S):
+            await self.running
+        assert self.writer.ended
+        return decode(self.writer.sent)
+
+
+def said(*words: str, first_seq: int = 1) -> list[Event]:
+    return events(*(("text", word) for word in words), first_seq=first_seq)
+
+
+async def test_role_chunk_leaves_before_any_event() -> None:
+    """The role chunk is written as soon as the client is there."""
+    scene = Scene()
+    await scene.start()
+    assert decode(scene.writer.sent)[0][1]["choices"][0]["delta"] == {"role": "assistant"}
+
+
+async def test_events_that_come_before_the_headers_follow_the_role_chunk() -> None:
+    """A past read faster than the response begins is kept, in order, behind the role chunk."""
+    scene = Scene()
+    scene.pump.on_events(said("a", "b"))
+    assert scene.writer.sent == b""
+    await scene.start()
+    scene.pump.on_events(events(completed(), first_seq=3))
+    messages = await scene.ended()
+    assert "role" in messages[0][1]["choices"][0]["delta"]
+    assert texts(messages) == ["a", "b"]
+
+
+async def test_frames_of_one_turn_are_one_write() -> None:
+    """However many events arrive in a turn of the loop, their frames are written at once."""
+    scene = Scene()
+    await scene.start()
+    before = len(scene.writer.writes)
+    for number in range(1, 11):
+        scene.pump.on_events(said(f"{number}", first_seq=number))
+    await scene.turns()
+    assert len(scene.writer.writes) == before + 1
+    assert texts(decode(scene.writer.writes[-1])) == [str(number) for number in range(1, 11)]
+
+
+async def test_text_in_the_terminal_events_batch_comes_before_its_frames() -> None:
+    """What arrives together with the end is written before it, and nothing after [DONE]."""
+    scene = Scene()
+    await scene.start()
+    scene.pump.on_events([*said("a"), *events(completed(), first_seq=2)])
+    assert scene.pump.ended
+    scene.pump.on_events(said("late", first_seq=3))
+    scene.pump.tick(scene.started_s + 100)
+    messages = await scene.ended()
+    assert texts(messages) == ["a"]
+    assert messages[-1] == (None, "[DONE]")
+
+
+async def test_a_blocked_client_pauses_its_feed_and_an_unblocked_one_resumes_it() -> None:
+    """At the high-water mark the feed is paused once; when the client has taken enough it goes on from the log."""
+    scene = Scene()
+    await scene.start()
+    scene.writer.block()
+    scene.pump.on_events(said("a"))
+    await scene.turns()
+    assert scene.feed.calls == ["pause"]
+    scene.pump.tick(scene.started_s + EMPTY_CHUNK_AFTER_S)
+    assert texts(decode(scene.writer.sent)) == ["a"]
+    assert sse.KEEPALIVE not in scene.writer.sent
+    scene.writer.unblock()
+    await scene.turns()
+    assert scene.feed.calls == ["pause", "resume"]
+    scene.pump.on_events([*said("b", first_seq=2), *events(completed(), first_seq=3)])
+    assert texts(await scene.ended()) == ["a", "b"]
+
+
+async def test_a_long_past_is_paused_before_the_response_began() -> None:
+    """A past over the high-water mark is not read on until the client takes it."""
+    scene = Scene()
+    scene.pump.on_events(said("x" * (HIGH_WATER_BYTES // 2)))
+    assert scene.feed.calls == []
+    scene.pump.on_events(said("y" * HIGH_WATER_BYTES, first_seq=2))
+    assert scene.feed.calls == ["pause"]
+    await scene.start()
+    assert scene.feed.calls == ["pause", "resume"]
+    scene.pump.on_events(events(completed(), first_seq=3))
+    assert [len(text) for text in texts(await scene.ended())] == [HIGH_WATER_BYTES // 2, HIGH_WATER_BYTES]
+
+
+async def test_a_client_that_is_gone_ends_the_pump_without_an_end() -> None:
+    """ClientGone reaches the handler; the body is not ended."""
+    scene = Scene()
+    await scene.start()
+    scene.writer.block()
+    scene.pump.on_events(said("a"))
+    await scene.turns()
+    scene.writer.gone = True
+    scene.writer.unblock()
+    assert scene.running is not None
+    with pytest.raises(ClientGone):
+        await scene.running
+    assert not scene.writer.ended
+    assert not scene.pump.ended
+
+
+async def test_the_tail_is_written_at_the_clients_pace() -> None:
+    """A long replayed answer is not made further ahead than a block while its client is blocked."""
+    scene = Scene()
+    await scene.start()
+    scene.writer.block()
+    scene.pump.on_events(events(completed("w " * 20_000)))
+    async with asyncio.timeout(SOON_S):
+        await scene.writer.waited_blocked.wait()
+    assert len(scene.writer.sent) < HIGH_WATER_BYTES
+    scene.writer.unblock()
+    messages = await scene.ended()
+    assert "".join(texts(messages)) == "w " * 20_000
+    assert max(map(len, scene.writer.writes)) < HIGH_WATER_BYTES
+
+
+async def test_replayed_words_are_paced_and_failures_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a word delay each frame of a completed run waits for it; a failed run's frames never do."""
+    pauses: list[float] = []
+    sleep = asyncio.sleep
+
+    async def note(delay_s: float) -> None:
+        pauses.append(delay_s)
+        await sleep(0)
+
+    for fact, expected in (
+        (completed("a b c"), [0.25] * 5),  # three words, the final chunk, [DONE]
+        ((RUN_FAILED, {"code": AGENT_ERROR, "message": "no"}), []),
+    ):
+        scene = Scene(replay_word_delay_ms=250)
+        await scene.start()
+        with monkeypatch.context() as patched:
+            patched.setattr(asyncio, "sleep", note)
+            scene.pump.on_events(events(fact))
+            await scene.ended()
+        assert pauses == expected
+        pauses.clear()
+
+
+async def test_silence_is_filled_with_keepalives_and_empty_chunks() -> None:
+    """A comment after 4 s without a byte, an empty chunk after 30 s without a chunk, neither with an id."""
+    scene = Scene()
+    await scene.start()
+    before = len(scene.writer.sent)
+    for second in range(int(EMPTY_CHUNK_AFTER_S) + 1):
+        scene.pump.tick(scene.started_s + second)
+    filler = scene.writer.sent[before:]
+    keepalives = filler.count(sse.KEEPALIVE)
+    assert EMPTY_CHUNK_AFTER_S / KEEPALIVE_AFTER_S - 1 <= keepalives <= EMPTY_CHUNK_AFTER_S / (KEEPALIVE_AFTER_S - 1)
+    assert b"id: " not in filler
+    (empty,) = decode(filler)
+    assert empty[1]["choices"] == [{"index": 0, "delta": {}, "finish_reason": None}]
+
+
+async def test_nothing_is_written_before_the_headers() -> None:
+    """A tick before the response began writes nothing."""
+    scene = Scene()
+    scene.pump.tick(scene.started_s + 100)
+    assert scene.writer.sent == b""
+
+
+async def test_a_lost_feed_ends_the_stream_with_its_reason() -> None:
+    """A feed that cannot go on ends the stream with a stream_lost frame; the run itself may not have ended."""
+    scene = Scene()
+    await scene.start()
+    scene.pump.on_events(said("a"))
+    scene.pump.on_failure(LogTrimmed("events 1-2 to 1-9 are no longer in the log"))
+    scene.pump.on_failure(LogTrimmed("again"))
+    messages = await scene.ended()
+    assert messages[-2][1]["agent_error"]["code"] == STREAM_LOST
+    assert "1-2 to 1-9" in messages[-2][1]["agent_error"]["message"]
+    assert messages[-1] == (None, "[DONE]")
+    assert not scene.pump.ended
+
+
+async def test_a_verdict_ends_the_stream() -> None:
+    """When the deadlines give a run up, its client is told with their code, once."""
+    scene = Scene()
+    await scene.start()
+    scene.deadlines.verdict = ("queue_timeout", "no worker")
+    scene.pump.tick(scene.started_s)
+    scene.pump.tick(scene.started_s + 1)
+    messages = await scene.ended()
+    assert [data["agent_error"]["code"] for _, data in messages[1:-1]] == ["queue_timeout"]
+    assert not scene.pump.ended
+
+
+async def test_a_run_is_not_given_up_while_its_client_is_what_is_slow() -> None:
+    """A verdict about a run whose feed is paused says nothing; once the client goes on, the log is read first."""
+    scene = Scene()
+    await scene.start()
+    scene.writer.block()
+    scene.pump.on_events(said("a"))
+    await scene.turns()
+    scene.deadlines.verdict = (STREAM_LOST, "took too long")
+    scene.pump.tick(scene.started_s + 1000)
+    scene.writer.unblock()
+    await scene.turns()
+    scene.pump.tick(scene.started_s + 1001)
+    scene.pump.on_events([*said("b", first_seq=2), *events(completed(), first_seq=3)])
+    messages = await scene.ended()
+    assert texts(messages) == ["a", "b"]
+    assert "agent_error" not in messages[-2][1]
+
+
+async def collected(*batches: Sequence[Event]) -> Collector:
+    """Return a collector that got these batches."""
+    collector = Collector()
+    for batch in batches:
+        collector.on_events(batch)
+    return collector
+
+
+async def test_collector_folds_a_run_to_its_end() -> None:
+    """The joined texts are the content; what follows the terminal event is ignored."""
+    collector = await collected(said("a", "b"), events(completed(), first_seq=3), said("late", first_seq=4))
+    await collector.until_ended()
+    collector.raise_failure()
+    assert collector.ended
+    assert collector.completion.content == "ab"
+
+
+async def test_collector_tells_failed_from_cancelled() -> None:
+    """A failed run raises RunFailed with its code; a cancelled one is a completion."""
+    failed = await collected(events((RUN_FAILED, {"code": AGENT_ERROR, "message": "no"})))
+    await failed.until_ended()
+    with pytest.raises(RunFailed, match="no"):
+        failed.raise_failure()
+    usage = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
+    cancelled = await collected(said("a"), events((RUN_CANCELLED, {"usage": usage}), first_seq=2))
+    await cancelled.until_ended()
+    cancelled.raise_failure()
+    assert cancelled.completion.finish is not None
+    assert cancelled.completion.finish.cancelled
+
+
+async def test_collector_gives_up_but_does_not_call_the_run_ended() -> None:
+    """A lost feed, a verdict or an answer too large raise RunFailed; the run may go on and is to be cancelled."""
+    lost = await collected(said("a"))
+    lost.on_failure(LogTrimmed("cut"))
+    judged = await collected(said("a"))
+    deadlines = FakeDeadlines()
+    judged.attach(cast("Deadlines", deadlines))
+    judged.tick(0)
+    deadlines.verdict = (STREAM_LOST, "too long")
+    judged.tick(1)
+    large = await collected(*(said("x" * (1 << 20), first_seq=seq) for seq in range(1, 18)))
+    for collector, words in ((lost, "cut"), (judged, "too long"), (large, "request it streamed")):
+        with pytest.raises(RunFailed, match=words) as raised:
+            await collector.until_ended()
+        assert raised.value.error_code == STREAM_LOST
+        assert not collector.ended
