@@ -30,8 +30,8 @@ $(VENV)/.installed: pyproject.toml $(LOCKS)/dev.txt
 run: install ## start a broker, two workers and a front end; ctrl-C ends them all
 	@$(BIN)/agentstream up
 
-test: install ## run the tests, two at a time
-	@$(BIN)/pytest --numprocesses 2 --dist loadfile
+test: install ## run the tests; they mostly wait for processes, so four at a time
+	@$(BIN)/pytest --numprocesses 4 --dist loadfile
 
 chaos: install ## break everything at random for SECONDS (600) by SEED (1), and print what was lost
 	@$(BIN)/python -m tests.faults.chaos --seconds $(SECONDS) --seed $(SEED) --verbose

@@ -7,13 +7,23 @@ Source: the OpenAI API reference, and the requests 17 stock clients were seen to
 
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
 # No CR, LF, NUL or other control characters: model names end up in headers, logs and SSE lines.
 Name = Annotated[str, StringConstraints(min_length=1, max_length=256, pattern=r"^[^\x00-\x1f\x7f]+$")]
 FinishReason = Literal["stop", "length", "content_filter", "tool_calls"]
 
 _MAX_INTEGER: Final = 2**63 - 1  # beyond 64 bits JSON readers make floats of integers, ours included
+
+
+def _whole(value: object) -> object:
+    """Return 10 for 10.0: to JSON Schema, and to writers that know one kind of number, they are the same integer."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+# The bounds stand first: behind the validator they would be missing from the JSON schema.
+TokenLimit = Annotated[int, Field(ge=1, le=_MAX_INTEGER), BeforeValidator(_whole)]
+Seed = Annotated[int, Field(ge=-_MAX_INTEGER, le=_MAX_INTEGER), BeforeValidator(_whole)]
 
 # Parameters whose answer could not be sent back yet: refused rather than ignored. Values that mean "off" pass.
 _REFUSED: Final[dict[str, tuple[str, tuple[Any, ...]]]] = {
@@ -148,12 +158,12 @@ class ChatCompletionRequest(BaseModel):
     messages: list[ChatMessage] = Field(min_length=1)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    max_tokens: int | None = Field(default=None, ge=1, le=_MAX_INTEGER)
-    max_completion_tokens: int | None = Field(default=None, ge=1, le=_MAX_INTEGER)
+    max_tokens: TokenLimit | None = None
+    max_completion_tokens: TokenLimit | None = None
     temperature: float | None = Field(default=None, ge=0, le=2)
     top_p: float | None = Field(default=None, ge=0, le=1)
-    n: Literal[1] | None = None
-    seed: int | None = Field(default=None, ge=-_MAX_INTEGER, le=_MAX_INTEGER)
+    n: Annotated[Literal[1], BeforeValidator(_whole)] | None = None
+    seed: Seed | None = None
     stop: str | Annotated[list[str], Field(json_schema_extra={"maxItems": 4})] | None = None
     user: str | None = None
     presence_penalty: float | None = Field(default=None, ge=-2, le=2)

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 import math
+import secrets
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -58,10 +59,11 @@ def _broker_errors() -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A job held by this worker: its queue entry and what to run."""
+    """A job held by this worker: its queue entry, what to run, and since when its lease may run (monotonic, s)."""
 
     entry_id: str
     job: Job
+    since_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,7 +216,7 @@ class JobQueue:
             if time.monotonic() - started < MIN_EMPTY_CLAIM_S:
                 await asyncio.sleep(MIN_EMPTY_CLAIM_S)
             return None
-        return await self._claim_of(*entries[0])
+        return await self._claim_of(*entries[0], since_s=started)
 
     async def reclaim(self, lease_s: float) -> Claim | None:
         """Take over one job whose worker has not renewed its lease for ``lease_s``; None if there is none.
@@ -242,13 +244,18 @@ class JobQueue:
         if not isinstance(reply, list):
             raise BrokerUnavailable(_STALLED)
         entry_id, flat = reply
-        return await self._claim_of(entry_id, dict(zip(flat[::2], flat[1::2], strict=True)))
+        return await self._claim_of(entry_id, dict(zip(flat[::2], flat[1::2], strict=True)), since_s=asked)
 
     async def begin(self, claim: Claim, *, ttl_s: int) -> Begun | None:
         """Begin an attempt at a claimed job; None if the run has ended, or another entry carries it."""
         run_id = claim.job.run_id
         reply = await self._script(
-            "begin", [self._keys.run(run_id), self._keys.events(run_id)], claim.entry_id, self.worker_id, ttl_s
+            "begin",
+            [self._keys.run(run_id), self._keys.events(run_id)],
+            claim.entry_id,
+            self.worker_id,
+            ttl_s,
+            secrets.token_hex(8),
         )
         if not isinstance(reply, list):
             log.info("run %s needs no attempt: %s", run_id, reply)
@@ -296,11 +303,11 @@ class JobQueue:
         """Forget consumers of workers that are long dead and hold nothing."""
         await self._script("prune", [self._jobs], GROUP, DEAD_CONSUMER_IDLE_MS)
 
-    async def _claim_of(self, entry_id: bytes | str, fields: dict[bytes, bytes]) -> Claim | None:
+    async def _claim_of(self, entry_id: bytes | str, fields: dict[bytes, bytes], *, since_s: float) -> Claim | None:
         """Return the claim of an entry; an entry that is no job is removed instead of coming back for ever."""
         name = entry_id.decode() if isinstance(entry_id, bytes) else entry_id
         try:
-            return Claim(name, Job.decode(fields[b"job"]))
+            return Claim(name, Job.decode(fields[b"job"]), since_s)
         except (ValueError, KeyError):
             log.exception("entry %s of %s is not a job; removed", name, self._jobs)
             await self._script("finish", [self._jobs], GROUP, self.worker_id, name)

@@ -66,6 +66,10 @@ class Runner:
         self._executions.add(execution)
         self._leases.hold(execution)
         try:
+            late = time.monotonic() - claim.since_s > self._leases.interval_s
+            if late and await self._queue.renew([claim.entry_id]):
+                log.warning("run %s went to another worker before it began here", claim.job.run_id)
+                return
             begun = await self._queue.begin(claim, ttl_s=self._limits.log.open_ttl_s)
             if begun is None:
                 await self._queue.finish(claim)

@@ -23,7 +23,7 @@ class HeldRun:
 
     def __init__(self) -> None:
         run_id = new_run_id()
-        self.claim = Claim(f"{run_id}-entry", Job(run_id=run_id, request={"model": "m"}, created=1, start_by=2))
+        self.claim = Claim(f"{run_id}-entry", Job(run_id=run_id, request={"model": "m"}, created=1, start_by=2), 0.0)
         self.begun = True
         self.told: list[str] = []
         self.news = asyncio.Event()

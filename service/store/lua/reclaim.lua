@@ -1,5 +1,5 @@
--- Take over one job whose lease ran out. KEYS[1] jobs. ARGV: group, consumer, lease in ms, server time in ms when asked,
--- longest delay since then in ms.
+-- Take over one job whose lease ran out.
+-- KEYS[1] jobs. ARGV: group, consumer, lease in ms, server time in ms when asked, longest delay since then in ms.
 -- Returns {entry id, fields}, nil if there is none, or STALLED if the server was away since it was asked: then
 -- leases look expired whose workers had no chance to renew them.
 local time = redis.call('TIME')

@@ -1,0 +1,418 @@
+"""The chaos test: two front ends, three workers and a broker under random, seeded faults; every client checks.
+
+    python -m tests.faults.chaos --seconds 600 --seed 7
+
+Prints a table and exits with 1 unless everything in it that must be zero is zero.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import random
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import aiohttp
+
+from service.process import free_port
+from tests.faults.chaos_agents import FOLDER_VARIABLE, Plan
+from tests.faults.faults import (
+    Broker,
+    cut_connections,
+    forget_scripts,
+    frozen,
+    leftovers,
+    outage,
+    tiny_push_buffer,
+    unread_socket,
+    until,
+)
+from tests.faults.following import Follower, Received, client_session
+from tests.helpers import SOON_S, TIME_SCALE
+from tests.processes import Process, Processes
+
+LEASE_S: Final = 1.0 * TIME_SCALE
+RUNS_AT_ONCE: Final = 40
+RESTART_AFTER_S: Final = 0.5
+# After the last fault every stream must end: the longest plan, a lease, a reconnect, and a loaded machine.
+SETTLE_S: Final = 45 * TIME_SCALE
+SETTINGS: Final = {
+    "AGENTSTREAM_LEASE_S": str(LEASE_S),
+    "AGENTSTREAM_DRAIN_TIMEOUT_S": "2",
+    "AGENTSTREAM_RUN_TIMEOUT_S": str(120 * TIME_SCALE),
+    "AGENTSTREAM_LOG_LEVEL": "info",
+}
+MUST_BE_ZERO: Final = (
+    "words lost",
+    "words doubled",
+    "words out of order",
+    "words broken",
+    "events doubled",
+    "frames after the end",
+    "bodies ended cleanly without an end",
+    "answers not as streamed",
+    "runs forgotten",
+    "runs hung",
+    "tools run twice",
+    "left over",
+    "processes that died by themselves",
+)
+
+
+@dataclass
+class Report:
+    """What came of it."""
+
+    seconds: float
+    seed: int
+    runs: int = 0
+    outcomes: Counter[str] = field(default_factory=Counter)
+    wrong: Counter[str] = field(default_factory=Counter)
+    details: list[str] = field(default_factory=list)
+    faults: Counter[str] = field(default_factory=Counter)
+    turned_away: Counter[int] = field(default_factory=Counter)
+    resumed: int = 0
+    tools_used: int = 0
+    worst_silence_s: float = 0.0
+
+    @property
+    def clean(self) -> bool:
+        return not any(self.wrong[name] for name in MUST_BE_ZERO)
+
+    def __str__(self) -> str:
+        errors = {code: count for code, count in sorted(self.outcomes.items()) if code != "complete"}
+        lines = [
+            f"chaos: {self.seconds:g} s, seed {self.seed}",
+            f"  {'faults':<38} {_listed(self.faults)}",
+            f"  {'runs':<38} {self.runs}",
+            f"  {'complete':<38} {self.outcomes['complete']}",
+            f"  {'ended by an honest error, by code':<38} {_listed(errors)}",
+            f"  {'connections beyond the first':<38} {self.resumed}",
+            f"  {'requests turned away, by status':<38} {_listed(self.turned_away)}",
+            f"  {'tools used':<38} {self.tools_used}",
+            f"  {'worst time to an error frame':<38} {self.worst_silence_s:.1f} s",
+            *(f"  {name:<38} {self.wrong[name]}" for name in MUST_BE_ZERO),
+            *(f"  ! {line}" for line in self.details[:40]),
+        ]
+        return "\n".join(lines)
+
+
+def _listed(counts: dict[str, int] | Counter[str] | Counter[int]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in counts.items()) or "none"
+
+
+class Fleet:
+    """The processes under fault. One that ends is started again, as ``up`` would."""
+
+    def __init__(self, processes: Processes, report: Report, folder: Path) -> None:
+        self._processes = processes
+        self._report = report
+        self._ports = [free_port(), free_port()]
+        self.urls = [f"http://127.0.0.1:{port}" for port in self._ports]
+        self._environment = {**SETTINGS, FOLDER_VARIABLE: str(folder)}
+        self.running: dict[str, Process] = {}
+        self._ended_by_us: set[int] = set()
+        self._stopping = False
+        self._keepers: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        names = ["frontend 0", "frontend 1", "worker 0", "worker 1", "worker 2"]
+        await asyncio.gather(*map(self._start, names))
+        self._keepers = [asyncio.create_task(self._keep(name), name=f"keep {name}") for name in names]
+
+    async def stop(self) -> None:
+        self._stopping = True
+        for keeper in self._keepers:
+            keeper.cancel()
+        await asyncio.gather(*self._keepers, return_exceptions=True)
+
+    def signal(self, name: str, number: signal.Signals) -> None:
+        """Send a signal that may end a process."""
+        process = self.running[name]
+        self._ended_by_us.add(process.pid)
+        with contextlib.suppress(ProcessLookupError):
+            process.send_signal(number)
+
+    async def freeze(self, name: str, seconds: float) -> None:
+        with contextlib.suppress(ProcessLookupError), frozen(self.running[name].pid):
+            await asyncio.sleep(seconds)
+
+    async def _start(self, name: str) -> None:
+        kind, number = name.split()
+        if kind == "frontend":
+            port = str(self._ports[int(number)])
+            self.running[name] = await self._processes.start("frontend", AGENTSTREAM_PORT=port, **self._environment)
+        else:
+            agent = "chaotic_in_a_thread" if number == "2" else "chaotic"
+            spec = f"tests.faults.chaos_agents:{agent}"
+            self.running[name] = await self._processes.start("worker", AGENTSTREAM_AGENT=spec, **self._environment)
+        with contextlib.suppress(AssertionError):  # it was hit before it was ready: its keeper starts it again
+            await self.running[name].until("serving on" if kind == "frontend" else "takes jobs of", 3 * SOON_S)
+
+    async def _keep(self, name: str) -> None:
+        while True:
+            process = self.running[name]
+            code = await process.ended(timeout_s=1e6)
+            if process.pid not in self._ended_by_us:
+                self._report.wrong["processes that died by themselves"] += 1
+                self._report.details.append(f"{name} ended with {code}:\n{process.output[-3000:]}")
+            await asyncio.sleep(RESTART_AFTER_S)
+            await self._start(name)
+
+
+class Chaos:
+    """One run of it."""
+
+    def __init__(self, seconds: float, seed: int, folder: Path, say: Callable[[str], None]) -> None:
+        self._seconds = seconds
+        self._folder = folder
+        self._say = say
+        self._faults = random.Random(f"faults {seed}")  # noqa: S311 -- repeatable, not secret
+        self._broker_faults = random.Random(f"broker {seed}")  # noqa: S311
+        self._clients = random.Random(f"clients {seed}")  # noqa: S311
+        self._marks = folder / "marks"
+        self.report = Report(seconds, seed)
+        self._open: dict[asyncio.Task[None], Received] = {}
+
+    async def run(self) -> Report:
+        """Do it."""
+        self._marks.mkdir()
+        async with (
+            Broker(self._folder, append_only=True) as broker,
+            Processes(broker.url, self._folder) as processes,
+            client_session() as session,
+            client_session(socket_factory=unread_socket) as slow_session,
+        ):
+            fleet = Fleet(processes, self.report, self._marks)
+            await fleet.start()
+            try:
+                ends_at_s = time.monotonic() + self._seconds
+                async with asyncio.TaskGroup() as tasks:
+                    tasks.create_task(self._ask_until(ends_at_s, fleet.urls, session, slow_session), name="clients")
+                    tasks.create_task(self._hit(ends_at_s, self._faults, self._process_faults(fleet)), name="faults")
+                    tasks.create_task(
+                        self._hit(ends_at_s, self._broker_faults, self._faults_of(broker)), name="broker faults"
+                    )
+                await self._settle(broker, processes.queue)
+            finally:
+                await fleet.stop()
+            self._look_for_tracebacks(processes)
+        self._count_tools()
+        return self.report
+
+    # -- clients ------------------------------------------------------------------------------------
+
+    async def _ask_until(
+        self, ends_at_s: float, urls: list[str], session: aiohttp.ClientSession, slow_session: aiohttp.ClientSession
+    ) -> None:
+        while time.monotonic() < ends_at_s:
+            if len(self._open) < RUNS_AT_ONCE:
+                received = Received(self._plan())
+                stalls = received.plan.padding > 0
+                follower = Follower(slow_session if stalls else session, urls, first=self._clients.randrange(2))
+                client = self._follow(follower, received, random.Random(self._clients.random()))  # noqa: S311
+                task = asyncio.create_task(client, name="client")
+                self._open[task] = received
+                task.add_done_callback(self._open.pop)
+            await asyncio.sleep(self._clients.uniform(0.02, 0.12) * TIME_SCALE)
+
+    def _plan(self) -> Plan:
+        pick = self._clients
+        if pick.random() < 0.08:  # a stalled client's: enough bytes to fill every buffer on the way
+            return Plan(words=300, pause_ms=4, padding=4000)
+        return Plan(
+            words=pick.randrange(5, 120),
+            pause_ms=pick.choice((2, 20, 40, 80)),
+            think_ms=pick.choice((0, 300, 1500, 2500)),  # nothing shown yet: attempted again if its worker is lost
+            tools_first=pick.choice((0, 1, 3)),
+            tool_between=pick.random() < 0.3,
+        )
+
+    async def _follow(self, follower: Follower, received: Received, pick: random.Random) -> None:
+        """Be one client: in the foreground to the end, or in the background with a hang-up in between."""
+        background = received.plan.padding > 0 or pick.random() < 0.6
+        walks_away = not background and pick.random() < 0.1
+        word = pick.randrange(received.plan.words)
+        if received.plan.padding:
+            await follower.begin(received, until_word=0, background=True)
+            await follower.go_on(received, stall_s=pick.uniform(0.5, 3) * TIME_SCALE)
+        elif background:
+            await follower.begin(received, until_word=word, background=True)
+            await asyncio.sleep(pick.choice((0, 0.3, 2)) * TIME_SCALE)
+            await follower.go_on(received)
+        elif walks_away:
+            await follower.begin(received, until_word=word)
+            received.outcome = received.outcome or "(the client walked away)"
+        else:
+            await follower.follow(received)
+        if received.done and not received.outcome.startswith("HTTP"):
+            await self._compare_folded(follower, received)
+        self._note(follower, received)
+
+    async def _compare_folded(self, follower: Follower, received: Received) -> None:
+        """The folded answer is what was streamed."""
+        if received.outcome != "complete":
+            return
+        content = await follower.folded(received.run_id)
+        if content != "".join(received.said):
+            received.wrong["answers not as streamed"] += 1
+
+    def _note(self, follower: Follower, received: Received) -> None:
+        report = self.report
+        report.runs += 1
+        report.outcomes[received.outcome] += 1
+        report.turned_away.update(follower.turned_away)
+        report.resumed += max(0, received.connections - 1)
+        if received.outcome not in {"complete", "cancelled"} and received.done:
+            report.worst_silence_s = max(report.worst_silence_s, received.silence_s)
+        for name, count in received.wrong.items():
+            known = name if name in MUST_BE_ZERO else "runs forgotten"
+            report.wrong[known] += count
+            report.details.append(f"{received.run_id}: {name} {count} ({received.outcome}, {received.plan})")
+
+    # -- faults -------------------------------------------------------------------------------------
+
+    async def _hit(
+        self,
+        ends_at_s: float,
+        pick: random.Random,
+        faults: list[tuple[str, Callable[[random.Random], Awaitable[None]]]],
+    ) -> None:
+        while True:
+            await asyncio.sleep(pick.uniform(0.3, 3) * TIME_SCALE)
+            if time.monotonic() >= ends_at_s:
+                return
+            name, fault = pick.choice(faults)
+            self.report.faults[name] += 1
+            self._say(f"{time.strftime('%H:%M:%S')} {name}")
+            await fault(pick)
+
+    def _process_faults(self, fleet: Fleet) -> list[tuple[str, Callable[[random.Random], Awaitable[None]]]]:
+        def worker(pick: random.Random) -> str:
+            return f"worker {pick.randrange(3)}"
+
+        async def kill_worker(pick: random.Random) -> None:
+            fleet.signal(worker(pick), signal.SIGKILL)
+
+        async def end_worker(pick: random.Random) -> None:
+            fleet.signal(worker(pick), signal.SIGTERM)
+
+        async def freeze_worker(pick: random.Random) -> None:
+            await fleet.freeze(worker(pick), pick.choice((0.5, 2.5, 3, 4)) * LEASE_S)
+
+        async def kill_frontend(pick: random.Random) -> None:
+            fleet.signal(f"frontend {pick.randrange(2)}", signal.SIGKILL)
+
+        async def end_frontend(pick: random.Random) -> None:
+            fleet.signal(f"frontend {pick.randrange(2)}", signal.SIGTERM)
+
+        async def freeze_frontend(pick: random.Random) -> None:
+            await fleet.freeze(f"frontend {pick.randrange(2)}", pick.choice((0.5, 3)) * TIME_SCALE)
+
+        return [
+            ("kill worker", kill_worker),
+            ("kill worker", kill_worker),
+            ("end worker", end_worker),
+            ("freeze worker", freeze_worker),
+            ("freeze worker", freeze_worker),
+            ("freeze worker", freeze_worker),
+            ("freeze worker", freeze_worker),
+            ("kill frontend", kill_frontend),
+            ("end frontend", end_frontend),
+            ("freeze frontend", freeze_frontend),
+        ]
+
+    def _faults_of(self, broker: Broker) -> list[tuple[str, Callable[[random.Random], Awaitable[None]]]]:
+        async def cut(_pick: random.Random) -> None:
+            await cut_connections(broker)
+
+        async def freeze(pick: random.Random) -> None:
+            with frozen(broker.pid):
+                await asyncio.sleep(pick.choice((0.3, 2, 6)) * TIME_SCALE)
+
+        async def restart(pick: random.Random) -> None:
+            async with outage(broker):
+                await asyncio.sleep(pick.choice((0, 0.5, 3)) * TIME_SCALE)
+
+        async def cut_slow_subscribers(pick: random.Random) -> None:
+            async with tiny_push_buffer(broker):
+                await asyncio.sleep(pick.uniform(0.3, 1) * TIME_SCALE)
+
+        async def flush_scripts(_pick: random.Random) -> None:
+            await forget_scripts(broker)
+
+        return [
+            ("cut connections", cut),
+            ("cut connections", cut),
+            ("freeze broker", freeze),
+            ("restart broker", restart),
+            ("tiny push buffer", cut_slow_subscribers),
+            ("forget scripts", flush_scripts),
+        ]
+
+    # -- afterwards ---------------------------------------------------------------------------------
+
+    async def _settle(self, broker: Broker, queue: str) -> None:
+        """Let every stream end, then every job; count what does not."""
+        if self._open:
+            await asyncio.wait(self._open, timeout=SETTLE_S)
+        for task, received in list(self._open.items()):
+            self.report.runs += 1
+            self.report.outcomes["(hung)"] += 1
+            self.report.wrong["runs hung"] += 1
+            self.report.details.append(f"hung: {received}")
+            task.cancel()
+
+        async def nothing_left() -> bool:
+            return not await leftovers(broker, queue)
+
+        with contextlib.suppress(TimeoutError):
+            await until(nothing_left, SETTLE_S)
+        left = await leftovers(broker, queue)
+        self.report.wrong["left over"] += len(left)
+        self.report.details += left
+
+    def _look_for_tracebacks(self, processes: Processes) -> None:
+        for process in processes.started:
+            if "Traceback" in process.output:
+                start = process.output.index("Traceback")
+                self.report.details.append(f"a traceback:\n{process.output[max(0, start - 300) : start + 3000]}")
+
+    def _count_tools(self) -> None:
+        for file in self._marks.iterdir():
+            marks = Counter(file.read_text().split())
+            self.report.tools_used += len(marks)
+            for number, times in marks.items():
+                if times > 1:
+                    self.report.wrong["tools run twice"] += 1
+                    self.report.details.append(f"{file.name}: tool {number} run {times} times")
+
+
+async def wreak(seconds: float, seed: int, folder: Path, say: Callable[[str], None] = lambda _line: None) -> Report:
+    """Run the chaos for a while and return what came of it."""
+    return await Chaos(seconds, seed, folder, say).run()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=600)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--verbose", action="store_true", help="say every fault when it happens")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="agentstream-chaos-") as folder:
+        report = asyncio.run(
+            wreak(options.seconds, options.seed, Path(folder), print if options.verbose else lambda _line: None)
+        )
+    print(report)  # noqa: T201
+    return 0 if report.clean else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

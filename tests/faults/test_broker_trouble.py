@@ -1,0 +1,307 @@
+"""The broker is killed, emptied, cut, frozen, full, replaced: streams go on, nothing is lost, nothing doubled."""
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import aiohttp
+import pytest
+
+from service.process import free_port
+from tests.faults.chaos_agents import FOLDER_VARIABLE, Plan
+from tests.faults.faults import (
+    Broker,
+    Switch,
+    cut_connections,
+    forget_scripts,
+    frozen,
+    full_memory,
+    leftovers,
+    outage,
+    subscribers_cut,
+    times_out_of_memory,
+    tiny_push_buffer,
+    until,
+)
+from tests.faults.following import Follower, Received, client_session
+from tests.helpers import TIME_SCALE
+from tests.processes import Process, Processes
+
+RUNS = 8
+LEASE_S = 2 * TIME_SCALE
+AGENT = "tests.faults.chaos_agents:chaotic"
+# Long enough to be under way before the fault, during it and after it.
+LONG = Plan(words=150, pause_ms=int(30 * TIME_SCALE), tool_between=True)
+BURSTS = Plan(words=300, pause_ms=2, padding=2000)
+PATIENCE_S = 60 * TIME_SCALE
+
+pytestmark = pytest.mark.timeout(120 * TIME_SCALE)
+
+
+@dataclass
+class Scene:
+    """A front end, two workers, and clients that follow runs."""
+
+    processes: Processes
+    session: aiohttp.ClientSession
+    url: str
+    workers: list[Process]
+
+    def follower(self) -> Follower:
+        return Follower(self.session, [self.url])
+
+    def streams(self, plan: Plan, count: int = RUNS, **body: object) -> "Streams":
+        return Streams(self, [Received(plan) for _ in range(count)], body)
+
+
+class Streams:
+    """Some runs, each followed by a client of its own, while the block is executed; all complete at its end."""
+
+    def __init__(self, scene: Scene, received: Sequence[Received], body: dict[str, object]) -> None:
+        self._scene = scene
+        self.received = received
+        self._body = body
+        self._clients: list[asyncio.Task[Received]] = []
+
+    async def __aenter__(self) -> Self:
+        self._clients = [
+            asyncio.create_task(self._scene.follower().follow(received, **self._body), name="client")
+            for received in self.received
+        ]
+        return self
+
+    async def __aexit__(self, kind: object, *_: object) -> None:
+        try:
+            if kind is None:
+                async with asyncio.timeout(PATIENCE_S):
+                    await asyncio.gather(*self._clients)
+        finally:
+            await self.hang_up()
+
+    async def all_said(self, words: int) -> None:
+        """Return when every client has so many words; fails if one of them ends instead."""
+
+        async def said() -> bool:
+            assert not any(client.done() for client in self._clients), self.received
+            return all(received.words >= words for received in self.received)
+
+        await until(said, PATIENCE_S)
+
+    async def all_begun(self) -> None:
+        """Return when every client has its role chunk."""
+
+        async def begun() -> bool:
+            return all(received.run_id for received in self.received)
+
+        await until(begun)
+
+    async def hang_up(self) -> None:
+        """Let every client go away."""
+        for client in self._clients:
+            client.cancel()
+        await asyncio.gather(*self._clients, return_exceptions=True)
+        self._clients = []
+
+    def assert_complete(self) -> None:
+        """Every stream has all its words once, in order, and came over one connection."""
+        for received in self.received:
+            assert received.wrong == {}, received
+            assert received.outcome == "complete", received
+            assert received.words == received.plan.words
+            assert received.connections == 1, "the client's connection did not survive"
+
+
+@asynccontextmanager
+async def scene_on(url: str, folder: Path, agent: str = AGENT, **settings: str) -> AsyncIterator[Scene]:
+    marks = folder / "marks"
+    marks.mkdir()
+    env = {"AGENTSTREAM_LEASE_S": str(LEASE_S), FOLDER_VARIABLE: str(marks), **settings}
+    async with Processes(url, folder) as processes, client_session() as session:
+        frontend = await processes.frontend(**env)
+        workers = [await processes.worker(agent, **env) for _ in range(2)]
+        yield Scene(processes, session, frontend, workers)
+
+
+@pytest.fixture
+async def broker(tmp_path: Path) -> AsyncIterator[Broker]:
+    """A broker with an append-only file."""
+    async with Broker(tmp_path, append_only=True) as started:
+        yield started
+
+
+@pytest.fixture
+async def forgetful(tmp_path: Path) -> AsyncIterator[Broker]:
+    """A broker that comes back empty."""
+    async with Broker(tmp_path, append_only=False) as started:
+        yield started
+
+
+async def assert_nothing_left(broker: Broker, scene: Scene) -> None:
+    """Every job is done, no worker holds one, and every key but the queue has a TTL."""
+
+    async def nothing_left() -> bool:
+        return not await leftovers(broker, scene.processes.queue)
+
+    try:
+        await until(nothing_left)
+    except TimeoutError:
+        pytest.fail(f"left over: {await leftovers(broker, scene.processes.queue)}")
+    for process in scene.processes.started:
+        assert "Traceback" not in process.output, process.output
+
+
+async def restart(broker: Broker) -> None:
+    async with outage(broker):
+        pass
+
+
+async def stay_away(broker: Broker) -> None:
+    async with outage(broker):
+        await asyncio.sleep(12 * TIME_SCALE)
+
+
+async def freeze(broker: Broker) -> None:
+    with frozen(broker.pid):
+        await asyncio.sleep(10 * TIME_SCALE)
+
+
+async def cut_again_and_again(broker: Broker) -> None:
+    for _ in range(15):
+        await cut_connections(broker)
+        await asyncio.sleep(0.15 * TIME_SCALE)
+
+
+@pytest.mark.parametrize("fault", [restart, stay_away, freeze, cut_again_and_again, forget_scripts])
+async def test_streams_go_on_where_the_broker_kept_its_data(
+    broker: Broker, tmp_path: Path, fault: Callable[[Broker], Awaitable[None]]
+) -> None:
+    """Streams in flight outlive a killed, absent, frozen or cutting broker, however long a lease is."""
+    async with scene_on(broker.url, tmp_path) as scene:
+        async with scene.streams(LONG) as streams:
+            await streams.all_said(10)
+            await fault(broker)
+        streams.assert_complete()
+        await assert_nothing_left(broker, scene)
+
+
+async def test_workers_fill_an_emptied_log_again(forgetful: Broker, tmp_path: Path) -> None:
+    """A broker that comes back empty gets each run's log from its worker again; the streams are whole."""
+    async with scene_on(forgetful.url, tmp_path) as scene:
+        async with scene.streams(LONG) as streams:
+            await streams.all_said(10)
+            await restart(forgetful)
+        streams.assert_complete()
+        for received in streams.received:
+            assert await forgetful.admin.xlen(f"agentstream:{{{received.run_id}}}:events") > 0
+        await assert_nothing_left(forgetful, scene)
+
+
+async def test_queued_jobs_are_enqueued_again(forgetful: Broker, tmp_path: Path) -> None:
+    """Jobs that an emptied broker forgot before a worker took them are run all the same, once."""
+    settings = {"AGENTSTREAM_LEASE_S": str(LEASE_S), FOLDER_VARIABLE: str(tmp_path)}
+    async with Processes(forgetful.url, tmp_path) as processes, client_session() as session:
+        scene = Scene(processes, session, await processes.frontend(**settings), [])
+        async with scene.streams(Plan(words=5, tools_first=1), count=3) as streams:
+            await streams.all_begun()
+            await restart(forgetful)
+            await processes.worker(AGENT, **settings)
+        streams.assert_complete()
+        marks = [(tmp_path / received.run_id).read_text() for received in streams.received]
+        assert marks == ["0\n"] * 3
+        await assert_nothing_left(forgetful, scene)
+
+
+async def test_a_job_handed_back_to_an_emptied_broker_leaves_no_key_for_ever(forgetful: Broker, tmp_path: Path) -> None:
+    """A worker that stops after the broker forgot its runs leaves nothing without a TTL."""
+    count = 2
+
+    async def under_way() -> bool:
+        return len([key async for key in forgetful.admin.scan_iter("*:events")]) == count
+
+    async with (
+        scene_on(forgetful.url, tmp_path, AGENTSTREAM_DRAIN_TIMEOUT_S="0") as scene,
+        scene.streams(Plan(words=3, think_ms=60_000), count, background=True) as streams,
+    ):
+        await until(under_way)
+        await restart(forgetful)
+        for worker in scene.workers:
+            await worker.stop()
+        await streams.hang_up()
+        assert [line for line in await leftovers(forgetful, scene.processes.queue) if "TTL" in line] == []
+
+
+@pytest.mark.parametrize("agent", [AGENT, f"{AGENT}_in_a_thread"], ids=["async", "thread"])
+async def test_a_tool_does_not_run_before_its_start_is_stored(broker: Broker, tmp_path: Path, agent: str) -> None:
+    """A worker killed while the broker is away has run no tool that the next attempt would run again."""
+    async with scene_on(broker.url, tmp_path, agent) as scene:
+        async with scene.streams(Plan(words=5, think_ms=1500, tools_first=1), background=True) as streams:
+            await streams.all_begun()
+            async with outage(broker):
+                await asyncio.sleep(2.5 * TIME_SCALE)  # the agents have thought, and announced their tool
+                scene.workers[0].send_signal(signal.SIGKILL)
+                assert list((tmp_path / "marks").iterdir()) == []
+        streams.assert_complete()
+        marks = [(tmp_path / "marks" / received.run_id).read_text() for received in streams.received]
+        assert marks == ["0\n"] * RUNS
+        await assert_nothing_left(broker, scene)
+
+
+async def test_bursts_over_the_output_buffer_are_read_from_the_log(broker: Broker, tmp_path: Path) -> None:
+    """A front end that the broker cuts for its full output buffer reads on from the log."""
+
+    async def some_cut() -> bool:
+        return await subscribers_cut(broker) > 0
+
+    async with scene_on(broker.url, tmp_path) as scene:
+        async with scene.streams(BURSTS, count=4) as streams:
+            await streams.all_said(1)
+            async with tiny_push_buffer(broker):
+                await until(some_cut, PATIENCE_S)
+        streams.assert_complete()
+        await assert_nothing_left(broker, scene)
+
+
+async def test_full_memory_turns_new_runs_away_and_lets_running_ones_wait(broker: Broker, tmp_path: Path) -> None:
+    """While the broker is out of memory new requests get 503; running streams wait and then complete."""
+    request = {"model": "m", "messages": [{"role": "user", "content": LONG.text()}], "stream": True}
+    async with scene_on(broker.url, tmp_path) as scene:
+        async with scene.streams(LONG) as streams:
+            await streams.all_said(10)
+            async with full_memory(broker):
+                async with scene.session.post(f"{scene.url}/v1/chat/completions", json=request) as response:
+                    assert response.status == 503
+                    assert int(response.headers["Retry-After"]) > 0
+                    assert (await response.json())["error"]["code"] == "broker_unavailable"
+                assert await times_out_of_memory(broker) > 0
+                said = [received.words for received in streams.received]
+                assert max(said) < LONG.words
+        streams.assert_complete()
+        await assert_nothing_left(broker, scene)
+
+
+async def test_a_promoted_replica_is_given_what_it_lacks(broker: Broker, tmp_path: Path) -> None:
+    """A replica that takes the primary's place with less than its data is noticed, and filled by the workers."""
+    async with AsyncExitStack() as stack:
+        replica = await stack.enter_async_context(Broker(tmp_path, append_only=True, replica_of=broker))
+        switch = await stack.enter_async_context(Switch(broker))
+
+        async def in_step() -> bool:
+            return bool((await replica.admin.info("replication"))["master_link_status"] == "up")
+
+        await until(in_step)
+        scene = await stack.enter_async_context(scene_on(switch.url, tmp_path))
+        async with scene.streams(LONG) as streams:
+            await streams.all_said(10)
+            await replica.admin.replicaof("127.0.0.1", free_port())  # cut off: what comes now it will lack
+            await streams.all_said(30)
+            await broker.kill()
+            switch.to(replica)  # still read-only: not now, not an error
+            await asyncio.sleep(1 * TIME_SCALE)
+            await replica.admin.replicaof("NO", "ONE")
+        streams.assert_complete()
+        assert any("storing" in worker.output for worker in scene.workers), "nothing was missing"
+        await assert_nothing_left(replica, scene)
