@@ -18,7 +18,8 @@ _MAX_INTEGER: Final = 2**63 - 1  # beyond 64 bits JSON readers make floats of in
 
 def _whole(value: object) -> object:
     """Return 10 for 10.0: to JSON Schema, and to writers that know one kind of number, they are the same integer."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
+    whole = isinstance(value, float) and value.is_integer() and abs(value) <= _MAX_INTEGER
+    return int(value) if isinstance(value, float) and whole else value
 
 
 # The bounds stand first: behind the validator they would be missing from the JSON schema.
