@@ -137,7 +137,7 @@ class Orchestrator:
     async def _call_tools(self, run: Run, calls: Sequence[EngineToolCall]) -> list[ToolOutcome]:
         """Run the calls at the same time; return their outcomes in the order of the calls."""
         for call in calls:
-            started = {"tool": call.name, "arguments": call.arguments, "id": call.id, "agent": AGENT_NAME}
+            started = {"tool": call.name, "arguments": call.arguments, "tool_call_id": call.id, "agent": AGENT_NAME}
             run.emit("tool_call_start", started)
         await run.drain()  # once their start is stored, no later attempt runs them again
         try:
@@ -156,7 +156,7 @@ class Orchestrator:
                 "success": outcome.success,
                 "latency": round(outcome.latency_s, 6),  # seconds, to the microsecond
                 "result": outcome.content,
-                "id": call.id,
+                "tool_call_id": call.id,
                 "agent": AGENT_NAME,
             },
         )

@@ -32,8 +32,9 @@ LARGE_LOG = {"AGENTSTREAM_LOG_MAX_BYTES": str(64 << 20)}
 SMALL_LOG = {"AGENTSTREAM_LOG_MAX_BYTES": str(64 << 10)}
 PATIENT = {"AGENTSTREAM_WRITE_TIMEOUT_S": str(3 * SOON_S)}
 PIECES, PIECE_CHARACTERS = 5000, 8192  # 40 MB: far beyond what kernel and front end hold for one client
-# A page read from the log (2 MiB), its frames, and the allocator's slack: far below what the clients leave untaken.
-MEMORY_SLACK_BYTES = 14 << 20
+# A page read from the log (2 MiB), its frames, and the allocator's slack, seen up to 17.5 MB with 60 readers on a busy
+# machine. Half of what a front end that does not pause was seen to grow by: 46 MB.
+MEMORY_SLACK_BYTES = 22 << 20
 TINY_BUFFER_BYTES = 4096
 _PIECE = re.compile(rb'"content":"(\d{8})x*\\n"')
 
@@ -90,7 +91,8 @@ async def test_a_stalled_client_costs_no_memory_delays_nobody_and_gets_everythin
     flooded = tmp_path / "flooded"
     flood = ["flood", PIECES, PIECE_CHARACTERS]
     body = request(flood, ["count", str(flooded)], ["say", 1])
-    await asyncio.gather(read_quick_streams(client, url, 60), client.whole(url, request(flood)))
+    for _ in range(2):  # to the allocator's high water
+        await asyncio.gather(read_quick_streams(client, url, 60), client.whole(url, request(flood)))
     before = resident_bytes(frontend)
     async with stall_client(url, body) as (stalled, start):
         assert await read_quick_streams(client, url, 60) < SOON_S

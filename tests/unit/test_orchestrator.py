@@ -192,10 +192,21 @@ async def test_tools_are_run_and_their_results_given_to_the_model() -> None:
     function = {"name": "calculator", "arguments": '{"expression": "17*23"}'}
     assert data_of(sink, "inference_end")[0]["tool_calls"] == [{"id": "c1", **function}]
     (start,) = data_of(sink, "tool_call_start")
-    assert start == {"tool": "calculator", "arguments": function["arguments"], "id": "c1", "agent": "orchestrator"}
+    assert start == {
+        "tool": "calculator",
+        "arguments": function["arguments"],
+        "tool_call_id": "c1",
+        "agent": "orchestrator",
+    }
     (end,) = data_of(sink, "tool_call_end")
     latency = end.pop("latency")
-    assert end == {"tool": "calculator", "success": True, "result": "391", "id": "c1", "agent": "orchestrator"}
+    assert end == {
+        "tool": "calculator",
+        "success": True,
+        "result": "391",
+        "tool_call_id": "c1",
+        "agent": "orchestrator",
+    }
     assert 0 <= latency < SOON_S
     calls = [{"id": "c1", "type": "function", "function": function}]
     assert engine.conversations[1][1:] == [
@@ -284,7 +295,7 @@ async def test_a_result_is_reported_when_it_is_there() -> None:
         await emitted(sink, "tool_call_end")
         await meeting.run({})  # the second to arrive: now the slow one may end
         result = await task
-    assert [data["id"] for data in data_of(sink, "tool_call_end")] == ["quick", "slow"]
+    assert [data["tool_call_id"] for data in data_of(sink, "tool_call_end")] == ["quick", "slow"]
     assert [each.tool_name for each in result.tool_results] == ["meeting", "current_time"]
 
 
@@ -320,7 +331,7 @@ async def test_ids_are_made_unique_over_the_run() -> None:
     same = call("current_time")
     engine = ScriptedEngine(wants(same, same, call("current_time", call_id="")), wants(same), said("Done."))
     _, sink = await result_of(engine)
-    ids = [data["id"] for data in data_of(sink, "tool_call_start")]
+    ids = [data["tool_call_id"] for data in data_of(sink, "tool_call_start")]
     assert ids == ["c1", "c1_2", "call", "c1_3"]
     assert [message["tool_call_id"] for message in engine.conversations[2] if message["role"] == "tool"] == ids
 
