@@ -90,7 +90,9 @@ class Settings(BaseSettings):
 
     # Admission
     api_keys: CommaList = Field((), repr=False, description="accepted Bearer keys, comma separated; empty: no keys")
-    allow_open: bool = Field(default=False, description="listen on a public address even without API keys")
+    allow_open: bool = Field(
+        default=False, description="serve without keys on a public address, or to any Host on loopback"
+    )
     cors_origins: CommaList = Field((), description="origins browsers may call from, comma separated, or *")
     max_queued: int = Field(1000, ge=1, description="outstanding jobs of the queue; beyond it requests get 429")
     max_body_bytes: int = Field(10 << 20, ge=1024, description="largest request body; room for images as data URLs")
