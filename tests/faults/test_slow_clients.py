@@ -32,9 +32,8 @@ LARGE_LOG = {"AGENTSTREAM_LOG_MAX_BYTES": str(64 << 20)}
 SMALL_LOG = {"AGENTSTREAM_LOG_MAX_BYTES": str(64 << 10)}
 PATIENT = {"AGENTSTREAM_WRITE_TIMEOUT_S": str(3 * SOON_S)}
 PIECES, PIECE_CHARACTERS = 5000, 8192  # 40 MB: far beyond what kernel and front end hold for one client
-# A page read from the log (2 MiB), its frames, and the allocator's slack, seen up to 17.5 MB with 60 readers on a busy
-# machine. Half of what a front end that does not pause was seen to grow by: 46 MB.
-MEMORY_SLACK_BYTES = 22 << 20
+# A page read from the log (2 MiB), its frames, and the allocator's slack: far below what the clients leave untaken.
+MEMORY_SLACK_BYTES = 14 << 20
 TINY_BUFFER_BYTES = 4096
 _PIECE = re.compile(rb'"content":"(\d{8})x*\\n"')
 
