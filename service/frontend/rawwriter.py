@@ -86,8 +86,9 @@ class RawWriter:
 
     def abort(self) -> None:
         """Cut the connection: the only honest way to say that a body is not whole."""
-        if self._transport is not None:
-            connection = self._transport.get_extra_info("socket")
-            if connection is not None:  # a reset: over HTTP/1.0 a plain close would look like the body's end
-                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            self._transport.abort()
+        if self._transport is None or self._transport.is_closing():
+            return
+        connection = self._transport.get_extra_info("socket")
+        if connection is not None:  # a reset: over HTTP/1.0 a plain close would look like the body's end
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self._transport.abort()

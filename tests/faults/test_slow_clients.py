@@ -253,3 +253,26 @@ async def _flood_garbage(url: str, never: Path) -> None:
             async with asyncio.timeout(2 * TIME_SCALE):
                 for _ in range(30 * (1 << 20) // len(pipelined)):
                     await rude.send(pipelined)
+
+
+@pytest.mark.parametrize("version", ["1.1", "1.0"])
+async def test_a_client_that_leaves_is_no_error(
+    processes: Processes, client: Client, tmp_path: Path, version: str
+) -> None:
+    """A client that closes its connection in the middle of a stream leaves no traceback in the front end's log."""
+    url, frontend = await start_frontend(processes)
+    await processes.worker(AGENT)
+    body = request(["say", 1], ["gate", str(tmp_path / "never")])
+    for _ in range(5):
+        async with stall_client(url, body, version=version):
+            pass
+    async with asyncio.timeout(SOON_S):
+        while b"agentstream_open_runs 0.0" not in await metrics_of(client, url):  # noqa: ASYNC110 -- another process
+            await asyncio.sleep(0.02)
+    assert "Traceback" not in frontend.output
+
+
+async def metrics_of(client: Client, url: str) -> bytes:
+    """Return what the front end counts."""
+    async with client.session.get(f"{url}/metrics") as response:
+        return await response.read()
