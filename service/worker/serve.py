@@ -50,7 +50,12 @@ async def serve_worker(settings: Settings, *, keys: Keys | None = None) -> int:
             runner = Runner(agent, Bus(link, keys), queue, leases, run_limits(settings))
             await link.subscribe(keys.control(worker_id), leases.on_control)
             worker = Worker(
-                queue, runner, leases, concurrency=settings.concurrency, drain_timeout_s=settings.drain_timeout_s
+                queue,
+                runner,
+                leases,
+                concurrency=settings.concurrency,
+                drain_timeout_s=settings.drain_timeout_s,
+                is_connected=lambda: link.connected,
             )
             link.on_reconnect[worker.on_reconnect] = None
             log.info("worker %s takes jobs of queue %r", worker_id, settings.queue)

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections.abc import Callable
 from typing import Final
 
 from service.errors import AgentStreamError, BrokerUnavailable
@@ -12,8 +13,8 @@ from service.worker.runner import Runner
 log = logging.getLogger(__name__)
 
 BROKER_RETRY_S: Final = 0.5
-# Until every worker has reconnected to a broker that is back: the longest back-off of a link, and as much again.
-SETTLE_S: Final = 2.0
+# Until every worker has reconnected to a broker that is back: the longest back-off of a link, and twice as much again.
+SETTLE_S: Final = 3.0
 # After the drain timeout the remaining runs get this long to store their terminal event or be handed back.
 LAST_WORDS_S: Final = 8.0
 
@@ -21,10 +22,18 @@ LAST_WORDS_S: Final = 8.0
 class Worker:
     """Runs up to ``concurrency`` jobs at once until told to stop."""
 
-    def __init__(
-        self, queue: JobQueue, runner: Runner, leases: Leases, *, concurrency: int, drain_timeout_s: float
+    def __init__(  # noqa: PLR0913 -- the parts and their bounds
+        self,
+        queue: JobQueue,
+        runner: Runner,
+        leases: Leases,
+        *,
+        concurrency: int,
+        drain_timeout_s: float,
+        is_connected: Callable[[], bool],
     ) -> None:
-        """Bind the parts."""
+        """Bind the parts; ``is_connected`` tells whether the link to the broker is up. See ``on_reconnect``."""
+        self._is_connected = is_connected
         self._queue = queue
         self._runner = runner
         self._leases = leases
@@ -90,8 +99,8 @@ class Worker:
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(self._leases.interval_s)
-            if loop.time() < self._trust_leases_at_s:
-                continue
+            if loop.time() < self._trust_leases_at_s or not self._is_connected():
+                continue  # a link that is down says when it is up again, and distrust begins then
             try:
                 await self._reclaim_all()
             except BrokerUnavailable as exc:

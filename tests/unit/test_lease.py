@@ -55,6 +55,7 @@ class StubQueue:
         self.errors: dict[str, BaseException] = {}
         self.renewed: list[list[str]] = []
         self.prunes = 0
+        self.reclaims = 0
         self.closed = False
         self._turned = asyncio.Event()
 
@@ -90,6 +91,7 @@ class StubQueue:
         return None
 
     async def reclaim(self, _lease_s: float) -> Claim | None:
+        self.reclaims += 1
         self._turn("reclaim")
         return None
 
@@ -258,12 +260,46 @@ async def test_only_the_brokers_absence_is_tolerated() -> None:
         await tolerate(broken, "do it")
 
 
+def worker_of(
+    queue: StubQueue, leases: Leases, runner: object, is_connected: Callable[[], bool] = lambda: True
+) -> Worker:
+    return Worker(
+        cast("JobQueue", queue),
+        cast("Runner", runner),
+        leases,
+        concurrency=1,
+        drain_timeout_s=0,
+        is_connected=is_connected,
+    )
+
+
+async def test_nothing_is_taken_over_around_an_absence_of_the_broker(
+    queue: StubQueue, leases: Leases, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the link is down, and until others had time to renew after it is up, expired leases say nothing."""
+    monkeypatch.setattr("service.worker.worker.SETTLE_S", 20 * LEASE_S)
+    leases.hold(HeldRun())
+    link = {"up": False}
+    worker = worker_of(queue, leases, type("NoRuns", (), {"stop_all": lambda _: None})(), lambda: link["up"])
+    stop = asyncio.Event()
+    working = asyncio.create_task(worker.run(stop))
+    await queue.until(lambda: len(queue.renewed) >= 10)
+    assert queue.reclaims == 0
+    link["up"] = True
+    worker.on_reconnect()
+    await queue.until(lambda: len(queue.renewed) >= 20)
+    assert queue.reclaims == 0
+    await queue.until(lambda: queue.reclaims > 0)
+    stop.set()
+    await working
+
+
 @pytest.mark.parametrize("side_task", ["beat", "reclaim", "renew"])
 async def test_worker_dies_with_its_side_task(queue: StubQueue, leases: Leases, side_task: str) -> None:
     """A worker whose heartbeat, reclaim or renewal dies of something unforeseen ends with that error, unasked."""
     leases.hold(HeldRun())
     runner: Any = None
-    worker = Worker(cast("JobQueue", queue), cast("Runner", runner), leases, concurrency=1, drain_timeout_s=0)
+    worker = worker_of(queue, leases, runner)
     queue.errors[side_task] = ValueError("broken on purpose")
     started = time.monotonic()
     with pytest.raises(ExceptionGroup) as caught:
@@ -278,7 +314,7 @@ async def test_worker_outlives_an_absent_broker(queue: StubQueue, leases: Leases
     """A worker whose broker is away waits for it, and ends when it is told to stop."""
     leases.hold(HeldRun())
     runner: Any = type("NoRuns", (), {"stop_all": lambda _: None})()
-    worker = Worker(cast("JobQueue", queue), cast("Runner", runner), leases, concurrency=1, drain_timeout_s=0)
+    worker = worker_of(queue, leases, runner)
     queue.errors[side_task] = BrokerUnavailable("away")
     stop = asyncio.Event()
     working = asyncio.create_task(worker.run(stop))
