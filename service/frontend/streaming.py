@@ -43,6 +43,7 @@ class StreamPump:
         self._feed: RunFeed | None = None
         self._deadlines: Deadlines | None = None
         self._out: list[bytes] = []
+        self._out_bytes = 0
         self._started = False
         self._flush_scheduled = False
         self._tail: Iterable[bytes] | None = None
@@ -92,14 +93,19 @@ class StreamPump:
             if event.type in TERMINAL:
                 self._end(self._machine.receive(event), paced=event.type == RUN_COMPLETED)
                 break
-            self._out.extend(self._machine.receive(event))
+            for frame in self._machine.receive(event):
+                self._out.append(frame)
+                self._out_bytes += len(frame)
         if self._deadlines is not None:
             self._deadlines.heard(events[-1], self._loop.time())
-        if not self._flush_scheduled:
+        if self._out_bytes > HIGH_WATER_BYTES:  # one turn of the loop may read 8 MiB of messages: do not gather them
+            if self._started:
+                self._flush()
+            else:
+                self._pause()  # a long past, read faster than the response begins
+        elif not self._flush_scheduled:
             self._flush_scheduled = True
             self._loop.call_soon(self._flush)
-        if not self._started and sum(map(len, self._out)) > HIGH_WATER_BYTES:
-            self._pause()  # a long past, read faster than the response begins
 
     def on_failure(self, error: AgentStreamError) -> None:
         """End with an error frame: the run's events cannot be had any more."""
@@ -138,6 +144,7 @@ class StreamPump:
             return
         data = b"".join(self._out)
         self._out.clear()
+        self._out_bytes = 0
         now_s = self._loop.time()
         self._last_chunk_s = now_s
         self._write(data, now_s)
