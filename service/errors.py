@@ -78,7 +78,7 @@ class Unauthenticated(RequestError):
 
 
 class ForbiddenHost(RequestError):
-    """403: the Host header names another machine; see ``middleware.local_hosts_only``."""
+    """403: the Host header names another machine; see ``middleware.openai_errors``."""
 
     status = 403
     code = "forbidden_host"

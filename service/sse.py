@@ -33,6 +33,8 @@ class TextTemplate:
     Building one is two concatenations and the string's own encoding: 0.2 us against 3.7 us for a model dump.
     """
 
+    __slots__ = ("_after", "_before")
+
     def __init__(self, before: bytes, after: bytes) -> None:
         """Take the JSON before and after the string's place."""
         self._before = "data: " + before.decode("ascii")

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from service import sse
 from service.errors import CANCELLED, CANCELLED_MESSAGE, error_body, failure_text, failure_type
-from service.protocol.events import START, TERMINAL, TOOL_CALL_START, Cursor, Event
+from service.protocol.events import RUN_COMPLETED, START, TERMINAL, TOOL_CALL_START, Batch, Cursor, Event, event_of
 from service.transcript import Failure, Finish, Named, Part, Text, Transcript
 
 EventFormat = Literal["named", "raw", "chunk", "off"]
@@ -52,45 +52,59 @@ class StreamOptions:
 class ChunkStream:
     """One client's view of one run."""
 
+    __slots__ = ("_after", "_head", "_options", "_text", "_transcript", "completed", "tail")
+
     def __init__(self, head: StreamHead, options: StreamOptions, after: Cursor | None = None) -> None:
         """Render for ``options``; with ``after``, leave out every frame up to and including that cursor."""
+        self._head = head
         self._options = options
-        self._after = after
+        self._after = after  # None from the first frame behind it on
+        self.tail: Iterator[bytes] | None = None  # the terminal event's frames, once it was received
+        self.completed = False  # whether that event says so
         self._transcript = Transcript()
-        self._fields: dict[str, Any] = {
-            "id": head.run_id,
-            "object": "chat.completion.chunk",
-            "created": head.created,
-            "model": head.model,
-        }
-        head_json = _json(self._fields)[:-1] + b',"choices":[{"index":0,"delta":'
-        self._text = sse.TextTemplate(head_json + b'{"content":', b'},"finish_reason":null}]}')
-        self._role = head_json + b'{"role":"assistant"},"finish_reason":null}]}'
-        self._empty = head_json + b'{},"finish_reason":null}]}'
-
-    @property
-    def finished(self) -> bool:
-        """Whether the terminal event was received."""
-        return self._transcript.finished
+        before, after_text = _json(self._chunk([_choice({"content": ""})])).rsplit(b'""', 1)
+        self._text = sse.TextTemplate(before, after_text)
 
     def open(self) -> bytes:
-        """Return the role chunk, the first frame of every stream; nothing for a resumed one."""
-        return b"" if self._after is not None else sse.frame(self._role, event_id=str(START))
+        """Return the role chunk, the first frame of every stream; nothing for a resumed one. Ask before all else."""
+        if self._after is not None:
+            return b""
+        return sse.frame(_json(self._chunk([_choice({"role": "assistant"})])), event_id=str(START))
 
     def empty_chunk(self) -> bytes:
         """Return a chunk that says nothing and has no position: resets clients' per-chunk timeouts."""
-        return sse.frame(self._empty)
+        return sse.frame(_json(self._chunk([_choice({})])))
 
-    def receive(self, event: Event) -> Iterator[bytes]:
-        """Yield the event's frames; the terminal event's are made one by one, ``[DONE]`` last."""
-        parts = self._transcript.receive(event)
-        terminal = event.type in TERMINAL
-        yield from self._frames(event, parts, numbered=terminal)
-        if terminal:
-            yield DONE
+    def receive(self, batch: Batch) -> bytes:
+        """Return the frames of a batch's events, joined, up to the terminal one.
 
-    def fail(self, code: str, message: str) -> Iterator[bytes]:
-        """Yield the frames that end the stream for a reason the log does not know; they have no position."""
+        That one's are in ``tail`` then, made one by one as they are asked for, ``[DONE]`` last.
+        """
+        frames: list[bytes] = []
+        attempt, seq, items = batch
+        for item in items:
+            if item.__class__ is str and self._after is None and self._transcript.continue_text():
+                frames.append(self._text.render(item, f"{attempt}-{seq}"))
+            else:
+                event = event_of(attempt, seq, item)
+                if event.type in TERMINAL:
+                    self.tail = self._end(event)
+                    self.completed = event.type == RUN_COMPLETED
+                    break
+                parts = tuple(self._transcript.receive(event))
+                frames += self._frames(event, parts, numbered=len(parts) > 1)
+            seq += 1
+        return b"".join(frames)
+
+    def fail(self, code: str, message: str) -> None:
+        """End the stream for a reason the log does not know: ``tail`` has the frames, which have no position."""
+        self.tail = self._give_up(code, message)
+
+    def _end(self, event: Event) -> Iterator[bytes]:
+        yield from self._frames(event, self._transcript.receive(event), numbered=True)
+        yield DONE
+
+    def _give_up(self, code: str, message: str) -> Iterator[bytes]:
         for part in self._transcript.fail(code, message):
             if isinstance(part, Failure):
                 yield self._failure(part, None)
@@ -99,13 +113,11 @@ class ChunkStream:
         yield DONE
 
     def _frames(self, event: Event, parts: Iterable[Part], *, numbered: bool) -> Iterator[bytes]:
-        if isinstance(parts, list | tuple):
-            numbered = numbered or len(parts) > 1
         for number, part in enumerate(parts, 1):
             cursor = Cursor(event.attempt, event.seq, number if numbered else 0)
             if isinstance(part, Finish):
                 yield from self._finish(part, cursor)
-            elif self._after is None or cursor > self._after:
+            elif self._is_new(cursor):
                 if isinstance(part, Text):
                     yield self._text.render(part.text, str(cursor))
                 elif isinstance(part, Named):
@@ -113,13 +125,19 @@ class ChunkStream:
                 else:
                     yield self._failure(part, cursor)
 
+    def _is_new(self, cursor: Cursor) -> bool:
+        """Return whether a frame lies behind where the client was; from the first that does on, all do."""
+        if self._after is not None and cursor > self._after:
+            self._after = None
+        return self._after is None
+
     def _finish(self, part: Finish, cursor: Cursor) -> Iterator[bytes]:
         """Yield the final chunk with usage, or OpenAI's pair: final chunk, then usage alone. Never both."""
         if part.cancelled and self._options.strict_errors:
-            if self._after is None or cursor > self._after:
+            if self._is_new(cursor):
                 yield self._failure(Failure(CANCELLED, CANCELLED_MESSAGE), cursor)
             return
-        final = self._chunk([{"index": 0, "delta": {}, "finish_reason": part.reason}])
+        final = self._chunk([_choice({}, part.reason)])
         if part.cancelled:
             final["agent_error"] = _agent_error(CANCELLED, CANCELLED_MESSAGE)
         chunks = [(cursor, final)]
@@ -129,7 +147,7 @@ class ChunkStream:
         else:
             final["usage"] = part.usage
         for position, chunk in chunks:
-            if self._after is None or position > self._after:
+            if self._is_new(position):
                 yield sse.frame(_json(chunk), event_id=str(position))
 
     def _failure(self, part: Failure, cursor: Cursor | None) -> bytes:
@@ -137,7 +155,7 @@ class ChunkStream:
         if self._options.strict_errors:
             body: dict[str, Any] = error_body(text, failure_type(part.code), code=part.code)
         else:
-            body = self._chunk([{"index": 0, "delta": {"content": text}, "finish_reason": "stop"}])
+            body = self._chunk([_choice({"content": text}, "stop")])
             body["agent_error"] = _agent_error(part.code, part.message)
         return sse.frame(_json(body), event_id=str(cursor) if cursor else None)
 
@@ -153,7 +171,7 @@ class ChunkStream:
             data = self._flat(data)
         elif event_format == "chunk":
             renamed = {f"event_{key}" if key == "type" else key: value for key, value in data.items()}
-            data = {**self._chunk([_EMPTY_CHOICE]), "agent_event": {"type": name, **renamed}}
+            data = {**self._chunk([_choice({})]), "agent_event": {"type": name, **renamed}}
             name = None
         yield sse.frame(_json(data), event=name, event_id=str(cursor))
 
@@ -163,13 +181,21 @@ class ChunkStream:
         for key, value in data.items():
             own = key in _MOVED or (key == "model" and not isinstance(value, str))
             flat[f"event_{key}" if own else key] = value
-        return {**self._chunk([_EMPTY_CHOICE]), **flat}
+        return {**self._chunk([_choice({})]), **flat}
 
     def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
-        return {**self._fields, "choices": choices}
+        head = self._head
+        return {
+            "id": head.run_id,
+            "object": "chat.completion.chunk",
+            "created": head.created,
+            "model": head.model,
+            "choices": choices,
+        }
 
 
-_EMPTY_CHOICE: dict[str, Any] = {"index": 0, "delta": {}, "finish_reason": None}
+def _choice(delta: dict[str, Any], finish_reason: str | None = None) -> dict[str, Any]:
+    return {"index": 0, "delta": delta, "finish_reason": finish_reason}
 
 
 def _agent_error(code: str, message: str) -> dict[str, str]:

@@ -21,7 +21,7 @@ What each event becomes (deploy/PROTOCOL.md, "The SSE sequence"):
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from service.errors import BusError
@@ -75,12 +75,14 @@ Part = Text | Named | Finish | Failure
 class Transcript:
     """Turns events into parts, one event at a time, in order."""
 
+    __slots__ = ("_any_reported", "_text_sent", "_tools_since_text", "_unreported", "finished")
+
     def __init__(self) -> None:
         """Start before the first event."""
         self.finished = False
         self._text_sent = False
         self._tools_since_text = False
-        self._unreported: list[dict[str, Any]] = []
+        self._unreported: tuple[dict[str, Any], ...] = ()
         self._any_reported = False
 
     def receive(self, event: Event) -> Iterable[Part]:
@@ -97,13 +99,23 @@ class Transcript:
         if kind in NAMED:
             return (self._named(kind, event.data),)
         if kind == RUN_STARTED:
-            self._unreported.clear()
+            self._unreported = ()
         elif kind in TERMINAL:
             self.finished = True
             if kind == RUN_CANCELLED:
                 return iter((Finish("stop", event.data["usage"], cancelled=True),))
             return self._completed(event.data) if kind == RUN_COMPLETED else self._failed(event.data)
         return ()
+
+    def continue_text(self) -> bool:
+        """Return whether a text event now is one part, its text and nothing else, and take note of it.
+
+        For the common case, so that no part is made for each token; otherwise ``receive`` must be asked.
+        """
+        if self._tools_since_text or self.finished:
+            return False
+        self._text_sent = True
+        return True
 
     def fail(self, code: str, message: str) -> Iterable[Part]:
         """End without a terminal event: the run's events cannot be had any more."""
@@ -126,12 +138,12 @@ class Transcript:
             self._tools_since_text = True
         elif kind == TOOL_CALL_END:
             self._tools_since_text = True
-            self._unreported.append(_result_of_event(data))
+            self._unreported += (_result_of_event(data),)
         return Named(kind, data)
 
     def _completed(self, data: dict[str, Any]) -> Iterator[Part]:
         if self._text_sent:
-            results = self._unreported
+            results: Sequence[dict[str, Any]] = self._unreported
             if not results and not self._any_reported:
                 results = data["tool_results"]  # an agent that streams, but announces no tools
         else:
@@ -152,7 +164,7 @@ class Transcript:
 
     def _take_tool_results(self) -> Iterator[Named]:
         if self._unreported:
-            results, self._unreported = self._unreported, []
+            results, self._unreported = self._unreported, ()
             self._any_reported = True
             yield Named(TOOL_RESULTS, {"results": results})
 

@@ -31,9 +31,10 @@ def create_app(settings: Settings, *, keys: Keys | None = None) -> web.Applicati
         raise StartupError(message)
     link = Link(Endpoint(settings.redis_url), name="agentstream-frontend")
     keys = keys or Keys()
-    middlewares = [middleware.cors(settings.cors_origins), middleware.openai_errors]
-    if not (settings.api_keys or settings.allow_open):  # then it is a loopback address; the settings see to that
-        middlewares.append(middleware.local_hosts_only)
+    unprotected = not (settings.api_keys or settings.allow_open)  # then it is a loopback address: the settings see to it
+    middlewares = [middleware.openai_errors(local_hosts_only=unprotected)]
+    if settings.cors_origins:
+        middlewares.insert(0, middleware.cors(settings.cors_origins))
     app = web.Application(client_max_size=settings.max_body_bytes, middlewares=middlewares)
     app[CONTEXT] = Context(
         settings=settings,

@@ -28,12 +28,15 @@ class ClientGone(AgentStreamError):
 class RawWriter:
     """Writes body bytes of a prepared response, at once and without awaiting."""
 
+    __slots__ = ("_chunked", "_protocol", "_request", "_response", "_transport", "_write_timeout_s")
+
     def __init__(self, request: web.BaseRequest, response: web.StreamResponse, *, write_timeout_s: float) -> None:
         """Bind a response whose headers were not sent yet."""
         self._request = request
         self._response = response
         self._write_timeout_s = write_timeout_s
         self._transport: asyncio.Transport | None = None
+        self._protocol = request.protocol
         self._chunked = request.version >= HttpVersion11
 
     async def prepare(self) -> None:
@@ -51,7 +54,7 @@ class RawWriter:
     @property
     def blocked(self) -> bool:
         """Whether the client has left more than HIGH_WATER_BYTES untaken."""
-        return self._request.protocol.writing_paused
+        return self._protocol.writing_paused
 
     def write(self, data: bytes) -> None:
         """Send bytes now, or let the transport buffer them; a closed connection swallows them."""

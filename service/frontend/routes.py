@@ -2,6 +2,7 @@
 
 import asyncio
 import hmac
+from dataclasses import dataclass
 from typing import Any, Final
 
 from aiohttp import web
@@ -26,38 +27,60 @@ from service.frontend.sessions import (
     stream_run,
 )
 from service.protocol.events import Cursor
-from service.protocol.jobs import RUN_ID
+from service.protocol.jobs import RUN_ID, Job
 from service.store.runs import RunInfo
 from service.stream import StreamOptions
 
 HEALTH_TIMEOUT_S: Final = 2.0
 
 
+@dataclass(frozen=True, slots=True)
+class _Order:
+    """What a request comes to: which run, and how to answer with it. ``stays``: it outlives its client."""
+
+    run: Admission | RunInfo
+    options: StreamOptions
+    stream: bool
+    background: bool
+    stays: bool
+
+
 async def create_chat_completion(request: web.Request) -> web.StreamResponse:
     """POST /v1/chat/completions: enqueue a run; stream it, or wait for it."""
     context = request.app[CONTEXT]
+    order = await _take_order(request, context)
+    run = order.run
+    if isinstance(run, RunInfo):
+        if order.background and not order.stream:
+            return await fold_run(context, run)  # as the first: at once
+        return await _answer(request, context, run, order.options, stream=order.stream)
+    if order.stream:
+        return await stream_run(request, context, run, order.options, cancel_when_gone=not order.stays)
+    if order.background:
+        return await start_run(run)
+    return await complete_run(context, run, cancel_when_gone=not order.stays)
+
+
+async def _take_order(request: web.Request, context: Context) -> _Order:
+    """Read a request. What was sent is let go with this function's end: a stream may be open for long."""
     owner = context.authenticator.owner(request)
     refuse_if_draining(context)
     chat = await read_chat_request(request, context.settings)
     options = stream_options(request, include_usage=chat.include_usage)
     job = new_job(context, chat, owner)
     key = idempotency_key(request)
+    earlier: RunInfo | Job = job
     if key is not None:
         require_broker(context)
         async with answering():
             earlier = await attach(context, owner, key, chat, job)
-        if isinstance(earlier, RunInfo):
-            if chat.background and not chat.stream:
-                return await fold_run(context, earlier)  # as the first: at once
-            return await _answer(request, context, earlier, options, stream=bool(chat.stream))
-        job = earlier
-    stays = chat.background or key is not None
-    admission = Admission(context, job)
-    if chat.stream:
-        return await stream_run(request, context, admission, options, cancel_when_gone=not stays)
-    if chat.background:
-        return await start_run(context, admission)
-    return await complete_run(context, admission, cancel_when_gone=not stays)
+    return _Order(
+        earlier if isinstance(earlier, RunInfo) else Admission(context, earlier),
+        options,
+        stream=bool(chat.stream),
+        background=bool(chat.background),
+        stays=bool(chat.background) or key is not None,
+    )
 
 
 async def retrieve_chat_completion(request: web.Request) -> web.StreamResponse:

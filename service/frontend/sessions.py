@@ -66,42 +66,76 @@ class Source(Protocol):
 class Admission:
     """A new run: subscribe, then enqueue, so nothing can be missed."""
 
+    __slots__ = ("_context", "_job", "begun", "head")
     after = None
 
     def __init__(self, context: Context, job: Job) -> None:
         """Prepare; nothing is enqueued yet."""
         self._context = context
-        self.job = job
+        self._job = job
         self.begun = False
         self.head = StreamHead(run_id=job.run_id, created=job.created, model=job.request["model"])
 
     async def open(self, feed: RunFeed) -> None:
-        """Raise BrokerUnavailable or QueueFull."""
+        """Raise BrokerUnavailable, LimitReached or QueueFull. Once only: the job is let go."""
         require_broker(self._context)
+        job = self._job
+        del self._job  # a stream may be open for long, and hold what it was asked with no longer than it needs
         self.begun = True
         async with answering():
-            await check_limits(self._context, self.job)
+            await _check_limits(self._context, job)
             await feed.open()
-            await self.enqueue()
+            await _enqueue(self._context, job)
 
-    async def enqueue(self) -> None:
-        """Put the job into the queue."""
-        settings = self._context.settings
-        ttl_s = open_ttl_s(settings.queue_timeout_s, settings.run_timeout_s)
-        await self._context.submitter.submit(self.job, ttl_s=ttl_s)
+    async def start(self) -> None:
+        """Enqueue a run nobody waits for; raises as ``open`` does."""
+        require_broker(self._context)
+        async with answering():
+            await _check_limits(self._context, self._job)
+            await _enqueue(self._context, self._job)
 
     def deadlines(self, feed: RunFeed) -> Deadlines:
         """Return the times of a run that waits in the queue first."""
-        return _deadlines(self._context, feed, self._enqueue_if_lost)
+        return _deadlines(self._context, feed, _Resubmission(self._context, self._job).look)
 
-    def _enqueue_if_lost(self) -> None:
-        self._context.errands.run(self._enqueue_again(), f"look after queued {self.job.run_id}")
 
-    async def _enqueue_again(self) -> None:
-        """Enqueue once more if the broker came back without the run; doubled entries run once."""
-        if await self._context.runs.describe(self.job.run_id) is None and time.time() < self.job.start_by:
-            log.warning("run %s is unknown to the broker; enqueueing it again", self.job.run_id)
-            await self.enqueue()
+class _Resubmission:
+    """Enqueues a job once more if the broker came back without it; doubled entries run once.
+
+    It keeps the job as its envelope, and is itself kept only until the run has begun.
+    """
+
+    __slots__ = ("_context", "_envelope")
+
+    def __init__(self, context: Context, job: Job) -> None:
+        self._context = context
+        self._envelope = job.encode()
+
+    def look(self) -> None:
+        self._context.errands.run(self._look(), "look after a queued run")
+
+    async def _look(self) -> None:
+        job = Job.decode(self._envelope)
+        if await self._context.runs.describe(job.run_id) is None and time.time() < job.start_by:
+            log.warning("run %s is unknown to the broker; enqueueing it again", job.run_id)
+            await _enqueue(self._context, job)
+
+
+async def _enqueue(context: Context, job: Job) -> None:
+    settings = context.settings
+    await context.submitter.submit(job, ttl_s=open_ttl_s(settings.queue_timeout_s, settings.run_timeout_s))
+
+
+async def _check_limits(context: Context, job: Job) -> None:
+    """Raise LimitReached if the job's owner has or has sent too much; shared by all front ends."""
+    settings = context.settings
+    if settings.max_runs_per_key or settings.max_requests_per_minute:
+        await context.submitter.check_limits(
+            job,
+            max_runs=settings.max_runs_per_key,
+            max_requests_per_minute=settings.max_requests_per_minute,
+            ttl_s=open_ttl_s(settings.queue_timeout_s, settings.run_timeout_s),
+        )
 
 
 class Past:
@@ -192,7 +226,7 @@ async def stream_run(
     writer = RawWriter(request, response, write_timeout_s=context.settings.write_timeout_s)
     machine = ChunkStream(source.head, options, source.after)
     pump = StreamPump(machine, writer, replay_word_delay_ms=context.settings.replay_word_delay_ms)
-    feed = context.bus.feed(source.head.run_id, pump.on_events, pump.on_failure)
+    feed = context.bus.feed(source.head.run_id, pump)
     pump.attach(feed, source.deadlines(feed))
     context.watcher.add(pump)
     try:
@@ -214,7 +248,7 @@ async def stream_run(
 async def complete_run(context: Context, source: Source, *, cancel_when_gone: bool) -> web.Response:
     """Wait for a run's end and answer with its completion; raises RunFailed."""
     collector = Collector()
-    feed = context.bus.feed(source.head.run_id, collector.on_events, collector.on_failure)
+    feed = context.bus.feed(source.head.run_id, collector)
     collector.attach(source.deadlines(feed))
     context.watcher.add(collector)
     try:
@@ -228,12 +262,9 @@ async def complete_run(context: Context, source: Source, *, cancel_when_gone: bo
     return web.json_response(_body(source.head, collector.completion))
 
 
-async def start_run(context: Context, admission: Admission) -> web.Response:
+async def start_run(admission: Admission) -> web.Response:
     """Enqueue a run nobody waits for and answer with its id."""
-    require_broker(context)
-    async with answering():
-        await check_limits(context, admission.job)
-        await admission.enqueue()
+    await admission.start()
     return web.json_response(_body(admission.head, Completion(), status="queued"))
 
 
@@ -243,7 +274,7 @@ async def fold_run(context: Context, info: RunInfo, *, until_ended_s: float | No
     Raises RunStuck if it has not ended after ``until_ended_s``.
     """
     collector = Collector()
-    feed = context.bus.feed(info.run_id, collector.on_events, collector.on_failure)
+    feed = context.bus.feed(info.run_id, collector)
     past = Past(context, info)
     try:
         await past.open(feed)
@@ -288,18 +319,6 @@ async def answering() -> AsyncIterator[None]:
     except TimeoutError as exc:
         message = f"Redis did not answer within {ADMISSION_TIMEOUT_S:g} s; try again"
         raise BrokerUnavailable(message, retry_after_s=BROKER_RETRY_AFTER_S) from exc
-
-
-async def check_limits(context: Context, job: Job) -> None:
-    """Raise LimitReached if the job's owner has or has sent too much; shared by all front ends."""
-    settings = context.settings
-    if settings.max_runs_per_key or settings.max_requests_per_minute:
-        await context.submitter.check_limits(
-            job,
-            max_runs=settings.max_runs_per_key,
-            max_requests_per_minute=settings.max_requests_per_minute,
-            ttl_s=open_ttl_s(settings.queue_timeout_s, settings.run_timeout_s),
-        )
 
 
 def require_broker(context: Context) -> None:

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 from service.errors import QUEUE_TIMEOUT, STREAM_LOST
-from service.protocol.events import Event
 from service.store.feed import RunFeed
 
 log = logging.getLogger(__name__)
@@ -28,6 +27,16 @@ class OpenRun(Protocol):
 
 class Deadlines:
     """When a run should be doubted, and when it must be given up. Times are the loop's clock, in seconds."""
+
+    __slots__ = (
+        "_doubt_after_s",
+        "_doubt_at_s",
+        "_feed",
+        "_give_up_at_s",
+        "_on_doubt_unstarted",
+        "_run_timeout_s",
+        "_started",
+    )
 
     def __init__(
         self,
@@ -52,13 +61,18 @@ class Deadlines:
         self._doubt_after_s = FIRST_DOUBT_S
         self._doubt_at_s = now_s + FIRST_DOUBT_S
 
-    def heard(self, event: Event, now_s: float) -> None:
-        """Take note of an event: the run is alive; its first one in an attempt starts the run's time."""
+    def begun(self, now_s: float) -> None:
+        """Take note of an attempt's first event: it starts the run's time."""
+        self._started = True
+        self._on_doubt_unstarted = None
+        self._give_up_at_s = now_s + self._run_timeout_s + GRACE_S
+
+    def heard(self, now_s: float) -> None:
+        """Take note that events came, some moments ago: the run is alive."""
         self._doubt_after_s = FIRST_DOUBT_S
         self._doubt_at_s = now_s + FIRST_DOUBT_S
-        if not self._started or event.seq == 1:
-            self._started = True
-            self._give_up_at_s = now_s + self._run_timeout_s + GRACE_S
+        if not self._started:
+            self.begun(now_s)
         self.postpone(now_s)
 
     def postpone(self, now_s: float) -> None:
@@ -73,7 +87,7 @@ class Deadlines:
             return QUEUE_TIMEOUT, "no worker took the job up in time"
         if now_s >= self._doubt_at_s:
             self._feed.doubt()
-            if not self._started and self._on_doubt_unstarted is not None:
+            if self._on_doubt_unstarted is not None:
                 self._on_doubt_unstarted()
             self._doubt_after_s = min(self._doubt_after_s * 2, LAST_DOUBT_S)
             self._doubt_at_s = now_s + self._doubt_after_s

@@ -36,8 +36,8 @@ class Job(BaseModel):
     owner: str = Field(default="", description="hash of the API key that created the run, empty without keys")
 
     def encode(self) -> bytes:
-        """Return the JSON envelope."""
-        return orjson.dumps(self.model_dump())
+        """Return the JSON envelope; a copy, as orjson's own bytes hold room for 4 KB for as long as they live."""
+        return b"%b" % orjson.dumps(self.model_dump())
 
     @classmethod
     def decode(cls, payload: bytes) -> Self:

@@ -1,11 +1,12 @@
 """The bus: where runs' events are written and read. The front end and the worker meet here."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from service.errors import AgentStreamError, LogTrimmed
 from service.protocol.events import Event, decode_batch
 from service.protocol.keys import Keys
-from service.store.feed import PAGE_ENTRIES, RunFeed
+from service.store.appender import Appender
+from service.store.feed import PAGE_ENTRIES, Consumer, RunFeed
 from service.store.link import Link
 from service.store.publisher import LogLimits, RunPublisher
 
@@ -17,15 +18,11 @@ class Bus:
         """Bind the link and the names."""
         self._link = link
         self._keys = keys
+        self._appender = Appender(link)
 
-    def feed(
-        self,
-        run_id: str,
-        on_events: Callable[[Sequence[Event]], None],
-        on_failure: Callable[[AgentStreamError], None],
-    ) -> RunFeed:
+    def feed(self, run_id: str, consumer: Consumer) -> RunFeed:
         """Return a reader of the run's events; not yet subscribed."""
-        return RunFeed(self._link, self._keys.events(run_id), on_events, on_failure)
+        return RunFeed(self._link, self._keys.events(run_id), consumer)
 
     def publisher(
         self,
@@ -37,7 +34,7 @@ class Bus:
     ) -> RunPublisher:
         """Return the writer of one attempt at the run; ``begun`` is its first batch, if that is stored already."""
         names = self._keys.events(run_id), self._keys.run(run_id)
-        return RunPublisher(self._link, names, attempt, limits, on_lost, begun)
+        return RunPublisher(self._link, self._appender, names, attempt, limits, on_lost, begun)
 
     async def history(self, run_id: str) -> list[Event]:
         """Return the events that are in the run's log now; raises LogTrimmed if its beginning is not."""
@@ -45,7 +42,7 @@ class Bus:
         after = "-"
         while page := await self._link.call("XRANGE", self._keys.events(run_id), after, "+", "COUNT", PAGE_ENTRIES):
             for _, fields in page:
-                events += decode_batch(fields[1])
+                events += decode_batch(fields[1]).events()
             after = f"({page[-1][0].decode()}"
         if events and events[0].seq != 1:
             message = f"the log of {run_id} begins at {events[0].attempt}-{events[0].seq}"

@@ -13,13 +13,12 @@ the link's read loop, so there is nothing to race.
 import asyncio
 import enum
 import logging
-from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Final, Protocol
 
 import hiredis
 
 from service.errors import AgentStreamError, BusError, LogTrimmed
-from service.protocol.events import Event, decode_batch
+from service.protocol.events import Batch, decode_batch
 from service.store.link import Command, Link
 from service.store.wire import Reply
 
@@ -37,26 +36,49 @@ class _State(enum.Enum):
     CLOSED = enum.auto()
 
 
+_LIVE: Final = _State.LIVE  # looked up for every message
+
+class Consumer(Protocol):
+    """Who a feed is for."""
+
+    def on_batch(self, batch: Batch) -> None:
+        """Take the next events."""
+
+    def on_failure(self, error: AgentStreamError) -> None:
+        """Learn that the events cannot be had any more."""
+
+
 class RunFeed:
-    """Delivers every event of a run once and in order to ``on_events``, or calls ``on_failure`` once."""
+    """Delivers every event of a run once and in order to its consumer, or tells it once why it cannot."""
+
+    __slots__ = (
+        "_channel",
+        "_consumer",
+        "_heard",
+        "_link",
+        "_position",
+        "_reading",
+        "_state",
+        "_synced",
+        "catch_ups",
+        "failure",
+    )
 
     def __init__(
         self,
         link: Link,
         channel: str,
-        on_events: Callable[[Sequence[Event]], None],
-        on_failure: Callable[[AgentStreamError], None],
+        consumer: Consumer,
     ) -> None:
         """Prepare; nothing arrives before ``open``."""
         self._link = link
-        self._channel = channel
-        self._on_events = on_events
-        self._on_failure = on_failure
+        self._channel = channel.encode()
+        self._consumer = consumer
         self._state = _State.CLOSED
         self._position = (0, 0)  # attempt and seq of the last event delivered
         self._heard = (0, 0)  # the furthest position a dropped message told of
         self._reading: Command | None = None
-        self._synced: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._synced: asyncio.Future[None] | None = None  # awaited by open_from_log
         self.failure: AgentStreamError | None = None
         self.catch_ups = 0
 
@@ -71,11 +93,15 @@ class RunFeed:
         self._state = _State.LIVE
         self._link.on_reconnect[self.doubt] = None
 
+    def open_now(self) -> None:
+        self._link._handlers[self._channel] = (self._on_message,); self._state = _State.LIVE
+
     async def open_from_log(self) -> bool:
         """Subscribe, deliver the past, and return whether all of it could be: False if the consumer paused.
 
         Raises LogTrimmed if the past is not whole any more, BusError if it cannot be read.
         """
+        self._synced = asyncio.get_running_loop().create_future()
         await self.open()
         self.doubt()
         await self._synced
@@ -112,23 +138,27 @@ class RunFeed:
 
     def _on_message(self, payload: bytes) -> None:
         try:
-            events = decode_batch(payload)
+            batch = decode_batch(payload)
         except BusError as exc:
             self._fail(exc)
             return
-        if not events:
-            return
-        first, (attempt, seq) = events[0], self._position
-        if self._state is not _State.LIVE:
-            self._heard = max(self._heard, (first.attempt, events[-1].seq))
-        elif (first.attempt == attempt and first.seq == seq + 1) or self._position == (0, 0) == (
-            first.attempt - 1,
-            first.seq - 1,
-        ):
-            self._deliver(events)
-        elif first.attempt == attempt and first.seq <= seq:
-            self._deliver(events[seq + 1 - first.seq :])  # a duplicate, or one that reaches beyond
-        elif first.attempt >= attempt:
+        attempt, seq = self._position
+        if self._state is _LIVE and batch.attempt == attempt and batch.seq == seq + 1 and batch.items:
+            self._deliver(batch)
+        elif batch.items:
+            self._on_doubtful(batch)
+
+    def _on_doubtful(self, batch: Batch) -> None:
+        """Take a message that does not simply follow."""
+        attempt, seq = self._position
+        if self._state is not _LIVE:
+            self._heard = max(self._heard, (batch.attempt, batch.last_seq))
+        elif (attempt, seq, batch.attempt, batch.seq) == (0, 0, 1, 1):
+            self._deliver(batch)
+        elif batch.attempt == attempt and batch.seq <= seq:
+            if batch.last_seq > seq:  # else a duplicate
+                self._deliver(batch.since(seq + 1))
+        elif batch.attempt >= attempt:
             self._catch_up()
 
     def _catch_up(self) -> None:
@@ -163,26 +193,26 @@ class RunFeed:
             self._state = _State.LIVE
             self._set_synced()
 
-    def _take_entry(self, events: list[Event]) -> None:
-        first, (attempt, seq) = events[0], self._position
-        expected = seq + 1 if first.attempt == attempt else 1
-        if first.seq > expected:
-            message = f"events {first.attempt}-{expected} to {first.attempt}-{first.seq - 1} are no longer in the log"
+    def _take_entry(self, batch: Batch) -> None:
+        attempt, seq = self._position
+        expected = seq + 1 if batch.attempt == attempt else 1
+        if batch.seq > expected:
+            message = f"events {batch.attempt}-{expected} to {batch.attempt}-{batch.seq - 1} are no longer in the log"
             raise LogTrimmed(message)
-        self._deliver(events[expected - first.seq :])
+        if batch.last_seq >= expected:
+            self._deliver(batch.since(expected))
 
-    def _deliver(self, events: Sequence[Event]) -> None:
-        if events:
-            last = events[-1]
-            self._position = (last.attempt, last.seq)
-            try:
-                self._on_events(events)
-            except Exception as exc:  # a consumer that cannot go on must be told, not left waiting
-                log.exception("the consumer of %s failed", self._channel)
-                self._fail(BusError(f"events {last.attempt}-{last.seq} could not be handled: {exc!r}"))
+    def _deliver(self, batch: Batch) -> None:
+        attempt, seq, items = batch
+        self._position = (attempt, seq + len(items) - 1)
+        try:
+            self._consumer.on_batch(batch)
+        except Exception as exc:  # a consumer that cannot go on must be told, not left waiting
+            log.exception("the consumer of %s failed", self._channel.decode())
+            self._fail(BusError(f"events {attempt}-{seq} and after could not be handled: {exc!r}"))
 
     def _set_synced(self) -> None:
-        if not self._synced.done():
+        if self._synced is not None and not self._synced.done():
             self._synced.set_result(None)
 
     def _forget_reading(self) -> None:
@@ -191,7 +221,7 @@ class RunFeed:
             self._reading = None
 
     def _fail(self, error: AgentStreamError) -> None:
-        log.warning("feed %s failed: %s", self._channel, error)
+        log.warning("feed %s failed: %s", self._channel.decode(), error)
         self.failure = error
         self.close()
-        self._on_failure(error)
+        self._consumer.on_failure(error)

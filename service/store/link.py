@@ -157,27 +157,25 @@ class Link:
         """Run a script of ours; otherwise like ``call``."""
         return await self.call("EVALSHA", SCRIPTS[name].sha, len(keys), *keys, *args)
 
-    async def subscribe(self, channel: str, on_message: OnMessage) -> None:
+    async def subscribe(self, channel: bytes, on_message: OnMessage) -> None:
         """Return once the server has confirmed: from then on no message of the channel is missed."""
-        name = channel.encode()
-        self._handlers[name] = (*self._handlers.get(name, ()), on_message)
+        self._handlers[channel] = (*self._handlers.get(channel, ()), on_message)
         try:
-            await self._subscribe([name])
+            await self._subscribe([channel])
         except BaseException:
             self.unsubscribe(channel, on_message)
             raise
 
-    def unsubscribe(self, channel: str, on_message: OnMessage) -> None:
+    def unsubscribe(self, channel: bytes, on_message: OnMessage) -> None:
         """Stop receiving; harmless if not subscribed."""
-        name = channel.encode()
-        before = self._handlers.get(name, ())
+        before = self._handlers.get(channel, ())
         left = tuple(handler for handler in before if handler != on_message)
         if left:
-            self._handlers[name] = left
+            self._handlers[channel] = left
         elif before:
-            del self._handlers[name]
+            del self._handlers[channel]
             if self._pushes is not None:
-                self._pushes.write(pack(("UNSUBSCRIBE", name)))
+                self._pushes.write(pack(("UNSUBSCRIBE", channel)))
 
     # -- sending ------------------------------------------------------------------------------------
 

@@ -19,6 +19,7 @@ import hiredis
 
 from service.errors import AgentStreamError, BufferFull, BusError, Fenced, RunCancelled
 from service.protocol.events import START, TERMINAL, TOOL_CALL_START, Cursor, encode_batch, encode_event
+from service.store.appender import Append, Appender
 from service.store.link import Link
 from service.store.wire import Reply
 
@@ -57,6 +58,7 @@ class RunPublisher:
     def __init__(  # noqa: PLR0913, PLR0917 -- what it writes, where, and how far
         self,
         link: Link,
+        appender: Appender,
         names: tuple[str, str],
         attempt: int,
         limits: LogLimits,
@@ -69,6 +71,7 @@ class RunPublisher:
         can be published: fenced, or refused by the broker.
         """
         self._link = link
+        self._appender = appender
         self._names = list(names)
         self._channel = names[0]
         self._attempt = attempt
@@ -123,8 +126,10 @@ class RunPublisher:
             if event_type == TOOL_CALL_START:
                 self._tool_seq = self._put_seq
             wake, self._wake_scheduled = not self._wake_scheduled, True
-        if wake:
-            (self._loop.call_soon if on_loop else self._loop.call_soon_threadsafe)(self._wake)
+        if wake and on_loop:
+            self._appender.ready(self)
+        elif wake:
+            self._loop.call_soon_threadsafe(self._appender.ready, self)
         if event_type == TOOL_CALL_START and not on_loop:
             with self._room:
                 self._room.wait_for(self._tools_told)
@@ -180,18 +185,22 @@ class RunPublisher:
             if not waiter.done():
                 waiter.set_result(None)
 
-    def _wake(self) -> None:
+    def take(self) -> Append | None:
+        """Return what is to be appended next, for the appender; None if nothing is, or if it needs publish.lua."""
         with self._room:
             self._wake_scheduled = False
-        if self._in_flight is None:
-            self._send_next()
-
-    def _send_next(self) -> None:
+        if self._in_flight is not None or self._closed is not None:
+            return None
         batch = self._again.popleft() if self._again else self._gather()
-        if batch is None or self._closed is not None:
-            return
+        if batch is None:
+            return None
         self._in_flight = batch
-        self._send(batch)
+        if not self._log_exists or self._trimmed or batch.terminal:
+            self._publish(batch, verify=False)
+            return None
+        doubtful, self._epoch = self._epoch != self._link.reconnects, self._link.reconnects
+        entry_id, follows = f"{self._attempt}-{batch.last_seq}", f"{self._attempt}-{self._stored_seq}"
+        return Append(self, self._channel, entry_id, batch.payload, follows, doubtful)
 
     def _gather(self) -> _Batch | None:
         taken: list[bytes] = []
@@ -219,12 +228,27 @@ class RunPublisher:
             self._kept_bytes -= len(self._kept.popleft().payload)
             self._trimmed = True
 
-    def _send(self, batch: _Batch) -> None:
-        reconnected, self._epoch = self._epoch != self._link.reconnects, self._link.reconnects
+    def _publish(self, batch: _Batch, *, verify: bool) -> None:
+        verify = verify or self._epoch != self._link.reconnects
+        self._epoch = self._link.reconnects
         command = self._link.send_script(
-            "publish", self._names, *self._arguments(batch, verify=reconnected), on_reply=self._on_published
+            "publish", self._names, *self._arguments(batch, verify=verify), on_reply=self._on_published
         )
         command.again = lambda: self._link.pack_script("publish", self._names, *self._arguments(batch, verify=True))
+
+    def on_appended(self, *, stored: bool) -> None:
+        """Take note of it; what could not be appended goes by publish.lua, which says why or mends it."""
+        batch = self._in_flight
+        if batch is None:
+            return
+        if stored:
+            self._epoch = self._link.reconnects
+            self._on_stored(batch)
+        elif self._closed is None:
+            self._publish(batch, verify=True)
+        else:
+            self._in_flight = None
+            self._tell_waiters()
 
     def _arguments(self, batch: _Batch, *, verify: bool) -> tuple[bytes | str | int, ...]:
         """Return publish.lua's; after a reconnect have it verified that the log still holds what it held."""
@@ -243,10 +267,7 @@ class RunPublisher:
         batch, self._in_flight = self._in_flight, None
         self._epoch = self._link.reconnects
         if reply in (b"OK", b"DUPLICATE") and batch is not None:
-            with self._room:
-                self._stored_seq, self._log_exists = batch.last_seq, True
-                self._room.notify_all()
-            self._send_next()
+            self._on_stored(batch)
         elif isinstance(reply, list) and reply[0] == b"LOST":
             self._fill_again(Cursor.parse(reply[1].decode()))
         elif reply == b"FENCED":
@@ -256,13 +277,24 @@ class RunPublisher:
             self._end(BusError(f"the broker refused events of {self._channel}: {cause}"))
         self._tell_waiters()
 
+    def _on_stored(self, batch: _Batch) -> None:
+        self._in_flight = None
+        with self._room:
+            self._stored_seq, self._log_exists = batch.last_seq, True
+            more = bool(self._pending or self._again) and not self._wake_scheduled
+            self._wake_scheduled = self._wake_scheduled or more
+            self._room.notify_all()
+        if more:
+            self._appender.ready(self)
+        self._tell_waiters()
+
     def _fill_again(self, last: Cursor) -> None:
         """Store once more what the log lost: everything kept after its last entry."""
         self._log_exists = last != START
         self._stored_seq = last.seq if last.attempt == self._attempt else 0
         self._again = deque(batch for batch in self._kept if batch.last_seq > self._stored_seq)
         log.warning("the log of %s ends at %s; storing %d batches again", self._channel, last, len(self._again))
-        self._send_next()
+        self._appender.ready(self)
 
     def _end(self, reason: AgentStreamError) -> None:
         log.warning("%s", reason)

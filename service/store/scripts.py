@@ -25,6 +25,7 @@ SCRIPTS: Final[Mapping[str, Script]] = {
     for name in (
         "admit",
         "alive",
+        "append",
         "beat",
         "begin",
         "cancel",

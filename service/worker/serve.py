@@ -48,7 +48,7 @@ async def serve_worker(settings: Settings, *, keys: Keys | None = None) -> int:
             queue = JobQueue(endpoint, keys, settings.queue, worker_id=worker_id)
             leases = Leases(queue, settings.lease_s)
             runner = Runner(agent, Bus(link, keys), queue, leases, run_limits(settings))
-            await link.subscribe(keys.control(worker_id), leases.on_control)
+            await link.subscribe(keys.control(worker_id).encode(), leases.on_control)
             worker = Worker(
                 queue,
                 runner,

@@ -1,0 +1,94 @@
+"""Publishes to many runs at once, as many workers would together: claims jobs, begins them, writes tokens when told.
+
+It uses the store as a worker does, without an agent for each run: what it costs is not what is measured.
+"""
+
+import asyncio
+import json
+import os
+import sys
+import time
+from typing import Any
+
+import uvloop
+
+from service.protocol.keys import Keys
+from service.store.bus import Bus
+from service.store.endpoint import Endpoint
+from service.store.link import Link
+from service.store.publisher import LogLimits, RunPublisher
+from service.store.queue import JobQueue
+from tests.bench.machine import reply
+from tests.bench.tokens import TOKEN
+
+LIMITS = LogLimits(open_ttl_s=600, closed_ttl_s=60, max_bytes=4 << 20)
+
+
+class Driver:
+    """Many attempts at once."""
+
+    def __init__(self, url: str, queue: str) -> None:
+        """Prepare; nothing is connected yet."""
+        endpoint, keys = Endpoint(url), Keys()
+        self._link = Link(endpoint, name="bench-driver")
+        self._bus = Bus(self._link, keys)
+        self._queue = JobQueue(endpoint, keys, queue, worker_id="bench-driver")
+        self._publishers: list[RunPublisher] = []
+
+    async def open(self) -> None:
+        """Connect."""
+        self._link.open()
+        await self._link.wait_ready(10)
+        await self._queue.open()
+
+    async def claim(self, count: int) -> None:
+        """Claim and begin ``count`` more jobs."""
+        for _ in range(count):
+            claim = None
+            while claim is None:
+                claim = await self._queue.claim()
+            begun = await self._queue.begin(claim, ttl_s=600)
+            assert begun is not None
+            publisher = self._bus.publisher(claim.job.run_id, begun.attempt, LIMITS, print, begun.first)
+            self._publishers.append(publisher)
+            await self._queue.finish(claim)
+
+    async def write(self, rounds: int, burst: int) -> None:
+        """Write ``burst`` tokens at once to every run, ``rounds`` times; each round is stored before the next."""
+        for _ in range(rounds):
+            for publisher in self._publishers:
+                for _ in range(burst):
+                    publisher.put("text", TOKEN)
+            for publisher in self._publishers:
+                await publisher.flush()
+
+    def forget(self) -> None:
+        """Forget all runs."""
+        self._publishers.clear()
+
+    async def do(self, what: str, values: dict[str, Any]) -> dict[str, Any]:
+        """Do what a command says and return its answer."""
+        began_s, busy_s = time.monotonic(), time.process_time()
+        if what == "claim":
+            await self.claim(**values)
+        elif what == "write":
+            await self.write(**values)
+        else:
+            self.forget()
+        return {"took_s": time.monotonic() - began_s, "cpu_s": time.process_time() - busy_s}
+
+
+async def main() -> None:
+    """Do as told, until the input ends."""
+    driver = Driver(os.environ["REDIS_URL"], os.environ["AGENTSTREAM_QUEUE"])
+    await driver.open()
+    reader = asyncio.StreamReader()
+    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+    reply(ready=True)
+    while line := await reader.readline():
+        values = json.loads(line)
+        reply(**await driver.do(values.pop("do"), values))
+
+
+if __name__ == "__main__":
+    uvloop.run(main())

@@ -1,0 +1,110 @@
+"""What a benchmark measures with: a broker, servers and clients, each on its core, and the questions put to them."""
+
+import contextlib
+import http.client
+import json
+import os
+import secrets
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import urlsplit
+
+from tests.bench.machine import MEASURED_CORE, OTHER_CORE, Child, cpu_s
+
+BIG = "100000"
+
+
+class Server:
+    """A server under measurement, and its load generator."""
+
+    def __init__(self, child: Child, url: str, loadgen: Child) -> None:
+        """Bind a server that listens at ``url``."""
+        self.child = child
+        self.url = url
+        self.loadgen = loadgen
+
+    def open(self, count: int, question: str = "hold") -> None:
+        """Open ``count`` more streams."""
+        self.loadgen.ask("open", url=self.url, count=count, question=question)
+
+    def close(self) -> None:
+        """Close all streams."""
+        self.loadgen.ask("close")
+
+    def post(self, path: str, **values: Any) -> Any:
+        """Post to a baseline's own control route."""
+        where = urlsplit(self.url)
+        connection = http.client.HTTPConnection(where.netloc, timeout=60)
+        connection.request("POST", path, json.dumps(values), {"Content-Type": "application/json"})
+        response = connection.getresponse()
+        answer = response.read()
+        assert response.status == 200, answer  # noqa: PLR2004
+        connection.close()
+        return json.loads(answer) if answer else None
+
+    def cpu_s(self) -> float:
+        """Return the CPU time the server has used."""
+        return cpu_s(self.child.pid)
+
+
+class Rig:
+    """Everything on one broker."""
+
+    def __init__(self, redis_url: str, broker_pid: int) -> None:
+        """Put the broker on the second core."""
+        self.redis_url = redis_url
+        self.broker_pid = broker_pid
+        os.sched_setaffinity(broker_pid, {OTHER_CORE})
+
+    @contextlib.contextmanager
+    def baseline(self, name: str) -> Iterator[Server]:
+        """Yield the server of tests/bench/<name>.py."""
+        with Child(f"tests.bench.{name}", core=MEASURED_CORE) as child, _loadgen() as loadgen:
+            yield Server(child, child.until(r"serving on (http://\S+)")[1], loadgen)
+
+    @contextlib.contextmanager
+    def frontend(self, queue: str, *, core: int | None = MEASURED_CORE, **settings: str) -> Iterator[Server]:
+        """Yield a front end of ours, with every guarantee on."""
+        environment = self._environment(queue) | settings
+        with Child("service", "frontend", core=core, **environment) as child, _loadgen() as loadgen:
+            yield Server(child, child.until(r"serving on (http://\S+)")[1], loadgen)
+
+    @contextlib.contextmanager
+    def driver(self, queue: str) -> Iterator[Child]:
+        """Yield a publisher to many runs."""
+        with Child("tests.bench.driver", core=OTHER_CORE, **self._environment(queue)) as child:
+            child.answer()
+            yield child
+
+    @contextlib.contextmanager
+    def worker(self, queue: str, agent: str, *, core: int | None = OTHER_CORE, **settings: str) -> Iterator[Child]:
+        """Yield a worker of ours with an agent of tests/bench/agents.py."""
+        environment = self._environment(queue) | {"AGENTSTREAM_AGENT": f"tests.bench.agents:{agent}"} | settings
+        with Child("service", "worker", core=core, **environment) as child:
+            child.until("takes jobs of queue")
+            yield child
+
+    def broker_cpu_s(self) -> float:
+        """Return the CPU time the broker has used."""
+        return cpu_s(self.broker_pid)
+
+    def _environment(self, queue: str) -> dict[str, str]:
+        return {
+            "REDIS_URL": self.redis_url,
+            "AGENTSTREAM_QUEUE": queue,
+            "AGENTSTREAM_PORT": "0",
+            "AGENTSTREAM_MAX_QUEUED": BIG,
+            "AGENTSTREAM_CONCURRENCY": "10000",
+            "AGENTSTREAM_LOG_LEVEL": "info",
+        }
+
+
+def a_queue() -> str:
+    """Return a name for a queue of a scenario's own."""
+    return f"bench-{secrets.token_hex(4)}"
+
+
+@contextlib.contextmanager
+def _loadgen() -> Iterator[Child]:
+    with Child("tests.bench.loadgen", core=OTHER_CORE) as child:
+        yield child
