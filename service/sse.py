@@ -5,6 +5,7 @@ U+2028 broke httpx-sse 0.3.1), never ``retry:``, never an empty ``data:``.
 """
 
 import codecs
+import sys
 from collections.abc import Iterator
 from json.encoder import encode_basestring_ascii
 from typing import Final, NamedTuple
@@ -38,7 +39,11 @@ class TextTemplate:
     def __init__(self, before: bytes, after: bytes) -> None:
         """Take the JSON before and after the string's place."""
         self._before = "data: " + before.decode("ascii")
-        self._after = after.decode("ascii") + "\n\n"
+        self._after = sys.intern(after.decode("ascii") + "\n\n")  # the same for every run: in memory once
+
+    def render_at(self, text: str, attempt: int, seq: int) -> bytes:
+        """Return the frame of an event's text; its id is ``attempt-seq``. One call, for what there is most of."""
+        return f"id: {attempt}-{seq}\n{self._before}{json_string(text)}{self._after}".encode("ascii")
 
     def render(self, text: str, event_id: str | None) -> bytes:
         """Return the frame with ``text`` in its place, and its id if it has one."""

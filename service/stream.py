@@ -82,16 +82,17 @@ class ChunkStream:
         """
         frames: list[bytes] = []
         attempt, seq, items = batch
+        transcript, text = self._transcript, self._text
         for item in items:
-            if item.__class__ is str and self._after is None and self._transcript.continue_text():
-                frames.append(self._text.render(item, f"{attempt}-{seq}"))
+            if item.__class__ is str and self._after is None and transcript.in_text:
+                frames.append(text.render_at(item, attempt, seq))
             else:
                 event = event_of(attempt, seq, item)
                 if event.type in TERMINAL:
                     self.tail = self._end(event)
                     self.completed = event.type == RUN_COMPLETED
                     break
-                parts = tuple(self._transcript.receive(event))
+                parts = tuple(transcript.receive(event))
                 frames += self._frames(event, parts, numbered=len(parts) > 1)
             seq += 1
         return b"".join(frames)

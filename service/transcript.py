@@ -75,11 +75,12 @@ Part = Text | Named | Finish | Failure
 class Transcript:
     """Turns events into parts, one event at a time, in order."""
 
-    __slots__ = ("_any_reported", "_text_sent", "_tools_since_text", "_unreported", "finished")
+    __slots__ = ("_any_reported", "_text_sent", "_tools_since_text", "_unreported", "finished", "in_text")
 
     def __init__(self) -> None:
         """Start before the first event."""
         self.finished = False
+        self.in_text = False  # whether a text event now is one part, its text, and changes nothing: no need to ask
         self._text_sent = False
         self._tools_since_text = False
         self._unreported: tuple[dict[str, Any], ...] = ()
@@ -101,43 +102,33 @@ class Transcript:
         if kind == RUN_STARTED:
             self._unreported = ()
         elif kind in TERMINAL:
-            self.finished = True
+            self.finished, self.in_text = True, False
             if kind == RUN_CANCELLED:
                 return iter((Finish("stop", event.data["usage"], cancelled=True),))
             return self._completed(event.data) if kind == RUN_COMPLETED else self._failed(event.data)
         return ()
 
-    def continue_text(self) -> bool:
-        """Return whether a text event now is one part, its text and nothing else, and take note of it.
-
-        For the common case, so that no part is made for each token; otherwise ``receive`` must be asked.
-        """
-        if self._tools_since_text or self.finished:
-            return False
-        self._text_sent = True
-        return True
-
     def fail(self, code: str, message: str) -> Iterable[Part]:
         """End without a terminal event: the run's events cannot be had any more."""
-        self.finished = True
+        self.finished, self.in_text = True, False
         return self._failed({"code": code, "message": message})
 
     def _text(self, text: str) -> Iterable[Part]:
         if not self._tools_since_text:
-            self._text_sent = True
+            self._text_sent = self.in_text = True
             return (Text(text),)
         parts: list[Part] = [*self._take_tool_results()]
         if self._text_sent:
             parts.append(Text(TURN_SEPARATOR))
         parts.append(Text(text))
-        self._text_sent, self._tools_since_text = True, False
+        self._text_sent = self.in_text = True
+        self._tools_since_text = False
         return parts
 
     def _named(self, kind: str, data: dict[str, Any]) -> Named:
-        if kind == TOOL_CALL_START:
-            self._tools_since_text = True
-        elif kind == TOOL_CALL_END:
-            self._tools_since_text = True
+        if kind in {TOOL_CALL_START, TOOL_CALL_END}:
+            self._tools_since_text, self.in_text = True, False
+        if kind == TOOL_CALL_END:
             self._unreported += (_result_of_event(data),)
         return Named(kind, data)
 

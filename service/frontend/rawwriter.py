@@ -56,10 +56,12 @@ class RawWriter:
         """Whether the client has left more than HIGH_WATER_BYTES untaken."""
         return self._protocol.writing_paused
 
-    def write(self, data: bytes) -> None:
-        """Send bytes now, or let the transport buffer them; a closed connection swallows them."""
-        if data and self._transport is not None and not self._transport.is_closing():
-            self._transport.write(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
+    def write(self, data: bytes) -> bool:
+        """Send bytes now, or let the transport buffer them; a closed connection swallows them. Returns ``blocked``."""
+        transport = self._transport
+        if data and transport is not None and not transport.is_closing():
+            transport.write(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
+        return self._protocol.writing_paused
 
     async def until_writable(self) -> None:
         """Return when the client has taken enough; raises ClientGone if it takes nothing for the write timeout."""

@@ -90,10 +90,9 @@ class StreamPump:
         """Stream until the terminal frame is written; raises ClientGone."""
         await self._writer.prepare()
         self._started = True
-        self._writer.write(b"".join((self._machine.open(), *self._early)))
-        self._early.clear()
-        if self._writer.blocked:
+        if self._writer.write(b"".join((self._machine.open(), *self._early))):
             self._pause()
+        self._early.clear()
         while self._machine.tail is None:
             if self._stuck:
                 await self._writer.until_writable()
@@ -123,8 +122,7 @@ class StreamPump:
         if batch.seq == 1 and self._deadlines is not None:
             self._deadlines.begun(self._loop.time())
         if self._started:
-            self._writer.write(data)
-            if self._writer.blocked:
+            if self._writer.write(data):
                 self._pause()
         else:
             self._early.append(data)

@@ -52,12 +52,13 @@ class RunFeed:
     """Delivers every event of a run once and in order to its consumer, or tells it once why it cannot."""
 
     __slots__ = (
+        "_attempt",
         "_channel",
         "_consumer",
         "_heard",
         "_link",
-        "_position",
         "_reading",
+        "_seq",
         "_state",
         "_synced",
         "catch_ups",
@@ -75,7 +76,7 @@ class RunFeed:
         self._channel = channel.encode()
         self._consumer = consumer
         self._state = _State.CLOSED
-        self._position = (0, 0)  # attempt and seq of the last event delivered
+        self._attempt = self._seq = 0  # of the last event delivered
         self._heard = (0, 0)  # the furthest position a dropped message told of
         self._reading: Command | None = None
         self._synced: asyncio.Future[None] | None = None  # awaited by open_from_log
@@ -85,7 +86,7 @@ class RunFeed:
     @property
     def position(self) -> tuple[int, int]:
         """Attempt and seq of the last event delivered."""
-        return self._position
+        return self._attempt, self._seq
 
     async def open(self) -> None:
         """Subscribe to a run that has no past yet, and return when the server has confirmed it."""
@@ -142,15 +143,19 @@ class RunFeed:
         except BusError as exc:
             self._fail(exc)
             return
-        attempt, seq = self._position
-        if self._state is _LIVE and batch.attempt == attempt and batch.seq == seq + 1 and batch.items:
-            self._deliver(batch)
-        elif batch.items:
+        attempt, seq, items = batch
+        if self._state is _LIVE and seq == self._seq + 1 and attempt == self._attempt and items:
+            self._seq += len(items)
+            try:
+                self._consumer.on_batch(batch)
+            except Exception as exc:  # noqa: BLE001 -- whatever it is, the consumer must be told
+                self._on_consumer_failed(batch, exc)
+        elif items:
             self._on_doubtful(batch)
 
     def _on_doubtful(self, batch: Batch) -> None:
         """Take a message that does not simply follow."""
-        attempt, seq = self._position
+        attempt, seq = self.position
         if self._state is not _LIVE:
             self._heard = max(self._heard, (batch.attempt, batch.last_seq))
         elif (attempt, seq, batch.attempt, batch.seq) == (0, 0, 1, 1):
@@ -167,8 +172,7 @@ class RunFeed:
         self._read_page()
 
     def _read_page(self) -> None:
-        attempt, seq = self._position
-        after = f"({attempt}-{seq}" if attempt else "-"
+        after = f"({self._attempt}-{self._seq}" if self._attempt else "-"
         self._reading = self._link.send(
             "XRANGE", self._channel, after, "+", "COUNT", PAGE_ENTRIES, on_reply=self._on_page
         )
@@ -187,15 +191,14 @@ class RunFeed:
             self._fail(exc)
             return
         heard, self._heard = self._heard, (0, 0)
-        if len(page) == PAGE_ENTRIES or heard > self._position:
+        if len(page) == PAGE_ENTRIES or heard > self.position:
             self._read_page()
         else:
             self._state = _State.LIVE
             self._set_synced()
 
     def _take_entry(self, batch: Batch) -> None:
-        attempt, seq = self._position
-        expected = seq + 1 if batch.attempt == attempt else 1
+        expected = self._seq + 1 if batch.attempt == self._attempt else 1
         if batch.seq > expected:
             message = f"events {batch.attempt}-{expected} to {batch.attempt}-{batch.seq - 1} are no longer in the log"
             raise LogTrimmed(message)
@@ -203,13 +206,17 @@ class RunFeed:
             self._deliver(batch.since(expected))
 
     def _deliver(self, batch: Batch) -> None:
-        attempt, seq, items = batch
-        self._position = (attempt, seq + len(items) - 1)
+        self._attempt, seq, items = batch
+        self._seq = seq + len(items) - 1
         try:
             self._consumer.on_batch(batch)
-        except Exception as exc:  # a consumer that cannot go on must be told, not left waiting
-            log.exception("the consumer of %s failed", self._channel.decode())
-            self._fail(BusError(f"events {attempt}-{seq} and after could not be handled: {exc!r}"))
+        except Exception as exc:  # noqa: BLE001 -- whatever it is, the consumer must be told
+            self._on_consumer_failed(batch, exc)
+
+    def _on_consumer_failed(self, batch: Batch, exc: Exception) -> None:
+        """Tell a consumer that cannot go on, instead of leaving it to wait."""
+        log.error("the consumer of %s failed", self._channel.decode(), exc_info=exc)
+        self._fail(BusError(f"events {batch.attempt}-{batch.seq} and after could not be handled: {exc!r}"))
 
     def _set_synced(self) -> None:
         if self._synced is not None and not self._synced.done():

@@ -19,7 +19,7 @@ from service.store.link import Link
 from service.store.publisher import LogLimits, RunPublisher
 from service.store.queue import JobQueue
 from tests.bench.machine import reply
-from tests.bench.tokens import TOKEN
+from tests.bench.tokens import WORD, Load, stamp, write_all
 
 LIMITS = LogLimits(open_ttl_s=600, closed_ttl_s=60, max_bytes=4 << 20)
 
@@ -53,13 +53,18 @@ class Driver:
             self._publishers.append(publisher)
             await self._queue.finish(claim)
 
-    async def write(self, rounds: int, burst: int) -> None:
-        """Write ``burst`` tokens at once to every run, ``rounds`` times; each round is stored before the next."""
-        for _ in range(rounds):
-            for publisher in self._publishers:
-                for _ in range(burst):
-                    publisher.put("text", TOKEN)
-            for publisher in self._publishers:
+    async def write(self, load: Load) -> None:
+        """Write a load. As fast as can be, a round is stored before the next begins: bursts do not run together."""
+        publishers = self._publishers
+
+        def write(stream: int, _: int) -> None:
+            for _ in range(load.burst):
+                publishers[stream].put("text", stamp() if load.stamped else WORD)
+
+        rounds = 1 if load.per_s is None else load.rounds
+        for _ in range(load.rounds // rounds):
+            await write_all(load.model_copy(update={"rounds": rounds}), len(publishers), write)
+            for publisher in publishers:
                 await publisher.flush()
 
     def forget(self) -> None:
@@ -72,7 +77,7 @@ class Driver:
         if what == "claim":
             await self.claim(**values)
         elif what == "write":
-            await self.write(**values)
+            await self.write(Load(**values))
         else:
             self.forget()
         return {"took_s": time.monotonic() - began_s, "cpu_s": time.process_time() - busy_s}

@@ -1,7 +1,7 @@
 """Baseline ``floor``: the same bytes from memory, written by aiohttp, without a bus, an agent or a thought.
 
-As fast as aiohttp on uvloop gets: each frame is there before the measurement begins, framing of HTTP included, and
-goes straight to the transport.
+As fast as aiohttp on uvloop gets: each stream's frames are there before the measurement begins, and go straight to its
+transport, in HTTP's chunks.
 """
 
 import asyncio
@@ -13,26 +13,21 @@ import uvloop
 from aiohttp import web
 
 from service import sse
-from tests.bench.tokens import TOKEN, Load, Pace, stamped
+from tests.bench.tokens import WORD, Load, stamp, write_all
 
-TICK_S: Final = 0.001
 HEADERS: Final = {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache, no-transform"}
 
 transports: list[asyncio.Transport] = []
+responses: list[web.StreamResponse] = []
+frames: list[list[bytes]] = []
 CREATED: Final = int(time.time())
 
 
-def chunk(seq: int, delta: str) -> bytes:
-    """Return a chunk as it goes over the wire, as many bytes as the service's."""
-    run_id = f"chatcmpl-{secrets.token_hex(16)}"
+def chunk(run_id: str, seq: int, delta: str) -> bytes:
+    """Return a chunk, byte for byte as long as the service's."""
     fields = f'{{"id":"{run_id}","object":"chat.completion.chunk","created":{CREATED},"model":"agentstream",'
     body = f'{fields}"choices":[{{"index":0,"delta":{delta},"finish_reason":null}}]}}'
     return sse.frame(body.encode(), event_id=f"1-{seq}")
-
-
-def framed(data: bytes) -> bytes:
-    """Return data as one chunk of HTTP's chunked coding."""
-    return b"%x\r\n%b\r\n" % (len(data), data)
 
 
 async def stream(request: web.Request) -> web.StreamResponse:
@@ -41,42 +36,48 @@ async def stream(request: web.Request) -> web.StreamResponse:
     response = web.StreamResponse(headers=HEADERS)
     response.enable_chunked_encoding()
     await response.prepare(request)
-    await response.write(chunk(0, '{"role":"assistant"}'))
+    await response.write(chunk("chatcmpl-", 0, '{"role":"assistant"}'))
     assert request.transport is not None
     transports.append(request.transport)
+    responses.append(response)
     await asyncio.Event().wait()
     return response
 
 
-async def go(request: web.Request) -> web.Response:
-    """Write to all streams, round by round."""
+async def prepare(request: web.Request) -> web.Response:
+    """Have the frames of a load in memory, each stream's own."""
     load = Load.model_validate(await request.json())
-    frames = [chunk(seq, f'{{"content":"{TOKEN}"}}') for seq in range(2, 2 + load.rounds * load.burst)]
-    rounds = [framed(b"".join(frames[at : at + load.burst])) for at in range(0, len(frames), load.burst)]
-    for data in rounds:
-        for transport in transports:
-            transport.write(data)
-        await asyncio.sleep(0)
+    frames.clear()
+    for _ in transports:
+        run_id = f"chatcmpl-{secrets.token_hex(16)}"
+        texts = [chunk(run_id, seq, f'{{"content":"{WORD}"}}') for seq in range(2, 2 + load.rounds * load.burst)]
+        frames.append([b"".join(texts[at : at + load.burst]) for at in range(0, len(texts), load.burst)])
     return web.Response()
 
 
-async def pace(request: web.Request) -> web.Response:
-    """Write tokens that tell their time, evenly, to one stream after the other."""
-    load = Pace.model_validate(await request.json())
-    before, after = chunk(2, '{"content":"@"}').split(b"@")
-    began_s, written = time.monotonic(), 0
-    while (passed_s := time.monotonic() - began_s) < load.for_s:
-        due = int(min(passed_s, load.for_s) * load.per_s)
-        for number in range(written, due):
-            transports[number % len(transports)].write(framed(before + stamped().encode() + after))
-        written = max(written, due)
-        await asyncio.sleep(TICK_S)
-    return web.json_response({"written": written})
+async def go(request: web.Request) -> web.Response:
+    """Write what was prepared, or tokens that tell their time."""
+    load = Load.model_validate(await request.json())
+    before, after = chunk(f"chatcmpl-{secrets.token_hex(16)}", 2, '{"content":"@"}').split(b"@")
+
+    def write(stream: int, number: int) -> None:
+        data = before + stamp().encode() + after if load.stamped else frames[stream][number]
+        transports[stream].write(b"%x\r\n%b\r\n" % (len(data), data))
+
+    if load.per_s is None and not load.raw:
+        for number in range(load.rounds):
+            for stream_frames, response in zip(frames, responses, strict=True):
+                await response.write(stream_frames[number])
+            await asyncio.sleep(0)
+        return web.Response()
+    await write_all(load, len(transports), write)
+    return web.Response()
 
 
 async def forget(_request: web.Request) -> web.Response:
     """Forget streams whose clients have gone."""
     transports.clear()
+    responses.clear()
     return web.Response()
 
 
@@ -85,7 +86,7 @@ async def main() -> None:
     app = web.Application()
     app.router.add_post("/v1/chat/completions", stream)
     app.router.add_post("/go", go)
-    app.router.add_post("/pace", pace)
+    app.router.add_post("/prepare", prepare)
     app.router.add_post("/forget", forget)
     runner = web.AppRunner(app, handler_cancellation=True, access_log=None)
     await runner.setup()

@@ -20,7 +20,7 @@ from service.store.feed import RunFeed
 from service.store.link import Link
 from service.store.wire import Wire
 from service.stream import ChunkStream, StreamHead, StreamOptions
-from tests.bench.tokens import TOKEN
+from tests.bench.tokens import WORD
 from tests.helpers import RecordingSink
 
 CHANNEL: Final = f"agentstream:{{chatcmpl-{0:032x}}}:events"
@@ -31,7 +31,7 @@ TOKENS: Final = 8000
 
 def batch(seq: int, tokens: int = 1) -> bytes:
     """Return a message of streamed text."""
-    return encode_batch(1, seq, [encode_event("text", TOKEN)] * tokens)
+    return encode_batch(1, seq, [encode_event("text", WORD)] * tokens)
 
 
 def push(payload: bytes) -> bytes:
@@ -73,7 +73,7 @@ def open_pump() -> StreamPump:
 
 def layers() -> Iterator[tuple[str, int, Callable[[], Any]]]:
     """Yield (name, how many tokens it is for, what to do once)."""
-    encoded = encode_event("text", TOKEN)
+    encoded = encode_event("text", WORD)
     one, eight = [batch(seq) for seq in range(1, TOKENS + 1)], [batch(1 + 8 * n, 8) for n in range(TOKENS // 8)]
     yield "codec: encode an event and a message of it", TOKENS, lambda: [batch(seq) for seq in range(TOKENS)]
     yield "codec: join 8 events", TOKENS, lambda: [encode_batch(1, seq, [encoded] * 8) for seq in range(TOKENS // 8)]
@@ -118,7 +118,7 @@ def layers() -> Iterator[tuple[str, int, Callable[[], Any]]]:
     def agent() -> None:
         run = Run(HEAD.run_id, request, RecordingSink())
         for _ in range(TOKENS):
-            run.write(TOKEN)
+            run.write(WORD)
 
     yield "agent: run.write", TOKENS, agent
 

@@ -22,6 +22,7 @@ class Server:
         self.child = child
         self.url = url
         self.loadgen = loadgen
+        self.name = ""
 
     def open(self, count: int, question: str = "hold") -> None:
         """Open ``count`` more streams."""

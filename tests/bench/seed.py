@@ -15,7 +15,7 @@ from fastapi import FastAPI
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, Field
 
-from tests.bench.tokens import TOKEN, Load
+from tests.bench.tokens import WORD, Load, write_all
 
 
 class Message(BaseModel):
@@ -83,12 +83,13 @@ async def chunks(model: str, queue: asyncio.Queue[str]) -> AsyncIterator[str]:
 
 @app.post("/go")
 async def go(load: Load) -> None:
-    """Put tokens into all queues, round by round."""
-    for _ in range(load.rounds):
-        for queue in queues:
-            for _ in range(load.burst):
-                queue.put_nowait(TOKEN)
-        await asyncio.sleep(0)
+    """Put tokens into the queues."""
+
+    def write(stream: int, _: int) -> None:
+        for _ in range(load.burst):
+            queues[stream].put_nowait(WORD)
+
+    await write_all(load, len(queues), write)
 
 
 @app.post("/forget")
