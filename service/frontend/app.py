@@ -13,6 +13,7 @@ from service.frontend import metrics, middleware, playground, routes
 from service.frontend.auth import Authenticator
 from service.frontend.context import CONTEXT, Context
 from service.frontend.errands import Errands
+from service.frontend.streaming import Outbox
 from service.frontend.watch import Watcher
 from service.protocol.keys import Keys
 from service.store.bus import Bus
@@ -44,6 +45,7 @@ def create_app(settings: Settings, *, keys: Keys | None = None) -> web.Applicati
         authenticator=Authenticator(settings.api_keys),
         runs=RunStore(link, keys),
         watcher=Watcher(),
+        outbox=Outbox(),
         errands=Errands(),
         metrics=metrics.FrontendMetrics(),
     )

@@ -8,6 +8,7 @@ from service.config import Settings
 from service.frontend.auth import Authenticator
 from service.frontend.errands import Errands
 from service.frontend.metrics import FrontendMetrics
+from service.frontend.streaming import Outbox
 from service.frontend.watch import Watcher
 from service.store.bus import Bus
 from service.store.link import Link
@@ -26,6 +27,7 @@ class Context:
     authenticator: Authenticator
     runs: RunStore
     watcher: Watcher
+    outbox: Outbox
     errands: Errands
     metrics: FrontendMetrics
     draining: bool = False

@@ -84,8 +84,11 @@ class Admission:
         self.begun = True
         async with answering():
             await _check_limits(self._context, job)
-            await feed.open()
+            subscribed = feed.open()
+            if not self._context.link.in_order:
+                await subscribed
             await _enqueue(self._context, job)
+            await subscribed
 
     async def start(self) -> None:
         """Enqueue a run nobody waits for; raises as ``open`` does."""
@@ -225,7 +228,9 @@ async def stream_run(
     response = web.StreamResponse(headers=STREAM_HEADERS | _extra_headers(request))
     writer = RawWriter(request, response, write_timeout_s=context.settings.write_timeout_s)
     machine = ChunkStream(source.head, options, source.after)
-    pump = StreamPump(machine, writer, replay_word_delay_ms=context.settings.replay_word_delay_ms)
+    pump = StreamPump(
+        machine, writer, context.outbox, replay_word_delay_ms=context.settings.replay_word_delay_ms
+    )
     feed = context.bus.feed(source.head.run_id, pump)
     pump.attach(feed, source.deadlines(feed))
     context.watcher.add(pump)

@@ -1,7 +1,7 @@
 """From a run's feed to a client: streamed as SSE frames, or collected into one completion.
 
-Frames are written from the feed's callback, without waking a task per message. The handler's task only does what
-must wait: a slow client, and the terminal event's frames.
+Frames are gathered by the feed's callback and written at the end of the loop's turn, without waking a task per
+message. The handler's task only does what must wait: a slow client, and the terminal event's frames.
 """
 
 import asyncio
@@ -31,6 +31,33 @@ _TAIL_BLOCK_BYTES: Final = HIGH_WATER_BYTES // 4
 MAX_COMPLETION_CHARACTERS: Final = 16 << 20
 
 
+class Outbox:
+    """The streams that have something to send, written at the end of the loop's turn, one write for each.
+
+    One for a front end. A turn reads many messages at once: taking them all first, then writing, sends a stream's
+    frames in one piece, and keeps our own code in the processor's caches.
+    """
+
+    def __init__(self) -> None:
+        """Start empty."""
+        self._pumps: list[StreamPump] = []
+
+    def add(self, pump: "StreamPump") -> None:
+        """Flush this stream at the end of the turn."""
+        if not self._pumps:
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._pumps.append(pump)
+
+    def _flush(self) -> None:
+        pumps, self._pumps = self._pumps, []
+        for pump in pumps:
+            try:
+                pump.flush()
+            except Exception as exc:  # one stream's fault must not end all others
+                log.exception("writing a stream failed")
+                pump.fail(STREAM_LOST, f"the stream could not be written: {exc!r}")
+
+
 class StreamPump:
     """Writes one run to one client.
 
@@ -40,8 +67,6 @@ class StreamPump:
 
     __slots__ = (
         "_deadlines",
-        "_early",
-        "_early_bytes",
         "_feed",
         "_given_up",
         "_heard",
@@ -50,6 +75,9 @@ class StreamPump:
         "_looked_s",
         "_loop",
         "_machine",
+        "_out",
+        "_out_bytes",
+        "_outbox",
         "_paced",
         "_replay_delay_s",
         "_started",
@@ -58,16 +86,17 @@ class StreamPump:
         "_writer",
     )
 
-    def __init__(self, machine: ChunkStream, writer: RawWriter, *, replay_word_delay_ms: int) -> None:
+    def __init__(self, machine: ChunkStream, writer: RawWriter, outbox: Outbox, *, replay_word_delay_ms: int) -> None:
         """Bind the machine and the client; ``attach`` must follow."""
         self._machine = machine
         self._writer = writer
+        self._outbox = outbox
         self._replay_delay_s = replay_word_delay_ms / 1000
         self._loop = asyncio.get_running_loop()
         self._feed: RunFeed | None = None
         self._deadlines: Deadlines | None = None
-        self._early: list[bytes] = []  # what came before the response began
-        self._early_bytes = 0
+        self._out: list[bytes] = []
+        self._out_bytes = 0
         self._started = False
         self._paced = False
         self._stuck = False
@@ -90,9 +119,8 @@ class StreamPump:
         """Stream until the terminal frame is written; raises ClientGone."""
         await self._writer.prepare()
         self._started = True
-        if self._writer.write(b"".join((self._machine.open(), *self._early))):
-            self._pause()
-        self._early.clear()
+        self._out.insert(0, self._machine.open())
+        self.flush()
         while self._machine.tail is None:
             if self._stuck:
                 await self._writer.until_writable()
@@ -104,16 +132,14 @@ class StreamPump:
             else:
                 self._wake = self._loop.create_future()
                 await self._wake
+        self.flush()
         await self._send_tail(self._machine.tail)
         await self._writer.end()
 
     # -- from the feed ------------------------------------------------------------------------------
 
     def on_batch(self, batch: Batch) -> None:
-        """Take events in order; write their frames.
-
-        Nothing is gathered here: uvloop sends what one turn of its loop wrote to a socket in one piece.
-        """
+        """Take events in order; write their frames this turn of the loop."""
         machine = self._machine
         if machine.tail is not None:
             return
@@ -121,13 +147,15 @@ class StreamPump:
         self._heard = True
         if batch.seq == 1 and self._deadlines is not None:
             self._deadlines.begun(self._loop.time())
-        if self._started:
-            if self._writer.write(data):
-                self._pause()
-        else:
-            self._early.append(data)
-            self._early_bytes += len(data)
-            if self._early_bytes > HIGH_WATER_BYTES:
+        out = self._out
+        if not out and self._started:
+            self._outbox.add(self)
+        out.append(data)
+        self._out_bytes += len(data)
+        if self._out_bytes > HIGH_WATER_BYTES:  # one turn of the loop may read 8 MiB of messages: do not gather them
+            if self._started:
+                self.flush()
+            else:
                 self._pause()  # a long past, read faster than the response begins
         if machine.tail is not None:
             self._paced = machine.completed and self._replay_delay_s > 0
@@ -169,6 +197,15 @@ class StreamPump:
             self.fail(*verdict)
 
     # -- writing ------------------------------------------------------------------------------------
+
+    def flush(self) -> None:
+        """Write what was gathered."""
+        out = self._out
+        data = out[0] if len(out) == 1 else b"".join(out)
+        out.clear()
+        self._out_bytes = 0
+        if self._writer.write(data):
+            self._pause()
 
     def _pause(self) -> None:
         if not self._stuck:

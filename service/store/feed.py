@@ -88,14 +88,11 @@ class RunFeed:
         """Attempt and seq of the last event delivered."""
         return self._attempt, self._seq
 
-    async def open(self) -> None:
-        """Subscribe to a run that has no past yet, and return when the server has confirmed it."""
-        await self._link.subscribe(self._channel, self._on_message)
-        self._state = _State.LIVE
+    def open(self) -> asyncio.Future[None]:
+        """Subscribe to a run that has no past yet; what is returned is done when the server has confirmed it."""
+        self._state = _LIVE
         self._link.on_reconnect[self.doubt] = None
-
-    def open_now(self) -> None:
-        self._link._handlers[self._channel] = (self._on_message,); self._state = _State.LIVE
+        return self._link.subscribe(self._channel, self._on_message)
 
     async def open_from_log(self) -> bool:
         """Subscribe, deliver the past, and return whether all of it could be: False if the consumer paused.

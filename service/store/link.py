@@ -100,6 +100,11 @@ class Link:
         """Whether commands reach the broker right now, as far as is known."""
         return self._ready.is_set()
 
+    @property
+    def in_order(self) -> bool:
+        """Whether a channel is subscribed before a command sent after it is carried out: one connection has both."""
+        return self._endpoint.pushes_inline
+
     def open(self) -> None:
         """Begin to connect, and stay connected until ``close``."""
         self._task = asyncio.create_task(self._keep_connected(), name="link")
@@ -157,14 +162,13 @@ class Link:
         """Run a script of ours; otherwise like ``call``."""
         return await self.call("EVALSHA", SCRIPTS[name].sha, len(keys), *keys, *args)
 
-    async def subscribe(self, channel: bytes, on_message: OnMessage) -> None:
-        """Return once the server has confirmed: from then on no message of the channel is missed."""
+    def subscribe(self, channel: bytes, on_message: OnMessage) -> asyncio.Future[None]:
+        """Subscribe; what is returned is done when the server has confirmed: from then on no message is missed.
+
+        Commands sent after it are carried out after it, if ``in_order``.
+        """
         self._handlers[channel] = (*self._handlers.get(channel, ()), on_message)
-        try:
-            await self._subscribe([channel])
-        except BaseException:
-            self.unsubscribe(channel, on_message)
-            raise
+        return self._subscribe([channel])
 
     def unsubscribe(self, channel: bytes, on_message: OnMessage) -> None:
         """Stop receiving; harmless if not subscribed."""
@@ -174,6 +178,8 @@ class Link:
             self._handlers[channel] = left
         elif before:
             del self._handlers[channel]
+            for ack in self._acks.pop(channel, ()):
+                ack.cancel()  # nobody waits for it any more, and no connection would bring it
             if self._pushes is not None:
                 self._pushes.write(pack(("UNSUBSCRIBE", channel)))
 
@@ -184,10 +190,7 @@ class Link:
             return
         self._pending.append(command)
         if self._ready.is_set():
-            self._outbox.append(command.payload)
-            if not self._flush_scheduled:
-                self._flush_scheduled = True
-                asyncio.get_running_loop().call_soon(self._flush)
+            self._write(command.payload)
 
     def _enqueue_again(self, command: Command) -> None:
         """Send it after a wait, in which the connection may have become one to another server."""
@@ -195,36 +198,33 @@ class Link:
             command.payload = command.again()
         self._enqueue(command)
 
+    def _write(self, packed: bytes) -> None:
+        """Send bytes with whatever else this turn of the loop sends."""
+        self._outbox.append(packed)
+        if not self._flush_scheduled:
+            self._flush_scheduled = True
+            asyncio.get_running_loop().call_soon(self._flush)
+
     def _flush(self) -> None:
         self._flush_scheduled = False
         outbox, self._outbox = self._outbox, []
         if outbox and self._commands is not None and self._ready.is_set():
             self._commands.write(b"".join(outbox))
 
-    async def _subscribe(self, names: list[bytes]) -> None:
-        loop = asyncio.get_running_loop()
-        acks = []
-        for name in names:
-            acks.append(loop.create_future())
-            self._acks.setdefault(name, []).append(acks[-1])
-        if self._pushes is not None:  # else the reconnect subscribes it, and confirms
-            for start in range(0, len(names), SUBSCRIBE_AT_ONCE):
-                part = names[start : start + SUBSCRIBE_AT_ONCE]
-                self._pushes.write(pack(("SUBSCRIBE", *part)))
-        try:
-            for ack in acks:
-                await ack
-        finally:
-            for name, ack in zip(names, acks, strict=True):
-                if not ack.done() or ack.cancelled():
-                    self._forget_ack(name, ack)
+    def _subscribe(self, names: list[bytes]) -> asyncio.Future[None]:
+        """Return a future for the last one's confirmation, as they come in order.
 
-    def _forget_ack(self, name: bytes, ack: asyncio.Future[None]) -> None:
-        waiting = self._acks.get(name, [])
-        if ack in waiting:
-            waiting.remove(ack)
-            if not waiting:
-                del self._acks[name]
+        Without a connection, the next one subscribes, and confirms.
+        """
+        ack: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._acks.setdefault(names[-1], []).append(ack)
+        parts = [names[start : start + SUBSCRIBE_AT_ONCE] for start in range(0, len(names), SUBSCRIBE_AT_ONCE)]
+        packed = b"".join(pack(("SUBSCRIBE", *part)) for part in parts)
+        if self._ready.is_set() and self._pushes is self._commands:
+            self._write(packed)  # with the commands that follow, such as the job whose run this is
+        elif self._pushes is not None:
+            self._pushes.write(packed)
+        return ack
 
     # -- receiving ----------------------------------------------------------------------------------
 
@@ -294,7 +294,8 @@ class Link:
         # Not before it is the right one: an UNSUBSCRIBE on the wire of commands would shift all its replies.
         pushes = wire if self._endpoint.pushes_inline else await self._open(self._on_push, load_scripts=False)
         self._pushes = pushes
-        await unless_lost(pushes, self._subscribe(list(self._handlers)))
+        if self._handlers:
+            await unless_lost(pushes, self._subscribe(list(self._handlers)))
         self._pending = deque(command for command in self._pending if not command.cancelled)
         self._outbox.clear()
         wire.write(b"".join(command.again() if command.again else command.payload for command in self._pending))

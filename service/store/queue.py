@@ -12,13 +12,13 @@ import logging
 import math
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
 from redis.exceptions import RedisError, ResponseError
 
-from service.errors import BrokerUnavailable, LimitReached, QueueFull
+from service.errors import BrokerUnavailable, BusError, LimitReached, QueueFull
 from service.protocol.events import RUN_STARTED, encode_batch, encode_event
 from service.protocol.jobs import Job
 from service.protocol.keys import GROUP, Keys
@@ -53,6 +53,20 @@ def _broker_errors() -> Iterator[None]:
     try:
         yield
     except RedisError as exc:
+        message = f"Redis: {exc}"
+        raise BrokerUnavailable(message) from exc
+
+
+@contextlib.asynccontextmanager
+async def _answering(timeout_s: float) -> AsyncIterator[None]:
+    """Bound what is asked over a link, which would wait for a broker that is away; raises BrokerUnavailable."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            yield
+    except TimeoutError as exc:
+        message = f"Redis did not answer within {timeout_s:g} s"
+        raise BrokerUnavailable(message) from exc
+    except BusError as exc:
         message = f"Redis: {exc}"
         raise BrokerUnavailable(message) from exc
 
@@ -152,23 +166,29 @@ class JobSubmitter:
 
 
 class JobQueue:
-    """A worker's side of the queue, over redis-py. The blocking read has a connection of its own.
+    """A worker's side of the queue.
 
-    Every method raises BrokerUnavailable if Redis cannot be reached or refuses.
+    What a request waits for (claim, begin, finish) goes over links: the blocking read over one of its own, the rest
+    over the bus's. The upkeep of leases goes over redis-py. Every method raises BrokerUnavailable if Redis cannot be reached or refuses.
     """
 
-    def __init__(self, endpoint: Endpoint, keys: Keys, queue: str, *, worker_id: str) -> None:
+    def __init__(self, endpoint: Endpoint, link: Link, keys: Keys, queue: str, *, worker_id: str) -> None:
         """Bind the names; ``worker_id`` is unique for every process that ever claims."""
+        self._link = link
+        self._claims = Link(endpoint, name="agentstream-claims")
         self._keys = keys
         self._jobs = keys.jobs(queue)
         self._workers = keys.workers(queue)
         self.worker_id = worker_id
         self._redis = endpoint.redis()
-        self._blocking = endpoint.redis(read_timeout_s=CLAIM_BLOCK_S + COMMAND_TIMEOUT_S)
         self._scripts = {name: self._redis.register_script(script.source) for name, script in SCRIPTS.items()}
 
     async def open(self) -> None:
         """Make sure the queue and its group exist, and say that this worker is alive."""
+        self._claims.open()
+        await self._create()
+
+    async def _create(self) -> None:
         with _broker_errors():
             try:
                 await self._redis.xgroup_create(self._jobs, GROUP, id=_FIRST_ENTRY, mkstream=True)
@@ -190,7 +210,7 @@ class JobQueue:
                     if not str(exc).startswith(_NO_QUEUE):
                         raise
         finally:
-            await self._blocking.aclose()
+            await self._claims.close()
             await self._redis.aclose()
 
     async def beat(self) -> None:
@@ -200,23 +220,25 @@ class JobQueue:
     async def claim(self) -> Claim | None:
         """Wait up to CLAIM_BLOCK_S for a job and take it; one at a time, so idle workers share a burst."""
         started = time.monotonic()
-        with _broker_errors():
-            try:
-                reply = await self._blocking.xreadgroup(
-                    GROUP, self.worker_id, {self._jobs: ">"}, count=1, block=int(CLAIM_BLOCK_S * 1000)
+        block = ("COUNT", 1, "BLOCK", int(CLAIM_BLOCK_S * 1000))
+        try:
+            async with _answering(CLAIM_BLOCK_S + COMMAND_TIMEOUT_S):
+                reply = await self._claims.call(
+                    "XREADGROUP", "GROUP", GROUP, self.worker_id, *block, "STREAMS", self._jobs, ">"
                 )
-            except ResponseError as exc:
-                if not str(exc).startswith(_NO_QUEUE):
-                    raise
-                log.warning("the queue is gone (a broker that came back empty?); creating it again")
-                await self.open()
-                return None
-        entries = _entries(reply)
-        if not entries:
+        except BrokerUnavailable as exc:
+            if not str(exc.__cause__).startswith(_NO_QUEUE):
+                raise
+            log.warning("the queue is gone (a broker that came back empty?); creating it again")
+            await self._create()
+            return None
+        if not reply:
             if time.monotonic() - started < MIN_EMPTY_CLAIM_S:
                 await asyncio.sleep(MIN_EMPTY_CLAIM_S)
             return None
-        return await self._claim_of(*entries[0], since_s=started)
+        [entries] = reply.values() if isinstance(reply, dict) else (reply[0][1],)  # RESP3, RESP2
+        entry_id, flat = entries[0]
+        return await self._claim_of(entry_id, dict(zip(flat[::2], flat[1::2], strict=True)), since_s=started)
 
     async def reclaim(self, lease_s: float) -> Claim | None:
         """Take over one job whose worker has not renewed its lease for ``lease_s``; None if there is none.
@@ -237,7 +259,7 @@ class JobQueue:
         except BrokerUnavailable as exc:
             if not str(exc.__cause__).startswith(_NO_QUEUE):
                 raise
-            await self.open()
+            await self._create()
             return None
         if reply is None:
             return None
@@ -249,7 +271,7 @@ class JobQueue:
     async def begin(self, claim: Claim, *, ttl_s: int) -> Begun | None:
         """Begin an attempt at a claimed job; None if the run has ended, or another entry carries it."""
         run_id = claim.job.run_id
-        reply = await self._script(
+        reply = await self._quick(
             "begin",
             [self._keys.run(run_id), self._keys.events(run_id)],
             claim.entry_id,
@@ -285,7 +307,7 @@ class JobQueue:
 
     async def finish(self, claim: Claim) -> None:
         """Remove a job that needs no run any more: its terminal event is stored, or another entry carries it."""
-        if not await self._script("finish", [self._jobs], GROUP, self.worker_id, claim.entry_id):
+        if not await self._quick("finish", [self._jobs], GROUP, self.worker_id, claim.entry_id):
             log.warning("job %s is no longer held by this worker", claim.entry_id)
         if claim.job.limited:
             with _broker_errors():
@@ -322,16 +344,11 @@ class JobQueue:
                 values: list[bytes | None] = await pipeline.execute()
         return values
 
+    async def _quick(self, name: str, keys: list[str], *args: str | int) -> Any:  # noqa: ANN401 -- a Redis reply
+        """Run a script over the bus's link; a run waits for it."""
+        async with _answering(COMMAND_TIMEOUT_S):
+            return await self._link.call_script(name, keys, *args)
+
     async def _script(self, name: str, keys: list[str], *args: str | int) -> Any:  # noqa: ANN401 -- a Redis reply
         with _broker_errors():
             return await self._scripts[name](keys=keys, args=list(args))
-
-
-def _entries(reply: Any) -> list[tuple[str, dict[bytes, bytes]]]:  # noqa: ANN401 -- RESP2 and RESP3 differ
-    """Return (id, fields) of an XREADGROUP reply of one stream: a list under RESP2, a dict under RESP3."""
-    if not reply:
-        return []
-    entries = next(iter(reply.values())) if isinstance(reply, dict) else reply[0][1]
-    if entries and isinstance(entries[0], list) and entries[0] and isinstance(entries[0][0], list | tuple):
-        entries = entries[0]
-    return [(entry_id.decode(), fields) for entry_id, fields in entries]

@@ -45,7 +45,7 @@ async def serve_worker(settings: Settings, *, keys: Keys | None = None) -> int:
     try:
         with stop_signals() as stop:
             await link.wait_ready(settings.broker_wait_s)
-            queue = JobQueue(endpoint, keys, settings.queue, worker_id=worker_id)
+            queue = JobQueue(endpoint, link, keys, settings.queue, worker_id=worker_id)
             leases = Leases(queue, settings.lease_s)
             runner = Runner(agent, Bus(link, keys), queue, leases, run_limits(settings))
             await link.subscribe(keys.control(worker_id).encode(), leases.on_control)

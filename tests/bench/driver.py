@@ -32,7 +32,7 @@ class Driver:
         endpoint, keys = Endpoint(url), Keys()
         self._link = Link(endpoint, name="bench-driver")
         self._bus = Bus(self._link, keys)
-        self._queue = JobQueue(endpoint, keys, queue, worker_id="bench-driver")
+        self._queue = JobQueue(endpoint, self._link, keys, queue, worker_id="bench-driver")
         self._publishers: list[RunPublisher] = []
 
     async def open(self) -> None:

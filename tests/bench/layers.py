@@ -12,7 +12,7 @@ import hiredis
 
 from service.agents import Run
 from service.frontend.rawwriter import RawWriter
-from service.frontend.streaming import StreamPump
+from service.frontend.streaming import Outbox, StreamPump
 from service.protocol.events import decode_batch, encode_batch, encode_event
 from service.protocol.openai import ChatCompletionRequest
 from service.store.endpoint import Endpoint
@@ -62,11 +62,19 @@ class Client:
         self.protocol = self
 
 
+class AtOnce(Outbox):
+    """An outbox without a loop's turn to wait for."""
+
+    def add(self, pump: StreamPump) -> None:
+        """Note it as the real one does, for the flush that follows."""
+        self._pumps.append(pump)
+
+
 def open_pump() -> StreamPump:
     """Return a pump that has begun to write to nobody."""
     writer = RawWriter(Client(), None, write_timeout_s=30)  # type: ignore[arg-type]
     writer._transport = Nowhere()  # type: ignore[assignment]  # noqa: SLF001 -- as if prepared
-    pump = StreamPump(ChunkStream(HEAD, StreamOptions()), writer, replay_word_delay_ms=0)
+    pump = StreamPump(ChunkStream(HEAD, StreamOptions()), writer, AtOnce(), replay_word_delay_ms=0)
     pump._started = True  # noqa: SLF001
     return pump
 
@@ -100,7 +108,7 @@ def layers() -> Iterator[tuple[str, int, Callable[[], Any]]]:
         link = Link(Endpoint("redis://nowhere"), name="bench")
         client = open_pump()
         feed = RunFeed(link, CHANNEL, client)
-        feed.open_now()
+        feed.open()
         wire = Wire(link._on_reply, link._on_push)  # noqa: SLF001 -- without a socket
         for data in wire_bytes:
             wire.data_received(data)

@@ -1,0 +1,77 @@
+"""Baseline ``no bus``: our own front end and agent in one process, without a broker, a queue or a worker.
+
+The request is read, checked and answered by the service's own parts, so that what remains to a run through the queue
+is the queue's and the bus's.
+"""
+
+import asyncio
+from typing import Any
+
+import uvloop
+from aiohttp import web
+
+from service.agents import Run
+from service.config import load_settings
+from service.frontend.negotiate import stream_options
+from service.frontend.parsing import read_chat_request
+from service.frontend.rawwriter import RawWriter
+from service.protocol.events import Batch
+from service.protocol.jobs import new_run_id
+from service.protocol.openai import Usage
+from service.stream import ChunkStream, StreamHead
+from tests.bench.agents import event
+
+SETTINGS = load_settings()
+HEADERS = {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache, no-transform"}
+
+
+class Straight:
+    """A run's sink that is the client's stream."""
+
+    def __init__(self, machine: ChunkStream, writer: RawWriter) -> None:
+        """Bind the stream."""
+        self._machine = machine
+        self._writer = writer
+        self._seq = 1
+
+    def put(self, event_type: str, data: Any) -> None:
+        """Write an event's frames."""
+        self._writer.write(self._machine.receive(Batch(1, self._seq, [[event_type, data]])))
+        self._seq += 1
+
+    async def room(self) -> None:
+        """Return at once."""
+
+
+async def stream(request: web.Request) -> web.StreamResponse:
+    """Answer with the agent's run."""
+    chat = await read_chat_request(request, SETTINGS)
+    options = stream_options(request, include_usage=chat.include_usage)
+    head = StreamHead(run_id=new_run_id(), created=0, model=chat.model)
+    response = web.StreamResponse(headers=HEADERS)
+    writer, machine = RawWriter(request, response, write_timeout_s=30), ChunkStream(head, options)
+    await writer.prepare()
+    writer.write(machine.open())
+    sink = Straight(machine, writer)
+    result = await event(Run(head.run_id, chat, sink))
+    answer = {"content": result.content, "tool_results": [], "finish_reason": "stop", "usage": Usage().model_dump()}
+    sink.put("run_completed", answer)
+    assert machine.tail is not None
+    writer.write(b"".join(machine.tail))
+    await writer.end()
+    return response
+
+
+async def main() -> None:
+    """Serve until killed."""
+    app = web.Application()
+    app.router.add_post("/v1/chat/completions", stream)
+    runner = web.AppRunner(app, handler_cancellation=True, access_log=None)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    print(f"serving on http://127.0.0.1:{runner.addresses[0][1]}", flush=True)  # noqa: T201 -- read by the parent
+    await asyncio.Event().wait()
+
+
+if __name__ == "__main__":
+    uvloop.run(main())
