@@ -6,8 +6,7 @@ measured). Two plain commands, XADD and PUBLISH, cost 2.5 us, but publish also w
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from service.store.link import Link
 from service.store.wire import Reply
@@ -27,8 +26,7 @@ class Speaker(Protocol):
         """Learn whether it was appended."""
 
 
-@dataclass(frozen=True, slots=True)
-class Append:
+class Append(NamedTuple):
     """A batch on its way into a run's log. ``follows`` is the id of the log's last entry, as far as is known."""
 
     speaker: Speaker

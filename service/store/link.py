@@ -85,7 +85,7 @@ class Link:
         self._pending: deque[Command] = deque()
         self._outbox: list[bytes] = []
         self._flush_scheduled = False
-        self._handlers: dict[bytes, tuple[OnMessage, ...]] = {}
+        self._handlers: dict[bytes, OnMessage] = {}
         self._acks: dict[bytes, list[asyncio.Future[None]]] = {}
         self._commands: Wire | None = None
         self._pushes: Wire | None = None
@@ -167,16 +167,16 @@ class Link:
 
         Commands sent after it are carried out after it, if ``in_order``.
         """
-        self._handlers[channel] = (*self._handlers.get(channel, ()), on_message)
+        other = self._handlers.get(channel)
+        self._handlers[channel] = on_message if other is None else _Fanout(other, on_message)
         return self._subscribe([channel])
 
     def unsubscribe(self, channel: bytes, on_message: OnMessage) -> None:
         """Stop receiving; harmless if not subscribed."""
-        before = self._handlers.get(channel, ())
-        left = tuple(handler for handler in before if handler != on_message)
-        if left:
-            self._handlers[channel] = left
-        elif before:
+        before = self._handlers.get(channel)
+        if isinstance(before, _Fanout):
+            self._handlers[channel] = before.without(on_message)
+        elif before == on_message:
             del self._handlers[channel]
             for ack in self._acks.pop(channel, ()):
                 ack.cancel()  # nobody waits for it any more, and no connection would bring it
@@ -254,7 +254,8 @@ class Link:
     def _on_push(self, push: list[Any]) -> None:
         kind = push[0]
         if kind == b"message":
-            for handler in self._handlers.get(push[1], ()):
+            handler = self._handlers.get(push[1])
+            if handler is not None:
                 try:
                     handler(push[2])
                 except Exception:  # one stream's fault must not end all others
@@ -354,6 +355,30 @@ class Link:
             if wire is not None:
                 wire.abort()
         self._commands = self._pushes = None
+
+
+class _Fanout:
+    """Several handlers of one channel, as one."""
+
+    def __init__(self, one: OnMessage, other: OnMessage) -> None:
+        self._one = one
+        self._other = other
+
+    def __call__(self, payload: bytes) -> None:
+        try:
+            self._one(payload)
+        finally:  # whatever the one does
+            self._other(payload)
+
+    def without(self, handler: OnMessage) -> OnMessage:
+        """Return what is left."""
+        if self._other == handler:
+            return self._one
+        if self._one == handler:
+            return self._other
+        if isinstance(self._one, _Fanout):  # the later ones are outside
+            return _Fanout(self._one.without(handler), self._other)
+        return self
 
 
 def _check_handshake(commands: list[tuple[bytes | str | int, ...]], replies: list[Reply]) -> None:

@@ -79,7 +79,9 @@ class RunPublisher:
         self._on_lost = on_lost
         self._loop = asyncio.get_running_loop()
         self._loop_thread = threading.get_ident()
-        self._room = threading.Condition()  # guards the six lines below
+        self._lock = threading.Lock()  # guards the seven lines below
+        self._news = threading.Condition(self._lock)  # for threads that wait
+        self._threads_waiting = 0
         self._pending: deque[tuple[str, bytes]] = deque()
         self._pending_bytes = 0
         self._wake_scheduled = False
@@ -110,9 +112,9 @@ class RunPublisher:
         """
         encoded = encode_event(event_type, data)
         on_loop = threading.get_ident() == self._loop_thread
-        with self._room:
+        with self._lock:
             if not on_loop and not self._ended and self._pending_bytes > MAX_BUFFER_BYTES:
-                self._room.wait_for(self._has_room, ROOM_TIMEOUT_S)
+                self._wait(self._has_room, ROOM_TIMEOUT_S)
             if self._ended or self._closed is not None:
                 message = f"nothing more can be published: {self._closed or 'the run is over'}"
                 raise RunCancelled(message)
@@ -131,9 +133,21 @@ class RunPublisher:
         elif wake:
             self._loop.call_soon_threadsafe(self._appender.ready, self)
         if event_type == TOOL_CALL_START and not on_loop:
-            with self._room:
-                self._room.wait_for(self._tools_told)
+            with self._lock:
+                self._wait(self._tools_told)
             self._refuse_untold_tools()
+
+    def _wait(self, condition: Callable[[], bool], timeout_s: float | None = None) -> None:
+        """Have a thread that holds the lock wait; ``close`` ends every wait."""
+        self._threads_waiting += 1
+        try:
+            self._news.wait_for(condition, timeout_s)
+        finally:
+            self._threads_waiting -= 1
+
+    def _tell_threads(self) -> None:
+        if self._threads_waiting:  # seldom: telling nobody would cost every token a microsecond
+            self._news.notify_all()
 
     def _tools_told(self) -> bool:
         return self._stored_seq >= self._tool_seq or self._closed is not None
@@ -167,11 +181,11 @@ class RunPublisher:
 
     def close(self, reason: AgentStreamError) -> None:
         """Publish nothing more; later puts raise RunCancelled."""
-        with self._room:
+        with self._lock:
             self._closed = self._closed or reason
             self._pending.clear()
             self._pending_bytes = 0
-            self._room.notify_all()
+            self._tell_threads()
         self._tell_waiters()
 
     async def _progress(self) -> None:
@@ -187,11 +201,11 @@ class RunPublisher:
 
     def take(self) -> Append | None:
         """Return what is to be appended next, for the appender; None if nothing is, or if it needs publish.lua."""
-        with self._room:
+        with self._lock:
             self._wake_scheduled = False
-        if self._in_flight is not None or self._closed is not None:
-            return None
-        batch = self._again.popleft() if self._again else self._gather()
+            if self._in_flight is not None or self._closed is not None:
+                return None
+            batch = self._again.popleft() if self._again else self._gather()
         if batch is None:
             return None
         self._in_flight = batch
@@ -203,18 +217,19 @@ class RunPublisher:
         return Append(self, self._channel, entry_id, batch.payload, follows, doubtful)
 
     def _gather(self) -> _Batch | None:
-        taken: list[bytes] = []
+        """Return what waits, as far as it fits a batch; the lock is held."""
+        pending, taken = self._pending, []
         size, terminal = 0, ""
-        with self._room:
-            while self._pending and size < MAX_BATCH_BYTES and len(taken) < MAX_BATCH_EVENTS:
-                event_type, encoded = self._pending.popleft()
-                terminal = event_type if event_type in TERMINAL else terminal
-                size += len(encoded)
-                taken.append(encoded)
-            self._pending_bytes -= size
-            self._room.notify_all()
+        while pending and size < MAX_BATCH_BYTES and len(taken) < MAX_BATCH_EVENTS:
+            event_type, encoded = pending.popleft()
+            if event_type in TERMINAL:
+                terminal = event_type
+            size += len(encoded)
+            taken.append(encoded)
         if not taken:
             return None
+        self._pending_bytes -= size
+        self._tell_threads()
         payload = encode_batch(self._attempt, self._next_seq, taken)
         self._next_seq += len(taken)
         batch = _Batch(self._next_seq - 1, payload, terminal)
@@ -279,11 +294,11 @@ class RunPublisher:
 
     def _on_stored(self, batch: _Batch) -> None:
         self._in_flight = None
-        with self._room:
+        with self._lock:
             self._stored_seq, self._log_exists = batch.last_seq, True
             more = bool(self._pending or self._again) and not self._wake_scheduled
             self._wake_scheduled = self._wake_scheduled or more
-            self._room.notify_all()
+            self._tell_threads()
         if more:
             self._appender.ready(self)
         self._tell_waiters()
