@@ -1,13 +1,15 @@
 """The agents that benchmarked workers run."""
 
 import asyncio
+import time
+from typing import Final
 
 from service.agents import AgentResult, Run
 from tests.bench.tokens import WORD, Load, stamp, write_all
 
-_waiting: list[tuple[Run, asyncio.Future[None]]] = []
+SETTLE_S: Final = 0.3  # from the last agent's start until they write
 
-ANSWER = WORD * 20
+_waiting: list[tuple[Run, asyncio.Future[None]]] = []
 
 
 async def event(run: Run) -> AgentResult:
@@ -21,37 +23,51 @@ async def answer(run: Run) -> AgentResult:
     for _ in range(20):
         run.write(WORD)
         await asyncio.sleep(0)
-    return AgentResult(content=ANSWER)
+    return AgentResult(content=WORD * 20)
 
 
 async def together(run: Run) -> AgentResult:
-    """Wait for all others, then write a load together: the request tells how many streams there are, and the load.
+    """Wait for all others, then have a load written: the request says ``STREAMS LOAD``, the load as JSON.
 
-    ``streams load``, the load as JSON. One task writes for all, so that the agents' own waking is not measured.
+    One task writes for all, so that the agents' own waking is not measured.
     """
     streams, load_json = run.request.messages[-1].text.split(" ", 1)
-    load = Load.model_validate_json(load_json)
-    done = asyncio.get_running_loop().create_future()
-    _waiting.append((run, done))
-    if len(_waiting) == int(streams):
-        writing = _waiting[:]
-        _waiting.clear()
-        await asyncio.sleep(0.2)
+    if (writing := await _all_here(run, int(streams))) is not None:
+        load = Load.model_validate_json(load_json)
 
         def write(stream: int, _: int) -> None:
             for _ in range(load.burst):
                 writing[stream][0].write(stamp() if load.stamped else WORD)
 
         await write_all(load, len(writing), write)
-        for _, other in writing:
-            other.set_result(None)
-    await done
+        for _, done in writing:
+            if not done.done():
+                done.set_result(None)
     return AgentResult(content="")
 
 
 async def busy(run: Run) -> AgentResult:
-    """Write as fast as an agent can that lets others have their turn, for as many tokens as asked."""
-    for _ in range(int(run.request.messages[-1].text)):
+    """Wait for all others, then write as fast as an agent can that lets others have their turn: ``AGENTS TOKENS``."""
+    agents, tokens = map(int, run.request.messages[-1].text.split())
+    if (writing := await _all_here(run, agents)) is not None:
+        print(f"begun {time.monotonic()}", flush=True)  # noqa: T201 -- read by the parent
+        for _, done in writing:
+            if not done.done():
+                done.set_result(None)
+    for _ in range(tokens):
         run.write(WORD)
         await asyncio.sleep(0)
     return AgentResult(content="")
+
+
+async def _all_here(run: Run, count: int) -> list[tuple[Run, asyncio.Future[None]]] | None:
+    """Wait until ``count`` agents do; the last one gets them all, the others None when it has let them go."""
+    done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    _waiting.append((run, done))
+    if len(_waiting) < count:
+        await done
+        return None
+    everyone = _waiting[:]
+    _waiting.clear()
+    await asyncio.sleep(SETTLE_S)
+    return everyone

@@ -12,6 +12,7 @@ from typing import Any
 
 import uvloop
 
+from service.protocol.events import encode_batch, encode_event
 from service.protocol.keys import Keys
 from service.store.bus import Bus
 from service.store.endpoint import Endpoint
@@ -33,7 +34,9 @@ class Driver:
         self._link = Link(endpoint, name="bench-driver")
         self._bus = Bus(self._link, keys)
         self._queue = JobQueue(endpoint, self._link, keys, queue, worker_id="bench-driver")
+        self._keys = keys
         self._publishers: list[RunPublisher] = []
+        self._channels: list[str] = []
 
     async def open(self) -> None:
         """Connect."""
@@ -51,6 +54,7 @@ class Driver:
             assert begun is not None
             publisher = self._bus.publisher(claim.job.run_id, begun.attempt, LIMITS, print, begun.first)
             self._publishers.append(publisher)
+            self._channels.append(self._keys.events(claim.job.run_id))
             await self._queue.finish(claim)
 
     async def write(self, load: Load) -> None:
@@ -67,9 +71,11 @@ class Driver:
             for publisher in publishers:
                 await publisher.flush()
 
-    def forget(self) -> None:
-        """Forget all runs."""
-        self._publishers.clear()
+    async def publish(self, load: Load) -> None:
+        """Send plain PUBLISH commands of as many messages, old news to who listens: what the broker's share is alone."""
+        payload = encode_batch(1, 1, [encode_event("text", WORD)] * load.burst)
+        for _ in range(load.rounds):
+            await asyncio.gather(*(self._link.call("PUBLISH", channel, payload) for channel in self._channels))
 
     async def do(self, what: str, values: dict[str, Any]) -> dict[str, Any]:
         """Do what a command says and return its answer."""
@@ -79,7 +85,7 @@ class Driver:
         elif what == "write":
             await self.write(Load(**values))
         else:
-            self.forget()
+            await self.publish(Load(**values))
         return {"took_s": time.monotonic() - began_s, "cpu_s": time.process_time() - busy_s}
 
 

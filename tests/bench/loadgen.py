@@ -125,9 +125,14 @@ def first_events(url: str, count: int, question: str) -> dict[str, Any]:
     return {"took_us": took_us}
 
 
-def runs(url: str, connections: int, count: int, question: str) -> dict[str, Any]:
-    """Have ``count`` answers streamed over ``connections`` kept alive, each asking again when it has its answer."""
+def runs(url: str, connections: int, count: int, question: str = "", again: str = "") -> dict[str, Any]:
+    """Have ``count`` answers streamed over ``connections`` kept alive, each asking again when it has its answer.
+
+    New runs for ``question``, or the stream of the run called ``again``, from its beginning.
+    """
     address, request = post(url, question)
+    if again:
+        request = f"GET /v1/chat/completions/{again}?stream=true HTTP/1.1\r\nHost: {urlsplit(url).netloc}\r\n\r\n".encode()
     poll, tails, left, done = select.epoll(), {}, count, 0
     busy_s, began_s = time.process_time(), time.monotonic()
     for _ in range(min(connections, count)):

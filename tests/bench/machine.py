@@ -83,14 +83,16 @@ class Child:
         self.tell(what, **values)
         return self.answer()
 
-    def stop(self) -> None:
-        """End it: SIGTERM, then SIGKILL."""
+    def stop(self) -> str:
+        """End it, by SIGTERM, then SIGKILL; return what it said since it was last listened to."""
         self._process.terminate()
         try:
-            self._process.communicate(timeout=STOP_TIMEOUT_S)
+            rest, _ = self._process.communicate(timeout=STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             self._process.kill()
-            self._process.communicate()
+            rest, _ = self._process.communicate()
+        said, self._output = self._output + (rest or b""), b""
+        return said.decode(errors="replace")
 
     def _lines_until(self, found: Callable[[str], re.Match[str] | None]) -> re.Match[str]:
         assert self._process.stdout is not None

@@ -9,6 +9,9 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
+import redis
+
+from service.protocol.keys import Keys
 from tests.bench.machine import MEASURED_CORE, OTHER_CORE, Child, cpu_s
 
 BIG = "100000"
@@ -22,7 +25,6 @@ class Server:
         self.child = child
         self.url = url
         self.loadgen = loadgen
-        self.name = ""
 
     def open(self, count: int, question: str = "hold") -> None:
         """Open ``count`` more streams."""
@@ -39,9 +41,14 @@ class Server:
         connection.request("POST", path, json.dumps(values), {"Content-Type": "application/json"})
         response = connection.getresponse()
         answer = response.read()
-        assert response.status == 200, answer  # noqa: PLR2004
+        assert response.status == 200, answer
         connection.close()
         return json.loads(answer) if answer else None
+
+    def answer(self, question: str) -> str:
+        """Have a run of ours answered and return its id."""
+        body = {"model": "agentstream", "messages": [{"role": "user", "content": question}]}
+        return str(self.post("/v1/chat/completions", **body)["id"])
 
     def cpu_s(self) -> float:
         """Return the CPU time the server has used."""
@@ -55,6 +62,7 @@ class Rig:
         """Put the broker on the second core."""
         self.redis_url = redis_url
         self.broker_pid = broker_pid
+        self._redis = redis.Redis.from_url(redis_url)
         os.sched_setaffinity(broker_pid, {OTHER_CORE})
 
     @contextlib.contextmanager
@@ -64,10 +72,12 @@ class Rig:
             yield Server(child, child.until(r"serving on (http://\S+)")[1], loadgen)
 
     @contextlib.contextmanager
-    def frontend(self, queue: str, *, core: int | None = MEASURED_CORE, **settings: str) -> Iterator[Server]:
+    def frontend(
+        self, queue: str, *, core: int | None = MEASURED_CORE, module: str = "service", **settings: str
+    ) -> Iterator[Server]:
         """Yield a front end of ours, with every guarantee on."""
         environment = self._environment(queue) | settings
-        with Child("service", "frontend", core=core, **environment) as child, _loadgen() as loadgen:
+        with Child(module, "frontend", core=core, **environment) as child, _loadgen() as loadgen:
             yield Server(child, child.until(r"serving on (http://\S+)")[1], loadgen)
 
     @contextlib.contextmanager
@@ -84,6 +94,20 @@ class Rig:
         with Child("service", "worker", core=core, **environment) as child:
             child.until("takes jobs of queue")
             yield child
+
+    def connections(self) -> int:
+        """Return how many connections the broker has."""
+        return len(self._redis.client_list())
+
+    def cut(self, name: str) -> None:
+        """Cut the connections of this name."""
+        for client in self._redis.client_list():
+            if client["name"] == name:
+                self._redis.client_kill_filter(_id=client["id"])
+
+    def outstanding(self, queue: str) -> int:
+        """Return how many jobs of a queue are not done."""
+        return int(self._redis.xlen(Keys().jobs(queue)))
 
     def broker_cpu_s(self) -> float:
         """Return the CPU time the broker has used."""

@@ -1,0 +1,83 @@
+"""The benchmark: ``make bench``. Prints a table, the hot path's profile and the layers' costs; writes the README's table.
+
+Every figure of the front end is of one process on one core; what feeds it (broker, workers, load generator) has the
+other. Chunks a second are those of a core: chunks over the CPU time the front end spent, as the two cores of a small
+machine cannot keep it busy with all else on one. Linux only.
+"""
+
+import asyncio
+import re
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Final
+
+from service.broker import EmbeddedBroker, find_server
+from tests.bench import layers, scenarios
+from tests.bench.machine import MEASURED_CORE, ROOT, Child
+from tests.bench.rig import Rig, a_queue
+from tests.bench.scenarios import Row
+from tests.bench.tokens import Load
+
+SCENARIOS: Final[tuple[Callable[[Rig], Iterator[Row]], ...]] = (
+    scenarios.chunks,
+    scenarios.broker,
+    scenarios.latencies,
+    scenarios.first_event,
+    scenarios.idle_streams,
+    scenarios.worker,
+    scenarios.pipeline,
+    scenarios.scaling,
+)
+README: Final = ROOT / "README.md"
+TABLE: Final = re.compile(r"(<!-- bench -->\n).*?(<!-- end of bench -->)", re.DOTALL)
+
+
+def table(rows: Iterable[Row]) -> str:
+    """Return rows as Markdown."""
+    lines = ["| what | measured | beside it | target |", "|---|---|---|---|"]
+    for row in rows:
+        target = {True: f"{row.target}: met", False: f"{row.target}: missed", None: ""}[row.met]
+        lines.append(f"| {row.what} | {row.ours} | {row.baselines} | {target} |")
+    return "\n".join(lines) + "\n"
+
+
+def profile(rig: Rig) -> str:
+    """Return where a front end's time goes while it writes to 1,000 streams, by cProfile, which favours no function."""
+    queue, load = a_queue(), Load(rounds=40)
+    with rig.frontend(queue, module="tests.bench.profiled") as ours, rig.driver(queue) as driver:
+        ours.open(1000)
+        driver.ask("claim", count=1000)
+        ours.loadgen.ask("count", expected=1000 * load.rounds)
+        driver.tell("write", **load.model_dump())
+        ours.loadgen.answer()
+        driver.answer()
+        ours.close()
+        return ours.child.stop().partition("profile:\n")[2].partition("end of profile")[0]
+
+
+async def main() -> int:
+    """Measure; returns the exit code: 0 also when a target was missed, which the table says."""
+    began_s = time.monotonic()
+    async with EmbeddedBroker(choice := find_server()) as broker:
+        rig = Rig(broker.url, broker.pid)
+        chosen = [scenario for scenario in SCENARIOS if not sys.argv[1:] or scenario.__name__ in sys.argv[1:]]
+        rows: list[Row] = []
+        for scenario in chosen:
+            print(f"measuring: {scenario.__name__}", file=sys.stderr, flush=True)
+            rows += await asyncio.to_thread(lambda scenario=scenario: list(scenario(rig)))
+        print(table(rows))
+        if len(chosen) < len(SCENARIOS):
+            return 0
+        print("The front end's hot path, one token a message:\n")
+        print(await asyncio.to_thread(profile, rig))
+    print("What each layer costs by itself, a token:\n")
+    for layer, cost_us in await layers.measure():
+        print(f"  {cost_us:6.2f} us  {layer}")
+    print(f"\n{choice.origin}, Python {sys.version.split()[0]}, {time.monotonic() - began_s:.0f} s")
+    README.write_text(TABLE.sub(lambda match: match[1] + table(rows) + match[2], README.read_text()))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(asyncio.run(main()))

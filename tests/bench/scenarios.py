@@ -1,0 +1,302 @@
+"""What is measured: each scenario beside its baselines, in turn, several times; the median counts."""
+
+import contextlib
+import http.client
+import json
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from statistics import median
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from tests.bench.machine import MEASURED_CORE, OTHER_CORE, Child, cpu_s, resident_bytes
+from tests.bench.rig import Rig, Server, a_queue
+from tests.bench.tokens import Load
+
+TIMES: Final = 5
+IDLE_STREAMS: Final = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of the table: what was measured, beside its baselines, and whether it is as it should be."""
+
+    what: str
+    ours: str
+    baselines: str = ""
+    target: str = ""
+    met: bool | None = None
+
+
+def percentile(values: Iterable[float], share: float) -> float:
+    """Return the value that ``share`` of all stay below."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(len(ordered) * share))]
+
+
+def _baseline_rate(server: Server, streams: int, load: Load, *, prepare: bool) -> tuple[float, float]:
+    """Return a baseline's chunks a second of its core, and the load generator's share of the other."""
+    values = load.model_dump()
+    if prepare:
+        server.post("/prepare", **values)
+    tokens, busy_s = streams * load.rounds * load.burst, server.cpu_s()
+    server.loadgen.ask("count", expected=tokens)
+    server.post("/go", **values)
+    seen = server.loadgen.answer()
+    return tokens / (server.cpu_s() - busy_s), seen["cpu_share"]
+
+
+def _our_rate(server: Server, driver: Child, streams: int, load: Load) -> tuple[float, float]:
+    tokens, busy_s = streams * load.rounds * load.burst, server.cpu_s()
+    server.loadgen.ask("count", expected=tokens)
+    driver.tell("write", **load.model_dump())
+    seen = server.loadgen.answer()
+    driver.answer()
+    return tokens / (server.cpu_s() - busy_s), seen["cpu_share"]
+
+
+def throughput(rig: Rig, streams: int, burst: int, rounds: int) -> dict[str, float]:
+    """Return the median chunks a second of a core for each system, and the greatest share of the load generator."""
+    load, queue = Load(rounds=rounds, burst=burst), a_queue()
+    rates: dict[str, list[float]] = {"seed": [], "floor": [], "raw": [], "ours": []}
+    shares = []
+    with (
+        rig.baseline("seed") as seed,
+        rig.baseline("floor") as floor,
+        rig.frontend(queue) as ours,
+        rig.driver(queue) as driver,
+    ):
+        for server in (seed, floor, ours):
+            server.open(streams)
+        driver.ask("claim", count=streams)
+        for _ in range(TIMES):
+            for name, measured in (
+                ("seed", _baseline_rate(seed, streams, load, prepare=False)),
+                ("floor", _baseline_rate(floor, streams, load, prepare=True)),
+                ("raw", _baseline_rate(floor, streams, load.model_copy(update={"raw": True}), prepare=True)),
+                ("ours", _our_rate(ours, driver, streams, load)),
+            ):
+                rates[name].append(measured[0])
+                shares.append(measured[1])
+    return {name: median(values) for name, values in rates.items()} | {"loadgen": max(shares)}
+
+
+def chunks(rig: Rig) -> Iterator[Row]:
+    """Chunks a second that one core of a front end writes."""
+    one = throughput(rig, 1000, 1, 40)
+    yield Row(
+        "chunks/s of a core, 1,000 streams, one token a message",
+        f"{one['ours']:,.0f} ({one['ours'] / one['seed']:.1f}x seed, {one['ours'] / one['floor']:.2f}x floor)",
+        f"seed {one['seed']:,.0f}, floor {one['floor']:,.0f}, raw {one['raw']:,.0f}; load generator {one['loadgen']:.0%}",
+        ">= 3x seed, >= 0.85x floor",
+        one["ours"] >= 3 * one["seed"] and one["ours"] >= 0.85 * one["floor"],
+    )
+    many = throughput(rig, 100, 8, 60)
+    yield Row(
+        "chunks/s of a core, 100 streams, 8 tokens a message",
+        f"{many['ours']:,.0f} ({many['ours'] / many['seed']:.1f}x seed)",
+        f"seed {many['seed']:,.0f}, floor {many['floor']:,.0f}; load generator {many['loadgen']:.0%}",
+        ">= 8x seed",
+        many["ours"] >= 8 * many["seed"],
+    )
+
+
+def broker(rig: Rig) -> Iterator[Row]:
+    """CPU time the broker spends on a token."""
+    queue, streams = a_queue(), 1000
+    spent: dict[str, list[float]] = {"1": [], "4": [], "publish": []}
+    with rig.frontend(queue) as ours, rig.driver(queue) as driver:
+        ours.open(streams)
+        driver.ask("claim", count=streams)
+        for _ in range(TIMES):
+            for name, command, load in (
+                ("1", "write", Load(rounds=30)),
+                ("4", "write", Load(rounds=15, burst=4)),
+                ("publish", "publish", Load(rounds=30)),
+            ):
+                busy_s = rig.broker_cpu_s()
+                driver.ask(command, **load.model_dump())
+                spent[name].append((rig.broker_cpu_s() - busy_s) / (streams * load.rounds * load.burst) * 1e6)
+    one, four, publish = (median(spent[name]) for name in ("1", "4", "publish"))
+    yield Row(
+        "broker CPU a token, 1,000 streams", f"{one:.1f} us", f"PUBLISH alone {publish:.1f} us", "<= 5 us", one <= 5
+    )
+    yield Row("the same, 4 tokens a message", f"{four:.1f} us", "", "<= 1.5 us", four <= 1.5)
+
+
+def latencies(rig: Rig) -> Iterator[Row]:
+    """Time from an agent's ``run.write`` to the client's byte."""
+    queue = a_queue()
+    quiet, loud = Load(rounds=10, per_s=1000, stamped=True), Load(rounds=50, per_s=50_000, stamped=True)
+    measured: dict[str, list[dict[str, float]]] = {"floor": [], "quiet": [], "loud": []}
+    with rig.baseline("floor") as floor, rig.frontend(queue) as ours, rig.worker(queue, "together"):
+        for _ in range(TIMES):
+            floor.open(100)
+            floor.loadgen.ask("latencies", expected=100 * quiet.rounds)
+            floor.post("/go", **quiet.model_dump())
+            measured["floor"].append(_percentiles(floor.loadgen.answer()["on_way_us"]))
+            floor.close()
+            floor.post("/forget")
+            for name, streams, load in (("quiet", 100, quiet), ("loud", 1000, loud)):
+                ours.open(streams, f"{streams} {load.model_dump_json()}")
+                ours.loadgen.ask("latencies", expected=streams * load.rounds)
+                measured[name].append(_percentiles(ours.loadgen.answer()["on_way_us"]))
+                ours.close()
+                time.sleep(0.2)  # cancels of the runs just left are over
+
+    def middle(name: str, what: str) -> float:
+        return median(values[what] for values in measured[name])
+
+    floor_p50, p50, p99 = middle("floor", "p50"), middle("quiet", "p50"), middle("quiet", "p99")
+    yield Row(
+        "run.write to client, 100 streams, 1,000 tokens/s: p50, p99",
+        f"{p50:,.0f}, {p99:,.0f} us",
+        f"floor {floor_p50:,.0f}, {middle('floor', 'p99'):,.0f} us",
+        "p50 <= 3x floor, p99 < 1 ms",
+        p50 <= 3 * floor_p50 and p99 < 1000,
+    )
+    p50, p99, late = middle("loud", "p50"), middle("loud", "p99"), middle("loud", "late_p50")
+    yield Row(
+        "the same, 1,000 streams, 50,000 tokens/s",
+        f"{p50:,.0f}, {p99:,.0f} us",
+        f"p50 of the second half {late:,.0f} us",
+        "p99 <= 5x p50, no growing backlog",
+        p99 <= 5 * p50 and late <= 2 * p50,
+    )
+
+
+def _percentiles(values: list[float]) -> dict[str, float]:
+    half = values[len(values) // 2 :]
+    return {"p50": percentile(values, 0.5), "p99": percentile(values, 0.99), "late_p50": percentile(half, 0.5)}
+
+
+def first_event(rig: Rig) -> Iterator[Row]:
+    """Time from a request to its run's first event, through the queue and a worker, on an idle machine."""
+    queue = a_queue()
+    took: dict[str, list[float]] = {"no bus": [], "ours": []}
+    with rig.baseline("nobus") as nobus, rig.frontend(queue) as ours, rig.worker(queue, "event"):
+        for _ in range(TIMES):
+            for name, server in (("no bus", nobus), ("ours", ours)):
+                answer = server.loadgen.ask("first_events", url=server.url, count=100, question="x")
+                took[name].append(percentile(answer["took_us"], 0.5))
+    p50, base = median(took["ours"]), median(took["no bus"])
+    yield Row(
+        "request to first named event, idle: p50",
+        f"{p50:,.0f} us ({p50 / base:.1f}x)",
+        f"no bus {base:,.0f} us",
+        "<= 2.5x no bus, < 1 ms",
+        p50 <= 2.5 * base and p50 < 1000,
+    )
+
+
+def idle_streams(rig: Rig) -> Iterator[Row]:
+    """What 10,000 open streams cost, and how soon they live again when the bus connection is cut."""
+    queue, kib = a_queue(), {}
+    for name in ("seed", "floor"):
+        with rig.baseline(name) as server:
+            kib[name] = _open_and_weigh(server)
+    with rig.frontend(queue, AGENTSTREAM_QUEUE_TIMEOUT_S="600") as ours, rig.driver(queue) as driver:
+        connections = rig.connections()
+        kib["ours"] = _open_and_weigh(ours, lambda: driver.ask("claim", count=IDLE_STREAMS))
+        more = rig.connections() - connections
+        yield Row(
+            "10,000 idle streams on one front end: memory of one",
+            f"{kib['ours']:.1f} KiB, {more} more connections to Redis",
+            f"seed {kib['seed']:.1f}, floor {kib['floor']:.1f} KiB",
+            "<= 16 KiB, no more connections",
+            kib["ours"] <= 16 and more == 0,
+        )
+        took_s = []
+        for _ in range(TIMES):
+            ours.loadgen.ask("count", expected=IDLE_STREAMS)
+            rig.cut("agentstream-frontend")
+            driver.tell("write", **Load(rounds=1).model_dump())
+            took_s.append(ours.loadgen.answer()["took_s"])
+            driver.answer()
+        yield Row(
+            "bus connection cut: until a token written then is on all 10,000 streams",
+            f"{median(took_s):.2f} s",
+            "",
+            "< 0.6 s",
+            median(took_s) < 0.6,
+        )
+
+
+def _open_and_weigh(server: Server, begin: Any = None) -> float:
+    server.open(100)
+    before = resident_bytes(server.child.pid)
+    server.open(IDLE_STREAMS - 100)
+    if begin is not None:
+        begin()
+    return (resident_bytes(server.child.pid) - before) / (IDLE_STREAMS - 100) / 1024
+
+
+def worker(rig: Rig) -> Iterator[Row]:
+    """Tokens a second that one worker process publishes for 200 agents at once, and two for 400."""
+    rates: dict[int, list[float]] = {1: [], 2: []}
+    for _ in range(TIMES):
+        for processes in rates:
+            rates[processes].append(_published_a_second(rig, processes))
+    one, two = median(rates[1]), median(rates[2])
+    yield Row("tokens/s published, one worker, 200 agents", f"{one:,.0f}", "", ">= 60,000", one >= 60_000)
+    yield Row("the same, two worker processes (two cores, the broker on one of them)", f"{two:,.0f} ({two / one:.2f}x)")
+
+
+def _published_a_second(rig: Rig, processes: int, agents: int = 200, tokens: int = 1000) -> float:
+    queue = a_queue()
+    cores = [MEASURED_CORE, OTHER_CORE][:processes]
+    with rig.frontend(queue, core=OTHER_CORE) as frontend, contextlib.ExitStack() as stack:
+        per_worker = {"AGENTSTREAM_CONCURRENCY": str(agents)}
+        workers = [stack.enter_context(rig.worker(queue, "busy", core=core, **per_worker)) for core in cores]
+        for _ in range(agents * processes):
+            _post_in_background(frontend.url, f"{agents} {tokens}")
+        began_s = min(float(child.until(r"begun (\S+)")[1]) for child in workers)
+        while rig.outstanding(queue):
+            time.sleep(0.005)
+        return agents * processes * tokens / (time.monotonic() - began_s)
+
+
+def _post_in_background(url: str, question: str) -> None:
+    body = {"model": "agentstream", "background": True, "messages": [{"role": "user", "content": question}]}
+    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=30)
+    connection.request("POST", "/v1/chat/completions", json.dumps(body), {"Content-Type": "application/json"})
+    assert connection.getresponse().status == 200
+    connection.close()
+
+
+def pipeline(rig: Rig) -> Iterator[Row]:
+    """Whole runs a second, an answer of 20 words each, and where their time goes."""
+    queue, count = a_queue(), 500
+    rates: list[float] = []
+    spent: dict[str, list[float]] = {"front end": [], "worker": [], "broker": [], "load generator": []}
+    with rig.frontend(queue) as ours, rig.worker(queue, "answer", AGENTSTREAM_CONCURRENCY="64") as child:
+        pids = {
+            "front end": ours.child.pid,
+            "worker": child.pid,
+            "broker": rig.broker_pid,
+            "load generator": ours.loadgen.pid,
+        }
+        for _ in range(TIMES):
+            before = {name: cpu_s(pid) for name, pid in pids.items()}
+            took = ours.loadgen.ask("runs", url=ours.url, connections=32, count=count, question="x")
+            rates.append(count / took["took_s"])
+            for name, pid in pids.items():
+                spent[name].append((cpu_s(pid) - before[name]) / count * 1e6)
+    shares = ", ".join(f"{name} {median(values):,.0f}" for name, values in spent.items())
+    yield Row("runs/s, an answer of 20 words, one front end, one worker", f"{median(rates):,.0f}", f"CPU us a run: {shares}")
+
+
+def scaling(rig: Rig) -> Iterator[Row]:
+    """Finished answers streamed again, by one front-end process and by two on the same port."""
+    rates: dict[int, list[float]] = {1: [], 2: []}
+    queue, count = a_queue(), 400
+    with rig.worker(queue, "answer", core=OTHER_CORE):
+        for processes in rates:
+            with rig.frontend(queue, core=None, AGENTSTREAM_PROCESSES=str(processes)) as ours:
+                run_id = ours.answer("x")
+                for _ in range(TIMES):
+                    took = ours.loadgen.ask("runs", url=ours.url, connections=32, count=count, again=run_id)
+                    rates[processes].append(count / took["took_s"])
+    one, two = median(rates[1]), median(rates[2])
+    yield Row("answers streamed again, a second: --processes 1, 2", f"{one:,.0f}, {two:,.0f} ({two / one:.2f}x)")
