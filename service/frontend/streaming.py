@@ -56,6 +56,7 @@ class StreamPump:
         "_stuck",
         "_wake",
         "_writer",
+        "_wrote",
     )
 
     def __init__(self, machine: ChunkStream, writer: RawWriter, *, replay_word_delay_ms: int) -> None:
@@ -73,7 +74,7 @@ class StreamPump:
         self._stuck = False
         self._given_up = False
         self._wake: asyncio.Future[None] | None = None
-        self._heard = False  # since the watcher last looked
+        self._heard = self._wrote = False  # since the watcher last looked
         self._last_byte_s = self._last_chunk_s = self._looked_s = self._loop.time()
 
     def attach(self, feed: RunFeed, deadlines: Deadlines) -> None:
@@ -115,11 +116,12 @@ class StreamPump:
 
         Nothing is gathered here: uvloop sends what one turn of its loop wrote to a socket in one piece.
         """
-        machine = self._machine
-        if machine.tail is not None:
+        if self._machine.tail is not None:
             return
+        machine = self._machine
         data = machine.receive(batch)
         self._heard = True
+        self._wrote = self._wrote or bool(data)  # an event may make no frames, and a client waits for bytes
         if batch.seq == 1 and self._deadlines is not None:
             self._deadlines.begun(self._loop.time())
         if self._started:
@@ -158,9 +160,11 @@ class StreamPump:
             return  # a stuck client has a time limit of its own
         if self._heard:
             self._heard = False
-            self._last_byte_s = self._last_chunk_s = looked_s
             if self._deadlines is not None:
                 self._deadlines.heard(now_s)
+        if self._wrote:
+            self._wrote = False
+            self._last_byte_s = self._last_chunk_s = looked_s
         if now_s - self._last_chunk_s >= EMPTY_CHUNK_AFTER_S - _SWEEP_SLACK_S:
             self._writer.write(self._machine.empty_chunk())
             self._last_byte_s = self._last_chunk_s = now_s
