@@ -282,7 +282,7 @@ async def test_what_came_since_the_last_look_counts_from_that_look() -> None:
     scene.pump.on_batch(batch(said("a")))
     scene.pump.tick(scene.started_s + 2)
     assert scene.deadlines.heard_s == [scene.started_s + 2]
-    scene.pump.tick(scene.started_s + KEEPALIVE_AFTER_S)
+    scene.pump.tick(scene.started_s + KEEPALIVE_AFTER_S - 1)
     assert sse.KEEPALIVE not in scene.writer.sent
     scene.pump.tick(scene.started_s + 1 + KEEPALIVE_AFTER_S)
     assert scene.writer.sent.count(sse.KEEPALIVE) == 1
