@@ -10,7 +10,7 @@ from typing import Any
 import orjson
 
 from service import sse
-from service.protocol.events import Event
+from service.protocol.events import TEXT, Batch, Event
 
 # Every wait of a test scales by this: raise it on a slow machine, never the single wait.
 TIME_SCALE = 1.0
@@ -28,6 +28,13 @@ def conformance_cases() -> list[dict[str, Any]]:
 def events(*facts: tuple[str, Any], attempt: int = 1, first_seq: int = 1) -> list[Event]:
     """Return events with contiguous seqs."""
     return [Event(attempt, seq, kind, data) for seq, (kind, data) in enumerate(facts, first_seq)]
+
+
+def batch(run: Sequence[Event]) -> Batch:
+    """Return events of one attempt, with contiguous seqs, as the batch they travel in."""
+    assert [event[:2] for event in run] == [(run[0].attempt, seq) for seq, _ in enumerate(run, run[0].seq)]
+    items = [event.data if event.type == TEXT else [event.type, event.data] for event in run]
+    return Batch(run[0].attempt, run[0].seq, items)
 
 
 def completed(

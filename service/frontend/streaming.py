@@ -84,6 +84,7 @@ class StreamPump:
         "_stuck",
         "_wake",
         "_writer",
+        "_wrote",
     )
 
     def __init__(self, machine: ChunkStream, writer: RawWriter, outbox: Outbox, *, replay_word_delay_ms: int) -> None:
@@ -102,7 +103,7 @@ class StreamPump:
         self._stuck = False
         self._given_up = False
         self._wake: asyncio.Future[None] | None = None
-        self._heard = False  # since the watcher last looked
+        self._heard = self._wrote = False  # since the watcher last looked
         self._last_byte_s = self._last_chunk_s = self._looked_s = self._loop.time()
 
     def attach(self, feed: RunFeed, deadlines: Deadlines) -> None:
@@ -140,23 +141,15 @@ class StreamPump:
 
     def on_batch(self, batch: Batch) -> None:
         """Take events in order; write their frames this turn of the loop."""
-        machine = self._machine
-        if machine.tail is not None:
+        if self._machine.tail is not None:
             return
+        machine = self._machine
         data = machine.receive(batch)
         self._heard = True
         if batch.seq == 1 and self._deadlines is not None:
             self._deadlines.begun(self._loop.time())
-        out = self._out
-        if not out and self._started:
-            self._outbox.add(self)
-        out.append(data)
-        self._out_bytes += len(data)
-        if self._out_bytes > HIGH_WATER_BYTES:  # one turn of the loop may read 8 MiB of messages: do not gather them
-            if self._started:
-                self.flush()
-            else:
-                self._pause()  # a long past, read faster than the response begins
+        if data:  # an event may make no frames, and it is bytes that a client waits for
+            self._gather(data)
         if machine.tail is not None:
             self._paced = machine.completed and self._replay_delay_s > 0
             self._wake_up()
@@ -184,9 +177,11 @@ class StreamPump:
             return  # a stuck client has a time limit of its own
         if self._heard:
             self._heard = False
-            self._last_byte_s = self._last_chunk_s = looked_s
             if self._deadlines is not None:
                 self._deadlines.heard(now_s)
+        if self._wrote:
+            self._wrote = False
+            self._last_byte_s = self._last_chunk_s = looked_s
         if now_s - self._last_chunk_s >= EMPTY_CHUNK_AFTER_S - _SWEEP_SLACK_S:
             self._writer.write(self._machine.empty_chunk())
             self._last_byte_s = self._last_chunk_s = now_s
@@ -197,6 +192,19 @@ class StreamPump:
             self.fail(*verdict)
 
     # -- writing ------------------------------------------------------------------------------------
+
+    def _gather(self, data: bytes) -> None:
+        self._wrote = True
+        out = self._out
+        if not out and self._started:
+            self._outbox.add(self)
+        out.append(data)
+        self._out_bytes += len(data)
+        if self._out_bytes > HIGH_WATER_BYTES:  # one turn of the loop may read 8 MiB of messages: do not gather them
+            if self._started:
+                self.flush()
+            else:
+                self._pause()  # a long past, read faster than the response begins
 
     def flush(self) -> None:
         """Write what was gathered."""

@@ -218,7 +218,8 @@ class RunPublisher:
 
     def _gather(self) -> _Batch | None:
         """Return what waits, as far as it fits a batch; the lock is held."""
-        pending, taken = self._pending, []
+        pending = self._pending
+        taken: list[bytes] = []
         size, terminal = 0, ""
         while pending and size < MAX_BATCH_BYTES and len(taken) < MAX_BATCH_EVENTS:
             event_type, encoded = pending.popleft()

@@ -84,7 +84,9 @@ class Streams:
 
     def latencies(self, expected: int) -> dict[str, Any]:
         """Read ``expected`` tokens and return how long each was on its way, in us, in the order they came."""
-        buffer, sockets, on_way_us, rests = self._buffer, self._sockets, [], {}
+        buffer, sockets = self._buffer, self._sockets
+        on_way_us: list[float] = []
+        rests: dict[int, bytes] = {}
         busy_s, began_s = time.process_time(), time.monotonic()
         while len(on_way_us) < expected:
             ready = self._poll.poll(STALL_S)

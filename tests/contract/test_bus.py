@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 import pytest
 
 from service.errors import AgentStreamError, BusError, Fenced, InvalidAgentOutput, LogTrimmed, RunCancelled
-from service.protocol.events import Event, encode_batch, encode_event
+from service.protocol.events import Batch, Event, encode_batch, encode_event
 from service.protocol.jobs import new_run_id
 from service.protocol.keys import Keys
 from service.store.bus import Bus
@@ -26,16 +26,17 @@ class Reader:
     def __init__(self, bus: Bus, run_id: str) -> None:
         self.events: list[Event] = []
         self.failure: AgentStreamError | None = None
-        self.feed = bus.feed(run_id, self._on_events, self._on_failure)
+        self.feed = bus.feed(run_id, self)
         self.when: Callable[[Sequence[Event]], None] = lambda _: None
         self._news = asyncio.Event()
 
-    def _on_events(self, events: Sequence[Event]) -> None:
+    def on_batch(self, batch: Batch) -> None:
+        events = batch.events()
         self.events.extend(events)
         self.when(events)
         self._news.set()
 
-    def _on_failure(self, error: AgentStreamError) -> None:
+    def on_failure(self, error: AgentStreamError) -> None:
         self.failure = error
         self._news.set()
 

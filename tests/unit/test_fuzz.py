@@ -21,6 +21,7 @@ from service.protocol.events import (
     TERMINAL,
     TEXT,
     TOOL_CALL_END,
+    Batch,
     Cursor,
     Event,
     check_agent_event,
@@ -33,7 +34,7 @@ from service.store.feed import RunFeed
 from service.store.link import Command, Link
 from service.stream import DONE, ChunkStream, EventFormat, StreamHead, StreamOptions
 from service.transcript import Completion
-from tests.helpers import CHUNK_FIELDS, completed, decode, events, texts
+from tests.helpers import CHUNK_FIELDS, batch, completed, decode, events, texts
 
 FORMATS: Final[tuple[EventFormat, ...]] = ("named", "raw", "chunk", "off")
 HEAD = StreamHead(run_id="chatcmpl-0", created=1, model="m")
@@ -133,7 +134,7 @@ def run_events(draw: st.DrawFn) -> list[Event]:
             except InvalidAgentOutput:
                 if kind in TERMINAL:
                     encoded.append(encode_event("run_failed", {"code": "x", "message": "y"}))
-        log += decode_batch(encode_batch(attempt, 1, encoded))
+        log += decode_batch(encode_batch(attempt, 1, encoded)).events()
     return log
 
 
@@ -142,7 +143,8 @@ def stream(log: Sequence[Event], options: StreamOptions, after: Cursor | None = 
     machine = ChunkStream(HEAD, options, after)
     frames = [machine.open()]
     for event in log:
-        frames += machine.receive(event)
+        frames += [piece + b"\n\n" for piece in machine.receive(batch([event])).split(b"\n\n") if piece]
+    frames += machine.tail or ()
     return [frame for frame in frames if frame]
 
 
@@ -235,9 +237,26 @@ def test_an_emitted_event_is_refused_or_survives_the_wire(event_type: str, data:
     except InvalidAgentOutput:
         return
     assert len(encoded) <= MAX_EVENT_BYTES
-    (event,) = decode_batch(encode_batch(1, 7, [encoded]))
+    (event,) = decode_batch(encode_batch(1, 7, [encoded])).events()
     assert (event.attempt, event.seq, event.type) == (1, 7, event_type)
     assert isinstance(event.data, dict)
+
+
+@given(run_events(), OPTIONS, st.none() | st.builds(Cursor, st.integers(0, 3), st.integers(0, 8)), st.data())
+def test_any_split_into_batches_gives_the_same_bytes(
+    log: list[Event], options: StreamOptions, after: Cursor | None, data: st.DataObject
+) -> None:
+    """However a log is cut into batches, from wherever it is resumed, the stream is the same byte for byte."""
+    machine = ChunkStream(HEAD, options, after)
+    out = machine.open()
+    start = 0
+    for end, (event, following) in enumerate(itertools.pairwise([*log, None]), 1):
+        assert event is not None
+        if following is None or following.attempt != event.attempt or data.draw(st.booleans()):
+            out += machine.receive(batch(log[start:end]))
+            start = end
+    out += b"".join(machine.tail or ())
+    assert out == b"".join(stream(log, options, after))
 
 
 # -- codecs ---------------------------------------------------------------------------------------------
@@ -265,11 +284,12 @@ def as_json(value: Any) -> bytes:
 def test_a_batch_decodes_or_is_refused(payload: bytes) -> None:
     """Any bytes are events in order with names and data that fit, or a BusError."""
     try:
-        batch = decode_batch(payload)
+        decoded = decode_batch(payload).events()
     except BusError:
         return
-    assert [event.seq - batch[0].seq for event in batch] == list(range(len(batch)))
-    assert len({event.attempt for event in batch}) <= 1
+    assert [event.seq - decoded[0].seq for event in decoded] == list(range(len(decoded)))
+    assert len({event.attempt for event in decoded}) <= 1
+    assert all(isinstance(event.type, str) for event in decoded)
 
 
 @given(st.text(max_size=30) | st.from_regex(r"[0-9]{0,11}-[0-9]{0,17}(\.[0-9]{0,11})?[\r\n]?", fullmatch=True))
@@ -363,10 +383,10 @@ class ScriptedLink:
         self.asked: list[tuple[Command, str]] = []  # sent, not executed
         self.replies: list[tuple[Command, str, list[Any]]] = []  # executed, not received
 
-    async def subscribe(self, _channel: str, handler: Callable[[bytes], None]) -> None:
+    async def subscribe(self, _channel: bytes, handler: Callable[[bytes], None]) -> None:
         self.handlers.append(handler)
 
-    def unsubscribe(self, _channel: str, handler: Callable[[bytes], None]) -> None:
+    def unsubscribe(self, _channel: bytes, handler: Callable[[bytes], None]) -> None:
         self.handlers.remove(handler)
 
     def send(self, *args: Any, on_reply: Callable[[Any], None]) -> Command:
@@ -387,7 +407,7 @@ class ScriptedLink:
         entries = [
             [b"%d-%d" % last, [b"b", payload]]
             for payload in self.log
-            for last in [decode_batch(payload)[-1][:2]]
+            for last in [decode_batch(payload).events()[-1][:2]]
             if after == "-" or last > Cursor.parse(after.removeprefix("("))[:2]
         ]
         self.replies.append((command, after, entries[:PAGE_ENTRIES]))
@@ -426,13 +446,18 @@ class World:
         self.paused = False
         self.trimmed = False
         self.promised = 0  # events a resumed feed must deliver without a further doubt
-        self.feed = RunFeed(cast("Link", self.link), "log", self._on_events, self.failures.append)
+        self.feed = RunFeed(cast("Link", self.link), "log", self)
 
-    def _on_events(self, batch: Sequence[Event]) -> None:
-        assert batch, "nothing was delivered"
+    def on_failure(self, error: AgentStreamError) -> None:
+        """Keep the failure."""
+        self.failures.append(error)
+
+    def on_batch(self, delivered: Batch) -> None:
+        """Compare what is delivered with the model."""
+        assert delivered.items, "nothing was delivered"
         assert not self.failures, "events after the failure"
         assert not self.paused, "events during a pause"
-        self.delivered += batch
+        self.delivered += delivered.events()
         assert self.delivered == self.published[: len(self.delivered)], "not the next events"
         if self.pause_at is not None and len(self.delivered) >= self.pause_at:
             self.pause_at, self.paused, self.promised = None, True, 0
@@ -470,7 +495,7 @@ class World:
         payload = encode_batch(self.attempt, self.seq + 1, texts_of_batch)
         self.seq += size
         self.link.log.append(payload)
-        self.published += decode_batch(payload)
+        self.published += decode_batch(payload).events()
         self.messages.append(payload)
 
     def next_attempt(self) -> None:
@@ -541,7 +566,7 @@ class World:
     def trim(self) -> None:
         """Cut the beginning off the log, as its cap does: within an attempt, and never its last entry."""
         kept = self.link.log[self.choices.randint(0, max(0, len(self.link.log) - 1)) :]
-        if kept and decode_batch(kept[0])[0].seq > 1:
+        if kept and decode_batch(kept[0]).seq > 1:
             self.link.log, self.trimmed = kept, True
 
     # -- the end ------------------------------------------------------------------------------------

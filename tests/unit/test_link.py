@@ -117,7 +117,7 @@ async def test_a_failing_reply_handler_harms_nobody_else(broker_url: str, caplog
 
 async def test_subscribed_means_confirmed(broker_url: str, keys: Keys) -> None:
     """Once subscribe has returned, the server counts us among the receivers."""
-    channel, got = keys.events("run"), asyncio.Queue[bytes]()
+    channel, got = keys.events("run").encode(), asyncio.Queue[bytes]()
     async with linked(broker_url) as link, linked(broker_url) as other, soon():
         await link.subscribe(channel, got.put_nowait)
         assert await other.call("PUBLISH", channel, "first") == 1
@@ -135,7 +135,7 @@ async def test_subscribe_waits_for_the_confirmation(peer: Peer) -> None:
 
     peer.answer = answer
     async with linked(peer.url) as link, soon():
-        subscribing = asyncio.create_task(link.subscribe("channel", lambda _: None))
+        subscribing = asyncio.create_task(link.subscribe(b"channel", lambda _: None))
         await peer.until(lambda: peer.count(b"SUBSCRIBE", 1) == 1)
         assert await link.call("SET", "key", "value") == b"OK"
         assert not subscribing.done()
@@ -147,7 +147,7 @@ async def test_a_failing_message_handler_harms_nobody_else(
     broker_url: str, keys: Keys, caplog: pytest.LogCaptureFixture
 ) -> None:
     """What a message handler raises is logged; the channel's other handlers and later messages go on."""
-    channel, got = keys.events("run"), asyncio.Queue[bytes]()
+    channel, got = keys.events("run").encode(), asyncio.Queue[bytes]()
 
     def fail(payload: bytes) -> None:
         raise ValueError(payload)
@@ -164,7 +164,7 @@ async def test_a_failing_message_handler_harms_nobody_else(
 
 async def test_a_channel_is_left_with_its_last_handler(broker_url: str, keys: Keys) -> None:
     """One handler leaving a channel does not silence the other."""
-    channel, gone, stays = keys.events("run"), asyncio.Queue[bytes](), asyncio.Queue[bytes]()
+    channel, gone, stays = keys.events("run").encode(), asyncio.Queue[bytes](), asyncio.Queue[bytes]()
     async with linked(broker_url) as link, soon():
         gone_handler, stays_handler = gone.put_nowait, stays.put_nowait
         await link.subscribe(channel, gone_handler)
@@ -178,7 +178,7 @@ async def test_a_channel_is_left_with_its_last_handler(broker_url: str, keys: Ke
 
 async def test_without_resp3_there_are_two_connections(broker_url: str, keys: Keys) -> None:
     """With protocol=2 in the URL messages come on a connection of their own, and commands go on working."""
-    channel, got = keys.events("run"), asyncio.Queue[bytes]()
+    channel, got = keys.events("run").encode(), asyncio.Queue[bytes]()
     async with linked(f"{broker_url}?protocol=2") as link, soon():
         await link.subscribe(channel, got.put_nowait)
         assert await link.call("PUBLISH", channel, "x") == 1
@@ -191,7 +191,7 @@ async def test_without_resp3_there_are_two_connections(broker_url: str, keys: Ke
 
 async def test_channels_are_back_before_reconnect_is_told(broker_url: str, keys: Keys) -> None:
     """After a cut every channel is subscribed and confirmed again before anybody hears of the reconnect."""
-    channel, got = keys.events("run"), asyncio.Queue[bytes]()
+    channel, got = keys.events("run").encode(), asyncio.Queue[bytes]()
     receivers = asyncio.Queue[int]()
     async with linked(broker_url) as link, linked(broker_url) as other, soon():
         await link.subscribe(channel, got.put_nowait)
@@ -213,7 +213,7 @@ async def test_subscribing_while_away_is_confirmed_by_the_reconnect(peer: Peer) 
     await peer.close()
     async with linking(f"redis://127.0.0.1:{port}") as link, soon():
         got = asyncio.Queue[bytes]()
-        subscribing = asyncio.create_task(link.subscribe("channel", got.put_nowait))
+        subscribing = asyncio.create_task(link.subscribe(b"channel", got.put_nowait))
         await peer.listen(port)
         await subscribing
         peer.send(message(b"channel", b"x"))

@@ -1,4 +1,5 @@
 import json
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -6,11 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.errors import BusError, failure_code
-from service.protocol.events import NAMED, TERMINAL, Cursor, Event
+from service.protocol.events import NAMED, TERMINAL, Batch, Cursor, Event
 from service.protocol.openai import ChatCompletionRequest, estimate_usage
 from service.stream import ChunkStream, EventFormat, StreamHead, StreamOptions
 from service.transcript import Completion, tool_result
-from tests.helpers import assert_conforms, completed, conformance_cases, decode, events, texts
+from tests.helpers import assert_conforms, batch, completed, conformance_cases, decode, events, texts
 
 HEAD = StreamHead(run_id="chatcmpl-" + "0" * 32, created=1_700_000_000, model="m1")
 TOOL_START = ("tool_call_start", {"tool": "clock", "arguments": {}})
@@ -21,7 +22,13 @@ FAILED = ("run_failed", {"code": "agent_error", "message": "it broke"})
 
 def stream(run: list[Event], *, after: Cursor | None = None, **options: Any) -> bytes:
     machine = ChunkStream(HEAD, StreamOptions(**options), after)
-    return machine.open() + b"".join(frame for event in run for frame in machine.receive(event))
+    return whole(machine, [batch([event]) for event in run])
+
+
+def whole(machine: ChunkStream, batches: Iterable[Batch]) -> bytes:
+    """Return all a machine makes of a run, its tail included."""
+    out = machine.open() + b"".join([machine.receive(each) for each in batches])
+    return out + b"".join(machine.tail or ())
 
 
 def events_of_case(case: dict[str, Any]) -> list[Event]:
@@ -178,9 +185,18 @@ def test_frames_are_single_ascii_lines() -> None:
 def test_events_after_the_terminal_one_are_refused() -> None:
     """A second terminal event is our own fault and raises."""
     machine = ChunkStream(HEAD, StreamOptions())
-    list(machine.receive(Event(1, 1, *completed("x"))))
+    whole(machine, [batch([Event(1, 1, *completed("x"))])])
     with pytest.raises(BusError, match="after the terminal event"):
-        list(machine.receive(Event(1, 2, "text", "more")))
+        machine.receive(batch([Event(1, 2, "text", "more")]))
+
+
+@pytest.mark.parametrize("model", ['a"', '""', '"content":""', "\\"])
+def test_a_model_name_may_hold_quotes(model: str) -> None:
+    """Whatever the model's name, a text chunk carries both the name and the text unharmed."""
+    machine = ChunkStream(StreamHead(run_id="chatcmpl-1", created=1, model=model), StreamOptions())
+    [(_, chunk)] = decode(machine.receive(batch(events(("text", 'said ""')))))
+    assert chunk["model"] == model
+    assert chunk["choices"][0]["delta"] == {"content": 'said ""'}
 
 
 def test_silence_has_a_chunk_of_its_own() -> None:

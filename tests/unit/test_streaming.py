@@ -14,7 +14,7 @@ from service.frontend.watch import Deadlines
 from service.protocol.events import RUN_CANCELLED, RUN_FAILED, Event
 from service.store.feed import RunFeed
 from service.stream import ChunkStream, StreamHead, StreamOptions
-from tests.helpers import SOON_S, completed, decode, events, texts
+from tests.helpers import SOON_S, batch, completed, decode, events, texts
 
 HEAD = StreamHead(run_id="chatcmpl-1", created=1, model="m")
 
@@ -80,10 +80,14 @@ class FakeDeadlines:
 
     def __init__(self) -> None:
         self.verdict: tuple[str, str] | None = None
-        self.heard_of: list[Event] = []
+        self.begun_s: list[float] = []
+        self.heard_s: list[float] = []
 
-    def heard(self, event: Event, _now_s: float) -> None:
-        self.heard_of.append(event)
+    def begun(self, now_s: float) -> None:
+        self.begun_s.append(now_s)
+
+    def heard(self, now_s: float) -> None:
+        self.heard_s.append(now_s)
 
     def postpone(self, _now_s: float) -> None:
         self.verdict = None
@@ -138,23 +142,21 @@ async def test_role_chunk_leaves_before_any_event() -> None:
 async def test_events_that_come_before_the_headers_follow_the_role_chunk() -> None:
     """A past read faster than the response begins is kept, in order, behind the role chunk."""
     scene = Scene()
-    scene.pump.on_events(said("a", "b"))
+    scene.pump.on_batch(batch(said("a", "b")))
     assert scene.writer.sent == b""
     await scene.start()
-    scene.pump.on_events(events(completed(), first_seq=3))
+    scene.pump.on_batch(batch(events(completed(), first_seq=3)))
     messages = await scene.ended()
     assert "role" in messages[0][1]["choices"][0]["delta"]
     assert texts(messages) == ["a", "b"]
 
 
-async def test_frames_of_one_turn_are_one_write() -> None:
-    """However many events arrive in a turn of the loop, their frames are written at once."""
+async def test_frames_of_one_batch_are_one_write_at_once() -> None:
+    """However many events a batch has, their frames are written in one piece, before the callback returns."""
     scene = Scene()
     await scene.start()
     before = len(scene.writer.writes)
-    for number in range(1, 11):
-        scene.pump.on_events(said(f"{number}", first_seq=number))
-    await scene.turns()
+    scene.pump.on_batch(batch(said(*map(str, range(1, 11)))))
     assert len(scene.writer.writes) == before + 1
     assert texts(decode(scene.writer.writes[-1])) == [str(number) for number in range(1, 11)]
 
@@ -163,9 +165,9 @@ async def test_text_in_the_terminal_events_batch_comes_before_its_frames() -> No
     """What arrives together with the end is written before it, and nothing after [DONE]."""
     scene = Scene()
     await scene.start()
-    scene.pump.on_events([*said("a"), *events(completed(), first_seq=2)])
+    scene.pump.on_batch(batch([*said("a"), *events(completed(), first_seq=2)]))
     assert scene.pump.ended
-    scene.pump.on_events(said("late", first_seq=3))
+    scene.pump.on_batch(batch(said("late", first_seq=3)))
     scene.pump.tick(scene.started_s + 100)
     messages = await scene.ended()
     assert texts(messages) == ["a"]
@@ -177,7 +179,7 @@ async def test_a_blocked_client_pauses_its_feed_and_an_unblocked_one_resumes_it(
     scene = Scene()
     await scene.start()
     scene.writer.block()
-    scene.pump.on_events(said("a"))
+    scene.pump.on_batch(batch(said("a")))
     await scene.turns()
     assert scene.feed.calls == ["pause"]
     scene.pump.tick(scene.started_s + EMPTY_CHUNK_AFTER_S)
@@ -186,20 +188,20 @@ async def test_a_blocked_client_pauses_its_feed_and_an_unblocked_one_resumes_it(
     scene.writer.unblock()
     await scene.turns()
     assert scene.feed.calls == ["pause", "resume"]
-    scene.pump.on_events([*said("b", first_seq=2), *events(completed(), first_seq=3)])
+    scene.pump.on_batch(batch([*said("b", first_seq=2), *events(completed(), first_seq=3)]))
     assert texts(await scene.ended()) == ["a", "b"]
 
 
 async def test_a_long_past_is_paused_before_the_response_began() -> None:
     """A past over the high-water mark is not read on until the client takes it."""
     scene = Scene()
-    scene.pump.on_events(said("x" * (HIGH_WATER_BYTES // 2)))
+    scene.pump.on_batch(batch(said("x" * (HIGH_WATER_BYTES // 2))))
     assert scene.feed.calls == []
-    scene.pump.on_events(said("y" * HIGH_WATER_BYTES, first_seq=2))
+    scene.pump.on_batch(batch(said("y" * HIGH_WATER_BYTES, first_seq=2)))
     assert scene.feed.calls == ["pause"]
     await scene.start()
     assert scene.feed.calls == ["pause", "resume"]
-    scene.pump.on_events(events(completed(), first_seq=3))
+    scene.pump.on_batch(batch(events(completed(), first_seq=3)))
     assert [len(text) for text in texts(await scene.ended())] == [HIGH_WATER_BYTES // 2, HIGH_WATER_BYTES]
 
 
@@ -208,7 +210,7 @@ async def test_a_client_that_is_gone_ends_the_pump_without_an_end() -> None:
     scene = Scene()
     await scene.start()
     scene.writer.block()
-    scene.pump.on_events(said("a"))
+    scene.pump.on_batch(batch(said("a")))
     await scene.turns()
     scene.writer.gone = True
     scene.writer.unblock()
@@ -224,7 +226,7 @@ async def test_the_tail_is_written_at_the_clients_pace() -> None:
     scene = Scene()
     await scene.start()
     scene.writer.block()
-    scene.pump.on_events(events(completed("w " * 20_000)))
+    scene.pump.on_batch(batch(events(completed("w " * 20_000))))
     async with asyncio.timeout(SOON_S):
         await scene.writer.waited_blocked.wait()
     assert len(scene.writer.sent) < HIGH_WATER_BYTES
@@ -251,7 +253,7 @@ async def test_replayed_words_are_paced_and_failures_are_not(monkeypatch: pytest
         await scene.start()
         with monkeypatch.context() as patched:
             patched.setattr(asyncio, "sleep", note)
-            scene.pump.on_events(events(fact))
+            scene.pump.on_batch(batch(events(fact)))
             await scene.ended()
         assert pauses == expected
         pauses.clear()
@@ -272,6 +274,32 @@ async def test_silence_is_filled_with_keepalives_and_empty_chunks() -> None:
     assert empty[1]["choices"] == [{"index": 0, "delta": {}, "finish_reason": None}]
 
 
+async def test_what_came_since_the_last_look_counts_from_that_look() -> None:
+    """A keepalive comes early rather than late: the silence is counted from the look before the last frame."""
+    scene = Scene()
+    await scene.start()
+    scene.pump.tick(scene.started_s + 1)
+    scene.pump.on_batch(batch(said("a")))
+    scene.pump.tick(scene.started_s + 2)
+    assert scene.deadlines.heard_s == [scene.started_s + 2]
+    scene.pump.tick(scene.started_s + KEEPALIVE_AFTER_S - 1)
+    assert sse.KEEPALIVE not in scene.writer.sent
+    scene.pump.tick(scene.started_s + 1 + KEEPALIVE_AFTER_S)
+    assert scene.writer.sent.count(sse.KEEPALIVE) == 1
+
+
+async def test_events_without_frames_do_not_put_a_keepalive_off() -> None:
+    """A client gets bytes in time though its run emits only what is not sent, which shows that the run is alive."""
+    scene = Scene()
+    await scene.start()
+    for second in range(1, int(KEEPALIVE_AFTER_S) + 1):
+        scene.pump.on_batch(batch(events(("note", {}), first_seq=second)))
+        scene.pump.tick(scene.started_s + second)
+    assert scene.writer.sent.count(sse.KEEPALIVE) == 1
+    assert len(scene.deadlines.heard_s) == KEEPALIVE_AFTER_S
+    assert len(scene.deadlines.begun_s) == 1
+
+
 async def test_nothing_is_written_before_the_headers() -> None:
     """A tick before the response began writes nothing."""
     scene = Scene()
@@ -283,7 +311,7 @@ async def test_a_lost_feed_ends_the_stream_with_its_reason() -> None:
     """A feed that cannot go on ends the stream with a stream_lost frame; the run itself may not have ended."""
     scene = Scene()
     await scene.start()
-    scene.pump.on_events(said("a"))
+    scene.pump.on_batch(batch(said("a")))
     scene.pump.on_failure(LogTrimmed("events 1-2 to 1-9 are no longer in the log"))
     scene.pump.on_failure(LogTrimmed("again"))
     messages = await scene.ended()
@@ -310,14 +338,14 @@ async def test_a_run_is_not_given_up_while_its_client_is_what_is_slow() -> None:
     scene = Scene()
     await scene.start()
     scene.writer.block()
-    scene.pump.on_events(said("a"))
+    scene.pump.on_batch(batch(said("a")))
     await scene.turns()
     scene.deadlines.verdict = (STREAM_LOST, "took too long")
     scene.pump.tick(scene.started_s + 1000)
     scene.writer.unblock()
     await scene.turns()
     scene.pump.tick(scene.started_s + 1001)
-    scene.pump.on_events([*said("b", first_seq=2), *events(completed(), first_seq=3)])
+    scene.pump.on_batch(batch([*said("b", first_seq=2), *events(completed(), first_seq=3)]))
     messages = await scene.ended()
     assert texts(messages) == ["a", "b"]
     assert "agent_error" not in messages[-2][1]
@@ -326,8 +354,8 @@ async def test_a_run_is_not_given_up_while_its_client_is_what_is_slow() -> None:
 async def collected(*batches: Sequence[Event]) -> Collector:
     """Return a collector that got these batches."""
     collector = Collector()
-    for batch in batches:
-        collector.on_events(batch)
+    for run in batches:
+        collector.on_batch(batch(run))
     return collector
 
 

@@ -10,7 +10,7 @@ from service.errors import QUEUE_TIMEOUT, STREAM_LOST
 from service.frontend import watch
 from service.frontend.watch import FIRST_DOUBT_S, GRACE_S, LAST_DOUBT_S, Deadlines, Watcher
 from service.store.feed import RunFeed
-from tests.helpers import SOON_S, events
+from tests.helpers import SOON_S
 
 QUEUE_TIMEOUT_S, RUN_TIMEOUT_S = 60.0, 600.0
 
@@ -42,8 +42,10 @@ class Scene:
     def _on_doubt_unstarted(self) -> None:
         self.unstarted_doubts += 1
 
-    def hear(self, now_s: float, *, seq: int, attempt: int = 1) -> None:
-        self.deadlines.heard(events(("text", "x"), attempt=attempt, first_seq=seq)[0], now_s)
+    def hear(self, now_s: float, *, seq: int) -> None:
+        if seq == 1:
+            self.deadlines.begun(now_s)
+        self.deadlines.heard(now_s)
 
 
 def test_a_queued_run_is_given_up_after_queue_timeout_and_grace() -> None:
@@ -90,7 +92,7 @@ def test_a_new_attempt_has_its_own_time() -> None:
     """The first event of a second attempt starts the run's time again."""
     scene = Scene()
     scene.hear(10, seq=1)
-    scene.hear(400, seq=1, attempt=2)
+    scene.hear(400, seq=1)
     assert scene.deadlines.check(10 + RUN_TIMEOUT_S + GRACE_S) is None
     assert scene.deadlines.check(400 + RUN_TIMEOUT_S + GRACE_S) is not None
 

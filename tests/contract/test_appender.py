@@ -1,0 +1,122 @@
+"""What several runs say in one turn, over fakeredis and real servers alike."""
+
+import asyncio
+import contextlib
+from collections.abc import Iterator
+
+import pytest
+
+from service.errors import Fenced
+from service.protocol.events import encode_batch, encode_event
+from service.protocol.jobs import new_run_id
+from service.protocol.keys import Keys
+from service.store.appender import MAX_RUNS
+from service.store.bus import Bus
+from service.store.link import Link
+from service.store.publisher import LogLimits, RunPublisher
+from tests.helpers import SOON_S
+
+LIMITS = LogLimits(open_ttl_s=100, closed_ttl_s=10, max_bytes=1 << 20)
+
+
+@pytest.fixture
+def bus(link: Link, keys: Keys) -> Bus:
+    return Bus(link, keys)
+
+
+async def begun_runs(bus: Bus, count: int) -> dict[str, RunPublisher]:
+    """Return publishers whose logs hold one event, so that what follows is appended."""
+    runs = {}
+    for _ in range(count):
+        run_id = new_run_id()
+        runs[run_id] = bus.publisher(run_id, 1, LIMITS, on_lost=lambda _: None)
+        runs[run_id].put("text", "a")
+    await flush(runs)
+    return runs
+
+
+async def flush(runs: dict[str, RunPublisher]) -> None:
+    async with asyncio.timeout(SOON_S):
+        await asyncio.gather(*(run.flush() for run in runs.values()))
+
+
+async def texts_of(bus: Bus, run_id: str) -> list[str]:
+    return [event.data for event in await bus.history(run_id)]
+
+
+@contextlib.contextmanager
+def scripts_sent(link: Link, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, int]]]:
+    """Note which scripts are sent, and with how many logs."""
+    sent: list[tuple[str, int]] = []
+    send_script = link.send_script
+
+    def note(name: str, keys: list[str], *args: object, **kwargs: object) -> object:
+        sent.append((name, len(keys)))
+        return send_script(name, keys, *args, **kwargs)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patched:
+        patched.setattr(link, "send_script", note)
+        yield sent
+
+
+@pytest.mark.parametrize("count", [1, 3, MAX_RUNS, MAX_RUNS + 1])
+async def test_runs_of_one_turn_share_a_command(
+    link: Link, bus: Bus, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    """What runs say in one turn goes out as one command, or as few as its bound on runs allows; each is stored."""
+    runs = await begun_runs(bus, count)
+    with scripts_sent(link, monkeypatch) as sent:
+        for run in runs.values():
+            run.put("text", "b")
+            run.put("text", "c")
+        await flush(runs)
+    whole, rest = divmod(count, MAX_RUNS)
+    assert sent == [("append", MAX_RUNS)] * whole + [("append", rest)] * bool(rest)
+    for run_id in runs:
+        assert await texts_of(bus, run_id) == ["a", "b", "c"]
+
+
+async def test_a_refused_append_harms_no_other(link: Link, bus: Bus, keys: Keys) -> None:
+    """Beside one that is stored, a fenced run ends, a lost log is filled again, and what is stored is not doubled."""
+    runs = await begun_runs(bus, 4)
+    fine, fenced, lost, doubled = runs
+    newer = bus.publisher(fenced, 2, LIMITS, on_lost=lambda _: None)
+    newer.put("text", "newer")
+    await flush({fenced: newer})
+    await link.call("DEL", keys.events(lost))
+    batch = encode_batch(1, 2, [encode_event("text", "b")])
+    await link.call("XADD", keys.events(doubled), "1-2", "b", batch)
+    for run in runs.values():
+        run.put("text", "b")
+    with pytest.raises(Fenced):
+        await flush({fenced: runs.pop(fenced)})
+    await flush(runs)
+    for run_id in (fine, lost, doubled):
+        assert await texts_of(bus, run_id) == ["a", "b"]
+    assert await texts_of(bus, fenced) == ["a", "newer"]
+
+
+@pytest.mark.parametrize("emptied", [False, True])
+async def test_an_append_whose_reply_was_lost_is_stored_once(
+    link: Link, other_link: Link, bus: Bus, keys: Keys, emptied: bool
+) -> None:
+    """Cut before the reply to several runs' append, all is stored once, even if the broker came back empty."""
+    runs = await begun_runs(bus, 3)
+    for run in runs.values():
+        run.put("text", "b")
+    async with asyncio.timeout(SOON_S):
+        await asyncio.sleep(0)
+        assert [command.again is not None for command in link._pending] == [True]
+        assert link._commands is not None
+        link._commands.on_reply = lambda _reply: None
+        while any([await other_link.call("XLEN", keys.events(run_id)) != 2 for run_id in runs]):  # noqa: ASYNC110 -- the broker does it
+            await asyncio.sleep(0.005)
+        if emptied:
+            await other_link.call("DEL", *(keys.events(run_id) for run_id in runs))
+        link._commands.abort()
+    for run in runs.values():
+        run.put("text", "c")
+    await flush(runs)
+    assert link.reconnects == 1
+    for run_id in runs:
+        assert await texts_of(bus, run_id) == ["a", "b", "c"]
