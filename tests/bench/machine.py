@@ -98,6 +98,8 @@ class Child:
         assert self._process.stdout is not None
         descriptor, give_up_at_s = self._process.stdout.fileno(), time.monotonic() + ANSWER_TIMEOUT_S
         seen: list[str] = []
+        poll = select.poll()
+        poll.register(descriptor, select.POLLIN)
         while True:
             while b"\n" in self._output:
                 line, self._output = self._output.split(b"\n", 1)
@@ -105,7 +107,7 @@ class Child:
                 if match := found(seen[-1]):
                     return match
             left_s = give_up_at_s - time.monotonic()
-            ready = left_s > 0 and select.select([descriptor], [], [], left_s)[0]
+            ready = left_s > 0 and poll.poll(left_s * 1000)
             if not ready or not (more := os.read(descriptor, 1 << 16)):
                 said = "\n".join(seen[-20:])
                 message = f"{' '.join(self._command)} {'ended' if ready else 'says nothing'}; it said:\n{said}"
