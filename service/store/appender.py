@@ -56,6 +56,7 @@ class Appender:
         appends = [append for speaker in speakers if (append := speaker.take()) is not None]
         for start in range(0, len(appends), MAX_RUNS):
             self._append(appends[start : start + MAX_RUNS])
+        self._link.flush()  # this is the turn's end; the link would wait for the next one's
 
     def _append(self, appends: Sequence[Append]) -> None:
         def on_reply(reply: Reply) -> None:

@@ -203,9 +203,10 @@ class Link:
         self._outbox.append(packed)
         if not self._flush_scheduled:
             self._flush_scheduled = True
-            asyncio.get_running_loop().call_soon(self._flush)
+            asyncio.get_running_loop().call_soon(self.flush)
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
+        """Send now what this turn of the loop has gathered."""
         self._flush_scheduled = False
         outbox, self._outbox = self._outbox, []
         if outbox and self._commands is not None and self._ready.is_set():

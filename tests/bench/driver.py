@@ -18,10 +18,12 @@ from service.store.bus import Bus
 from service.store.endpoint import Endpoint
 from service.store.link import Link
 from service.store.publisher import LogLimits, RunPublisher
-from service.store.queue import JobQueue
+from service.store.queue import Claim, JobQueue
+from tests.bench.loadgen import IDLE_S
 from tests.bench.machine import reply
 from tests.bench.tokens import WORD, Load, stamp, write_all
 
+CLAIMED_AT_ONCE = 100
 LIMITS = LogLimits(open_ttl_s=600, closed_ttl_s=60, max_bytes=4 << 20)
 
 
@@ -46,16 +48,23 @@ class Driver:
 
     async def claim(self, count: int) -> None:
         """Claim and begin ``count`` more jobs."""
-        for _ in range(count):
-            claim = None
-            while claim is None:
-                claim = await self._queue.claim()
-            begun = await self._queue.begin(claim, ttl_s=600)
-            assert begun is not None
-            publisher = self._bus.publisher(claim.job.run_id, begun.attempt, LIMITS, print, begun.first)
-            self._publishers.append(publisher)
-            self._channels.append(self._keys.events(claim.job.run_id))
-            await self._queue.finish(claim)
+        for start in range(0, count, CLAIMED_AT_ONCE):
+            claims = [await self._claim() for _ in range(min(CLAIMED_AT_ONCE, count - start))]
+            await asyncio.gather(*map(self._begin, claims))
+
+    async def _claim(self) -> Claim:
+        claim = None
+        while claim is None:
+            claim = await self._queue.claim()
+        return claim
+
+    async def _begin(self, claim: Claim) -> None:
+        begun = await self._queue.begin(claim, ttl_s=600)
+        assert begun is not None
+        publisher = self._bus.publisher(claim.job.run_id, begun.attempt, LIMITS, print, begun.first)
+        self._publishers.append(publisher)
+        self._channels.append(self._keys.events(claim.job.run_id))
+        await self._queue.finish(claim)
 
     async def write(self, load: Load) -> None:
         """Write a load. As fast as can be, a round is stored before the next begins: bursts do not run together."""
@@ -72,10 +81,20 @@ class Driver:
                 await publisher.flush()
 
     async def publish(self, load: Load) -> None:
-        """Send plain PUBLISH commands of as many messages, old news to who listens: what the broker's share is alone."""
+        """Send as many messages by PUBLISH alone, old news to who listens: what the broker must do at the least."""
         payload = encode_batch(1, 1, [encode_event("text", WORD)] * load.burst)
         for _ in range(load.rounds):
             await asyncio.gather(*(self._link.call("PUBLISH", channel, payload) for channel in self._channels))
+
+    async def ping(self, count: int) -> list[float]:
+        """Return how long a PING and its answer take each on an idle machine, in us: the price of asking the broker."""
+        took_us = []
+        for _ in range(count):
+            began_s = time.perf_counter()
+            await self._link.call("PING")
+            took_us.append((time.perf_counter() - began_s) * 1e6)
+            await asyncio.sleep(IDLE_S)
+        return took_us
 
     async def do(self, what: str, values: dict[str, Any]) -> dict[str, Any]:
         """Do what a command says and return its answer."""
@@ -84,8 +103,10 @@ class Driver:
             await self.claim(**values)
         elif what == "write":
             await self.write(Load(**values))
-        else:
+        elif what == "publish":
             await self.publish(Load(**values))
+        else:
+            return {"took_us": await self.ping(**values)}
         return {"took_s": time.monotonic() - began_s, "cpu_s": time.process_time() - busy_s}
 
 

@@ -1,6 +1,6 @@
 """What each layer costs by itself, so that a regression names its layer. No I/O: every figure is our own code's.
 
-    python -m tests.bench.layers
+python -m tests.bench.layers
 """
 
 import asyncio
@@ -73,9 +73,9 @@ class AtOnce(Outbox):
 def open_pump() -> StreamPump:
     """Return a pump that has begun to write to nobody."""
     writer = RawWriter(Client(), None, write_timeout_s=30)  # type: ignore[arg-type]
-    writer._transport = Nowhere()  # type: ignore[assignment]  # noqa: SLF001 -- as if prepared
+    writer._transport = Nowhere()  # type: ignore[assignment]
     pump = StreamPump(ChunkStream(HEAD, StreamOptions()), writer, AtOnce(), replay_word_delay_ms=0)
-    pump._started = True  # noqa: SLF001
+    pump._started = True
     return pump
 
 
@@ -109,7 +109,7 @@ def layers() -> Iterator[tuple[str, int, Callable[[], Any]]]:
         client = open_pump()
         feed = RunFeed(link, CHANNEL, client)
         feed.open()
-        wire = Wire(link._on_reply, link._on_push)  # noqa: SLF001 -- without a socket
+        wire = Wire(link._on_reply, link._on_push)
         for data in wire_bytes:
             wire.data_received(data)
 

@@ -134,7 +134,9 @@ def runs(url: str, connections: int, count: int, question: str = "", again: str 
     """
     address, request = post(url, question)
     if again:
-        request = f"GET /v1/chat/completions/{again}?stream=true HTTP/1.1\r\nHost: {urlsplit(url).netloc}\r\n\r\n".encode()
+        request = (
+            f"GET /v1/chat/completions/{again}?stream=true HTTP/1.1\r\nHost: {urlsplit(url).netloc}\r\n\r\n".encode()
+        )
     poll, tails, left, done = select.epoll(), {}, count, 0
     busy_s, began_s = time.process_time(), time.monotonic()
     for _ in range(min(connections, count)):

@@ -14,7 +14,7 @@ from typing import Final
 
 from service.broker import EmbeddedBroker, find_server
 from tests.bench import layers, scenarios
-from tests.bench.machine import MEASURED_CORE, ROOT, Child
+from tests.bench.machine import ROOT
 from tests.bench.rig import Rig, a_queue
 from tests.bench.scenarios import Row
 from tests.bench.tokens import Load

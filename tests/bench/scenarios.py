@@ -174,17 +174,23 @@ def _percentiles(values: list[float]) -> dict[str, float]:
 def first_event(rig: Rig) -> Iterator[Row]:
     """Time from a request to its run's first event, through the queue and a worker, on an idle machine."""
     queue = a_queue()
-    took: dict[str, list[float]] = {"no bus": [], "ours": []}
-    with rig.baseline("nobus") as nobus, rig.frontend(queue) as ours, rig.worker(queue, "event"):
+    took: dict[str, list[float]] = {"no bus": [], "ours": [], "ping": []}
+    with (
+        rig.baseline("nobus") as nobus,
+        rig.frontend(queue) as ours,
+        rig.worker(queue, "event"),
+        rig.driver(a_queue()) as driver,
+    ):
         for _ in range(TIMES):
             for name, server in (("no bus", nobus), ("ours", ours)):
                 answer = server.loadgen.ask("first_events", url=server.url, count=100, question="x")
                 took[name].append(percentile(answer["took_us"], 0.5))
+            took["ping"].append(percentile(driver.ask("ping", count=100)["took_us"], 0.5))
     p50, base = median(took["ours"]), median(took["no bus"])
     yield Row(
         "request to first named event, idle: p50",
         f"{p50:,.0f} us ({p50 / base:.1f}x)",
-        f"no bus {base:,.0f} us",
+        f"no bus {base:,.0f} us; a PING of the broker {median(took['ping']):,.0f} us",
         "<= 2.5x no bus, < 1 ms",
         p50 <= 2.5 * base and p50 < 1000,
     )
@@ -284,7 +290,9 @@ def pipeline(rig: Rig) -> Iterator[Row]:
             for name, pid in pids.items():
                 spent[name].append((cpu_s(pid) - before[name]) / count * 1e6)
     shares = ", ".join(f"{name} {median(values):,.0f}" for name, values in spent.items())
-    yield Row("runs/s, an answer of 20 words, one front end, one worker", f"{median(rates):,.0f}", f"CPU us a run: {shares}")
+    yield Row(
+        "runs/s, an answer of 20 words, one front end, one worker", f"{median(rates):,.0f}", f"CPU us a run: {shares}"
+    )
 
 
 def scaling(rig: Rig) -> Iterator[Row]:
