@@ -11,7 +11,7 @@ SEED ?= 1
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help install run test chaos lint format types check lock clean
+.PHONY: help install run test bench chaos lint format types check lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F '|' '{ printf "  make %-8s %s\n", $$1, $$2 }'
@@ -32,6 +32,9 @@ run: install ## start a broker, two workers and a front end; ctrl-C ends them al
 
 test: install ## run the tests; they mostly wait for processes, so four at a time
 	@$(BIN)/pytest --numprocesses 4 --dist loadfile
+
+bench: install ## measure, beside the baselines, in about three minutes; writes README's table (Linux)
+	@$(BIN)/python -m tests.bench.main
 
 chaos: install ## break everything at random for SECONDS (600) by SEED (1), and print what was lost
 	@$(BIN)/python -m tests.faults.chaos --seconds $(SECONDS) --seed $(SEED) --verbose

@@ -50,7 +50,7 @@ async def busy(run: Run) -> AgentResult:
     """Wait for all others, then write as fast as an agent can that lets others have their turn: ``AGENTS TOKENS``."""
     agents, tokens = map(int, run.request.messages[-1].text.split())
     if (writing := await _all_here(run, agents)) is not None:
-        print(f"begun {time.monotonic()}", flush=True)  # noqa: T201 -- read by the parent
+        print(f"begun {time.monotonic()}", flush=True)
         for _, done in writing:
             if not done.done():
                 done.set_result(None)

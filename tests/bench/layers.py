@@ -5,7 +5,8 @@ python -m tests.bench.layers
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from typing import Any, Final
 
 import hiredis
@@ -13,7 +14,7 @@ import hiredis
 from service.agents import Run
 from service.frontend.rawwriter import RawWriter
 from service.frontend.streaming import Outbox, StreamPump
-from service.protocol.events import decode_batch, encode_batch, encode_event
+from service.protocol.events import Batch, decode_batch, encode_batch, encode_event
 from service.protocol.openai import ChatCompletionRequest
 from service.store.endpoint import Endpoint
 from service.store.feed import RunFeed
@@ -27,6 +28,9 @@ CHANNEL: Final = f"agentstream:{{chatcmpl-{0:032x}}}:events"
 HEAD: Final = StreamHead(run_id=f"chatcmpl-{0:032x}", created=1_790_000_000, model="agentstream")
 ROUNDS: Final = 7
 TOKENS: Final = 8000
+MESSAGES_IN_A_READ: Final = 100
+
+Layer = tuple[str, Callable[[], Any]]
 
 
 def batch(seq: int, tokens: int = 1) -> bytes:
@@ -34,10 +38,19 @@ def batch(seq: int, tokens: int = 1) -> bytes:
     return encode_batch(1, seq, [encode_event("text", WORD)] * tokens)
 
 
-def push(payload: bytes) -> bytes:
-    """Return a message as the broker pushes it over RESP3."""
-    parts = (b"message", CHANNEL.encode(), payload)
-    return b">3\r\n" + b"".join(b"$%d\r\n%b\r\n" % (len(part), part) for part in parts)
+def reads(payloads: Sequence[bytes]) -> list[bytes]:
+    """Return messages as the broker pushes them over RESP3, many in a read."""
+    channel = CHANNEL.encode()
+    pushes = [
+        b">3\r\n$7\r\nmessage\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n" % (len(channel), channel, len(payload), payload)
+        for payload in payloads
+    ]
+    step = MESSAGES_IN_A_READ
+    return [b"".join(pushes[at : at + step]) for at in range(0, len(pushes), step)]
+
+
+ONE: Final = [batch(seq) for seq in range(1, TOKENS + 1)]
+EIGHT: Final = [batch(1 + 8 * number, 8) for number in range(TOKENS // 8)]
 
 
 class Nowhere:
@@ -62,97 +75,106 @@ class Client:
         self.protocol = self
 
 
-class AtOnce(Outbox):
-    """An outbox without a loop's turn to wait for."""
+class EachRead(Outbox):
+    """An outbox that is flushed by hand: here a read is a turn of the loop."""
 
     def add(self, pump: StreamPump) -> None:
-        """Note it as the real one does, for the flush that follows."""
+        """Note it."""
         self._pumps.append(pump)
 
+    def flush(self) -> None:
+        """Flush all."""
+        self._flush()
 
-def open_pump() -> StreamPump:
+
+def open_pump(outbox: Outbox) -> StreamPump:
     """Return a pump that has begun to write to nobody."""
     writer = RawWriter(Client(), None, write_timeout_s=30)  # type: ignore[arg-type]
-    writer._transport = Nowhere()  # type: ignore[assignment]
-    pump = StreamPump(ChunkStream(HEAD, StreamOptions()), writer, AtOnce(), replay_word_delay_ms=0)
+    writer._transport = Nowhere()  # type: ignore[assignment]  # as if prepared
+    pump = StreamPump(ChunkStream(HEAD, StreamOptions()), writer, outbox, replay_word_delay_ms=0)
     pump._started = True
     return pump
 
 
-def layers() -> Iterator[tuple[str, int, Callable[[], Any]]]:
-    """Yield (name, how many tokens it is for, what to do once)."""
+def codec() -> Iterator[Layer]:
+    """Yield what the wire costs."""
     encoded = encode_event("text", WORD)
-    one, eight = [batch(seq) for seq in range(1, TOKENS + 1)], [batch(1 + 8 * n, 8) for n in range(TOKENS // 8)]
-    yield "codec: encode an event and a message of it", TOKENS, lambda: [batch(seq) for seq in range(TOKENS)]
-    yield "codec: join 8 events", TOKENS, lambda: [encode_batch(1, seq, [encoded] * 8) for seq in range(TOKENS // 8)]
-    yield "codec: decode a message of 1", TOKENS, lambda: [decode_batch(payload) for payload in one]
-    yield "codec: decode a message of 8", TOKENS, lambda: [decode_batch(payload) for payload in eight]
-    decoded_one, decoded_eight = list(map(decode_batch, one)), list(map(decode_batch, eight))
+    yield "codec: encode an event and a message of it", lambda: [batch(seq) for seq in range(TOKENS)]
+    yield "codec: join 8 events", lambda: [encode_batch(1, seq, [encoded] * 8) for seq in range(TOKENS // 8)]
+    yield "codec: decode a message of 1", lambda: [decode_batch(payload) for payload in ONE]
+    yield "codec: decode a message of 8", lambda: [decode_batch(payload) for payload in EIGHT]
 
-    def machine(batches: list[Any]) -> None:
+
+def machine() -> Iterator[Layer]:
+    """Yield what making frames costs, and writing them."""
+
+    def frames(batches: Sequence[Batch]) -> None:
         stream = ChunkStream(HEAD, StreamOptions())
-        for one_batch in batches:
-            stream.receive(one_batch)
+        for one in batches:
+            stream.receive(one)
 
-    yield "machine: frames of a message of 1", TOKENS, lambda: machine(decoded_one)
-    yield "machine: frames of a message of 8", TOKENS, lambda: machine(decoded_eight)
+    def pump(batches: Sequence[Batch]) -> None:
+        outbox = EachRead()
+        client = open_pump(outbox)
+        for one in batches:
+            client.on_batch(one)
+            outbox.flush()
 
-    def pump(batches: list[Any]) -> None:
-        client = open_pump()
-        for one_batch in batches:
-            client.on_batch(one_batch)
+    one, eight = list(map(decode_batch, ONE)), list(map(decode_batch, EIGHT))
+    yield "machine: frames of a message of 1", lambda: frames(one)
+    yield "machine: frames of a message of 8", lambda: frames(eight)
+    yield "front end: a message of 1 to the transport", lambda: pump(one)
 
-    yield "front end: message of 1 to the transport", TOKENS, lambda: pump(decoded_one)
 
-    def whole(wire_bytes: list[bytes]) -> None:
-        link = Link(Endpoint("redis://nowhere"), name="bench")
-        client = open_pump()
-        feed = RunFeed(link, CHANNEL, client)
-        feed.open()
+def bus() -> Iterator[Layer]:
+    """Yield what a message costs from the broker's bytes to the client's transport."""
+
+    def parse(data: Sequence[bytes]) -> None:
+        reader = hiredis.Reader()
+        for read in data:
+            reader.feed(read)
+            while reader.gets() is not False:
+                pass
+
+    def whole(data: Sequence[bytes]) -> None:
+        link, outbox = Link(Endpoint("redis://nowhere"), name="bench"), EachRead()
+        RunFeed(link, CHANNEL, open_pump(outbox)).open()
         wire = Wire(link._on_reply, link._on_push)
-        for data in wire_bytes:
-            wire.data_received(data)
+        for read in data:
+            wire.data_received(read)
+            outbox.flush()
 
-    def in_reads(pushes: list[bytes]) -> list[bytes]:
-        """Return what arrives, 100 messages in a read."""
-        return [b"".join(pushes[at : at + 100]) for at in range(0, len(pushes), 100)]
+    one, eight = reads(ONE), reads(EIGHT)
+    yield "bus: hiredis alone, a message of 1", lambda: parse(one)
+    yield "bus to client, all of it: a message of 1", lambda: whole(one)
+    yield "bus to client, all of it: a message of 8", lambda: whole(eight)
 
-    reads_one, reads_eight = in_reads([push(payload) for payload in one]), in_reads([push(p) for p in eight])
-    yield "bus to client: message of 1, socket to socket", TOKENS, lambda: whole(reads_one)
-    yield "bus to client: message of 8, socket to socket", TOKENS, lambda: whole(reads_eight)
 
+def agent() -> Iterator[Layer]:
+    """Yield what an agent pays for a token."""
     request = ChatCompletionRequest.model_validate({"model": "m", "messages": [{"role": "user", "content": "x"}]})
 
-    def agent() -> None:
+    def write() -> None:
         run = Run(HEAD.run_id, request, RecordingSink())
         for _ in range(TOKENS):
             run.write(WORD)
 
-    yield "agent: run.write", TOKENS, agent
-
-    def parse() -> None:
-        reader = hiredis.Reader()
-        for data in reads_one:
-            reader.feed(data)
-            while reader.gets() is not False:
-                pass
-
-    yield "hiredis alone: parse a message of 1", TOKENS, parse
+    yield "agent: run.write", write
 
 
 async def measure() -> list[tuple[str, float]]:
     """Return (layer, us a token), the least of several rounds."""
     results = []
-    for name, tokens, act in layers():
+    for name, act in chain(codec(), machine(), bus(), agent()):
         took_s = []
         for _ in range(ROUNDS):
             began_s = time.process_time()
             act()
             took_s.append(time.process_time() - began_s)
-        results.append((name, min(took_s) / tokens * 1e6))
+        results.append((name, min(took_s) / TOKENS * 1e6))
     return results
 
 
 if __name__ == "__main__":
     for layer, cost_us in asyncio.run(measure()):
-        print(f"{cost_us:7.3f} us  {layer}")  # noqa: T201 -- the output
+        print(f"{cost_us:7.3f} us  {layer}")

@@ -123,4 +123,4 @@ def commands() -> Iterable[dict[str, Any]]:
 
 def reply(**values: Any) -> None:
     """Answer a command."""
-    print(json.dumps(values), flush=True)  # noqa: T201 -- read by the parent
+    print(json.dumps(values), flush=True)

@@ -1,4 +1,4 @@
-"""The benchmark: ``make bench``. Prints a table, the hot path's profile and the layers' costs; writes the README's table.
+"""The benchmark: ``make bench``. Prints a table, the hot path's profile and each layer's cost; writes README's table.
 
 Every figure of the front end is of one process on one core; what feeds it (broker, workers, load generator) has the
 other. Chunks a second are those of a core: chunks over the CPU time the front end spent, as the two cores of a small
@@ -65,7 +65,7 @@ async def main() -> int:
         rows: list[Row] = []
         for scenario in chosen:
             print(f"measuring: {scenario.__name__}", file=sys.stderr, flush=True)
-            rows += await asyncio.to_thread(lambda scenario=scenario: list(scenario(rig)))
+            rows += await asyncio.to_thread(list, scenario(rig))
         print(table(rows))
         if len(chosen) < len(SCENARIOS):
             return 0

@@ -69,7 +69,7 @@ async def main() -> None:
     runner = web.AppRunner(app, handler_cancellation=True, access_log=None)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
-    print(f"serving on http://127.0.0.1:{runner.addresses[0][1]}", flush=True)  # noqa: T201 -- read by the parent
+    print(f"serving on http://127.0.0.1:{runner.addresses[0][1]}", flush=True)
     await asyncio.Event().wait()
 
 

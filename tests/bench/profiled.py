@@ -1,4 +1,4 @@
-"""A process of ours under cProfile: ``python -m tests.bench.profiled frontend``. It prints the hot path when it ends."""
+"""A process of ours under cProfile: ``python -m tests.bench.profiled frontend``. It ends by printing the hot path."""
 
 import cProfile
 import pstats

@@ -88,7 +88,8 @@ def chunks(rig: Rig) -> Iterator[Row]:
     yield Row(
         "chunks/s of a core, 1,000 streams, one token a message",
         f"{one['ours']:,.0f} ({one['ours'] / one['seed']:.1f}x seed, {one['ours'] / one['floor']:.2f}x floor)",
-        f"seed {one['seed']:,.0f}, floor {one['floor']:,.0f}, raw {one['raw']:,.0f}; load generator {one['loadgen']:.0%}",
+        f"seed {one['seed']:,.0f}, floor {one['floor']:,.0f}, raw {one['raw']:,.0f}; "
+        f"load generator {one['loadgen']:.0%}",
         ">= 3x seed, >= 0.85x floor",
         one["ours"] >= 3 * one["seed"] and one["ours"] >= 0.85 * one["floor"],
     )
@@ -242,8 +243,8 @@ def worker(rig: Rig) -> Iterator[Row]:
     """Tokens a second that one worker process publishes for 200 agents at once, and two for 400."""
     rates: dict[int, list[float]] = {1: [], 2: []}
     for _ in range(TIMES):
-        for processes in rates:
-            rates[processes].append(_published_a_second(rig, processes))
+        for processes, values in rates.items():
+            values.append(_published_a_second(rig, processes))
     one, two = median(rates[1]), median(rates[2])
     yield Row("tokens/s published, one worker, 200 agents", f"{one:,.0f}", "", ">= 60,000", one >= 60_000)
     yield Row("the same, two worker processes (two cores, the broker on one of them)", f"{two:,.0f} ({two / one:.2f}x)")
@@ -300,11 +301,11 @@ def scaling(rig: Rig) -> Iterator[Row]:
     rates: dict[int, list[float]] = {1: [], 2: []}
     queue, count = a_queue(), 400
     with rig.worker(queue, "answer", core=OTHER_CORE):
-        for processes in rates:
+        for processes, values in rates.items():
             with rig.frontend(queue, core=None, AGENTSTREAM_PROCESSES=str(processes)) as ours:
                 run_id = ours.answer("x")
                 for _ in range(TIMES):
                     took = ours.loadgen.ask("runs", url=ours.url, connections=32, count=count, again=run_id)
-                    rates[processes].append(count / took["took_s"])
+                    values.append(count / took["took_s"])
     one, two = median(rates[1]), median(rates[2])
     yield Row("answers streamed again, a second: --processes 1, 2", f"{one:,.0f}, {two:,.0f} ({two / one:.2f}x)")

@@ -100,6 +100,6 @@ async def forget() -> None:
 
 if __name__ == "__main__":
     listener = socket.create_server(("127.0.0.1", 0), backlog=4096)
-    print(f"serving on http://127.0.0.1:{listener.getsockname()[1]}", flush=True)  # noqa: T201 -- read by the parent
+    print(f"serving on http://127.0.0.1:{listener.getsockname()[1]}", flush=True)
     uvicorn.Server(uvicorn.Config(app, log_level="error", loop="uvloop", http="httptools")).run([listener])
     sys.exit()

@@ -12,7 +12,7 @@ TICK_S: Final = 0.001
 
 
 class Load(BaseModel):
-    """Tokens to write: ``rounds`` times ``burst`` at once to every stream; ``per_s`` in a second, or as fast as can be."""
+    """Tokens to write: ``rounds`` times ``burst`` at once to every stream, ``per_s`` a second or as fast as can be."""
 
     rounds: int
     burst: int = 1
