@@ -71,6 +71,12 @@ class Settings(BaseSettings):
 
     # Processes
     workers: int = Field(2, ge=1, le=256, description="worker processes under `up`")
+    processes: int = Field(
+        1,
+        ge=1,
+        le=256,
+        description="processes of `frontend` (on one port), of `worker`, or front ends under `up`",
+    )
     concurrency: int = Field(32, ge=1, le=10_000, description="runs one worker executes at once")
     lease_s: float = Field(
         10,

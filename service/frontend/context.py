@@ -30,5 +30,9 @@ class Context:
     metrics: FrontendMetrics
     draining: bool = False
 
+    def observe(self) -> None:
+        """Let the metrics take what this process knows of itself."""
+        self.metrics.observe(open_runs=len(self.watcher), reconnects=self.link.reconnects)
+
 
 CONTEXT = web.AppKey("context", Context)

@@ -170,8 +170,7 @@ async def show_metrics(request: web.Request) -> web.Response:
     """GET /metrics: Prometheus text format."""
     context = request.app[CONTEXT]
     metrics = context.metrics
-    metrics.open_runs.set(len(context.watcher))
-    metrics.reconnects.set(context.link.reconnects)
+    context.observe()
     try:
         async with asyncio.timeout(HEALTH_TIMEOUT_S):
             workers, queued = await context.submitter.workers_alive(), await context.submitter.outstanding()

@@ -35,6 +35,7 @@ EVERY_SETTING: dict[str, tuple[str, Any]] = {
     "tool_timeout_s": ("1.5", 1.5),
     "read_url": ("yes", True),
     "workers": ("4", 4),
+    "processes": ("3", 3),
     "concurrency": ("8", 8),
     "drain_timeout_s": ("0", 0.0),
     "broker_wait_s": ("0.5", 0.5),
