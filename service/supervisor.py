@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import shlex
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ import aiohttp
 from service.broker import EmbeddedBroker, find_server
 from service.child import tied
 from service.children import Child, Children
-from service.config import Settings, environment
+from service.config import BUILTIN, Settings, environment
 from service.errors import StartupError
 from service.frontend.metrics import common_metrics, forget_process
 from service.process import free_port, stop_signals
@@ -47,6 +48,11 @@ class Supervisor:
 
     async def run(self) -> int:
         """Serve until SIGINT or SIGTERM; returns the exit code. Raises StartupError."""
+        if not self._settings.routes and self._settings.queue not in self._settings.served_queues:
+            message = (
+                f"AGENTSTREAM_QUEUES lacks {self._settings.queue!r}, the queue of the front end (AGENTSTREAM_QUEUE)"
+            )
+            raise StartupError(message)
         with stop_signals() as stop:
             async with contextlib.AsyncExitStack() as stack:
                 settings = self._settings
@@ -76,26 +82,32 @@ class Supervisor:
         timeout = aiohttp.ClientTimeout(total=2)
         try:
             async with asyncio.timeout(READY_TIMEOUT_S), aiohttp.ClientSession(timeout=timeout) as session:
-                while not await _serves_with_workers(session, url, settings.workers):  # noqa: ASYNC110 -- another process's state
+                while not await _serves_with_workers(session, url, settings):  # noqa: ASYNC110 -- another process's state
                     await asyncio.sleep(READY_POLL_S)
         except TimeoutError as exc:
             message = f"not ready within {READY_TIMEOUT_S:g} s"
             raise StartupError(message) from exc
         await children.tell()
-        engine = settings.agent or settings.openai_base_url or "built-in demo (no model: set OPENAI_BASE_URL for one)"
-        self._say(f"agent     {engine}")
+        engine = settings.openai_base_url or "built-in demo (no model: set OPENAI_BASE_URL for one)"
+        for route in settings.routes:
+            self._say(f"agent     {route.model}: {engine if route.agent == BUILTIN else route.agent}")
+        if not settings.routes:
+            self._say(f"agent     {settings.agent or engine}")
         self._say(f"serving   {url}  (playground there; API at {url}/v1)")
         where = "" if url == "http://127.0.0.1:8000" else f"--url {url} "
+        where += f"--model {shlex.quote(settings.routes[0].model)} " if settings.routes else ""
         self._say(
             f'try       agentstream chat {where}"what is 17*23, and the time in Tokyo?"    ctrl-C ends everything'
         )
 
 
-async def _serves_with_workers(session: aiohttp.ClientSession, url: str, workers: int) -> bool:
+async def _serves_with_workers(session: aiohttp.ClientSession, url: str, settings: Settings) -> bool:
     try:
         async with session.get(f"{url}/health/ready") as response:
-            body = await response.json()
-            return response.status == 200 and body["workers"] >= workers  # noqa: PLR2004
+            queues = (await response.json())["queues"]
+            return response.status == 200 and all(  # noqa: PLR2004
+                queues[queue]["workers"] >= settings.workers for queue in settings.served_queues
+            )
     except (aiohttp.ClientError, TimeoutError, ValueError, KeyError):
         return False
 

@@ -13,13 +13,13 @@ from service.errors import StartupError
 from service.frontend import metrics, middleware, playground, routes
 from service.frontend.auth import Authenticator
 from service.frontend.context import CONTEXT, Context
+from service.frontend.dispatch import Dispatch
 from service.frontend.errands import Errands
 from service.frontend.watch import Watcher
 from service.protocol.keys import Keys
 from service.store.bus import Bus
 from service.store.endpoint import Endpoint
 from service.store.link import Link
-from service.store.queue import JobSubmitter
 from service.store.runs import RunStore
 
 log = logging.getLogger(__name__)
@@ -45,7 +45,14 @@ def create_app(settings: Settings, *, keys: Keys | None = None, number: int | No
         settings=settings,
         link=link,
         bus=Bus(link, keys),
-        submitter=JobSubmitter(link, keys, settings.queue, max_queued=settings.max_queued),
+        submitter=Dispatch(
+            link,
+            keys,
+            queue_of={route.model: route.queue for route in settings.routes},
+            default_queue=settings.queue,
+            default_models=settings.models,
+            max_queued=settings.max_queued,
+        ),
         authenticator=Authenticator(settings.api_keys),
         runs=RunStore(link, keys),
         watcher=Watcher(),

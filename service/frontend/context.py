@@ -6,12 +6,12 @@ from aiohttp import web
 
 from service.config import Settings
 from service.frontend.auth import Authenticator
+from service.frontend.dispatch import Dispatch
 from service.frontend.errands import Errands
 from service.frontend.metrics import FrontendMetrics
 from service.frontend.watch import Watcher
 from service.store.bus import Bus
 from service.store.link import Link
-from service.store.queue import JobSubmitter
 from service.store.runs import RunStore
 
 
@@ -22,7 +22,7 @@ class Context:
     settings: Settings
     link: Link
     bus: Bus
-    submitter: JobSubmitter
+    submitter: Dispatch
     authenticator: Authenticator
     runs: RunStore
     watcher: Watcher

@@ -27,12 +27,12 @@ class FrontendMetrics:
         self.catch_ups = Counter(telemetry.CATCH_UPS, "Times a feed was compared with its log", registry=registry)
         self._open_runs = self._gauge(telemetry.OPEN_RUNS, "Runs a client is waiting for", "livesum")
         self._reconnects = self._gauge(telemetry.BROKER_RECONNECTS, "Reconnects to Redis", "livesum")
-        self.workers = self._gauge(telemetry.WORKERS_ALIVE, "Live workers of the queue; -1 if unknown", "mostrecent")
-        self.queued = self._gauge(telemetry.QUEUED, "Outstanding jobs of the queue; -1 if unknown", "mostrecent")
+        self.workers = self._gauge(telemetry.WORKERS_ALIVE, "Live workers; -1 if unknown", "mostrecent", "queue")
+        self.queued = self._gauge(telemetry.QUEUED, "Outstanding jobs; -1 if unknown", "mostrecent", "queue")
 
-    def _gauge(self, name: str, what: str, mode: Literal["livesum", "mostrecent"]) -> Gauge:
+    def _gauge(self, name: str, what: str, mode: Literal["livesum", "mostrecent"], *labels: str) -> Gauge:
         """Register a gauge that tells the sum over the live processes, or what one of them has seen last."""
-        return Gauge(name, what, registry=self._registry, multiprocess_mode=mode)
+        return Gauge(name, what, labels, registry=self._registry, multiprocess_mode=mode)
 
     def observe(self, *, open_runs: int, reconnects: int) -> None:
         """Take what this process knows of itself."""

@@ -62,6 +62,11 @@ async def gated(run: Run) -> AgentResult:
     return AgentResult(run.request.messages[-1].text)
 
 
+async def whoami(run: Run) -> AgentResult:
+    """Answer with the model asked for and the process it runs in."""
+    return AgentResult(f"{run.request.model} {os.getpid()}")
+
+
 async def echo_request(run: Run) -> AgentResult:
     """Answer with the request as the agent sees it."""
     return AgentResult(json.dumps(run.request.model_dump(exclude_unset=True), sort_keys=True))

@@ -142,9 +142,10 @@ async def test_it_has_as_many_front_ends_as_it_is_told(ups: Ups, client: Client)
     assert ups.leftovers() == []
 
 
-async def test_what_it_prints_to_try_works(ups: Ups) -> None:
-    """The command it prints can be typed as printed, whatever the port."""
-    up = await ups.up()
+@pytest.mark.parametrize("agents", ["", "help-desk=builtin@side"], ids=["one agent", "several"])
+async def test_what_it_prints_to_try_works(ups: Ups, agents: str) -> None:
+    """The command it prints can be typed as printed, whatever the port, and the models it has agents for."""
+    up = await ups.up(AGENTSTREAM_AGENTS=agents)
     line = await up.process.until(r"try +agentstream (chat .*?) {2,}")
     shell = await asyncio.create_subprocess_shell(
         f"{sys.executable} -m service {line[1]}",
@@ -244,6 +245,11 @@ async def test_an_agent_that_cannot_be_loaded_is_refused(ups: Ups, command: str,
             ["AGENTSTREAM_PORT='65536'", "equal to 65535", "AGENTSTREAM_WORKERS='0'", "greater than or equal to 1"],
         ),
         ({"AGENTSTREAM_LOG_LEVEL": "loud"}, ["AGENTSTREAM_LOG_LEVEL='loud'", "'debug', 'info', 'warning' or 'error'"]),
+        (
+            {"AGENTSTREAM_AGENTS": "a=b"},
+            ["AGENTSTREAM_AGENTS='a=b'", "entry 'a=b'", "module:attribute or model=builtin"],
+        ),
+        ({"AGENTSTREAM_QUEUES": "other"}, ["AGENTSTREAM_QUEUES lacks 'test-", "AGENTSTREAM_QUEUE"]),
         ({"AGENTSTREAM_AGENT": "no_colon"}, ["AGENTSTREAM_AGENT='no_colon'", "package.module:attribute"]),
         ({"AGENTSTREAM_HOST": "0.0.0.0"}, ["0.0.0.0", "AGENTSTREAM_API_KEYS", "AGENTSTREAM_ALLOW_OPEN"]),  # noqa: S104
         ({"AGENTSTREAM_API_KEYS": "secret", "AGENTSTREAM_READ_URL": "perhaps"}, ["AGENTSTREAM_READ_URL='perhaps'"]),
