@@ -72,7 +72,7 @@ class Children:
             if stopped in done:
                 self._say("stopping")
                 return 0
-            errors = [task.exception() for task in done]  # a child that cannot start, or never got ready
+            errors = [error for task in done if (error := task.exception())]  # of one that refuses, or is never ready
             for error in errors:
                 self._say(f"error: {error}")
             return EXIT_WRONG_SETTINGS if any(isinstance(error, _RefusedError) for error in errors) else EXIT_FAILED

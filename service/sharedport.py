@@ -1,10 +1,14 @@
 """One port for several processes: the kernel spreads new connections over all that listen on it (SO_REUSEPORT)."""
 
 import contextlib
+import errno
 import socket
 from collections.abc import Iterator
 
 from service.errors import StartupError
+
+# A name such as localhost may have an address that this machine lacks: those it has are listened on.
+_NOT_HERE = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 
 
 @contextlib.contextmanager
@@ -23,16 +27,30 @@ def shared_port(host: str, port: int) -> Iterator[int]:
         raise StartupError(message)
     with contextlib.ExitStack() as stack:
         try:
-            for address in _addresses(host, port):
-                if port:
-                    with _bound(address, port, shared=False):
-                        pass
-                kept = stack.enter_context(_bound(address, port, shared=True))
-                port = kept.getsockname()[1]  # the other addresses of a name get the same one
+            port = _keep(stack, host, port)
         except OSError as exc:
             message = f"cannot listen on {host}:{port} (AGENTSTREAM_PORT): {exc.strerror}"
             raise StartupError(message) from exc
         yield port
+
+
+def _keep(stack: contextlib.ExitStack, host: str, port: int) -> int:
+    """Bind every address of a host to one port, until the stack is left; returns it, or raises OSError."""
+    kept, missing = 0, OSError(errno.EADDRNOTAVAIL, "no such address")
+    for address in _addresses(host, port):
+        try:
+            if port:
+                _bound(address, port, shared=False).close()
+            bound = stack.enter_context(_bound(address, port, shared=True))
+        except OSError as exc:
+            if exc.errno not in _NOT_HERE:
+                raise
+            missing = exc
+        else:
+            kept = port = bound.getsockname()[1]  # the other addresses of a name get the same one
+    if not kept:
+        raise missing
+    return kept
 
 
 def _addresses(host: str, port: int) -> list[tuple[int, str]]:

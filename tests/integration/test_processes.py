@@ -107,6 +107,25 @@ async def test_told_to_stop_all_front_ends_let_their_streams_end(
     assert os.listdir(tmp_path) == ["gate"]  # noqa: PTH208 -- nothing blocks in a folder of a test's own
 
 
+async def test_front_ends_can_be_replaced_one_by_one(processes: Processes, client: Client, tmp_path: Path) -> None:
+    """One process that is told to stop lets its streams end, the others serve on, and a new one takes its place."""
+    parent, url = await front_ends(processes, 2)
+    worker = await processes.worker("gated", GATE=str(gate := tmp_path / "gate"))
+    streams = [asyncio.create_task(client.stream(url, f"{number}")) for number in range(12)]
+    await worker.until(r"(?s)(gated run.*){12}")
+    first = pids(parent)
+    os.kill(first[0], signal.SIGTERM)
+    draining = await parent.until(r"frontend 1 .*draining: (\d+) open runs")
+    assert 0 < int(draining[1]) < len(streams)
+    for connection in [await connect(url) for _ in range(10)]:
+        connection[1].transport.abort()
+    gate.touch()
+    for number, stream in enumerate(streams):
+        assert "".join(texts(await stream)) == f"{number}"
+    await parent.until(rf"frontend 1 \(pid {first[0]}\) ended with code 0; starting it again")
+    await parent.until(rf"(?s)(serving on {url}\n.*){{3}}", START_S)
+
+
 async def test_workers_are_several_processes_and_end_with_their_parent(
     processes: Processes, client: Client, tmp_path: Path
 ) -> None:

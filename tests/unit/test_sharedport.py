@@ -62,10 +62,21 @@ def test_a_port_just_left_is_taken_again() -> None:
         assert kept == port
 
 
-def test_an_unknown_host_is_refused() -> None:
-    """A host that is no address is refused at start."""
-    with pytest.raises(StartupError, match="cannot listen on no such host:0"), shared_port("no such host", 0):
+@pytest.mark.parametrize("host", ["no such host", "192.0.2.1"])
+def test_a_foreign_host_is_refused(host: str) -> None:
+    """A host that is no address, or none of this machine, is refused at start."""
+    with pytest.raises(StartupError, match=f"cannot listen on {host}:0"), shared_port(host, 0):
         pass
+
+
+def test_every_address_of_a_name_gets_the_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name's addresses share one port; one that this machine lacks is left out."""
+    found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (host, 0)) for host in ("192.0.2.1", "127.0.0.1", "127.0.0.2")]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+    with shared_port("name", 0) as port:
+        for host in ("127.0.0.1", "127.0.0.2"):
+            with socket.socket() as other, pytest.raises(OSError, match="in use"):
+                other.bind((host, port))
 
 
 def test_a_system_without_shared_ports_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
