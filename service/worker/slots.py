@@ -16,6 +16,10 @@ class Slots:
         """Whether somebody waits for one: a slot that is only waited with should be given back soon."""
         return self._waiting > 0
 
+    def locked(self) -> bool:
+        """Whether whoever asks now must wait."""
+        return self._semaphore.locked()
+
     async def acquire(self) -> None:
         """Take one, when there is one."""
         self._waiting += 1

@@ -64,11 +64,14 @@ class Worker:
         stopping = asyncio.create_task(stop.wait(), name="stop")
         try:
             while not stop.is_set():
-                slot = asyncio.create_task(self._slots.acquire(), name="slot")
-                await asyncio.wait({slot, stopping}, return_when=asyncio.FIRST_COMPLETED)
-                if stop.is_set():
-                    slot.cancel()
-                    return
+                if self._slots.locked():
+                    slot = asyncio.create_task(self._slots.acquire(), name="slot")
+                    await asyncio.wait({slot, stopping}, return_when=asyncio.FIRST_COMPLETED)
+                    if stop.is_set():
+                        slot.cancel()
+                        return
+                else:
+                    await self._slots.acquire()  # at once
                 claim = await self._claim()  # not cancelled by a stop: a job taken and forgotten would be stuck
                 if claim is None:
                     self._slots.release()
