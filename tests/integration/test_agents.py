@@ -81,7 +81,7 @@ async def test_each_model_is_answered_by_its_own_workers(site: Site) -> None:
     answers = [await site.ask("quick") for _ in range(20)]
     assert set(answers) <= {f"quick {a1.pid}", f"quick {a2.pid}"}
     assert await site.ask("slow") == "go"
-    assert f"gated run in {b.pid}" in b.output
+    await b.until(rf"gated run in {b.pid}\n")
     ready = await site.get("/health/ready")
     assert ready["status"] == "ok"
     assert {queue: state["workers"] for queue, state in ready["queues"].items()} == {site.a: 2, site.b: 1}
