@@ -12,7 +12,7 @@ from service.config import Settings, env_name, load_settings, unknown_variables
 from service.errors import StartupError
 from service.frontend.serve import serve_frontend
 from service.process import EXIT_WRONG_SETTINGS, configure_logging, run_loop
-from service.supervisor import Supervisor
+from service.supervisor import Supervisor, serve_processes
 from service.worker.serve import serve_worker
 
 
@@ -66,16 +66,27 @@ def up(**flags: Any) -> None:  # noqa: ANN401
 
 @main.command()
 @_setting_flags
-def frontend(**flags: Any) -> None:  # noqa: ANN401
-    """Run one front-end process on REDIS_URL."""
-    _run("frontend", flags, serve_frontend)
+@click.option("--number", type=click.IntRange(1), hidden=True, help="be this one of several on one port")
+def frontend(number: int | None, **flags: Any) -> None:  # noqa: ANN401
+    """Run the front end on REDIS_URL, in as many processes as --processes says."""
+
+    def serve(settings: Settings) -> Coroutine[Any, Any, int]:
+        if number is None and settings.processes > 1:
+            return serve_processes("frontend", settings, click.echo)
+        return serve_frontend(settings, number=number)
+
+    _run("frontend" if number is None else f"frontend {number}", flags, serve)
 
 
 @main.command()
 @_setting_flags
 def worker(**flags: Any) -> None:  # noqa: ANN401
-    """Run one worker process on REDIS_URL."""
-    _run("worker", flags, serve_worker)
+    """Run a worker on REDIS_URL, in as many processes as --processes says."""
+
+    def serve(settings: Settings) -> Coroutine[Any, Any, int]:
+        return serve_processes("worker", settings, click.echo) if settings.processes > 1 else serve_worker(settings)
+
+    _run("worker", flags, serve)
 
 
 @main.command()

@@ -6,15 +6,22 @@ are used as they are) and a command-line flag ``--field``. Each limit has its re
 
 import difflib
 import os
+import re
+from dataclasses import dataclass
 from ipaddress import ip_address
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import AliasChoices, BeforeValidator, Field, ValidationError, model_validator
+from pydantic import AliasChoices, BeforeValidator, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from service.errors import StartupError
 
 ENV_PREFIX = "AGENTSTREAM_"
+BUILTIN: Final = "builtin"  # in a map of agents: the built-in orchestrator
+
+_QUEUE: Final = r"[A-Za-z0-9_.-]{1,64}"
+_AGENT: Final = r"[\w.]+:[\w.]+"
+_ROUTE: Final = re.compile(rf"(?P<model>[^=,\s]{{1,256}})=(?P<agent>{BUILTIN}|{_AGENT})(?:@(?P<queue>{_QUEUE}))?")
 
 
 def _split(value: object) -> object:
@@ -22,6 +29,15 @@ def _split(value: object) -> object:
 
 
 CommaList = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
+
+
+@dataclass(frozen=True, slots=True)
+class AgentRoute:
+    """An entry of ``agents``: who answers for a model (BUILTIN, or package.module:attribute), and where its jobs go."""
+
+    model: str
+    agent: str
+    queue: str
 
 
 class Settings(BaseSettings):
@@ -45,13 +61,23 @@ class Settings(BaseSettings):
         repr=False,
         description="redis://, rediss:// or unix:// URL; without it `up` starts a private broker",
     )
-    queue: str = Field("default", pattern=r"^[A-Za-z0-9_.-]{1,64}$", description="name of the job queue")
+    queue: str = Field("default", pattern=rf"^{_QUEUE}$", description="name of the job queue")
+    queues: CommaList = Field(
+        (), description="queues a worker serves, comma separated; default: every queue of `agents`, else `queue`"
+    )
 
     # The agent
     agent: str | None = Field(
         None,
-        pattern=r"^[\w.]+:[\w.]+$",
+        pattern=rf"^{_AGENT}$",
         description="your agent as package.module:attribute; default: the built-in orchestrator",
+    )
+    agents: CommaList = Field(
+        (),
+        description=(
+            "several agents instead of one, each for a model: model=package.module:attribute or model=builtin, "
+            "each with @queue if its jobs go to another queue than `queue`; comma separated"
+        ),
     )
     models: CommaList = Field(("agentstream",), min_length=1, description="model names listed at /v1/models")
     openai_base_url: str | None = Field(
@@ -71,6 +97,12 @@ class Settings(BaseSettings):
 
     # Processes
     workers: int = Field(2, ge=1, le=256, description="worker processes under `up`")
+    processes: int = Field(
+        1,
+        ge=1,
+        le=256,
+        description="processes of `frontend` (on one port), of `worker`, or front ends under `up`",
+    )
     concurrency: int = Field(32, ge=1, le=10_000, description="runs one worker executes at once")
     lease_s: float = Field(
         10,
@@ -114,6 +146,63 @@ class Settings(BaseSettings):
         validation_alias=AliasChoices(f"{ENV_PREFIX}REPLAY_WORD_DELAY_MS", "REPLAY_WORD_DELAY_MS"),
         description="pause between the words of an answer that was not streamed",
     )
+
+    @property
+    def routes(self) -> tuple[AgentRoute, ...]:
+        """What ``agents`` says; empty if one agent answers for every model."""
+        entries = (_ROUTE.fullmatch(entry) for entry in self.agents)
+        return tuple(
+            AgentRoute(entry["model"], entry["agent"], entry["queue"] or self.queue) for entry in entries if entry
+        )
+
+    @property
+    def served_queues(self) -> tuple[str, ...]:
+        """The queues a worker takes jobs of, each once."""
+        return tuple(dict.fromkeys(self.queues or [route.queue for route in self.routes] or [self.queue]))
+
+    @field_validator("agents")
+    @classmethod
+    def _agents_are_a_map(cls, entries: tuple[str, ...]) -> tuple[str, ...]:
+        models: set[str] = set()
+        for entry in entries:
+            route = _ROUTE.fullmatch(entry)
+            if route is None:
+                message = (
+                    f"entry {entry!r} should be model=package.module:attribute or model={BUILTIN}, "
+                    f"followed by @queue if need be (a queue's name is {_QUEUE})"
+                )
+                raise ValueError(message)
+            if route["model"] in models:
+                message = f"entry {entry!r}: the model {route['model']!r} has an agent already"
+                raise ValueError(message)
+            models.add(route["model"])
+        return entries
+
+    @field_validator("queues")
+    @classmethod
+    def _queues_are_names(cls, queues: tuple[str, ...]) -> tuple[str, ...]:
+        for queue in queues:
+            if re.fullmatch(_QUEUE, queue) is None:
+                message = f"{queue!r} is not a queue's name, which is {_QUEUE}"
+                raise ValueError(message)
+        return queues
+
+    @model_validator(mode="after")
+    def _agents_stand_alone(self) -> Self:
+        if not self.agents:
+            return self
+        for field in ("agent", "models"):
+            if getattr(self, field) != type(self).model_fields[field].default:
+                message = f"{env_name('agents')} names the models and their agents: leave {env_name(field)} unset"
+                raise ValueError(message)
+        queues = {route.queue for route in self.routes}
+        if unknown := [queue for queue in self.queues if queue not in queues]:
+            message = (
+                f"{env_name('queues')}: no agent of {env_name('agents')} has the queue {unknown[0]!r}; "
+                f"they have {', '.join(sorted(queues))}"
+            )
+            raise ValueError(message)
+        return self
 
     @model_validator(mode="after")
     def _public_needs_keys(self) -> Self:

@@ -11,10 +11,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Self
 
+import pytest
+
 from tests.helpers import SOON_S
 
 ROOT = Path(__file__).parents[1]
 AGENTS = Path(__file__).parent / "integration"
+
+linux_only = pytest.mark.skipif(sys.platform != "linux", reason="asks /proc, or the parent-death signal")
 
 
 class Process:
@@ -135,3 +139,19 @@ class Processes:
         process = await self.start("worker", AGENTSTREAM_AGENT=spec, **settings)
         await process.until(r"takes jobs of queue")
         return process
+
+
+async def ended(pid: int) -> None:
+    """Return once a process has ended, whoever its parent is (Linux)."""
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    loop, over = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_reader(descriptor, over.set)
+    try:
+        async with asyncio.timeout(SOON_S):
+            await over.wait()
+    finally:
+        loop.remove_reader(descriptor)
+        os.close(descriptor)

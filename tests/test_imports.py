@@ -14,8 +14,10 @@ SERVICE = Path(__file__).parents[1] / "service"
 # telemetry holds names and may be used anywhere. __init__ is what `from service import __version__` reads.
 ARROWS = """
     4  __main__    __init__ errors config process chat supervisor frontend worker
-    4  supervisor  errors config process child broker
+    4  supervisor  errors config process child children sharedport broker frontend
     4  broker      errors process child
+    4  children    errors process
+    4  sharedport  errors
     4  chat        sse
     4  child
     3  frontend    __init__ errors protocol sse transcript stream store config process

@@ -3,7 +3,8 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
+from typing import Any, Final
 
 from aiohttp import web
 
@@ -12,6 +13,7 @@ from service.errors import StartupError
 from service.frontend import metrics, middleware, playground, routes
 from service.frontend.auth import Authenticator
 from service.frontend.context import CONTEXT, Context
+from service.frontend.dispatch import Dispatch
 from service.frontend.errands import Errands
 from service.frontend.streaming import Outbox
 from service.frontend.watch import Watcher
@@ -19,14 +21,18 @@ from service.protocol.keys import Keys
 from service.store.bus import Bus
 from service.store.endpoint import Endpoint
 from service.store.link import Link
-from service.store.queue import JobSubmitter
 from service.store.runs import RunStore
 
 log = logging.getLogger(__name__)
 
+OBSERVE_S: Final = 1.0  # how old a gauge may be that another process tells
 
-def create_app(settings: Settings, *, keys: Keys | None = None) -> web.Application:
-    """Return the application; its link to Redis opens and closes with it. Raises StartupError without REDIS_URL."""
+
+def create_app(settings: Settings, *, keys: Keys | None = None, number: int | None = None) -> web.Application:
+    """Return the application; its link to Redis opens and closes with it. Raises StartupError without REDIS_URL.
+
+    ``number`` is this process's among several that share a port, and count together; None without others.
+    """
     if settings.redis_url is None:
         message = "REDIS_URL is not set: a front end of its own needs a Redis (`agentstream up` brings one)"
         raise StartupError(message)
@@ -41,17 +47,26 @@ def create_app(settings: Settings, *, keys: Keys | None = None) -> web.Applicati
         settings=settings,
         link=link,
         bus=Bus(link, keys),
-        submitter=JobSubmitter(link, keys, settings.queue, max_queued=settings.max_queued),
+        submitter=Dispatch(
+            link,
+            keys,
+            queue_of={route.model: route.queue for route in settings.routes},
+            default_queue=settings.queue,
+            default_models=settings.models,
+            max_queued=settings.max_queued,
+        ),
         authenticator=Authenticator(settings.api_keys),
         runs=RunStore(link, keys),
         watcher=Watcher(),
         outbox=Outbox(),
         errands=Errands(),
-        metrics=metrics.FrontendMetrics(),
+        metrics=metrics.FrontendMetrics(number),
     )
     app.cleanup_ctx.append(_open_link)
     app.cleanup_ctx.append(_watch_runs)
     app.cleanup_ctx.append(_finish_errands)
+    if number is not None:
+        app.cleanup_ctx.append(_tell_the_others)
     app.add_routes(routes.ROUTES)
     app.add_routes(playground.routes())
     return app
@@ -65,7 +80,26 @@ async def _open_link(app: web.Application) -> AsyncIterator[None]:
 
 
 async def _watch_runs(app: web.Application) -> AsyncIterator[None]:
-    task = asyncio.create_task(app[CONTEXT].watcher.sweep(), name="watcher")
+    async with _beside(app[CONTEXT].watcher.sweep(), "watcher"):
+        yield
+
+
+async def _tell_the_others(app: web.Application) -> AsyncIterator[None]:
+    async with _beside(_observe_for_ever(app[CONTEXT]), "metrics"):
+        yield
+
+
+async def _observe_for_ever(context: Context) -> None:
+    """Let the processes that share the port tell our gauges, too, in their sums."""
+    while True:
+        context.observe()
+        await asyncio.sleep(OBSERVE_S)
+
+
+@contextlib.asynccontextmanager
+async def _beside(work: Coroutine[Any, Any, None], name: str) -> AsyncIterator[None]:
+    """Do something for as long as the process serves; if it fails, the process dies loudly."""
+    task = asyncio.create_task(work, name=name)
     task.add_done_callback(_die_loudly)
     yield
     task.cancel()
@@ -81,5 +115,5 @@ async def _finish_errands(app: web.Application) -> AsyncIterator[None]:
 def _die_loudly(task: asyncio.Task[None]) -> None:
     """Log a side task's death; without the watcher no stream would have a deadline any more."""
     if not task.cancelled() and (error := task.exception()) is not None:
-        log.critical("the watcher died: %r", error)
+        log.critical("the %s died: %r", task.get_name(), error)
         raise SystemExit(1)

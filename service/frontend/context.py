@@ -6,13 +6,13 @@ from aiohttp import web
 
 from service.config import Settings
 from service.frontend.auth import Authenticator
+from service.frontend.dispatch import Dispatch
 from service.frontend.errands import Errands
 from service.frontend.metrics import FrontendMetrics
 from service.frontend.streaming import Outbox
 from service.frontend.watch import Watcher
 from service.store.bus import Bus
 from service.store.link import Link
-from service.store.queue import JobSubmitter
 from service.store.runs import RunStore
 
 
@@ -23,7 +23,7 @@ class Context:
     settings: Settings
     link: Link
     bus: Bus
-    submitter: JobSubmitter
+    submitter: Dispatch
     authenticator: Authenticator
     runs: RunStore
     watcher: Watcher
@@ -31,6 +31,10 @@ class Context:
     errands: Errands
     metrics: FrontendMetrics
     draining: bool = False
+
+    def observe(self) -> None:
+        """Let the metrics take what this process knows of itself."""
+        self.metrics.observe(open_runs=len(self.watcher), reconnects=self.link.reconnects)
 
 
 CONTEXT = web.AppKey("context", Context)

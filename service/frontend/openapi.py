@@ -128,6 +128,7 @@ def document() -> dict[str, Any]:
                         Conflict,
                         Gone,
                         LimitReached,
+                        NotFound,
                         RunFailed,
                         UnsupportedMediaType,
                     ),
@@ -165,14 +166,19 @@ def document() -> dict[str, Any]:
                 ),
             },
             "/v1/models": {
-                "get": _operation("listModels", "The configured models", {"200": _answer(None)}, (Unauthenticated,)),
+                "get": _operation(
+                    "listModels",
+                    "The models that have a live worker",
+                    {"200": _answer(None)},
+                    (Unauthenticated, BrokerUnavailable),
+                ),
             },
             "/v1/models/{model}": {
                 "get": _operation(
                     "retrieveModel",
                     "One of them",
                     {"200": _answer(None)},
-                    (Unauthenticated, NotFound),
+                    (Unauthenticated, NotFound, BrokerUnavailable),
                     parameters=[{**_RUN_ID, "name": "model", "schema": {"type": "string", "minLength": 1}}],
                 ),
             },

@@ -9,6 +9,7 @@ from aiohttp import web
 
 from service.errors import InvalidRequest, NotFound
 from service.frontend.context import CONTEXT, Context
+from service.frontend.dispatch import QueueState
 from service.frontend.negotiate import stream_options
 from service.frontend.openapi import show_openapi
 from service.frontend.parsing import idempotency_key, read_chat_request
@@ -146,21 +147,27 @@ def _cursor(request: web.Request) -> Cursor | None:
 
 
 async def list_models(request: web.Request) -> web.Response:
-    """GET /v1/models: the configured names."""
-    context = request.app[CONTEXT]
-    context.authenticator.owner(request)
-    return web.json_response({"object": "list", "data": [_model(name) for name in context.settings.models]})
+    """GET /v1/models: those that have a live worker."""
+    names = await _available_models(request)
+    return web.json_response({"object": "list", "data": [_model(name) for name in names]})
 
 
 async def retrieve_model(request: web.Request) -> web.Response:
     """GET /v1/models/{id}: one of them."""
-    context = request.app[CONTEXT]
-    context.authenticator.owner(request)
     name = request.match_info["model"]
-    if name not in context.settings.models:
-        message = f"no such model: {name[:80]!r}"
+    if name not in await _available_models(request):
+        queue = request.app[CONTEXT].submitter.queue_of(name)
+        message = f"the model {name[:80]!r} cannot be had now: its queue {queue!r} has no live worker"
         raise NotFound(message, code="model_not_found", param="model")
     return web.json_response(_model(name))
+
+
+async def _available_models(request: web.Request) -> list[str]:
+    context = request.app[CONTEXT]
+    context.authenticator.owner(request)
+    require_broker(context)
+    async with answering():
+        return await context.submitter.available()
 
 
 def _model(name: str) -> dict[str, Any]:
@@ -180,12 +187,18 @@ async def ready(request: web.Request) -> web.Response:
     try:
         async with asyncio.timeout(HEALTH_TIMEOUT_S):
             await context.link.call("PING")
-            workers = await context.submitter.workers_alive()
+            queues = await context.submitter.states()
     except TimeoutError:
         return web.json_response({"status": "unavailable", "redis": "does not answer"}, status=503)
-    body: dict[str, Any] = {"status": "ok", "redis": "ok", "workers": workers}
-    if workers == 0:
-        body |= {"status": "degraded", "detail": "no worker is alive; requests wait in the queue"}
+    body: dict[str, Any] = {
+        "status": "ok",
+        "redis": "ok",
+        "workers": min(state.workers for state in queues.values()),
+        "queues": {queue: {"workers": state.workers, "queued": state.queued} for queue, state in queues.items()},
+    }
+    if idle := [queue for queue, state in queues.items() if state.workers == 0]:
+        detail = f"no worker is alive for {', '.join(idle)}; requests wait in the queue"
+        body |= {"status": "degraded", "detail": detail}
     return web.json_response(body)
 
 
@@ -193,15 +206,15 @@ async def show_metrics(request: web.Request) -> web.Response:
     """GET /metrics: Prometheus text format."""
     context = request.app[CONTEXT]
     metrics = context.metrics
-    metrics.open_runs.set(len(context.watcher))
-    metrics.reconnects.set(context.link.reconnects)
+    context.observe()
     try:
         async with asyncio.timeout(HEALTH_TIMEOUT_S):
-            workers, queued = await context.submitter.workers_alive(), await context.submitter.outstanding()
+            states = await context.submitter.states()
     except TimeoutError:
-        workers = queued = -1
-    metrics.workers.set(workers)
-    metrics.queued.set(queued)
+        states = dict.fromkeys(context.submitter.queues, QueueState(workers=-1, queued=-1))
+    for queue, state in states.items():
+        metrics.workers.labels(queue).set(state.workers)
+        metrics.queued.labels(queue).set(state.queued)
     return web.Response(body=metrics.render(), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
 
 

@@ -28,26 +28,29 @@ def _calmly(record: logging.LogRecord) -> bool:
     return True
 
 
-async def serve_frontend(settings: Settings) -> int:
+async def serve_frontend(settings: Settings, *, number: int | None = None) -> int:
     """Serve until SIGTERM or SIGINT; returns the exit code.
 
     Raises StartupError if the port is taken, BrokerUnavailable if Redis is not there in ``broker_wait_s``;
-    until then requests get 503.
+    until then requests get 503. With a ``number`` this is one of several processes on the port, and listens only
+    once it is connected: until then the others get the requests.
     """
-    app = create_app(settings)
+    app = create_app(settings, number=number)
     context = app[CONTEXT]
     logging.getLogger("aiohttp.server").addFilter(_calmly)
     runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=CLOSE_TIMEOUT_S)
     await runner.setup()
     try:
         with stop_signals() as stop:
-            site = web.TCPSite(runner, settings.host, settings.port)
-            try:
-                await site.start()
-            except OSError as exc:
-                message = f"cannot listen on {settings.host}:{settings.port} (AGENTSTREAM_PORT): {exc.strerror}"
-                raise StartupError(message) from exc
-            await _until_connected(context.link.wait_ready(settings.broker_wait_s), stop)
+            shared = number is not None
+            site = web.TCPSite(runner, settings.host, settings.port, reuse_port=shared or None)
+            connecting = context.link.wait_ready(settings.broker_wait_s)
+            if shared:
+                await _until_connected(connecting, stop)
+                await _listen(site, settings)
+            else:
+                await _listen(site, settings)
+                await _until_connected(connecting, stop)
             if not stop.is_set():
                 log.info("serving on %s", address(settings.host, runner))
             await stop.wait()
@@ -59,6 +62,14 @@ async def serve_frontend(settings: Settings) -> int:
     finally:
         await runner.cleanup()
     return 0
+
+
+async def _listen(site: web.TCPSite, settings: Settings) -> None:
+    try:
+        await site.start()
+    except OSError as exc:
+        message = f"cannot listen on {settings.host}:{settings.port} (AGENTSTREAM_PORT): {exc.strerror}"
+        raise StartupError(message) from exc
 
 
 async def _until_connected(connecting: object, stop: asyncio.Event) -> None:

@@ -185,7 +185,8 @@ def _deadlines(context: Context, feed: RunFeed, on_doubt_unstarted: Callable[[],
 
 
 def new_job(context: Context, chat: ChatCompletionRequest, owner: str) -> Job:
-    """Return the envelope of a new run."""
+    """Return the envelope of a new run; raises NotFound if nobody answers for its model."""
+    context.submitter.check(chat.model)
     now = time.time()
     return Job(
         run_id=new_run_id(),

@@ -29,6 +29,7 @@ from service.store.scripts import SCRIPTS
 log = logging.getLogger(__name__)
 
 CLAIM_BLOCK_S: Final = 1.0  # one blocking read; ends sooner when a job comes; bounds how long a stop takes
+HURRIED_CLAIM_BLOCK_S: Final = 0.02  # the same, while another queue's turn waits for it to end
 # A server whose blocking read returns at once (fakeredis) must not make us spin.
 MIN_EMPTY_CLAIM_S: Final = 0.01
 # What a job handed back claims to have been idle: longer than any lease.
@@ -219,12 +220,17 @@ class JobQueue:
         """Say that this worker is alive; worth BEAT_VALID_S."""
         await self._script("beat", [self._workers], self.worker_id, BEAT_VALID_S)
 
-    async def claim(self) -> Claim | None:
-        """Wait up to CLAIM_BLOCK_S for a job and take it; one at a time, so idle workers share a burst."""
+    async def claim(self, *, hurry: bool = False) -> Claim | None:
+        """Wait up to CLAIM_BLOCK_S, or less in a hurry, for a job and take it.
+
+        One at a time, so idle workers share a burst. One queue at a time: XREADGROUP counts per stream, and several
+        streams may lie in several slots of a cluster.
+        """
         started = time.monotonic()
-        block = ("COUNT", 1, "BLOCK", int(CLAIM_BLOCK_S * 1000))
+        block_s = HURRIED_CLAIM_BLOCK_S if hurry else CLAIM_BLOCK_S
+        block = ("COUNT", 1, "BLOCK", int(block_s * 1000))
         try:
-            async with _answering(CLAIM_BLOCK_S + COMMAND_TIMEOUT_S):
+            async with _answering(block_s + COMMAND_TIMEOUT_S):
                 reply = await self._claims.call(
                     "XREADGROUP", "GROUP", GROUP, self.worker_id, *block, "STREAMS", self._jobs, ">"
                 )

@@ -8,11 +8,12 @@ import asyncio
 import contextvars
 import logging
 import threading
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from typing import Any, Final, cast
 
 from service import errors
 from service.agents import Agent, AgentResult, Run
+from service.agents.loading import is_async
 from service.errors import BusError, InvalidAgentOutput
 from service.protocol.events import RUN_CANCELLED, RUN_COMPLETED, RUN_FAILED
 from service.protocol.openai import ChatCompletionRequest
@@ -30,17 +31,18 @@ HAND_BACK: Final = "hand_back"
 LEASE_LOST: Final = "lease_lost"
 
 Terminal = tuple[str, dict[str, Any]]
+# Tells the agent that answers for a model; raises ValueError if there is none here.
+AgentOf = Callable[[str], Agent]
 
 
 class Execution:
     """A claimed job's run on this worker."""
 
-    def __init__(self, agent: Agent, claim: Claim, *, is_async: bool) -> None:
-        """Bind the job; ``bind`` must follow."""
+    def __init__(self, agent_of: AgentOf, claim: Claim) -> None:
+        """Take the job, and what tells its agent; ``bind`` must follow."""
         self.claim = claim
         self.tally = Tally()
-        self._agent = agent
-        self._is_async = is_async
+        self._agent_of = agent_of
         self._publisher: RunPublisher | None = None
         self._stopped: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._left: list[asyncio.Future[Any]] = []  # what still runs when the run is over
@@ -100,10 +102,11 @@ class Execution:
         """
         try:
             request = ChatCompletionRequest.model_validate(self.claim.job.request)
-        except ValueError as exc:  # a newer front end's request
-            return failed(errors.INVALID_REQUEST, f"this worker cannot read the request: {exc}")
+            called = self._agent_of(request.model)
+        except ValueError as exc:  # a newer front end's request, or one whose settings name other agents
+            return failed(errors.INVALID_REQUEST, f"this worker cannot serve the request: {exc}")
         run = Run(self.claim.job.run_id, request, self)
-        agent = asyncio.create_task(self._call(run), name=f"agent {run.id}")
+        agent = asyncio.create_task(self._call(called, run), name=f"agent {run.id}")
         agent.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # seen, even if it was lost
         self._left.append(agent)
         try:
@@ -135,16 +138,16 @@ class Execution:
             log.warning("run %s is over, but its agent still runs; waiting for it", self.claim.job.run_id)
             await asyncio.wait(left)
 
-    async def _call(self, run: Run) -> object:
-        if self._is_async:
-            return await _guarded(self._agent, run)
+    async def _call(self, agent: Agent, run: Run) -> object:
+        if is_async(agent):
+            return await _guarded(agent, run)
         done = asyncio.get_running_loop().create_future()
         done.add_done_callback(lambda future: future.cancelled() or future.exception())  # seen, even if late
         self._left.append(done)
         context = contextvars.copy_context()
         thread = threading.Thread(
             target=context.run,
-            args=(_call_in_thread, self._agent, run, done),
+            args=(_call_in_thread, agent, run, done),
             name=f"agent {run.id}",
             daemon=True,  # a blocked agent must not keep a stopped worker alive
         )

@@ -13,14 +13,12 @@ from dataclasses import dataclass
 from typing import Final
 
 from service import errors
-from service.agents import Agent
-from service.agents.loading import is_async
 from service.errors import AgentStreamError, BusError, InvalidAgentOutput, LogTrimmed
 from service.protocol.events import TEXT
 from service.store.bus import Bus
 from service.store.publisher import LogLimits, RunPublisher
 from service.store.queue import Begun, Claim, JobQueue
-from service.worker.execution import HAND_BACK, Execution, Terminal, failed
+from service.worker.execution import HAND_BACK, AgentOf, Execution, Terminal, failed
 from service.worker.lease import Leases
 
 log = logging.getLogger(__name__)
@@ -40,12 +38,11 @@ class RunLimits:
 
 
 class Runner:
-    """Executes claimed jobs with one agent."""
+    """Executes claimed jobs, each with its model's agent."""
 
-    def __init__(self, agent: Agent, bus: Bus, queue: JobQueue, leases: Leases, limits: RunLimits) -> None:
+    def __init__(self, agent_of: AgentOf, bus: Bus, queue: JobQueue, leases: Leases, limits: RunLimits) -> None:
         """Bind what every run needs."""
-        self._agent = agent
-        self._is_async = is_async(agent)
+        self._agent_of = agent_of
         self._bus = bus
         self._queue = queue
         self._leases = leases
@@ -62,7 +59,7 @@ class Runner:
 
         ``called_again`` is told whether the job is one whose agent is called once more, as soon as that is known.
         """
-        execution = Execution(self._agent, claim, is_async=self._is_async)
+        execution = Execution(self._agent_of, claim)
         self._executions.add(execution)
         self._leases.hold(execution)
         try:

@@ -1,14 +1,16 @@
-"""The worker process: builds the agent, connects, works until told to stop."""
+"""The worker process: builds the agents, connects, works until told to stop."""
 
+import asyncio
 import logging
 import os
 import secrets
 import socket
+from functools import partial
 
 from service.agents import Agent
 from service.agents.loading import load_agent
 from service.agents.orchestrator import Orchestrator
-from service.config import Settings
+from service.config import BUILTIN, Settings
 from service.engines.base import Engine
 from service.engines.builtin import BuiltinEngine
 from service.errors import StartupError
@@ -21,8 +23,10 @@ from service.store.link import Link
 from service.store.publisher import LogLimits
 from service.store.queue import JobQueue
 from service.tools.toolbox import Toolbox, default_tools
+from service.worker.execution import AgentOf
 from service.worker.lease import Leases
 from service.worker.runner import RunLimits, Runner
+from service.worker.slots import Slots
 from service.worker.worker import Worker
 
 log = logging.getLogger(__name__)
@@ -31,12 +35,12 @@ log = logging.getLogger(__name__)
 async def serve_worker(settings: Settings, *, keys: Keys | None = None) -> int:
     """Work until SIGTERM or SIGINT; returns the exit code.
 
-    Raises StartupError if the agent cannot be loaded, BrokerUnavailable if Redis is not there in ``broker_wait_s``.
+    Raises StartupError if an agent cannot be loaded, BrokerUnavailable if Redis is not there in ``broker_wait_s``.
     """
     if settings.redis_url is None:
         message = "REDIS_URL is not set: a worker of its own needs a Redis (`agentstream up` brings one)"
         raise StartupError(message)
-    agent, engine = build_agent(settings)
+    agents, engine = build_agents(settings)
     keys = keys or Keys()
     endpoint = Endpoint(settings.redis_url)
     worker_id = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
@@ -45,26 +49,68 @@ async def serve_worker(settings: Settings, *, keys: Keys | None = None) -> int:
     try:
         with stop_signals() as stop:
             await link.wait_ready(settings.broker_wait_s)
-            queue = JobQueue(endpoint, link, keys, settings.queue, worker_id=worker_id)
-            leases = Leases(queue, settings.lease_s)
-            runner = Runner(agent, Bus(link, keys), queue, leases, run_limits(settings))
-            await link.subscribe(keys.control(worker_id).encode(), leases.on_control)
-            worker = Worker(
-                queue,
-                runner,
-                leases,
-                concurrency=settings.concurrency,
-                drain_timeout_s=settings.drain_timeout_s,
-                is_connected=lambda: link.connected,
-            )
-            link.on_reconnect[worker.on_reconnect] = None
-            log.info("worker %s takes jobs of queue %r", worker_id, settings.queue)
-            await worker.run(stop)
+            queues = [JobQueue(endpoint, link, keys, name, worker_id=worker_id) for name in agents]
+            leases = [Leases(queue, settings.lease_s) for queue in queues]
+            slots = Slots(settings.concurrency)
+            bus = Bus(link, keys)
+            workers = [
+                Worker(
+                    queue,
+                    Runner(agent_of, bus, queue, held, run_limits(settings)),
+                    held,
+                    slots=slots,
+                    drain_timeout_s=settings.drain_timeout_s,
+                    is_connected=lambda: link.connected,
+                )
+                for agent_of, queue, held in zip(agents.values(), queues, leases, strict=True)
+            ]
+            link.on_reconnect |= dict.fromkeys(worker.on_reconnect for worker in workers)
+
+            def on_control(message: bytes) -> None:
+                for held in leases:
+                    held.on_control(message)
+
+            await link.subscribe(keys.control(worker_id).encode(), on_control)
+            await asyncio.gather(*(queue.open() for queue in queues))
+            log.info("worker %s takes jobs of queue %s", worker_id, ", ".join(map(repr, agents)))
+            async with asyncio.TaskGroup() as working:  # if one of them dies, all do
+                for name, worker in zip(agents, workers, strict=True):
+                    working.create_task(worker.run(stop), name=f"queue {name}")
     finally:
         await link.close()
         if engine is not None:
             await engine.close()
     return 0
+
+
+def build_agents(settings: Settings) -> tuple[dict[str, AgentOf], Engine | None]:
+    """Return what tells the agents of each queue to be served, and the built-in one's engine; raises StartupError.
+
+    Only agents of those queues are imported.
+    """
+    if not settings.routes:
+        agent, engine = build_agent(settings)
+        return dict.fromkeys(settings.served_queues, lambda _: agent), engine
+    builtin: Agent | None = None
+    engine = None
+    agents: dict[str, dict[str, Agent]] = {queue: {} for queue in settings.served_queues}
+    for route in settings.routes:
+        if route.queue not in agents:
+            continue
+        if route.agent != BUILTIN:
+            agents[route.queue][route.model] = load_agent(route.agent)
+            continue
+        if builtin is None:
+            builtin, engine = build_agent(settings)
+        agents[route.queue][route.model] = builtin
+    return {queue: partial(_agent_of, of_queue) for queue, of_queue in agents.items()}, engine
+
+
+def _agent_of(agents: dict[str, Agent], model: str) -> Agent:
+    if model not in agents:
+        message = f"there is no agent for the model {model!r} here (front ends and workers need the same agents)"
+        raise ValueError(message)
+    return agents[model]
 
 
 def build_agent(settings: Settings) -> tuple[Agent, Engine | None]:

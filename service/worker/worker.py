@@ -9,6 +9,7 @@ from service.errors import AgentStreamError, BrokerUnavailable
 from service.store.queue import BEAT_INTERVAL_S, Claim, JobQueue
 from service.worker.lease import Leases, tolerate
 from service.worker.runner import Runner
+from service.worker.slots import Slots
 
 log = logging.getLogger(__name__)
 
@@ -20,7 +21,7 @@ LAST_WORDS_S: Final = 8.0
 
 
 class Worker:
-    """Runs up to ``concurrency`` jobs at once until told to stop."""
+    """Runs the jobs of one queue, as many at once as it gets slots for, until told to stop."""
 
     def __init__(  # noqa: PLR0913 -- the parts and their bounds
         self,
@@ -28,7 +29,7 @@ class Worker:
         runner: Runner,
         leases: Leases,
         *,
-        concurrency: int,
+        slots: Slots,
         drain_timeout_s: float,
         is_connected: Callable[[], bool],
     ) -> None:
@@ -38,13 +39,12 @@ class Worker:
         self._runner = runner
         self._leases = leases
         self._drain_timeout_s = drain_timeout_s
-        self._slots = asyncio.Semaphore(concurrency)
+        self._slots = slots
         self._runs: set[asyncio.Task[None]] = set()
         self._trust_leases_at_s = 0.0
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Work until ``stop`` is set, then drain. If a side task dies, so does this: loudly."""
-        await self._queue.open()
+        """Work on the open queue until ``stop`` is set, then drain. If a side task dies, so does this: loudly."""
         try:
             async with asyncio.TaskGroup() as tasks:
                 side_tasks = [
@@ -82,7 +82,7 @@ class Worker:
 
     async def _claim(self) -> Claim | None:
         try:
-            return await self._queue.claim()
+            return await self._queue.claim(hurry=self._slots.wanted)
         except BrokerUnavailable as exc:
             log.warning("cannot claim jobs, trying again: %s", exc)
             await asyncio.sleep(BROKER_RETRY_S)
@@ -97,13 +97,17 @@ class Worker:
         """Take nothing over for a while: leases ran out because the broker was away, not their workers."""
         self._trust_leases_at_s = asyncio.get_running_loop().time() + self._leases.interval_s + SETTLE_S
 
+    def _trusts_leases(self) -> bool:
+        """Whether a lease that ran out tells of a dead worker.
+
+        A link that is down says when it is up again, and distrust begins then.
+        """
+        return self._is_connected() and asyncio.get_running_loop().time() >= self._trust_leases_at_s
+
     async def _reclaim(self) -> None:
-        """Take over jobs whose lease ran out, as long as slots are free."""
-        loop = asyncio.get_running_loop()
+        """Take over jobs whose lease ran out, in turn with new ones."""
         while True:
             await asyncio.sleep(self._leases.interval_s)
-            if loop.time() < self._trust_leases_at_s or not self._is_connected():
-                continue  # a link that is down says when it is up again, and distrust begins then
             try:
                 await self._reclaim_all()
             except BrokerUnavailable as exc:
@@ -115,11 +119,12 @@ class Worker:
 
         That one may be what killed its worker; together with others it could kill them all a second time.
         """
-        while not self._slots.locked():
+        while True:
             await self._slots.acquire()
             claim = None
             try:
-                claim = await asyncio.shield(self._queue.reclaim(self._leases.lease_s))
+                if self._trusts_leases():
+                    claim = await asyncio.shield(self._queue.reclaim(self._leases.lease_s))
             finally:
                 if claim is None:
                     self._slots.release()

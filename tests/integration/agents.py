@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -51,6 +52,19 @@ def numbered_in_a_thread(run: Run) -> AgentResult:
         run.write(f"{tag}:{number} ")
         time.sleep(0.001)
     return AgentResult("")
+
+
+async def gated(run: Run) -> AgentResult:
+    """Say in which process it runs; answer with the request's text once there is a file named by GATE."""
+    print(f"gated run in {os.getpid()}", flush=True)  # noqa: T201 -- the test reads it
+    while not Path(os.environ["GATE"]).exists():  # noqa: ASYNC110, ASYNC240 -- another process's doing
+        await asyncio.sleep(0.01)
+    return AgentResult(run.request.messages[-1].text)
+
+
+async def whoami(run: Run) -> AgentResult:
+    """Answer with the model asked for and the process it runs in."""
+    return AgentResult(f"{run.request.model} {os.getpid()}")
 
 
 async def echo_request(run: Run) -> AgentResult:

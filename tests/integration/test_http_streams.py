@@ -197,6 +197,8 @@ async def test_without_a_broker_it_refuses_then_gives_up(processes: Processes, c
             error = (await response.json())["error"]
             assert error["code"] == "broker_unavailable"
             assert "Redis" in error["message"]
+        async with client.session.get(f"{url}/v1/models") as models:  # which have a worker, only Redis knows
+            assert models.status == 503
         async with client.session.get(f"{url}/health/live") as alive:
             assert alive.status == 200
         async with client.session.get(f"{url}/health/ready") as ready:

@@ -14,13 +14,11 @@ import pytest
 
 from tests.helpers import SOON_S, texts
 from tests.integration.conftest import Client
-from tests.processes import ROOT, Process, Processes
+from tests.processes import ROOT, Process, Processes, ended, linux_only
 
 # Four processes begin at once, on as few as two cores.
 START_S = 3 * SOON_S
 QUESTION = "what is 17*23, and the time in Tokyo?"
-
-linux_only = pytest.mark.skipif(sys.platform != "linux", reason="asks /proc, or the parent-death signal")
 
 
 @dataclass
@@ -86,22 +84,6 @@ def runs(pid: int) -> bool:
     return True
 
 
-async def ended(pid: int) -> None:
-    """Return once a process has ended, whoever its parent is (Linux)."""
-    try:
-        descriptor = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return
-    loop, over = asyncio.get_running_loop(), asyncio.Event()
-    loop.add_reader(descriptor, over.set)
-    try:
-        async with asyncio.timeout(SOON_S):
-            await over.wait()
-    finally:
-        loop.remove_reader(descriptor)
-        os.close(descriptor)
-
-
 async def assert_answers(client: Client, url: str) -> None:
     """Ask the demo engine and check its answer."""
     messages = await client.stream(url, QUESTION)
@@ -147,9 +129,23 @@ async def test_a_killed_up_takes_everything_along(ups: Ups) -> None:
     assert [line for line in ups.leftovers() if "broker-" not in line] == []
 
 
-async def test_what_it_prints_to_try_works(ups: Ups) -> None:
-    """The command it prints can be typed as printed, whatever the port."""
-    up = await ups.up()
+@linux_only
+async def test_it_has_as_many_front_ends_as_it_is_told(ups: Ups, client: Client) -> None:
+    """With --processes it prints every front end's pid and one address, port 0 included, and ends them all."""
+    up = await ups.up(AGENTSTREAM_PROCESSES="3")
+    assert set(up.pids) == {"broker", "frontend 1", "frontend 2", "frontend 3", "worker 1"}
+    await up.process.until(rf"(?s)(serving on {up.url}\n.*){{3}}", START_S)
+    await assert_answers(client, up.url)
+    up.process.send_signal(signal.SIGTERM)
+    assert await up.process.ended(START_S) == 0
+    assert not any(map(runs, up.pids.values()))
+    assert ups.leftovers() == []
+
+
+@pytest.mark.parametrize("agents", ["", "help-desk=builtin@side"], ids=["one agent", "several"])
+async def test_what_it_prints_to_try_works(ups: Ups, agents: str) -> None:
+    """The command it prints can be typed as printed, whatever the port, and the models it has agents for."""
+    up = await ups.up(AGENTSTREAM_AGENTS=agents)
     line = await up.process.until(r"try +agentstream (chat .*?) {2,}")
     shell = await asyncio.create_subprocess_shell(
         f"{sys.executable} -m service {line[1]}",
@@ -249,6 +245,11 @@ async def test_an_agent_that_cannot_be_loaded_is_refused(ups: Ups, command: str,
             ["AGENTSTREAM_PORT='65536'", "equal to 65535", "AGENTSTREAM_WORKERS='0'", "greater than or equal to 1"],
         ),
         ({"AGENTSTREAM_LOG_LEVEL": "loud"}, ["AGENTSTREAM_LOG_LEVEL='loud'", "'debug', 'info', 'warning' or 'error'"]),
+        (
+            {"AGENTSTREAM_AGENTS": "a=b"},
+            ["AGENTSTREAM_AGENTS='a=b'", "entry 'a=b'", "module:attribute or model=builtin"],
+        ),
+        ({"AGENTSTREAM_QUEUES": "other"}, ["AGENTSTREAM_QUEUES lacks 'test-", "AGENTSTREAM_QUEUE"]),
         ({"AGENTSTREAM_AGENT": "no_colon"}, ["AGENTSTREAM_AGENT='no_colon'", "package.module:attribute"]),
         ({"AGENTSTREAM_HOST": "0.0.0.0"}, ["0.0.0.0", "AGENTSTREAM_API_KEYS", "AGENTSTREAM_ALLOW_OPEN"]),  # noqa: S104
         ({"AGENTSTREAM_API_KEYS": "secret", "AGENTSTREAM_READ_URL": "perhaps"}, ["AGENTSTREAM_READ_URL='perhaps'"]),

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.config import Settings, env_name, environment, is_loopback, load_settings, unknown_variables
+from service.config import AgentRoute, Settings, env_name, environment, is_loopback, load_settings, unknown_variables
 from service.errors import StartupError
 
 # A value for every setting, as its variable holds it, that is not the default; and what it means.
@@ -18,6 +18,8 @@ EVERY_SETTING: dict[str, tuple[str, Any]] = {
     "port": ("9000", 9000),
     "redis_url": ("redis://h:1/2", "redis://h:1/2"),
     "queue": ("night.shift-2", "night.shift-2"),
+    "queues": ("day, night.shift-2", ("day", "night.shift-2")),
+    "agents": ("a=pack.age:run@day,b=builtin", ("a=pack.age:run@day", "b=builtin")),
     "agent": ("pack.age:agent.run", "pack.age:agent.run"),
     "models": (" a, org/b ,,", ("a", "org/b")),
     "openai_base_url": ("http://h:1/v1", "http://h:1/v1"),
@@ -35,6 +37,7 @@ EVERY_SETTING: dict[str, tuple[str, Any]] = {
     "tool_timeout_s": ("1.5", 1.5),
     "read_url": ("yes", True),
     "workers": ("4", 4),
+    "processes": ("3", 3),
     "concurrency": ("8", 8),
     "drain_timeout_s": ("0", 0.0),
     "broker_wait_s": ("0.5", 0.5),
@@ -199,13 +202,80 @@ def test_a_refusal_shows_no_secret(monkeypatch: pytest.MonkeyPatch, secret: str)
     assert secret not in "".join(traceback.format_exception(refusal(host="::")))
 
 
-def test_a_child_gets_these_very_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The environment made of settings gives a child process equal settings, all of them."""
-    settings = load_settings(**{field: text for field, (text, _) in EVERY_SETTING.items()})
+@pytest.mark.parametrize("unset", [{"agents"}, {"agent", "models"}], ids=["one agent", "several"])
+def test_a_child_gets_these_very_settings(monkeypatch: pytest.MonkeyPatch, unset: set[str]) -> None:
+    """The environment made of settings gives a child process equal settings, all that go together."""
+    settings = load_settings(**{field: text for field, (text, _) in EVERY_SETTING.items() if field not in unset})
     for name, value in environment(settings).items():
         monkeypatch.setenv(name, value)
     assert load_settings() == settings
-    assert set(environment(settings)) == {env_name(field) for field in EVERY_SETTING}
+    assert set(environment(settings)) == {env_name(field) for field in EVERY_SETTING} - {
+        env_name(field) for field in unset & {"agent"}
+    }
+
+
+# Several agents
+
+
+def test_a_map_of_agents_is_read() -> None:
+    """Each entry names a model, its agent and its queue, or takes the default queue; all queues are served."""
+    settings = load_settings(queue="day", agents="org/big:1.5=pack.age:make.agent@night, b=builtin, c=m:f,")
+    assert settings.routes == (
+        AgentRoute("org/big:1.5", "pack.age:make.agent", "night"),
+        AgentRoute("b", "builtin", "day"),
+        AgentRoute("c", "m:f", "day"),
+    )
+    assert settings.served_queues == ("night", "day")
+
+
+def test_a_worker_serves_the_queues_it_is_told() -> None:
+    """Queues that are named are served, each once; with one agent any, else those of the map."""
+    assert load_settings(agents="a=m:f@x,b=m:f@y", queues="y,y").served_queues == ("y",)
+    assert load_settings(queues="x,y").served_queues == ("x", "y")
+    assert load_settings(queue="z").served_queues == ("z",)
+    assert load_settings(queue="z").routes == ()
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        "m",
+        "=m:f",
+        "a=",
+        "a=m",
+        "a=m:f@",
+        "a=m:f@b d",
+        "a=m:f@q@r",
+        "a b=m:f",
+        "a=builtin2",
+        "a=m:f=x",
+        f"{'a' * 257}=m:f",
+    ],
+)
+def test_a_wrong_entry_is_refused(entry: str) -> None:
+    """An entry that is none is refused by its own text, with the form it should have."""
+    message = str(refusal(agents=f"fine=m:f,{entry}"))
+    assert "AGENTSTREAM_AGENTS=" in message
+    assert f"entry {entry!r} should be model=package.module:attribute or model=builtin" in message
+    assert "@queue" in message
+
+
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        ({"agents": "a=m:f,b=m:f,a=m:g"}, "entry 'a=m:g': the model 'a' has an agent already"),
+        ({"agents": "a=m:f", "agent": "m:f"}, "leave AGENTSTREAM_AGENT unset"),
+        ({"agents": "a=m:f", "models": "b"}, "leave AGENTSTREAM_MODELS unset"),
+        (
+            {"agents": "a=m:f@x,b=m:f", "queues": "x,z"},
+            "AGENTSTREAM_QUEUES: no agent of AGENTSTREAM_AGENTS has the queue 'z'; they have default, x",
+        ),
+        ({"queues": "a b"}, "'a b' is not a queue's name"),
+    ],
+)
+def test_a_map_that_contradicts_is_refused(flags: dict[str, str], reason: str) -> None:
+    """A model named twice, a second way to name agents, and a queue without an agent are refused."""
+    assert reason in str(refusal(**flags))
 
 
 def test_defaults_survive_the_way_to_a_child(monkeypatch: pytest.MonkeyPatch) -> None:

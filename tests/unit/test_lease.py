@@ -12,6 +12,7 @@ from service.protocol.jobs import Job, new_run_id
 from service.store.queue import Claim, JobQueue
 from service.worker.lease import PRUNE_EVERY, Leases, tolerate
 from service.worker.runner import Runner
+from service.worker.slots import Slots
 from service.worker.worker import Worker
 from tests.helpers import SOON_S
 
@@ -56,6 +57,7 @@ class StubQueue:
         self.renewed: list[list[str]] = []
         self.prunes = 0
         self.reclaims = 0
+        self.hurried = 0
         self.closed = False
         self._turned = asyncio.Event()
 
@@ -76,16 +78,14 @@ class StubQueue:
         self.prunes += 1
         self._turn("prune")
 
-    async def open(self) -> None:
-        self._turn("open")
-
     async def close(self) -> None:
         self.closed = True
 
     async def beat(self) -> None:
         self._turn("beat")
 
-    async def claim(self) -> Claim | None:
+    async def claim(self, *, hurry: bool = False) -> Claim | None:
+        self.hurried += hurry
         self._turn("claim")
         await asyncio.sleep(LEASE_S)
         return None
@@ -261,13 +261,17 @@ async def test_only_the_brokers_absence_is_tolerated() -> None:
 
 
 def worker_of(
-    queue: StubQueue, leases: Leases, runner: object, is_connected: Callable[[], bool] = lambda: True
+    queue: StubQueue,
+    leases: Leases,
+    runner: object,
+    is_connected: Callable[[], bool] = lambda: True,
+    slots: Slots | None = None,
 ) -> Worker:
     return Worker(
         cast("JobQueue", queue),
         cast("Runner", runner),
         leases,
-        concurrency=1,
+        slots=slots or Slots(1),
         drain_timeout_s=0,
         is_connected=is_connected,
     )
@@ -324,3 +328,37 @@ async def test_worker_outlives_an_absent_broker(queue: StubQueue, leases: Leases
     async with asyncio.timeout(SOON_S):
         await working
     assert queue.closed
+
+
+async def test_a_queue_that_waits_hurries_the_others(leases: Leases) -> None:
+    """With fewer slots than queues, an idle queue's blocking read is kept short, and each gets its turn."""
+    queues = [StubQueue(), StubQueue()]
+    runner: Any = type("NoRuns", (), {"stop_all": lambda _: None})()
+    slots, stop = Slots(1), asyncio.Event()
+    async with asyncio.TaskGroup() as tasks:
+        for queue in queues:
+            tasks.create_task(worker_of(queue, leases, runner, slots=slots).run(stop))
+        for queue in queues:
+            await queue.until(lambda queue=queue: queue.hurried >= 3)  # type: ignore[misc]
+        stop.set()
+
+
+async def test_a_queue_alone_is_in_no_hurry(queue: StubQueue, leases: Leases) -> None:
+    """A worker with a slot for each queue waits for jobs as long as a blocking read may last."""
+    runner: Any = type("NoRuns", (), {"stop_all": lambda _: None})()
+    stop = asyncio.Event()
+    working = asyncio.create_task(worker_of(queue, leases, runner, slots=Slots(2)).run(stop))
+    await queue.until(lambda: queue.reclaims >= 3)
+    assert queue.hurried == 0
+    stop.set()
+    await working
+
+
+async def test_leases_are_looked_after_with_a_single_slot(queue: StubQueue, leases: Leases) -> None:
+    """A worker with one slot looks for expired leases in turn with new jobs."""
+    runner: Any = type("NoRuns", (), {"stop_all": lambda _: None})()
+    stop = asyncio.Event()
+    working = asyncio.create_task(worker_of(queue, leases, runner).run(stop))
+    await queue.until(lambda: queue.reclaims >= 10)
+    stop.set()
+    await working

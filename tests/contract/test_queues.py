@@ -1,0 +1,156 @@
+"""What a worker that serves several queues promises, over fakeredis and real servers alike."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator
+from typing import cast
+
+import pytest
+
+from service.protocol.jobs import Job, new_run_id
+from service.protocol.keys import Keys
+from service.store.endpoint import Endpoint
+from service.store.link import Link
+from service.store.queue import Claim, JobQueue, JobSubmitter
+from service.worker.lease import Leases
+from service.worker.runner import Runner
+from service.worker.slots import Slots
+from service.worker.worker import Worker
+from tests.helpers import SOON_S
+
+LEASE_S = 0.5
+
+
+class RecordingRunner:
+    """Takes note of the queue of each job it is given, and of how many it has at once."""
+
+    def __init__(self, queue: JobQueue, name: str, log: "Log") -> None:
+        self._queue = queue
+        self._name = name
+        self._log = log
+
+    async def execute(self, claim: Claim, called_again: asyncio.Future[bool] | None = None) -> None:
+        log = self._log
+        if called_again is not None:
+            called_again.set_result(True)
+        log.now += 1
+        log.most = max(log.most, log.now)
+        log.queues.append(self._name)
+        log.news.set()
+        await asyncio.wait_for(log.gate.wait(), SOON_S)
+        await asyncio.sleep(0.005)
+        await self._queue.finish(claim)
+        log.now -= 1
+
+    def stop_all(self) -> None:
+        """Nothing is to be stopped: the gate is open by then."""
+
+
+class Log:
+    """What the runners of one worker process have done; runs go on while the gate is open."""
+
+    def __init__(self) -> None:
+        self.queues: list[str] = []
+        self.now = 0
+        self.most = 0
+        self.news = asyncio.Event()
+        self.gate = asyncio.Event()
+        self.gate.set()
+
+    async def until(self, count: int) -> None:
+        """Return when so many jobs have begun."""
+        async with asyncio.timeout(SOON_S):
+            while len(self.queues) < count:
+                self.news.clear()
+                await self.news.wait()
+
+
+class Site:
+    """Queues a and b, and worker processes that serve both."""
+
+    def __init__(self, url: str, link: Link, keys: Keys) -> None:
+        self._url = url
+        self._keys = keys
+        self.submitters = {name: JobSubmitter(link, keys, name, max_queued=100) for name in "ab"}
+
+    async def submit(self, queue: str, count: int = 1) -> None:
+        for _ in range(count):
+            job = Job(run_id=new_run_id(), request={"model": "m"}, created=1, start_by=time.time() + 60)
+            await self.submitters[queue].submit(job, ttl_s=60)
+
+    @contextlib.asynccontextmanager
+    async def worker(self, slots: int, *, held: bool = False) -> AsyncIterator[Log]:
+        """Serve both queues in one process with so many slots; runs that are held wait for the gate."""
+        log, stop, shared = Log(), asyncio.Event(), Slots(slots)
+        if held:
+            log.gate.clear()
+        async with asyncio.TaskGroup() as tasks:
+            for name in self.submitters:
+                queue = self.queue(name, f"w-{new_run_id()}")
+                await queue.open()
+                worker = Worker(
+                    queue,
+                    cast("Runner", RecordingRunner(queue, name, log)),
+                    Leases(queue, LEASE_S),
+                    slots=shared,
+                    drain_timeout_s=SOON_S,
+                    is_connected=lambda: True,
+                )
+                tasks.create_task(worker.run(stop))
+            try:
+                yield log
+            finally:
+                log.gate.set()
+                stop.set()
+
+    def queue(self, name: str, worker_id: str) -> JobQueue:
+        return JobQueue(Endpoint(self._url), self._keys, name, worker_id=worker_id)
+
+
+@pytest.fixture
+def site(any_broker_url: str, link: Link, keys: Keys) -> Site:
+    return Site(any_broker_url, link, keys)
+
+
+@pytest.mark.parametrize("slots", [1, 3])
+async def test_a_worker_takes_no_more_than_it_has_slots(site: Site, slots: int) -> None:
+    """However many queues have jobs, a worker holds as many as it has slots, and leaves the others in their queues."""
+    for queue in "ab":
+        await site.submit(queue, 10)
+    async with site.worker(slots, held=True) as log:
+        await log.until(slots)
+        await asyncio.sleep(0.3)
+        assert len(log.queues) == slots
+        log.gate.set()
+        await log.until(20)
+        assert log.most <= slots
+    assert [await submitter.outstanding() for submitter in site.submitters.values()] == [0, 0]
+
+
+async def test_a_busy_queue_does_not_starve_another(site: Site) -> None:
+    """With one slot for both, a job of one queue is begun while many of the other are still waiting."""
+    await site.submit("a", 40)
+    async with site.worker(1) as log:
+        await log.until(3)
+        await site.submit("b", 2)
+        await log.until(42)
+        begun = [place for place, queue in enumerate(log.queues) if queue == "b"]
+    assert len(begun) == 2
+    assert begun[-1] < 30
+
+
+async def test_expired_leases_of_every_queue_are_taken_over(site: Site) -> None:
+    """A dead worker's jobs are taken over from each queue, even by a worker with one slot for both."""
+    dead = [site.queue(name, "dead") for name in "ab"]
+    for name, queue in zip("ab", dead, strict=True):
+        await queue.open()
+        await site.submit(name)
+        async with asyncio.timeout(SOON_S):
+            while await queue.claim() is None:
+                pass
+    async with site.worker(1) as log:
+        await log.until(2)
+        assert sorted(log.queues) == ["a", "b"]
+    for queue in dead:
+        await queue.close()
