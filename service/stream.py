@@ -17,7 +17,7 @@ from typing import Any, Literal
 from service import sse
 from service.errors import CANCELLED, CANCELLED_MESSAGE, error_body, failure_text, failure_type
 from service.protocol.events import START, TERMINAL, TOOL_CALL_START, Cursor, Event
-from service.transcript import Failure, Finish, Named, Part, Text, Transcript
+from service.transcript import Failure, Finish, Named, Part, Reasoning, Text, ToolCallDelta, Transcript
 
 EventFormat = Literal["named", "raw", "chunk", "off"]
 DONE = sse.frame(b"[DONE]")
@@ -65,6 +65,7 @@ class ChunkStream:
         }
         head_json = _json(self._fields)[:-1] + b',"choices":[{"index":0,"delta":'
         self._text = sse.TextTemplate(head_json + b'{"content":', b'},"finish_reason":null}]}')
+        self._reasoning = sse.TextTemplate(head_json + b'{"reasoning_content":', b'},"finish_reason":null}]}')
         self._role = head_json + b'{"role":"assistant"},"finish_reason":null}]}'
         self._empty = head_json + b'{},"finish_reason":null}]}'
 
@@ -110,12 +111,16 @@ class ChunkStream:
                     yield self._text.render(part.text, str(cursor))
                 elif isinstance(part, Named):
                     yield from self._named(part, cursor)
+                elif isinstance(part, Reasoning):
+                    yield self._reasoning.render(part.text, str(cursor))
+                elif isinstance(part, ToolCallDelta):
+                    yield self._tool_call_delta(part, cursor)
                 else:
                     yield self._failure(part, cursor)
 
     def _finish(self, part: Finish, cursor: Cursor) -> Iterator[bytes]:
         """Yield the final chunk with usage, or OpenAI's pair: final chunk, then usage alone. Never both."""
-        if part.cancelled and self._options.strict_errors:
+        if part.cancelled and self._strict:
             if self._after is None or cursor > self._after:
                 yield self._failure(Failure(CANCELLED, CANCELLED_MESSAGE), cursor)
             return
@@ -132,9 +137,24 @@ class ChunkStream:
             if self._after is None or position > self._after:
                 yield sse.frame(_json(chunk), event_id=str(position))
 
+    @property
+    def _strict(self) -> bool:
+        """Whether a failure is a bare error: asked for, or due, as clients run whatever calls they hold at the end."""
+        return self._options.strict_errors or self._transcript.calls_begun
+
+    def _tool_call_delta(self, part: ToolCallDelta, cursor: Cursor) -> bytes:
+        function = {"arguments": part.arguments}
+        call: dict[str, Any] = {"index": part.index, "function": function}
+        if part.name is not None:
+            call = {"index": part.index, "id": part.id, "type": "function", "function": {"name": part.name, **function}}
+        delta = {"tool_calls": [call]}
+        return sse.frame(
+            _json(self._chunk([{"index": 0, "delta": delta, "finish_reason": None}])), event_id=str(cursor)
+        )
+
     def _failure(self, part: Failure, cursor: Cursor | None) -> bytes:
         text = failure_text(part.code, part.message)
-        if self._options.strict_errors:
+        if self._strict:
             body: dict[str, Any] = error_body(text, failure_type(part.code), code=part.code)
         else:
             body = self._chunk([{"index": 0, "delta": {"content": text}, "finish_reason": "stop"}])
