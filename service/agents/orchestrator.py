@@ -9,8 +9,9 @@ from typing import Any, Final
 
 import orjson
 
+from service.agents.client_tools import CallsOut, Offer, ids_of
 from service.agents.contract import AgentResult, Run, ToolResult
-from service.engines.base import Engine, EngineError, EngineToolCall, Piece
+from service.engines.base import Engine, EngineError, EngineToolCall, Piece, ToolChoice, ToolSchema
 from service.protocol.openai import ChatCompletionRequest, Usage
 from service.tools.toolbox import Toolbox, ToolOutcome
 
@@ -30,6 +31,7 @@ class _Turn:
     calls: list[EngineToolCall] = field(default_factory=list)
     finish_reason: str = ""  # not ended yet
     usage: Usage | None = None
+    echo: dict[str, Any] = field(default_factory=dict)
 
     @property
     def text(self) -> str:
@@ -65,7 +67,9 @@ class Orchestrator:
         """Answer ``run.request``.
 
         Tools of one turn run at the same time; a tool that fails is told to the model, not raised. Without
-        an answer after ``max_turns`` the text ends by saying what was tried, finish_reason "length".
+        an answer after ``max_turns`` the text ends by saying what was tried, finish_reason "length". A turn that calls
+        a tool of the client's ends the run, finish_reason "tool_calls"; our own tools it calls beside are not run,
+        as the client's next request could not carry their results: the model calls them again, if it still needs to.
         ``metadata`` holds the usage summed over the turns, if the engine told it for every one.
         Raises EngineError; on cancellation the engine's request is closed first.
         """
@@ -73,14 +77,19 @@ class Orchestrator:
         messages = self._conversation(run.request)
         turns: list[_Turn] = []
         results: list[ToolResult] = []
-        used_ids: set[str] = set()
+        used_ids = ids_of(run.request)
+        offer = Offer(run.request, self._toolbox.schemas())
         closing = ""
         finish_reason = "stop"
         while True:
-            turn = await self._infer(run, messages, used_ids)
+            tools, choice = offer.of_turn(len(turns) + 1, last=len(turns) + 1 == self._max_turns)
+            turn = await self._infer(run, messages, tools, choice, CallsOut(run, offer.client_names, used_ids))
             turns.append(turn)
             if turn.finish_reason in _CUT_SHORT:
                 finish_reason = turn.finish_reason
+                break
+            if any(call.name in offer.client_names for call in turn.calls):
+                finish_reason = "tool_calls"
                 break
             if not turn.calls:
                 break
@@ -105,20 +114,30 @@ class Orchestrator:
             messages.insert(0, {"role": "system", "content": self._system_prompt})
         return messages
 
-    async def _infer(self, run: Run, messages: Sequence[dict[str, Any]], used_ids: set[str]) -> _Turn:
-        """Stream one answer of the model to the run; adds the ids of its calls to ``used_ids``."""
+    async def _infer(
+        self,
+        run: Run,
+        messages: Sequence[dict[str, Any]],
+        tools: Sequence[ToolSchema],
+        choice: ToolChoice | None,
+        calls_out: CallsOut,
+    ) -> _Turn:
+        """Stream one answer of the model to the run."""
         model = run.request.model
         run.emit("inference_start", {"model": model, "engine": self._engine.name})
         turn = _Turn()
-        async with _closing(self._engine.stream(run.request, messages, self._toolbox.schemas())) as pieces:
+        async with _closing(self._engine.stream(run.request, messages, tools, choice)) as pieces:
             async for piece in pieces:
-                if piece.text:
-                    turn.texts.append(piece.text)
-                    run.write(piece.text)
-                    await run.drain()
-                turn.calls += [_with_own_id(call, used_ids) for call in piece.tool_calls]
+                run.write_reasoning(piece.reasoning)
+                turn.texts.append(piece.text)
+                run.write(piece.text)
+                for part in piece.call_parts:
+                    calls_out.receive(part)
+                turn.calls += calls_out.finish(piece.tool_calls)
                 turn.finish_reason = piece.finish_reason or turn.finish_reason
                 turn.usage = piece.usage or turn.usage
+                turn.echo = piece.echo or turn.echo
+                await run.drain()
         if not turn.finish_reason:
             message = f"the engine {self._engine.name!r} ended its answer without a finish_reason"
             raise EngineError(message)
@@ -174,19 +193,10 @@ async def _closing(pieces: AsyncIterator[Piece]) -> AsyncIterator[AsyncIterator[
             await close()
 
 
-def _with_own_id(call: EngineToolCall, used_ids: set[str]) -> EngineToolCall:
-    """Return the call with an id no other call of this run has: results are matched by it."""
-    unique, number = call.id or "call", 1
-    while unique in used_ids:
-        number += 1
-        unique = f"{call.id or 'call'}_{number}"
-    used_ids.add(unique)
-    return EngineToolCall(unique, call.name, call.arguments)
-
-
 def _turn_as_messages(turn: _Turn, outcomes: Sequence[ToolOutcome]) -> list[dict[str, Any]]:
     """Return what the model reads of a turn with tools: its own message, then one per result."""
     assistant = {
+        **turn.echo,
         "role": "assistant",
         "content": turn.text or None,
         "tool_calls": [

@@ -1,66 +1,24 @@
 """The built-in agent with a scripted engine and a recording sink."""
 
 import asyncio
-import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import pytest
 
 from service.agents.contract import AgentResult, Run
 from service.agents.orchestrator import Orchestrator
-from service.engines.base import EngineError, EngineToolCall, Piece, ToolSchema
+from service.engines.base import EngineError, EngineToolCall, Piece
 from service.engines.builtin import BuiltinEngine
 from service.errors import InvalidAgentOutput, RunCancelled
 from service.protocol.events import TEXT, Event
 from service.protocol.openai import ChatCompletionRequest, Usage
 from service.tools.base import Tool, ToolError
-from service.tools.toolbox import Toolbox, default_tools
 from service.transcript import Completion
 from tests.helpers import SOON_S, RecordingSink
+from tests.scripted_engine import WAIT, ScriptedEngine, call, data_of, kinds, said, toolbox, wants
 
 USAGE = {"prompt_tokens": 5, "completion_tokens": 2, "total_tokens": 7}
-WAIT = "wait"  # in a turn's script: the model falls silent
-
-Turn = Sequence[Piece | str | Exception]
-
-
-class ScriptedEngine:
-    """Answers each turn with the next script; keeps what it was given and whether its iterators were closed."""
-
-    name = "scripted"
-
-    def __init__(self, *turns: Turn) -> None:
-        self._turns = list(turns)
-        self.conversations: list[list[dict[str, Any]]] = []
-        self.offered: list[list[str]] = []
-        self.silent = asyncio.Event()
-        self.open = 0
-
-    async def stream(
-        self,
-        request: ChatCompletionRequest,
-        messages: Sequence[dict[str, Any]],
-        tools: Sequence[ToolSchema],
-    ) -> AsyncIterator[Piece]:
-        del request
-        self.conversations.append(json.loads(json.dumps(list(messages))))
-        self.offered.append([tool.name for tool in tools])
-        self.open += 1
-        try:
-            for item in self._turns.pop(0):
-                if isinstance(item, Exception):
-                    raise item
-                if isinstance(item, str):
-                    self.silent.set()
-                    await asyncio.get_running_loop().create_future()
-                else:
-                    yield item
-        finally:
-            self.open -= 1
-
-    async def close(self) -> None:
-        """Nothing to release."""
 
 
 class Meeting:
@@ -96,19 +54,6 @@ class Failing:
         raise ToolError(message)
 
 
-def call(name: str, arguments: str = "{}", call_id: str = "c1") -> EngineToolCall:
-    return EngineToolCall(call_id, name, arguments)
-
-
-def said(text: str, usage: Usage | None = None, finish_reason: str = "stop") -> Turn:
-    words = [Piece(text=word) for word in text.split("|") if word]
-    return [*words, Piece(finish_reason=finish_reason, usage=usage)]
-
-
-def wants(*calls: EngineToolCall, text: str = "", usage: Usage | None = None) -> Turn:
-    return [*said(text)[:-1], Piece(tool_calls=calls, finish_reason="tool_calls", usage=usage)]
-
-
 def usage(prompt: int, completion: int) -> Usage:
     return Usage(prompt_tokens=prompt, completion_tokens=completion, total_tokens=prompt + completion)
 
@@ -118,10 +63,6 @@ def run_of(*messages: dict[str, Any]) -> tuple[Run, RecordingSink]:
     conversation = messages or ({"role": "user", "content": "what is 17*23?"},)
     request = ChatCompletionRequest.model_validate({"model": "m1", "messages": conversation})
     return Run("chatcmpl-1", request, sink), sink
-
-
-def toolbox(*tools: Tool, timeout_s: float = SOON_S) -> Toolbox:
-    return Toolbox([*default_tools(), *tools], timeout_s)
 
 
 async def result_of(
@@ -145,14 +86,6 @@ def assert_content_is_what_was_streamed(result: AgentResult, sink: RecordingSink
     for seq, (kind, data) in enumerate(sink.facts, 1):
         completion.receive(Event(1, seq, kind, data))
     assert completion.content == result.content
-
-
-def kinds(sink: RecordingSink) -> list[str]:
-    return [kind for kind, _ in sink.facts]
-
-
-def data_of(sink: RecordingSink, kind: str) -> list[Any]:
-    return [data for each, data in sink.facts if each == kind]
 
 
 async def emitted(sink: RecordingSink, kind: str) -> None:
