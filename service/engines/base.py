@@ -2,10 +2,17 @@
 
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from service.errors import AgentError
 from service.protocol.openai import ChatCompletionRequest, Usage
+
+# What the orchestrator says in the user's place; engines that are no language model know it by these words.
+CONTINUE: Final = "Your answer was cut off. Go on exactly where it stops, without repeating any of it."
+SUM_UP: Final = (
+    "You cannot call any more tools. Answer now with what you have: say what was found, what was tried, and what is "
+    "still missing."
+)
 
 
 class EngineError(AgentError):

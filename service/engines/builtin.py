@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from service.engines.base import EngineError, EngineToolCall, Piece, ToolChoice, ToolSchema
+from service.engines.base import SUM_UP, EngineError, EngineToolCall, Piece, ToolChoice, ToolSchema
 from service.protocol.openai import ChatCompletionRequest, Usage
 
 CHARS_PER_TOKEN = 4  # the seed's rule
@@ -73,7 +73,7 @@ class BuiltinEngine:
         forced = _forced(tools, tool_choice)
         if forced and not any(wish.tool == tool.name for wish in wishes for tool in forced):
             wishes.insert(0, _Wish(-1, forced[0].name, _arguments_for(forced[0], question)))
-        calls = [wish for wish in wishes if wish.tool in offered]
+        calls = [wish for wish in wishes if wish.tool in offered and tool_choice != "none"]
         if todo := _not_made(calls, made):
             if request.parallel_tool_calls is False:
                 todo = todo[:1]
@@ -99,7 +99,7 @@ class BuiltinEngine:
 def _last_question(messages: Sequence[dict[str, Any]]) -> tuple[str, Sequence[dict[str, Any]]]:
     """Return the last user message's text, and the messages after it."""
     for index in range(len(messages) - 1, -1, -1):
-        if messages[index].get("role") == "user":
+        if messages[index].get("role") == "user" and messages[index].get("content") != SUM_UP:
             return _text_of(messages[index]), messages[index + 1 :]
     return "", messages
 
