@@ -31,7 +31,8 @@ _PASSED_ON: Final = (
 _OURS: Final = frozenset({"functions", "function_call"})
 
 CONNECT_TIMEOUT_S: Final = 10.0  # a server that is there answers the handshake in far less
-# The client's own retries: connection errors, 408, 409, 429 and 5xx before the answer begins, with backoff.
+# The client's own retries: connection errors, 408, 409, 429 and 5xx before the answer begins, with backoff, or after
+# the Retry-After that the server asks for, if that is at most 2 minutes; a longer one is not waited for.
 MAX_RETRIES: Final = 2
 # A shorter key is a stand-in such as "none" and may be an ordinary word of the text.
 SHORTEST_SECRET_CHARS: Final = 8
@@ -82,9 +83,11 @@ class OpenAIEngine:
         just stops is a failure, not an answer.
         """
         turn = _Turn()
+        kind = ""
         try:
             parameters = self._parameters(request, messages, tools, tool_choice)
             chunks = await self._client.chat.completions.create(**parameters)
+            kind = chunks.response.headers.get("content-type", "")
             async with chunks:
                 async for chunk in chunks:
                     if piece := turn.receive(chunk):
@@ -98,6 +101,8 @@ class OpenAIEngine:
             raise EngineError(message) from exc
         if turn.finish_reason is None:
             message = "the model server ended its answer without a finish_reason: it was cut off"
+            if not turn.heard and "event-stream" not in kind:  # a web page, or a server that cannot stream
+                message = f"the model server answered with {kind[:80]!r} where a stream of events was due"
             raise EngineError(message)
         if turn.finish_reason == "error":  # OpenRouter's word for an upstream that failed half-way
             message = "the model server ended its answer with finish_reason 'error'"
@@ -175,6 +180,7 @@ class _Turn:
     """Folds chunks. Tolerant: servers leave out fields, and the client's models then hold None or other types."""
 
     def __init__(self) -> None:
+        self.heard = False
         self.finish_reason: str | None = None
         self.usage: Usage | None = None
         # DeepSeek refuses a conversation whose calls lack the reasoning that led to them; Groq, which says
@@ -185,6 +191,7 @@ class _Turn:
 
     def receive(self, chunk: object) -> Piece | None:
         """Take a chunk and return what it says, if anything."""
+        self.heard = True
         if usage := _usage(getattr(chunk, "usage", None)):
             self.usage = usage  # cumulative, where a server sends it with every chunk
         for choice in getattr(chunk, "choices", None) or ():

@@ -342,12 +342,64 @@ async def test_an_error_page_is_cut(server: FakeServer, engine_for: MakeEngine) 
     assert len(explained) == MAX_ERROR_CHARS
 
 
-async def test_a_busy_server_is_asked_again(server: FakeServer, engine_for: MakeEngine) -> None:
-    """A 429 before the answer is retried as the server asks; the answer then comes as if nothing had been."""
-    busy = error(429, "Slow down.")
-    busy.headers["retry-after-ms"] = "1"
-    server.scripts += [busy, [text("hi"), chunk({}, "stop"), DONE]]
+def busy(status: int = 429, **headers: str) -> web.Response:
+    response = error(status, "Slow down.")
+    response.headers.update({name.replace("_", "-"): value for name, value in headers.items()})
+    return response
+
+
+@pytest.mark.parametrize("status", [408, 409, 429, 500, 502, 503, 529])
+async def test_a_busy_server_is_asked_again(server: FakeServer, engine_for: MakeEngine, status: int) -> None:
+    """A refusal that may pass is retried as the server asks; the answer then comes as if nothing had been."""
+    server.scripts += [busy(status, retry_after_ms="1"), [text("hi"), chunk({}, "stop"), DONE]]
     assert [piece.text for piece in await pieces_of(engine_for(max_retries=2))] == ["hi", ""]
+
+
+async def test_a_busy_server_is_not_asked_for_ever(server: FakeServer, engine_for: MakeEngine) -> None:
+    """After the retries the refusal stands."""
+    server.scripts += [busy(retry_after_ms="1") for _ in range(3)]
+    assert await refusal(engine_for(max_retries=2)) == "Error code: 429 - Slow down."
+    assert server.scripts == []
+
+
+async def test_a_wait_of_hours_is_not_waited(server: FakeServer, engine_for: MakeEngine) -> None:
+    """A Retry-After beyond the bound is a refusal at once: a run would be over before."""
+    server.scripts.append(busy(Retry_After="3600"))
+    assert await refusal(engine_for(max_retries=2)) == "Error code: 429 - Slow down."
+
+
+async def test_a_cancel_ends_the_wait_for_a_busy_server(server: FakeServer, engine_for: MakeEngine) -> None:
+    """A run cancelled while a Retry-After is waited for ends at once and asks no more."""
+    server.scripts.append(busy(Retry_After="60"))
+    task = asyncio.create_task(pieces_of(engine_for(max_retries=2)))
+    async with asyncio.timeout(SOON_S):
+        await server.asked.wait()
+        done, _ = await asyncio.wait({task}, timeout=0.2)  # the answer is read, and waited upon
+        assert not done
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    assert len(server.bodies) == 1
+
+
+OTHER_KINDS = {
+    "text/html": web.Response(text="<html>Sign in</html>", content_type="text/html"),
+    "application/json": web.json_response({"choices": [{"message": {"content": "not streamed"}}]}),
+}
+
+
+@pytest.mark.parametrize("kind", OTHER_KINDS)
+async def test_an_answer_that_is_no_stream_is_told(server: FakeServer, engine_for: MakeEngine, kind: str) -> None:
+    """A proxy's sign-in page, or a whole completion where a stream was asked for, is named as what it is."""
+    server.scripts.append(OTHER_KINDS[kind])
+    explained = await refusal(engine_for())
+    assert explained.startswith(f"the model server answered with '{kind}")
+
+
+async def test_choices_that_never_come_are_a_failure(server: FakeServer, engine_for: MakeEngine) -> None:
+    """A stream of chunks without a choice in them ends as an answer that was cut off."""
+    server.scripts.append([{**chunk(), "choices": []}, {**chunk(), "choices": []}, DONE])
+    assert "without a finish_reason" in await refusal(engine_for())
 
 
 @pytest.mark.parametrize("ending", [[CUT], [DONE], []], ids=["connection cut", "done too early", "clean end"])
