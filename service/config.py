@@ -90,6 +90,12 @@ class Settings(BaseSettings):
     )
     engine_model: str | None = Field(None, description="model asked of that server; default: the request's model")
     engine_timeout_s: float = Field(120, gt=0, description="longest silence of the model server")
+    engine_context_tokens: int | None = Field(
+        None,
+        ge=1024,
+        description="context window of that server's model; longer conversations are trimmed to it before they are "
+        "sent. Default: unknown, trimmed when the server refuses one; some, such as Ollama, cut it without a word",
+    )
     demo_token_delay_ms: int = Field(15, ge=0, le=10_000, description="pause between the demo engine's tokens")
     max_turns: int = Field(10, ge=1, le=1000, description="turns of the built-in agent before it must stop")
     tool_timeout_s: float = Field(30, gt=0, description="time limit of one tool call of the built-in agent")

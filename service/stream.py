@@ -17,7 +17,7 @@ from typing import Any, Literal
 from service import sse
 from service.errors import CANCELLED, CANCELLED_MESSAGE, error_body, failure_text, failure_type
 from service.protocol.events import RUN_COMPLETED, START, TERMINAL, TOOL_CALL_START, Batch, Cursor, Event, event_of
-from service.transcript import Failure, Finish, Named, Part, Text, Transcript
+from service.transcript import Failure, Finish, Named, Part, Reasoning, Text, ToolCallDelta, Transcript
 
 EventFormat = Literal["named", "raw", "chunk", "off"]
 DONE = sse.frame(b"[DONE]")
@@ -52,7 +52,7 @@ class StreamOptions:
 class ChunkStream:
     """One client's view of one run."""
 
-    __slots__ = ("_after", "_head", "_options", "_text", "_transcript", "completed", "tail")
+    __slots__ = ("_after", "_head", "_options", "_reasoning", "_text", "_transcript", "completed", "tail")
 
     def __init__(self, head: StreamHead, options: StreamOptions, after: Cursor | None = None) -> None:
         """Render for ``options``; with ``after``, leave out every frame up to and including that cursor."""
@@ -62,8 +62,8 @@ class ChunkStream:
         self.tail: Iterator[bytes] | None = None  # the terminal event's frames, once it was received
         self.completed = False  # whether that event says so
         self._transcript = Transcript()
-        before, after_text = _json(self._chunk([_choice({"content": ""})])).rsplit(b'""', 1)
-        self._text = sse.TextTemplate(before, after_text)
+        self._text = self._template("content")
+        self._reasoning: sse.TextTemplate | None = None  # of the few that reason
 
     def open(self) -> bytes:
         """Return the role chunk, the first frame of every stream; nothing for a resumed one. Ask before all else."""
@@ -123,8 +123,22 @@ class ChunkStream:
                     yield self._text.render(part.text, str(cursor))
                 elif isinstance(part, Named):
                     yield from self._named(part, cursor)
+                elif isinstance(part, Reasoning):
+                    yield self._reason(part.text, str(cursor))
+                elif isinstance(part, ToolCallDelta):
+                    yield self._tool_call_delta(part, cursor)
                 else:
                     yield self._failure(part, cursor)
+
+    def _template(self, field: str) -> sse.TextTemplate:
+        """Return the chunks whose delta is this one field."""
+        before, after = _json(self._chunk([_choice({field: ""})])).rsplit(b'""', 1)
+        return sse.TextTemplate(before, after)
+
+    def _reason(self, text: str, event_id: str) -> bytes:
+        if self._reasoning is None:
+            self._reasoning = self._template("reasoning_content")
+        return self._reasoning.render(text, event_id)
 
     def _is_new(self, cursor: Cursor) -> bool:
         """Return whether a frame lies behind where the client was; from the first that does on, all do."""
@@ -134,7 +148,7 @@ class ChunkStream:
 
     def _finish(self, part: Finish, cursor: Cursor) -> Iterator[bytes]:
         """Yield the final chunk with usage, or OpenAI's pair: final chunk, then usage alone. Never both."""
-        if part.cancelled and self._options.strict_errors:
+        if part.cancelled and self._strict:
             if self._is_new(cursor):
                 yield self._failure(Failure(CANCELLED, CANCELLED_MESSAGE), cursor)
             return
@@ -151,9 +165,22 @@ class ChunkStream:
             if self._is_new(position):
                 yield sse.frame(_json(chunk), event_id=str(position))
 
+    @property
+    def _strict(self) -> bool:
+        """Whether a failure is a bare error: asked for, or due, as clients run whatever calls they hold at the end."""
+        return self._options.strict_errors or self._transcript.calls_begun
+
+    def _tool_call_delta(self, part: ToolCallDelta, cursor: Cursor) -> bytes:
+        function = {"arguments": part.arguments}
+        call: dict[str, Any] = {"index": part.index, "function": function}
+        if part.name is not None:
+            call = {"index": part.index, "id": part.id, "type": "function", "function": {"name": part.name, **function}}
+        delta = {"tool_calls": [call]}
+        return sse.frame(_json(self._chunk([_choice(delta)])), event_id=str(cursor))
+
     def _failure(self, part: Failure, cursor: Cursor | None) -> bytes:
         text = failure_text(part.code, part.message)
-        if self._options.strict_errors:
+        if self._strict:
             body: dict[str, Any] = error_body(text, failure_type(part.code), code=part.code)
         else:
             body = self._chunk([_choice({"content": text}, "stop")])

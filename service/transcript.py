@@ -5,19 +5,21 @@ frames (``service.stream``); a non-streamed completion collects them (``Completi
 
 What each event becomes (deploy/PROTOCOL.md, "The SSE sequence"):
 
-    ================  =======================  ==================================================
+    ================  =======================  ===========================================================
     event             when                     parts
-    ================  =======================  ==================================================
+    ================  =======================  ===========================================================
     run_started       always                   none; tool results not yet reported are forgotten
     agent's, named    always                   Named
     agent's, other    always                   none
     text              first after tools ran    Named(tool_results), then Text
     text              after text and tools     Text("\n\n") before it
+    reasoning         always                   Reasoning; after reasoning and tools Reasoning("\n\n") before it
+    tool_call_delta   always                   ToolCallDelta
     run_completed     nothing was streamed     Named(tool_results) if any, a Text per word, Finish
     run_completed     text was streamed        Named(tool_results) not yet reported, Finish
     run_cancelled     always                   Finish
     run_failed        always                   Text("\n\n") if text was streamed, Failure
-    ================  =======================  ==================================================
+    ================  =======================  ===========================================================
 """
 
 import math
@@ -27,6 +29,7 @@ from typing import Any, NamedTuple
 from service.errors import BusError
 from service.protocol.events import (
     NAMED,
+    REASONING,
     RUN_CANCELLED,
     RUN_COMPLETED,
     RUN_STARTED,
@@ -35,6 +38,7 @@ from service.protocol.events import (
     TOOL_CALL_END,
     TOOL_CALL_START,
     TOOL_RESULTS,
+    WRITTEN,
     Event,
 )
 
@@ -45,6 +49,24 @@ class Text(NamedTuple):
     """A piece of the answer."""
 
     text: str
+
+
+class Reasoning(NamedTuple):
+    """A piece of what the model thought before it answered; never part of the answer."""
+
+    text: str
+
+
+class ToolCallDelta(NamedTuple):
+    """A piece of a call of one of the client's own tools.
+
+    ``index`` counts the answer's calls from 0; ``id`` and ``name`` are those of a call's first piece, None after it.
+    """
+
+    index: int  # type: ignore[assignment]  # the wire's name, over tuple.index
+    id: str | None
+    name: str | None
+    arguments: str
 
 
 class Named(NamedTuple):
@@ -69,13 +91,23 @@ class Failure(NamedTuple):
     message: str
 
 
-Part = Text | Named | Finish | Failure
+Part = Text | Reasoning | ToolCallDelta | Named | Finish | Failure
 
 
 class Transcript:
     """Turns events into parts, one event at a time, in order."""
 
-    __slots__ = ("_any_reported", "_text_sent", "_tools_since_text", "_unreported", "finished", "in_text")
+    __slots__ = (
+        "_any_reported",
+        "_call_places",
+        "_reasoning_sent",
+        "_text_sent",
+        "_tools_since_reasoning",
+        "_tools_since_text",
+        "_unreported",
+        "finished",
+        "in_text",
+    )
 
     def __init__(self) -> None:
         """Start before the first event."""
@@ -84,7 +116,15 @@ class Transcript:
         self._text_sent = False
         self._tools_since_text = False
         self._unreported: tuple[dict[str, Any], ...] = ()
+        self._reasoning_sent = False
+        self._tools_since_reasoning = False
+        self._call_places: dict[int, int] | None = None
         self._any_reported = False
+
+    @property
+    def calls_begun(self) -> bool:
+        """Whether a call of a client's tool was sent, if only its beginning."""
+        return bool(self._call_places)
 
     def receive(self, event: Event) -> Iterable[Part]:
         """Return the event's parts; for a terminal event, an iterator that makes them one by one.
@@ -99,6 +139,8 @@ class Transcript:
             return self._text(event.data)
         if kind in NAMED:
             return (self._named(kind, event.data),)
+        if kind in WRITTEN:
+            return self._reasoning(event.data) if kind == REASONING else self._tool_call_delta(event.data)
         if kind == RUN_STARTED:
             self._unreported = ()
         elif kind in TERMINAL:
@@ -125,9 +167,21 @@ class Transcript:
         self._tools_since_text = False
         return parts
 
+    def _reasoning(self, text: str) -> Iterable[Part]:
+        new_turn = self._reasoning_sent and self._tools_since_reasoning
+        self._reasoning_sent, self._tools_since_reasoning = True, False
+        return (Reasoning(TURN_SEPARATOR), Reasoning(text)) if new_turn else (Reasoning(text),)
+
+    def _tool_call_delta(self, data: dict[str, Any]) -> Iterable[Part]:
+        # Threads may begin calls in another order than they took numbers; clients append what begins.
+        places = self._call_places = self._call_places or {}
+        place = places.setdefault(data["index"], len(places))
+        return (ToolCallDelta(place, data.get("id"), data.get("name"), data["arguments"]),)
+
     def _named(self, kind: str, data: dict[str, Any]) -> Named:
         if kind in {TOOL_CALL_START, TOOL_CALL_END}:
-            self._tools_since_text, self.in_text = True, False
+            self._tools_since_text = self._tools_since_reasoning = True
+            self.in_text = False
         if kind == TOOL_CALL_END:
             self._unreported += (_result_of_event(data),)
         return Named(kind, data)
@@ -181,6 +235,12 @@ def _result_of_event(data: dict[str, Any]) -> dict[str, Any]:
     )
 
 
+class _CallInPieces(NamedTuple):
+    id: str
+    name: str
+    arguments: list[str]
+
+
 class Completion:
     """A run folded into one answer, for requests that are not streamed."""
 
@@ -188,6 +248,8 @@ class Completion:
         """Start empty."""
         self._transcript = Transcript()
         self._texts: list[str] = []
+        self._reasoning: list[str] = []
+        self._calls: dict[int, _CallInPieces] = {}
         self.finish: Finish | None = None
         self.failure: Failure | None = None
 
@@ -201,11 +263,33 @@ class Completion:
         """The answer so far: exactly the joined deltas of the streamed form."""
         return "".join(self._texts)
 
+    @property
+    def reasoning(self) -> str:
+        """The reasoning so far: exactly the joined deltas of the streamed form."""
+        return "".join(self._reasoning)
+
+    @property
+    def tool_calls(self) -> list[dict[str, Any]]:
+        """The calls of the client's tools so far, as an assistant message holds them, in the order of their index."""
+        return [
+            {
+                "id": call.id,
+                "type": "function",
+                "function": {"name": call.name, "arguments": "".join(call.arguments)},
+            }
+            for _, call in sorted(self._calls.items())
+        ]
+
     def receive(self, event: Event) -> None:
         """Take the next event."""
         for part in self._transcript.receive(event):
             if isinstance(part, Text):
                 self._texts.append(part.text)
+            elif isinstance(part, Reasoning):
+                self._reasoning.append(part.text)
+            elif isinstance(part, ToolCallDelta):
+                call = self._calls.setdefault(part.index, _CallInPieces(part.id or "", part.name or "", []))
+                call.arguments.append(part.arguments)
             elif isinstance(part, Finish):
                 self.finish = part
             elif isinstance(part, Failure):

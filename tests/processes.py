@@ -52,6 +52,10 @@ class Process:
     def send_signal(self, number: signal.Signals) -> None:
         self._process.send_signal(number)
 
+    def kill(self) -> None:
+        """End it as a crash does."""
+        self._process.kill()
+
     async def stop(self) -> None:
         """End it if it still runs: SIGTERM, then SIGKILL."""
         if self._process.returncode is None:

@@ -12,9 +12,18 @@ An agent is ``async def agent(run: Run) -> AgentResult``, or a plain ``def`` (it
 
 An agent that never calls ``write`` has its ``content`` replayed word by word. One that does has its text
 streamed as written, and that text, not ``content``, is the answer.
+
+A client may bring tools of its own: ``run.request.tools``. To have one called, hand the call back and end::
+
+    async def asks_its_client(run: Run) -> AgentResult:
+        run.write_tool_call("get_weather", {"city": "Oslo"})
+        return AgentResult(content="")
+
+The client runs the tool and sends its result with the whole conversation, as a new request. What a model thinks
+before it answers goes to ``run.write_reasoning``.
 """
 
-from service.agents.contract import Agent, AgentResult, Run, ToolResult
+from service.agents.contract import Agent, AgentResult, Run, ToolCallWriter, ToolResult
 from service.errors import RunCancelled
 
-__all__ = ["Agent", "AgentResult", "Run", "RunCancelled", "ToolResult"]
+__all__ = ["Agent", "AgentResult", "Run", "RunCancelled", "ToolCallWriter", "ToolResult"]

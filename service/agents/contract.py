@@ -1,12 +1,16 @@
 """Run, AgentResult, ToolResult: the types users write against. Kept stable."""
 
+import itertools
 import math
+import secrets
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol, get_args
 
+import orjson
+
 from service.errors import InvalidAgentOutput, RunCancelled
-from service.protocol.events import TEXT, check_agent_event
+from service.protocol.events import REASONING, TEXT, TOOL_CALL_DELTA, check_agent_event
 from service.protocol.openai import ChatCompletionRequest, FinishReason, Usage
 
 
@@ -25,7 +29,8 @@ class AgentResult:
     """An agent's answer.
 
     ``metadata`` may hold ``prompt_tokens``, ``completion_tokens`` and ``total_tokens``; without a total
-    the usage is estimated. ``finish_reason`` is one of stop, length, content_filter, tool_calls.
+    the usage is estimated. ``finish_reason`` is one of stop, length, content_filter, tool_calls; a ``stop`` after
+    ``run.write_tool_call`` is sent as ``tool_calls``.
     """
 
     content: str
@@ -58,6 +63,14 @@ class AgentResult:
             raise InvalidAgentOutput(message) from exc
 
 
+def _json_text(arguments: dict[str, Any]) -> str:
+    try:
+        return orjson.dumps(arguments).decode()
+    except TypeError as exc:
+        message = f"run.write_tool_call: the arguments cannot be written as JSON: {exc}"
+        raise InvalidAgentOutput(message) from exc
+
+
 def _is(value: object, *types: type) -> bool:
     """Return whether a user's value really has the type it is declared with."""
     return isinstance(value, types)
@@ -83,6 +96,27 @@ class EventSink(Protocol):
         """Return when there is room for more."""
 
 
+class ToolCallWriter:
+    """A call of one of the client's tools that is being written; made by ``Run.write_tool_call``.
+
+    ``id`` is what the client's result will name; ``index`` numbers the run's calls from 0.
+    """
+
+    def __init__(self, write: Callable[[dict[str, Any]], None], index: int, call_id: str) -> None:
+        """Bind the call to its run."""
+        self._write = write
+        self.index = index
+        self.id = call_id
+
+    def write(self, arguments: str) -> None:
+        """Stream more of the call's JSON text, from any thread. Raises as ``Run.write`` does."""
+        if not _is(arguments, str):
+            message = f"a tool call's write takes a str, got {type(arguments).__name__}"
+            raise InvalidAgentOutput(message)
+        if arguments:
+            self._write({"index": self.index, "arguments": arguments})
+
+
 class Run:
     """One execution of an agent for one request: what the agent sees of it.
 
@@ -95,6 +129,7 @@ class Run:
         self.request = request
         self._sink = sink
         self._cancelled = False
+        self._call_numbers = itertools.count()  # each is given once, whichever threads ask
 
     @property
     def cancelled(self) -> bool:
@@ -124,6 +159,45 @@ class Run:
             raise InvalidAgentOutput(message)
         if text:
             self._sink.put(TEXT, text)
+
+    def write_reasoning(self, text: str) -> None:
+        """Stream what the model thinks before it answers, from any thread; clients keep it apart from the answer.
+
+        Raises as ``write`` does.
+        """
+        self._raise_if_cancelled()
+        if not _is(text, str):
+            message = f"run.write_reasoning takes a str, got {type(text).__name__}"
+            raise InvalidAgentOutput(message)
+        if text:
+            self._sink.put(REASONING, text)
+
+    def write_tool_call(
+        self,
+        name: str,
+        arguments: str | dict[str, Any] = "",
+        *,
+        id: str | None = None,  # noqa: A002 -- the wire's name
+    ) -> ToolCallWriter:
+        """Hand the client a call of one of its own tools (``run.request.tools``), from any thread.
+
+        ``arguments`` is an object, or JSON text, of which more may follow by ``write`` on what is returned; without
+        an ``id`` the call gets one. The client runs the tool after the run has ended, and sends its result as a
+        ``tool`` message of its next request. Raises as ``write`` does.
+        """
+        self._raise_if_cancelled()
+        if not (_is(name, str) and name and _is(arguments, str, dict) and _is(id, str, type(None))):
+            message = f"run.write_tool_call takes a name, and arguments as str or dict; got {name!r:.120}"
+            raise InvalidAgentOutput(message)
+        text = arguments if isinstance(arguments, str) else _json_text(arguments)
+        call_id = id or f"call_{secrets.token_hex(12)}"
+        call = ToolCallWriter(self._write_call_piece, next(self._call_numbers), call_id)
+        self._write_call_piece({"index": call.index, "id": call_id, "name": name, "arguments": text})
+        return call
+
+    def _write_call_piece(self, piece: dict[str, Any]) -> None:
+        self._raise_if_cancelled()
+        self._sink.put(TOOL_CALL_DELTA, piece)
 
     async def drain(self) -> None:
         """Wait until there is room for more output; for async agents that write a lot.

@@ -1,16 +1,18 @@
 """The built-in agent: asks a model, runs the tools it wants, asks again, until there is an answer."""
 
 import asyncio
+import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import Any, Final
 
 import orjson
 
+from service.agents.asking import Asker, Turn
+from service.agents.client_tools import Offer
 from service.agents.contract import AgentResult, Run, ToolResult
-from service.engines.base import Engine, EngineError, EngineToolCall, Piece
+from service.agents.loop_guard import LoopGuard
+from service.engines.base import SUM_UP, Engine, EngineError, EngineToolCall, ToolSchema
 from service.protocol.openai import ChatCompletionRequest, Usage
 from service.tools.toolbox import Toolbox, ToolOutcome
 
@@ -18,22 +20,10 @@ AGENT_NAME: Final = "orchestrator"
 TURN_SEPARATOR: Final = "\n\n"  # what the stream puts between texts that tools ran between
 FAILED_PREFIX: Final = "Error: "  # tells a model, which sees only text, that a tool failed
 
+log = logging.getLogger(__name__)
+
 # A turn that ended so may have lost the end of its tool calls; running half a call is worse than none.
 _CUT_SHORT: Final = frozenset({"length", "content_filter"})
-
-
-@dataclass(slots=True)
-class _Turn:
-    """One answer of the model, as it comes in."""
-
-    texts: list[str] = field(default_factory=list)
-    calls: list[EngineToolCall] = field(default_factory=list)
-    finish_reason: str = ""  # not ended yet
-    usage: Usage | None = None
-
-    @property
-    def text(self) -> str:
-        return "".join(self.texts)
 
 
 class Orchestrator:
@@ -48,10 +38,12 @@ class Orchestrator:
         toolbox: Toolbox,
         max_turns: int = 10,
         system_prompt: str | None = None,
+        context_tokens: int | None = None,
     ) -> None:
         """Take the parts. A turn is one answer of the model and the tools it asked for in it.
 
-        ``system_prompt`` is put in front of conversations that bring none of their own.
+        ``system_prompt`` is put in front of conversations that bring none of their own. ``context_tokens`` is the
+        model's context window, if known: longer conversations are trimmed before they are sent, not when refused.
         """
         if max_turns < 1:
             message = f"max_turns must be at least 1, not {max_turns}"
@@ -60,44 +52,76 @@ class Orchestrator:
         self._toolbox = toolbox
         self._max_turns = max_turns
         self._system_prompt = system_prompt
+        self._context_tokens = context_tokens
 
     async def __call__(self, run: Run) -> AgentResult:
         """Answer ``run.request``.
 
-        Tools of one turn run at the same time; a tool that fails is told to the model, not raised. Without
-        an answer after ``max_turns`` the text ends by saying what was tried, finish_reason "length".
-        ``metadata`` holds the usage summed over the turns, if the engine told it for every one.
+        Tools of one turn run at the same time; a tool that fails is told to the model, not raised. Without an answer
+        after ``max_turns``, or when the model makes the same call again and again, the model sums up without tools,
+        or if it cannot, the text says what was tried; finish_reason "length". A turn that calls a tool of the client's
+        ends the run, finish_reason "tool_calls"; our own tools it calls beside are not run, as the client's next
+        request could not carry their results: the model calls them again, if it still needs to.
+        ``metadata`` holds the usage summed over all the model was asked, if the engine told it every time.
         Raises EngineError; on cancellation the engine's request is closed first.
         """
         run.emit("agent_turn_start", {"agent": AGENT_NAME, "input": _last_user_text(run.request)})
+        asker = Asker(self._engine, run, self._context_tokens)
+        offer = Offer(run.request, self._toolbox.schemas())
+        guard = LoopGuard()
         messages = self._conversation(run.request)
-        turns: list[_Turn] = []
+        texts: list[str] = []
         results: list[ToolResult] = []
-        used_ids: set[str] = set()
-        closing = ""
-        finish_reason = "stop"
-        while True:
-            turn = await self._infer(run, messages, used_ids)
-            turns.append(turn)
+        finish_reason = ""
+        turns = 0
+        while not finish_reason:
+            turns += 1
+            tools, choice = offer.of_turn(turns, last=turns == self._max_turns)
+            turn = await asker.turn(messages, tools, choice, offer.client_names)
+            texts.append(turn.text)
             if turn.finish_reason in _CUT_SHORT:
                 finish_reason = turn.finish_reason
-                break
-            if not turn.calls:
-                break
-            outcomes = await self._call_tools(run, turn.calls)
-            results += [ToolResult(o.tool, o.content, o.success, o.latency_s) for o in outcomes]
-            if len(turns) == self._max_turns:
-                closing, finish_reason = _closing_words(len(turns), results), "length"
-                run.write(closing)
-                break
-            messages += _turn_as_messages(turn, outcomes)
-        run.emit("agent_turn_end", {"agent": AGENT_NAME, "turns": len(turns)})
+            elif any(call.name in offer.client_names for call in turn.calls):
+                finish_reason = "tool_calls"
+            elif not turn.calls:
+                finish_reason = "stop"
+            else:
+                outcomes = await self._call_tools(run, turn.calls, guard)
+                results += [ToolResult(o.tool, o.content, o.success, o.latency_s) for o in outcomes]
+                messages += _turn_as_messages(turn, outcomes)
+                if guard.stuck or turns == self._max_turns:
+                    texts.append(await self._sum_up(run, asker, messages, tools, turns, results))
+                    finish_reason = "length"
+        run.emit("agent_turn_end", {"agent": AGENT_NAME, "turns": turns})
         return AgentResult(
-            content=TURN_SEPARATOR.join(text for text in [*(turn.text for turn in turns), closing] if text),
+            content=TURN_SEPARATOR.join(text for text in texts if text),
             tool_results=results,
-            metadata=_summed([turn.usage for turn in turns]),
+            metadata=_summed(asker.usages),
             finish_reason=finish_reason,
         )
+
+    async def _sum_up(  # noqa: PLR0913, PLR0917 -- all that the run has come to
+        self,
+        run: Run,
+        asker: Asker,
+        messages: Sequence[dict[str, Any]],
+        tools: Sequence[ToolSchema],
+        turns: int,
+        results: Sequence[ToolResult],
+    ) -> str:
+        """Stream the model's account of what was found and tried, or ours if it gives none; return it."""
+        prompted = [*messages, {"role": "user", "content": SUM_UP}]
+        try:
+            said = (await asker.turn(prompted, tools, "none")).text
+        except EngineError as exc:
+            if asker.latest.begun:
+                raise
+            log.warning("run %s: the model could not sum up: %s", run.id, exc)
+            said = ""
+        if not said:
+            said = _closing_words(turns, results)
+            run.write(said)
+        return said
 
     def _conversation(self, request: ChatCompletionRequest) -> list[dict[str, Any]]:
         messages = [message.model_dump(exclude_none=True) for message in request.messages]
@@ -105,50 +129,25 @@ class Orchestrator:
             messages.insert(0, {"role": "system", "content": self._system_prompt})
         return messages
 
-    async def _infer(self, run: Run, messages: Sequence[dict[str, Any]], used_ids: set[str]) -> _Turn:
-        """Stream one answer of the model to the run; adds the ids of its calls to ``used_ids``."""
-        model = run.request.model
-        run.emit("inference_start", {"model": model, "engine": self._engine.name})
-        turn = _Turn()
-        async with _closing(self._engine.stream(run.request, messages, self._toolbox.schemas())) as pieces:
-            async for piece in pieces:
-                if piece.text:
-                    turn.texts.append(piece.text)
-                    run.write(piece.text)
-                    await run.drain()
-                turn.calls += [_with_own_id(call, used_ids) for call in piece.tool_calls]
-                turn.finish_reason = piece.finish_reason or turn.finish_reason
-                turn.usage = piece.usage or turn.usage
-        if not turn.finish_reason:
-            message = f"the engine {self._engine.name!r} ended its answer without a finish_reason"
-            raise EngineError(message)
-        run.emit(
-            "inference_end",
-            {
-                "model": model,
-                **({"usage": turn.usage.model_dump()} if turn.usage else {}),
-                "content": turn.text,
-                "tool_calls": [{"id": call.id, "name": call.name, "arguments": call.arguments} for call in turn.calls],
-                "finish_reason": turn.finish_reason,
-            },
-        )
-        return turn
-
-    async def _call_tools(self, run: Run, calls: Sequence[EngineToolCall]) -> list[ToolOutcome]:
+    async def _call_tools(self, run: Run, calls: Sequence[EngineToolCall], guard: LoopGuard) -> list[ToolOutcome]:
         """Run the calls at the same time; return their outcomes in the order of the calls."""
+        refusals = [guard.refusal(call) for call in calls]
         for call in calls:
             started = {"tool": call.name, "arguments": call.arguments, "tool_call_id": call.id, "agent": AGENT_NAME}
             run.emit("tool_call_start", started)
         await run.drain()  # once their start is stored, no later attempt runs them again
         try:
             async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(self._call_tool(run, call), name=f"tool {call.name}") for call in calls]
+                tasks = [
+                    group.create_task(self._call_tool(run, call, refused), name=f"tool {call.name}")
+                    for call, refused in zip(calls, refusals, strict=True)
+                ]
         except BaseExceptionGroup as failures:  # of emit: one reason is enough, and the worker knows it by its class
             raise failures.exceptions[0] from failures
         return [task.result() for task in tasks]
 
-    async def _call_tool(self, run: Run, call: EngineToolCall) -> ToolOutcome:
-        outcome = await self._toolbox.call(call.name, call.arguments)
+    async def _call_tool(self, run: Run, call: EngineToolCall, refused: ToolOutcome | None) -> ToolOutcome:
+        outcome = refused or await self._toolbox.call(call.name, call.arguments)
         run.emit(
             "tool_call_end",
             {
@@ -163,30 +162,10 @@ class Orchestrator:
         return outcome
 
 
-@asynccontextmanager
-async def _closing(pieces: AsyncIterator[Piece]) -> AsyncIterator[AsyncIterator[Piece]]:
-    """Close the engine's iterator on the way out: a cancelled run must not leave a model generating."""
-    try:
-        yield pieces
-    finally:
-        close = getattr(pieces, "aclose", None)  # every async generator has it; the protocol does not ask for it
-        if close is not None:
-            await close()
-
-
-def _with_own_id(call: EngineToolCall, used_ids: set[str]) -> EngineToolCall:
-    """Return the call with an id no other call of this run has: results are matched by it."""
-    unique, number = call.id or "call", 1
-    while unique in used_ids:
-        number += 1
-        unique = f"{call.id or 'call'}_{number}"
-    used_ids.add(unique)
-    return EngineToolCall(unique, call.name, call.arguments)
-
-
-def _turn_as_messages(turn: _Turn, outcomes: Sequence[ToolOutcome]) -> list[dict[str, Any]]:
+def _turn_as_messages(turn: Turn, outcomes: Sequence[ToolOutcome]) -> list[dict[str, Any]]:
     """Return what the model reads of a turn with tools: its own message, then one per result."""
     assistant = {
+        **turn.echo,
         "role": "assistant",
         "content": turn.text or None,
         "tool_calls": [

@@ -1,17 +1,20 @@
 """An engine without a model: a few kinds of question, understood by rule, answered with the real tools.
 
 It exists so that everything around it can be tried and tested without a model server: tool calls, streaming,
-long answers, failures. Of the request's parameters it follows max_tokens, stop and parallel_tool_calls.
+long answers, failures. A client's own tool it calls when its name is in the question. Of the request's parameters it
+follows max_tokens, stop, tool_choice and parallel_tool_calls.
 """
 
 import asyncio
 import json
 import re
+from collections import Counter
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from service.engines.base import EngineToolCall, Piece, ToolSchema
+from service.engines.base import SUM_UP, EngineError, EngineToolCall, Piece, ToolChoice, ToolSchema
 from service.protocol.openai import ChatCompletionRequest, Usage
 
 CHARS_PER_TOKEN = 4  # the seed's rule
@@ -40,7 +43,7 @@ class _Wish:
 
     position: int
     tool: str
-    arguments: dict[str, str]
+    arguments: dict[str, Any]
 
 
 class BuiltinEngine:
@@ -57,29 +60,33 @@ class BuiltinEngine:
         request: ChatCompletionRequest,
         messages: Sequence[dict[str, Any]],
         tools: Sequence[ToolSchema],
+        tool_choice: ToolChoice | None = None,
     ) -> AsyncGenerator[Piece, None]:
         """Yield tool calls for what was asked, or, once their results are there, an answer word by word.
 
-        Usage is always known: 4 characters a token.
+        Usage is always known: 4 characters a token. Raises EngineError for a choice of a tool that is not there.
         """
         question, tail = _last_question(messages)
         offered = {tool.name for tool in tools}
-        wishes = _understand(question)
-        calls = [wish for wish in wishes if wish.tool in offered]
-        results = [message for message in tail if message.get("role") == "tool"]
-        if len(results) < len(calls):
-            todo = calls[len(results) :]
+        wishes = _understand(question, tools)
+        made = _calls_made(tail)
+        forced = _forced(tools, tool_choice)
+        if forced and not any(wish.tool == tool.name for wish in wishes for tool in forced):
+            wishes.insert(0, _Wish(-1, forced[0].name, _arguments_for(forced[0], question)))
+        calls = [wish for wish in wishes if wish.tool in offered and tool_choice != "none"]
+        if todo := _not_made(calls, made):
             if request.parallel_tool_calls is False:
                 todo = todo[:1]
             asked = [
                 EngineToolCall(f"call_{number}", wish.tool, json.dumps(wish.arguments, ensure_ascii=False))
-                for number, wish in enumerate(todo, len(results) + 1)
+                for number, wish in enumerate(todo, made.total() + 1)
             ]
             spent = _usage(messages, "".join(call.arguments for call in asked))
             yield Piece(tool_calls=asked, finish_reason="tool_calls", usage=spent)
             return
         missing = [wish.tool for wish in wishes if wish.tool not in offered]
-        text, finish_reason = _limited(_answer(question, tail, missing, offered), request)
+        own = next((tool.name for tool in tools if tool.definition), None)
+        text, finish_reason = _limited(_answer(question, tail, missing, _introduction(offered, own)), request)
         for word in re.findall(r"\s*\S+|\s+$", text):
             yield Piece(text=word)
             await asyncio.sleep(self._token_delay_s)
@@ -92,7 +99,7 @@ class BuiltinEngine:
 def _last_question(messages: Sequence[dict[str, Any]]) -> tuple[str, Sequence[dict[str, Any]]]:
     """Return the last user message's text, and the messages after it."""
     for index in range(len(messages) - 1, -1, -1):
-        if messages[index].get("role") == "user":
+        if messages[index].get("role") == "user" and messages[index].get("content") != SUM_UP:
             return _text_of(messages[index]), messages[index + 1 :]
     return "", messages
 
@@ -102,6 +109,52 @@ def _text_of(message: dict[str, Any]) -> str:
     if isinstance(content, str):
         return content
     return "".join(part.get("text") or "" for part in content)
+
+
+# Calls
+
+
+def _calls_made(tail: Sequence[dict[str, Any]]) -> Counter[tuple[str, str]]:
+    """Return how often each call was made and answered since the question."""
+    answered = {message.get("tool_call_id") for message in tail if message.get("role") == "tool"}
+    return Counter(
+        (call["function"]["name"], _canonical(call["function"]["arguments"]))
+        for message in tail
+        for call in message.get("tool_calls") or ()
+        if call["id"] in answered
+    )
+
+
+def _canonical(arguments: str) -> str:
+    """Return JSON in one form: clients write what they send back their own way."""
+    try:
+        return json.dumps(json.loads(arguments), sort_keys=True)
+    except ValueError:
+        return arguments
+
+
+def _not_made(wishes: Sequence[_Wish], made: Counter[tuple[str, str]]) -> list[_Wish]:
+    left, todo = Counter(made), []
+    for wish in wishes:
+        key = (wish.tool, json.dumps(wish.arguments, sort_keys=True))
+        if left[key]:
+            left[key] -= 1
+        else:
+            todo.append(wish)
+    return todo
+
+
+def _forced(tools: Sequence[ToolSchema], choice: ToolChoice | None) -> list[ToolSchema]:
+    """Return the tools of which one must be called; empty if none must."""
+    if choice == "required":
+        return [tool for tool in tools if tool.definition] or list(tools)
+    if isinstance(choice, str) or choice is None:
+        return []
+    name = choice["function"]["name"]
+    if not (named := [tool for tool in tools if tool.name == name]):
+        message = f"Error code: 400 - tool_choice names {name!r}, which is not among the tools"
+        raise EngineError(message)
+    return named
 
 
 def _usage(messages: Sequence[dict[str, Any]], answer: str) -> Usage:
@@ -129,7 +182,7 @@ def _limited(text: str, request: ChatCompletionRequest) -> tuple[str, str]:
 # What to say
 
 
-def _answer(question: str, tail: Sequence[dict[str, Any]], missing: Sequence[str], offered: set[str]) -> str:
+def _answer(question: str, tail: Sequence[dict[str, Any]], missing: Sequence[str], introduction: str) -> str:
     calls = {call["id"]: call["function"] for message in tail for call in message.get("tool_calls") or ()}
     said = [
         _worded(calls.get(message.get("tool_call_id"), {}), _text_of(message))
@@ -140,18 +193,20 @@ def _answer(question: str, tail: Sequence[dict[str, Any]], missing: Sequence[str
     if said:
         return " ".join(said)
     if len(question) > MAX_QUESTION_CHARS:
-        return f"That is longer than the {MAX_QUESTION_CHARS} characters I can read. {_introduction(offered)}"
+        return f"That is longer than the {MAX_QUESTION_CHARS} characters I can read. {introduction}"
     if count := _COUNT_TO.search(question):
         return _count(int(count[1] or 1), int(count[2]))
     if _GREETING.match(question):
-        return f"Hello! {_introduction(offered)}"
+        return f"Hello! {introduction}"
     if _HELP.search(question):
-        return _introduction(offered)
-    return f"I did not understand that. {_introduction(offered)}"
+        return introduction
+    return f"I did not understand that. {introduction}"
 
 
-def _introduction(offered: set[str]) -> str:
+def _introduction(offered: set[str], own_tool: str | None) -> str:
     abilities = [example for tool, example in _EXAMPLES.items() if tool in offered]
+    if own_tool is not None:
+        abilities.append(f'calling a tool of yours by its name, such as "{own_tool} ..."')
     abilities.append('a long answer, such as "count to 200"')
     listed = "\n".join(f"- {ability}" for ability in abilities)
     return (
@@ -195,6 +250,10 @@ def _worded(call: dict[str, Any], content: str) -> str:
 _COUNT_TO = re.compile(r"\bcount\s+(?:up\s+)?(?:from\s+([0-9]{1,9})\s+)?(?:up\s+)?to\s+([0-9]{1,9})\b", re.IGNORECASE)
 _GREETING = re.compile(r"\s*(?:hi|hello|hey|greetings|good (?:morning|afternoon|evening))\b", re.IGNORECASE)
 _HELP = re.compile(r"\bhelp\b|\bwhat can you\b|\b(?:who|what) are you\b", re.IGNORECASE)
+
+# What follows a tool's name: a JSON object, or the rest of the clause.
+_SAID_TO_TOOL = re.compile(r"\s*:?\s*(?:with\s+)?\{[^{}]*\}|(?:(?!\s+and\b|,)[^?.!;\n])*", re.IGNORECASE)
+_FILLER = re.compile(r"^\s*:?\s*(?:(?:for|in|of|with|to|on|at|about)\s+)?", re.IGNORECASE)
 
 _TEXT = re.compile(
     r"""(?:\b(?:count|how\ many|analy[sz]e)\b[^\n"“:]{0,80}?\b(?:words?|letters?|characters?|sentences?|lines?|text)
@@ -242,12 +301,12 @@ _OPERATOR_WORD = re.compile(
 _OPERATOR_OF_WORD = {"plus": "+", "minus": "-", "times": "*", "multiplied": "*", "x": "*", "divided": "/", "to": "**"}
 
 
-def _understand(question: str) -> list[_Wish]:
+def _understand(question: str, tools: Sequence[ToolSchema]) -> list[_Wish]:
     """Return what is asked for, in the order asked. What one rule has read, the next do not see."""
     if len(question) > MAX_QUESTION_CHARS:
         return []
     wishes: list[_Wish] = []
-    for rule in (_texts, _pages, _times, _sums):
+    for rule in (partial(_named_tools, tools=tools), _texts, _pages, _times, _sums):
         found = list(rule(question))
         wishes += [wish for wish, _ in found]
         for _, (start, end) in found:
@@ -260,6 +319,31 @@ def _blanked(text: str, start: int, end: int) -> str:
 
 
 _Found = Iterator[tuple[_Wish, tuple[int, int]]]
+
+
+def _named_tools(question: str, *, tools: Sequence[ToolSchema]) -> _Found:
+    for tool in tools:
+        if tool.definition:
+            for match in re.finditer(rf"(?<![\w-]){re.escape(tool.name)}(?![\w-])", question, re.IGNORECASE):
+                said = _SAID_TO_TOOL.match(question, match.end())
+                end = said.end() if said else match.end()
+                arguments = _arguments_for(tool, question[match.end() : end])
+                yield _Wish(match.start(), tool.name, arguments), (match.start(), end)
+
+
+def _arguments_for(tool: ToolSchema, said: str) -> dict[str, Any]:
+    """Return the JSON object that was said, or what was said as the first parameter, if that is a text."""
+    said = _FILLER.sub("", said).strip(" \"'“”")
+    try:
+        spoken = json.loads(said)
+    except ValueError:
+        spoken = None
+    if isinstance(spoken, dict):
+        return spoken
+    properties = tool.parameters.get("properties") or {}
+    first = next(iter([*tool.parameters.get("required", ()), *properties]), None)
+    kind = properties[first].get("type") if first in properties and isinstance(properties[first], dict) else None
+    return {first: said} if said and first is not None and kind == "string" else {}
 
 
 def _texts(question: str) -> _Found:

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import openai
 
-from service.engines.base import EngineError, EngineToolCall, Piece, ToolSchema
+from service.engines.base import CallPart, EngineError, EngineToolCall, Piece, ToolChoice, ToolSchema
 from service.protocol.openai import ChatCompletionRequest, Usage
 
 # The request's parameters that are the model's to follow, under the names the client sent.
@@ -26,12 +26,13 @@ _PASSED_ON: Final = (
     "metadata",
     "reasoning_effort",
 )
-# Unknown fields are passed on too, but these: `background` is answered by the front end, and the others,
-# empty or off (anything else was refused), would undo the tools that this engine is given.
-_OURS: Final = frozenset({"background", "tools", "tool_choice", "functions", "function_call"})
+# Unknown fields are passed on too, but these: empty or off (anything else was refused), they would undo the tools
+# that this engine is given.
+_OURS: Final = frozenset({"functions", "function_call"})
 
 CONNECT_TIMEOUT_S: Final = 10.0  # a server that is there answers the handshake in far less
-# The client's own retries: connection errors, 408, 409, 429 and 5xx before the answer begins, with backoff.
+# The client's own retries: connection errors, 408, 409, 429 and 5xx before the answer begins, with backoff, or after
+# the Retry-After that the server asks for, if that is at most 2 minutes; a longer one is not waited for.
 MAX_RETRIES: Final = 2
 # A shorter key is a stand-in such as "none" and may be an ordinary word of the text.
 SHORTEST_SECRET_CHARS: Final = 8
@@ -74,19 +75,23 @@ class OpenAIEngine:
         request: ChatCompletionRequest,
         messages: Sequence[dict[str, Any]],
         tools: Sequence[ToolSchema],
+        tool_choice: ToolChoice | None = None,
     ) -> AsyncGenerator[Piece, None]:
-        """Yield text as it arrives, then one last piece; see ``Engine.stream``.
+        """Yield text, reasoning and calls as they arrive, then one last piece; see ``Engine.stream``.
 
         Raises EngineError if the server refuses, breaks off, or ends without a finish_reason: text that
         just stops is a failure, not an answer.
         """
         turn = _Turn()
+        kind = ""
         try:
-            chunks = await self._client.chat.completions.create(**self._parameters(request, messages, tools))
+            parameters = self._parameters(request, messages, tools, tool_choice)
+            chunks = await self._client.chat.completions.create(**parameters)
+            kind = chunks.response.headers.get("content-type", "")
             async with chunks:
                 async for chunk in chunks:
-                    if text := turn.receive(chunk):
-                        yield Piece(text=text)
+                    if piece := turn.receive(chunk):
+                        yield piece
         except openai.OpenAIError as exc:
             if turn.finish_reason is None or not isinstance(exc, openai.APIConnectionError):
                 raise EngineError(self._explained(exc)) from exc
@@ -96,11 +101,18 @@ class OpenAIEngine:
             raise EngineError(message) from exc
         if turn.finish_reason is None:
             message = "the model server ended its answer without a finish_reason: it was cut off"
+            if not turn.heard and "event-stream" not in kind:  # a web page, or a server that cannot stream
+                message = f"the model server answered with {kind[:80]!r} where a stream of events was due"
             raise EngineError(message)
         if turn.finish_reason == "error":  # OpenRouter's word for an upstream that failed half-way
             message = "the model server ended its answer with finish_reason 'error'"
             raise EngineError(message)
-        yield Piece(tool_calls=turn.calls(), finish_reason=turn.finish_reason, usage=turn.usage)
+        yield Piece(
+            tool_calls=turn.calls(),
+            finish_reason=turn.finish_reason,
+            usage=turn.usage,
+            echo={"reasoning_content": turn.reasoning_content} if turn.reasoning_content else {},
+        )
 
     async def close(self) -> None:
         """Close the connections to the server."""
@@ -111,6 +123,7 @@ class OpenAIEngine:
         request: ChatCompletionRequest,
         messages: Sequence[dict[str, Any]],
         tools: Sequence[ToolSchema],
+        tool_choice: ToolChoice | None,
     ) -> dict[str, Any]:
         parameters: dict[str, Any] = {
             "model": self._model or request.model,
@@ -126,13 +139,9 @@ class OpenAIEngine:
             if value is not None:
                 parameters[name] = value
         if tools:
-            parameters["tools"] = [
-                {
-                    "type": "function",
-                    "function": {"name": tool.name, "description": tool.description, "parameters": tool.parameters},
-                }
-                for tool in tools
-            ]
+            parameters["tools"] = [tool.in_openai_form() for tool in tools]
+            if tool_choice is not None:
+                parameters["tool_choice"] = tool_choice
             if request.parallel_tool_calls is not None:  # servers refuse it without tools
                 parameters["parallel_tool_calls"] = request.parallel_tool_calls
         return parameters
@@ -161,6 +170,7 @@ class OpenAIEngine:
 class _CallInPieces:
     """A tool call as far as it has arrived."""
 
+    position: int
     id: str = ""
     name: str = ""
     arguments: str = ""
@@ -170,13 +180,18 @@ class _Turn:
     """Folds chunks. Tolerant: servers leave out fields, and the client's models then hold None or other types."""
 
     def __init__(self) -> None:
+        self.heard = False
         self.finish_reason: str | None = None
         self.usage: Usage | None = None
+        # DeepSeek refuses a conversation whose calls lack the reasoning that led to them; Groq, which says
+        # "reasoning", refuses one that has it. So only what came under this name goes back.
+        self.reasoning_content = ""
         self._calls: list[_CallInPieces] = []
         self._by_index: dict[int, _CallInPieces] = {}
 
-    def receive(self, chunk: object) -> str:
-        """Take a chunk and return its text."""
+    def receive(self, chunk: object) -> Piece | None:
+        """Take a chunk and return what it says, if anything."""
+        self.heard = True
         if usage := _usage(getattr(chunk, "usage", None)):
             self.usage = usage  # cumulative, where a server sends it with every chunk
         for choice in getattr(chunk, "choices", None) or ():
@@ -184,11 +199,13 @@ class _Turn:
                 continue  # a second answer nobody asked for
             self.finish_reason = getattr(choice, "finish_reason", None) or self.finish_reason
             delta = getattr(choice, "delta", None)
-            for part in getattr(delta, "tool_calls", None) or ():
-                self._add(part)
-            text = getattr(delta, "content", None) or getattr(delta, "refusal", None)
-            return text if isinstance(text, str) else ""
-        return ""
+            parts = tuple(self._add(part) for part in getattr(delta, "tool_calls", None) or ())
+            text = _text(delta, "content") or _text(delta, "refusal")
+            echoed = _text(delta, "reasoning_content")
+            self.reasoning_content += echoed
+            reasoning = echoed or _text(delta, "reasoning")
+            return Piece(text=text, reasoning=reasoning, call_parts=parts) if text or reasoning or parts else None
+        return None
 
     def calls(self) -> tuple[EngineToolCall, ...]:
         """Return the calls in the order they began; one without an id gets one."""
@@ -197,7 +214,7 @@ class _Turn:
             for number, call in enumerate(self._calls, 1)
         )
 
-    def _add(self, part: object) -> None:
+    def _add(self, part: object) -> CallPart:
         function = getattr(part, "function", None)
         name = getattr(function, "name", None) or ""
         arguments = getattr(function, "arguments", None) or ""
@@ -206,13 +223,17 @@ class _Turn:
         index, call_id = getattr(part, "index", None), getattr(part, "id", None) or ""
         call = self._known(index, call_id)
         if call is None or _begins_another(call, call_id, name, arguments):
-            call = _CallInPieces()
+            call = _CallInPieces(len(self._calls))
             self._calls.append(call)
         if index is not None:
             self._by_index[index] = call
+        known = bool(call.name)
         call.id = call.id or call_id
         call.name = call.name or name
         call.arguments += arguments
+        if known:
+            return CallPart(call.position, "", "", arguments)
+        return CallPart(call.position, call.id, call.name, call.arguments if call.name else "")
 
     def _known(self, index: int | None, call_id: str) -> _CallInPieces | None:
         """Return the call a part may belong to: by index, else by id, else the latest."""
@@ -227,6 +248,11 @@ def _begins_another(call: _CallInPieces, call_id: str, name: str, arguments: str
     if (call_id and call.id and call_id != call.id) or (name and call.name and name != call.name):
         return True
     return bool(name and arguments) and _is_json(call.arguments)
+
+
+def _text(delta: object, name: str) -> str:
+    value = getattr(delta, name, None)
+    return value if isinstance(value, str) else ""
 
 
 def _is_json(text: str) -> bool:

@@ -1,6 +1,6 @@
 """The OpenAPI document at ``/openapi.json``: made from the models that validate, so it cannot say something else."""
 
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 from aiohttp import web
 
@@ -24,7 +24,7 @@ from service.errors import (
 from service.frontend.parsing import MAX_IDEMPOTENCY_KEY
 from service.protocol.events import CURSOR
 from service.protocol.jobs import RUN_ID
-from service.protocol.openai import ChatCompletionRequest
+from service.protocol.openai import ChatCompletionRequest, FinishReason
 
 _COMPONENTS: Final = "#/components/schemas/{model}"
 _JSON: Final = "application/json"
@@ -63,6 +63,27 @@ _USAGE_SCHEMA: Final[dict[str, Any]] = {
         name: {"type": "integer", "minimum": 0} for name in ("prompt_tokens", "completion_tokens", "total_tokens")
     },
 }
+_MESSAGE_SCHEMA: Final[dict[str, Any]] = {
+    "type": "object",
+    "required": ["role", "content"],
+    "properties": {
+        "role": {"const": "assistant"},
+        "content": {"type": ["string", "null"], "description": "null if the message only calls tools of the client's"},
+        "refusal": {"type": "null"},
+        "reasoning_content": {"type": "string"},
+        "tool_calls": {"type": "array", "minItems": 1, "items": {"$ref": _COMPONENTS.format(model="ToolCall")}},
+    },
+}
+_CHOICE_SCHEMA: Final[dict[str, Any]] = {
+    "type": "object",
+    "required": ["index", "message", "finish_reason"],
+    "properties": {
+        "index": {"const": 0},
+        "message": _MESSAGE_SCHEMA,
+        "logprobs": {"type": "null"},
+        "finish_reason": {"enum": [*get_args(FinishReason), None]},
+    },
+}
 _COMPLETION_SCHEMA: Final[dict[str, Any]] = {
     "type": "object",
     "required": ["id", "object", "created", "model", "status", "choices", "usage"],
@@ -72,7 +93,7 @@ _COMPLETION_SCHEMA: Final[dict[str, Any]] = {
         "created": {"type": "integer"},
         "model": {"type": "string"},
         "status": {"enum": ["queued", "in_progress", "completed", "failed", "cancelled"]},
-        "choices": {"type": "array", "minItems": 1, "items": {"type": "object"}},
+        "choices": {"type": "array", "minItems": 1, "items": _CHOICE_SCHEMA},
         "usage": {"$ref": _COMPONENTS.format(model="Usage")},
         "error": {"type": "object", "required": ["code", "message"]},
     },

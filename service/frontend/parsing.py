@@ -87,7 +87,7 @@ def _path(location: tuple[int | str, ...], body: Any) -> str:  # noqa: ANN401 --
         if isinstance(step, int) and isinstance(here, list):
             path += f"[{step}]"
             here = here[step] if step < len(here) else None
-        elif isinstance(here, dict) and (step in here or step == location[-1]):
+        elif isinstance(here, dict) and (step in here or (step == location[-1] and "[" not in str(step))):
             path += f".{step}" if path else str(step)
             here = here.get(step)
     return path

@@ -308,6 +308,8 @@ def _body(head: StreamHead, completion: Completion, *, status: str = "running") 
         content=completion.content,
         finish_reason=finish.reason if finish else "stop" if failure else None,
         usage=finish.usage if finish else Usage().model_dump(),
+        reasoning=completion.reasoning,
+        tool_calls=completion.tool_calls,
     )
     if failure is not None:
         body["error"] = {"code": failure.code, "message": failure.message}

@@ -13,7 +13,7 @@ from service import sse
 from service.errors import STREAM_LOST, AgentStreamError, RunFailed
 from service.frontend.rawwriter import HIGH_WATER_BYTES, RawWriter
 from service.frontend.watch import Deadlines
-from service.protocol.events import TEXT, Batch
+from service.protocol.events import TEXT, WRITTEN, Batch, written_characters
 from service.store.feed import RunFeed
 from service.stream import ChunkStream
 from service.transcript import Completion
@@ -286,6 +286,8 @@ class Collector:
             self.completion.receive(event)
             if event.type == TEXT:
                 self._characters += len(event.data)
+            elif event.type in WRITTEN:
+                self._characters += written_characters(event.type, event.data)
             if self.completion.finished:
                 break
         if self._deadlines is not None:

@@ -5,7 +5,7 @@ Wire form of a batch (one pub/sub message, one log entry), JSON::
     {"v":1, "a":<attempt>, "s":<seq of the first event>, "e":[<event>, ...]}
 
 where an event is a string (streamed text, the common case, 3 bytes over the text itself) or
-``[type, data]``. Unknown keys are ignored, so a newer writer can add some.
+``[type, data]``. Unknown keys and types are ignored, so a newer writer can add some.
 """
 
 import json
@@ -20,6 +20,8 @@ VERSION: Final = 1
 
 RUN_STARTED: Final = "run_started"
 TEXT: Final = "text"
+REASONING: Final = "reasoning"
+TOOL_CALL_DELTA: Final = "tool_call_delta"
 TOOL_CALL_START: Final = "tool_call_start"
 TOOL_CALL_END: Final = "tool_call_end"
 TOOL_RESULTS: Final = "tool_results"
@@ -32,8 +34,10 @@ NAMED: Final = frozenset(
     {"agent_turn_start", "inference_start", "inference_end", TOOL_CALL_START, TOOL_CALL_END},
 )
 TERMINAL: Final = frozenset({RUN_COMPLETED, RUN_FAILED, RUN_CANCELLED})
+# What an agent writes for the client to keep: an attempt that has written any of it is not run again.
+WRITTEN: Final = frozenset({TEXT, REASONING, TOOL_CALL_DELTA})
 # The bridge's own; an agent may not emit them.
-RESERVED: Final = frozenset({RUN_STARTED, TEXT, TOOL_RESULTS}) | TERMINAL
+RESERVED: Final = frozenset({RUN_STARTED, TOOL_RESULTS}) | WRITTEN | TERMINAL
 
 # One event's encoded size. A 300 KB SSE line was measured harmless; a line over 1 MiB is a file.
 MAX_EVENT_BYTES: Final = 1 << 20
@@ -45,8 +49,8 @@ CURSOR: Final = re.compile(r"([0-9]{1,9})-([0-9]{1,15})(?:\.([0-9]{1,9}))?")
 class Event(NamedTuple):
     """An internal fact of a run.
 
-    ``seq`` counts 1, 2, 3 ... within ``attempt``. ``data`` is the text for ``text`` events and a
-    JSON object for all others. A tuple, not a dataclass: one is made per token.
+    ``seq`` counts 1, 2, 3 ... within ``attempt``. ``data`` is the text for ``text`` and ``reasoning`` events and
+    a JSON object for all others. A tuple, not a dataclass: one is made per token.
     """
 
     attempt: int
@@ -116,6 +120,11 @@ def check_agent_event(event_type: object, data: object) -> None:
     if not isinstance(data, dict):
         message = f"event {event_type!r} needs a dict as data, got {type(data).__name__}"
         raise InvalidAgentOutput(message)
+
+
+def written_characters(event_type: str, data: Any) -> int:  # noqa: ANN401 -- JSON
+    """Return how much an event of ``WRITTEN`` says: its text, or a call's name and arguments."""
+    return len(data.get("name") or "") + len(data["arguments"]) if event_type == TOOL_CALL_DELTA else len(data)
 
 
 def encode_event(event_type: str, data: Any) -> bytes:  # noqa: ANN401 -- JSON

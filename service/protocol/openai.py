@@ -5,6 +5,7 @@ included, see ``extra``), or refused with a 400 that names it. Nothing is droppe
 Source: the OpenAI API reference, and the requests 17 stock clients were seen to send.
 """
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, field_validator, model_validator
@@ -31,10 +32,8 @@ _REFUSED: Final[dict[str, tuple[str, tuple[Any, ...]]]] = {
     "audio": ("audio output is not supported", (None,)),
     "logprobs": ("log probabilities are not supported", (None, False)),
     "top_logprobs": ("log probabilities are not supported", (None, 0)),
-    "functions": ("use the agent's own tools; client-side functions are not supported", (None, [])),
-    "function_call": ("use the agent's own tools; client-side functions are not supported", (None, "none", "auto")),
-    "tools": ("client-side tools are not supported; the agent brings its own", (None, [])),
-    "tool_choice": ("client-side tools are not supported; the agent brings its own", (None, "none", "auto")),
+    "functions": ("the older form of tools is not supported; send tools", (None, [])),
+    "function_call": ("the older form of tools is not supported; send tool_choice", (None, "none", "auto")),
     "modalities": ("only the text modality is supported", (None, [], ["text"])),
     "store": ("stored completions are not supported", (None, False)),
 }
@@ -59,8 +58,19 @@ def _describe_request(schema: dict[str, Any]) -> None:
     schema["properties"] |= {
         name: {"description": reason, "enum": list(harmless)} for name, (reason, harmless) in _REFUSED.items()
     }
-    schema["if"] = {"required": ["stream_options"], "properties": {"stream_options": {"type": "object"}}}
-    schema["then"] = {"required": ["stream"], "properties": {"stream": {"const": True}}}
+    schema["allOf"] = [
+        {
+            "if": {"required": ["stream_options"], "properties": {"stream_options": {"type": "object"}}},
+            "then": {"required": ["stream"], "properties": {"stream": {"const": True}}},
+        },
+        {
+            "if": {
+                "required": ["tool_choice"],
+                "properties": {"tool_choice": {"anyOf": [{"const": "required"}, {"type": "object"}]}},
+            },
+            "then": {"required": ["tools"], "properties": {"tools": {"type": "array", "minItems": 1}}},
+        },
+    ]
 
 
 class ImageUrl(BaseModel):
@@ -139,6 +149,43 @@ class ChatMessage(BaseModel):
         return self.content or ""
 
 
+class FunctionDefinition(BaseModel):
+    """What a model is told of a function. ``parameters`` is a JSON schema; it is passed on, not judged."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: Name
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class FunctionTool(BaseModel):
+    """A tool of the client's own: the model may call it, the client runs it."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: Literal["function"]
+    function: FunctionDefinition
+
+
+class FunctionName(BaseModel):
+    """The function of a named choice."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: Name
+
+
+class NamedToolChoice(BaseModel):
+    """The one tool that is to be called."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: Literal["function"]
+    function: FunctionName
+
+
 class StreamOptions(BaseModel):
     """``stream_options`` of a streamed request."""
 
@@ -169,6 +216,8 @@ class ChatCompletionRequest(BaseModel):
     user: str | None = None
     presence_penalty: float | None = Field(default=None, ge=-2, le=2)
     frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
+    tools: list[FunctionTool] | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedToolChoice | None = None
     parallel_tool_calls: bool | None = None
     response_format: dict[str, Any] | None = None
     metadata: dict[str, Any] | None = None
@@ -189,6 +238,9 @@ class ChatCompletionRequest(BaseModel):
             if self.extra.get(name) not in harmless:
                 message = f"{name}: {reason}"
                 raise ValueError(message)
+        if not self.tools and (self.tool_choice == "required" or isinstance(self.tool_choice, NamedToolChoice)):
+            message = "tool_choice: only allowed with tools"
+            raise ValueError(message)
         if self.stream_options is not None and not self.stream:
             message = "stream_options: only allowed when stream is true"
             raise ValueError(message)
@@ -240,11 +292,19 @@ def completion_body(  # noqa: PLR0913 -- the fields of the wire object
     content: str,
     finish_reason: str | None,
     usage: dict[str, int],
+    reasoning: str = "",
+    tool_calls: Sequence[dict[str, Any]] = (),
 ) -> dict[str, Any]:
     """Return a ``chat.completion`` object. All three usage keys are always there (the llm client needs them).
 
     ``status`` is ours: queued, in_progress, completed, failed or cancelled; ``finish_reason`` is None until the end.
+    As from OpenAI, a message that only calls tools has null as its content.
     """
+    message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
+    if reasoning:
+        message["reasoning_content"] = reasoning
+    if tool_calls:
+        message |= {"content": content or None, "tool_calls": list(tool_calls)}
     return {
         "id": run_id,
         "object": "chat.completion",
@@ -254,7 +314,7 @@ def completion_body(  # noqa: PLR0913 -- the fields of the wire object
         "choices": [
             {
                 "index": 0,
-                "message": {"role": "assistant", "content": content, "refusal": None},
+                "message": message,
                 "logprobs": None,
                 "finish_reason": finish_reason,
             },

@@ -173,7 +173,9 @@ class Execution:
             raise InvalidAgentOutput(message)
         result.check()
         streamed = self.tally.text_characters > 0
-        usage = result.usage() or self.tally.estimate(request.messages, None if streamed else len(result.content))
+        usage = result.usage() or self.tally.estimate(request.messages, 0 if streamed else len(result.content))
+        # An agent that forgets to say so: clients look at the reason before they look for calls.
+        calls = self.tally.client_calls and result.finish_reason == "stop"
         return {
             "content": None if streamed else result.content,
             "tool_results": [
@@ -182,7 +184,7 @@ class Execution:
                 )
                 for tool in result.tool_results
             ],
-            "finish_reason": result.finish_reason,
+            "finish_reason": "tool_calls" if calls else result.finish_reason,
             "usage": usage.model_dump(),
         }
 

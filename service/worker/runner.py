@@ -117,7 +117,7 @@ class Runner:
         except LogTrimmed:
             execution.tally.note(TEXT, "?")  # a log that large holds more than its first events
         tally = execution.tally
-        if tally.text_characters or (tally.tool_calls and not self._limits.retry_after_tools):
+        if tally.written_characters or (tally.tool_calls and not self._limits.retry_after_tools):
             return failed(
                 errors.WORKER_LOST, "the worker that ran it was lost, and what it had done cannot be repeated"
             )

@@ -130,7 +130,10 @@ def build_agent(settings: Settings) -> tuple[Agent, Engine | None]:
     else:
         engine = BuiltinEngine(token_delay_s=settings.demo_token_delay_ms / 1000)
     toolbox = Toolbox(default_tools(read_url=settings.read_url), timeout_s=settings.tool_timeout_s)
-    return Orchestrator(engine, toolbox, max_turns=settings.max_turns), engine
+    orchestrator = Orchestrator(
+        engine, toolbox, max_turns=settings.max_turns, context_tokens=settings.engine_context_tokens
+    )
+    return orchestrator, engine
 
 
 def run_limits(settings: Settings) -> RunLimits:

@@ -72,6 +72,20 @@ async def echo_request(run: Run) -> AgentResult:
     return AgentResult(json.dumps(run.request.model_dump(exclude_unset=True), sort_keys=True))
 
 
+def asks_its_client_in_a_thread(run: Run) -> AgentResult:
+    """Hand back a call of the client's first tool, its arguments in two pieces."""
+    run.write_reasoning("I do not know.")
+    tool = (run.request.tools or [])[0]
+    call = run.write_tool_call(tool.function.name, '{"city": ')
+    call.write('"Oslo"}')
+    return AgentResult("")
+
+
+async def asks_its_client(run: Run) -> AgentResult:
+    """Do so on the loop."""
+    return asks_its_client_in_a_thread(run)
+
+
 def _wrong_type(_run: Run) -> Any:
     return {"content": "a dict"}
 

@@ -26,6 +26,7 @@ EVERY_SETTING: dict[str, tuple[str, Any]] = {
     "openai_api_key": ("sk-server", "sk-server"),
     "engine_model": ("llama", "llama"),
     "engine_timeout_s": ("2.5", 2.5),
+    "engine_context_tokens": ("8192", 8192),
     "demo_token_delay_ms": ("0", 0),
     "max_turns": ("3", 3),
     "lease_s": ("2.5", 2.5),

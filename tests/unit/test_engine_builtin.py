@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from service.engines.base import Piece, ToolSchema
+from service.engines.base import EngineError, Piece, ToolChoice, ToolSchema
 from service.engines.builtin import MAX_QUESTION_CHARS, MAX_WISHES, BuiltinEngine
 from service.protocol.openai import ChatCompletionRequest, Usage
 from service.tools.toolbox import Toolbox, default_tools
@@ -25,10 +25,11 @@ def user(text: str) -> Message:
 async def pieces_of(
     *messages: Message,
     tools: Sequence[ToolSchema] = ALL_TOOLS,
+    choice: ToolChoice | None = None,
     **parameters: Any,
 ) -> list[Piece]:
     request = ChatCompletionRequest.model_validate({"model": "m", "messages": [user("unused")], **parameters})
-    return [piece async for piece in BuiltinEngine().stream(request, messages, tools)]
+    return [piece async for piece in BuiltinEngine().stream(request, messages, tools, choice)]
 
 
 async def calls_of(question: str, **options: Any) -> list[tuple[str, dict[str, str]]]:
@@ -259,3 +260,67 @@ async def test_bounds_of_a_question_are_kept() -> None:
     """At most so many calls are made of one question, and an endless one is answered with the bound."""
     assert len(await calls_of("what is 1+1, " * 50)) == MAX_WISHES
     assert (await answer_to(user("1+1 " * MAX_QUESTION_CHARS))).startswith("That is longer than the 20000 characters")
+
+
+# A client's own tools
+
+CITY = {"type": "object", "properties": {"days": {"type": "integer"}, "city": {"type": "string"}}, "required": ["city"]}
+
+
+def clients(name: str, parameters: dict[str, Any] | None = None) -> ToolSchema:
+    definition = {"type": "function", "function": {"name": name}}
+    return ToolSchema(name, "", parameters or {}, definition)
+
+
+WITH_CLIENTS = [clients("get_weather", CITY), clients("ping"), *ALL_TOOLS]
+
+
+@pytest.mark.parametrize(
+    ("question", "calls"),
+    [
+        ("get_weather for New York, please", [("get_weather", {"city": "New York"})]),
+        ('Use GET_WEATHER {"city": "Oslo", "days": 2}!', [("get_weather", {"city": "Oslo", "days": 2})]),
+        ("get_weather", [("get_weather", {})]),
+        ("ping the server", [("ping", {})]),
+        ("get_weather: Bergen and ping", [("get_weather", {"city": "Bergen"}), ("ping", {})]),
+        ("what is 1+1 and ping", [("calculator", {"expression": "1+1"}), ("ping", {})]),
+        ("skipping get_weathers", []),
+    ],
+)
+async def test_a_clients_tool_is_called_by_its_name(question: str, calls: list[tuple[str, dict[str, Any]]]) -> None:
+    """A client's tool named in the question is called, with the object or the words that follow its name."""
+    assert await calls_of(question, tools=WITH_CLIENTS) == calls
+
+
+async def test_a_clients_result_is_told_and_what_is_left_is_done() -> None:
+    """Each call made is told from those still due by its name and arguments, however the client wrote them down."""
+    question = user("what is 1+1 and get_weather for Oslo")
+    asked = called(("get_weather", {"city": "Oslo"}))
+    asked["tool_calls"][0]["function"]["arguments"] = '{ "city":"Oslo" }'
+    pieces = await pieces_of(question, asked, result(1, "rain"), tools=WITH_CLIENTS)
+    assert [call.name for call in pieces[-1].tool_calls] == ["calculator"]
+    both = called(("get_weather", {"city": "Oslo"}), ("calculator", {"expression": "1+1"}))
+    answer = await answer_to(question, both, result(1, "rain"), result(2, "2"), tools=WITH_CLIENTS)
+    assert answer == "The tool get_weather says: rain 1+1 = 2."
+
+
+@pytest.mark.parametrize(
+    ("choice", "called_tool"),
+    [("required", "get_weather"), ({"type": "function", "function": {"name": "ping"}}, "ping"), ("auto", None)],
+)
+async def test_a_forced_choice_is_followed(choice: ToolChoice, called_tool: str | None) -> None:
+    """A required or named tool is called though the question asks for none; auto forces nothing."""
+    names = [name for name, _ in await calls_of("hello", tools=WITH_CLIENTS, choice=choice)]
+    assert names == ([called_tool] if called_tool else [])
+
+
+async def test_a_choice_of_nothing_is_refused() -> None:
+    """A named choice of a tool that is not offered is refused as a model server would."""
+    with pytest.raises(EngineError, match=r"400 - tool_choice names 'telepathy'"):
+        await calls_of("hello", choice={"type": "function", "function": {"name": "telepathy"}})
+
+
+async def test_the_introduction_tells_of_a_clients_tools() -> None:
+    """With tools of a client's, the demo says how to have them called; without, it does not."""
+    assert '"get_weather ..."' in await answer_to(user("help"), tools=WITH_CLIENTS)
+    assert "tool of yours" not in await answer_to(user("help"))

@@ -1,91 +1,28 @@
 """The OpenAI engine against a local server that speaks the protocol, in good and bad dialects."""
 
 import asyncio
-import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from typing import Any
 
 import pytest
 from aiohttp import web
-from aiohttp.test_utils import TestServer
 
-from service.engines.base import EngineError, Piece, ToolSchema
+from service.engines.base import CallPart, EngineError, Piece, ToolSchema
 from service.engines.openai import MAX_ERROR_CHARS, OpenAIEngine
 from service.errors import AGENT_ERROR, CONTEXT_LENGTH, MODEL_ERROR, failure_code
 from service.protocol.openai import ChatCompletionRequest, Usage
 from tests.helpers import SOON_S
+from tests.model_server import CUT, DONE, USAGE, WAIT, FakeServer, Script, call, chunk, error, model_server, text
 
-USAGE = {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
 CALCULATOR = ToolSchema("calculator", "Works things out.", {"type": "object", "properties": {}})
 HELLO: list[dict[str, Any]] = [{"role": "user", "content": "hello"}]
-DONE = "[DONE]"
-CUT = "<cut the connection>"
-WAIT = "<wait for the client to go>"
-
-
-def chunk(delta: dict[str, Any] | None = None, finish_reason: str | None = None, **fields: object) -> dict[str, Any]:
-    choices = [{"index": 0, "delta": delta or {}, "finish_reason": finish_reason}]
-    return {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": "m", "choices": choices, **fields}
-
-
-def text(words: str) -> dict[str, Any]:
-    return chunk({"content": words})
-
-
-def call(**part: object) -> dict[str, Any]:
-    return chunk({"tool_calls": [part]})
-
-
-def error(status: int, message: str, **fields: object) -> web.Response:
-    return web.json_response({"error": {"message": message, "type": "t", "param": None, **fields}}, status=status)
-
-
-Script = Sequence[dict[str, Any] | str] | web.Response
-
-
-class FakeServer:
-    """Answers each request with the next script: chunks (or raw data) to stream, or a ready response."""
-
-    def __init__(self) -> None:
-        self.url = ""
-        self.scripts: list[Script] = []
-        self.bodies: list[dict[str, Any]] = []
-        self.headers: list[dict[str, str]] = []
-        self.asked = asyncio.Event()
-        self.client_gone = asyncio.Event()
-
-    async def handle(self, request: web.Request) -> web.StreamResponse:
-        self.bodies.append(await request.json())
-        self.headers.append(dict(request.headers))
-        self.asked.set()
-        script = self.scripts.pop(0)
-        if isinstance(script, web.Response):
-            return script
-        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
-        await response.prepare(request)
-        for item in script:
-            if item == CUT:
-                assert request.transport is not None
-                request.transport.abort()
-            elif item == WAIT:
-                try:
-                    await asyncio.get_running_loop().create_future()
-                finally:
-                    self.client_gone.set()
-            else:
-                data = item if isinstance(item, str) else json.dumps(item)
-                await response.write(f"data: {data}\n\n".encode())
-        return response
 
 
 @pytest.fixture
-async def server(aiohttp_server: Callable[[web.Application], Awaitable[TestServer]]) -> FakeServer:
-    fake = FakeServer()
-    app = web.Application()
-    app.router.add_post("/v1/chat/completions", fake.handle)
-    fake.url = str((await aiohttp_server(app)).make_url("/v1"))
-    return fake
+async def server() -> AsyncIterator[FakeServer]:
+    async with model_server() as fake:
+        yield fake
 
 
 MakeEngine = Callable[..., OpenAIEngine]
@@ -157,11 +94,22 @@ async def test_usage_that_was_never_told_is_not_invented(server: FakeServer, eng
     assert (await pieces_of(engine_for()))[-1].usage is None
 
 
-async def test_reasoning_is_left_out_and_a_refusal_is_text(server: FakeServer, engine_for: MakeEngine) -> None:
-    """Reasoning deltas are no answer; a refusal is one."""
-    reasoning = [chunk({"reasoning_content": "hmm"}), chunk({"reasoning": "hmm", "content": None})]
+async def test_reasoning_is_kept_apart_and_a_refusal_is_text(server: FakeServer, engine_for: MakeEngine) -> None:
+    """Reasoning, under either name servers give it, is no part of the text; a refusal is."""
+    reasoning = [chunk({"reasoning_content": "hm"}), chunk({"reasoning": "mm", "content": None})]
     server.scripts.append([*reasoning, chunk({"refusal": "I would rather not."}), chunk({}, "stop"), DONE])
-    assert [piece.text for piece in await pieces_of(engine_for())] == ["I would rather not.", ""]
+    *pieces, last = await pieces_of(engine_for())
+    assert pieces == [Piece(reasoning="hm"), Piece(reasoning="mm"), Piece(text="I would rather not.")]
+    assert last.text == last.reasoning == ""
+
+
+@pytest.mark.parametrize(("name", "echo"), [("reasoning_content", {"reasoning_content": "so then"}), ("reasoning", {})])
+async def test_reasoning_goes_back_only_under_the_name_that_is_wanted_back(
+    server: FakeServer, engine_for: MakeEngine, name: str, echo: dict[str, str]
+) -> None:
+    """Servers that say reasoning_content refuse tool turns without it; those that say reasoning refuse those with."""
+    server.scripts.append([chunk({name: "so "}), chunk({name: "then"}), text("hi"), chunk({}, "stop"), DONE])
+    assert (await pieces_of(engine_for()))[-1].echo == echo
 
 
 async def test_a_sparse_dialect_is_understood(server: FakeServer, engine_for: MakeEngine) -> None:
@@ -193,6 +141,28 @@ async def test_tool_calls_in_pieces_are_put_together(server: FakeServer, engine_
         call(index=0, function={"arguments": '+"}'}),
     )
     assert calls == [("a", "calculator", '{"expression": "1+"}'), ("b", "clock", "{}")]
+
+
+async def test_calls_are_handed_on_as_they_come(server: FakeServer, engine_for: MakeEngine) -> None:
+    """Each part of a call is yielded at once, its id and name with the first that has a name, by position."""
+    server.scripts.append(
+        [
+            call(index=4, id="a", type="function", function={}),
+            call(index=4, function={"name": "x", "arguments": '{"n"'}),
+            call(index=7, function={"name": "y", "arguments": ""}),
+            call(index=4, id="a", function={"name": "x", "arguments": ":1}"}),
+            chunk({}, "tool_calls"),
+            DONE,
+        ]
+    )
+    *pieces, last = await pieces_of(engine_for(), tools=[CALCULATOR])
+    assert [part for piece in pieces for part in piece.call_parts] == [
+        CallPart(0, "a", "", ""),
+        CallPart(0, "a", "x", '{"n"'),
+        CallPart(1, "", "y", ""),
+        CallPart(0, "", "", ":1}"),
+    ]
+    assert [(each.name, each.arguments) for each in last.tool_calls] == [("x", '{"n":1}'), ("y", "")]
 
 
 async def test_malformed_arguments_are_kept_as_they_are(server: FakeServer, engine_for: MakeEngine) -> None:
@@ -268,7 +238,7 @@ async def test_the_request_is_passed_on(server: FakeServer, engine_for: MakeEngi
         "top_k": 40,
         "logit_bias": {"5": 1},
     }
-    ours = {"background": True, "tools": [], "tool_choice": "none", "functions": None, "logprobs": None, "n": 1}
+    ours: dict[str, Any] = {"background": True, "tools": [], "tool_choice": "none", "functions": None, "n": 1}
     server.scripts.append([chunk({}, "stop"), DONE])
     await pieces_of(engine_for(), asked(**parameters, **ours, stream=True, parallel_tool_calls=False))
     fixed = {"model": "asked-for", "messages": HELLO, "stream": True, "stream_options": {"include_usage": True}}
@@ -283,6 +253,22 @@ async def test_tools_are_offered_in_openai_form(server: FakeServer, engine_for: 
     function = {"name": "calculator", "description": "Works things out.", "parameters": CALCULATOR.parameters}
     assert server.bodies[0]["tools"] == [{"type": "function", "function": function}]
     assert server.bodies[0]["parallel_tool_calls"] is False
+
+
+async def test_a_clients_tools_and_choice_are_passed_on(server: FakeServer, engine_for: MakeEngine) -> None:
+    """A client's definition reaches the server as it was sent, strict and unknown fields included; the choice too."""
+    definition = {
+        "type": "function",
+        "function": {"name": "f", "parameters": {"type": "object"}, "strict": True},
+        "cache_control": {"type": "ephemeral"},
+    }
+    tool = ToolSchema("f", "", {}, definition)
+    choices: list[Any] = ["auto", "required", {"type": "function", "function": {"name": "f"}}]
+    for choice in choices:
+        server.scripts.append([chunk({}, "stop"), DONE])
+        assert [piece async for piece in engine_for().stream(asked(), HELLO, [CALCULATOR, tool], choice)]
+    assert [body["tools"][1] for body in server.bodies] == [definition] * 3
+    assert [body["tool_choice"] for body in server.bodies] == choices
 
 
 async def test_the_engines_model_overrides_the_requests(server: FakeServer, engine_for: MakeEngine) -> None:
@@ -356,12 +342,64 @@ async def test_an_error_page_is_cut(server: FakeServer, engine_for: MakeEngine) 
     assert len(explained) == MAX_ERROR_CHARS
 
 
-async def test_a_busy_server_is_asked_again(server: FakeServer, engine_for: MakeEngine) -> None:
-    """A 429 before the answer is retried as the server asks; the answer then comes as if nothing had been."""
-    busy = error(429, "Slow down.")
-    busy.headers["retry-after-ms"] = "1"
-    server.scripts += [busy, [text("hi"), chunk({}, "stop"), DONE]]
+def busy(status: int = 429, **headers: str) -> web.Response:
+    response = error(status, "Slow down.")
+    response.headers.update({name.replace("_", "-"): value for name, value in headers.items()})
+    return response
+
+
+@pytest.mark.parametrize("status", [408, 409, 429, 500, 502, 503, 529])
+async def test_a_busy_server_is_asked_again(server: FakeServer, engine_for: MakeEngine, status: int) -> None:
+    """A refusal that may pass is retried as the server asks; the answer then comes as if nothing had been."""
+    server.scripts += [busy(status, retry_after_ms="1"), [text("hi"), chunk({}, "stop"), DONE]]
     assert [piece.text for piece in await pieces_of(engine_for(max_retries=2))] == ["hi", ""]
+
+
+async def test_a_busy_server_is_not_asked_for_ever(server: FakeServer, engine_for: MakeEngine) -> None:
+    """After the retries the refusal stands."""
+    server.scripts += [busy(retry_after_ms="1") for _ in range(3)]
+    assert await refusal(engine_for(max_retries=2)) == "Error code: 429 - Slow down."
+    assert server.scripts == []
+
+
+async def test_a_wait_of_hours_is_not_waited(server: FakeServer, engine_for: MakeEngine) -> None:
+    """A Retry-After beyond the bound is a refusal at once: a run would be over before."""
+    server.scripts.append(busy(Retry_After="3600"))
+    assert await refusal(engine_for(max_retries=2)) == "Error code: 429 - Slow down."
+
+
+async def test_a_cancel_ends_the_wait_for_a_busy_server(server: FakeServer, engine_for: MakeEngine) -> None:
+    """A run cancelled while a Retry-After is waited for ends at once and asks no more."""
+    server.scripts.append(busy(Retry_After="60"))
+    task = asyncio.create_task(pieces_of(engine_for(max_retries=2)))
+    async with asyncio.timeout(SOON_S):
+        await server.asked.wait()
+        done, _ = await asyncio.wait({task}, timeout=0.2)  # the answer is read, and waited upon
+        assert not done
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    assert len(server.bodies) == 1
+
+
+OTHER_KINDS = {
+    "text/html": web.Response(text="<html>Sign in</html>", content_type="text/html"),
+    "application/json": web.json_response({"choices": [{"message": {"content": "not streamed"}}]}),
+}
+
+
+@pytest.mark.parametrize("kind", OTHER_KINDS)
+async def test_an_answer_that_is_no_stream_is_told(server: FakeServer, engine_for: MakeEngine, kind: str) -> None:
+    """A proxy's sign-in page, or a whole completion where a stream was asked for, is named as what it is."""
+    server.scripts.append(OTHER_KINDS[kind])
+    explained = await refusal(engine_for())
+    assert explained.startswith(f"the model server answered with '{kind}")
+
+
+async def test_choices_that_never_come_are_a_failure(server: FakeServer, engine_for: MakeEngine) -> None:
+    """A stream of chunks without a choice in them ends as an answer that was cut off."""
+    server.scripts.append([{**chunk(), "choices": []}, {**chunk(), "choices": []}, DONE])
+    assert "without a finish_reason" in await refusal(engine_for())
 
 
 @pytest.mark.parametrize("ending", [[CUT], [DONE], []], ids=["connection cut", "done too early", "clean end"])

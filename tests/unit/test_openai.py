@@ -11,6 +11,8 @@ from pydantic import ValidationError
 from service.protocol.openai import ChatCompletionRequest, ChatMessage, Usage, completion_body, estimate_usage
 
 USER = {"role": "user", "content": "x"}
+TOOL = {"type": "function", "function": {"name": "f"}}
+NAMED = {"type": "function", "function": {"name": "f"}}
 CALL = {"id": "c", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}
 
 
@@ -38,6 +40,17 @@ def problem(**fields: Any) -> str:
         {"stream": True, "stream_options": {"include_usage": True, "include_obfuscation": False}},
         {"response_format": {"type": "json_schema", "json_schema": {"name": "s", "schema": {}}}},
         {"metadata": {"k": "v"}, "reasoning_effort": "low", "parallel_tool_calls": True},
+        {
+            "tools": [
+                TOOL,
+                {**TOOL, "function": {"name": "g", "parameters": {"type": "object"}, "strict": True, "x": 1}},
+            ]
+        },
+        {"tools": [], "tool_choice": "none"},
+        {"tools": None, "tool_choice": "auto"},
+        {"tools": [TOOL], "tool_choice": "required", "parallel_tool_calls": False},
+        {"tools": [TOOL], "tool_choice": NAMED},
+        {"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "the agent's own"}}},
         {"vendor_field": {"deep": [1, None, {"x": 2.5}]}, "service_tier": "auto"},
         {"messages": [{"role": role, "content": "x"} for role in ("system", "developer", "user", "assistant")]},
         {"messages": [{"role": "assistant", "content": None, "tool_calls": [CALL]}]},
@@ -60,8 +73,6 @@ def test_what_clients_send_is_kept(fields: dict[str, Any]) -> None:
         ("audio", [None], [{"voice": "x"}]),
         ("logprobs", [None, False], [True]),
         ("top_logprobs", [None, 0], [1]),
-        ("tools", [None, []], [[{"type": "function"}]]),
-        ("tool_choice", [None, "none", "auto"], ["required", {"type": "function"}]),
         ("functions", [None, []], [[{"name": "f"}]]),
         ("function_call", [None, "none", "auto"], [{"name": "f"}]),
         ("modalities", [None, ["text"]], [["audio"], ["text", "audio"]]),
@@ -99,6 +110,14 @@ def test_what_cannot_be_honoured_is_refused_unless_it_is_off(field: str, off: li
         ({"top_p": -0.1}, "top_p: Input should be greater than or equal to 0"),
         ({"max_tokens": 0}, "max_tokens: Input should be greater than or equal to 1"),
         ({"seed": 1.5}, "seed: Input should be a valid integer"),
+        ({"tools": [{"type": "function"}]}, "tools.0.function: Field required"),
+        ({"tools": [{"type": "custom", "custom": {"name": "f"}}]}, "tools.0.type: Input should be 'function'"),
+        ({"tools": [{"type": "function", "function": {"name": ""}}]}, "tools.0.function.name: String should have"),
+        ({"tools": [{"function": {"name": "f"}}]}, "tools.0.type: Field required"),
+        ({"tool_choice": "required"}, ": Value error, tool_choice: only allowed with tools"),
+        ({"tools": [], "tool_choice": NAMED}, ": Value error, tool_choice: only allowed with tools"),
+        ({"tools": [TOOL], "tool_choice": "any"}, "tool_choice.literal"),
+        ({"tools": [TOOL], "tool_choice": {"type": "allowed_tools"}}, "tool_choice.literal"),
     ],
     ids=lambda value: str(value)[:60],
 )

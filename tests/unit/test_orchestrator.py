@@ -1,66 +1,24 @@
 """The built-in agent with a scripted engine and a recording sink."""
 
 import asyncio
-import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import pytest
 
 from service.agents.contract import AgentResult, Run
 from service.agents.orchestrator import Orchestrator
-from service.engines.base import EngineError, EngineToolCall, Piece, ToolSchema
+from service.engines.base import SUM_UP, EngineError, EngineToolCall, Piece
 from service.engines.builtin import BuiltinEngine
 from service.errors import InvalidAgentOutput, RunCancelled
 from service.protocol.events import TEXT, Event
 from service.protocol.openai import ChatCompletionRequest, Usage
 from service.tools.base import Tool, ToolError
-from service.tools.toolbox import Toolbox, default_tools
 from service.transcript import Completion
 from tests.helpers import SOON_S, RecordingSink
+from tests.scripted_engine import WAIT, ScriptedEngine, Turn, call, data_of, kinds, said, toolbox, wants
 
 USAGE = {"prompt_tokens": 5, "completion_tokens": 2, "total_tokens": 7}
-WAIT = "wait"  # in a turn's script: the model falls silent
-
-Turn = Sequence[Piece | str | Exception]
-
-
-class ScriptedEngine:
-    """Answers each turn with the next script; keeps what it was given and whether its iterators were closed."""
-
-    name = "scripted"
-
-    def __init__(self, *turns: Turn) -> None:
-        self._turns = list(turns)
-        self.conversations: list[list[dict[str, Any]]] = []
-        self.offered: list[list[str]] = []
-        self.silent = asyncio.Event()
-        self.open = 0
-
-    async def stream(
-        self,
-        request: ChatCompletionRequest,
-        messages: Sequence[dict[str, Any]],
-        tools: Sequence[ToolSchema],
-    ) -> AsyncIterator[Piece]:
-        del request
-        self.conversations.append(json.loads(json.dumps(list(messages))))
-        self.offered.append([tool.name for tool in tools])
-        self.open += 1
-        try:
-            for item in self._turns.pop(0):
-                if isinstance(item, Exception):
-                    raise item
-                if isinstance(item, str):
-                    self.silent.set()
-                    await asyncio.get_running_loop().create_future()
-                else:
-                    yield item
-        finally:
-            self.open -= 1
-
-    async def close(self) -> None:
-        """Nothing to release."""
 
 
 class Meeting:
@@ -96,19 +54,6 @@ class Failing:
         raise ToolError(message)
 
 
-def call(name: str, arguments: str = "{}", call_id: str = "c1") -> EngineToolCall:
-    return EngineToolCall(call_id, name, arguments)
-
-
-def said(text: str, usage: Usage | None = None, finish_reason: str = "stop") -> Turn:
-    words = [Piece(text=word) for word in text.split("|") if word]
-    return [*words, Piece(finish_reason=finish_reason, usage=usage)]
-
-
-def wants(*calls: EngineToolCall, text: str = "", usage: Usage | None = None) -> Turn:
-    return [*said(text)[:-1], Piece(tool_calls=calls, finish_reason="tool_calls", usage=usage)]
-
-
 def usage(prompt: int, completion: int) -> Usage:
     return Usage(prompt_tokens=prompt, completion_tokens=completion, total_tokens=prompt + completion)
 
@@ -118,10 +63,6 @@ def run_of(*messages: dict[str, Any]) -> tuple[Run, RecordingSink]:
     conversation = messages or ({"role": "user", "content": "what is 17*23?"},)
     request = ChatCompletionRequest.model_validate({"model": "m1", "messages": conversation})
     return Run("chatcmpl-1", request, sink), sink
-
-
-def toolbox(*tools: Tool, timeout_s: float = SOON_S) -> Toolbox:
-    return Toolbox([*default_tools(), *tools], timeout_s)
 
 
 async def result_of(
@@ -145,14 +86,6 @@ def assert_content_is_what_was_streamed(result: AgentResult, sink: RecordingSink
     for seq, (kind, data) in enumerate(sink.facts, 1):
         completion.receive(Event(1, seq, kind, data))
     assert completion.content == result.content
-
-
-def kinds(sink: RecordingSink) -> list[str]:
-    return [kind for kind, _ in sink.facts]
-
-
-def data_of(sink: RecordingSink, kind: str) -> list[Any]:
-    return [data for each, data in sink.facts if each == kind]
 
 
 async def emitted(sink: RecordingSink, kind: str) -> None:
@@ -242,7 +175,7 @@ async def test_a_turn_without_text_leaves_no_gap() -> None:
 async def test_the_models_way_of_ending_is_kept() -> None:
     """Of the last turn's finish_reason, length and content_filter are passed on; any other word is stop."""
     for word, expected in (("length", "length"), ("content_filter", "content_filter"), ("eos", "stop")):
-        result, _ = await result_of(ScriptedEngine(said("Hi", finish_reason=word)))
+        result, _ = await result_of(ScriptedEngine(said("", finish_reason=word)))
         assert result.finish_reason == expected
 
 
@@ -254,16 +187,45 @@ async def test_calls_of_a_turn_that_was_cut_short_are_not_run() -> None:
     assert (result.finish_reason, result.tool_results) == ("length", [])
 
 
-async def test_turns_come_to_an_end() -> None:
-    """After max_turns without an answer the text ends by saying what was tried, finish_reason length."""
+TRIED = "I stopped after 2 turns without reaching an answer. What I tried: "
+
+
+@pytest.mark.parametrize("summary", [said(""), [EngineError("no tools, no answer")], wants(call("current_time"))])
+async def test_turns_come_to_an_end(summary: Turn) -> None:
+    """A model that cannot sum up after max_turns has it said what was tried, finish_reason length."""
     calls = call("current_time"), call("failing", call_id="c2")
-    engine = ScriptedEngine(wants(*calls, text="Hm."), wants(calls[0]))
+    engine = ScriptedEngine(wants(*calls, text="Hm."), wants(calls[0]), summary)
     result, sink = await result_of(engine, Failing(), max_turns=2)
-    tried = "current_time (2 calls), failing (1 call, 1 failed)"
-    assert result.content == f"Hm.\n\nI stopped after 2 turns without reaching an answer. What I tried: {tried}."
+    assert result.content == f"Hm.\n\n{TRIED}current_time (2 calls), failing (1 call, 1 failed)."
     assert result.finish_reason == "length"
     assert len(result.tool_results) == 3
     assert data_of(sink, "agent_turn_end") == [{"agent": "orchestrator", "turns": 2}]
+
+
+async def test_the_model_sums_up_when_turns_run_out() -> None:
+    """After max_turns the model, told so and forbidden more calls, says what was found; its usage counts."""
+    engine = ScriptedEngine(wants(call("current_time"), usage=usage(20, 8)), said("It is |late.", usage(40, 2)))
+    result, _ = await result_of(engine, max_turns=1)
+    assert (result.content, result.finish_reason) == ("It is late.", "length")
+    assert engine.choices == [None, "none"]
+    assert engine.offered[1] == engine.offered[0]  # servers refuse a conversation with calls and no tools
+    assert engine.conversations[1][-1] == {"role": "user", "content": SUM_UP}
+    assert engine.conversations[1][-2]["role"] == "tool"
+    assert result.metadata["total_tokens"] == 70
+
+
+async def test_a_summary_that_breaks_off_is_a_failure() -> None:
+    """Once some of the summary was shown, an error in it is the run's: our words would run on from half a sentence."""
+    engine = ScriptedEngine(wants(call("current_time")), [Piece(text="half"), EngineError("cut")])
+    with pytest.raises(EngineError, match="cut"):
+        await Orchestrator(engine, toolbox(), max_turns=1)(run_of()[0])
+
+
+async def test_the_demo_sums_up() -> None:
+    """The demo engine, out of turns, answers with the results it has."""
+    run, _ = run_of({"role": "user", "content": "what is 17*23?"})
+    result = await Orchestrator(BuiltinEngine(), toolbox(), max_turns=1)(run)
+    assert result.content == "17*23 = 391."
 
 
 def test_no_turns_are_refused() -> None:
@@ -324,6 +286,29 @@ async def test_a_failed_call_is_told_to_the_model(wanted: EngineToolCall, words:
     assert assistant["tool_calls"][0]["function"]["arguments"] == arguments_kept
     assert result.content == "Sorry."
     assert [each.success for each in result.tool_results] == [False]
+
+
+async def test_a_call_made_again_and_again_is_refused_and_then_the_run_is_stopped() -> None:
+    """The same call is run three times, then answered without running it, then the model must sum up."""
+    spellings = ['{"expression": "1+1"}', '{"expression":"1+1"}', '{ "expression": "1+1" }']
+    turns = [wants(call("calculator", spellings[number % 3])) for number in range(5)]
+    engine = ScriptedEngine(*turns, said("I keep going in circles."))
+    result, sink = await result_of(engine)
+    assert [each.success for each in result.tool_results] == [True] * 3 + [False] * 2
+    assert len(data_of(sink, "tool_call_start")) == len(data_of(sink, "tool_call_end")) == 5
+    told = engine.conversations[4][-1]["content"]
+    assert told.startswith("Error: calculator was not run: it was called with these very arguments 3 times already.")
+    assert engine.choices[-1] == "none"
+    assert (result.content, result.finish_reason) == ("I keep going in circles.", "length")
+
+
+async def test_other_calls_are_no_loop() -> None:
+    """Calls that differ in their arguments, however many, are all run; so are two of the same in one turn."""
+    turns = [wants(call("calculator", f'{{"expression": "{number}"}}')) for number in range(8)]
+    same = call("calculator", '{"expression": "7"}')
+    result, _ = await result_of(ScriptedEngine(*turns, wants(same, same), said("Done.")))
+    assert [each.success for each in result.tool_results] == [True] * 10
+    assert result.finish_reason == "stop"
 
 
 async def test_ids_are_made_unique_over_the_run() -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from service.protocol.events import TEXT
+from service.protocol.events import REASONING, TEXT, TOOL_CALL_DELTA
 from service.protocol.openai import ChatMessage, Usage, estimate_usage
 from service.worker.tally import Tally
 
@@ -32,14 +32,26 @@ def tally_of(*facts: tuple[str, object]) -> Tally:
         ((told(3, 4),), True),
         (((TEXT, "a"),), False),
         ((("tool_call_start", {"tool": "t"}),), False),
+        (((REASONING, "hm"),), False),
+        (((TOOL_CALL_DELTA, {"index": 0, "id": "a", "name": "f", "arguments": ""}),), False),
         ((("agent_turn_start", {}), (TEXT, "a"), ("tool_call_start", {"tool": "t"})), False),
     ],
 )
-def test_retryable_while_no_text_was_shown_and_no_tool_run(
+def test_retryable_while_nothing_was_written_and_no_tool_run(
     facts: tuple[tuple[str, object], ...], *, retryable: bool
 ) -> None:
-    """Text and tool calls, and nothing else, keep a run from being handed back."""
+    """Text, reasoning, a client's call and tool calls, and nothing else, keep a run from being handed back."""
     assert tally_of(*facts).retryable is retryable
+
+
+def test_reasoning_and_calls_are_written_too() -> None:
+    """A quarter of the characters of reasoning and of a call's name and arguments is counted as that of text is."""
+    facts = (REASONING, "r" * 40), (TOOL_CALL_DELTA, {"index": 0, "id": "a" * 99, "name": "four", "arguments": ""})
+    more = (TOOL_CALL_DELTA, {"index": 0, "arguments": "x" * 16})
+    tally = tally_of(*facts, more)
+    assert (tally.written_characters, tally.text_characters, tally.client_calls) == (60, 0, True)
+    assert tally.usage(MESSAGES) == estimate_usage(MESSAGES, 60)
+    assert tally_of(told(10, 100), *facts, more).usage(MESSAGES).completion_tokens == 115
 
 
 def test_nothing_shown_costs_nothing() -> None:
@@ -55,9 +67,9 @@ def test_usage_is_estimated_from_the_text_if_no_inference_told_it() -> None:
 
 
 def test_estimate_may_be_for_text_that_was_not_streamed() -> None:
-    """The estimate is for the content's length, if one is given, instead of the text shown."""
-    assert tally_of((TEXT, "four")).estimate(MESSAGES, 400) == estimate_usage(MESSAGES, 400)
-    assert tally_of((TEXT, "four")).estimate(MESSAGES, 0) == estimate_usage(MESSAGES, 0)
+    """The estimate is for what was written and the content that was not."""
+    assert tally_of((REASONING, "four")).estimate(MESSAGES, 400) == estimate_usage(MESSAGES, 404)
+    assert tally_of().estimate(MESSAGES, 400) == estimate_usage(MESSAGES, 400)
 
 
 def test_usage_told_by_inferences_is_added_up() -> None:

@@ -1,0 +1,133 @@
+"""Making a conversation fit a model's context window: what is least missed goes first."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+Message = dict[str, Any]
+
+# An old tool result was read and answered: its beginning and end say what it was.
+OLD_RESULT_CHARS: Final = 1000
+# Below this a result of the turn that is being answered tells the model nothing.
+LEAST_RESULT_CHARS: Final = 200
+# Models count an image by its tiles, not by the length of its data URL: about 1,000 tokens.
+IMAGE_CHARS: Final = 4000
+MESSAGE_CHARS: Final = 16  # the frame around each message
+NOTE_CHARS: Final = 50  # what is said in the place of what was cut out
+
+
+@dataclass(frozen=True, slots=True)
+class Trimmed:
+    """A smaller conversation, and what it has lost."""
+
+    messages: list[Message]
+    results_shortened: int
+    messages_dropped: int
+
+
+def size_of(messages: Sequence[Message]) -> int:
+    """Return a conversation's size in characters, images at a flat rate."""
+    return sum(_size(message) for message in messages)
+
+
+def trim(messages: Sequence[Message], target_chars: int, keep: Collection[int]) -> Trimmed | None:
+    """Return the conversation at about ``target_chars``, or at the least it can be; None if nothing can go.
+
+    System and developer messages stay as they are, and so do the messages whose ``id()`` is in ``keep``: the question
+    that is being answered. Of the others goes, in this order and the oldest first, only as much as must:
+
+    1. all but the ends of tool results that are not the latest turn's,
+    2. whole exchanges (a user's message and what followed it) before the first message to keep,
+    3. whole turns (calls with their results) after it, but the latest,
+    4. all but the ends of the latest turn's results.
+
+    Calls and their results go together: model servers refuse one without the other.
+    """
+    trimming = _Trimming(messages, keep)
+    latest = trimming.latest_turn
+    trimming.shorten([index for index in trimming.results if index not in latest], target_chars, OLD_RESULT_CHARS)
+    trimming.drop(trimming.exchanges, target_chars)
+    trimming.drop(trimming.turns[:-1], target_chars)
+    results = [index for index in trimming.results if index in latest]
+    if results and trimming.size > target_chars:
+        others = trimming.size - sum(_size(trimming.messages[index]) for index in results)
+        share = (target_chars - others) // len(results)
+        trimming.shorten(results, 0, max(LEAST_RESULT_CHARS, share))
+    return trimming.result()
+
+
+class _Trimming:
+    """A conversation that is being trimmed. Indexes are those of the whole; what is dropped is None."""
+
+    def __init__(self, messages: Sequence[Message], keep: Collection[int]) -> None:
+        self.messages: list[Any] = list(messages)
+        self.size = size_of(messages)
+        self._shortened = 0
+        kept = [index for index, each in enumerate(messages) if id(each) in keep]
+        boundary = kept[0] if kept else len(messages)
+        free = [
+            index
+            for index, each in enumerate(messages)
+            if index not in kept and each["role"] not in {"system", "developer"}
+        ]
+        self.results = [index for index in free if messages[index]["role"] == "tool"]
+        self.exchanges = _split(messages, [index for index in free if index < boundary], "user")
+        self.turns = _split(messages, [index for index in free if index > boundary], "assistant")
+        self.latest_turn = self.turns[-1] if self.turns else []
+
+    def shorten(self, indexes: Sequence[int], target_chars: int, result_chars: int) -> None:
+        """Cut results to their ends, one after the other, until the whole is small enough."""
+        for index in indexes:
+            if self.size <= target_chars:
+                return
+            text = _text_of(self.messages[index])
+            if len(text) > result_chars + NOTE_CHARS:
+                before = _size(self.messages[index])
+                self.messages[index] = {**self.messages[index], "content": _ends_of(text, result_chars)}
+                self.size += _size(self.messages[index]) - before
+                self._shortened += 1
+
+    def drop(self, groups: Sequence[Sequence[int]], target_chars: int) -> None:
+        """Leave out groups of messages, one after the other, until the whole is small enough."""
+        for group in groups:
+            if self.size <= target_chars:
+                return
+            for index in group:
+                self.size -= _size(self.messages[index])
+                self.messages[index] = None
+
+    def result(self) -> Trimmed | None:
+        left = [message for message in self.messages if message is not None]
+        dropped = len(self.messages) - len(left)
+        return Trimmed(left, self._shortened, dropped) if self._shortened or dropped else None
+
+
+def _split(messages: Sequence[Message], indexes: Sequence[int], first_role: str) -> list[list[int]]:
+    """Return the messages in groups, each beginning with one of ``first_role``."""
+    groups: list[list[int]] = []
+    for index in indexes:
+        if not groups or messages[index]["role"] == first_role:
+            groups.append([])
+        groups[-1].append(index)
+    return groups
+
+
+def _size(message: Message) -> int:
+    content = message.get("content") or ()
+    images = 0 if isinstance(content, str) else sum(part.get("type") != "text" for part in content)
+    calls = message.get("tool_calls") or ()
+    arguments = sum(len(call["function"]["name"]) + len(call["function"]["arguments"]) for call in calls)
+    return MESSAGE_CHARS + len(_text_of(message)) + arguments + images * IMAGE_CHARS
+
+
+def _text_of(message: Message) -> str:
+    content = message.get("content") or ""
+    if isinstance(content, str):
+        return content
+    return "".join(part.get("text") or "" for part in content)
+
+
+def _ends_of(text: str, characters: int) -> str:
+    tail = characters // 3
+    left_out = len(text) - characters
+    return f"{text[: characters - tail]}\n[{left_out} characters left out]\n{text[len(text) - tail :]}"

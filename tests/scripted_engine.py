@@ -1,0 +1,84 @@
+"""An engine that answers by script, for tests of the orchestrator, and what they ask of its run."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+from service.engines.base import EngineToolCall, Piece, ToolChoice, ToolSchema
+from service.protocol.openai import ChatCompletionRequest, Usage
+from service.tools.base import Tool
+from service.tools.toolbox import Toolbox, default_tools
+from tests.helpers import SOON_S, RecordingSink
+
+WAIT = "wait"  # in a turn's script: the model falls silent
+
+Turn = Sequence[Piece | str | Exception]
+
+
+class ScriptedEngine:
+    """Answers each turn with the next script; keeps what it was given and whether its iterators were closed."""
+
+    name = "scripted"
+
+    def __init__(self, *turns: Turn) -> None:
+        self._turns = list(turns)
+        self.conversations: list[list[dict[str, Any]]] = []
+        self.offered: list[list[str]] = []
+        self.schemas: list[list[ToolSchema]] = []
+        self.choices: list[ToolChoice | None] = []
+        self.silent = asyncio.Event()
+        self.open = 0
+
+    async def stream(
+        self,
+        request: ChatCompletionRequest,
+        messages: Sequence[dict[str, Any]],
+        tools: Sequence[ToolSchema],
+        tool_choice: ToolChoice | None = None,
+    ) -> AsyncIterator[Piece]:
+        del request
+        self.conversations.append(json.loads(json.dumps(list(messages))))
+        self.offered.append([tool.name for tool in tools])
+        self.schemas.append(list(tools))
+        self.choices.append(tool_choice)
+        self.open += 1
+        try:
+            for item in self._turns.pop(0):
+                if isinstance(item, Exception):
+                    raise item
+                if isinstance(item, str):
+                    self.silent.set()
+                    await asyncio.get_running_loop().create_future()
+                else:
+                    yield item
+        finally:
+            self.open -= 1
+
+    async def close(self) -> None:
+        """Nothing to release."""
+
+
+def call(name: str, arguments: str = "{}", call_id: str = "c1") -> EngineToolCall:
+    return EngineToolCall(call_id, name, arguments)
+
+
+def said(text: str, usage: Usage | None = None, finish_reason: str = "stop") -> Turn:
+    words = [Piece(text=word) for word in text.split("|") if word]
+    return [*words, Piece(finish_reason=finish_reason, usage=usage)]
+
+
+def wants(*calls: EngineToolCall, text: str = "", usage: Usage | None = None) -> Turn:
+    return [*said(text)[:-1], Piece(tool_calls=calls, finish_reason="tool_calls", usage=usage)]
+
+
+def toolbox(*tools: Tool, timeout_s: float = SOON_S) -> Toolbox:
+    return Toolbox([*default_tools(), *tools], timeout_s)
+
+
+def kinds(sink: RecordingSink) -> list[str]:
+    return [kind for kind, _ in sink.facts]
+
+
+def data_of(sink: RecordingSink, kind: str) -> list[Any]:
+    return [data for each, data in sink.facts if each == kind]
