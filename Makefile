@@ -19,11 +19,12 @@ help: ## list the targets
 install: $(VENV)/.installed ## create .venv with everything, exactly as pinned
 
 # Made anew whenever an input changed, so that .venv never holds more than the pinned packages.
-$(VENV)/.installed: pyproject.toml $(LOCKS)/dev.txt
+$(VENV)/.installed: pyproject.toml $(LOCKS)/dev.txt $(LOCKS)/openjarvis.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"{sys.executable} is Python {sys.version.split()[0]}; 3.11 or newer is needed: make PYTHON=python3.13 ...")'
-	@echo "Installing the pinned packages into $(VENV); this takes about half a minute ..."
+	@echo "Installing the pinned packages into $(VENV); this takes less than a minute ..."
 	@$(PYTHON) -m venv --clear $(VENV)
 	@$(PIP) install --require-hashes --requirement $(LOCKS)/dev.txt
+	@$(PIP) install --no-deps --require-hashes --requirement $(LOCKS)/openjarvis.txt
 	@$(PIP) install --no-deps --no-build-isolation --editable .
 	@touch $@
 
@@ -55,10 +56,14 @@ check: lint types test ## lint, types and tests: what CI runs
 # One resolution for all three: runtime and build are cut out of dev. Needs uv; installing does not.
 COMPILE := $(UV) pip compile --quiet --no-config --upgrade --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --no-annotate --no-header
+TESTED_EXTRAS := $(addprefix --extra ,embedded langgraph mcp openai-agents pydantic-ai)
+# Of OpenJarvis the tests need its agents and its bus alone, not the data sets, GPUs and channels it depends on.
+OPENJARVIS := openjarvis>=1.0; python_version < '3.14'
 lock: ## pin the newest allowed versions anew
-	$(COMPILE) --output-file $(LOCKS)/dev.txt --extra embedded --group dev pyproject.toml
+	$(COMPILE) --output-file $(LOCKS)/dev.txt $(TESTED_EXTRAS) --group dev pyproject.toml
 	$(COMPILE) --output-file $(LOCKS)/runtime.txt --constraints $(LOCKS)/dev.txt pyproject.toml
 	$(COMPILE) --output-file $(LOCKS)/build.txt --constraints $(LOCKS)/dev.txt --group build
+	echo "$(OPENJARVIS)" | $(COMPILE) --no-deps --output-file $(LOCKS)/openjarvis.txt -
 
 clean: ## remove .venv and every cache
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
