@@ -19,13 +19,13 @@ ARROWS = """
     4  children    errors process
     4  sharedport  errors
     4  chat        sse
-    4  child
     3  frontend    __init__ errors protocol sse transcript stream store config process
     3  worker      errors protocol transcript store engines tools agents config process
     3  config      errors
     3  process     errors
+    2  adapters    errors protocol agents child
     2  agents      errors protocol engines tools
-    2  tools       errors engines
+    2  tools       errors engines child
     2  engines     errors protocol
     2  store       errors protocol
     1  stream      errors protocol sse transcript
@@ -33,6 +33,7 @@ ARROWS = """
     0  protocol    errors
     0  sse
     0  errors
+    0  child
     0  telemetry
     0  __init__
 """
