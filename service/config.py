@@ -99,6 +99,9 @@ class Settings(BaseSettings):
     demo_token_delay_ms: int = Field(15, ge=0, le=10_000, description="pause between the demo engine's tokens")
     max_turns: int = Field(10, ge=1, le=1000, description="turns of the built-in agent before it must stop")
     tool_timeout_s: float = Field(30, gt=0, description="time limit of one tool call of the built-in agent")
+    mcp_servers: str | None = Field(
+        None, description='file of MCP servers ({"mcpServers": {...}}) whose tools the built-in agent gets'
+    )
     read_url: bool = Field(default=False, description="offer the built-in agent the tool that reads public web pages")
 
     # Processes

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,17 +47,27 @@ class ToolOutcome:
 class Toolbox:
     """Tools by name, each call with a time limit."""
 
-    def __init__(self, tools: Sequence[Tool], timeout_s: float) -> None:
-        """Take the tools; ``timeout_s`` bounds each call. Raises ValueError if two have one name."""
-        self._tools = {tool.name: tool for tool in tools}
+    def __init__(
+        self, tools: Sequence[Tool], timeout_s: float, more_tools: Callable[[], Sequence[Tool]] = tuple
+    ) -> None:
+        """Take the tools; ``timeout_s`` bounds each call. Raises ValueError if two have one name.
+
+        ``more_tools`` returns tools that come and go; where the names clash, ``tools`` win.
+        """
+        self._own_tools = {tool.name: tool for tool in tools}
+        self._more_tools = more_tools
         self._timeout_s = timeout_s
-        if len(self._tools) != len(tools):
+        if len(self._own_tools) != len(tools):
             message = f"two tools have the same name: {sorted(tool.name for tool in tools)}"
             raise ValueError(message)
 
+    def tools(self) -> dict[str, Tool]:
+        """Return the tools there are now, by name."""
+        return {tool.name: tool for tool in self._more_tools()} | self._own_tools
+
     def schemas(self) -> list[ToolSchema]:
         """Return the tools as a model is told of them."""
-        return [ToolSchema(tool.name, tool.description, tool.parameters) for tool in self._tools.values()]
+        return [ToolSchema(tool.name, tool.description, tool.parameters) for tool in self.tools().values()]
 
     async def call(self, name: str, arguments_json: str) -> ToolOutcome:
         """Run a tool on the model's JSON text and return what came of it.
@@ -84,9 +94,10 @@ class Toolbox:
         return ToolOutcome(tool=name, content=_capped(content), success=success, latency_s=latency_s)
 
     async def _run(self, name: str, arguments_json: str) -> str:
-        tool = self._tools.get(name)
+        tools = self.tools()
+        tool = tools.get(name)
         if tool is None:
-            message = f"there is no tool called {name!r}; the tools are: {', '.join(self._tools) or 'none'}"
+            message = f"there is no tool called {name!r}; the tools are: {', '.join(tools) or 'none'}"
             raise ToolError(message)
         result: object = await tool.run(_arguments(arguments_json, tool.parameters))
         if not isinstance(result, str):

@@ -6,11 +6,12 @@ import os
 import secrets
 import socket
 from functools import partial
+from typing import TYPE_CHECKING
 
 from service.agents import Agent
 from service.agents.loading import load_agent
 from service.agents.orchestrator import Orchestrator
-from service.config import BUILTIN, Settings
+from service.config import BUILTIN, Settings, env_name
 from service.engines.base import Engine
 from service.engines.builtin import BuiltinEngine
 from service.errors import StartupError
@@ -29,6 +30,9 @@ from service.worker.runner import RunLimits, Runner
 from service.worker.slots import Slots
 from service.worker.worker import Worker
 
+if TYPE_CHECKING:
+    from service.tools.mcp import McpServers
+
 log = logging.getLogger(__name__)
 
 
@@ -40,7 +44,8 @@ async def serve_worker(settings: Settings, *, keys: Keys | None = None) -> int:
     if settings.redis_url is None:
         message = "REDIS_URL is not set: a worker of its own needs a Redis (`agentstream up` brings one)"
         raise StartupError(message)
-    agents, engine = build_agents(settings)
+    mcp = build_mcp(settings)
+    agents, engine = build_agents(settings, mcp)
     keys = keys or Keys()
     endpoint = Endpoint(settings.redis_url)
     worker_id = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
@@ -49,6 +54,8 @@ async def serve_worker(settings: Settings, *, keys: Keys | None = None) -> int:
     try:
         with stop_signals() as stop:
             await link.wait_ready(settings.broker_wait_s)
+            if mcp is not None:
+                await mcp.start()
             queues = [JobQueue(endpoint, link, keys, name, worker_id=worker_id) for name in agents]
             leases = [Leases(queue, settings.lease_s) for queue in queues]
             slots = Slots(settings.concurrency)
@@ -78,18 +85,20 @@ async def serve_worker(settings: Settings, *, keys: Keys | None = None) -> int:
                     working.create_task(worker.run(stop), name=f"queue {name}")
     finally:
         await link.close()
+        if mcp is not None:
+            await mcp.close()
         if engine is not None:
             await engine.close()
     return 0
 
 
-def build_agents(settings: Settings) -> tuple[dict[str, AgentOf], Engine | None]:
+def build_agents(settings: Settings, mcp: "McpServers | None" = None) -> tuple[dict[str, AgentOf], Engine | None]:
     """Return what tells the agents of each queue to be served, and the built-in one's engine; raises StartupError.
 
     Only agents of those queues are imported.
     """
     if not settings.routes:
-        agent, engine = build_agent(settings)
+        agent, engine = build_agent(settings, mcp)
         return dict.fromkeys(settings.served_queues, lambda _: agent), engine
     builtin: Agent | None = None
     engine = None
@@ -101,7 +110,7 @@ def build_agents(settings: Settings) -> tuple[dict[str, AgentOf], Engine | None]
             agents[route.queue][route.model] = load_agent(route.agent)
             continue
         if builtin is None:
-            builtin, engine = build_agent(settings)
+            builtin, engine = build_agent(settings, mcp)
         agents[route.queue][route.model] = builtin
     return {queue: partial(_agent_of, of_queue) for queue, of_queue in agents.items()}, engine
 
@@ -113,7 +122,25 @@ def _agent_of(agents: dict[str, Agent], model: str) -> Agent:
     return agents[model]
 
 
-def build_agent(settings: Settings) -> tuple[Agent, Engine | None]:
+def build_mcp(settings: Settings) -> "McpServers | None":
+    """Return the MCP servers of the built-in orchestrator, not yet connected; raises StartupError."""
+    if not settings.mcp_servers:
+        return None
+    agents = [route.agent for route in settings.routes] or [settings.agent or BUILTIN]
+    if BUILTIN not in agents:
+        log.warning(
+            "%s is for the built-in agent; %s bring their own tools", env_name("mcp_servers"), ", ".join(agents)
+        )
+        return None
+    try:
+        from service.tools.mcp import McpServers, read_servers  # noqa: PLC0415 -- an optional dependency
+    except ImportError as exc:
+        message = f"{env_name('mcp_servers')} needs an optional dependency: pip install 'agentstream[mcp]' ({exc})"
+        raise StartupError(message) from exc
+    return McpServers(read_servers(settings.mcp_servers))
+
+
+def build_agent(settings: Settings, mcp: "McpServers | None" = None) -> tuple[Agent, Engine | None]:
     """Return the user's agent, or the built-in orchestrator and its engine."""
     if settings.agent:
         return load_agent(settings.agent), None
@@ -129,7 +156,11 @@ def build_agent(settings: Settings) -> tuple[Agent, Engine | None]:
         )
     else:
         engine = BuiltinEngine(token_delay_s=settings.demo_token_delay_ms / 1000)
-    toolbox = Toolbox(default_tools(read_url=settings.read_url), timeout_s=settings.tool_timeout_s)
+    toolbox = Toolbox(
+        default_tools(read_url=settings.read_url),
+        timeout_s=settings.tool_timeout_s,
+        more_tools=mcp.tools if mcp else tuple,
+    )
     orchestrator = Orchestrator(
         engine, toolbox, max_turns=settings.max_turns, context_tokens=settings.engine_context_tokens
     )

@@ -36,6 +36,7 @@ EVERY_SETTING: dict[str, tuple[str, Any]] = {
     "max_runs_per_key": ("4", 4),
     "max_requests_per_minute": ("60", 60),
     "tool_timeout_s": ("1.5", 1.5),
+    "mcp_servers": ("mcp.json", "mcp.json"),
     "read_url": ("yes", True),
     "workers": ("4", 4),
     "processes": ("3", 3),
