@@ -1,0 +1,17 @@
+"""An agent of the OpenAI Agents SDK with a tool. pip install 'agentstream[openai-agents]'."""
+
+from agents import Agent, function_tool, set_default_openai_api, set_tracing_disabled
+
+from service.adapters.openai_agents import OpenAIAgent
+
+set_default_openai_api("chat_completions")  # what servers other than OpenAI's own speak
+set_tracing_disabled(disabled=True)  # the SDK would send traces to OpenAI
+
+
+@function_tool
+def weather(city: str) -> str:
+    """Return the weather of a city."""
+    return f"sunny in {city}"
+
+
+agent = OpenAIAgent(Agent(name="weather agent", model="gpt-5-mini", tools=[weather]))
