@@ -1,0 +1,57 @@
+"""The examples of deploy/examples, run as their README says: by a worker process in that folder."""
+
+from collections.abc import AsyncGenerator, AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+
+from tests.adapters.model_server import ModelServer, serving
+from tests.helpers import SOON_S
+
+EXAMPLES = Path(__file__).parents[2] / "deploy" / "examples"
+
+
+@pytest.fixture(autouse=True)
+def _in_the_examples_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Start processes where the examples are."""
+    monkeypatch.setattr("tests.processes.AGENTS", EXAMPLES)
+
+
+@pytest.fixture
+async def model() -> AsyncIterator[ModelServer]:
+    """A model server that does what it is asked."""
+    async with serving() as server:
+        yield server
+
+
+class Asker:
+    """The openai client, and what its streams came to."""
+
+    def __init__(self, url: str) -> None:
+        self._url = f"{url}/v1"
+
+    async def stream(self, *messages: dict[str, Any]) -> AsyncGenerator[tuple[str, Any], None]:
+        """Yield ("text", delta), (event type, its fields), ("error", ...) and ("usage", usage) as they come."""
+        given: Any = list(messages)
+        async with openai.AsyncOpenAI(base_url=self._url, api_key="none", timeout=SOON_S, max_retries=0) as sdk:
+            chunks = await sdk.chat.completions.create(
+                model="m1", messages=given, stream=True, extra_headers={"X-Agent-Events": "chunk"}
+            )
+            async with chunks:
+                async for chunk in chunks:
+                    extra = chunk.model_extra or {}
+                    if event := extra.get("agent_event"):
+                        yield event["type"], event
+                    if error := extra.get("agent_error"):
+                        yield "error", error
+                    elif chunk.choices and chunk.choices[0].delta.content:
+                        yield "text", chunk.choices[0].delta.content
+                    if chunk.usage:
+                        yield "usage", chunk.usage
+
+
+def user(text: str) -> dict[str, Any]:
+    """Return a message."""
+    return {"role": "user", "content": text}

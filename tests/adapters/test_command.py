@@ -1,0 +1,214 @@
+"""Programs as agents: the protocol, and the ending of processes."""
+
+import asyncio
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from service.adapters import command
+from service.adapters.command import MAX_LOG_LINES, CommandAgent
+from service.agents import AgentResult, Run
+from service.errors import AgentError, InvalidAgentOutput
+from service.protocol.openai import ChatCompletionRequest
+from tests.adapters.conftest import Asker, user
+from tests.helpers import SOON_S, RecordingSink
+from tests.processes import Processes
+
+READS_ITS_REQUEST = """
+import json, sys
+got = json.loads(sys.stdin.read())
+request = got.pop("request")
+got |= {"made_up": request["made_up"], "characters": len(request["messages"][0]["content"])}
+print(json.dumps({"type": "got", **got}))
+print(json.dumps({"type": "result"}))
+"""
+
+
+def run_with(sink: RecordingSink, text: str = "hello") -> Run:
+    request = ChatCompletionRequest.model_validate({"model": "m", "messages": [user(text)], "made_up": 1})
+    return Run("chatcmpl-1", request, sink)
+
+
+async def play(script: str, sink: RecordingSink | None = None, text: str = "hello") -> AgentResult:
+    """Run a shell script as an agent."""
+    async with asyncio.timeout(SOON_S):
+        return await CommandAgent("sh", "-c", script)(run_with(sink or RecordingSink(), text))
+
+
+def is_running(pid: int) -> bool:
+    """Return whether a process is there, and no zombie."""
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text()
+    except FileNotFoundError:
+        return False
+    return status.rpartition(")")[2].split()[0] != "Z"
+
+
+async def until(true: Callable[[], bool]) -> None:
+    """Return once it holds."""
+    async with asyncio.timeout(SOON_S):
+        while not true():  # noqa: ASYNC110 -- another process makes it so
+            await asyncio.sleep(0.01)
+
+
+async def pid_in(path: Path) -> int:
+    """Return the process id a program wrote to a file."""
+
+    def written() -> str:
+        return path.read_text() if path.exists() else ""
+
+    await until(lambda: written().endswith("\n"))
+    return int(written())
+
+
+async def test_lines_become_text_events_and_a_result() -> None:
+    """Text is written, events are emitted with their fields, and the result's usage, reason and tools are kept."""
+    sink = RecordingSink()
+    result = await play(
+        """echo '{"type":"text","text":"a"}'; echo; echo '{"type":"tool_call_start","tool":"t","arguments":{"x":1}}'
+        echo '{"type":"tool_call_end","tool":"t","success":false,"latency":0.5,"result":"r"}'
+        printf '{"type":"result","finish_reason":"length","usage":{"prompt_tokens":1,"total_tokens":1}}'""",
+        sink,
+    )
+    assert sink.facts == [
+        ("text", "a"),
+        ("tool_call_start", {"tool": "t", "arguments": {"x": 1}}),
+        ("tool_call_end", {"tool": "t", "success": False, "latency": 0.5, "result": "r"}),
+    ]
+    assert result.finish_reason == "length"
+    assert result.metadata == {"prompt_tokens": 1, "completion_tokens": 0, "total_tokens": 1}
+    (tool,) = result.tool_results
+    assert (tool.tool_name, tool.success, tool.latency_seconds, tool.content) == ("t", False, 0.5, "r")
+
+
+async def test_the_program_reads_the_request_and_its_end() -> None:
+    """Standard input is one line with version, run id and the request as sent, and is then closed."""
+    sink = RecordingSink()
+    agent = CommandAgent(sys.executable, "-c", READS_ITS_REQUEST)
+    await agent(run_with(sink, "\N{SNOWMAN}" * 300_000))
+    assert sink.facts == [("got", {"version": 1, "run_id": "chatcmpl-1", "made_up": 1, "characters": 300_000})]
+
+
+@pytest.mark.parametrize(
+    ("script", "error", "words"),
+    [
+        ("exit 0", AgentError, "ended without a result line"),
+        ("echo low memory >&2; echo no disk >&2; exit 3", AgentError, "exited with 3: no disk"),
+        ("kill -9 $$", AgentError, "ended by SIGKILL"),
+        ("""echo '{"type":"result"}'; exit 4""", AgentError, "exited with 4"),
+        ("""echo '{"type":"error","message":"no such model"}'""", AgentError, "no such model"),
+        ("""echo '{"type":"result"}'; echo '{"type":"text","text":"x"}'""", InvalidAgentOutput, "after its end"),
+        ("echo hello", InvalidAgentOutput, "no JSON object with a type: hello"),
+        ("echo '[1]'", InvalidAgentOutput, "no JSON object"),
+        ("""echo '{"text":"x"}'""", InvalidAgentOutput, "no JSON object with a type"),
+        ("""echo '{"type":"run_completed"}'""", InvalidAgentOutput, "belongs to agentstream"),
+        ("""echo '{"type":"text","text":7}'""", InvalidAgentOutput, "takes a str"),
+        ("""echo '{"type":"result","usage":{"total_tokens":-1}}'""", InvalidAgentOutput, "usage is unusable"),
+        ("yes | tr -d '\\n'", InvalidAgentOutput, "a line over 1048576 bytes"),
+    ],
+)
+async def test_a_program_that_goes_wrong_fails_its_run(script: str, error: type[AgentError], words: str) -> None:
+    """No result, an exit code, a signal, a said error and each breach of the protocol end the run with the reason."""
+    with pytest.raises(error, match=words):
+        await play(script)
+
+
+async def test_a_program_that_is_not_there_is_refused_at_once() -> None:
+    """The agent cannot be made, so that a worker does not start with it."""
+    with pytest.raises(FileNotFoundError, match="no-such-program"):
+        CommandAgent("no-such-program")
+
+
+async def test_standard_error_is_logged_within_bounds(caplog: pytest.LogCaptureFixture) -> None:
+    """Lines of standard error go to the log, long ones cut, and of too many only the number."""
+    caplog.set_level("INFO", command.__name__)
+    await play(f"""i=0; while [ $i -lt {MAX_LOG_LINES + 5} ]; do echo line $i >&2; i=$((i+1)); done
+        echo '{{"type":"result","content":"x"}}'""")
+    assert len(caplog.records) == MAX_LOG_LINES + 1
+    assert caplog.messages[0].endswith(": line 0")
+    assert "5 more lines" in caplog.messages[-1]
+
+
+async def test_a_cancelled_run_ends_the_program_and_its_children(tmp_path: Path) -> None:
+    """Cancelled, a program that ignores SIGTERM and the child it started are gone within the time to SIGKILL."""
+    script = f"trap '' TERM; sleep 600 & echo $! > {tmp_path}/child; echo $$ > {tmp_path}/program; wait; sleep 600"
+    agent = CommandAgent("sh", "-c", script)
+    task = asyncio.create_task(agent(run_with(RecordingSink())))
+    pids = [await pid_in(tmp_path / name) for name in ("child", "program")]
+    assert all(map(is_running, pids))
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await until(lambda: not any(map(is_running, pids)))
+
+
+async def test_a_child_left_behind_does_not_hold_the_run(tmp_path: Path) -> None:
+    """A program that ends while a child of its holds its output open is done, and the child ended."""
+    began = time.monotonic()
+    await play(f"""sleep 600 & echo $! > {tmp_path}/child; echo '{{"type":"result","content":"x"}}'""")
+    child = await pid_in(tmp_path / "child")
+    assert time.monotonic() - began < SOON_S
+    await until(lambda: not is_running(child))
+
+
+async def test_the_example_streams_through_the_openai_client(processes: Processes) -> None:
+    """A JavaScript program's events, words and usage arrive, the first words while it still runs."""
+    url, _ = await asyncio.gather(processes.frontend(), processes.worker("command_agent:agent"))
+    got = [item async for item in Asker(url).stream(user("three little words"))]
+    kinds = [kind for kind, _ in got]
+    assert kinds == ["tool_call_start", "tool_call_end", "tool_results", *["text"] * 5, "usage"]
+    events: dict[str, Any] = dict(got)
+    assert orjson.loads(events["tool_call_start"]["arguments"]) == {"text": "three little words"}
+    assert "".join(data for kind, data in got if kind == "text") == "You wrote 3 words . "
+    assert events["usage"].total_tokens == 8
+
+
+@pytest.fixture
+def endless(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with an agent that says its process id and never ends."""
+    script = f"""echo '{{"type":"text","text":"x"}}'; echo $$ > {tmp_path}/pid; exec sleep 600"""
+    source = f"from service.adapters.command import CommandAgent\nagent = CommandAgent('sh', '-c', {script!r})\n"
+    (tmp_path / "endless.py").write_text(source)
+    monkeypatch.setattr("tests.processes.AGENTS", tmp_path)
+    return tmp_path
+
+
+async def test_a_client_that_goes_ends_the_program(processes: Processes, endless: Path) -> None:
+    """When the client of a run leaves, its program is gone soon."""
+    url, _ = await asyncio.gather(processes.frontend(), processes.worker("endless:agent"))
+    async with aclosing(Asker(url).stream(user("go"))) as stream:
+        async for _ in stream:
+            break
+        pid = await pid_in(endless / "pid")
+        assert is_running(pid)
+    await until(lambda: not is_running(pid))
+
+
+async def test_a_program_out_of_time_ends(processes: Processes, endless: Path) -> None:
+    """The run's time limit ends its program and says so."""
+    limit = {"AGENTSTREAM_RUN_TIMEOUT_S": "1"}
+    url, _ = await asyncio.gather(processes.frontend(**limit), processes.worker("endless:agent", **limit))
+    got = [item async for item in Asker(url).stream(user("go"))]
+    assert got[-1][1]["code"] == "run_timeout"
+    pid = await pid_in(endless / "pid")
+    await until(lambda: not is_running(pid))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a child with its parent")
+async def test_a_killed_worker_leaves_no_program(processes: Processes, endless: Path) -> None:
+    """When a worker gets SIGKILL, the programs it runs are ended by the kernel."""
+    url, worker = await asyncio.gather(processes.frontend(), processes.worker("endless:agent"))
+    async with aclosing(Asker(url).stream(user("go"))) as stream:
+        async for _ in stream:
+            break
+        pid = await pid_in(endless / "pid")
+        os.kill(worker.pid, signal.SIGKILL)
+        await until(lambda: not is_running(pid))

@@ -1,0 +1,243 @@
+"""MCP servers as tools: real servers of the official package, on pipes and by HTTP."""
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service.errors import StartupError
+from service.process import free_port
+from service.tools import mcp
+from service.tools.calculator import Calculator
+from service.tools.mcp import McpServerConfig, McpServers, read_servers
+from service.tools.toolbox import Toolbox, ToolOutcome
+from tests.adapters.conftest import Asker, user
+from tests.adapters.model_server import ModelServer
+from tests.adapters.test_command import is_running, until
+from tests.helpers import SOON_S
+from tests.processes import Processes
+
+SERVER = Path(__file__).with_name("mcp_servers.py")
+ON_PIPES = {"command": sys.executable, "args": [str(SERVER)]}
+
+
+def written(path: Path, **servers: dict[str, Any]) -> str:
+    """Write a file of servers; return its path."""
+    path.write_text(json.dumps({"mcpServers": servers}))
+    return str(path)
+
+
+@asynccontextmanager
+async def opened(timeout_s: float = SOON_S, /, **servers: dict[str, Any]) -> AsyncIterator[Toolbox]:
+    """Yield a toolbox with the tools of these servers."""
+    connected = McpServers({name: McpServerConfig.model_validate(server) for name, server in servers.items()})
+    try:
+        await connected.start()
+        yield Toolbox([], timeout_s, connected.tools)
+    finally:
+        async with asyncio.timeout(SOON_S):
+            await connected.close()
+
+
+async def eventually(toolbox: Toolbox, name: str, arguments: str = "{}") -> ToolOutcome:
+    """Return the first outcome of a tool that is a success."""
+    async with asyncio.timeout(SOON_S):
+        while not (outcome := await toolbox.call(name, arguments)).success:  # noqa: ASYNC110 -- another process comes up
+            await asyncio.sleep(0.05)
+    return outcome
+
+
+@asynccontextmanager
+async def by_http(port: int) -> AsyncIterator[asyncio.subprocess.Process]:
+    """A server on a port."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, str(SERVER), str(port), stderr=asyncio.subprocess.DEVNULL
+    )
+    try:
+        async with asyncio.timeout(SOON_S):
+            while True:
+                try:
+                    _, writer = await asyncio.open_connection("127.0.0.1", port)
+                except ConnectionError:
+                    await asyncio.sleep(0.05)
+                else:
+                    writer.close()
+                    break
+        yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+
+
+async def test_tools_of_a_process_are_offered_and_called() -> None:
+    """Names carry the server's, schemas are passed on, results are text, and failures are outcomes without success."""
+    async with opened(sums=ON_PIPES) as toolbox:
+        schemas = {schema.name: schema for schema in toolbox.schemas()}
+        assert {"sums__add", "sums__get_pid", "sums__fail"} <= set(schemas)
+        assert schemas["sums__add"].description == "Add two numbers."
+        assert schemas["sums__add"].parameters["properties"]["a"]["type"] == "integer"
+        added = await toolbox.call("sums__add", '{"a": 2, "b": 3}')
+        assert (added.content, added.success) == ("5", True)
+        failed = await toolbox.call("sums__fail", "{}")
+        assert not failed.success
+        assert "out of order" in failed.content
+        assert not (await toolbox.call("sums__add", '{"a": 2}')).success
+
+
+async def test_two_servers_never_share_a_name() -> None:
+    """Where names are the same once made fit for a model, the later gets a number, and both can be called."""
+    async with opened(**{"a b": ON_PIPES, "a.b": ON_PIPES}) as toolbox:
+        names = [schema.name for schema in toolbox.schemas()]
+        assert len(names) == len(set(names)) == 12
+        pids = [(await toolbox.call(name, "{}")).content for name in ("a_b__get_pid", "a_b__get_pid_2")]
+        assert len(set(pids)) == 2
+
+
+async def test_a_toolboxs_own_tools_win() -> None:
+    """A server's tool cannot take the place of one of the agent's own."""
+    own = Calculator()
+    impostor = Calculator()
+    toolbox = Toolbox([own], SOON_S, lambda: [impostor])
+    assert toolbox.tools() == {"calculator": own}
+    assert len(toolbox.schemas()) == 1
+
+
+async def test_a_process_gets_only_the_environment_meant_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the worker's environment a server sees the harmless part, and what its entry names."""
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
+    async with opened(sums={**ON_PIPES, "env": {"TOKEN": "t"}}) as toolbox:
+        seen = (await toolbox.call("sums__environment", "{}")).content.splitlines()
+    assert "TOKEN=t" in seen
+    assert "sk-secret" not in str(seen)
+
+
+async def test_a_call_over_its_time_is_an_outcome_and_the_next_is_answered() -> None:
+    """A slow tool is broken off at the limit; the session goes on."""
+    async with opened(1, sums=ON_PIPES) as toolbox:
+        slow = await toolbox.call("sums__sleep", '{"seconds": 60}')
+        assert (slow.success, "longer than 1 s" in slow.content) == (False, True)
+        assert (await toolbox.call("sums__add", '{"a": 1, "b": 1}')).content == "2"
+
+
+async def test_a_process_that_dies_is_started_again() -> None:
+    """The call in flight fails with the reason, later ones until it is back, and then another process answers."""
+    async with opened(sums=ON_PIPES) as toolbox:
+        before = (await toolbox.call("sums__get_pid", "{}")).content
+        died = await toolbox.call("sums__die", "{}")
+        assert not died.success
+        assert "MCP server 'sums'" in died.content
+        after = (await eventually(toolbox, "sums__get_pid")).content
+        assert after != before
+        os.kill(int(after), signal.SIGKILL)  # while it is idle
+        await until(lambda: not is_running(int(after)))
+        assert (await eventually(toolbox, "sums__get_pid")).content not in {before, after}
+
+
+async def test_a_server_by_http_is_called_and_found_again() -> None:
+    """Over streamable HTTP it is the same, also after the server was restarted."""
+    port = free_port()
+    remote = {"url": f"http://127.0.0.1:{port}/mcp", "headers": {"Authorization": "Bearer x"}}
+    async with by_http(port), opened(far=remote) as toolbox:
+        assert (await toolbox.call("far__add", '{"a": 2, "b": 2}')).content == "4"
+        pid = (await toolbox.call("far__get_pid", "{}")).content
+        os.kill(int(pid), signal.SIGKILL)
+        await until(lambda: not is_running(int(pid)))
+        away = await toolbox.call("far__add", '{"a": 2, "b": 2}')
+        assert (away.success, "MCP server 'far'" in away.content) == (False, True)
+        async with by_http(port):
+            assert (await eventually(toolbox, "far__get_pid")).content != pid
+
+
+async def test_a_server_that_is_away_holds_up_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Starting returns in its time whatever a server does, and the tools come when it does."""
+    monkeypatch.setattr(mcp, "CONNECT_TIMEOUT_S", 0.5)
+    port = free_port()
+    silent = {"command": "sleep", "args": ["600"]}
+    async with asyncio.timeout(SOON_S), opened(far={"url": f"http://127.0.0.1:{port}/mcp"}, mute=silent) as toolbox:
+        assert toolbox.schemas() == []
+        monkeypatch.setattr(mcp, "CONNECT_TIMEOUT_S", SOON_S)
+        async with by_http(port):
+            assert (await eventually(toolbox, "far__add", '{"a": 1, "b": 2}')).content == "3"
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("{", "expected"),
+        ("[]", "expected"),
+        ('{"mcpServers": {"x": {}}}', "either a command or a url"),
+        ('{"mcpServers": {"x": {"command": "sh", "url": "http://x"}}}', "either a command or a url"),
+        ('{"mcpServers": {"x": {"url": "http://x", "type": "sse"}}}', "streamable HTTP"),
+        ('{"mcpServers": {"x": {"command": "no-such-program"}}}', "no program 'no-such-program'"),
+        ('{"mcpServers": {"x": {"command": "sh", "env": {"A": "${NOT_SET_HERE}"}}}}', "NOT_SET_HERE is not set"),
+    ],
+)
+def test_a_wrong_file_is_refused_with_the_reason(tmp_path: Path, content: str, words: str) -> None:
+    """What cannot be a server keeps the worker from starting, and says which file and why."""
+    path = tmp_path / "mcp.json"
+    path.write_text(content)
+    with pytest.raises(StartupError, match=words) as refusal:
+        read_servers(str(path))
+    assert str(path) in str(refusal.value)
+
+
+def test_variables_are_filled_in_and_disabled_servers_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``${NAME}`` is the environment's, and keys of other clients do no harm."""
+    monkeypatch.setenv("A_TOKEN", "t0ken")
+    remote = {"url": "https://x/mcp", "headers": {"Authorization": "Bearer ${A_TOKEN}"}, "autoApprove": []}
+    path = written(tmp_path / "mcp.json", far=remote, off={"command": "no-such-program", "disabled": True})
+    servers = read_servers(path)
+    assert list(servers) == ["far"]
+    assert servers["far"].headers == {"Authorization": "Bearer t0ken"}
+
+
+def example_settings(model: ModelServer) -> dict[str, str]:
+    """Return what the examples' README sets, with this interpreter as `python`."""
+    return {
+        "AGENTSTREAM_MCP_SERVERS": "mcp.json",
+        "OPENAI_BASE_URL": f"{model.url}/v1",
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    }
+
+
+async def test_the_example_is_used_by_the_built_in_agent(processes: Processes, model: ModelServer) -> None:
+    """A model is offered the example server's tool, calls it, and its answer streams to the openai client."""
+    model.tool = "sky__weather"
+    model.go.set()
+    url, _ = await asyncio.gather(processes.frontend(), processes.worker(None, **example_settings(model)))
+    got = [item async for item in Asker(url).stream(user("the weather in Oslo?"))]
+    offered = {tool["function"]["name"]: tool["function"] for tool in model.bodies[0]["tools"]}
+    assert offered["sky__weather"]["description"] == "Return the weather of a city."
+    ended = dict(got)["tool_call_end"]
+    assert (ended["tool"], ended["success"], ended["result"]) == ("sky__weather", True, "sunny in Oslo")
+    assert "".join(data for kind, data in got if kind == "text").endswith("It is sunny in Oslo.")
+
+
+async def test_an_agent_of_ones_own_does_not_get_them_in_silence(processes: Processes) -> None:
+    """The setting together with another agent is warned of."""
+    worker = await processes.worker("command_agent:agent", AGENTSTREAM_MCP_SERVERS="mcp.json")
+    assert "AGENTSTREAM_MCP_SERVERS is for the built-in agent" in worker.output
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a child with its parent")
+async def test_a_worker_that_ends_leaves_no_server(
+    processes: Processes, tmp_path: Path, number: signal.Signals
+) -> None:
+    """Told to stop or killed, a worker leaves no process of an MCP server behind."""
+    script = f"echo $$ > {tmp_path}/pid; exec {sys.executable} {SERVER}"
+    path = written(tmp_path / "mcp.json", sums={"command": "sh", "args": ["-c", script]})
+    worker = await processes.worker(None, AGENTSTREAM_MCP_SERVERS=path)
+    pid = int((tmp_path / "pid").read_text())
+    assert is_running(pid)
+    worker.send_signal(number)
+    await worker.ended()
+    await until(lambda: not is_running(pid))
