@@ -47,7 +47,7 @@ def is_running(pid: int) -> bool:
     """Return whether a process is there, and no zombie."""
     try:
         status = Path(f"/proc/{pid}/stat").read_text()
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return False
     return status.rpartition(")")[2].split()[0] != "Z"
 
