@@ -12,7 +12,8 @@ const model = new ChatOpenAI(at);
 const TOKENS = ['input_tokens', 'output_tokens', 'total_tokens'];
 
 function tell(seen, message) {
-  seen.tell({ finish: message.response_metadata.finish_reason, usage: counts(message.usage_metadata, TOKENS) });
+  const { finish_reason: finish } = message.response_metadata; // responses have none
+  seen.tell({ ...(finish && { finish }), usage: counts(message.usage_metadata, TOKENS) });
 }
 
 // The loop of its documentation; its way to the whole message is to add the chunks up.

@@ -131,5 +131,17 @@ def completions(seen: Seen) -> None:
         seen.tell(finish=chunk.choices[0].finish_reason, usage=counts(chunk.usage))
 
 
+def responses(seen: Seen) -> None:
+    for event in client.responses.create(model="m1", input="tools", stream=True):
+        if event.type == "response.output_text.delta":
+            seen.add(event.delta)
+        elif event.type == "response.completed":
+            seen.tell(usage=counts(event.response.usage, "input_tokens", "output_tokens", "total_tokens"))
+
+
+if hasattr(client, "responses"):  # since 1.66
+    mode("responses", needs="responses")(responses)
+
+
 if __name__ == "__main__":
     drive(openai.__version__)
