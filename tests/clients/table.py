@@ -29,6 +29,8 @@ and writes it anew.
 | usage | prompt + completion = total tokens, as the client tells them |
 
 `-`: the client has no such thing. `not served`: the service does not offer it yet.
+openai-python before 1.98.0 and openai-node before 5.11.0 break on any `event:` line: they are recognised, and get the
+format `chunk` (PROTOCOL.md, 3.3). All others get named events.
 
 """
 
