@@ -11,7 +11,7 @@ SEED ?= 1
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help install run test bench chaos lint format types check lock clean
+.PHONY: help install clients run test bench chaos lint format types check lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F '|' '{ printf "  make %-8s %s\n", $$1, $$2 }'
@@ -27,6 +27,9 @@ $(VENV)/.installed: pyproject.toml $(LOCKS)/dev.txt $(LOCKS)/openjarvis.txt
 	@$(PIP) install --no-deps --require-hashes --requirement $(LOCKS)/openjarvis.txt
 	@$(PIP) install --no-deps --no-build-isolation --editable .
 	@touch $@
+
+clients: install ## install the stock clients of the client suite, current and old (0.9 GB, about a minute)
+	@$(MAKE) --no-print-directory --jobs 2 --directory tests/clients
 
 run: install ## start a broker, two workers and a front end; ctrl-C ends them all
 	@$(BIN)/agentstream up
@@ -51,7 +54,7 @@ format: install ## mend what of that can be mended
 types: install ## check types
 	@$(BIN)/mypy
 
-check: lint types test ## lint, types and tests: what CI runs
+check: lint types test ## lint, types and tests: what CI runs, with the clients installed
 
 # One resolution for all three: runtime and build are cut out of dev. Needs uv; installing does not.
 COMPILE := $(UV) pip compile --quiet --no-config --upgrade --universal --python-version 3.11 --generate-hashes \
@@ -64,7 +67,8 @@ lock: ## pin the newest allowed versions anew
 	$(COMPILE) --output-file $(LOCKS)/runtime.txt --constraints $(LOCKS)/dev.txt pyproject.toml
 	$(COMPILE) --output-file $(LOCKS)/build.txt --constraints $(LOCKS)/dev.txt --group build
 	echo "$(OPENJARVIS)" | $(COMPILE) --no-deps --output-file $(LOCKS)/openjarvis.txt -
+	$(MAKE) --directory tests/clients lock UV=$(UV)
 
-clean: ## remove .venv and every cache
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+clean: ## remove .venv, the clients and every cache
+	rm -rf $(VENV) .clients .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
 	find service tests -name __pycache__ -type d -prune -exec rm -rf {} +

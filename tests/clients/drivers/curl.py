@@ -1,0 +1,77 @@
+"""curl: what a shell script sees."""
+
+import json
+import subprocess
+from typing import Any
+
+from reporting import BASE_URL, ENOUGH, Seen, counts, drive, mode
+
+MACHINES_OWN = "any"  # it is not ours to pin
+
+
+def command(asked: str, **more: Any) -> list[str]:
+    body = {"model": "m1", "messages": [{"role": "user", "content": asked}], **more}
+    url = f"{BASE_URL}/v1/chat/completions"
+    return ["curl", "-sSN", url, "-H", "Content-Type: application/json", "-d", json.dumps(body)]
+
+
+def streamed(seen: Seen, asked: str, *, enough: int | None = None, **more: Any) -> None:
+    """Read line by line, as a script would; ending the program is how it is stopped."""
+    with subprocess.Popen(command(asked, stream=True, **more), stdout=subprocess.PIPE, text=True) as curl:
+        assert curl.stdout is not None
+        last = ""
+        for line in curl.stdout:
+            name, _, last = line.rstrip("\n").partition(": ")
+            if name != "data" or last == "[DONE]":
+                continue
+            chunk = json.loads(last)
+            for choice in chunk["choices"]:
+                seen.add(choice["delta"].get("content"))
+                seen.tell(finish=choice["finish_reason"])
+            seen.tell(usage=counts(chunk.get("usage")))
+            if seen.pieces == enough:
+                curl.terminate()
+                return
+    assert curl.returncode == 0
+
+
+@mode("loop")
+def loop(seen: Seen) -> None:
+    streamed(seen, "streamed")
+
+
+@mode("safe")
+def safe(seen: Seen) -> None:
+    streamed(seen, "replayed", stream_options={"include_usage": True})
+
+
+@mode("whole")
+def whole(seen: Seen) -> None:
+    answer = subprocess.run(command("streamed"), stdout=subprocess.PIPE, check=True, timeout=60)
+    completion = json.loads(answer.stdout)
+    seen.add(completion["choices"][0]["message"]["content"])
+    seen.tell(finish=completion["choices"][0]["finish_reason"], usage=counts(completion["usage"]))
+
+
+@mode("tools")
+def tools(seen: Seen) -> None:
+    streamed(seen, "tools")
+
+
+@mode("error")
+def error(seen: Seen) -> None:
+    streamed(seen, "error")
+
+
+@mode("silent")
+def silent(seen: Seen) -> None:
+    streamed(seen, "silent")
+
+
+@mode("cancel")
+def cancel(seen: Seen) -> None:
+    streamed(seen, "slow", enough=ENOUGH)
+
+
+if __name__ == "__main__":
+    drive(MACHINES_OWN)

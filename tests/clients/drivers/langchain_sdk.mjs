@@ -1,0 +1,71 @@
+// @langchain/openai.
+
+import { HumanMessage, ToolMessage } from '@langchain/core/messages';
+import { tool } from '@langchain/core/tools';
+import { ChatOpenAI } from '@langchain/openai';
+import { z } from 'zod';
+
+import { BASE_URL, ENOUGH, counts, drive } from './reporting.mjs';
+
+const at = { model: 'm1', apiKey: 'none', configuration: { baseURL: `${BASE_URL}/v1` } };
+const model = new ChatOpenAI(at);
+const TOKENS = ['input_tokens', 'output_tokens', 'total_tokens'];
+
+function tell(seen, message) {
+  const { finish_reason: finish } = message.response_metadata; // responses have none
+  seen.tell({ ...(finish && { finish }), usage: counts(message.usage_metadata, TOKENS) });
+}
+
+// The loop of its documentation; its way to the whole message is to add the chunks up.
+async function streamed(seen, runnable, asked) {
+  let whole;
+  for await (const chunk of await runnable.stream(asked)) {
+    seen.add(chunk.text);
+    whole = whole ? whole.concat(chunk) : chunk;
+  }
+  tell(seen, whole);
+  return whole;
+}
+
+await drive({
+  loop: (seen) => streamed(seen, model, 'streamed'),
+  safe: (seen) => streamed(seen, new ChatOpenAI({ ...at, streamUsage: false }), 'replayed'),
+
+  async helper(seen) {
+    for await (const event of model.streamEvents('streamed', { version: 'v2' })) {
+      if (event.event === 'on_chat_model_stream') seen.add(event.data.chunk.text);
+      if (event.event === 'on_chat_model_end') tell(seen, event.data.output);
+    }
+  },
+
+  async whole(seen) {
+    const message = await model.invoke('streamed');
+    seen.add(message.text);
+    tell(seen, message);
+  },
+
+  tools: (seen) => streamed(seen, model, 'tools'),
+  error: (seen) => streamed(seen, model, 'error'),
+  silent: (seen) => streamed(seen, model, 'silent'),
+
+  async cancel(seen) {
+    for await (const chunk of await model.stream('slow')) {
+      seen.add(chunk.text);
+      if (seen.told.pieces === ENOUGH) break;
+    }
+  },
+
+  'client tools': ['tools', async (seen) => {
+    const weather = tool(({ city }) => `sunny in ${city}`, { name: 'weather', schema: z.object({ city: z.string() }) });
+    const bound = model.bindTools([weather]);
+    const asked = new HumanMessage('weather');
+    const quiet = { add() {}, tell() {} };
+    const message = await streamed(quiet, bound, [asked]);
+    const [call] = message.tool_calls;
+    seen.tell({ call: [call.name, call.args] });
+    const result = new ToolMessage({ content: await weather.invoke(call.args), tool_call_id: call.id });
+    await streamed(seen, bound, [asked, message, result]);
+  }],
+
+  responses: ['responses', (seen) => streamed(seen, new ChatOpenAI({ ...at, useResponsesApi: true }), 'tools')],
+});

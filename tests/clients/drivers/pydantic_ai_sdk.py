@@ -1,0 +1,112 @@
+"""pydantic-ai."""
+
+import asyncio
+from importlib.metadata import version
+from typing import Any
+
+from pydantic_ai import Agent
+from pydantic_ai.models.openai import OpenAIChatModel, OpenAIResponsesModel
+from pydantic_ai.providers.openai import OpenAIProvider
+from reporting import BASE_URL, ENOUGH, Seen, counts, drive, mode
+
+
+def agent(model: Any = OpenAIChatModel) -> Any:
+    """Return an agent of its own for each mode: they run on different loops."""
+    return Agent(model("m1", provider=OpenAIProvider(base_url=f"{BASE_URL}/v1", api_key="none")))
+
+
+def tell(seen: Seen, result: Any) -> None:
+    usage = result.usage() if callable(result.usage) else result.usage
+    seen.tell(usage=counts(usage, "input_tokens", "output_tokens", "total_tokens"))
+
+
+def streamed(seen: Seen, agent: Any, asked: str, enough: int | None = None) -> None:
+    """Stream as its documentation does; leaving the block is how it is stopped."""
+
+    async def follow() -> None:
+        async with agent.run_stream(asked) as result:
+            async for piece in result.stream_text(delta=True, debounce_by=None):
+                seen.add(piece)
+                if seen.pieces == enough:
+                    return
+            seen.tell(finish=result.response.finish_reason)
+        tell(seen, result)
+
+    asyncio.run(follow())
+
+
+@mode("loop")
+def loop(seen: Seen) -> None:
+    streamed(seen, agent(), "streamed")
+
+
+@mode("safe")
+def safe(seen: Seen) -> None:
+    streamed(seen, agent(), "replayed")
+
+
+@mode("helper")
+def helper(seen: Seen) -> None:
+    """Its events, which a user interface follows."""
+
+    async def follow() -> None:
+        async with agent().iter("streamed") as run:
+            async for node in run:
+                if Agent.is_model_request_node(node):
+                    async with node.stream(run.ctx) as stream:
+                        async for piece in stream.stream_text(delta=True, debounce_by=None):
+                            seen.add(piece)
+        assert run.result is not None
+        tell(seen, run.result)
+
+    asyncio.run(follow())
+
+
+@mode("whole")
+def whole(seen: Seen) -> None:
+    result = agent().run_sync("streamed")
+    seen.add(result.output)
+    seen.tell(finish=result.response.finish_reason)
+    tell(seen, result)
+
+
+@mode("tools")
+def tools(seen: Seen) -> None:
+    streamed(seen, agent(), "tools")
+
+
+@mode("error")
+def error(seen: Seen) -> None:
+    streamed(seen, agent(), "error")
+
+
+@mode("silent")
+def silent(seen: Seen) -> None:
+    streamed(seen, agent(), "silent")
+
+
+@mode("cancel")
+def cancel(seen: Seen) -> None:
+    streamed(seen, agent(), "slow", enough=ENOUGH)
+
+
+@mode("client tools", needs="tools")
+def client_tools(seen: Seen) -> None:
+    """It runs the tool and asks again by itself; its usage is that of both requests."""
+
+    def weather(city: str) -> str:
+        seen.tell(call=["weather", {"city": city}])
+        return f"sunny in {city}"
+
+    with_tool = agent()
+    with_tool.tool_plain(weather)
+    streamed(seen, with_tool, "weather")
+
+
+@mode("responses", needs="responses")
+def responses(seen: Seen) -> None:
+    streamed(seen, agent(OpenAIResponsesModel), "tools")
+
+
+if __name__ == "__main__":
+    drive(version("pydantic-ai-slim"))
