@@ -69,11 +69,11 @@ class ChunkStream:
         """Return the role chunk, the first frame of every stream; nothing for a resumed one. Ask before all else."""
         if self._after is not None:
             return b""
-        return sse.frame(_json(self._chunk([_choice({"role": "assistant"})])), event_id=str(START))
+        return sse.frame(_json(self._chunk([self._choice({"role": "assistant"})])), event_id=str(START))
 
     def empty_chunk(self) -> bytes:
         """Return a chunk that says nothing and has no position: resets clients' per-chunk timeouts."""
-        return sse.frame(_json(self._chunk([_choice({})])))
+        return sse.frame(_json(self._chunk([self._choice({})])))
 
     def receive(self, batch: Batch) -> bytes:
         """Return the frames of a batch's events, joined, up to the terminal one.
@@ -132,7 +132,7 @@ class ChunkStream:
 
     def _template(self, field: str) -> sse.TextTemplate:
         """Return the chunks whose delta is this one field."""
-        before, after = _json(self._chunk([_choice({field: ""})])).rsplit(b'""', 1)
+        before, after = _json(self._chunk([self._choice({field: ""})])).rsplit(b'""', 1)
         return sse.TextTemplate(before, after)
 
     def _reason(self, text: str, event_id: str) -> bytes:
@@ -152,7 +152,7 @@ class ChunkStream:
             if self._is_new(cursor):
                 yield self._failure(Failure(CANCELLED, CANCELLED_MESSAGE), cursor)
             return
-        final = self._chunk([_choice({}, part.reason)])
+        final = self._chunk([self._choice({}, part.reason)])
         if part.cancelled:
             final["agent_error"] = _agent_error(CANCELLED, CANCELLED_MESSAGE)
         chunks = [(cursor, final)]
@@ -176,14 +176,14 @@ class ChunkStream:
         if part.name is not None:
             call = {"index": part.index, "id": part.id, "type": "function", "function": {"name": part.name, **function}}
         delta = {"tool_calls": [call]}
-        return sse.frame(_json(self._chunk([_choice(delta)])), event_id=str(cursor))
+        return sse.frame(_json(self._chunk([self._choice(delta)])), event_id=str(cursor))
 
     def _failure(self, part: Failure, cursor: Cursor | None) -> bytes:
         text = failure_text(part.code, part.message)
         if self._strict:
             body: dict[str, Any] = error_body(text, failure_type(part.code), code=part.code)
         else:
-            body = self._chunk([_choice({"content": text}, "stop")])
+            body = self._chunk([self._choice({"content": text}, "stop")])
             body["agent_error"] = _agent_error(part.code, part.message)
         return sse.frame(_json(body), event_id=str(cursor) if cursor else None)
 
@@ -199,7 +199,7 @@ class ChunkStream:
             data = self._flat(data)
         elif event_format == "chunk":
             renamed = {f"event_{key}" if key == "type" else key: value for key, value in data.items()}
-            data = {**self._chunk([_choice({})]), "agent_event": {"type": name, **renamed}}
+            data = {**self._chunk([self._choice({})]), "agent_event": {"type": name, **renamed}}
             name = None
         yield sse.frame(_json(data), event=name, event_id=str(cursor))
 
@@ -209,7 +209,7 @@ class ChunkStream:
         for key, value in data.items():
             own = key in _MOVED or (key == "model" and not isinstance(value, str))
             flat[f"event_{key}" if own else key] = value
-        return {**self._chunk([_choice({})]), **flat}
+        return {**self._chunk([self._choice({})]), **flat}
 
     def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
         head = self._head
@@ -221,9 +221,8 @@ class ChunkStream:
             "choices": choices,
         }
 
-
-def _choice(delta: dict[str, Any], finish_reason: str | None = None) -> dict[str, Any]:
-    return {"index": 0, "delta": delta, "finish_reason": finish_reason}
+    def _choice(self, delta: dict[str, Any], finish_reason: str | None = None) -> dict[str, Any]:
+        return {"index": 0, "delta": delta, "finish_reason": finish_reason}
 
 
 def _agent_error(code: str, message: str) -> dict[str, str]:

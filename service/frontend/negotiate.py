@@ -17,8 +17,11 @@ _NAMED_EVENTS_SINCE: Final = {"python": (1, 98, 0), "js": (5, 11, 0)}
 _VERSION = re.compile(r"(\d{1,6})\.(\d{1,6})\.(\d{1,6})")
 
 
-def stream_options(request: web.Request, *, include_usage: bool) -> StreamOptions:
-    """Return how to stream to this client; raises InvalidRequest for an unknown format."""
+def stream_options(request: web.Request, *, include_usage: bool, unasked: EventFormat | None = None) -> StreamOptions:
+    """Return how to stream to this client, with ``unasked`` or what it can bear if it does not say.
+
+    Raises InvalidRequest for an unknown format.
+    """
     asked = request.query.get(FORMAT_QUERY, request.headers.get(FORMAT_HEADER))
     if asked is not None and asked not in get_args(EventFormat):
         message = f"unknown event format {asked[:40]!r}; use one of {', '.join(get_args(EventFormat))}"
@@ -28,7 +31,7 @@ def stream_options(request: web.Request, *, include_usage: bool) -> StreamOption
         message = f"unknown error form {errors[:40]!r}; use strict or text"
         raise InvalidRequest(message, param=ERRORS_HEADER)
     return StreamOptions(
-        event_format=cast("EventFormat", asked) if asked else _bearable_format(request),
+        event_format=cast("EventFormat", asked) if asked else unasked or _bearable_format(request),
         include_usage=include_usage,
         strict_errors=errors == "strict",
     )

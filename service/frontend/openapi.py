@@ -22,6 +22,7 @@ from service.errors import (
     UnsupportedMediaType,
 )
 from service.frontend.parsing import MAX_IDEMPOTENCY_KEY
+from service.protocol.completions import COMPLETION_PREFIX, CompletionRequest
 from service.protocol.events import CURSOR
 from service.protocol.jobs import RUN_ID
 from service.protocol.openai import ChatCompletionRequest, FinishReason
@@ -98,6 +99,18 @@ _COMPLETION_SCHEMA: Final[dict[str, Any]] = {
         "error": {"type": "object", "required": ["code", "message"]},
     },
 }
+_TEXT_COMPLETION_SCHEMA: Final[dict[str, Any]] = {
+    "type": "object",
+    "required": ["id", "object", "created", "model", "choices", "usage"],
+    "properties": {
+        "id": {"type": "string", "pattern": f"^{COMPLETION_PREFIX}[0-9a-f]{{32}}$"},
+        "object": {"const": "text_completion"},
+        "created": {"type": "integer"},
+        "model": {"type": "string"},
+        "choices": {"type": "array", "minItems": 1, "items": {"type": "object"}},
+        "usage": {"$ref": _COMPONENTS.format(model="Usage")},
+    },
+}
 _RUN_ID: Final = {
     "name": "run_id",
     "in": "path",
@@ -115,9 +128,13 @@ _FORMAT: Final = {
 def document() -> dict[str, Any]:
     """Return the document."""
     request = ChatCompletionRequest.model_json_schema(ref_template=_COMPONENTS)
-    schemas = request.pop("$defs", {})
+    text_request = CompletionRequest.model_json_schema(ref_template=_COMPONENTS)
+    text_request["properties"]["prompt"].pop("type")  # it may be a list of one as well
+    schemas = request.pop("$defs", {}) | text_request.pop("$defs", {})
     schemas |= {
         "ChatCompletionRequest": request,
+        "CompletionRequest": text_request,
+        "Completion": _TEXT_COMPLETION_SCHEMA,
         "ChatCompletion": _COMPLETION_SCHEMA,
         "Usage": _USAGE_SCHEMA,
         "Error": _ERROR_SCHEMA,
@@ -159,6 +176,30 @@ def document() -> dict[str, Any]:
                         _header("X-Agent-Errors", {"enum": ["text", "strict"]}),
                     ],
                     body="ChatCompletionRequest",
+                    extra_statuses=("504",),
+                ),
+            },
+            "/v1/completions": {
+                "post": _operation(
+                    "createCompletion",
+                    "The same for a prompt",
+                    {"200": _answer("Completion", streamed=True)},
+                    (
+                        *run_errors,
+                        BodyTimeout,
+                        BodyTooLarge,
+                        Conflict,
+                        Gone,
+                        LimitReached,
+                        RunFailed,
+                        UnsupportedMediaType,
+                    ),
+                    parameters=[
+                        _FORMAT,
+                        _header("Idempotency-Key", _IDEMPOTENCY_KEY),
+                        _header("X-Agent-Errors", {"enum": ["text", "strict"]}),
+                    ],
+                    body="CompletionRequest",
                     extra_statuses=("504",),
                 ),
             },

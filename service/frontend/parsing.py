@@ -1,7 +1,7 @@
-"""From a request's bytes to a validated chat completion request, or a 400 that names the field."""
+"""From a request's bytes to a validated request of one of our APIs, or a 400 that names the field."""
 
 import asyncio
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import orjson
 from aiohttp import web
@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from service.config import Settings
 from service.errors import BodyTimeout, InvalidRequest, UnsupportedMediaType
-from service.protocol.openai import ChatCompletionRequest
+from service.protocol.openai import SharedFields
 
 # Nesting of a body. OpenAI's deepest (a JSON schema in a tool) stays below 30; recursion elsewhere is bounded too.
 MAX_DEPTH: Final = 64
@@ -18,8 +18,10 @@ MAX_VALUES: Final = 50_000
 MAX_REASON_CHARACTERS: Final = 500  # pydantic quotes some of what was sent, however long
 MAX_IDEMPOTENCY_KEY: Final = 255  # as elsewhere
 
+RequestT = TypeVar("RequestT", bound=SharedFields)
 
-async def read_chat_request(request: web.Request, settings: Settings) -> ChatCompletionRequest:
+
+async def read_request(request: web.Request, settings: Settings, model: type[RequestT]) -> RequestT:
     """Read and validate the body; raises InvalidRequest, UnsupportedMediaType, BodyTimeout or aiohttp's 413."""
     if request.content_type != "application/json":
         # Also keeps web pages of other origins out: a JSON content type makes their browser ask first.
@@ -50,7 +52,7 @@ async def read_chat_request(request: web.Request, settings: Settings) -> ChatCom
         message = f"{len(messages)} messages are too many; the limit is {settings.max_messages}"
         raise InvalidRequest(message, param="messages")
     try:
-        return ChatCompletionRequest.model_validate(body, strict=True)
+        return model.model_validate(body, strict=True)
     except ValidationError as exc:
         raise _explained(exc, body) from exc
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import hmac
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -12,10 +13,11 @@ from service.frontend.context import CONTEXT, Context
 from service.frontend.dispatch import QueueState
 from service.frontend.negotiate import stream_options
 from service.frontend.openapi import show_openapi
-from service.frontend.parsing import idempotency_key, read_chat_request
+from service.frontend.parsing import idempotency_key, read_request
 from service.frontend.sessions import (
     Admission,
     Past,
+    Source,
     answering,
     attach,
     cancel_bound_s,
@@ -27,8 +29,11 @@ from service.frontend.sessions import (
     start_run,
     stream_run,
 )
+from service.frontend.views import CHAT, TEXT, View
+from service.protocol.completions import CompletionRequest
 from service.protocol.events import Cursor
 from service.protocol.jobs import RUN_ID, Job
+from service.protocol.openai import ChatCompletionRequest
 from service.store.runs import RunInfo
 from service.stream import StreamOptions
 
@@ -40,6 +45,7 @@ class _Order:
     """What a request comes to: which run, and how to answer with it. ``stays``: it outlives its client."""
 
     run: Admission | RunInfo
+    view: View
     options: StreamOptions
     stream: bool
     background: bool
@@ -48,26 +54,57 @@ class _Order:
 
 async def create_chat_completion(request: web.Request) -> web.StreamResponse:
     """POST /v1/chat/completions: enqueue a run; stream it, or wait for it."""
+    return await _create(request, _take_chat)
+
+
+async def create_completion(request: web.Request) -> web.StreamResponse:
+    """POST /v1/completions: the same for a prompt; agent events are sent only if asked for."""
+    return await _create(request, _take_prompt)
+
+
+async def _create(
+    request: web.Request, take: Callable[[web.Request, Context, str], Awaitable[_Order]]
+) -> web.StreamResponse:
+    """Answer with a new run, or the one that the request's idempotency key stands for.
+
+    What was sent is let go with the end of ``take``: a stream may be open for long.
+    """
     context = request.app[CONTEXT]
-    order = await _take_order(request, context)
-    run = order.run
-    if isinstance(run, RunInfo):
-        if order.background and not order.stream:
-            return await fold_run(context, run)  # as the first: at once
-        return await _answer(request, context, run, order.options, stream=order.stream)
-    if order.stream:
-        return await stream_run(request, context, run, order.options, cancel_when_gone=not order.stays)
-    if order.background:
-        return await start_run(run)
-    return await complete_run(context, run, cancel_when_gone=not order.stays)
-
-
-async def _take_order(request: web.Request, context: Context) -> _Order:
-    """Read a request. What was sent is let go with this function's end: a stream may be open for long."""
     owner = context.authenticator.owner(request)
     refuse_if_draining(context)
-    chat = await read_chat_request(request, context.settings)
+    order = await take(request, context, owner)
+    run, view = order.run, order.view
+    at_once = order.background and not order.stream
+    if isinstance(run, RunInfo):
+        if at_once:
+            return await fold_run(context, run, view)  # as the first
+        source: Source = Past(context, run)
+    else:
+        if at_once:
+            return await start_run(run, view)
+        source = run
+    gone = not order.stays and source is run  # whose own client is waiting
+    if order.stream:
+        return await stream_run(request, context, source, view, order.options, cancel_when_gone=gone)
+    return await complete_run(context, source, view, cancel_when_gone=gone)
+
+
+async def _take_chat(request: web.Request, context: Context, owner: str) -> _Order:
+    chat = await read_request(request, context.settings, ChatCompletionRequest)
     options = stream_options(request, include_usage=chat.include_usage)
+    return await _order(request, chat, owner, options, CHAT)
+
+
+async def _take_prompt(request: web.Request, context: Context, owner: str) -> _Order:
+    asked = await read_request(request, context.settings, CompletionRequest)
+    options = stream_options(request, include_usage=asked.include_usage, unasked="off")
+    return await _order(request, asked.as_chat(), owner, options, TEXT)
+
+
+async def _order(
+    request: web.Request, chat: ChatCompletionRequest, owner: str, options: StreamOptions, view: View
+) -> _Order:
+    context = request.app[CONTEXT]
     job = new_job(context, chat, owner)
     key = idempotency_key(request)
     earlier: RunInfo | Job = job
@@ -77,6 +114,7 @@ async def _take_order(request: web.Request, context: Context) -> _Order:
             earlier = await attach(context, owner, key, chat, job)
     return _Order(
         earlier if isinstance(earlier, RunInfo) else Admission(context, earlier),
+        view,
         options,
         stream=bool(chat.stream),
         background=bool(chat.background),
@@ -89,10 +127,11 @@ async def retrieve_chat_completion(request: web.Request) -> web.StreamResponse:
     context = request.app[CONTEXT]
     info = await _own_run(request)
     if request.query.get("stream", "false").lower() not in {"true", "1"}:
-        return await fold_run(context, info)
+        return await fold_run(context, info, CHAT)
     refuse_if_draining(context)
     options = stream_options(request, include_usage=info.include_usage)
-    return await _answer(request, context, info, options, stream=True, after=_cursor(request))
+    past = Past(context, info, _cursor(request))
+    return await stream_run(request, context, past, CHAT, options, cancel_when_gone=False)
 
 
 async def cancel_chat_completion(request: web.Request) -> web.StreamResponse:
@@ -101,23 +140,7 @@ async def cancel_chat_completion(request: web.Request) -> web.StreamResponse:
     info = await _own_run(request)
     async with answering():
         await context.runs.cancel(info.run_id, ttl_s=context.settings.run_ttl_s)
-    return await fold_run(context, info, until_ended_s=cancel_bound_s(context.settings.lease_s))
-
-
-async def _answer(  # noqa: PLR0913 -- the request, the run, and how to answer it
-    request: web.Request,
-    context: Context,
-    info: RunInfo,
-    options: StreamOptions,
-    *,
-    stream: bool,
-    after: Cursor | None = None,
-) -> web.StreamResponse:
-    """Answer with a run that exists: from its log, then live."""
-    past = Past(context, info, after)
-    if stream:
-        return await stream_run(request, context, past, options, cancel_when_gone=False)
-    return await complete_run(context, past, cancel_when_gone=False)
+    return await fold_run(context, info, CHAT, until_ended_s=cancel_bound_s(context.settings.lease_s))
 
 
 async def _own_run(request: web.Request) -> RunInfo:
@@ -220,6 +243,7 @@ async def show_metrics(request: web.Request) -> web.Response:
 
 ROUTES: Final = [
     web.post("/v1/chat/completions", create_chat_completion),
+    web.post("/v1/completions", create_completion),
     web.get("/v1/chat/completions/{run_id}", retrieve_chat_completion),
     web.post("/v1/chat/completions/{run_id}/cancel", cancel_chat_completion),
     web.get("/v1/models", list_models),

@@ -16,13 +16,14 @@ from service.frontend.context import Context
 from service.frontend.middleware import BROKER_RETRY_AFTER_S
 from service.frontend.rawwriter import ClientGone, RawWriter
 from service.frontend.streaming import Collector, StreamPump
+from service.frontend.views import View
 from service.frontend.watch import Deadlines
 from service.protocol.events import Cursor
 from service.protocol.jobs import Job, new_run_id, open_ttl_s
-from service.protocol.openai import ChatCompletionRequest, Usage, completion_body
+from service.protocol.openai import ChatCompletionRequest
 from service.store.feed import RunFeed
 from service.store.runs import RunInfo
-from service.stream import ChunkStream, StreamHead, StreamOptions
+from service.stream import StreamHead, StreamOptions
 from service.transcript import Completion
 
 log = logging.getLogger(__name__)
@@ -34,7 +35,6 @@ STREAM_HEADERS: Final = {
     "Cache-Control": "no-cache, no-transform",
     "X-Accel-Buffering": "no",
 }
-_STATUS: Final = {"running": "in_progress"}
 
 
 class Source(Protocol):
@@ -222,13 +222,19 @@ async def attach(context: Context, owner: str, key: str, chat: ChatCompletionReq
     return job.model_copy(update={"run_id": run_id, "created": created})
 
 
-async def stream_run(
-    request: web.Request, context: Context, source: Source, options: StreamOptions, *, cancel_when_gone: bool
+async def stream_run(  # noqa: PLR0913 -- the request, the run, and how to show it
+    request: web.Request,
+    context: Context,
+    source: Source,
+    view: View,
+    options: StreamOptions,
+    *,
+    cancel_when_gone: bool,
 ) -> web.StreamResponse:
     """Stream a run to its end."""
     response = web.StreamResponse(headers=STREAM_HEADERS | _extra_headers(request))
     writer = RawWriter(request, response, write_timeout_s=context.settings.write_timeout_s)
-    machine = ChunkStream(source.head, options, source.after)
+    machine = view.machine(source.head, options, source.after)
     pump = StreamPump(machine, writer, context.outbox, replay_word_delay_ms=context.settings.replay_word_delay_ms)
     feed = context.bus.feed(source.head.run_id, pump)
     pump.attach(feed, source.deadlines(feed))
@@ -249,7 +255,7 @@ async def stream_run(
     return response
 
 
-async def complete_run(context: Context, source: Source, *, cancel_when_gone: bool) -> web.Response:
+async def complete_run(context: Context, source: Source, view: View, *, cancel_when_gone: bool) -> web.Response:
     """Wait for a run's end and answer with its completion; raises RunFailed."""
     collector = Collector()
     feed = context.bus.feed(source.head.run_id, collector)
@@ -263,16 +269,16 @@ async def complete_run(context: Context, source: Source, *, cancel_when_gone: bo
         if cancel_when_gone and source.begun and not collector.ended:
             _cancel_abandoned(context, source.head.run_id)
     collector.raise_failure()
-    return web.json_response(_body(source.head, collector.completion))
+    return web.json_response(view.body(source.head, collector.completion))
 
 
-async def start_run(admission: Admission) -> web.Response:
+async def start_run(admission: Admission, view: View) -> web.Response:
     """Enqueue a run nobody waits for and answer with its id."""
     await admission.start()
-    return web.json_response(_body(admission.head, Completion(), status="queued"))
+    return web.json_response(view.body(admission.head, Completion(), status="queued"))
 
 
-async def fold_run(context: Context, info: RunInfo, *, until_ended_s: float | None = None) -> web.Response:
+async def fold_run(context: Context, info: RunInfo, view: View, *, until_ended_s: float | None = None) -> web.Response:
     """Answer with a run as far as it is, or as it is when it has ended; a failed one says so in ``error``.
 
     Raises RunStuck if it has not ended after ``until_ended_s``.
@@ -291,29 +297,7 @@ async def fold_run(context: Context, info: RunInfo, *, until_ended_s: float | No
         raise RunStuck(message) from exc
     finally:
         _leave(context, collector, feed)
-    return web.json_response(_body(past.head, collector.completion, status=info.status))
-
-
-def _body(head: StreamHead, completion: Completion, *, status: str = "running") -> dict[str, object]:
-    finish, failure = completion.finish, completion.failure
-    if finish is not None:
-        status = "cancelled" if finish.cancelled else "completed"
-    elif failure is not None:
-        status = "failed"
-    body = completion_body(
-        run_id=head.run_id,
-        created=head.created,
-        model=head.model,
-        status=_STATUS.get(status, status),
-        content=completion.content,
-        finish_reason=finish.reason if finish else "stop" if failure else None,
-        usage=finish.usage if finish else Usage().model_dump(),
-        reasoning=completion.reasoning,
-        tool_calls=completion.tool_calls,
-    )
-    if failure is not None:
-        body["error"] = {"code": failure.code, "message": failure.message}
-    return body
+    return web.json_response(view.body(past.head, collector.completion, status=info.status))
 
 
 @contextlib.asynccontextmanager

@@ -8,12 +8,13 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field
 
 VERSION: Final = 1
-RUN_ID: Final = re.compile(r"chatcmpl-[0-9a-f]{32}")
+RUN_PREFIX: Final = "chatcmpl-"
+RUN_ID: Final = re.compile(RUN_PREFIX + r"[0-9a-f]{32}")
 
 
 def new_run_id() -> str:
     """Return a completion id, ``chatcmpl-`` and 128 random bits in hex: unguessable."""
-    return f"chatcmpl-{secrets.token_hex(16)}"
+    return f"{RUN_PREFIX}{secrets.token_hex(16)}"
 
 
 def open_ttl_s(queue_timeout_s: float, run_timeout_s: float) -> int:

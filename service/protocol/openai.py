@@ -5,8 +5,8 @@ included, see ``extra``), or refused with a 400 that names it. Nothing is droppe
 Source: the OpenAI API reference, and the requests 17 stock clients were seen to send.
 """
 
-from collections.abc import Sequence
-from typing import Annotated, Any, Final, Literal, Self
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Final, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
@@ -27,8 +27,10 @@ def _whole(value: object) -> object:
 TokenLimit = Annotated[int, Field(ge=1, le=_MAX_INTEGER), BeforeValidator(_whole)]
 Seed = Annotated[int, Field(ge=-_MAX_INTEGER, le=_MAX_INTEGER), BeforeValidator(_whole)]
 
-# Parameters whose answer could not be sent back yet: refused rather than ignored. Values that mean "off" pass.
-_REFUSED: Final[dict[str, tuple[str, tuple[Any, ...]]]] = {
+# Parameters whose answer could not be sent back: refused rather than ignored, each with the reason and the values
+# that mean "off" and pass.
+Refusals = Mapping[str, tuple[str, tuple[Any, ...]]]
+_REFUSED: Final[Refusals] = {
     "audio": ("audio output is not supported", (None,)),
     "logprobs": ("log probabilities are not supported", (None, False)),
     "top_logprobs": ("log probabilities are not supported", (None, 0)),
@@ -53,24 +55,24 @@ _MESSAGE_RULES: Final[dict[str, Any]] = {
     ],
 }
 
+_STREAM_RULE: Final[dict[str, Any]] = {
+    "if": {"required": ["stream_options"], "properties": {"stream_options": {"type": "object"}}},
+    "then": {"required": ["stream"], "properties": {"stream": {"const": True}}},
+}
+_CHOICE_RULE: Final[dict[str, Any]] = {
+    "if": {
+        "required": ["tool_choice"],
+        "properties": {"tool_choice": {"anyOf": [{"const": "required"}, {"type": "object"}]}},
+    },
+    "then": {"required": ["tools"], "properties": {"tools": {"type": "array", "minItems": 1}}},
+}
 
-def _describe_request(schema: dict[str, Any]) -> None:
+
+def _describe_request(schema: dict[str, Any], model: "type[SharedFields]") -> None:
     schema["properties"] |= {
-        name: {"description": reason, "enum": list(harmless)} for name, (reason, harmless) in _REFUSED.items()
+        name: {"description": reason, "enum": list(harmless)} for name, (reason, harmless) in model.refused.items()
     }
-    schema["allOf"] = [
-        {
-            "if": {"required": ["stream_options"], "properties": {"stream_options": {"type": "object"}}},
-            "then": {"required": ["stream"], "properties": {"stream": {"const": True}}},
-        },
-        {
-            "if": {
-                "required": ["tool_choice"],
-                "properties": {"tool_choice": {"anyOf": [{"const": "required"}, {"type": "object"}]}},
-            },
-            "then": {"required": ["tools"], "properties": {"tools": {"type": "array", "minItems": 1}}},
-        },
-    ]
+    schema["allOf"] = [_STREAM_RULE, _CHOICE_RULE] if "tools" in model.model_fields else [_STREAM_RULE]
 
 
 class ImageUrl(BaseModel):
@@ -194,20 +196,16 @@ class StreamOptions(BaseModel):
     include_usage: bool | None = None
 
 
-class ChatCompletionRequest(BaseModel):
-    """A validated ``POST /v1/chat/completions`` body; what ``run.request`` is.
-
-    Fields not listed here are kept and passed on: see ``extra``.
-    """
+class SharedFields(BaseModel):
+    """What the requests of all three APIs have in common."""
 
     model_config = ConfigDict(extra="allow", frozen=True, json_schema_extra=_describe_request)
 
+    refused: ClassVar[Refusals] = {}
+
     model: Name
-    messages: list[ChatMessage] = Field(min_length=1)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    max_tokens: TokenLimit | None = None
-    max_completion_tokens: TokenLimit | None = None
     temperature: float | None = Field(default=None, ge=0, le=2)
     top_p: float | None = Field(default=None, ge=0, le=1)
     n: Annotated[Literal[1], BeforeValidator(_whole)] | None = None
@@ -216,13 +214,6 @@ class ChatCompletionRequest(BaseModel):
     user: str | None = None
     presence_penalty: float | None = Field(default=None, ge=-2, le=2)
     frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
-    tools: list[FunctionTool] | None = None
-    tool_choice: Literal["none", "auto", "required"] | NamedToolChoice | None = None
-    parallel_tool_calls: bool | None = None
-    response_format: dict[str, Any] | None = None
-    metadata: dict[str, Any] | None = None
-    reasoning_effort: str | None = None
-    background: bool | None = None
 
     @field_validator("stop")
     @classmethod
@@ -234,13 +225,10 @@ class ChatCompletionRequest(BaseModel):
 
     @model_validator(mode="after")
     def _refuse_what_cannot_be_answered(self) -> Self:
-        for name, (reason, harmless) in _REFUSED.items():
+        for name, (reason, harmless) in self.refused.items():
             if self.extra.get(name) not in harmless:
                 message = f"{name}: {reason}"
                 raise ValueError(message)
-        if not self.tools and (self.tool_choice == "required" or isinstance(self.tool_choice, NamedToolChoice)):
-            message = "tool_choice: only allowed with tools"
-            raise ValueError(message)
         if self.stream_options is not None and not self.stream:
             message = "stream_options: only allowed when stream is true"
             raise ValueError(message)
@@ -255,6 +243,33 @@ class ChatCompletionRequest(BaseModel):
     def include_usage(self) -> bool:
         """Whether usage is wanted as a chunk of its own, OpenAI's form."""
         return bool(self.stream_options and self.stream_options.include_usage)
+
+
+class ChatCompletionRequest(SharedFields):
+    """A validated ``POST /v1/chat/completions`` body; what ``run.request`` is.
+
+    Fields not listed here are kept and passed on: see ``extra``.
+    """
+
+    refused: ClassVar[Refusals] = _REFUSED
+
+    messages: list[ChatMessage] = Field(min_length=1)
+    max_tokens: TokenLimit | None = None
+    max_completion_tokens: TokenLimit | None = None
+    tools: list[FunctionTool] | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+    response_format: dict[str, Any] | None = None
+    metadata: dict[str, Any] | None = None
+    reasoning_effort: str | None = None
+    background: bool | None = None
+
+    @model_validator(mode="after")
+    def _refuse_a_choice_of_nothing(self) -> Self:
+        if not self.tools and (self.tool_choice == "required" or isinstance(self.tool_choice, NamedToolChoice)):
+            message = "tool_choice: only allowed with tools"
+            raise ValueError(message)
+        return self
 
     @property
     def output_token_limit(self) -> int | None:

@@ -13,11 +13,11 @@ from aiohttp import web
 from service.agents import Run
 from service.config import load_settings
 from service.frontend.negotiate import stream_options
-from service.frontend.parsing import read_chat_request
+from service.frontend.parsing import read_request
 from service.frontend.rawwriter import RawWriter
 from service.protocol.events import Batch
 from service.protocol.jobs import new_run_id
-from service.protocol.openai import Usage
+from service.protocol.openai import ChatCompletionRequest, Usage
 from service.stream import ChunkStream, StreamHead
 from tests.bench.agents import event
 
@@ -45,7 +45,7 @@ class Straight:
 
 async def stream(request: web.Request) -> web.StreamResponse:
     """Answer with the agent's run."""
-    chat = await read_chat_request(request, SETTINGS)
+    chat = await read_request(request, SETTINGS, ChatCompletionRequest)
     options = stream_options(request, include_usage=chat.include_usage)
     head = StreamHead(run_id=new_run_id(), created=0, model=chat.model)
     response = web.StreamResponse(headers=HEADERS)

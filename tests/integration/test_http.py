@@ -293,7 +293,7 @@ async def test_the_key_scheme_has_no_case(site: Site, client: Client) -> None:
             assert response.status == 200
 
 
-@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions/", "/page/app.py", "/page/%2e%2e/app.py"])
+@pytest.mark.parametrize("path", ["/v1/complete", "/v1/chat/completions/", "/page/app.py", "/page/%2e%2e/app.py"])
 async def test_an_unknown_route_is_not_found(site: Site, client: Client, path: str) -> None:
     """A route that does not exist gets 404 in OpenAI's shape."""
     async with client.session.post(site.url + path, json=request_body(), headers=AUTH) as response:
