@@ -51,6 +51,21 @@ class TextTemplate:
         return f"{head}{self._before}{json_string(text)}{self._after}".encode("ascii")
 
 
+class NumberedTemplate:
+    """Frames of one type that differ in one JSON string, and in a number that is their id and their last field."""
+
+    __slots__ = ("_before", "_between")
+
+    def __init__(self, event: str, before: bytes, number_field: str) -> None:
+        """Take the JSON before the string's place, and the name of the field that follows it."""
+        self._before = f"\nevent: {event}\ndata: " + before.decode("ascii")
+        self._between = f',"{number_field}":'
+
+    def render(self, text: str, number: int) -> bytes:
+        """Return the frame with ``text`` and ``number`` in their places."""
+        return f"id: {number}{self._before}{json_string(text)}{self._between}{number}}}\n\n".encode("ascii")
+
+
 class Message(NamedTuple):
     """A received SSE message. ``event`` is "message" if the sender named none; ``last_event_id`` is sticky."""
 

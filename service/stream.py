@@ -12,7 +12,7 @@ client that saw the final chunk and resumes gets ``[DONE]``.
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from service import sse
 from service.errors import CANCELLED, CANCELLED_MESSAGE, error_body, failure_text, failure_type
@@ -47,6 +47,28 @@ class StreamOptions:
     event_format: EventFormat = "named"
     include_usage: bool = False
     strict_errors: bool = False
+
+
+class Machine(Protocol):
+    """A run's events in, one client's frames out. The events go in by ``receive`` until there is a ``tail``."""
+
+    tail: Iterator[bytes] | None  # the terminal event's frames, made one by one, once it was received
+    completed: bool  # whether that event says so
+
+    def open(self) -> bytes:
+        """Return what a stream begins with. Ask before all else."""
+        ...
+
+    def receive(self, batch: Batch) -> bytes:
+        """Return the frames of a batch's events, joined, up to the terminal one."""
+        ...
+
+    def fail(self, code: str, message: str) -> None:
+        """End the stream for a reason the log does not know; ``tail`` says so."""
+
+    def empty_chunk(self) -> bytes:
+        """Return a frame that says nothing new and has no position of its own."""
+        ...
 
 
 class ChunkStream:
@@ -191,9 +213,7 @@ class ChunkStream:
         event_format = self._options.event_format
         if event_format == "off":
             return
-        data = part.data
-        if part.name == TOOL_CALL_START and not isinstance(data.get("arguments"), str):
-            data = {**data, "arguments": json.dumps(data.get("arguments") or {})}
+        data = shown_data(part)
         name: str | None = part.name
         if event_format == "named":
             data = self._flat(data)
@@ -223,6 +243,14 @@ class ChunkStream:
 
     def _choice(self, delta: dict[str, Any], finish_reason: str | None = None) -> dict[str, Any]:
         return {"index": 0, "delta": delta, "finish_reason": finish_reason}
+
+
+def shown_data(part: Named) -> dict[str, Any]:
+    """Return an agent event's fields as clients see them: a tool's arguments are JSON text."""
+    data = part.data
+    if part.name == TOOL_CALL_START and not isinstance(data.get("arguments"), str):
+        return {**data, "arguments": json.dumps(data.get("arguments") or {})}
+    return data
 
 
 def _agent_error(code: str, message: str) -> dict[str, str]:

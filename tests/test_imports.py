@@ -19,7 +19,7 @@ ARROWS = """
     4  children    errors process
     4  sharedport  errors
     4  chat        sse
-    3  frontend    __init__ errors protocol sse transcript stream completion_stream store config process
+    3  frontend    __init__ errors protocol sse transcript stream completion_stream responses store config process
     3  worker      errors protocol transcript store engines tools agents config process
     3  config      errors
     3  process     errors
@@ -29,6 +29,7 @@ ARROWS = """
     2  engines     errors protocol
     2  store       errors protocol
     1  completion_stream  protocol stream transcript
+    1  responses          errors protocol sse stream transcript
     1  stream      errors protocol sse transcript
     1  transcript  errors protocol
     0  protocol    errors
@@ -55,16 +56,16 @@ ONLY_IN = """
 # A name from outside, and the parts that may not use it: these have no I/O and no threads, and the stream
 # machine, which must give the same frames again for the same events, has no clock and no chance either.
 NEVER_IN = """
-    asyncio    protocol sse errors transcript stream completion_stream
-    threading  protocol sse errors transcript stream
-    socket     protocol sse errors transcript stream
-    aiohttp    protocol sse errors transcript stream
-    uvloop     protocol sse errors transcript stream
-    time       protocol sse errors transcript stream
-    datetime   protocol sse errors transcript stream
-    random     protocol sse errors transcript stream
-    secrets    sse errors transcript stream
-    uuid       sse errors transcript stream
+    asyncio    protocol sse errors transcript stream completion_stream responses
+    threading  protocol sse errors transcript stream completion_stream responses
+    socket     protocol sse errors transcript stream completion_stream responses
+    aiohttp    protocol sse errors transcript stream completion_stream responses
+    uvloop     protocol sse errors transcript stream completion_stream responses
+    time       protocol sse errors transcript stream completion_stream responses
+    datetime   protocol sse errors transcript stream completion_stream responses
+    random     protocol sse errors transcript stream completion_stream responses
+    secrets    sse errors transcript stream completion_stream responses
+    uuid       sse errors transcript stream completion_stream responses
 """
 
 Table = dict[str, list[str]]

@@ -26,6 +26,7 @@ from service.protocol.completions import COMPLETION_PREFIX, CompletionRequest
 from service.protocol.events import CURSOR
 from service.protocol.jobs import RUN_ID
 from service.protocol.openai import ChatCompletionRequest, FinishReason
+from service.protocol.responses import ITEM_ID, RESPONSE_ID, SEQUENCE_NUMBER, ResponseRequest
 
 _COMPONENTS: Final = "#/components/schemas/{model}"
 _JSON: Final = "application/json"
@@ -35,10 +36,11 @@ _POSITION: Final = {"type": "string", "pattern": f"^{CURSOR.pattern}$"}
 # OpenAPI 3.1 cannot say that a body is a sequence; as in 3.2's itemSchema, this is one event of it.
 _EVENT_SCHEMA: Final[dict[str, Any]] = {
     "type": "object",
-    "description": "one server-sent event: a chat.completion.chunk, an agent's event under its name, or [DONE]",
+    "description": "one server-sent event: a chunk, an agent's event under its name, or [DONE]; a typed event of a response",
     "required": ["data"],
-    "properties": {"data": {"type": "string"}, "event": {"type": "string"}, "id": _POSITION},
+    "properties": {"data": {"type": "string"}, "event": {"type": "string"}, "id": {"type": "string"}},
 }
+_NUMBER: Final = {"type": "integer", "minimum": 0, "maximum": 10**15 - 1}
 _STREAM: Final = {"text/event-stream": {"schema": _EVENT_SCHEMA}}
 
 _ERROR_SCHEMA: Final[dict[str, Any]] = {
@@ -111,6 +113,35 @@ _TEXT_COMPLETION_SCHEMA: Final[dict[str, Any]] = {
         "usage": {"$ref": _COMPONENTS.format(model="Usage")},
     },
 }
+_RESPONSE_SCHEMA: Final[dict[str, Any]] = {
+    "type": "object",
+    "required": ["id", "object", "created_at", "status", "error", "incomplete_details", "model", "output", "usage"],
+    "properties": {
+        "id": {"type": "string", "pattern": f"^{RESPONSE_ID.pattern}$"},
+        "object": {"const": "response"},
+        "created_at": {"type": "integer"},
+        "status": {"enum": ["queued", "in_progress", "completed", "incomplete", "failed", "cancelled"]},
+        "error": {"type": ["object", "null"], "required": ["code", "message"]},
+        "incomplete_details": {"type": ["object", "null"], "required": ["reason"]},
+        "model": {"type": "string"},
+        "output": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "required": ["id", "type", "status"],
+                "properties": {
+                    "id": {"type": "string", "pattern": f"^{ITEM_ID.pattern}$"},
+                    "type": {"enum": ["message", "reasoning", "function_call"]},
+                    "status": {"enum": ["in_progress", "completed", "incomplete"]},
+                },
+            },
+        },
+        "usage": {
+            "type": ["object", "null"],
+            "required": ["input_tokens", "output_tokens", "total_tokens"],
+        },
+    },
+}
 _RUN_ID: Final = {
     "name": "run_id",
     "in": "path",
@@ -127,13 +158,16 @@ _FORMAT: Final = {
 
 def document() -> dict[str, Any]:
     """Return the document."""
+    response_request = ResponseRequest.model_json_schema(ref_template=_COMPONENTS)
     request = ChatCompletionRequest.model_json_schema(ref_template=_COMPONENTS)
     text_request = CompletionRequest.model_json_schema(ref_template=_COMPONENTS)
     text_request["properties"]["prompt"].pop("type")  # it may be a list of one as well
-    schemas = request.pop("$defs", {}) | text_request.pop("$defs", {})
+    schemas = request.pop("$defs", {}) | text_request.pop("$defs", {}) | response_request.pop("$defs", {})
     schemas |= {
         "ChatCompletionRequest": request,
         "CompletionRequest": text_request,
+        "ResponseRequest": response_request,
+        "Response": _RESPONSE_SCHEMA,
         "Completion": _TEXT_COMPLETION_SCHEMA,
         "ChatCompletion": _COMPLETION_SCHEMA,
         "Usage": _USAGE_SCHEMA,
@@ -191,6 +225,7 @@ def document() -> dict[str, Any]:
                         Conflict,
                         Gone,
                         LimitReached,
+                        NotFound,
                         RunFailed,
                         UnsupportedMediaType,
                     ),
@@ -227,6 +262,7 @@ def document() -> dict[str, Any]:
                     parameters=[_RUN_ID],
                 ),
             },
+            **_responses_paths(),
             "/v1/models": {
                 "get": _operation(
                     "listModels",
@@ -248,6 +284,53 @@ def document() -> dict[str, Any]:
             "/health/ready": {
                 "get": _operation("ready", "Requests can be taken", {"200": _answer(None), "503": _answer(None)}, ()),
             },
+        },
+    }
+
+
+def _responses_paths() -> dict[str, Any]:
+    run_errors = (InvalidRequest, Unauthenticated, BrokerUnavailable, NotFound, Gone)
+    response_id = {
+        **_RUN_ID,
+        "name": "response_id",
+        "schema": {"type": "string", "pattern": f"^{RESPONSE_ID.pattern}$"},
+    }
+    answer = {"200": _answer("Response", streamed=True)}
+    return {
+        "/v1/responses": {
+            "post": _operation(
+                "createResponse",
+                "Run an agent; stream its answer as typed events, wait for it, or leave it to the background",
+                answer,
+                (*run_errors, BodyTimeout, BodyTooLarge, Conflict, LimitReached, RunFailed, UnsupportedMediaType),
+                parameters=[_FORMAT, _header("Idempotency-Key", _IDEMPOTENCY_KEY)],
+                body="ResponseRequest",
+                extra_statuses=("504",),
+            ),
+        },
+        "/v1/responses/{response_id}": {
+            "get": _operation(
+                "retrieveResponse",
+                "The run as far as it is; with stream=true its events from a sequence number on",
+                answer,
+                run_errors,
+                parameters=[
+                    response_id,
+                    _FORMAT,
+                    {"name": "stream", "in": "query", "schema": {"enum": ["true", "false"]}},
+                    {"name": "starting_after", "in": "query", "schema": _NUMBER},
+                    _header("Last-Event-ID", {"type": "string", "pattern": f"^{SEQUENCE_NUMBER.pattern}$"}),
+                ],
+            ),
+        },
+        "/v1/responses/{response_id}/cancel": {
+            "post": _operation(
+                "cancelResponse",
+                "End a run; answers when it has ended",
+                {"200": _answer("Response")},
+                (*run_errors, RunStuck),
+                parameters=[response_id],
+            ),
         },
     }
 

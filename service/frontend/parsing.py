@@ -47,14 +47,15 @@ async def read_request(request: web.Request, settings: Settings, model: type[Req
     if _depth_exceeds(body, MAX_DEPTH):
         message = f"the body is nested deeper than {MAX_DEPTH} levels"
         raise InvalidRequest(message)
-    messages = body.get("messages")
-    if isinstance(messages, list) and len(messages) > settings.max_messages:
-        message = f"{len(messages)} messages are too many; the limit is {settings.max_messages}"
-        raise InvalidRequest(message, param="messages")
+    for name in ("messages", "input"):
+        messages = body.get(name)
+        if isinstance(messages, list) and len(messages) > settings.max_messages:
+            message = f"{len(messages)} messages are too many; the limit is {settings.max_messages}"
+            raise InvalidRequest(message, param=name)
     try:
         return model.model_validate(body, strict=True)
     except ValidationError as exc:
-        raise _explained(exc, body) from exc
+        raise explained(exc, body) from exc
 
 
 def idempotency_key(request: web.Request) -> str | None:
@@ -66,7 +67,7 @@ def idempotency_key(request: web.Request) -> str | None:
     return key
 
 
-def _explained(exc: ValidationError, body: dict[str, Any]) -> InvalidRequest:
+def explained(exc: ValidationError, body: dict[str, Any]) -> InvalidRequest:
     """Return the first problem in words; ``param`` is its path, such as messages[0].role."""
     errors = [(_path(error["loc"], body), error["msg"]) for error in exc.errors(include_url=False, include_input=False)]
     # A value that fits no member of a union gives an error for each: the deepest is the one that was meant.

@@ -6,7 +6,7 @@ import hashlib
 import logging
 import time
 from collections.abc import AsyncIterator, Callable
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import orjson
 from aiohttp import web
@@ -16,7 +16,7 @@ from service.frontend.context import Context
 from service.frontend.middleware import BROKER_RETRY_AFTER_S
 from service.frontend.rawwriter import ClientGone, RawWriter
 from service.frontend.streaming import Collector, StreamPump
-from service.frontend.views import View
+from service.frontend.views import Fold, View
 from service.frontend.watch import Deadlines
 from service.protocol.events import Cursor
 from service.protocol.jobs import Job, new_run_id, open_ttl_s
@@ -24,7 +24,6 @@ from service.protocol.openai import ChatCompletionRequest
 from service.store.feed import RunFeed
 from service.store.runs import RunInfo
 from service.stream import StreamHead, StreamOptions
-from service.transcript import Completion
 
 log = logging.getLogger(__name__)
 
@@ -151,7 +150,7 @@ class Past:
         self._context = context
         self._info = info
         self.after = after
-        self.head = StreamHead(run_id=info.run_id, created=info.created, model=info.model)
+        self.head = head_of(info)
 
     async def open(self, feed: RunFeed) -> None:
         """Raise Gone if the log is not whole any more, InvalidRequest for a position the run has not reached."""
@@ -173,6 +172,11 @@ class Past:
         return _deadlines(self._context, feed, None)
 
 
+def head_of(info: RunInfo) -> StreamHead:
+    """Return what every chunk of a run that exists repeats."""
+    return StreamHead(run_id=info.run_id, created=info.created, model=info.model)
+
+
 def _deadlines(context: Context, feed: RunFeed, on_doubt_unstarted: Callable[[], None] | None) -> Deadlines:
     settings = context.settings
     return Deadlines(
@@ -184,7 +188,7 @@ def _deadlines(context: Context, feed: RunFeed, on_doubt_unstarted: Callable[[],
     )
 
 
-def new_job(context: Context, chat: ChatCompletionRequest, owner: str) -> Job:
+def new_job(context: Context, chat: ChatCompletionRequest, owner: str, response: dict[str, Any] | None = None) -> Job:
     """Return the envelope of a new run; raises NotFound if nobody answers for its model."""
     context.submitter.check(chat.model)
     now = time.time()
@@ -196,6 +200,7 @@ def new_job(context: Context, chat: ChatCompletionRequest, owner: str) -> Job:
         include_usage=chat.include_usage,
         limited=context.settings.max_runs_per_key > 0,
         owner=owner,
+        response=response,
     )
 
 
@@ -257,7 +262,7 @@ async def stream_run(  # noqa: PLR0913 -- the request, the run, and how to show 
 
 async def complete_run(context: Context, source: Source, view: View, *, cancel_when_gone: bool) -> web.Response:
     """Wait for a run's end and answer with its completion; raises RunFailed."""
-    collector = Collector()
+    collector = Collector(view.fold(source.head))
     feed = context.bus.feed(source.head.run_id, collector)
     collector.attach(source.deadlines(feed))
     context.watcher.add(collector)
@@ -269,13 +274,13 @@ async def complete_run(context: Context, source: Source, view: View, *, cancel_w
         if cancel_when_gone and source.begun and not collector.ended:
             _cancel_abandoned(context, source.head.run_id)
     collector.raise_failure()
-    return web.json_response(view.body(source.head, collector.completion))
+    return web.json_response(collector.fold.body())
 
 
 async def start_run(admission: Admission, view: View) -> web.Response:
     """Enqueue a run nobody waits for and answer with its id."""
     await admission.start()
-    return web.json_response(view.body(admission.head, Completion(), status="queued"))
+    return web.json_response(view.fold(admission.head).body(status="queued"))
 
 
 async def fold_run(context: Context, info: RunInfo, view: View, *, until_ended_s: float | None = None) -> web.Response:
@@ -283,11 +288,17 @@ async def fold_run(context: Context, info: RunInfo, view: View, *, until_ended_s
 
     Raises RunStuck if it has not ended after ``until_ended_s``.
     """
-    collector = Collector()
+    fold = view.fold(head_of(info))
+    await read_run(context, info, fold, until_ended_s=until_ended_s)
+    return web.json_response(fold.body(status=info.status))
+
+
+async def read_run(context: Context, info: RunInfo, fold: Fold, *, until_ended_s: float | None = None) -> None:
+    """Fold a run's log; raises as ``Past.open``, RunFailed if it cannot be read, and RunStuck."""
+    collector = Collector(fold)
     feed = context.bus.feed(info.run_id, collector)
-    past = Past(context, info)
     try:
-        await past.open(feed)
+        await Past(context, info).open(feed)
         collector.raise_given_up()
         if until_ended_s is not None:
             async with asyncio.timeout(until_ended_s):
@@ -297,7 +308,6 @@ async def fold_run(context: Context, info: RunInfo, view: View, *, until_ended_s
         raise RunStuck(message) from exc
     finally:
         _leave(context, collector, feed)
-    return web.json_response(view.body(past.head, collector.completion, status=info.status))
 
 
 @contextlib.asynccontextmanager

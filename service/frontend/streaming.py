@@ -12,11 +12,11 @@ from typing import Final
 from service import sse
 from service.errors import STREAM_LOST, AgentStreamError, RunFailed
 from service.frontend.rawwriter import HIGH_WATER_BYTES, RawWriter
+from service.frontend.views import Fold
 from service.frontend.watch import Deadlines
 from service.protocol.events import TEXT, WRITTEN, Batch, written_characters
 from service.store.feed import RunFeed
-from service.stream import ChunkStream
-from service.transcript import Completion
+from service.stream import Machine
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +87,7 @@ class StreamPump:
         "_wrote",
     )
 
-    def __init__(self, machine: ChunkStream, writer: RawWriter, outbox: Outbox, *, replay_word_delay_ms: int) -> None:
+    def __init__(self, machine: Machine, writer: RawWriter, outbox: Outbox, *, replay_word_delay_ms: int) -> None:
         """Bind the machine and the client; ``attach`` must follow."""
         self._machine = machine
         self._writer = writer
@@ -244,11 +244,11 @@ class StreamPump:
 
 
 class Collector:
-    """Folds one run into a completion."""
+    """Folds one run into one object."""
 
-    def __init__(self) -> None:
-        """Start empty; ``attach`` adds deadlines."""
-        self.completion = Completion()
+    def __init__(self, fold: Fold) -> None:
+        """Take what the events go into; ``attach`` adds deadlines."""
+        self.fold = fold
         self._loop = asyncio.get_running_loop()
         self._deadlines: Deadlines | None = None
         self._characters = 0
@@ -262,7 +262,7 @@ class Collector:
     @property
     def ended(self) -> bool:
         """Whether the run ended; one that was given up may still go on."""
-        return self.completion.finished
+        return self.fold.finished
 
     async def until_ended(self) -> None:
         """Return when the run has ended; raises RunFailed if it was given up."""
@@ -275,7 +275,7 @@ class Collector:
 
     def raise_failure(self) -> None:
         """Raise RunFailed unless the run completed or was cancelled."""
-        if (failure := self.completion.failure) is not None:
+        if (failure := self.fold.failure) is not None:
             raise RunFailed(failure.message, code=failure.code)
 
     def on_batch(self, batch: Batch) -> None:
@@ -283,18 +283,18 @@ class Collector:
         if self._done.done():
             return
         for event in batch.events():
-            self.completion.receive(event)
+            self.fold.receive(event)
             if event.type == TEXT:
                 self._characters += len(event.data)
             elif event.type in WRITTEN:
                 self._characters += written_characters(event.type, event.data)
-            if self.completion.finished:
+            if self.fold.finished:
                 break
         if self._deadlines is not None:
             if batch.seq == 1:
                 self._deadlines.begun(self._loop.time())
             self._deadlines.heard(self._loop.time())
-        if self.completion.finished:
+        if self.fold.finished:
             self._done.set_result(None)
         elif self._characters > MAX_COMPLETION_CHARACTERS:
             self.fail(STREAM_LOST, f"the answer exceeds {MAX_COMPLETION_CHARACTERS} characters; request it streamed")

@@ -1,68 +1,102 @@
 """How an API shows a run: as a stream, and as one object."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from service.completion_stream import CompletionStream
 from service.protocol.completions import text_completion_body
+from service.protocol.events import Cursor, Event
 from service.protocol.openai import Usage, completion_body
-from service.stream import ChunkStream, StreamHead
-from service.transcript import Completion
+from service.responses.output import ResponseFold
+from service.responses.stream import ResponseStream
+from service.stream import ChunkStream, Machine, StreamHead, StreamOptions
+from service.transcript import Completion, Failure
 
 _STATUS: Final = {"running": "in_progress"}
 
 
-class Body(Protocol):
-    """Makes the object of a run, which is as far as ``completion`` is."""
+class Fold(Protocol):
+    """Takes a run's events, and is one object of them at any time."""
 
-    def __call__(self, head: StreamHead, completion: Completion, *, status: str = "running") -> dict[str, object]:
-        """Return it; ``status`` is the run's while it is open."""
+    failure: Failure | None
+
+    @property
+    def finished(self) -> bool:
+        """Whether the terminal event was received."""
+        ...
+
+    def receive(self, event: Event) -> None:
+        """Take the next event."""
+
+    def body(self, *, status: str = "running") -> dict[str, Any]:
+        """Return the object of the run as far as it is; ``status`` is the run's while it is open."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """How an API shows a run: by which machine as a stream, and as which object."""
+    """How an API shows a run: by which machine as a stream, and folded into what."""
 
-    machine: type[ChunkStream]
-    body: Body
-
-
-def _chat_body(head: StreamHead, completion: Completion, *, status: str = "running") -> dict[str, object]:
-    """Return a run as a chat completion; ``status`` is the run's while it is open."""
-    finish, failure = completion.finish, completion.failure
-    if finish is not None:
-        status = "cancelled" if finish.cancelled else "completed"
-    elif failure is not None:
-        status = "failed"
-    body = completion_body(
-        run_id=head.run_id,
-        created=head.created,
-        model=head.model,
-        status=_STATUS.get(status, status),
-        content=completion.content,
-        finish_reason=finish.reason if finish else "stop" if failure else None,
-        usage=finish.usage if finish else Usage().model_dump(),
-        reasoning=completion.reasoning,
-        tool_calls=completion.tool_calls,
-    )
-    if failure is not None:
-        body["error"] = {"code": failure.code, "message": failure.message}
-    return body
+    machine: Callable[[StreamHead, StreamOptions, Cursor | None], Machine]
+    fold: Callable[[StreamHead], Fold]
 
 
-def _text_body(head: StreamHead, completion: Completion, *, status: str = "running") -> dict[str, object]:  # noqa: ARG001
-    """Return a run that has ended as a text completion, which knows no other state."""
-    finish = completion.finish
-    return text_completion_body(
-        run_id=head.run_id,
-        created=head.created,
-        model=head.model,
-        text=completion.content,
-        finish_reason=finish.reason if finish else "stop",
-        usage=finish.usage if finish else Usage().model_dump(),
-    )
+class _ChatFold(Completion):
+    """A run as a chat completion."""
+
+    def __init__(self, head: StreamHead) -> None:
+        super().__init__()
+        self._head = head
+
+    def body(self, *, status: str = "running") -> dict[str, Any]:
+        finish, failure, head = self.finish, self.failure, self._head
+        if finish is not None:
+            status = "cancelled" if finish.cancelled else "completed"
+        elif failure is not None:
+            status = "failed"
+        body = completion_body(
+            run_id=head.run_id,
+            created=head.created,
+            model=head.model,
+            status=_STATUS.get(status, status),
+            content=self.content,
+            finish_reason=finish.reason if finish else "stop" if failure else None,
+            usage=finish.usage if finish else Usage().model_dump(),
+            reasoning=self.reasoning,
+            tool_calls=self.tool_calls,
+        )
+        if failure is not None:
+            body["error"] = {"code": failure.code, "message": failure.message}
+        return body
 
 
-CHAT: Final = View(ChunkStream, _chat_body)
-TEXT: Final = View(CompletionStream, _text_body)
+class _TextFold(_ChatFold):
+    """A run that has ended as a text completion, which knows no other state."""
+
+    def body(self, *, status: str = "running") -> dict[str, Any]:  # noqa: ARG002
+        finish, head = self.finish, self._head
+        return text_completion_body(
+            run_id=head.run_id,
+            created=head.created,
+            model=head.model,
+            text=self.content,
+            finish_reason=finish.reason if finish else "stop",
+            usage=finish.usage if finish else Usage().model_dump(),
+        )
+
+
+CHAT: Final = View(ChunkStream, _ChatFold)
+TEXT: Final = View(CompletionStream, _TextFold)
+
+
+def response_view(echo: dict[str, Any], after: int | None = None) -> View:
+    """Return the view of the Responses API.
+
+    ``echo`` is what a response repeats of its request; ``after`` the sequence number behind which a stream begins.
+    """
+
+    def machine(head: StreamHead, options: StreamOptions, _after: Cursor | None) -> Machine:
+        return ResponseStream(head, echo, agent_events=options.event_format != "off", after=after)
+
+    return View(machine, lambda head: ResponseFold(head, echo))

@@ -35,6 +35,9 @@ class Job(BaseModel):
     include_usage: bool = Field(default=False, description="whether the stream tells its usage in a chunk of its own")
     limited: bool = Field(default=False, description="whether the run counts against its owner's active runs")
     owner: str = Field(default="", description="hash of the API key that created the run, empty without keys")
+    response: dict[str, Any] | None = Field(
+        default=None, description="what a response repeats of its request; None for the other APIs"
+    )
 
     def encode(self) -> bytes:
         """Return the JSON envelope; a copy, as orjson's own bytes hold room for 4 KB for as long as they live."""

@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
+import orjson
 from redis.exceptions import RedisError, ResponseError
 
 from service.errors import BrokerUnavailable, BusError, LimitReached, QueueFull
@@ -24,6 +25,7 @@ from service.protocol.jobs import Job
 from service.protocol.keys import GROUP, Keys
 from service.store.endpoint import COMMAND_TIMEOUT_S, Endpoint
 from service.store.link import Link
+from service.store.runs import CONVERSATION, RESPONSE
 from service.store.scripts import SCRIPTS
 
 log = logging.getLogger(__name__)
@@ -43,6 +45,7 @@ BEAT_INTERVAL_S: Final = 3.0
 BEAT_VALID_S: Final = 10  # three beats: a worker that is alive but busy is not called dead
 FULL_QUEUE_RETRY_AFTER_S: Final = 5
 MAX_RETRY_AFTER_S: Final = 60
+MAX_CONVERSATION_BYTES: Final = 256 << 10  # a run's copy of it; about 64,000 tokens
 DRAIN_SAMPLE_VALID_S: Final = 60
 _NO_QUEUE: Final = ("NOGROUP", "The XGROUP subcommand requires the key")  # the second is fakeredis'
 _FIRST_ENTRY: Final = "0"  # a group that starts at $ would skip jobs enqueued before its first worker
@@ -91,6 +94,19 @@ class Begun:
     first: bytes
 
 
+def _kept_for_responses(job: Job) -> tuple[str | bytes, ...]:
+    """Return the fields of the run's hash that the Responses API reads."""
+    if job.response is None:
+        return ()
+    fields: tuple[str | bytes, ...] = (RESPONSE, orjson.dumps(job.response))
+    if job.response.get("store", True):
+        instructed = job.response.get("instructions") is not None  # they stand first, and are for this run alone
+        conversation = orjson.dumps(job.request["messages"][1 if instructed else 0 :])
+        if len(conversation) <= MAX_CONVERSATION_BYTES:
+            fields += (CONVERSATION, conversation)
+    return fields
+
+
 class _DrainRate:
     """How fast the queue empties, from what refusals tell of it."""
 
@@ -130,6 +146,7 @@ class JobSubmitter:
         described = (
             *("status", "queued", "owner", job.owner, "model", job.request["model"], "created", job.created),
             *("include_usage", int(job.include_usage)),
+            *_kept_for_responses(job),
         )
         new, admitted = await asyncio.gather(  # one write, in this order
             self._link.call_script("describe", [run], ttl_s, *described),

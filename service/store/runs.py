@@ -2,6 +2,9 @@
 
 import hashlib
 from dataclasses import dataclass
+from typing import Any, Final
+
+import orjson
 
 from service.errors import BusError
 from service.protocol.events import RUN_CANCELLED, encode_event
@@ -10,10 +13,17 @@ from service.protocol.keys import Keys
 from service.protocol.openai import Usage
 from service.store.link import Link
 
+# Fields of the hash of a run that the Responses API created. The conversation is there if another may go on from it.
+RESPONSE: Final = "response"
+CONVERSATION: Final = "conversation"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunInfo:
-    """A run's hash. ``status`` is queued, running, completed, failed or cancelled; ``created`` Unix time in s."""
+    """A run's hash. ``status`` is queued, running, completed, failed or cancelled; ``created`` Unix time in s.
+
+    ``response`` is what a response repeats of its request; None if the run was created by another API.
+    """
 
     run_id: str
     status: str
@@ -21,6 +31,7 @@ class RunInfo:
     model: str
     created: int
     include_usage: bool
+    response: dict[str, Any] | None = None
 
     @property
     def ended(self) -> bool:
@@ -39,7 +50,7 @@ class RunStore:
     async def describe(self, run_id: str) -> RunInfo | None:
         """Return what is known of a run; None if there is no such run (any more)."""
         names = ("status", "owner", "model", "created", "include_usage")
-        values = await self._link.call("HMGET", self._keys.run(run_id), *names)
+        *values, response = await self._link.call("HMGET", self._keys.run(run_id), *names, RESPONSE)
         if any(value is None for value in values):
             return None
         status, owner, model, created, include_usage = (value.decode() for value in values)
@@ -50,7 +61,13 @@ class RunStore:
             model=model,
             created=int(created),
             include_usage=include_usage == "1",
+            response=None if response is None else orjson.loads(response),
         )
+
+    async def conversation(self, run_id: str) -> list[dict[str, Any]] | None:
+        """Return the chat messages a run answered, its instructions left out; None if they are not kept."""
+        kept = await self._link.call("HGET", self._keys.run(run_id), CONVERSATION)
+        return None if kept is None else orjson.loads(kept)
 
     async def cancel(self, run_id: str, *, ttl_s: int) -> None:
         """Ask for a run's end, durably. A queued one has ended when this returns; harmless if it ended before."""

@@ -10,6 +10,7 @@ from service import sse
 from service.errors import AGENT_ERROR, STREAM_LOST, LogTrimmed, RunFailed
 from service.frontend.rawwriter import HIGH_WATER_BYTES, ClientGone, RawWriter
 from service.frontend.streaming import EMPTY_CHUNK_AFTER_S, KEEPALIVE_AFTER_S, Collector, StreamPump
+from service.frontend.views import CHAT
 from service.frontend.watch import Deadlines
 from service.protocol.events import RUN_CANCELLED, RUN_FAILED, Event
 from service.store.feed import RunFeed
@@ -353,7 +354,7 @@ async def test_a_run_is_not_given_up_while_its_client_is_what_is_slow() -> None:
 
 async def collected(*batches: Sequence[Event]) -> Collector:
     """Return a collector that got these batches."""
-    collector = Collector()
+    collector = Collector(CHAT.fold(HEAD))
     for run in batches:
         collector.on_batch(batch(run))
     return collector
@@ -365,7 +366,7 @@ async def test_collector_folds_a_run_to_its_end() -> None:
     await collector.until_ended()
     collector.raise_failure()
     assert collector.ended
-    assert collector.completion.content == "ab"
+    assert collector.fold.body()["choices"][0]["message"]["content"] == "ab"
 
 
 async def test_collector_tells_failed_from_cancelled() -> None:
@@ -378,8 +379,7 @@ async def test_collector_tells_failed_from_cancelled() -> None:
     cancelled = await collected(said("a"), events((RUN_CANCELLED, {"usage": usage}), first_seq=2))
     await cancelled.until_ended()
     cancelled.raise_failure()
-    assert cancelled.completion.finish is not None
-    assert cancelled.completion.finish.cancelled
+    assert cancelled.fold.body()["status"] == "cancelled"
 
 
 async def test_collector_gives_up_but_does_not_call_the_run_ended() -> None:
