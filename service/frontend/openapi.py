@@ -36,7 +36,7 @@ _POSITION: Final = {"type": "string", "pattern": f"^{CURSOR.pattern}$"}
 # OpenAPI 3.1 cannot say that a body is a sequence; as in 3.2's itemSchema, this is one event of it.
 _EVENT_SCHEMA: Final[dict[str, Any]] = {
     "type": "object",
-    "description": "one server-sent event: a chunk, an agent's event under its name, or [DONE]; a typed event of a response",
+    "description": "one server-sent event: a chunk, an agent's event, [DONE], or a response's typed event",
     "required": ["data"],
     "properties": {"data": {"type": "string"}, "event": {"type": "string"}, "id": {"type": "string"}},
 }

@@ -10,12 +10,12 @@ around them output_item.added and output_item.done. A message or reasoning item 
 end with the run. Sans-I/O and deterministic, ids included. Source: the types of openai-python 3.57.
 """
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 from service.errors import CONTEXT_LENGTH, MODEL_ERROR, failure_text, failure_type
-from service.protocol.events import Event
+from service.protocol.events import RUN_FAILED, Event
 from service.protocol.responses import item_id, response_id
 from service.stream import StreamHead
 from service.transcript import Failure, Finish, Part, Reasoning, Text, ToolCallDelta, Transcript
@@ -170,7 +170,7 @@ class ResponseFold:
 
     def receive(self, event: Event) -> None:
         """Take the next event."""
-        for part in self._transcript.receive(event):
+        for part in parts_of(self._transcript, event):
             if isinstance(part, Finish | Failure):
                 for _ in end_of_output(self._output, part):
                     pass
@@ -186,6 +186,12 @@ class ResponseFold:
         """Return the response as far as it is; ``status`` is the run's while it is open."""
         end = self.finish or self.failure
         return response_body(self._head, self._echo, self.items, end=end, queued=status == "queued")
+
+
+def parts_of(transcript: Transcript, event: Event) -> Iterable[Part]:
+    """Return an event's parts, as far as they belong to a response: a failure's words are not the answer's."""
+    parts = transcript.receive(event)
+    return (part for part in parts if not isinstance(part, Text)) if event.type == RUN_FAILED else parts
 
 
 def end_of_output(output: ResponseOutput, end: Finish | Failure) -> Iterator[TypedEvent]:

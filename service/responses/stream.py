@@ -12,10 +12,18 @@ from typing import Any, Final
 
 from service import sse
 from service.errors import BusError, InvalidRequest, error_body, failure_text, failure_type
-from service.protocol.events import RUN_COMPLETED, RUN_FAILED, TERMINAL, Batch, Event, event_of
-from service.responses.output import TEXT_DELTA, Piece, ResponseOutput, end_of_output, incomplete_reason, response_body
+from service.protocol.events import RUN_COMPLETED, TERMINAL, Batch, Event, event_of
+from service.responses.output import (
+    TEXT_DELTA,
+    Piece,
+    ResponseOutput,
+    end_of_output,
+    incomplete_reason,
+    parts_of,
+    response_body,
+)
 from service.stream import StreamHead, shown_data
-from service.transcript import Failure, Finish, Named, Part, Text, Transcript
+from service.transcript import Failure, Finish, Named, Part, Transcript
 
 # The last events repeat the whole answer, so a stream holds it in memory, as an answer that is not streamed does.
 MAX_OUTPUT_CHARACTERS: Final = 16 << 20
@@ -92,12 +100,12 @@ class ResponseStream:
         self.tail = iter((self._error(failure_text(code, message), failure_type(code), code),))
 
     def _end(self, event: Event) -> Iterator[bytes]:
-        for part in self._transcript.receive(event):
+        for part in parts_of(self._transcript, event):
             if isinstance(part, Finish | Failure):
                 for name, fields in end_of_output(self._output, part):
                     yield self._event(name, fields)
                 yield self._event(_last_event(part), self._response(part))
-            elif not (isinstance(part, Text) and event.type == RUN_FAILED):  # a failure's words are not the answer's
+            else:
                 yield from self._frames(part)
         if self._after >= self._next:
             message = f"the response ends at {_NUMBER} {self._next - 1}; there is nothing after {self._after}"
