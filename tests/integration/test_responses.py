@@ -8,6 +8,7 @@ from typing import Any
 
 import openai
 import pytest
+from openai.types.responses import ResponseFunctionToolCall
 
 from tests.helpers import SOON_S
 from tests.integration.conftest import Client
@@ -142,13 +143,13 @@ async def test_a_function_is_called_and_its_output_answered(processes: Processes
         reasoning, call = first.output
         assert reasoning.type == "reasoning"
         assert reasoning.summary[0].text == "I do not know."
-        assert call.type == "function_call"
+        assert isinstance(call, ResponseFunctionToolCall)
         assert (call.name, call.arguments) == ("weather", '{"city": "Oslo"}')
         await worker.stop()
         await processes.worker("echo_request")
         output: Any = {"type": "function_call_output", "call_id": call.call_id, "output": "rain"}
         seen = await seen_by(client, input=[*asked, *first.output, output], tools=[WEATHER])
-        referred: Any = [{"type": "item_reference", "id": item.id} for item in first.output]
+        referred: Any = [{"type": "item_reference", "id": id_} for id_ in (reasoning.id, call.id)]
         by_reference = await seen_by(client, input=[*asked, *referred, output], tools=[WEATHER])
         by_id = await seen_by(client, input=[output], previous_response_id=first.id, tools=[WEATHER])
     said = {"role": "assistant", "content": None}
