@@ -193,22 +193,8 @@ def document() -> dict[str, Any]:
                     "createChatCompletion",
                     "Run an agent; stream its answer, or wait for it",
                     {"200": _answer("ChatCompletion", streamed=True)},
-                    (
-                        *run_errors,
-                        BodyTimeout,
-                        BodyTooLarge,
-                        Conflict,
-                        Gone,
-                        LimitReached,
-                        NotFound,
-                        RunFailed,
-                        UnsupportedMediaType,
-                    ),
-                    parameters=[
-                        _FORMAT,
-                        _header("Idempotency-Key", _IDEMPOTENCY_KEY),
-                        _header("X-Agent-Errors", {"enum": ["text", "strict"]}),
-                    ],
+                    _CREATE_ERRORS,
+                    parameters=_CREATE_PARAMETERS,
                     body="ChatCompletionRequest",
                     extra_statuses=("504",),
                 ),
@@ -218,22 +204,8 @@ def document() -> dict[str, Any]:
                     "createCompletion",
                     "The same for a prompt",
                     {"200": _answer("Completion", streamed=True)},
-                    (
-                        *run_errors,
-                        BodyTimeout,
-                        BodyTooLarge,
-                        Conflict,
-                        Gone,
-                        LimitReached,
-                        NotFound,
-                        RunFailed,
-                        UnsupportedMediaType,
-                    ),
-                    parameters=[
-                        _FORMAT,
-                        _header("Idempotency-Key", _IDEMPOTENCY_KEY),
-                        _header("X-Agent-Errors", {"enum": ["text", "strict"]}),
-                    ],
+                    _CREATE_ERRORS,
+                    parameters=_CREATE_PARAMETERS,
                     body="CompletionRequest",
                     extra_statuses=("504",),
                 ),
@@ -302,8 +274,8 @@ def _responses_paths() -> dict[str, Any]:
                 "createResponse",
                 "Run an agent; stream its answer as typed events, wait for it, or leave it to the background",
                 answer,
-                (*run_errors, BodyTimeout, BodyTooLarge, Conflict, LimitReached, RunFailed, UnsupportedMediaType),
-                parameters=[_FORMAT, _header("Idempotency-Key", _IDEMPOTENCY_KEY)],
+                _CREATE_ERRORS,
+                parameters=_CREATE_PARAMETERS,
                 body="ResponseRequest",
                 extra_statuses=("504",),
             ),
@@ -365,6 +337,26 @@ def _answer(model: str | None, *, streamed: bool = False) -> dict[str, Any]:
 
 def _header(name: str, schema: dict[str, Any]) -> dict[str, Any]:
     return {"name": name, "in": "header", "schema": schema}
+
+
+_CREATE_ERRORS: Final = (
+    InvalidRequest,
+    Unauthenticated,
+    BrokerUnavailable,
+    BodyTimeout,
+    BodyTooLarge,
+    Conflict,
+    Gone,
+    LimitReached,
+    NotFound,
+    RunFailed,
+    UnsupportedMediaType,
+)
+_CREATE_PARAMETERS: Final = [
+    _FORMAT,
+    _header("Idempotency-Key", _IDEMPOTENCY_KEY),
+    _header("X-Agent-Errors", {"enum": ["text", "strict"]}),
+]
 
 
 async def show_openapi(_request: web.Request) -> web.Response:
