@@ -98,28 +98,31 @@ class Worker:
         self._trust_leases_at_s = asyncio.get_running_loop().time() + self._leases.interval_s + SETTLE_S
 
     async def _reclaim(self) -> None:
-        """Take over jobs whose lease ran out, as long as slots are free."""
-        loop = asyncio.get_running_loop()
+        """Take over jobs whose lease ran out, as slots become free."""
         while True:
             await asyncio.sleep(self._leases.interval_s)
-            if loop.time() < self._trust_leases_at_s or not self._is_connected():
-                continue  # a link that is down says when it is up again, and distrust begins then
             try:
                 await self._reclaim_all()
             except BrokerUnavailable as exc:
                 log.warning("cannot take over expired leases: %s", exc)
                 self._distrust_leases()
 
+    def _may_take_over(self) -> bool:
+        """Return whether an expired lease means a lost worker; a link that is down says when it is up again."""
+        return self._is_connected() and asyncio.get_running_loop().time() >= self._trust_leases_at_s
+
     async def _reclaim_all(self) -> None:
         """Take over all that only needs its end told, and at most one job whose agent is called again.
 
-        That one may be what killed its worker; together with others it could kill them all a second time.
+        That one may be what killed its worker; together with others it could kill them all a second time. It waits
+        its turn for a slot: of a worker with one slot, the claim loop has it nearly always.
         """
-        while not self._slots.locked():
+        while True:
             await self._slots.acquire()
             claim = None
             try:
-                claim = await asyncio.shield(self._queue.reclaim(self._leases.lease_s))
+                if self._may_take_over():
+                    claim = await asyncio.shield(self._queue.reclaim(self._leases.lease_s))
             finally:
                 if claim is None:
                     self._slots.release()
