@@ -228,9 +228,7 @@ async def stream_run(
     response = web.StreamResponse(headers=STREAM_HEADERS | _extra_headers(request))
     writer = RawWriter(request, response, write_timeout_s=context.settings.write_timeout_s)
     machine = ChunkStream(source.head, options, source.after)
-    pump = StreamPump(
-        machine, writer, context.outbox, replay_word_delay_ms=context.settings.replay_word_delay_ms
-    )
+    pump = StreamPump(machine, writer, context.outbox, replay_word_delay_ms=context.settings.replay_word_delay_ms)
     feed = context.bus.feed(source.head.run_id, pump)
     pump.attach(feed, source.deadlines(feed))
     context.watcher.add(pump)

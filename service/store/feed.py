@@ -38,6 +38,7 @@ class _State(enum.Enum):
 
 _LIVE: Final = _State.LIVE  # looked up for every message
 
+
 class Consumer(Protocol):
     """Who a feed is for."""
 

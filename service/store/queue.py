@@ -169,7 +169,8 @@ class JobQueue:
     """A worker's side of the queue.
 
     What a request waits for (claim, begin, finish) goes over links: the blocking read over one of its own, the rest
-    over the bus's. The upkeep of leases goes over redis-py. Every method raises BrokerUnavailable if Redis cannot be reached or refuses.
+    over the bus's. The upkeep of leases goes over redis-py. Every method raises BrokerUnavailable if Redis cannot be
+    reached or refuses.
     """
 
     def __init__(self, endpoint: Endpoint, link: Link, keys: Keys, queue: str, *, worker_id: str) -> None:
