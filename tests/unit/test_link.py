@@ -135,7 +135,7 @@ async def test_subscribe_waits_for_the_confirmation(peer: Peer) -> None:
 
     peer.answer = answer
     async with linked(peer.url) as link, soon():
-        subscribing = asyncio.create_task(link.subscribe(b"channel", lambda _: None))
+        subscribing = link.subscribe(b"channel", lambda _: None)
         await peer.until(lambda: peer.count(b"SUBSCRIBE", 1) == 1)
         assert await link.call("SET", "key", "value") == b"OK"
         assert not subscribing.done()
@@ -213,7 +213,7 @@ async def test_subscribing_while_away_is_confirmed_by_the_reconnect(peer: Peer) 
     await peer.close()
     async with linking(f"redis://127.0.0.1:{port}") as link, soon():
         got = asyncio.Queue[bytes]()
-        subscribing = asyncio.create_task(link.subscribe(b"channel", got.put_nowait))
+        subscribing = link.subscribe(b"channel", got.put_nowait)
         await peer.listen(port)
         await subscribing
         peer.send(message(b"channel", b"x"))
