@@ -11,7 +11,7 @@ from service.errors import AGENT_ERROR, STREAM_LOST, LogTrimmed, RunFailed
 from service.frontend.rawwriter import HIGH_WATER_BYTES, ClientGone, RawWriter
 from service.frontend.streaming import EMPTY_CHUNK_AFTER_S, KEEPALIVE_AFTER_S, Collector, Outbox, StreamPump
 from service.frontend.watch import Deadlines
-from service.protocol.events import RUN_CANCELLED, RUN_FAILED, Event
+from service.protocol.events import RUN_CANCELLED, RUN_FAILED, Cursor, Event
 from service.store.feed import RunFeed
 from service.stream import ChunkStream, StreamHead, StreamOptions
 from tests.helpers import SOON_S, batch, completed, decode, events, texts
@@ -103,10 +103,12 @@ class FakeDeadlines:
 class Scene:
     """A pump between fakes, running."""
 
-    def __init__(self, *, replay_word_delay_ms: int = 0, outbox: Outbox | None = None) -> None:
+    def __init__(
+        self, *, replay_word_delay_ms: int = 0, outbox: Outbox | None = None, after: Cursor | None = None
+    ) -> None:
         self.writer, self.feed, self.deadlines = FakeWriter(), FakeFeed(), FakeDeadlines()
         self.pump = StreamPump(
-            ChunkStream(HEAD, StreamOptions()),
+            ChunkStream(HEAD, StreamOptions(), after),
             cast("RawWriter", self.writer),
             outbox or Outbox(),
             replay_word_delay_ms=replay_word_delay_ms,
@@ -154,6 +156,17 @@ async def test_events_that_come_before_the_headers_follow_the_role_chunk() -> No
     messages = await scene.ended()
     assert "role" in messages[0][1]["choices"][0]["delta"]
     assert texts(messages) == ["a", "b"]
+
+
+async def test_a_resumed_stream_has_no_role_chunk_though_its_past_comes_first() -> None:
+    """A stream resumed behind a cursor begins with the frame after it, also if its past came before the headers."""
+    scene = Scene(after=Cursor(1, 1))
+    scene.pump.on_batch(batch(said("a", "b")))
+    await scene.start()
+    scene.pump.on_batch(batch(events(completed(), first_seq=3)))
+    messages = await scene.ended()
+    assert texts(messages) == ["b"]
+    assert messages[0][1]["choices"][0]["delta"] == {"content": "b"}
 
 
 async def test_frames_of_one_turn_are_one_write_for_each_stream() -> None:
