@@ -38,7 +38,8 @@ def create_app(settings: Settings, *, keys: Keys | None = None, number: int | No
         raise StartupError(message)
     link = Link(Endpoint(settings.redis_url), name="agentstream-frontend")
     keys = keys or Keys()
-    unprotected = not (settings.api_keys or settings.allow_open)  # on a loopback address: the settings see to it
+    # Then it is a loopback address: the settings see to it.
+    unprotected = not (settings.api_keys or settings.allow_open)
     middlewares = [middleware.openai_errors(local_hosts_only=unprotected)]
     if settings.cors_origins:
         middlewares.insert(0, middleware.cors(settings.cors_origins))

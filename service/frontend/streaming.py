@@ -96,7 +96,7 @@ class StreamPump:
         self._loop = asyncio.get_running_loop()
         self._feed: RunFeed | None = None
         self._deadlines: Deadlines | None = None
-        self._out: list[bytes] = []
+        self._out: list[bytes] = [machine.open()]  # now, as a past may be received before the response begins
         self._out_bytes = 0
         self._started = False
         self._paced = False
@@ -120,7 +120,6 @@ class StreamPump:
         """Stream until the terminal frame is written; raises ClientGone."""
         await self._writer.prepare()
         self._started = True
-        self._out.insert(0, self._machine.open())
         self.flush()
         while self._machine.tail is None:
             if self._stuck:

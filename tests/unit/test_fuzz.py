@@ -143,7 +143,13 @@ def stream(log: Sequence[Event], options: StreamOptions, after: Cursor | None = 
     machine = ChunkStream(HEAD, options, after)
     frames = [machine.open()]
     for event in log:
-        frames += [piece + b"\n\n" for piece in machine.receive(batch([event])).split(b"\n\n") if piece]
+        data = machine.receive(batch([event]))
+        pieces = re.findall(rb".+?\n\n", data, re.DOTALL)
+        assert b"".join(pieces) == data, "bytes that do not end with a blank line"
+        lines = data.split(b"\n")
+        assert len(pieces) == sum(line.startswith(b"data: ") for line in lines), "a frame has one line of data"
+        assert len(pieces) == len(list(sse.Decoder().feed(data))), "a frame is one message"
+        frames += pieces
     frames += machine.tail or ()
     return [frame for frame in frames if frame]
 
