@@ -20,7 +20,7 @@ import logging
 import random
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import hiredis
 
@@ -53,6 +53,13 @@ _NOT_NOW: Final = (
 )
 
 OnMessage = Callable[[bytes], None]
+
+
+class Follower(Protocol):
+    """Who follows a channel and cannot do with less than all its messages."""
+
+    def doubt(self) -> None:
+        """Learn that messages may have been missed."""
 
 
 class Command:
@@ -93,7 +100,8 @@ class Link:
         self._ready = asyncio.Event()
         self._last_error: Exception | None = None
         self._task: asyncio.Task[None] | None = None
-        self.on_reconnect: dict[Callable[[], None], None] = {}  # an ordered set
+        self.on_reconnect: dict[Callable[[], None], None] = {}  # an ordered set, told after every reconnect
+        self.followers: set[Follower] = set()  # likewise; there may be thousands
         self.reconnects = 0
 
     @property
@@ -309,7 +317,7 @@ class Link:
         self._outbox.clear()
         wire.write(b"".join(command.again() if command.again else command.payload for command in self._pending))
         self._ready.set()
-        for tell in tuple(self.on_reconnect):
+        for tell in (*self.on_reconnect, *(follower.doubt for follower in self.followers)):
             try:
                 tell()
             except Exception:  # one stream's fault must not end all others

@@ -384,7 +384,7 @@ class ScriptedLink:
 
     def __init__(self) -> None:
         self.log: list[bytes] = []  # the entries' payloads; an entry's id is its last event's position
-        self.on_reconnect: dict[Callable[[], None], None] = {}
+        self.followers: set[RunFeed] = set()
         self.handlers: list[Callable[[bytes], None]] = []
         self.asked: list[tuple[Command, str]] = []  # sent, not executed
         self.replies: list[tuple[Command, str, list[Any]]] = []  # executed, not received
@@ -429,8 +429,8 @@ class ScriptedLink:
         unanswered = [(command, after) for command, after, _ in self.replies] + self.asked
         self.asked = [(command, after) for command, after in unanswered if not command.cancelled]
         self.replies.clear()
-        for told in list(self.on_reconnect):
-            told()
+        for follower in list(self.followers):
+            follower.doubt()
 
 
 class World:
