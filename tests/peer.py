@@ -18,7 +18,7 @@ Answer = Callable[[Words, int], bytes | None]
 OK = b"+OK\r\n"
 PONG = b"+PONG\r\n"
 HELLO = b"%1\r\n+proto\r\n:3\r\n"
-HANDSHAKE = {b"HELLO", b"AUTH", b"CLIENT", b"SELECT", b"SCRIPT", b"PING", b"SUBSCRIBE"}
+HANDSHAKE = {b"HELLO", b"AUTH", b"CLIENT", b"SELECT", b"SCRIPT", b"PING", b"SUBSCRIBE", b"UNSUBSCRIBE"}
 
 
 def push(kind: bytes, channel: bytes, last: bytes) -> bytes:
@@ -33,8 +33,8 @@ def message(channel: bytes, payload: bytes) -> bytes:
 
 def healthy(words: Words, _connection: int) -> bytes | None:
     """Answer as a server in good health does."""
-    if words[0] == b"SUBSCRIBE":
-        return b"".join(push(b"subscribe", channel, b":1\r\n") for channel in words[1:])
+    if words[0] in {b"SUBSCRIBE", b"UNSUBSCRIBE"}:
+        return b"".join(push(words[0].lower(), channel, b":1\r\n") for channel in words[1:])
     return {b"HELLO": HELLO, b"PING": PONG}.get(words[0], OK)
 
 

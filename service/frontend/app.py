@@ -38,10 +38,7 @@ def create_app(settings: Settings, *, keys: Keys | None = None, number: int | No
         raise StartupError(message)
     link = Link(Endpoint(settings.redis_url), name="agentstream-frontend")
     keys = keys or Keys()
-    unprotected = not (settings.api_keys or settings.allow_open)  # on a loopback address: the settings see to it
-    middlewares = [middleware.openai_errors(local_hosts_only=unprotected)]
-    if settings.cors_origins:
-        middlewares.insert(0, middleware.cors(settings.cors_origins))
+    middlewares = [middleware.cors(settings.cors_origins)] if settings.cors_origins else []
     app = web.Application(client_max_size=settings.max_body_bytes, middlewares=middlewares)
     app[CONTEXT] = Context(
         settings=settings,
@@ -67,8 +64,11 @@ def create_app(settings: Settings, *, keys: Keys | None = None, number: int | No
     app.cleanup_ctx.append(_finish_errands)
     if number is not None:
         app.cleanup_ctx.append(_tell_the_others)
-    app.add_routes(routes.ROUTES)
-    app.add_routes(playground.routes())
+    # Unprotected, it is a loopback address: the settings see to that.
+    unprotected = not (settings.api_keys or settings.allow_open)
+    for route in [*routes.ROUTES, *playground.routes(), web.route("*", "/{path:.*}", middleware.no_such_route)]:
+        handler = middleware.openai_errors(route.handler, local_hosts_only=unprotected)
+        web.RouteDef(route.method, route.path, handler, route.kwargs).register(app.router)
     return app
 
 

@@ -31,15 +31,14 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 BROKER_RETRY_AFTER_S: Final = 2
 
 
-def openai_errors(*, local_hosts_only: bool) -> Middleware:
-    """Return a middleware that turns every error into ``{"error": {...}}`` with a fitting status, and counts requests.
+def openai_errors(handler: Handler, *, local_hosts_only: bool) -> Handler:
+    """Return a handler that turns every error into ``{"error": {...}}`` with a fitting status, and counts requests.
 
     ``local_hosts_only`` refuses requests whose Host header is not a name of this machine; used where nothing else
-    keeps others out. It is no middleware of its own, as every one costs each open stream 0.7 KB.
+    keeps others out. Around the handler, not an aiohttp middleware: that would cost every open stream 0.5 KB more.
     """
 
-    @web.middleware
-    async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+    async def guarded(request: web.Request) -> web.StreamResponse:
         request_id = f"req_{secrets.token_hex(8)}"
         request["request_id"] = request_id
         try:
@@ -62,11 +61,23 @@ def openai_errors(*, local_hosts_only: bool) -> Middleware:
         if not response.prepared:
             response.headers["X-Request-Id"] = request_id
         resource = request.match_info.route.resource
-        route = resource.canonical if resource else "unknown"
+        route = resource.canonical if resource and handler is not no_such_route else "unknown"
         request.app[CONTEXT].metrics.requests.labels(route, str(response.status)).inc()
         return response
 
-    return middleware
+    return guarded
+
+
+async def no_such_route(request: web.Request) -> web.StreamResponse:
+    """Handle what no route takes; raises 404, or 405 if only the method is wrong."""
+    here = request.match_info.route.resource
+    allowed: set[str] = set()
+    for resource in request.app.router.resources():
+        if resource is not here:
+            allowed |= (await resource.resolve(request))[1]
+    if allowed:
+        raise web.HTTPMethodNotAllowed(request.method, allowed)
+    raise web.HTTPNotFound
 
 
 def error_response(error: RequestError) -> web.Response:

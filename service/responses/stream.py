@@ -43,6 +43,7 @@ class ResponseStream:
         "_next",
         "_output",
         "_templated",
+        "_told",
         "_transcript",
         "completed",
         "tail",
@@ -55,6 +56,7 @@ class ResponseStream:
         self._agent_events = agent_events
         self._after = -1 if after is None else after
         self._next = 0  # the next event's number
+        self._told = 0  # the last number handed out: a batch that cannot be read is not, though its beginning counted
         self._characters = 0
         self._transcript = Transcript()
         self._output = ResponseOutput(head.run_id)
@@ -65,7 +67,9 @@ class ResponseStream:
 
     def open(self) -> bytes:
         """Return the events a response begins with, before anything has happened."""
-        return b"".join(self._event(f"response.{name}", self._response()) for name in ("created", "in_progress"))
+        frames = [self._event(f"response.{name}", self._response()) for name in ("created", "in_progress")]
+        self._told = self._next - 1
+        return b"".join(frames)
 
     def empty_chunk(self) -> bytes:
         """Return response.in_progress once more: resets clients' per-event timeouts."""
@@ -93,6 +97,7 @@ class ResponseStream:
                 for part in transcript.receive(event):
                     frames += self._frames(part)
             seq += 1
+        self._told = self._next - 1
         return b"".join(frames)
 
     def fail(self, code: str, message: str) -> None:
@@ -150,7 +155,7 @@ class ResponseStream:
         return self._unnumbered("error", fields)
 
     def _unnumbered(self, name: str, fields: dict[str, Any]) -> bytes:
-        return sse.frame(_json({"type": name, **fields, _NUMBER: max(self._after, self._next - 1, 0)}), event=name)
+        return sse.frame(_json({"type": name, **fields, _NUMBER: max(self._after, self._told)}), event=name)
 
     def _response(self, end: Finish | Failure | None = None) -> dict[str, Any]:
         output = [] if end is None else self._output.items

@@ -92,7 +92,7 @@ class RunFeed:
     def open(self) -> asyncio.Future[None]:
         """Subscribe to a run that has no past yet; what is returned is done when the server has confirmed it."""
         self._state = _LIVE
-        self._link.on_reconnect[self.doubt] = None
+        self._link.followers.add(self)
         return self._link.subscribe(self._channel, self._on_message)
 
     async def open_from_log(self) -> bool:
@@ -113,7 +113,7 @@ class RunFeed:
         if self._state is _State.CLOSED:
             return
         self._state = _State.CLOSED
-        self._link.on_reconnect.pop(self.doubt, None)
+        self._link.followers.discard(self)
         self._set_synced()
         self._link.unsubscribe(self._channel, self._on_message)
         self._forget_reading()

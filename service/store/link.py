@@ -20,7 +20,7 @@ import logging
 import random
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import hiredis
 
@@ -55,6 +55,13 @@ _NOT_NOW: Final = (
 OnMessage = Callable[[bytes], None]
 
 
+class Follower(Protocol):
+    """Who follows a channel and cannot do with less than all its messages."""
+
+    def doubt(self) -> None:
+        """Learn that messages may have been missed."""
+
+
 class Command:
     """A command on its way. ``cancel`` keeps it from being sent (again).
 
@@ -86,13 +93,15 @@ class Link:
         self._outbox: list[bytes] = []
         self._flush_scheduled = False
         self._handlers: dict[bytes, OnMessage] = {}
-        self._acks: dict[bytes, list[asyncio.Future[None]]] = {}
+        self._acks: dict[bytes, deque[asyncio.Future[None]]] = {}  # one for each confirmation to come, in order
+        self._unconfirmed: list[asyncio.Future[None]] = []  # of connections that broke; the next one answers them
         self._commands: Wire | None = None
         self._pushes: Wire | None = None
         self._ready = asyncio.Event()
         self._last_error: Exception | None = None
         self._task: asyncio.Task[None] | None = None
-        self.on_reconnect: dict[Callable[[], None], None] = {}  # an ordered set
+        self.on_reconnect: dict[Callable[[], None], None] = {}  # an ordered set, told after every reconnect
+        self.followers: set[Follower] = set()  # likewise; there may be thousands
         self.reconnects = 0
 
     @property
@@ -178,10 +187,7 @@ class Link:
             self._handlers[channel] = before.without(on_message)
         elif before == on_message:
             del self._handlers[channel]
-            for ack in self._acks.pop(channel, ()):
-                ack.cancel()  # nobody waits for it any more, and no connection would bring it
-            if self._pushes is not None:
-                self._pushes.write(pack(("UNSUBSCRIBE", channel)))
+            self._write_to_pushes(pack(("UNSUBSCRIBE", channel)))
 
     # -- sending ------------------------------------------------------------------------------------
 
@@ -218,14 +224,16 @@ class Link:
         Without a connection, the next one subscribes, and confirms.
         """
         ack: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._acks.setdefault(names[-1], []).append(ack)
+        self._acks.setdefault(names[-1], deque()).append(ack)
         parts = [names[start : start + SUBSCRIBE_AT_ONCE] for start in range(0, len(names), SUBSCRIBE_AT_ONCE)]
-        packed = b"".join(pack(("SUBSCRIBE", *part)) for part in parts)
+        self._write_to_pushes(b"".join(pack(("SUBSCRIBE", *part)) for part in parts))
+        return ack
+
+    def _write_to_pushes(self, packed: bytes) -> None:
         if self._ready.is_set() and self._pushes is self._commands:
             self._write(packed)  # with the commands that follow, such as the job whose run this is
         elif self._pushes is not None:
             self._pushes.write(packed)
-        return ack
 
     # -- receiving ----------------------------------------------------------------------------------
 
@@ -262,9 +270,11 @@ class Link:
                 except Exception:  # one stream's fault must not end all others
                     log.exception("a message handler failed")
         elif kind == b"subscribe":
-            for ack in self._acks.pop(push[1], ()):
-                if not ack.done():
-                    ack.set_result(None)
+            acks = self._acks.get(push[1])
+            if acks:
+                _confirm(acks.popleft())
+                if not acks:
+                    del self._acks[push[1]]
 
     # -- staying connected --------------------------------------------------------------------------
 
@@ -296,13 +306,18 @@ class Link:
         # Not before it is the right one: an UNSUBSCRIBE on the wire of commands would shift all its replies.
         pushes = wire if self._endpoint.pushes_inline else await self._open(self._on_push, load_scripts=False)
         self._pushes = pushes
+        self._unconfirmed += (ack for acks in self._acks.values() for ack in acks)
+        self._acks.clear()
         if self._handlers:
             await unless_lost(pushes, self._subscribe(list(self._handlers)))
+        for ack in self._unconfirmed:
+            _confirm(ack)
+        self._unconfirmed.clear()
         self._pending = deque(command for command in self._pending if not command.cancelled)
         self._outbox.clear()
         wire.write(b"".join(command.again() if command.again else command.payload for command in self._pending))
         self._ready.set()
-        for tell in tuple(self.on_reconnect):
+        for tell in (*self.on_reconnect, *(follower.doubt for follower in self.followers)):
             try:
                 tell()
             except Exception:  # one stream's fault must not end all others
@@ -392,6 +407,11 @@ def _check_handshake(commands: list[tuple[bytes | str | int, ...]], replies: lis
 
 def _ignore(_reply: Reply) -> None:
     """Take a reply nobody waits for."""
+
+
+def _confirm(ack: asyncio.Future[None]) -> None:
+    if not ack.done():
+        ack.set_result(None)
 
 
 def _settle(future: asyncio.Future[Reply], reply: Reply) -> None:

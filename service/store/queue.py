@@ -47,7 +47,8 @@ FULL_QUEUE_RETRY_AFTER_S: Final = 5
 MAX_RETRY_AFTER_S: Final = 60
 MAX_CONVERSATION_BYTES: Final = 256 << 10  # a run's copy of it; about 64,000 tokens
 DRAIN_SAMPLE_VALID_S: Final = 60
-_NO_QUEUE: Final = ("NOGROUP", "The XGROUP subcommand requires the key")  # the second is fakeredis'
+# The second is fakeredis', whose "ERR " redis-py takes off and the link does not.
+_NO_QUEUE: Final = ("NOGROUP", "The XGROUP subcommand requires the key", "ERR The XGROUP subcommand requires the key")
 _FIRST_ENTRY: Final = "0"  # a group that starts at $ would skip jobs enqueued before its first worker
 
 

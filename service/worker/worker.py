@@ -117,7 +117,8 @@ class Worker:
     async def _reclaim_all(self) -> None:
         """Take over all that only needs its end told, and at most one job whose agent is called again.
 
-        That one may be what killed its worker; together with others it could kill them all a second time.
+        That one may be what killed its worker; together with others it could kill them all a second time. It waits
+        its turn for a slot: of a worker with one slot, the claim loop has it nearly always.
         """
         while True:
             await self._slots.acquire()

@@ -91,7 +91,7 @@ async def deaf(link: Link, channel: str) -> AsyncIterator[None]:
     name = channel.encode()
     handler = link._handlers[name]
     lost = asyncio.Event()
-    link._handlers[name] = (lambda _payload: lost.set(),)
+    link._handlers[name] = lambda _payload: lost.set()
     yield
     async with asyncio.timeout(SOON_S):
         await lost.wait()

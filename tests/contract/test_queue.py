@@ -25,16 +25,16 @@ def submitter(link: Link, keys: Keys) -> JobSubmitter:
 
 
 @pytest.fixture
-async def queue(any_broker_url: str, keys: Keys) -> AsyncIterator[JobQueue]:
-    queue = JobQueue(Endpoint(any_broker_url), keys, "q", worker_id="w1")
+async def queue(any_broker_url: str, link: Link, keys: Keys) -> AsyncIterator[JobQueue]:
+    queue = JobQueue(Endpoint(any_broker_url), link, keys, "q", worker_id="w1")
     await queue.open()
     yield queue
     await queue.close()
 
 
 @pytest.fixture
-async def other_queue(any_broker_url: str, keys: Keys) -> AsyncIterator[JobQueue]:
-    queue = JobQueue(Endpoint(any_broker_url), keys, "q", worker_id="w2")
+async def other_queue(any_broker_url: str, link: Link, keys: Keys) -> AsyncIterator[JobQueue]:
+    queue = JobQueue(Endpoint(any_broker_url), link, keys, "q", worker_id="w2")
     await queue.open()
     yield queue
     await queue.close()
@@ -67,11 +67,11 @@ async def test_job_reaches_one_worker(submitter: JobSubmitter, queue: JobQueue, 
 
 
 async def test_job_submitted_before_any_worker_is_not_lost(
-    submitter: JobSubmitter, any_broker_url: str, keys: Keys
+    submitter: JobSubmitter, any_broker_url: str, link: Link, keys: Keys
 ) -> None:
     """The first worker ever finds jobs that were enqueued before it came."""
     await submitter.submit(sent := job(), ttl_s=60)
-    queue = JobQueue(Endpoint(any_broker_url), keys, "q", worker_id="w")
+    queue = JobQueue(Endpoint(any_broker_url), link, keys, "q", worker_id="w")
     await queue.open()
     assert (await claimed(queue)).job == sent
     await queue.close()
@@ -143,7 +143,7 @@ async def test_workers_are_counted_while_they_live(
 ) -> None:
     """A worker counts as alive from its start until it leaves, and leaves no consumer behind."""
     assert await submitter.workers_alive() == 1
-    other = JobQueue(Endpoint(any_broker_url), keys, "q", worker_id="w2")
+    other = JobQueue(Endpoint(any_broker_url), link, keys, "q", worker_id="w2")
     await other.open()
     assert await submitter.workers_alive() == 2
     await other.claim()
@@ -250,11 +250,11 @@ async def test_dead_consumers_are_forgotten_unless_they_hold_a_job(
     monkeypatch.setattr("service.store.queue.DEAD_CONSUMER_IDLE_MS", 50)
     await submitter.submit(job(), ttl_s=60)
     for name in ("holds", "gone"):
-        dead = JobQueue(Endpoint(any_broker_url), keys, "q", worker_id=name)
+        dead = JobQueue(Endpoint(any_broker_url), link, keys, "q", worker_id=name)
         await dead.open()
         assert (await dead.claim() is None) == (name == "gone")
         await dead._redis.aclose()
-        await dead._blocking.aclose()
+        await dead._claims.close()
     await asyncio.sleep(0.2)
     await queue.prune()
     consumers = str(await link.call("XINFO", "CONSUMERS", keys.jobs("q"), GROUP))

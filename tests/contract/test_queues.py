@@ -71,6 +71,7 @@ class Site:
 
     def __init__(self, url: str, link: Link, keys: Keys) -> None:
         self._url = url
+        self._link = link
         self._keys = keys
         self.submitters = {name: JobSubmitter(link, keys, name, max_queued=100) for name in "ab"}
 
@@ -105,7 +106,7 @@ class Site:
                 stop.set()
 
     def queue(self, name: str, worker_id: str) -> JobQueue:
-        return JobQueue(Endpoint(self._url), self._keys, name, worker_id=worker_id)
+        return JobQueue(Endpoint(self._url), self._link, self._keys, name, worker_id=worker_id)
 
 
 @pytest.fixture

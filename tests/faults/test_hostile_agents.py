@@ -237,12 +237,12 @@ async def test_a_large_answer_is_replayed_whole(processes: Processes, client: Cl
 
 
 @pytest.fixture
-async def tool_loving_model() -> AsyncIterator[tuple[str, list[int]]]:
-    """A model server that asks for a tool whatever it is told; its URL and the messages of each request counted."""
-    asked: list[int] = []
+async def tool_loving_model() -> AsyncIterator[tuple[str, list[bool]]]:
+    """A model server that asks for a tool whatever it is told; its URL, and whether each request offered tools."""
+    asked: list[bool] = []
 
     async def answer(request: web.Request) -> web.StreamResponse:
-        asked.append(len((await request.json())["messages"]))
+        asked.append(bool((await request.json()).get("tools")))
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
         call = {
@@ -274,14 +274,14 @@ async def tool_loving_model() -> AsyncIterator[tuple[str, list[int]]]:
 
 
 async def test_an_endless_tool_loop_ends_at_max_turns(
-    processes: Processes, client: Client, tool_loving_model: tuple[str, list[int]]
+    processes: Processes, client: Client, tool_loving_model: tuple[str, list[bool]]
 ) -> None:
-    """A model that always asks for a tool is asked max_turns times; then the answer says so, finish_reason length."""
+    """A model that always asks for a tool has max_turns turns, and one without tools to sum up; then the run ends."""
     model_url, asked = tool_loving_model
     url, _ = await start_frontend(processes)
     await processes.worker(OPENAI_BASE_URL=model_url, AGENTSTREAM_MAX_TURNS="5")
     messages = await stream(client, url, chat("loop"))
-    assert len(asked) == 5
+    assert asked == [True] * 5 + [False]
     assert sum(name == "tool_call_end" for name, _ in messages) == 5
     assert messages[-2][1]["choices"][0]["finish_reason"] == "length"
     assert messages[-1] == (None, "[DONE]")

@@ -143,7 +143,13 @@ def stream(log: Sequence[Event], options: StreamOptions, after: Cursor | None = 
     machine = ChunkStream(HEAD, options, after)
     frames = [machine.open()]
     for event in log:
-        frames += [piece + b"\n\n" for piece in machine.receive(batch([event])).split(b"\n\n") if piece]
+        data = machine.receive(batch([event]))
+        pieces = re.findall(rb".+?\n\n", data, re.DOTALL)
+        assert b"".join(pieces) == data, "bytes that do not end with a blank line"
+        lines = data.split(b"\n")
+        assert len(pieces) == sum(line.startswith(b"data: ") for line in lines), "a frame has one line of data"
+        assert len(pieces) == len(list(sse.Decoder().feed(data))), "a frame is one message"
+        frames += pieces
     frames += machine.tail or ()
     return [frame for frame in frames if frame]
 
@@ -378,7 +384,7 @@ class ScriptedLink:
 
     def __init__(self) -> None:
         self.log: list[bytes] = []  # the entries' payloads; an entry's id is its last event's position
-        self.on_reconnect: dict[Callable[[], None], None] = {}
+        self.followers: set[RunFeed] = set()
         self.handlers: list[Callable[[bytes], None]] = []
         self.asked: list[tuple[Command, str]] = []  # sent, not executed
         self.replies: list[tuple[Command, str, list[Any]]] = []  # executed, not received
@@ -423,8 +429,8 @@ class ScriptedLink:
         unanswered = [(command, after) for command, after, _ in self.replies] + self.asked
         self.asked = [(command, after) for command, after in unanswered if not command.cancelled]
         self.replies.clear()
-        for told in list(self.on_reconnect):
-            told()
+        for follower in list(self.followers):
+            follower.doubt()
 
 
 class World:

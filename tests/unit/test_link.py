@@ -135,7 +135,7 @@ async def test_subscribe_waits_for_the_confirmation(peer: Peer) -> None:
 
     peer.answer = answer
     async with linked(peer.url) as link, soon():
-        subscribing = asyncio.create_task(link.subscribe(b"channel", lambda _: None))
+        subscribing = link.subscribe(b"channel", lambda _: None)
         await peer.until(lambda: peer.count(b"SUBSCRIBE", 1) == 1)
         assert await link.call("SET", "key", "value") == b"OK"
         assert not subscribing.done()
@@ -176,6 +176,82 @@ async def test_a_channel_is_left_with_its_last_handler(broker_url: str, keys: Ke
         assert gone.empty()
 
 
+async def test_three_handlers_of_a_channel_are_told_but_the_one_that_left(broker_url: str, keys: Keys) -> None:
+    """Of three handlers any one may leave, first, middle or last: the other two get every message once."""
+    for leaves in range(3):
+        channel = keys.events(f"run-{leaves}").encode()
+        got: list[list[bytes]] = [[], [], []]
+        handlers = [told.append for told in got]
+        async with linked(broker_url) as link, soon():
+            for handler in handlers:
+                await link.subscribe(channel, handler)
+            await link.call("PUBLISH", channel, "all")
+            link.unsubscribe(channel, handlers[leaves])
+            assert await link.call("PUBLISH", channel, "two") == 1
+            await link.call("PING")
+            assert got == [[b"all"] if number == leaves else [b"all", b"two"] for number in range(3)]
+            for handler in handlers:
+                link.unsubscribe(channel, handler)
+            assert await link.call("PUBLISH", channel, "none") == 0
+
+
+async def test_what_is_left_in_the_turn_it_was_asked_for_is_left(peer: Peer) -> None:
+    """An unsubscribe never overtakes its subscribe: no channel stays subscribed for nobody."""
+    async with linked(peer.url) as link, soon():
+        handler = asyncio.Queue[bytes]().put_nowait
+        await link.call("ECHO", "nothing is on its way")
+        first = link.subscribe(b"channel", handler)
+        link.unsubscribe(b"channel", handler)
+        await link.call("ECHO", "all was sent")
+        await first
+        asked = [words[0] for _, words in peer.received if b"channel" in words]
+        assert asked == [b"SUBSCRIBE", b"UNSUBSCRIBE"]
+
+
+async def test_each_subscription_has_a_confirmation_of_its_own(peer: Peer) -> None:
+    """A channel left and asked for again counts as subscribed when the second time is confirmed, not the first."""
+
+    def answer(words: Words, connection: int) -> bytes | None:
+        return None if words[0] == b"SUBSCRIBE" else healthy(words, connection)
+
+    peer.answer = answer
+    async with linked(peer.url) as link, soon():
+        handler = asyncio.Queue[bytes]().put_nowait
+        link.subscribe(b"channel", handler)
+        link.unsubscribe(b"channel", handler)
+        second = link.subscribe(b"channel", handler)
+        await peer.until(lambda: peer.count(b"SUBSCRIBE", 1) == 2)
+        peer.send(push(b"subscribe", b"channel", b":1\r\n"))
+        await link.call("ECHO", "the first is confirmed")
+        assert not second.done()
+        peer.send(push(b"subscribe", b"channel", b":1\r\n"))
+        await second
+
+
+async def test_a_channel_left_while_channels_are_renewed_does_not_end_the_link(peer: Peer) -> None:
+    """A client that goes while a reconnect awaits the confirmation of its channel leaves the link whole."""
+
+    def answer(words: Words, connection: int) -> bytes | None:
+        return None if words[0] == b"SUBSCRIBE" and connection == 2 else healthy(words, connection)
+
+    peer.answer = answer
+    async with linked(peer.url) as link, soon():
+        stays, goes = asyncio.Queue[bytes](), asyncio.Queue[bytes]()
+        goes_handler = goes.put_nowait
+        await link.subscribe(b"stays", stays.put_nowait)
+        await link.subscribe(b"goes", goes_handler)
+        peer.send(b"-ERR unasked\r\n")
+        await peer.until(lambda: peer.count(b"SUBSCRIBE", 2) == 1)
+        link.unsubscribe(b"goes", goes_handler)
+        told = reconnected(link)
+        peer.send(push(b"subscribe", b"stays", b":1\r\n") + push(b"subscribe", b"goes", b":2\r\n"))
+        await told.wait()
+        peer.send(message(b"stays", b"x") + message(b"goes", b"y"))
+        assert await stays.get() == b"x"
+        assert await link.call("SET", "key", "value") == b"OK"
+        assert goes.empty()
+
+
 async def test_without_resp3_there_are_two_connections(broker_url: str, keys: Keys) -> None:
     """With protocol=2 in the URL messages come on a connection of their own, and commands go on working."""
     channel, got = keys.events("run").encode(), asyncio.Queue[bytes]()
@@ -213,7 +289,7 @@ async def test_subscribing_while_away_is_confirmed_by_the_reconnect(peer: Peer) 
     await peer.close()
     async with linking(f"redis://127.0.0.1:{port}") as link, soon():
         got = asyncio.Queue[bytes]()
-        subscribing = asyncio.create_task(link.subscribe(b"channel", got.put_nowait))
+        subscribing = link.subscribe(b"channel", got.put_nowait)
         await peer.listen(port)
         await subscribing
         peer.send(message(b"channel", b"x"))

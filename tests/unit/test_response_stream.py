@@ -232,6 +232,18 @@ def test_a_lost_resumed_stream_does_not_send_its_client_back() -> None:
     assert decoded(b"".join(machine.tail))[0][1]["sequence_number"] == 40
 
 
+def test_a_batch_that_cannot_be_read_does_not_count() -> None:
+    """The error after it has the number of the last event that was sent, not of one that was made and thrown away."""
+    machine = ResponseStream(HEAD, {}, agent_events=False)
+    stream = machine.open() + machine.receive(Batch(1, 1, [STARTED, "a"]))
+    with pytest.raises(BusError):
+        machine.receive(Batch(1, 3, ["b", 7]))
+    machine.fail(STREAM_LOST, "gone")
+    assert machine.tail is not None
+    *earlier, (_, error) = decoded(stream + b"".join(machine.tail))
+    assert error["sequence_number"] == earlier[-1][1]["sequence_number"]
+
+
 def test_an_answer_too_long_to_repeat_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """A stream holds its answer, so it is bounded; the feed that raises this tells the client."""
     monkeypatch.setattr(response_stream, "MAX_OUTPUT_CHARACTERS", 5)

@@ -9,10 +9,10 @@ import pytest
 from service import sse
 from service.errors import AGENT_ERROR, STREAM_LOST, LogTrimmed, RunFailed
 from service.frontend.rawwriter import HIGH_WATER_BYTES, ClientGone, RawWriter
-from service.frontend.streaming import EMPTY_CHUNK_AFTER_S, KEEPALIVE_AFTER_S, Collector, StreamPump
+from service.frontend.streaming import EMPTY_CHUNK_AFTER_S, KEEPALIVE_AFTER_S, Collector, Outbox, StreamPump
 from service.frontend.views import CHAT
 from service.frontend.watch import Deadlines
-from service.protocol.events import RUN_CANCELLED, RUN_FAILED, Event
+from service.protocol.events import RUN_CANCELLED, RUN_FAILED, Cursor, Event
 from service.store.feed import RunFeed
 from service.stream import ChunkStream, StreamHead, StreamOptions
 from tests.helpers import SOON_S, batch, completed, decode, events, texts
@@ -29,6 +29,7 @@ class FakeWriter:
         self.ended = False
         self.prepared = asyncio.Event()
         self.gone = False
+        self.broken = False
         self._writable = asyncio.Event()
         self.waited_blocked = asyncio.Event()
 
@@ -43,10 +44,13 @@ class FakeWriter:
     async def prepare(self) -> None:
         self.prepared.set()
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes) -> bool:
         assert not self.ended
+        if self.broken:
+            raise ValueError(data)
         if data:
             self.writes.append(data)
+        return self.blocked
 
     async def until_writable(self) -> None:
         if self.blocked:
@@ -100,11 +104,14 @@ class FakeDeadlines:
 class Scene:
     """A pump between fakes, running."""
 
-    def __init__(self, *, replay_word_delay_ms: int = 0) -> None:
+    def __init__(
+        self, *, replay_word_delay_ms: int = 0, outbox: Outbox | None = None, after: Cursor | None = None
+    ) -> None:
         self.writer, self.feed, self.deadlines = FakeWriter(), FakeFeed(), FakeDeadlines()
         self.pump = StreamPump(
-            ChunkStream(HEAD, StreamOptions()),
+            ChunkStream(HEAD, StreamOptions(), after),
             cast("RawWriter", self.writer),
+            outbox or Outbox(),
             replay_word_delay_ms=replay_word_delay_ms,
         )
         self.pump.attach(cast("RunFeed", self.feed), cast("Deadlines", self.deadlines))
@@ -152,14 +159,71 @@ async def test_events_that_come_before_the_headers_follow_the_role_chunk() -> No
     assert texts(messages) == ["a", "b"]
 
 
-async def test_frames_of_one_batch_are_one_write_at_once() -> None:
-    """However many events a batch has, their frames are written in one piece, before the callback returns."""
+async def test_a_resumed_stream_has_no_role_chunk_though_its_past_comes_first() -> None:
+    """A stream resumed behind a cursor begins with the frame after it, also if its past came before the headers."""
+    scene = Scene(after=Cursor(1, 1))
+    scene.pump.on_batch(batch(said("a", "b")))
+    await scene.start()
+    scene.pump.on_batch(batch(events(completed(), first_seq=3)))
+    messages = await scene.ended()
+    assert texts(messages) == ["b"]
+    assert messages[0][1]["choices"][0]["delta"] == {"content": "b"}
+
+
+async def test_frames_of_one_turn_are_one_write_for_each_stream() -> None:
+    """However many batches a turn of the loop brings, each stream writes its frames in one piece at the turn's end."""
+    outbox = Outbox()
+    scenes = [Scene(outbox=outbox) for _ in range(3)]
+    for scene in scenes:
+        await scene.start()
+    before = [len(scene.writer.writes) for scene in scenes]
+    for seq in (1, 3, 5):
+        for scene in scenes:
+            scene.pump.on_batch(batch(said(str(seq), str(seq + 1), first_seq=seq)))
+    assert [len(scene.writer.writes) for scene in scenes] == before
+    await asyncio.sleep(0)
+    assert [len(scene.writer.writes) for scene in scenes] == [count + 1 for count in before]
+    for scene in scenes:
+        assert texts(decode(scene.writer.writes[-1])) == [str(number) for number in range(1, 7)]
+
+
+async def test_a_stream_that_cannot_be_written_does_not_stop_the_others() -> None:
+    """What writing one stream raises is logged and ends that stream with a reason; the others' frames are written."""
+    outbox = Outbox()
+    first, broken, last = (Scene(outbox=outbox) for _ in range(3))
+    for scene in (first, broken, last):
+        await scene.start()
+    broken.writer.broken = True
+    for scene in (first, broken, last):
+        scene.pump.on_batch(batch(said("a")))
+    await asyncio.sleep(0)
+    assert texts(decode(first.writer.sent)) == texts(decode(last.writer.sent)) == ["a"]
+    broken.writer.broken = False
+    messages = await broken.ended()
+    assert messages[-2][1]["agent_error"]["code"] == STREAM_LOST
+    assert not broken.pump.ended
+    for scene in (first, last):
+        scene.pump.on_batch(batch(events(completed(), first_seq=2)))
+        assert texts(await scene.ended()) == ["a"]
+
+
+async def test_a_turn_with_much_is_written_before_it_piles_up() -> None:
+    """A turn that brings more than the high-water mark is written meanwhile; a blocked client's feed is paused then."""
     scene = Scene()
     await scene.start()
     before = len(scene.writer.writes)
-    scene.pump.on_batch(batch(said(*map(str, range(1, 11)))))
+    scene.writer.block()
+    scene.pump.on_batch(batch(said("x" * HIGH_WATER_BYTES)))
     assert len(scene.writer.writes) == before + 1
-    assert texts(decode(scene.writer.writes[-1])) == [str(number) for number in range(1, 11)]
+    assert scene.feed.calls == ["pause"]
+    scene.writer.unblock()
+    await scene.turns()
+    for seq in range(2, 42):
+        scene.pump.on_batch(batch(said("y" * (HIGH_WATER_BYTES // 4), first_seq=seq)))
+    assert len(scene.writer.writes) >= before + 10
+    assert max(map(len, scene.writer.writes)) < 2 * HIGH_WATER_BYTES
+    scene.pump.on_batch(batch(events(completed(), first_seq=42)))
+    assert len(texts(await scene.ended())) == 41
 
 
 async def test_text_in_the_terminal_events_batch_comes_before_its_frames() -> None:

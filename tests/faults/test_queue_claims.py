@@ -1,0 +1,129 @@
+"""A worker's claims over a link of their own, where the broker goes away, forgets the queue, or a reply is lost."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from service.errors import BrokerUnavailable
+from service.protocol.jobs import Job, new_run_id
+from service.protocol.keys import Keys
+from service.store.endpoint import Endpoint
+from service.store.link import Link
+from service.store.queue import Claim, JobQueue, JobSubmitter
+from tests.conftest import open_link
+from tests.faults.faults import Broker, outage
+from tests.helpers import SOON_S
+
+LEASE_S = 0.2
+RETRY_S = 0.05
+
+
+@pytest.fixture
+async def broker(tmp_path: Path) -> AsyncIterator[Broker]:
+    """A broker that keeps its data over a restart."""
+    async with Broker(tmp_path, append_only=True) as broker:
+        yield broker
+
+
+@pytest.fixture
+async def link(broker: Broker) -> AsyncIterator[Link]:
+    """The link the workers' buses have."""
+    link = await open_link(broker.url, "test")
+    yield link
+    await link.close()
+
+
+@pytest.fixture
+async def queue(broker: Broker, link: Link, keys: Keys) -> AsyncIterator[JobQueue]:
+    """A worker's side of the queue."""
+    queue = JobQueue(Endpoint(broker.url), link, keys, "q", worker_id="w1")
+    await queue.open()
+    yield queue
+    await queue.close()
+
+
+async def submitted(link: Link, keys: Keys) -> Job:
+    """Return a job that was enqueued."""
+    job = Job(run_id=new_run_id(), request={"model": "m"}, created=1, start_by=time.time() + 60, owner="me")
+    async with asyncio.timeout(SOON_S):
+        await JobSubmitter(link, keys, "q", max_queued=3).submit(job, ttl_s=60)
+    return job
+
+
+async def claimed(queue: JobQueue) -> Claim:
+    """Return the next job; a broker that is not back yet is asked again, as a worker does."""
+    async with asyncio.timeout(SOON_S):
+        while True:
+            try:
+                if (claim := await queue.claim()) is not None:
+                    return claim
+            except BrokerUnavailable:
+                await asyncio.sleep(RETRY_S)
+
+
+async def test_a_claim_outlives_the_queue_it_waits_for(queue: JobQueue, link: Link, keys: Keys) -> None:
+    """If the queue goes while a claim waits for it, that claim ends without a job and the next ones find new jobs."""
+    claiming = asyncio.create_task(queue.claim())
+    async with asyncio.timeout(SOON_S):
+        while b"cmd=xreadgroup" not in await link.call("CLIENT", "LIST"):  # noqa: ASYNC110 -- nothing tells but asking
+            await asyncio.sleep(RETRY_S)
+        await link.call("DEL", keys.jobs("q"))
+        assert await claiming is None
+    job = await submitted(link, keys)
+    assert (await claimed(queue)).job == job
+
+
+async def test_a_claim_without_a_broker_fails_in_bound_time(
+    broker: Broker, queue: JobQueue, link: Link, keys: Keys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the broker is away every claim raises BrokerUnavailable; once it is back, the next ones take jobs."""
+    monkeypatch.setattr("service.store.queue.COMMAND_TIMEOUT_S", 0.2)
+    async with outage(broker), asyncio.timeout(SOON_S):
+        for _ in range(2):
+            with pytest.raises(BrokerUnavailable, match="did not answer within"):
+                await queue.claim()
+    job = await submitted(link, keys)
+    claim = await claimed(queue)
+    assert claim.job == job
+    begun = await queue.begin(claim, ttl_s=60)
+    assert begun is not None
+    assert begun.attempt == 1
+
+
+async def test_a_job_whose_claim_was_lost_on_its_way_is_run_after_its_lease(
+    broker: Broker, queue: JobQueue, link: Link, keys: Keys
+) -> None:
+    """If the connection is cut with the reply on its way, the job is run once its lease is over, and not before."""
+    wire = queue._claims._commands
+    assert wire is not None
+    deliver, lost = wire.on_reply, asyncio.Event()
+
+    def cut(reply: object) -> None:
+        if isinstance(reply, dict) and reply:
+            lost.set()
+            wire.abort()
+        else:
+            deliver(reply)
+
+    wire.on_reply = cut
+    job = await submitted(link, keys)
+    async with asyncio.timeout(SOON_S):
+        assert await queue.claim() is None
+        assert lost.is_set()
+        assert queue._claims.reconnects == 1
+        other = JobQueue(Endpoint(broker.url), link, keys, "q", worker_id="w2")
+        await other.open()
+        assert await other.claim() is None
+        assert await other.reclaim(3600) is None
+        while (taken := await other.reclaim(LEASE_S)) is None:  # noqa: ASYNC110 -- the broker's clock decides
+            await asyncio.sleep(RETRY_S)
+    assert taken.job == job
+    begun = await other.begin(taken, ttl_s=60)
+    assert begun is not None
+    assert begun.attempt == 1
+    await other.finish(taken)
+    await other.close()
+    assert await link.call("XLEN", keys.jobs("q")) == 0

@@ -1,0 +1,126 @@
+"""An item that is no event, behind good ones: in the machine, and all the way from a message to a client."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, cast
+
+import orjson
+import pytest
+
+from service.errors import STREAM_LOST, BusError, RunFailed
+from service.frontend.rawwriter import RawWriter
+from service.frontend.streaming import Collector, Outbox, StreamPump
+from service.frontend.views import CHAT
+from service.protocol.events import Batch
+from service.store.feed import Consumer, RunFeed
+from service.store.link import Command, Link
+from service.stream import ChunkStream, StreamHead, StreamOptions
+from tests.helpers import SOON_S, decode, texts
+
+HEAD = StreamHead(run_id="chatcmpl-1", created=1, model="m")
+NO_EVENTS: list[Any] = [7, None, {}, [], ["x"], [1, {}], [["x"], {}]]
+
+
+def payload(seq: int, *items: Any) -> bytes:
+    """Return a message as another process would send it."""
+    return orjson.dumps({"v": 1, "a": 1, "s": seq, "e": items})
+
+
+class OneRunLink:
+    """A link with one channel and one log."""
+
+    def __init__(self) -> None:
+        self.on_reconnect: dict[Callable[[], None], None] = {}
+        self.handler: Callable[[bytes], None] | None = None
+        self.log: list[bytes] = []
+
+    def subscribe(self, _channel: bytes, handler: Callable[[bytes], None]) -> asyncio.Future[None]:
+        self.handler = handler
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        done.set_result(None)
+        return done
+
+    def unsubscribe(self, _channel: bytes, _handler: Callable[[bytes], None]) -> None:
+        self.handler = None
+
+    def send(self, *_words: object, on_reply: Callable[[Any], None]) -> Command:
+        entries = [[b"1-1", [b"b", entry]] for entry in self.log]
+        asyncio.get_running_loop().call_soon(on_reply, entries)
+        return Command(b"", on_reply)
+
+    def push(self, message: bytes) -> None:
+        assert self.handler is not None
+        self.handler(message)
+
+    def feed(self, consumer: Consumer) -> RunFeed:
+        return RunFeed(cast("Link", self), "channel", consumer)
+
+
+class TakesAll:
+    """A client that takes everything."""
+
+    def __init__(self) -> None:
+        self.sent = b""
+        self.ended = False
+
+    async def prepare(self) -> None:
+        """Nothing."""
+
+    def write(self, data: bytes) -> bool:
+        self.sent += data
+        return False
+
+    async def until_writable(self) -> None:
+        """At once."""
+
+    async def end(self) -> None:
+        self.ended = True
+
+
+@pytest.mark.parametrize("item", NO_EVENTS, ids=repr)
+def test_machine_refuses_an_item_that_is_no_event(item: Any) -> None:
+    """``receive`` raises BusError with the item's place; the machine can still end its stream with an error frame."""
+    machine = ChunkStream(HEAD, StreamOptions())
+    with pytest.raises(BusError, match=r"1-3"):
+        machine.receive(Batch(1, 1, ["a", "b", item, "c"]))
+    machine.fail("x", "y")
+    messages = decode(b"".join(machine.tail or ()))
+    assert messages[-2][1]["agent_error"]["code"] == "x"
+    assert messages[-1] == (None, "[DONE]")
+
+
+@pytest.mark.parametrize("item", NO_EVENTS, ids=repr)
+async def test_a_stream_ends_at_a_message_that_cannot_be_read(item: Any) -> None:
+    """Events before the bad item's message are sent, none of that message, and an error frame names where it stops."""
+    link, client = OneRunLink(), TakesAll()
+    pump = StreamPump(ChunkStream(HEAD, StreamOptions()), cast("RawWriter", client), Outbox(), replay_word_delay_ms=0)
+    feed = link.feed(pump)
+    await feed.open()
+    running = asyncio.create_task(pump.run())
+    link.push(payload(1, "a"))
+    link.push(payload(2, "b", item, "c"))
+    assert link.handler is None
+    async with asyncio.timeout(SOON_S):
+        await running
+    messages = decode(client.sent)
+    assert texts(messages) == ["a", "\n\n", messages[-2][1]["choices"][0]["delta"]["content"]]
+    error = messages[-2][1]["agent_error"]
+    assert error["code"] == STREAM_LOST
+    assert "events 1-2 and after" in error["message"]
+    assert messages[-1] == (None, "[DONE]")
+    assert client.ended
+    assert not pump.ended
+
+
+async def test_a_past_that_cannot_be_read_is_told_and_not_waited_for() -> None:
+    """A log with a bad item behind good ones fails ``open_from_log`` by name, and a collector's wait."""
+    link, collector = OneRunLink(), Collector(CHAT.fold(HEAD))
+    link.log = [payload(1, "a"), payload(2, "b", 7)]
+    feed = link.feed(collector)
+    async with asyncio.timeout(SOON_S):
+        with pytest.raises(BusError, match="events 1-2 and after"):
+            await feed.open_from_log()
+        with pytest.raises(RunFailed, match="events 1-2 and after"):
+            await collector.until_ended()
+    assert collector.fold.body()["choices"][0]["message"]["content"] == "a"
+    assert not collector.ended
