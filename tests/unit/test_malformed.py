@@ -30,7 +30,7 @@ class OneRunLink:
     """A link with one channel and one log."""
 
     def __init__(self) -> None:
-        self.on_reconnect: dict[Callable[[], None], None] = {}
+        self.followers: set[RunFeed] = set()
         self.handler: Callable[[bytes], None] | None = None
         self.log: list[bytes] = []
 
