@@ -15,6 +15,7 @@ from service.errors import (
     BodyTooLarge,
     BrokerUnavailable,
     BusError,
+    Draining,
     ForbiddenHost,
     InvalidRequest,
     MethodNotAllowed,
@@ -47,6 +48,8 @@ def openai_errors(handler: Handler, *, local_hosts_only: bool) -> Handler:
             response = await handler(request)
         except RequestError as exc:
             response = error_response(exc)
+            if isinstance(exc, Draining):
+                response.force_close()  # so that a proxy or a client with kept connections goes elsewhere next
         except web.HTTPException as exc:
             response = error_response(_from_aiohttp(exc, request))
             if isinstance(exc, web.HTTPMethodNotAllowed):

@@ -1,22 +1,36 @@
 """The front-end process: listens, waits for Redis, drains when told to stop."""
 
 import asyncio
+import contextlib
 import logging
-from typing import Final
+import os
+import socket
+from typing import Final, cast
 
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from service.config import Settings
-from service.errors import StartupError
+from service.errors import BrokerUnavailable, StartupError
 from service.frontend.app import create_app
 from service.frontend.context import CONTEXT
 from service.process import stop_signals
 
 log = logging.getLogger(__name__)
 
+# Connections the kernel may hold for us; a burst longer than that is told to try again by TCP.
+BACKLOG: Final = 128
+
+# Redis gets this long to be there before we listen: a proxy sends requests to whoever listens, and without Redis they
+# get 503. After it, callers are better told so than refused.
+CONNECT_FIRST_S: Final = 1.0
+
 # After the drain, handlers that were cut get this long to notice.
 CLOSE_TIMEOUT_S: Final = 1.0
+
+# Who connected just before the listener closed gets this long to send a request that is still served. A proxy tries
+# another front end only when the connection is refused, so to turn this one away would be an error for its client.
+LAST_REQUESTS_S: Final = 0.5
 
 
 def _calmly(record: logging.LogRecord) -> bool:
@@ -40,22 +54,24 @@ async def serve_frontend(settings: Settings, *, number: int | None = None) -> in
     logging.getLogger("aiohttp.server").addFilter(_calmly)
     runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=CLOSE_TIMEOUT_S)
     await runner.setup()
+    manager = cast("web.Server", runner.server)  # there is one since the setup
     try:
-        with stop_signals() as stop:
+        with stop_signals() as stop, contextlib.ExitStack() as listening:
             shared = number is not None
-            site = web.TCPSite(runner, settings.host, settings.port, reuse_port=shared or None)
-            connecting = context.link.wait_ready(settings.broker_wait_s)
             if shared:
-                await _until_connected(connecting, stop)
-                await _listen(site, settings)
+                await _until_connected(context.link.wait_ready(settings.broker_wait_s), stop)
             else:
-                await _listen(site, settings)
-                await _until_connected(connecting, stop)
+                with contextlib.suppress(BrokerUnavailable):
+                    await context.link.wait_ready(CONNECT_FIRST_S)
+            server = listening.enter_context(contextlib.closing(await _listen(manager, settings, shared=shared)))
+            if not shared:
+                await _until_connected(context.link.wait_ready(settings.broker_wait_s), stop)
             if not stop.is_set():
-                log.info("serving on %s", address(settings.host, runner))
+                log.info("serving on %s", address(settings.host, server))
             await stop.wait()
+            await _stop_listening(server, manager)
+            await asyncio.sleep(LAST_REQUESTS_S)
             context.draining = True
-            await site.stop()
             log.info("draining: %d open runs", len(context.watcher))
             if not await context.watcher.wait_empty(settings.drain_timeout_s):
                 log.warning("cutting %d runs that did not end in %g s", len(context.watcher), settings.drain_timeout_s)
@@ -64,12 +80,33 @@ async def serve_frontend(settings: Settings, *, number: int | None = None) -> in
     return 0
 
 
-async def _listen(site: web.TCPSite, settings: Settings) -> None:
+async def _listen(manager: web.Server, settings: Settings, *, shared: bool) -> asyncio.Server:
+    """Listen, and take connections until the server is closed; raises StartupError."""
     try:
-        await site.start()
+        return await asyncio.get_running_loop().create_server(
+            manager, settings.host, settings.port, backlog=BACKLOG, reuse_port=shared or None
+        )
     except OSError as exc:
         message = f"cannot listen on {settings.host}:{settings.port} (AGENTSTREAM_PORT): {exc.strerror}"
         raise StartupError(message) from exc
+
+
+async def _stop_listening(server: asyncio.Server, manager: web.Server) -> None:
+    """Refuse new connections, and take every one the kernel has accepted.
+
+    Closing a listener resets those it still holds, their requests sent: an error that no proxy may mend by sending
+    them again. Duplicates outlive the server, so the last look and the close are microseconds apart.
+    """
+    listeners = [socket.socket(fileno=os.dup(listener.fileno())) for listener in server.sockets]
+    server.close()
+    held: list[socket.socket] = []
+    for listener in listeners:
+        with listener, contextlib.suppress(BlockingIOError):
+            listener.settimeout(0)
+            while True:
+                held.append(listener.accept()[0])
+    for connection in held:
+        await asyncio.get_running_loop().connect_accepted_socket(manager, connection)
 
 
 async def _until_connected(connecting: object, stop: asyncio.Event) -> None:
@@ -85,7 +122,7 @@ async def _until_connected(connecting: object, stop: asyncio.Event) -> None:
         stopping.cancel()
 
 
-def address(host: str, runner: web.AppRunner) -> str:
-    """Return the URL the process really listens on; port 0 has become a free one."""
-    port = runner.addresses[0][1]
+def address(host: str, server: asyncio.Server) -> str:
+    """Return the URL a server really listens on; port 0 has become a free one."""
+    port = server.sockets[0].getsockname()[1]
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from compose_spec import PyOptions, parse_duration
 
+from service import telemetry
 from service.config import Settings, env_name
 
 ROOT = Path(__file__).parents[2]
@@ -86,7 +87,9 @@ def test_every_container_is_confined(compose: dict[str, Any]) -> None:
         assert service["security_opt"] == ["no-new-privileges:true"]
 
 
-@pytest.mark.parametrize("path", ["compose.yaml", "deploy/Dockerfile", "deploy/nginx.conf", ".ci/run", "Makefile"])
+@pytest.mark.parametrize(
+    "path", ["compose.yaml", "deploy/Dockerfile", "deploy/nginx.conf", "deploy/OPERATIONS.md", ".ci/run", "Makefile"]
+)
 def test_every_variable_is_a_setting(path: str, settings_names: set[str]) -> None:
     """No deployment file names a variable that the service does not know."""
     assert mentioned(path) <= settings_names
@@ -134,6 +137,12 @@ def test_nginx_matches_the_service() -> None:
     longest_s = sum(Settings.model_fields[field].default for field in ("queue_timeout_s", "run_timeout_s"))
     assert int(values["proxy_read_timeout"].removesuffix("s")) > longest_s
     assert "non_idempotent" not in values["proxy_next_upstream"]
+
+
+def test_the_operators_page_explains_every_metric() -> None:
+    """Each metric of the service, and no other, is told in deploy/OPERATIONS.md."""
+    told = set(re.findall(r"`(agentstream_[a-z_]+)", (ROOT / "deploy/OPERATIONS.md").read_text()))
+    assert told == {value for name, value in vars(telemetry).items() if name.isupper()}
 
 
 def test_requirements_name_no_host() -> None:

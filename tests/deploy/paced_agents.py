@@ -1,0 +1,15 @@
+"""An agent whose answers take a second; a worker process imports this module by name."""
+
+import asyncio
+
+from service.agents import AgentResult, Run
+
+WORDS = [f"word{number} " for number in range(10)]
+
+
+async def paced(run: Run) -> AgentResult:
+    """Write ten words, one each tenth of a second."""
+    for word in WORDS:
+        run.write(word)
+        await asyncio.sleep(0.1)
+    return AgentResult("")

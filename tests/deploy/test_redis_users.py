@@ -1,0 +1,127 @@
+"""deploy/redis-users.acl on a real server: enough for front ends and workers, and for nothing else."""
+
+import asyncio
+import re
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from redis.asyncio import Redis
+from redis.exceptions import NoPermissionError
+
+from service.broker import ServerChoice, usable_servers
+from service.process import free_port
+from tests.faults.clients import AGENT, Client, http_client, request
+from tests.faults.resume_agents import cancelled_at
+from tests.helpers import SOON_S
+from tests.processes import ROOT, Process, Processes
+
+SERVERS = [choice for choice in usable_servers() if choice.kind == "server"]
+USERS = ROOT / "deploy/redis-users.acl"
+WATCHING = "user watching on nopass allcommands allkeys allchannels\n"  # the test's own
+
+
+@dataclass(frozen=True)
+class Broker:
+    """A server with the shipped users."""
+
+    port: int
+
+    def url(self, user: str) -> str:
+        """Return a user's URL."""
+        return f"redis://{user}:CHANGE-ME-{user}@127.0.0.1:{self.port}/0"
+
+    async def refusals(self) -> list[str]:
+        """Return what the server has refused so far."""
+        async with Redis(port=self.port, username="watching", password="any", protocol=3) as redis:  # noqa: S106
+            return [f"{entry['username']}: {entry['reason']} {entry['object']}" for entry in await redis.acl_log()]
+
+
+@pytest.fixture(params=SERVERS, ids=lambda choice: choice.executable.name)
+async def broker(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Broker]:
+    """A server that loads the shipped file."""
+    choice: ServerChoice = request.param
+    users = tmp_path / "users.acl"
+    users.write_text(USERS.read_text() + WATCHING)
+    port = free_port()
+    options = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(tmp_path)]
+    server = Process(
+        await asyncio.create_subprocess_exec(
+            str(choice.executable),
+            *options,
+            "--aclfile",
+            str(users),
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+        )
+    )
+    try:
+        await server.until(r"Ready to accept connections")
+        yield Broker(port)
+    finally:
+        await server.stop()
+
+
+@pytest.fixture
+async def client() -> AsyncIterator[Client]:
+    """A client with an API key."""
+    async with http_client() as anonymous:
+        yield anonymous.using("key")
+
+
+async def test_the_users_suffice(broker: Broker, client: Client, tmp_path: Path) -> None:
+    """Answers, streams, cancels, repeats, limits, a hand-back and a lost worker work, and nothing is refused."""
+    gates = [tmp_path / f"gate{number}" for number in range(3)]
+    limits = {"AGENTSTREAM_MAX_RUNS_PER_KEY": "20", "AGENTSTREAM_MAX_REQUESTS_PER_MINUTE": "100"}
+    worker = {"PYTHONPATH": str(ROOT), "AGENTSTREAM_LEASE_S": "0.6", "AGENTSTREAM_DRAIN_TIMEOUT_S": "0.2"}
+    async with (
+        Processes(broker.url("frontend"), tmp_path) as frontends,
+        Processes(broker.url("worker"), tmp_path) as workers,
+    ):
+        workers.queue = frontends.queue
+        url = await frontends.frontend(AGENTSTREAM_API_KEYS="key", **limits)
+        first = await workers.worker(AGENT, **worker)
+        once, again = [await client.post(url, request(["answer", "fine"]), Idempotency_Key="one") for _ in range(2)]
+        assert once == again
+        assert await client.get(url, once[1]["id"]) == once
+        async with client.streaming(url, request(["say", 1], ["gate", str(gates[0])])) as stream:
+            await stream.until(b'"content":"0 ')
+        async with asyncio.timeout(SOON_S):
+            while not cancelled_at(gates[0]).exists():  # noqa: ASYNC110 -- another process makes it
+                await asyncio.sleep(0.02)
+        async with client.streaming(url, request(["gate", str(gates[1])], ["say", 1])) as stream:
+            await stream.until(b'"role"')
+            await first.stop()  # hands the run back
+            second = await workers.worker(AGENT, **worker)
+            await stream_begun(client, url)
+            second.kill()
+            await workers.worker(AGENT, **worker)
+            gates[1].touch()
+            assert b'"content":"0 ' in await stream.rest()
+    # redis-py's own name and version, which it lets go; Redis before 7.2 has no such word to allow.
+    assert set(await broker.refusals()) <= {"worker: command client|setinfo"}
+
+
+async def stream_begun(client: Client, url: str) -> None:
+    """Return once a worker has answered, so that it has had its turn at what waits."""
+    assert (await client.post(url, request(["answer", "fine"])))[0] == 200
+
+
+@pytest.mark.parametrize("user", ["frontend", "worker"])
+@pytest.mark.parametrize(
+    "command",
+    ["FLUSHALL", "KEYS *", "CONFIG GET *", "GET other", "ACL LIST", "PUBLISH other x", "SHUTDOWN", "EVAL 0 0"],
+)
+async def test_nothing_else_is_allowed(broker: Broker, user: str, command: str) -> None:
+    """A user of the service can neither empty, read nor govern the server beyond what the service needs."""
+    async with Redis.from_url(broker.url(user), protocol=3) as redis:
+        with pytest.raises(NoPermissionError):
+            await redis.execute_command(*command.split())  # type: ignore[no-untyped-call]
+
+
+def test_passwords_are_to_be_changed() -> None:
+    """The file's passwords say that they are none, and the default user is off."""
+    text = USERS.read_text()
+    assert re.findall(r">(\S+)", text) == ["CHANGE-ME-frontend", "CHANGE-ME-worker"]
+    assert text.startswith("user default off\n")
