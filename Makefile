@@ -11,7 +11,7 @@ SEED ?= 1
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help install clients run test bench chaos lint format types check lock clean
+.PHONY: help install clients browser run test bench chaos lint format types check lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F '|' '{ printf "  make %-8s %s\n", $$1, $$2 }'
@@ -30,6 +30,12 @@ $(VENV)/.installed: pyproject.toml $(LOCKS)/dev.txt $(LOCKS)/openjarvis.txt
 
 clients: install ## install the stock clients of the client suite, current and old (0.9 GB, about a minute)
 	@$(MAKE) --no-print-directory --jobs 2 --directory tests/clients
+
+browser: ## make sure that there is a Chromium for the tests of the page (as root on Debian: installs it)
+	@command -v chromium chromium-browser google-chrome google-chrome-stable >/dev/null || \
+		{ test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get update -qq && \
+		DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends -qq chromium; } || \
+		{ echo "No Chromium is installed, and this cannot install it: please do, or the tests of the page are skipped." >&2; exit 1; }
 
 run: install ## start a broker, two workers and a front end; ctrl-C ends them all
 	@$(BIN)/agentstream up

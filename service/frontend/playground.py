@@ -6,27 +6,31 @@ from typing import Final
 from aiohttp import web
 
 _CONTENT_TYPES: Final = {"html": "text/html", "js": "text/javascript", "css": "text/css"}
+# Trusted Types on top: the page builds elements and text, and a browser that knows them refuses anything else.
 _HEADERS: Final = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
-        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+        "require-trusted-types-for 'script'; trusted-types 'none'"
     ),
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
     "Cache-Control": "no-cache",
 }
+_START: Final = "index.html"
 
 
-def _file(name: str) -> web.RouteDef:
-    content = files("service.frontend").joinpath("page", name).read_bytes()
+def _file(name: str, content: bytes) -> web.RouteDef:
     content_type = _CONTENT_TYPES[name.rpartition(".")[2]]
 
     async def handler(_request: web.Request) -> web.Response:
         return web.Response(body=content, content_type=content_type, charset="utf-8", headers=_HEADERS)
 
-    return web.get("/" if name == "index.html" else f"/page/{name}", handler)
+    return web.get("/" if name == _START else f"/page/{name}", handler)
 
 
 def routes() -> list[web.RouteDef]:
-    """Return the page's routes; its files are read once."""
-    return [_file(name) for name in ("index.html", "app.js", "style.css")]
+    """Return the page's routes, one for each of its files, which are read once."""
+    found = sorted(files("service.frontend").joinpath("page").iterdir(), key=lambda file: file.name)
+    return [_file(file.name, file.read_bytes()) for file in found]

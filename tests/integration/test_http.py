@@ -422,7 +422,12 @@ async def test_models_are_listed_and_found_by_name(site: Site) -> None:
 
 @pytest.mark.parametrize(
     ("path", "content_type"),
-    [("/", "text/html"), ("/page/app.js", "text/javascript"), ("/page/style.css", "text/css")],
+    [
+        ("/", "text/html"),
+        ("/page/app.js", "text/javascript"),
+        ("/page/markdown.js", "text/javascript"),
+        ("/page/style.css", "text/css"),
+    ],
 )
 async def test_the_page_is_served_behind_a_strict_policy(
     site: Site, client: Client, path: str, content_type: str

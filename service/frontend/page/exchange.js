@@ -1,0 +1,218 @@
+// One question and its reply: folds the run's facts, keeps the numbers, draws both.
+
+import { byId, element, fromTemplate, isNumber, keepingBottom, now, seconds } from "./dom.js";
+import { note } from "./journal.js";
+import { MarkdownView } from "./markdown.js";
+import { Timeline } from "./timeline.js";
+
+const CLOCK_MS = 250;
+const CHARACTERS_PER_TOKEN = 4; // the server's own estimate, until it tells the numbers
+const SHORTEST_TIMED_S = 0.05; // below this, tokens per second says more about the network than the model
+const DRAWING_SHARE = 8; // drawing takes at most about one part in so many of the time
+
+/** `question` is null for a run that somebody else asked for. */
+export class Exchange {
+  cursor = "";
+  text = "";
+  ended = "";
+  #facts = [];
+  #reasoning = "";
+  #finish = "";
+  #cancelled = false;
+  #usage = null;
+  #firstAt = null;
+  #endedAt = null;
+  #undrawn = false;
+  #unspoken = "";
+  #frame = 0;
+  #resolveStarted;
+
+  /** `startedAt`, in seconds, is null if nobody here knows when the run was asked for. */
+  constructor({ question = null, model = "", runId = "", startedAt = null }) {
+    Object.assign(this, { question, model, runId, startedAt });
+    this.root = fromTemplate("exchange-template");
+    this.started = new Promise((resolve) => (this.#resolveStarted = resolve));
+    this.timeline = new Timeline(this.part("activity"), startedAt);
+    this.answer = new MarkdownView(this.part("answer"));
+    this.part("question").textContent = question ?? "A run that was asked for elsewhere";
+    this.root.classList.toggle("elsewhere", question === null);
+    if (runId) this.#know(runId);
+    byId("conversation").append(this.root);
+    this.clock = setInterval(() => this.#showProgress(), CLOCK_MS);
+  }
+
+  /** An exchange as `record()` told it. */
+  static restored({ facts, cursor, ...record }) {
+    const exchange = new Exchange(record);
+    for (const { fact, at } of facts) exchange.take(fact, at, { silently: true });
+    exchange.cursor = String(cursor ?? "");
+    exchange.#draw();
+    return exchange;
+  }
+
+  /** What to keep of it, as JSON. */
+  record() {
+    const { question, model, runId, startedAt, cursor } = this;
+    return { question, model, runId, startedAt, cursor, facts: this.#facts };
+  }
+
+  /** Whether follow-ups send it along: it has both sides. */
+  get kept() {
+    return this.question !== null && this.ended !== "" && !this.failed && (this.text !== "" || !this.#cancelled);
+  }
+
+  part(name) {
+    return this.root.querySelector(`.${name}`);
+  }
+
+  /** Fold one fact that came at `at` (seconds; null if it happened earlier and nobody here knows when). */
+  take(fact, at, { silently = false } = {}) {
+    if (this.ended) return;
+    note(this.#facts, fact, at);
+    const say = silently || at === null ? () => {} : (text) => (byId("status").textContent = text);
+    if (fact.kind === "run") this.#know(fact.id);
+    else if (fact.kind === "text") this.#write(fact.text, at, silently);
+    else if (fact.kind === "reasoning") this.#think(fact.text, at);
+    else if (fact.kind === "event") keepingBottom(() => say(this.timeline.take(fact.event, fact.data, at)));
+    else if (fact.kind === "call") keepingBottom(() => this.timeline.takeCall(fact.call, at));
+    else if (fact.kind === "usage") this.#usage = fact.usage;
+    else if (fact.kind === "finish") this.#finish = fact.reason;
+    else if (fact.kind === "cancelled") this.#cancelled = true;
+    else if (fact.kind === "failed") this.#end("with an error; follow-ups leave it out", at, fact.message);
+    else if (fact.kind === "done") this.#done(at);
+  }
+
+  /** Tell that nothing more will come for now, without an end: a reload tries again. */
+  suspend(problem) {
+    this.reconnecting(false);
+    this.#stopClock();
+    this.#tell(problem);
+    this.#stat("ended", "not known");
+  }
+
+  /** Take back what `suspend` told. */
+  proceed() {
+    this.#tell("");
+    this.#stat("ended", "running");
+    this.clock ||= setInterval(() => this.#showProgress(), CLOCK_MS);
+  }
+
+  reconnecting(is) {
+    this.part("reconnecting").hidden = !is;
+  }
+
+  #know(runId) {
+    this.runId = runId;
+    this.part("link").href = `#run=${runId}`;
+    this.part("link").hidden = false;
+    this.part("copy-link").hidden = false;
+    this.#resolveStarted();
+  }
+
+  #write(text, at, silently) {
+    this.#firstAt ??= at;
+    this.text += text;
+    if (!silently && at !== null) this.#unspoken += text;
+    this.#drawSoon();
+  }
+
+  #think(text, at) {
+    this.#firstAt ??= at;
+    this.#reasoning += text;
+    this.#drawSoon();
+  }
+
+  /** Many tokens a screen refresh: one change of the page; fewer, where drawing takes long. */
+  #drawSoon() {
+    if (this.#undrawn) return;
+    this.#undrawn = true;
+    this.#frame = requestAnimationFrame(() => {
+      const began = performance.now();
+      this.#draw();
+      const rest = (performance.now() - began) * (DRAWING_SHARE - 1);
+      if (rest < CLOCK_MS / DRAWING_SHARE) return;
+      this.#undrawn = true; // what comes meanwhile waits
+      setTimeout(() => ((this.#undrawn = false), this.ended || this.#drawSoon()), rest);
+    });
+  }
+
+  #draw() {
+    cancelAnimationFrame(this.#frame);
+    this.#undrawn = false;
+    keepingBottom(() => {
+      this.part("waiting").hidden = Boolean(this.text || this.ended);
+      this.part("reasoning").hidden = !this.#reasoning;
+      this.part("thought").textContent = this.#reasoning;
+      this.answer.show(this.text);
+    });
+    this.#speak(/^[^]*(?:[.!?:]\s|\n)/);
+  }
+
+  /** Hand whole sentences to screen readers: token by token they would be read in shreds. */
+  #speak(pattern) {
+    const [ready] = this.#unspoken.match(pattern) ?? [""];
+    if (!ready.trim()) return;
+    this.#unspoken = this.#unspoken.slice(ready.length);
+    byId("spoken").append(element("p", "", ready));
+    while (byId("spoken").childElementCount > 3) byId("spoken").firstElementChild.remove();
+  }
+
+  #done(at) {
+    if (this.#cancelled) this.#end("stopped", at);
+    else if (this.#finish) this.#end(this.#finish, at);
+    else this.#end("with an error; follow-ups leave it out", at, "The stream ended before the answer was complete.");
+  }
+
+  #end(how, at, problem = "") {
+    this.ended = how;
+    this.failed = Boolean(problem);
+    this.#endedAt = at;
+    this.#stopClock();
+    this.#draw();
+    this.#speak(/^[^]+$/);
+    keepingBottom(() => {
+      this.part("reply").setAttribute("aria-busy", "false");
+      this.timeline.close();
+      this.#tell(problem);
+      this.#stat("ended", how);
+      this.#showProgress();
+      this.#showUsage();
+    });
+  }
+
+  #tell(problem) {
+    this.part("failure").hidden = !problem;
+    this.part("failure").textContent = problem;
+  }
+
+  #stopClock() {
+    clearInterval(this.clock);
+    this.clock = 0;
+  }
+
+  /** The numbers so far: times are measured here, tokens estimated until the server tells. */
+  #showProgress() {
+    const at = this.ended ? this.#endedAt : now();
+    if (this.startedAt !== null && at !== null) this.#stat("time", seconds(at - this.startedAt));
+    if (this.startedAt !== null && this.#firstAt !== null) this.#stat("first", seconds(this.#firstAt - this.startedAt));
+    const written = Math.ceil((this.text.length + this.#reasoning.length) / CHARACTERS_PER_TOKEN);
+    if (written === 0) return;
+    this.#stat("tokens", `about ${written} out`);
+    const writing = this.#firstAt === null || at === null ? 0 : at - this.#firstAt;
+    if (writing >= SHORTEST_TIMED_S) this.#stat("speed", `about ${(written / writing).toFixed(0)} tokens/s`);
+  }
+
+  #showUsage() {
+    const { prompt_tokens: prompt, completion_tokens: completion } = this.#usage ?? {};
+    if (!isNumber(prompt) || !isNumber(completion)) return;
+    this.#stat("tokens", `${prompt} in, ${completion} out`);
+    // Over the time the model was at work; over the whole run if the agent does not tell.
+    const whole = this.#endedAt === null || this.startedAt === null ? null : this.#endedAt - this.startedAt;
+    const worked = this.timeline.inferenceSeconds === 0 ? whole : this.timeline.inferenceSeconds;
+    if (worked >= SHORTEST_TIMED_S) this.#stat("speed", `${(completion / worked).toFixed(1)} tokens/s`);
+  }
+
+  #stat(name, text) {
+    this.root.querySelector(`[data-stat=${name}]`).textContent = text;
+  }
+}

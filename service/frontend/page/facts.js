@@ -1,0 +1,40 @@
+// What a stream's messages say, as small plain facts: an exchange folds them, and session storage keeps them.
+
+import { Failure, errorText, parsedObject } from "./api.js";
+
+/**
+ * The facts in one message of a stream, in order. Each is an object with a `kind`: `run` (id), `text` and `reasoning`
+ * (text), `event` (event, data), `call` (call: a delta of a call of the client's tool), `usage` (usage), `finish`
+ * (reason), `cancelled`, `failed` (message), `done`. Raises Failure for what is not JSON.
+ */
+export function factsOf({ event, data }) {
+  if (data === "[DONE]") return [{ kind: "done" }];
+  const body = parsedObject(data);
+  if (body === null) throw new Failure(`The stream holds something that is not a JSON object: ${data.slice(0, 80)}`);
+  if (body.error) return [ending(body.error, body.error)];
+  if (event !== "message") return [{ kind: "event", event, data: withoutChunkFields(body) }];
+  const choice = body.choices?.[0];
+  const delta = choice?.delta ?? {};
+  const facts = [];
+  if (delta.role) facts.push({ kind: "run", id: body.id });
+  if (body.usage) facts.push({ kind: "usage", usage: body.usage });
+  if (body.agent_error) {
+    // A failure's sentence comes as content: stock clients show it, and here it is not part of the answer.
+    facts.push(ending(body.agent_error, { ...body.agent_error, message: delta.content || body.agent_error.message }));
+    return facts;
+  }
+  if (delta.reasoning_content) facts.push({ kind: "reasoning", text: String(delta.reasoning_content) });
+  if (delta.content) facts.push({ kind: "text", text: String(delta.content) });
+  for (const call of Array.isArray(delta.tool_calls) ? delta.tool_calls : []) facts.push({ kind: "call", call });
+  if (choice?.finish_reason) facts.push({ kind: "finish", reason: String(choice.finish_reason) });
+  return facts;
+}
+
+function ending(error, told) {
+  return error.code === "cancelled" ? { kind: "cancelled" } : { kind: "failed", message: errorText(told) };
+}
+
+/** An event's own fields; `id` and the like, if it has any, come as `event_id`. */
+function withoutChunkFields({ id, object, created, choices, ...fields }) {
+  return fields;
+}

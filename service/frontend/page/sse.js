@@ -1,0 +1,46 @@
+// Server-sent events: bytes in, messages out.
+
+/** Incremental parser (WHATWG HTML, 9.2.6): bytes in any pieces, whole messages out. */
+export class SseParser {
+  #utf8 = new TextDecoder(); // keeps a split character for the next piece, drops a leading BOM
+  #line = "";
+  #afterCr = false; // the last piece ended in CR: an LF that comes first belongs to it
+  #data = [];
+  #event = "";
+  lastEventId = "";
+
+  push(bytes) {
+    let text = this.#utf8.decode(bytes, { stream: true });
+    if (this.#afterCr && text) {
+      text = text.replace(/^\n/, "");
+      this.#afterCr = false;
+    }
+    const messages = [];
+    const lines = text.split(/\r\n|\r|\n/);
+    if (text.endsWith("\r")) this.#afterCr = true;
+    lines[0] = this.#line + lines[0];
+    this.#line = lines.pop();
+    for (const line of lines) {
+      if (line) this.#field(line);
+      else this.#dispatch(messages);
+    }
+    return messages;
+  }
+
+  #field(line) {
+    const colon = line.indexOf(":");
+    const name = colon < 0 ? line : line.slice(0, colon);
+    const value = colon < 0 ? "" : line.slice(colon + 1).replace(/^ /, "");
+    if (name === "data") this.#data.push(value);
+    else if (name === "event") this.#event = value;
+    else if (name === "id" && !value.includes("\0")) this.lastEventId = value;
+  }
+
+  #dispatch(messages) {
+    if (this.#data.length) {
+      messages.push({ event: this.#event || "message", data: this.#data.join("\n"), id: this.lastEventId });
+    }
+    this.#data = [];
+    this.#event = "";
+  }
+}

@@ -1,0 +1,228 @@
+"""A real Chromium, driven over its DevTools protocol.
+
+https://chromedevtools.github.io/devtools-protocol/ is the reference of every method used here.
+"""
+
+import asyncio
+import base64
+import contextlib
+import itertools
+import json
+import re
+import shutil
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any, Final, Self
+
+import aiohttp
+
+from tests.helpers import SOON_S
+from tests.processes import Process
+
+NAMES: Final = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+FLAGS: Final = (
+    "--headless",
+    "--no-sandbox",  # it may not be had as root, and all that is opened are pages of our own
+    "--disable-gpu",
+    "--disable-quic",
+    "--disable-dev-shm-usage",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--remote-debugging-port=0",
+)
+KEY_CODES: Final = {"Enter": 13, "Escape": 27, "Tab": 9}
+
+
+def find() -> str | None:
+    """Return the path of an installed Chromium or Chrome, None if there is none."""
+    return next((path for name in NAMES if (path := shutil.which(name))), None)
+
+
+class BrowserError(Exception):
+    """A method failed, or a script threw."""
+
+
+class Chromium:
+    """A browser process and the connection that drives it."""
+
+    def __init__(self, socket: aiohttp.ClientWebSocketResponse) -> None:
+        self._socket = socket
+        self._numbers = itertools.count(1)
+        self._waiting: dict[int, asyncio.Future[dict[str, Any]]] = {}
+        self._tabs: dict[str, Tab] = {}
+        self._reading = asyncio.create_task(self._read())
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def started(cls, executable: str, profile: Path) -> AsyncIterator[Self]:
+        """Run a browser with a new profile in that folder."""
+        process = Process(
+            await asyncio.create_subprocess_exec(
+                executable,
+                *FLAGS,
+                f"--user-data-dir={profile}",
+                "about:blank",
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.STDOUT,
+            )
+        )
+        try:
+            address = (await process.until(r"DevTools listening on (ws://\S+)", 3 * SOON_S))[1]
+            async with aiohttp.ClientSession() as session, session.ws_connect(address, max_msg_size=0) as socket:
+                browser = cls(socket)
+                try:
+                    yield browser
+                finally:
+                    await browser.stop_reading()
+        finally:
+            await process.stop()
+
+    async def stop_reading(self) -> None:
+        self._reading.cancel()
+        await asyncio.gather(self._reading, return_exceptions=True)
+
+    async def tab(self, url: str = "about:blank") -> "Tab":
+        """Open a tab, which shares cookies and storage of its origin with the others, but no session storage."""
+        target = (await self.call("Target.createTarget", url="about:blank"))["targetId"]
+        session = (await self.call("Target.attachToTarget", targetId=target, flatten=True))["sessionId"]
+        tab = self._tabs[session] = Tab(self, session)
+        for domain in ("Page", "Runtime", "Log"):
+            await tab.call(f"{domain}.enable")
+        await tab.open(url)
+        return tab
+
+    async def call(self, method: str, session: str | None = None, **parameters: Any) -> dict[str, Any]:
+        """Call a method and return its result; raises BrowserError if it fails."""
+        number = next(self._numbers)
+        reply: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+        self._waiting[number] = reply
+        message: dict[str, Any] = {"id": number, "method": method, "params": parameters}
+        if session is not None:
+            message["sessionId"] = session
+        await self._socket.send_str(json.dumps(message))
+        async with asyncio.timeout(2 * SOON_S):
+            return await reply
+
+    async def _read(self) -> None:
+        async for raw in self._socket:
+            message = json.loads(raw.data)
+            if "id" not in message:
+                if tab := self._tabs.get(message.get("sessionId", "")):
+                    tab.hear(message["method"], message["params"])
+                continue
+            reply = self._waiting.pop(message["id"])
+            if reply.done():
+                continue
+            if "error" in message:
+                reply.set_exception(BrowserError(message["error"]["message"]))
+            else:
+                reply.set_result(message["result"])
+
+
+class Tab:
+    """One tab; ``complaints`` are the errors, refusals and dialogs that its pages gave rise to."""
+
+    def __init__(self, browser: Chromium, session: str) -> None:
+        self._browser = browser
+        self._session = session
+        self._loaded = asyncio.Event()
+        self.complaints: list[str] = []
+
+    async def call(self, method: str, **parameters: Any) -> dict[str, Any]:
+        return await self._browser.call(method, self._session, **parameters)
+
+    def hear(self, method: str, told: dict[str, Any]) -> None:
+        """Take note of what the browser tells by itself."""
+        if method == "Page.loadEventFired":
+            self._loaded.set()
+        elif method == "Runtime.exceptionThrown":
+            self.complaints.append(json.dumps(told["exceptionDetails"]))
+        elif method == "Page.javascriptDialogOpening":
+            self.complaints.append(f"dialog: {told['message']}")
+        elif method == "Log.entryAdded" and told["entry"]["level"] == "error":
+            entry = told["entry"]
+            self.complaints.append(f"{entry['text']} {entry.get('url', '')}")
+
+    async def open(self, url: str) -> None:
+        """Go to a page and wait until it has loaded; another fragment of the same page is no load."""
+        self._loaded.clear()
+        await self.call("Page.navigate", url=url)
+        await self._load()
+
+    async def reload(self) -> None:
+        self._loaded.clear()
+        await self.call("Page.reload")
+        await self._load()
+
+    async def _load(self) -> None:
+        async with asyncio.timeout(2 * SOON_S):
+            await self._loaded.wait()
+
+    async def evaluate(self, script: str) -> Any:
+        """Return what an expression comes to (JSON); a promise is awaited; raises BrowserError if it throws."""
+        answer = await self.call("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
+        if "exceptionDetails" in answer:
+            raise BrowserError(json.dumps(answer["exceptionDetails"]))
+        return answer["result"].get("value")
+
+    async def until(self, condition: str, timeout_s: float = SOON_S) -> None:
+        """Wait until an expression about the page is true; fails with the page's text."""
+        held = await self.evaluate(
+            f"""new Promise((resolve) => {{
+                const look = () => {{ if ({condition}) end(true); }};
+                const observer = new MutationObserver(look);
+                observer.observe(document, {{ subtree: true, childList: true, attributes: true, characterData: true }});
+                const timer = setTimeout(() => end(false), {timeout_s * 1000});
+                const end = (held) => {{ clearTimeout(timer); observer.disconnect(); resolve(held); }};
+                look();
+            }})"""
+        )
+        if not held:
+            message = f"never was: {condition}\nthe page:\n{await self.evaluate('document.body.innerText')}"
+            raise AssertionError(message)
+
+    async def text(self, selector: str) -> str:
+        """Return the text of the last element that matches."""
+        return str(await self.evaluate(f"[...document.querySelectorAll({json.dumps(selector)})].at(-1).textContent"))
+
+    async def texts(self, selector: str) -> list[str]:
+        found = await self.evaluate(
+            f"[...document.querySelectorAll({json.dumps(selector)})].map((found) => found.textContent)"
+        )
+        return [re.sub(r"\s+", " ", text).strip() for text in found]
+
+    async def click(self, selector: str) -> None:
+        """Click the last element that matches."""
+        await self.evaluate(f"[...document.querySelectorAll({json.dumps(selector)})].at(-1).click()")
+
+    async def type(self, selector: str, text: str) -> None:
+        """Put a text into a field, as typing does."""
+        await self.evaluate(f"document.querySelector({json.dumps(selector)}).focus()")
+        await self.call("Input.insertText", text=text)
+
+    async def press(self, key: str) -> None:
+        """Press a key, whatever has the focus."""
+        for kind in ("keyDown", "keyUp"):
+            text = {"text": "\r"} if key == "Enter" and kind == "keyDown" else {}
+            await self.call(
+                "Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=KEY_CODES[key], **text
+            )
+
+    async def show(self) -> None:
+        """Bring it in front of the other tabs: browsers draw no tab that is hidden."""
+        await self.call("Page.bringToFront")
+
+    async def look(self, *, width: int = 1000, height: int = 760, dark: bool = False) -> None:
+        """Make the page as large, in CSS pixels, and as bright."""
+        await self.call(
+            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 500
+        )
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        await self.call("Emulation.setEmulatedMedia", features=[scheme])
+
+    async def screenshot(self) -> bytes:
+        """Return what is seen, as PNG."""
+        await self.evaluate("new Promise((drawn) => requestAnimationFrame(() => requestAnimationFrame(drawn)))")
+        return base64.b64decode((await self.call("Page.captureScreenshot", format="png"))["data"])

@@ -1,0 +1,120 @@
+"""Agents for the tests of the page; a worker process imports this module by name."""
+
+import asyncio
+import os
+from pathlib import Path
+
+from service.agents import AgentResult, Run
+
+WORDS = [f"word{number} " for number in range(60)]
+ANSWER = (
+    "Cows of **Oslo**:\n\n1. *Dagros*\n2. `Litago`\n\n```python\nprint('moo')\n```\n\nSee https://example.org/cows."
+)
+
+# Each is put into every field there is.
+HOSTILE = (
+    '<script>window.ran="script"</script><img src=x onerror="window.ran=\'image\'"><svg onload="window.ran=\'svg\'">'
+    "<iframe srcdoc=\"<script>parent.ran='frame'</script>\"></iframe><style>*{display:none}</style>"
+    "[link](javascript:window.ran='link') [data](data:text/html,<script>parent.ran=1</script>) "
+    "[split](java\tscript:alert(1)) ![image](https://example.org/x.png) <javascript:alert(1)> "
+    "`<b>code</b>` ${window.ran='template'} {{constructor.constructor('window.ran=1')()}} "
+    "\u202eothgirtfel \u200f\u05e9\u05dc\u05d5\u05dd \u2028 \x00 \ufeff " + "w" * 3000 + " " + "[" * 500 + "*" * 500
+)
+
+
+async def gate(name: str) -> None:
+    """Wait until the test makes a file of that name in the folder GATES."""
+    while not (Path(os.environ["GATES"]) / name).exists():  # noqa: ASYNC110 -- another process's doing
+        await asyncio.sleep(0.01)
+
+
+async def tools(run: Run) -> AgentResult:
+    """Think, call two tools, one of which fails, and answer in Markdown."""
+    run.emit("agent_turn_start", {"agent": "herd", "input": run.request.messages[-1].text})
+    run.emit("inference_start", {"model": "cow-1", "engine": "test"})
+    run.write_reasoning("They want cows. ")
+    run.write_reasoning("I count them.")
+    usage = {"prompt_tokens": 7, "completion_tokens": 9, "total_tokens": 16}
+    run.emit("inference_end", {"model": "cow-1", "usage": usage, "finish_reason": "tool_calls"})
+    run.emit("tool_call_start", {"tool": "count", "arguments": {"animal": "cow"}, "tool_call_id": "a"})
+    run.emit("tool_call_start", {"tool": "weigh", "arguments": {"animal": "cow"}, "tool_call_id": "b"})
+    run.emit("tool_call_end", {"tool": "weigh", "success": False, "latency": 0.5, "result": "no scales"})
+    run.emit("tool_call_end", {"tool": "count", "success": True, "latency": 1.5, "result": "two cows"})
+    for line in ANSWER.splitlines(keepends=True):
+        run.write(line)
+    return AgentResult("", metadata={"prompt_tokens": 20, "completion_tokens": 30, "total_tokens": 50})
+
+
+async def halves(run: Run) -> AgentResult:
+    """Write half of the words, wait for the gate ``rest``, and write the others."""
+    run.emit("tool_call_start", {"tool": "look", "arguments": "{}"})
+    run.emit("tool_call_end", {"tool": "look", "success": True, "latency": 0.25, "result": "seen"})
+    for word in WORDS[:30]:
+        run.write(word)
+    await gate("rest")
+    for word in WORDS[30:]:
+        run.write(word)
+    return AgentResult("")
+
+
+async def endless(run: Run) -> AgentResult:
+    """Write until it is stopped."""
+    while True:
+        run.write("on and ")
+        await asyncio.sleep(0.02)
+
+
+async def hostile(run: Run) -> AgentResult:
+    """Put hostile text into every field."""
+    run.emit("agent_turn_start", {"agent": HOSTILE, "input": HOSTILE})
+    run.emit("inference_start", {"model": HOSTILE, "engine": HOSTILE})
+    run.write_reasoning(HOSTILE)
+    run.emit("inference_end", {"model": HOSTILE, "finish_reason": HOSTILE, "usage": {"total_tokens": HOSTILE}})
+    run.emit("tool_call_start", {"tool": HOSTILE, "arguments": {HOSTILE: HOSTILE}, "tool_call_id": HOSTILE})
+    run.emit("tool_call_end", {"tool": HOSTILE, "success": False, "latency": HOSTILE, "result": HOSTILE})
+    for odd in ({}, {"tool": None, "arguments": None}, {"tool": ["x"], "latency": -1, "result": {"__proto__": 1}}):
+        run.emit("tool_call_start", odd)
+        run.emit("tool_call_end", odd)
+        run.emit("inference_end", odd)
+    for line in ("", "# ", "> ", "- ", "1. ", "| a | b |\n|---|---|\n| ", "```"):
+        run.write(f"{line}{HOSTILE}\n\n")
+    raise RuntimeError(HOSTILE)
+
+
+async def shown(run: Run) -> AgentResult:
+    """Do what the README's pictures show, at a pace that gives them plausible numbers."""
+    if run.request.messages[-1].text.startswith("Count"):
+        return await halves(run)
+    run.emit("agent_turn_start", {"agent": "herdsman"})
+    run.emit("inference_start", {"model": "herd-1", "engine": "demo"})
+    for thought in ("They ask for cows in Oslo: ", "I look them up, ", "and weigh them."):
+        run.write_reasoning(thought)
+        await asyncio.sleep(0.12)
+    usage = {"prompt_tokens": 214, "completion_tokens": 31, "total_tokens": 245}
+    run.emit("inference_end", {"model": "herd-1", "usage": usage, "finish_reason": "tool_calls"})
+    run.emit("tool_call_start", {"tool": "find_cows", "arguments": {"city": "Oslo"}, "tool_call_id": "a"})
+    run.emit("tool_call_start", {"tool": "weigh", "arguments": {"cow": "Dagros"}, "tool_call_id": "b"})
+    await asyncio.sleep(0.42)
+    found = {"tool": "find_cows", "success": True, "latency": 0.418, "result": '["Dagros", "Litago"]'}
+    run.emit("tool_call_end", {**found, "tool_call_id": "a"})
+    failed = {"tool": "weigh", "success": False, "latency": 0.421, "result": "the scales do not answer"}
+    run.emit("tool_call_end", {**failed, "tool_call_id": "b"})
+    run.emit("inference_start", {"model": "herd-1", "engine": "demo"})
+    text = f"{ANSWER}\n\nHow heavy they are I could **not** find out: the scales do not answer."
+    for word in text.split(" "):
+        run.write(f"{word} ")
+        await asyncio.sleep(0.03)
+    usage = {"prompt_tokens": 290, "completion_tokens": 52, "total_tokens": 342}
+    run.emit("inference_end", {"model": "herd-1", "usage": usage, "finish_reason": "stop"})
+    return AgentResult("", metadata={"prompt_tokens": 504, "completion_tokens": 83, "total_tokens": 587})
+
+
+async def picked(run: Run) -> AgentResult:
+    """Do as the question says."""
+    agents = {"tools": tools, "halves": halves, "endless": endless, "hostile": hostile}
+    return await agents.get(run.request.messages[-1].text, echo)(run)
+
+
+async def echo(run: Run) -> AgentResult:
+    """Say how many messages there were, and the last one's text."""
+    return AgentResult(f"{len(run.request.messages)} {run.request.messages[-1].text}")

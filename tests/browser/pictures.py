@@ -1,0 +1,84 @@
+"""Takes the README's pictures: ``python -m tests.browser.pictures FOLDER``."""
+
+import asyncio
+import sys
+import tempfile
+from pathlib import Path
+
+from service.broker import EmbeddedBroker, usable_servers
+from tests.browser.chromium import Chromium, Tab, find
+from tests.browser.page_agents import WORDS
+from tests.browser.scene import PageScene, ask, ended
+from tests.processes import Processes
+
+HALF = f"[...document.querySelectorAll('.answer')].at(-1)?.textContent.includes('{WORDS[29].strip()}')"
+
+
+Pictures = dict[str, bytes]
+
+
+async def seen(tab: Tab) -> bytes:
+    """Return a picture of what is seen from the page's top."""
+    await tab.evaluate("scrollTo(0, 0); document.activeElement.blur()")
+    return await tab.screenshot()
+
+
+async def pictures(made: Path) -> Pictures:
+    """Play what the pictures show."""
+    executable = find()
+    if executable is None:
+        sys.exit("no Chromium is installed; `make browser` installs it on Debian")
+    broker = EmbeddedBroker(next(choice for choice in usable_servers() if choice.executable))
+    await broker.start()
+    try:
+        async with (
+            Processes(broker.url, made) as processes,
+            Chromium.started(executable, made / "profile") as browser,
+        ):
+            return await _take(PageScene(browser, processes, made))
+    finally:
+        await broker.stop()
+
+
+async def _take(scene: PageScene) -> Pictures:
+    taken: Pictures = {}
+    worker = await scene.worker("shown")
+    url = await scene.frontend(AGENTSTREAM_MODELS="herd-1")
+    tab = await scene.browser.tab(url)
+    await tab.look(width=800, height=940)
+    await ask(tab, "Which cows are in Oslo?")
+    await tab.until(ended("stop"))
+    taken["tool-run"] = await seen(tab)
+    await tab.look(width=800, height=940, dark=True)
+    taken["dark"] = await seen(tab)
+    await tab.look(width=390, height=844)
+    taken["phone"] = await seen(tab)
+    await tab.look(width=800, height=640)
+    await tab.click("#restart")
+    await ask(tab, "Count to 59, slowly")
+    await tab.until(HALF)
+    await tab.reload()
+    await tab.until(HALF)
+    scene.open_gate("rest")
+    await tab.until(ended("stop"))
+    taken["resumed"] = await seen(tab)
+    await tab.click("#restart")
+    scene.close_gate("rest")
+    await ask(tab, "Count to 59, slowly")
+    await tab.until(HALF)
+    worker.kill()
+    await scene.worker("shown")
+    await tab.until(ended("with an error"))
+    taken["killed-worker"] = await seen(tab)
+    return taken
+
+
+def main(folder: Path) -> None:
+    """Write the pictures into a folder."""
+    with tempfile.TemporaryDirectory() as made:
+        for name, png in asyncio.run(pictures(Path(made))).items():
+            (folder / f"{name}.png").write_bytes(png)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,136 @@
+"""Whatever comes from outside is text: nothing of it runs, loads, or breaks the page."""
+
+import json
+
+import pytest
+
+from tests.browser.page_agents import HOSTILE
+from tests.browser.scene import PageScene, ask, ended
+
+FOREIGN = "script:not([src$='page/app.js']), iframe, img, svg, object, embed, [onerror], [onload], .exchange style"
+
+
+async def test_hostile_text_in_every_field_stays_text(scene: PageScene) -> None:
+    """Scripts, handlers, script links and huge words in every field are shown, never run, at phone width too."""
+    await scene.worker("hostile", AGENTSTREAM_MODELS="hostile")
+    tab = await scene.page()
+    await tab.look(width=360, height=740)
+    await ask(tab, HOSTILE.replace("\x00", ""))
+    await tab.until(ended("with an error"))
+    await tab.evaluate("document.querySelectorAll('details').forEach((box) => { box.open = true; })")
+    assert await tab.evaluate("window.ran ?? null") is None
+    assert await tab.evaluate(f"document.querySelectorAll({json.dumps(FOREIGN)}).length") == 0
+    links = await tab.evaluate("[...document.querySelectorAll('.exchange a')].map((a) => a.protocol)")
+    assert set(links) == {"https:", "http:"}  # of the image, and of the run itself
+    for place in (".question", ".step .detail", ".step pre", ".thought", ".answer", ".failure"):
+        assert "<script>" in await tab.evaluate(f"document.querySelector('{place}').textContent"), place
+    assert await tab.evaluate("document.documentElement.scrollWidth") <= 360
+    await tab.reload()
+    await tab.until(ended("with an error"))
+    assert await tab.evaluate("window.ran ?? null") is None
+    assert tab.complaints == []
+
+
+async def test_hostile_model_names_and_errors_stay_text(scene: PageScene) -> None:
+    """A model's name and a server's refusal are shown as they are."""
+    name = "<img src=x onerror=window.ran=1>"
+    await scene.worker("echo")
+    tab = await scene.page(AGENTSTREAM_MODELS=name)
+    await tab.until("document.querySelector('#model').placeholder !== ''")
+    assert await tab.evaluate("document.querySelector('#model').placeholder") == name
+    assert await tab.texts("#models option") == [name]
+    closed = await scene.page(AGENTSTREAM_AGENTS="good=builtin@nobody")
+    await closed.until("document.querySelector('#notice').textContent.includes('no models')")
+    await closed.type("#model", name)
+    await closed.type("#prompt", "hello")
+    await closed.press("Enter")
+    await closed.until(ended("with an error"))
+    assert name in await closed.text(".failure")
+    for page in (tab, closed):
+        assert await page.evaluate("window.ran ?? null") is None
+        assert await page.evaluate(f"document.querySelectorAll({json.dumps(FOREIGN)}).length") == 0
+
+
+async def test_the_browser_refuses_html_that_is_put_together_from_text(scene: PageScene) -> None:
+    """The policy holds in the browser: no HTML from text, no inline script, no connection elsewhere."""
+    await scene.worker()
+    tab = await scene.page()
+    for attempt in (
+        "document.body.innerHTML = '<b>x</b>'",
+        "document.createElement('b').setAttribute('onclick', 'window.ran = 1')",
+        "new DOMParser().parseFromString('<b>x</b>', 'text/html')",
+        "document.createElement('script').text = 'window.ran = 1'",
+    ):
+        refused = f"(() => {{ try {{ {attempt}; return ''; }} catch (error) {{ return error.name; }} }})()"
+        assert await tab.evaluate(refused) == "TypeError", attempt
+    outside = "fetch('http://127.0.0.1:9/').then(() => 'went', (error) => error.name)"
+    assert await tab.evaluate(outside) == "TypeError"
+    assert any("Content Security Policy" in complaint for complaint in tab.complaints)
+
+
+MARKDOWN = [
+    ("plain", "<p>plain</p>"),
+    ("a\nb\n\nc", "<p>a\nb</p><p>c</p>"),
+    ("# One\n###### Six ##", "<h3>One</h3><h6>Six</h6>"),
+    (
+        "**b** *i* ~~d~~ `c` ``a`b``",
+        "<p><strong>b</strong> <em>i</em> <del>d</del> <code>c</code> <code>a`b</code></p>",
+    ),
+    ("2 * 3 * 4, snake_case_name, **open", "<p>2 * 3 * 4, snake_case_name, **open</p>"),
+    ("***x* y**", "<p><strong><em>x</em> y</strong></p>"),
+    (r"\*no\*", "<p>*no*</p>"),
+    ("- a\n- b\n  - c\n    more\n- d", "<ul><li>a</li><li>b<ul><li>c\nmore</li></ul></li><li>d</li></ul>"),
+    ("3. x\n\n4. y", '<ol start="3"><li>x</li></ol><ol start="4"><li>y</li></ol>'),
+    ("text\n- item", "<p>text</p><ul><li>item</li></ul>"),
+    ("> q\n> > r", "<blockquote><p>q</p><blockquote><p>r</p></blockquote></blockquote>"),
+    ("---", "<hr>"),
+    (
+        "```py\n<b>\n\nx\n```\nend",
+        '<figure class="code"><figcaption>py</figcaption><pre><code>&lt;b&gt;\n\nx</code></pre></figure><p>end</p>',
+    ),
+    ("~~~\nopen", '<figure class="code"><pre><code>open</code></pre></figure>'),
+    (
+        "|a|b|\n|-|:-:|\n|`x`|y\\|z|",
+        (
+            '<div class="table"><table><thead><tr><th>a</th><th>b</th></tr></thead>'
+            "<tbody><tr><td><code>x</code></td><td>y|z</td></tr></tbody></table></div>"
+        ),
+    ),
+    ("[x](javascript:alert(1))", "<p>[x](javascript:alert(1))</p>"),
+    ("[x](/relative) <b>&amp;</b>", "<p>[x](/relative) &lt;b&gt;&amp;amp;&lt;/b&gt;</p>"),
+]
+
+
+async def test_markdown_becomes_the_elements_it_means(scene: PageScene) -> None:
+    """Each construct of Markdown gives its elements, whole or grown character by character, and HTML gives text."""
+    tab = await scene.page()
+    for source, expected in MARKDOWN:
+        for pieces in (1, len(source)):
+            drawn = await tab.evaluate(
+                f"""import('/page/markdown.js').then(({{ MarkdownView }}) => {{
+                    const root = document.createElement('div'), view = new MarkdownView(root);
+                    const source = {json.dumps(source)};
+                    for (let part = 1; part <= {pieces}; part += 1)
+                        view.show(source.slice(0, Math.ceil(source.length * part / {pieces})));
+                    return root.innerHTML.replaceAll(/ (?:dir="auto"|tabindex="0")/g, '');
+                }})"""
+            )
+            assert drawn == expected, (source, pieces)
+    link = await tab.evaluate(
+        """import('/page/markdown.js').then(({ render }) => {
+            const link = render('see [a **b**](https://x.org/y) ').querySelector('a');
+            return [link.href, link.textContent, link.rel, link.target];
+        })"""
+    )
+    assert link == ["https://x.org/y", "a b", "noopener noreferrer nofollow", "_blank"]
+
+
+@pytest.mark.parametrize("unit", ["[", "*a ", "`", "**", "> ", "- ", "|-", "![](", "http://", "_ ", "\\", "~~~\n"])
+async def test_no_text_keeps_the_page_busy_for_long(scene: PageScene, unit: str) -> None:
+    """A hundred thousand characters of any mark are drawn in one go that ends."""
+    tab = await scene.page()
+    drawn = await tab.evaluate(
+        f"import('/page/markdown.js').then(({{ render }}) => render({json.dumps(unit)}.repeat({100_000 // len(unit)}))"
+        ".textContent.length >= 0)"
+    )
+    assert drawn

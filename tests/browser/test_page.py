@@ -1,0 +1,259 @@
+"""The page in a real browser: runs, stop, failures, reloads, other tabs, keys."""
+
+import asyncio
+import json
+import re
+import signal
+import sys
+from typing import Any
+
+import aiohttp
+
+from service.process import free_port
+from tests.browser.chromium import Tab
+from tests.browser.page_agents import WORDS
+from tests.browser.scene import PageScene, ask, ended, stat
+from tests.helpers import SOON_S
+
+WHOLE = "".join(WORDS).strip()
+HALF = f"document.querySelector('.answer')?.textContent.includes('{WORDS[29].strip()}')"
+
+
+async def shown_run(tab: Tab) -> str:
+    """Return the id of the run the address names."""
+    return str(await tab.evaluate("location.hash")).removeprefix("#run=")
+
+
+async def status(url: str, run_id: str) -> Any:
+    """Return what became of a run, as the API tells it."""
+    async with aiohttp.ClientSession() as session, session.get(f"{url}/v1/chat/completions/{run_id}") as response:
+        return (await response.json())["status"]
+
+
+async def test_a_tool_run_shows_its_timeline(scene: PageScene) -> None:
+    """Turns, inferences and tool calls show with durations, arguments and results, reasoning apart, and the numbers."""
+    await scene.worker()
+    tab = await scene.page()
+    await ask(tab, "tools")
+    await tab.until(ended("stop"))
+    steps = await tab.texts(".step")
+    assert [re.sub(r"\+[0-9.]+ m?s", "+", step) for step in steps if not step.startswith("Model")] == [
+        "Turn herd +",
+        'Tool count 1.50 s + Arguments{"animal": "cow"}Resulttwo cows',
+        'Tool weigh failed after 500 ms + Arguments{"animal": "cow"}Errorno scales',
+        "Results weigh failed, count ok +",
+    ]
+    assert re.fullmatch(r"Model cow-1 on test [0-9]+ ms · 7 in, 9 out · tool_calls \+[0-9.]+ m?s", steps[1])
+    assert await tab.text(".thought") == "They want cows. I count them."
+    assert await tab.texts(".answer strong, .answer em, .answer code") == ["Oslo", "Dagros", "Litago", "print('moo')"]
+    assert await tab.texts(".answer a") == ["https://example.org/cows"]
+    assert await tab.evaluate(stat("tokens")) == "20 in, 30 out"
+    assert re.fullmatch(r"[0-9.]+ m?s", await tab.evaluate(stat("first")))
+    assert tab.complaints == []
+
+
+async def test_escape_stops_a_run(scene: PageScene) -> None:
+    """Escape ends the run itself, not only what the page shows of it, and the text so far stays."""
+    await scene.worker()
+    url = await scene.frontend()
+    tab = await scene.browser.tab(url)
+    await ask(tab, "endless")
+    await tab.until("document.querySelector('.answer')?.textContent.includes('on and on')")
+    await tab.press("Escape")
+    await tab.until(ended("stopped"))
+    assert await status(url, await shown_run(tab)) == "cancelled"
+    assert "on and on" in await tab.text(".answer")
+    assert await tab.evaluate("document.activeElement.id") == "prompt"
+    await ask(tab, "echo this")
+    await tab.until(ended("stop") + " && document.querySelectorAll('.exchange').length === 2")
+    assert await tab.text(".answer") == "3 echo this"
+    assert tab.complaints == []
+
+
+async def test_a_killed_worker_shows_an_honest_error(scene: PageScene) -> None:
+    """The page says that the worker was lost, and takes half an answer for no whole one."""
+    doomed = await scene.worker()
+    tab = await scene.page()
+    await ask(tab, "halves")
+    await tab.until(HALF)
+    await scene.worker()
+    doomed.kill()
+    await tab.until(ended("with an error"))
+    assert "worker_lost" in await tab.text(".failure")
+    assert WORDS[29].strip() in await tab.text(".answer")
+    assert not await tab.evaluate("document.querySelector('.failure').hidden")
+    assert await tab.evaluate("document.querySelector('.failure').getAttribute('role')") == "alert"
+
+
+async def test_a_reload_takes_the_answer_up_again(scene: PageScene) -> None:
+    """After a reload in the middle the whole text stands there once, with its timeline, and follow-ups know of it."""
+    await scene.worker()
+    tab = await scene.page()
+    await ask(tab, "halves")
+    await tab.until(HALF)
+    await tab.reload()
+    await tab.until(HALF)
+    scene.open_gate("rest")
+    await tab.until(ended("stop"))
+    assert (await tab.text(".answer")).strip() == WHOLE
+    assert [step.split(" +")[0] for step in await tab.texts(".step")] == ["Tool look 250 ms", "Results look ok"]
+    assert await tab.text(".question") == "halves"
+    await tab.reload()
+    await tab.until(ended("stop"))
+    assert (await tab.text(".answer")).strip() == WHOLE
+    await ask(tab, "and now")
+    await tab.until(ended("stop") + " && document.querySelectorAll('.exchange').length === 2")
+    assert await tab.text(".answer") == "3 and now"
+    assert tab.complaints == []
+
+
+async def test_a_reload_resumes_after_the_last_frame_that_was_seen(scene: PageScene) -> None:
+    """What was seen before a reload is not asked for again; without it the run's address alone brings all back."""
+    await scene.worker()
+    tab = await scene.page()
+    await ask(tab, "halves")
+    await tab.until(HALF)
+    await tab.reload()
+    await tab.until(HALF)
+    resumed = "performance.getEntriesByType('resource').map(({ name }) => name).find((name) => name.includes('stream'))"
+    scene.open_gate("rest")
+    await tab.until(ended("stop"))
+    assert re.search(r"[?&]starting_after=1-[0-9]+", await tab.evaluate(resumed))
+    await tab.evaluate("addEventListener('pagehide', () => sessionStorage.clear())")
+    await tab.reload()
+    await tab.until(ended("stop"))
+    assert (await tab.text(".answer")).strip() == WHOLE
+
+
+async def test_a_second_tab_shows_the_run_through_another_front_end(scene: PageScene) -> None:
+    """The link of a run shows it live in another tab, whichever front end that asks, and it can be stopped there."""
+    await scene.worker()
+    first = await scene.page()
+    other = await scene.frontend()
+    await ask(first, "halves")
+    await first.until(HALF)
+    second = await scene.browser.tab(f"{other}/#run={await shown_run(first)}")
+    await second.until(HALF)
+    scene.open_gate("rest")
+    for tab in (first, second):
+        await tab.until(ended("stop"))
+        assert (await tab.text(".answer")).strip() == WHOLE
+    assert await second.texts(".step") == ["Tool look 250 ms Arguments{}Resultseen", "Results look ok"]
+
+    await first.show()
+    await ask(first, "endless")
+    await first.until("[...document.querySelectorAll('.answer')].at(-1).textContent.includes('on and on')")
+    await second.show()
+    await second.open(f"{other}/?again#run={await shown_run(first)}")
+    await second.until("[...document.querySelectorAll('.answer')].at(-1)?.textContent.includes('on and on')")
+    await second.click("#stop")
+    await first.until(ended("stopped"))
+    await second.until(ended("stopped"))
+
+
+async def test_a_front_end_that_dies_is_waited_for(scene: PageScene) -> None:
+    """When the front end is killed in the middle, the page says so, and goes on with the next one at its address."""
+    await scene.worker()
+    port = str(free_port())
+    doomed = await scene.processes.start("frontend", AGENTSTREAM_PORT=port)
+    url = (await doomed.until(r"serving on (http://\S+)"))[1]
+    tab = await scene.browser.tab(url)
+    await ask(tab, "halves")
+    await tab.until(HALF)
+    doomed.kill()
+    await tab.until("!document.querySelector('.reconnecting').hidden")
+    again = await scene.processes.start("frontend", AGENTSTREAM_PORT=port)
+    await again.until("serving on")
+    scene.open_gate("rest")
+    await tab.until(ended("stop"))
+    assert (await tab.text(".answer")).strip() == WHOLE
+    assert await tab.evaluate("document.querySelector('.reconnecting').hidden")
+
+
+async def test_a_run_that_is_gone_is_said_to_be(scene: PageScene) -> None:
+    """A link to a run that is not kept, or to none at all, gets a plain answer."""
+    await scene.worker()
+    url = await scene.frontend()
+    tab = await scene.browser.tab(f"{url}/#run=chatcmpl-{'0' * 32}")
+    await tab.until("!document.querySelector('.failure')?.hidden")
+    assert "no such run" in await tab.text(".failure")
+    tab = await scene.browser.tab(f"{url}/#run=<b>")
+    await tab.until("!document.querySelector('#notice').hidden")
+    assert "names no run" in await tab.text("#notice")
+
+
+async def test_the_key_field_opens_a_closed_server(scene: PageScene) -> None:
+    """With keys on, the page asks for one, says when it is wrong, keeps it for this tab, and never shows it."""
+    await scene.worker()
+    url = await scene.frontend(AGENTSTREAM_API_KEYS="sesame")
+    tab = await scene.browser.tab(url)
+    await tab.until("document.querySelector('#access').open && document.activeElement.id === 'key'")
+    assert "needs an API key" in await tab.text("#notice")
+    await tab.type("#key", "sesame")
+    await tab.press("Enter")
+    await ask(tab, "halves")
+    await tab.until(HALF)
+    await tab.reload()
+    scene.open_gate("rest")
+    await tab.until(ended("stop"))
+    assert (await tab.text(".answer")).strip() == WHOLE
+    assert "sesame" not in await tab.evaluate("document.documentElement.outerHTML")
+
+    stranger = await scene.browser.tab(await tab.evaluate("location.href"))
+    await stranger.until("document.querySelector('#access').open")
+    await stranger.type("#key", "sesame")
+    await stranger.press("Tab")
+    await stranger.until(ended("stop"))
+    assert (await stranger.text(".answer")).strip() == WHOLE
+
+
+async def test_a_request_is_copied_as_a_command_and_a_program(scene: PageScene) -> None:
+    """What is copied as curl and as Python runs as it stands, says the same again, and holds no key."""
+    await scene.worker("echo")
+    tab = await scene.page(AGENTSTREAM_API_KEYS="sesame")
+    await tab.until("document.querySelector('#access').open")
+    await tab.type("#key", "sesame")
+    await tab.press("Enter")
+    question = 'it\'s "quoted" $HOME `id` \\ !x 😀 \u202e \u2028 end'
+    await ask(tab, question)
+    await tab.until(ended("stop"))
+    answer = await tab.text(".answer")
+    await tab.evaluate("navigator.clipboard.writeText = async (text) => { window.copied = text; }")
+    for button, interpreter in ((".curl", ["sh", "-c"]), (".python", [sys.executable, "-c"])):
+        await tab.click(button)
+        copied = await tab.evaluate("window.copied")
+        assert "sesame" not in copied
+        output = await _run(interpreter, copied)
+        frames = re.findall(r'"content":("(?:[^"\\]|\\.)*")', output)  # of curl's frames
+        told = output.removesuffix("\n") if button == ".python" else "".join(map(json.loads, frames))
+        assert told == f"1 {question}"
+    assert answer.startswith("1 it's")
+    await tab.evaluate("navigator.clipboard.writeText = async () => { throw new Error('not allowed'); }")
+    await tab.click(".curl")
+    await tab.until("document.querySelector('#copy-by-hand').open")
+    assert (await tab.evaluate("document.querySelector('#copy-text').value")).startswith("curl -N 'http://127.0.0.1:")
+
+
+async def _run(interpreter: list[str], program: str) -> str:
+    process = await asyncio.create_subprocess_exec(
+        *interpreter, program, env={"OPENAI_API_KEY": "sesame", "PATH": "/usr/bin:/bin"}, stdout=asyncio.subprocess.PIPE
+    )
+    async with asyncio.timeout(SOON_S):
+        output, _ = await process.communicate()
+    assert process.returncode == 0
+    return output.decode()
+
+
+async def test_the_page_says_when_nobody_answers(scene: PageScene) -> None:
+    """A server that went away before a question gets an error in words, and the question is not lost."""
+    await scene.worker()
+    frontend = await scene.processes.start("frontend", AGENTSTREAM_PORT="0")
+    tab = await scene.browser.tab((await frontend.until(r"serving on (http://\S+)"))[1])
+    await tab.until("document.querySelector('#model').placeholder !== ''")
+    frontend.send_signal(signal.SIGTERM)
+    await frontend.ended()
+    await tab.type("#prompt", "anyone?")
+    await tab.press("Enter")
+    await tab.until(ended("with an error"))
+    assert "cannot be reached" in await tab.text(".failure")
+    assert await tab.evaluate("document.querySelector('#prompt').value") == "anyone?"
