@@ -175,7 +175,7 @@ async def test_a_run_that_is_gone_is_said_to_be(scene: PageScene) -> None:
     await scene.worker()
     url = await scene.frontend()
     tab = await scene.browser.tab(f"{url}/#run=chatcmpl-{'0' * 32}")
-    await tab.until("!document.querySelector('.failure')?.hidden")
+    await tab.until("document.querySelector('.failure')?.hidden === false")
     assert "no such run" in await tab.text(".failure")
     tab = await scene.browser.tab(f"{url}/#run=<b>")
     await tab.until("!document.querySelector('#notice').hidden")

@@ -238,11 +238,11 @@ async def test_a_large_answer_is_replayed_whole(processes: Processes, client: Cl
 
 @pytest.fixture
 async def tool_loving_model() -> AsyncIterator[tuple[str, list[bool]]]:
-    """A model server that asks for a tool whatever it is told; its URL, and whether each request offered tools."""
+    """A model server that asks for a tool whatever it is told; its URL, and whether each request lets it."""
     asked: list[bool] = []
 
     async def answer(request: web.Request) -> web.StreamResponse:
-        asked.append(bool((await request.json()).get("tools")))
+        asked.append((await request.json()).get("tool_choice") != "none")
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
         call = {
@@ -276,7 +276,7 @@ async def tool_loving_model() -> AsyncIterator[tuple[str, list[bool]]]:
 async def test_an_endless_tool_loop_ends_at_max_turns(
     processes: Processes, client: Client, tool_loving_model: tuple[str, list[bool]]
 ) -> None:
-    """A model that always asks for a tool has max_turns turns, and one without tools to sum up; then the run ends."""
+    """A model that always asks for a tool has max_turns turns, and one without a call to sum up; then the run ends."""
     model_url, asked = tool_loving_model
     url, _ = await start_frontend(processes)
     await processes.worker(OPENAI_BASE_URL=model_url, AGENTSTREAM_MAX_TURNS="5")
