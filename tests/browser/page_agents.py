@@ -100,7 +100,8 @@ async def shown(run: Run) -> AgentResult:
     failed = {"tool": "weigh", "success": False, "latency": 0.421, "result": "the scales do not answer"}
     run.emit("tool_call_end", {**failed, "tool_call_id": "b"})
     run.emit("inference_start", {"model": "herd-1", "engine": "demo"})
-    text = f"{ANSWER}\n\nHow heavy they are I could **not** find out: the scales do not answer."
+    text = "Two cows are in **Oslo**:\n\n1. *Dagros*\n2. *Litago*\n\nHow heavy they are I could not find out: "
+    text += "[the scales](https://example.org/scales) do not answer."
     for word in text.split(" "):
         run.write(f"{word} ")
         await asyncio.sleep(0.03)

@@ -3,6 +3,7 @@
 import { asText } from "./dom.js";
 
 const RUN_ID = /^chatcmpl-[0-9a-f]{32}$/;
+const LONGEST_WAIT_MS = 60_000; // for an answer to begin: a cancel may take 24 s, all else 5
 const KEY_ITEM = "agentstream.key";
 
 /** What went wrong, in words for the person in front of the page. */
@@ -54,11 +55,16 @@ async function streamed(path, options) {
 async function request(path, options = {}) {
   const headers = { ...options.headers };
   if (apiKey()) headers.Authorization = `Bearer ${apiKey()}`;
+  const waiting = new AbortController();
+  const timer = setTimeout(() => waiting.abort(new Error("no answer within a minute")), LONGEST_WAIT_MS);
+  const signal = options.signal ? AbortSignal.any([options.signal, waiting.signal]) : waiting.signal;
   let response;
   try {
-    response = await fetch(path, { ...options, headers, cache: "no-store" });
+    response = await fetch(path, { ...options, headers, signal, cache: "no-store" });
   } catch (cause) {
     throw new Failure(`The server cannot be reached (${cause.message}).`, { passing: true });
+  } finally {
+    clearTimeout(timer); // a stream may go on for longer
   }
   if (!response.ok) throw await refusal(response);
   return response;

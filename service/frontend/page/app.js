@@ -58,22 +58,36 @@ async function run(exchange, start = null) {
   notice("");
   setRunning({ exchange, controller, stopping: false });
   const saving = setInterval(save, SAVE_MS);
+  const key = apiKey();
+  let unlocked = false; // the key was entered while the request without it was under way
   try {
     await follow(exchange, start && (await start(controller.signal)), controller.signal);
   } catch (error) {
     controller.abort(); // lets go of a stream that failed half-way
     fail(exchange, error);
+    unlocked = locked === exchange && apiKey() !== key;
   } finally {
     clearInterval(saving);
     setRunning(null);
     save();
   }
+  if (unlocked) await unlock();
+}
+
+/** Go on with the run that waited for a key. */
+async function unlock() {
+  const exchange = locked;
+  if (!exchange || running) return;
+  locked = null;
+  exchange.proceed();
+  await run(exchange);
 }
 
 function fail(exchange, error) {
   const told = error instanceof Failure ? error.message : `The page itself failed: ${error.message}`;
   if (exchange.runId) {
-    exchange.suspend(`${told} Whether the run goes on is not known; reload the page to look again.`);
+    const gone = error.status === 404 || error.status === 410;
+    exchange.suspend(gone ? told : `${told} Whether the run goes on is not known; reload the page to look again.`);
     if (error.status === 401) locked = exchange;
   } else {
     exchange.take({ kind: "failed", message: told }, now());
@@ -214,12 +228,8 @@ byId("restart").addEventListener("click", () => {
 });
 byId("key").addEventListener("change", async () => {
   keepApiKey(byId("key").value.trim());
-  const waiting = locked;
-  locked = null;
   await loadModels();
-  if (!waiting || running) return;
-  waiting.proceed();
-  await run(waiting);
+  await unlock();
 });
 window.addEventListener("hashchange", openFragment);
 window.addEventListener("pagehide", save);

@@ -8,6 +8,7 @@ import { SseParser } from "./sse.js";
 const TRIES = 8; // in a row without a message; with the pauses below that is about 50 s
 const FIRST_PAUSE_MS = 500;
 const LONGEST_PAUSE_MS = 10_000;
+const LONGEST_SILENCE_MS = 30_000; // a server that lives says something every 4 s
 const REPLAY_GAP_S = 0.15; // what a server reads from its log comes without a pause as long as this
 
 /**
@@ -51,9 +52,13 @@ async function* messages(response, resumed) {
   let asked = null;
   try {
     for (;;) {
-      const { value, done } = await reader.read().catch((cause) => {
-        throw new Failure(`The connection broke while the answer was streaming (${cause.message}).`, { passing: true });
-      });
+      const silence = setTimeout(() => reader.cancel(), LONGEST_SILENCE_MS); // the read then ends
+      const { value, done } = await reader
+        .read()
+        .catch((cause) => {
+          throw new Failure(`The connection broke while the answer was streaming (${cause.message}).`, { passing: true });
+        })
+        .finally(() => clearTimeout(silence));
       if (done) return;
       if (asked !== null && now() - asked > REPLAY_GAP_S) replaying = false;
       for (const message of parser.push(value)) yield { ...message, at: replaying ? null : now() };
