@@ -1,7 +1,7 @@
 """The routes of the Responses API: the same runs as the chat's, asked for and shown in another way."""
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Final
 
 import orjson
 from aiohttp import web
@@ -28,6 +28,9 @@ from service.protocol.responses import SEQUENCE_NUMBER, ResponseRequest, chat_me
 from service.responses.output import ResponseFold
 from service.store.runs import RunInfo
 
+# It is kept with the run, for as long: as much as is kept of a conversation.
+MAX_ECHO_BYTES: Final = 256 << 10
+
 
 async def create_response(request: web.Request) -> web.StreamResponse:
     """POST /v1/responses: enqueue a run; stream it, wait for it, or leave it to the background."""
@@ -41,6 +44,11 @@ async def _take(request: web.Request, context: Context, owner: str) -> Order:
     items = await reader.items(asked.references)
     history = await reader.conversation(asked.previous_response_id) if asked.previous_response_id else []
     echo = asked.echo()
+    if len(orjson.dumps(echo)) > MAX_ECHO_BYTES:
+        message = (
+            f"what a response repeats of its request (instructions, tools, metadata) exceeds {MAX_ECHO_BYTES} bytes"
+        )
+        raise InvalidRequest(message)
     chat = _as_chat(asked, items, history, context.settings.max_messages)
     return await place_order(request, chat, owner, options, response_view(echo), response=echo)
 

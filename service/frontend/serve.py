@@ -5,6 +5,7 @@ import contextlib
 import logging
 import os
 import socket
+from collections.abc import Iterator
 from typing import Final, cast
 
 from aiohttp import web
@@ -95,18 +96,35 @@ async def _stop_listening(server: asyncio.Server, manager: web.Server) -> None:
     """Refuse new connections, and take every one the kernel has accepted.
 
     Closing a listener resets those it still holds, their requests sent: an error that no proxy may mend by sending
-    them again. Duplicates outlive the server, so the last look and the close are microseconds apart.
+    them again. Duplicates outlive the server, so the last look and the close are microseconds apart. What cannot be
+    taken (a client that is gone, no descriptor left) is lost alone: the open streams must still be drained.
     """
     listeners = [socket.socket(fileno=os.dup(listener.fileno())) for listener in server.sockets]
     server.close()
     held: list[socket.socket] = []
     for listener in listeners:
-        with listener, contextlib.suppress(BlockingIOError):
+        with listener:
             listener.settimeout(0)
-            while True:
-                held.append(listener.accept()[0])
+            held += _accept_all(listener)
     for connection in held:
-        await asyncio.get_running_loop().connect_accepted_socket(manager, connection)
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(manager, connection)
+        except OSError as exc:
+            log.warning("a connection accepted at the last moment is lost: %s", exc)
+            connection.close()
+
+
+def _accept_all(listener: socket.socket) -> Iterator[socket.socket]:
+    while True:
+        try:
+            yield listener.accept()[0]
+        except BlockingIOError:
+            return
+        except ConnectionAbortedError:
+            continue  # that client has left; others may wait behind it
+        except OSError as exc:
+            log.warning("connections that wait to be accepted are lost: %s", exc)
+            return
 
 
 async def _until_connected(connecting: object, stop: asyncio.Event) -> None:

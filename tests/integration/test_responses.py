@@ -342,3 +342,11 @@ async def test_an_unknown_response_is_not_found(processes: Processes, client: Cl
             assert response.status == 404
     async with client.session.post(f"{url}{RESPONSES}/{path}/cancel") as response:
         assert response.status == 404
+
+
+async def test_what_a_response_repeats_is_bounded(processes: Processes) -> None:
+    """Instructions that would be kept with the run for an hour, and are too long for that, are refused."""
+    url = await processes.frontend()
+    async with sdk(url) as client:
+        with pytest.raises(openai.BadRequestError, match="exceeds 262144 bytes"):
+            await client.responses.create(**SENT, instructions="x" * (256 << 10))
