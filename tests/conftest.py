@@ -3,6 +3,7 @@
 import asyncio
 import os
 import secrets
+import signal
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -14,6 +15,11 @@ from service.store.endpoint import Endpoint
 from service.store.link import Link
 from tests.helpers import SOON_S
 from tests.processes import Processes
+
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # As a shell starts what it puts in the background; our processes would inherit it, and tests send them ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _servers() -> dict[str, ServerChoice]:
