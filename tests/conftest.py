@@ -16,7 +16,6 @@ from service.store.link import Link
 from tests.helpers import SOON_S
 from tests.processes import Processes
 
-
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # As a shell starts what it puts in the background; our processes would inherit it, and tests send them ctrl-C.
     signal.signal(signal.SIGINT, signal.default_int_handler)
