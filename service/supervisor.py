@@ -17,7 +17,7 @@ from service.child import tied
 from service.children import Child, Children
 from service.config import BUILTIN, Settings, environment
 from service.errors import StartupError
-from service.frontend.metrics import common_metrics, forget_process
+from service.metrics import common_metrics, forget_process
 from service.process import free_port, stop_signals
 from service.sharedport import shared_port
 
