@@ -222,6 +222,11 @@ class JobQueue:
         self._redis = endpoint.redis()
         self._scripts = {name: self._redis.register_script(script.source) for name, script in SCRIPTS.items()}
 
+    @property
+    def reconnects(self) -> int:
+        """How often the connection of its blocking read was made anew."""
+        return self._claims.reconnects
+
     async def open(self) -> None:
         """Make sure the queue and its group exist, and say that this worker is alive."""
         self._claims.open()
