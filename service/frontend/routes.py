@@ -143,7 +143,6 @@ async def show_metrics(request: web.Request) -> web.Response:
     """GET /metrics: Prometheus text format."""
     context = request.app[CONTEXT]
     metrics = context.metrics
-    context.observe()
     try:
         async with asyncio.timeout(HEALTH_TIMEOUT_S):
             states = await context.submitter.states()
@@ -152,6 +151,7 @@ async def show_metrics(request: web.Request) -> web.Response:
         states = dict.fromkeys(context.submitter.queues, unknown)
     for queue, state in states.items():
         metrics.queue_is(queue, state)
+    context.observe()
     return web.Response(body=metrics.render(), headers={"Content-Type": CONTENT_TYPE})
 
 

@@ -78,7 +78,7 @@ class QueueMetrics:
         }
         self._retries = every.counter(telemetry.WORKER_RETRIES, queue)
         self._leases_lost = every.counter(telemetry.WORKER_LEASES_LOST, queue)
-        self._unstored = every.counter(telemetry.WORKER_PUBLISH_FAILURES, NOT_STORED)
+        self._too_late = every.counter(telemetry.WORKER_PUBLISH_FAILURES, NOT_STORED)
         self._run_seconds = every.histogram(telemetry.WORKER_RUN_SECONDS, queue)
         self._dispatch_seconds = every.histogram(telemetry.WORKER_DISPATCH_SECONDS, queue)
         self._cancel_seconds = every.histogram(telemetry.WORKER_CANCEL_SECONDS, queue)
@@ -113,5 +113,7 @@ class QueueMetrics:
             self._cancel_seconds.observe(cancel_seconds)
         elif outcome == LEASE_LOST:
             self._leases_lost.inc()
-        elif outcome == NOT_STORED:
-            self._unstored.inc()
+
+    def too_late(self) -> None:
+        """Count a run whose end could not be stored in time."""
+        self._too_late.inc()

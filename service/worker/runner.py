@@ -177,6 +177,8 @@ class Runner:
                 await publisher.flush()
         except (AgentStreamError, TimeoutError) as exc:
             log.error("run %s: its last events could not be stored: %r", run_id, exc)  # noqa: TRY400
+            if isinstance(exc, TimeoutError):
+                self._metrics.too_late()
             return LEASE_LOST if isinstance(exc, Fenced) else NOT_STORED
         finally:
             publisher.close(BusError("the run is over"))
