@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import orjson
 
+from service import tracing
 from service.agents.asking import Asker, Turn
 from service.agents.client_tools import Offer
 from service.agents.contract import AgentResult, Run, ToolResult
@@ -31,6 +32,8 @@ class Orchestrator:
 
     One instance serves any number of runs at once; it keeps nothing between them.
     """
+
+    name = AGENT_NAME
 
     def __init__(
         self,
@@ -147,7 +150,7 @@ class Orchestrator:
         return [task.result() for task in tasks]
 
     async def _call_tool(self, run: Run, call: EngineToolCall, refused: ToolOutcome | None) -> ToolOutcome:
-        outcome = refused or await self._toolbox.call(call.name, call.arguments)
+        outcome = refused or await self._execute(call)
         run.emit(
             "tool_call_end",
             {
@@ -159,6 +162,23 @@ class Orchestrator:
                 "agent": AGENT_NAME,
             },
         )
+        return outcome
+
+    async def _execute(self, call: EngineToolCall) -> ToolOutcome:
+        attributes = {
+            "gen_ai.operation.name": "execute_tool",
+            "gen_ai.tool.name": call.name,
+            "gen_ai.tool.call.id": call.id,
+            "gen_ai.tool.type": "function",
+            "gen_ai.agent.name": AGENT_NAME,
+        }
+        with tracing.span(f"execute_tool {call.name}", attributes=attributes) as span:
+            outcome = await self._toolbox.call(call.name, call.arguments)
+            if tracing.content():
+                told = {"gen_ai.tool.call.arguments": call.arguments, "gen_ai.tool.call.result": outcome.content}
+                span.set(told)
+            if not outcome.success:
+                span.fail("tool_error", outcome.content)
         return outcome
 
 

@@ -12,7 +12,7 @@ import time
 from dataclasses import dataclass
 from typing import Final
 
-from service import errors
+from service import errors, tracing
 from service.errors import AgentStreamError, BusError, InvalidAgentOutput, LogTrimmed
 from service.protocol.events import TEXT
 from service.store.bus import Bus
@@ -20,6 +20,7 @@ from service.store.publisher import LogLimits, RunPublisher
 from service.store.queue import Begun, Claim, JobQueue
 from service.worker.execution import HAND_BACK, AgentOf, Execution, Terminal, failed
 from service.worker.lease import Leases
+from service.worker.spans import job_span, tell_end
 
 log = logging.getLogger(__name__)
 
@@ -63,28 +64,38 @@ class Runner:
         self._executions.add(execution)
         self._leases.hold(execution)
         try:
-            late = time.monotonic() - claim.since_s > self._leases.interval_s
-            if late and await self._queue.renew([claim.entry_id]):
-                log.warning("run %s went to another worker before it began here", claim.job.run_id)
-                return
-            begun = await self._queue.begin(claim, ttl_s=self._limits.log.open_ttl_s)
-            if begun is None:
-                await self._queue.finish(claim)
-                return
-            publisher = self._bus.publisher(
-                claim.job.run_id, begun.attempt, self._limits.log, lambda _: execution.lose(), begun.first
-            )
-            execution.bind(publisher)
-            await self._attempt(execution, begun, publisher, called_again)
+            with job_span(claim, self._queue) as span:
+                await self._execute(execution, span, called_again)
         finally:
             _tell(called_again, told=False)
             self._leases.release(execution)
             self._executions.discard(execution)
             await execution.until_left()
 
+    async def _execute(
+        self, execution: Execution, span: tracing.Span, called_again: asyncio.Future[bool] | None
+    ) -> None:
+        claim = execution.claim
+        late = time.monotonic() - claim.since_s > self._leases.interval_s
+        if late and await self._queue.renew([claim.entry_id]):
+            log.warning("run %s went to another worker before it began here", claim.job.run_id)
+            return
+        begun = await self._queue.begin(claim, ttl_s=self._limits.log.open_ttl_s)
+        if begun is None:
+            await self._queue.finish(claim)
+            return
+        publisher = self._bus.publisher(
+            claim.job.run_id, begun.attempt, self._limits.log, lambda _: execution.lose(), begun.first
+        )
+        execution.bind(publisher)
+        span.set({tracing.ATTEMPT: begun.attempt})
+        terminal = await self._attempt(execution, begun, publisher, called_again)
+        tell_end(span, terminal, execution.stop_reason)
+
     async def _attempt(
         self, execution: Execution, begun: Begun, publisher: RunPublisher, called_again: asyncio.Future[bool] | None
-    ) -> None:
+    ) -> Terminal | None:
+        """Return the terminal event it came to, or None if another worker will say it."""
         refusal = await self._refusal(execution, begun)
         if begun.cancelled:
             terminal: Terminal | None = execution.cancellation()
@@ -95,11 +106,12 @@ class Runner:
             terminal = await execution.outcome(self._limits.run_timeout_s)
         if terminal is not None:
             await self._conclude(execution.claim, publisher, terminal)
-            return
+            return terminal
         publisher.close(BusError("the run goes to another worker"))
         if execution.stop_reason == HAND_BACK:
             log.info("run %s is handed back", execution.claim.job.run_id)
             await self._queue.hand_back(execution.claim)
+        return None
 
     async def _refusal(self, execution: Execution, begun: Begun) -> Terminal | None:
         """Return the terminal event of a job whose agent must not be called (again), else None.
