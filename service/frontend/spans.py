@@ -10,6 +10,7 @@ from service.protocol.jobs import Job
 from service.store.runs import RunInfo
 
 TRACED: Final = "/v1/"  # health, metrics and the page would drown what matters
+MAX_CHARS: Final = 256  # of what a caller chooses; a header may have 8 KB, and spans wait in memory
 
 
 def traced(handler: Handler, route: str) -> Handler:
@@ -19,15 +20,16 @@ def traced(handler: Handler, route: str) -> Handler:
     """
 
     async def inside_a_span(request: web.Request) -> web.StreamResponse:
-        host, _, port = request.host.rpartition(":")
+        sent_host = request.headers.get("Host", "")[:MAX_CHARS]
+        host, _, port = sent_host.rpartition(":")
         attributes = {
             "http.request.method": request.method,
             "http.route": route,
-            "url.path": request.path,
+            "url.path": request.path[:MAX_CHARS],
             "url.scheme": request.scheme,
-            "server.address": host if port.isdigit() else request.host,
-            "server.port": int(port) if port.isdigit() and host else None,
-            "user_agent.original": request.headers.get("User-Agent"),
+            "server.address": host if port.isdecimal() else sent_host,
+            "server.port": int(port) if port.isdecimal() else None,
+            "user_agent.original": request.headers.get("User-Agent", "")[:MAX_CHARS] or None,
         }
         with tracing.span(f"{request.method} {route}", "server", attributes, parent=request.headers) as span:
             response = await handler(request)

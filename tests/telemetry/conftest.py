@@ -83,4 +83,7 @@ async def scene(processes: Processes, tmp_path: Path) -> AsyncIterator[Scene]:
     timeout = aiohttp.ClientTimeout(total=SOON_S)
     async with collecting() as collector, aiohttp.ClientSession(timeout=timeout) as session:
         env = {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.url, "OTEL_BSP_SCHEDULE_DELAY": "100"}
-        yield Scene(collector, processes, session, env, tmp_path)
+        try:
+            yield Scene(collector, processes, session, env, tmp_path)
+        finally:  # before the collector, which their last spans go to
+            await asyncio.gather(*(process.stop() for process in processes.started))

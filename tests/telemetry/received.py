@@ -71,17 +71,17 @@ class Collector:
         return self.spans
 
     async def run(self, run_id: str, *names: str) -> list[Received]:
-        """Return the spans of a run's trace once there is one of each name (its beginning is enough)."""
+        """Return the spans of a run's trace: once the front end's is there, and one that begins with each name."""
 
         def of_trace(spans: list[Received]) -> list[Received]:
-            roots = [span for span in spans if not span.parent and span.attributes.get("agentstream.run.id") == run_id]
-            traces = [span.trace for span in spans if span.attributes.get("agentstream.run.id") == run_id]
-            trace = roots[0].trace if roots else next(iter(traces), "")
+            ours = (span for span in spans if span.attributes.get("agentstream.run.id") == run_id)
+            trace = next((span.trace for span in ours if span.kind == "producer"), "")
             return [span for span in spans if span.trace == trace]
 
         def complete(spans: list[Received]) -> bool:
-            here = [span.name for span in of_trace(spans)]
-            return all(any(name.startswith(wanted) for name in here) for wanted in names)
+            here = of_trace(spans)
+            asked = any(span.kind == "server" and span.process[0] == "agentstream-frontend" for span in here)
+            return asked and all(any(span.name.startswith(name) for span in here) for name in names)
 
         return of_trace(await self.until(complete))
 
