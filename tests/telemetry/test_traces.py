@@ -244,6 +244,18 @@ async def test_what_an_agent_traces_itself_is_inside_its_call(scene: Scene, agen
     assert answer["choices"][0]["message"]["content"] == f"{own.trace} {own.id}"
 
 
+async def test_an_agent_may_bring_its_own_provider(scene: Scene) -> None:
+    """What an agent's module has set up to trace itself gets the worker's spans, in the same trace."""
+    await scene.frontend()
+    nowhere = dict.fromkeys(scene.env, "")
+    await scene.processes.worker("tests.telemetry.own_provider:agent", **nowhere, MY_COLLECTOR=scene.collector.url)
+    answer = await scene.ask("anything")
+    spans = await scene.collector.run(answer["id"], "process", "invoke_agent")
+    services = {span.name.split()[0]: span.process[0] for span in spans}
+    assert services["POST"] == services["send"] == "agentstream-frontend"
+    assert services["process"] == services["invoke_agent"] == "mine"
+
+
 async def test_a_program_finds_the_context_in_its_environment(scene: Scene) -> None:
     """A program that is run as an agent gets the call's context in TRACEPARENT."""
     await scene.frontend()

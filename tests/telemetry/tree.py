@@ -4,7 +4,14 @@ from collections.abc import Iterator, Sequence
 
 from tests.telemetry.received import Received
 
-SHOWN = ("agentstream.run.status", "agentstream.run.attempt", "error.type", "gen_ai.usage.output_tokens")
+SHOWN = {
+    "http.response.status_code": "HTTP {}",
+    "agentstream.run.attempt": "attempt {}",
+    "agentstream.run.status": "{}",
+    "agentstream.cancelled": "broken off",
+    "error.type": "error {}",
+    "gen_ai.usage.output_tokens": "{} tokens",
+}
 
 
 def drawn(spans: Sequence[Received], *, shorten: bool = False) -> list[str]:
@@ -20,10 +27,10 @@ def drawn(spans: Sequence[Received], *, shorten: bool = False) -> list[str]:
     lines = [f"trace {trace}: {len(ordered)} spans of {len(processes)} processes, {took_s * 1000:.0f} ms"]
     for depth, span in rows:
         name, pid = span.process
-        facts = [str(span.attributes[key]) for key in SHOWN if key in span.attributes]
+        facts = ", ".join(form.format(span.attributes[key]) for key, form in SHOWN.items() if key in span.attributes)
         at, took = f"+{(span.begin_s - begin_s) * 1000:.1f}", f"{(span.end_s - span.begin_s) * 1000:.1f} ms"
         line = f"{'  ' * depth + span.name:<{width}}  {at:>8}  {took:>10}  {name} {pid}"
-        lines.append(f"{line}  {' '.join(facts)}".rstrip())
+        lines.append(f"{line}  {facts}".rstrip())
     return lines
 
 

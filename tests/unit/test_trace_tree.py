@@ -31,6 +31,6 @@ def test_a_trace_is_drawn_as_a_tree_by_time() -> None:
     assert drawn(spans, shorten=True) == [
         "trace tttttttt…: 3 spans of 2 processes, 500 ms",
         "root         +0.0    500.0 ms  ours 1",
-        "  early    +100.0     50.0 ms  ours 2  oops",
+        "  early    +100.0     50.0 ms  ours 2  error oops",
         "  late     +200.0    100.0 ms  ours 1",
     ]
