@@ -29,6 +29,9 @@ ERROR_TYPE: Final = "error.type"
 
 # W3C asks to hand on at least 512 characters; a job need not carry the 8 KB that a header may hold.
 MAX_TRACESTATE_CHARS: Final = 512
+# Of what users, models and tools wrote, in one attribute: 2,048 spans may wait in memory.
+MAX_CONTENT_CHARS: Final = 16_384
+MAX_MESSAGE_CHARS: Final = 1000
 
 Kind = Literal["internal", "server", "client", "producer", "consumer"]
 Attributes = Mapping[str, Any]
@@ -81,7 +84,8 @@ class Span:
         if self._span is not None and not self._failed:
             self._failed = True
             self._span.set_attribute(ERROR_TYPE, error_type)
-            self._span.set_status(_api.trace.StatusCode.ERROR, message if _api.content and message else None)
+            told = message[:MAX_MESSAGE_CHARS] if _api.content and message else None
+            self._span.set_status(_api.trace.StatusCode.ERROR, told)
 
     def link(self, carrier: Carrier) -> None:
         """Point to another trace's span."""

@@ -18,6 +18,7 @@ from service.protocol.openai import ChatCompletionRequest, Usage
 from service.tools.toolbox import Toolbox, ToolOutcome
 
 AGENT_NAME: Final = "orchestrator"
+MAX_NAME_CHARS: Final = 128  # of a tool and its call, in a span; OpenAI's are 64 at most
 TURN_SEPARATOR: Final = "\n\n"  # what the stream puts between texts that tools ran between
 FAILED_PREFIX: Final = "Error: "  # tells a model, which sees only text, that a tool failed
 
@@ -165,18 +166,19 @@ class Orchestrator:
         return outcome
 
     async def _execute(self, call: EngineToolCall) -> ToolOutcome:
+        name = call.name[:MAX_NAME_CHARS]  # the model's words, whether there is such a tool or not
         attributes = {
             "gen_ai.operation.name": "execute_tool",
-            "gen_ai.tool.name": call.name,
-            "gen_ai.tool.call.id": call.id,
+            "gen_ai.tool.name": name,
+            "gen_ai.tool.call.id": call.id[:MAX_NAME_CHARS],
             "gen_ai.tool.type": "function",
             "gen_ai.agent.name": AGENT_NAME,
         }
-        with tracing.span(f"execute_tool {call.name}", attributes=attributes) as span:
+        with tracing.span(f"execute_tool {name}", attributes=attributes) as span:
             outcome = await self._toolbox.call(call.name, call.arguments)
             if tracing.content():
                 told = {"gen_ai.tool.call.arguments": call.arguments, "gen_ai.tool.call.result": outcome.content}
-                span.set(told)
+                span.set({key: text[: tracing.MAX_CONTENT_CHARS] for key, text in told.items()})
             if not outcome.success:
                 span.fail("tool_error", outcome.content)
         return outcome

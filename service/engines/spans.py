@@ -37,7 +37,7 @@ def inference(
         **(where or {}),
     }
     if tracing.content():
-        attributes["gen_ai.input.messages"] = _as_json([_in_parts(message) for message in messages])
+        attributes["gen_ai.input.messages"] = _latest(messages)
     return tracing.span(f"chat {model}", "client" if where else "internal", attributes, current=False)
 
 
@@ -64,10 +64,24 @@ def tell_answer(  # noqa: PLR0913 -- all there is to tell
 
 
 def tell_output(span: tracing.Span, text: str, calls: Sequence[EngineToolCall], finish_reason: str) -> None:
-    """Tell what the model wrote; to be called only if content may be told."""
+    """Tell what the model wrote, unless it is too long; to be called only if content may be told."""
     called = [{"id": call.id, "function": {"name": call.name, "arguments": call.arguments}} for call in calls]
     answer = _in_parts({"role": "assistant", "content": text, "tool_calls": called})
-    span.set({"gen_ai.output.messages": _as_json([{**answer, "finish_reason": finish_reason}])})
+    told = _as_json([{**answer, "finish_reason": finish_reason}])
+    span.set({"gen_ai.output.messages": told if len(told) <= tracing.MAX_CONTENT_CHARS else None})
+
+
+def _latest(messages: Sequence[dict[str, Any]]) -> str:
+    """Return the end of a conversation, as much of it as a span may hold."""
+    kept: list[str] = []
+    room = tracing.MAX_CONTENT_CHARS
+    for message in reversed(messages):
+        told = _as_json(_in_parts(message))
+        room -= len(told)
+        if room < 0:
+            break
+        kept.insert(0, told)
+    return f"[{','.join(kept)}]"
 
 
 def _in_parts(message: dict[str, Any]) -> dict[str, Any]:

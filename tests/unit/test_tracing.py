@@ -1,9 +1,11 @@
 """Spans: off, and on into memory."""
 
 import asyncio
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from opentelemetry.sdk.trace import TracerProvider
@@ -12,6 +14,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from service import tracing
 from service.engines.builtin import BuiltinEngine
+from service.engines.spans import inference, tell_output
 from service.protocol.jobs import Job, new_run_id
 from service.protocol.openai import ChatCompletionRequest
 
@@ -140,3 +143,22 @@ async def test_the_demo_engine_is_traced_as_a_model_of_this_process(memory: InMe
     assert attributes["gen_ai.response.finish_reasons"] == ("stop",)
     assert attributes["gen_ai.usage.output_tokens"]
     assert "server.address" not in attributes
+
+
+@pytest.mark.usefixtures("memory")
+def test_content_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A span tells the latest messages of a conversation that fit, each whole, and an answer only if it fits."""
+    monkeypatch.setattr(tracing._api, "content", True)
+    request = ChatCompletionRequest.model_validate({"model": "m1", "messages": [{"role": "user", "content": "x"}]})
+    messages = [{"role": "user", "content": f"{number} {'x' * 4000}"} for number in range(100)]
+    with inference("openai", "m1", request, messages) as span:
+        told = json.loads(attributes_of(span)["gen_ai.input.messages"])
+        assert [message["parts"][0]["content"][:2] for message in told] == ["96", "97", "98", "99"]
+        tell_output(span, "y" * 20_000, [], "stop")
+        assert "gen_ai.output.messages" not in attributes_of(span)
+        tell_output(span, "y" * 10, [], "stop")
+        assert "y" * 10 in attributes_of(span)["gen_ai.output.messages"]
+
+
+def attributes_of(span: tracing.Span) -> dict[str, Any]:
+    return dict(getattr(span._span, "attributes", None) or {})
