@@ -33,6 +33,8 @@ MAX_TRACESTATE_CHARS: Final = 512
 MAX_CONTENT_CHARS: Final = 16_384
 MAX_MESSAGE_CHARS: Final = 1000
 
+_INT_BITS: Final = 63
+
 Kind = Literal["internal", "server", "client", "producer", "consumer"]
 Attributes = Mapping[str, Any]
 Carrier = Mapping[str, str]  # traceparent, and tracestate if there is one; empty if there is no span
@@ -84,7 +86,7 @@ class Span:
         if self._span is not None and not self._failed:
             self._failed = True
             self._span.set_attribute(ERROR_TYPE, error_type)
-            told = message[:MAX_MESSAGE_CHARS] if _api.content and message else None
+            told = _sendable(message[:MAX_MESSAGE_CHARS]) if _api.content and message else None
             self._span.set_status(_api.trace.StatusCode.ERROR, told)
 
     def link(self, carrier: Carrier) -> None:
@@ -156,7 +158,7 @@ def span(
     if _api.tracer is None:
         return _OFF
     started = _api.tracer.start_span(
-        name,
+        _sendable(name),
         context=None if parent is None else _extracted(parent),
         kind=_api.trace.SpanKind[kind.upper()],
         attributes=_told(attributes or {}),
@@ -197,4 +199,13 @@ def _extracted(carrier: Carrier) -> "Context":
 
 
 def _told(attributes: Attributes) -> dict[str, Any]:
-    return {name: value for name, value in attributes.items() if value is not None}
+    return {name: _sendable(value) for name, value in attributes.items() if value is not None}
+
+
+def _sendable(value: Any) -> Any:  # noqa: ANN401 -- whatever is told
+    """Return a value that protobuf can hold: one that it cannot would cost all spans that are sent with it."""
+    if isinstance(value, str):
+        return value if value.isascii() else value.encode(errors="replace").decode()  # lone surrogates
+    if isinstance(value, int) and value.bit_length() > _INT_BITS:
+        return str(value)
+    return [_sendable(item) for item in value] if isinstance(value, list) else value

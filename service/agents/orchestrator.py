@@ -166,11 +166,11 @@ class Orchestrator:
         return outcome
 
     async def _execute(self, call: EngineToolCall) -> ToolOutcome:
-        name = call.name[:MAX_NAME_CHARS]  # the model's words, whether there is such a tool or not
+        name = str(call.name)[:MAX_NAME_CHARS]  # the model's words, whether there is such a tool or not
         attributes = {
             "gen_ai.operation.name": "execute_tool",
             "gen_ai.tool.name": name,
-            "gen_ai.tool.call.id": call.id[:MAX_NAME_CHARS],
+            "gen_ai.tool.call.id": str(call.id)[:MAX_NAME_CHARS],
             "gen_ai.tool.type": "function",
             "gen_ai.agent.name": AGENT_NAME,
         }

@@ -1,9 +1,8 @@
 """The span of one inference, in the names of OpenTelemetry's conventions for generative AI."""
 
+import json
 from collections.abc import Sequence
 from typing import Any
-
-import orjson
 
 from service import tracing
 from service.engines.base import EngineToolCall
@@ -90,15 +89,16 @@ def _in_parts(message: dict[str, Any]) -> dict[str, Any]:
     if isinstance(said, str):
         said = [{"type": "text", "text": said}]
     parts = [
-        {"type": "text", "content": part["text"]} if "text" in part else {"type": part.get("type")} for part in said
+        {"type": "text", "content": str(part["text"])} if "text" in part else {"type": part.get("type")}
+        for part in said
     ]
     if message["role"] == "tool":
         text = "".join(part.get("content", "") for part in parts)
         parts = [{"type": "tool_call_response", "id": message.get("tool_call_id"), "response": text}]
     for call in message.get("tool_calls") or ():
-        parts.append({"type": "tool_call", "id": call["id"], **call["function"]})
+        parts.append({"type": "tool_call", "id": call.get("id"), **(call.get("function") or {})})
     return {"role": message["role"], "parts": parts}
 
 
 def _as_json(value: object) -> str:
-    return orjson.dumps(value, default=str).decode()
+    return json.dumps(value, default=str)  # not orjson: models write lone surrogates, too

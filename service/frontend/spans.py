@@ -22,13 +22,14 @@ def traced(handler: Handler, route: str) -> Handler:
     async def inside_a_span(request: web.Request) -> web.StreamResponse:
         sent_host = request.headers.get("Host", "")[:MAX_CHARS]
         host, _, port = sent_host.rpartition(":")
+        has_port = port.isdecimal() and len(port) <= len("65535")
         attributes = {
             "http.request.method": request.method,
             "http.route": route,
             "url.path": request.path[:MAX_CHARS],
             "url.scheme": request.scheme,
-            "server.address": host if port.isdecimal() else sent_host,
-            "server.port": int(port) if port.isdecimal() else None,
+            "server.address": host if has_port else sent_host,
+            "server.port": int(port) if has_port else None,
             "user_agent.original": request.headers.get("User-Agent", "")[:MAX_CHARS] or None,
         }
         with tracing.span(f"{request.method} {route}", "server", attributes, parent=request.headers) as span:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -162,3 +163,37 @@ def test_content_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def attributes_of(span: tracing.Span) -> dict[str, Any]:
     return dict(getattr(span._span, "attributes", None) or {})
+
+
+def test_what_cannot_be_sent_costs_no_other_span(memory: InMemorySpanExporter) -> None:
+    """Text that is no Unicode and numbers of any size are told in a form that OTLP can carry."""
+    hostile = {"text": "a\ud800b", "number": 2**80, "list": ["\udfff", "é"]}
+    with tracing.span("execute_tool \ud800", attributes=hostile) as span:
+        span.set({"more": -(2**70), "fine": -5})
+    [ended] = memory.get_finished_spans()
+    assert encode_spans([ended]).SerializeToString()
+    told = dict(ended.attributes or {})
+    assert told == {"text": "a?b", "number": str(2**80), "list": ("?", "é"), "more": str(-(2**70)), "fine": -5}
+    assert ended.name == "execute_tool ?"
+
+
+@pytest.mark.usefixtures("memory")
+def test_content_of_any_shape_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Messages with parts, images, calls that lack fields, and text that is no Unicode fail no inference."""
+    monkeypatch.setattr(tracing._api, "content", True)
+    request = ChatCompletionRequest.model_validate({"model": "m1", "messages": [{"role": "user", "content": "x"}]})
+    messages: list[dict[str, Any]] = [
+        {"role": "user", "content": [{"type": "text", "text": "see \ud800"}, {"type": "image_url", "image_url": {}}]},
+        {"role": "assistant", "content": None, "tool_calls": [{"type": "function"}]},
+        {"role": "tool", "content": [{"type": "text", "text": "result"}]},
+        {"role": "assistant"},
+    ]
+    with inference("openai", "m1", request, messages) as span:
+        told = [message["parts"] for message in json.loads(attributes_of(span)["gen_ai.input.messages"])]
+    assert [part["type"] for parts in told for part in parts] == [
+        "text",
+        "image_url",
+        "tool_call",
+        "tool_call_response",
+    ]
+    assert told[2][0]["response"] == "result"
