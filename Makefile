@@ -65,12 +65,12 @@ check: lint types test ## lint, types and tests: what CI runs, with the clients 
 # One resolution for all three: runtime and build are cut out of dev. Needs uv; installing does not.
 COMPILE := $(UV) pip compile --quiet --no-config --upgrade --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --no-annotate --no-header
-TESTED_EXTRAS := $(addprefix --extra ,embedded langgraph mcp openai-agents pydantic-ai)
+TESTED_EXTRAS := $(addprefix --extra ,embedded langgraph mcp openai-agents otel pydantic-ai)
 # Of OpenJarvis the tests need its agents and its bus alone, not the data sets, GPUs and channels it depends on.
 OPENJARVIS := openjarvis>=1.0; python_version < '3.14'
 lock: ## pin the newest allowed versions anew
 	$(COMPILE) --output-file $(LOCKS)/dev.txt $(TESTED_EXTRAS) --group dev pyproject.toml
-	$(COMPILE) --output-file $(LOCKS)/runtime.txt --constraints $(LOCKS)/dev.txt pyproject.toml
+	$(COMPILE) --output-file $(LOCKS)/runtime.txt --constraints $(LOCKS)/dev.txt --extra otel pyproject.toml
 	$(COMPILE) --output-file $(LOCKS)/build.txt --constraints $(LOCKS)/dev.txt --group build
 	echo "$(OPENJARVIS)" | $(COMPILE) --no-deps --output-file $(LOCKS)/openjarvis.txt -
 	$(MAKE) --directory tests/clients lock UV=$(UV)

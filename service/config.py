@@ -297,3 +297,38 @@ def _explain(error: Any) -> str:  # noqa: ANN401 -- pydantic's ErrorDetails
     shown = "" if field in {"api_keys", "openai_api_key", "redis_url"} else f"={error['input']!r}"
     meaning = f" ({Settings.model_fields[field].description})" if field else ""
     return f"{name}{shown}: {message}{meaning}"
+
+
+# Either of these asks for traces; an endpoint alone does, as the exporter it is for is the default one.
+_TRACES_WANTED: Final = ("OTEL_TRACES_EXPORTER", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+_CONTENT_IN_SPANS: Final = frozenset({"true", "span_only", "span_and_event"})
+
+
+@dataclass(frozen=True, slots=True)
+class TraceSettings:
+    """What OpenTelemetry's own variables ask for; the rest of them its SDK reads itself.
+
+    ``exporters`` are names of entry points, ``reason`` is the variable that asks for them.
+    """
+
+    exporters: tuple[str, ...]
+    reason: str
+    content: bool
+
+
+def trace_settings() -> TraceSettings:
+    """Return which exporters of traces are asked for, none if the variables are unset, empty or say so.
+
+    By its specification traces go to a collector on this machine if nothing is said; not so here, where most have none.
+    """
+    env = {name: value.strip() for name, value in os.environ.items() if name.startswith("OTEL_")}
+    asked = env.get("OTEL_TRACES_EXPORTER", "")
+    reason = next((name for name in _TRACES_WANTED if env.get(name)), "")
+    names = (asked or "otlp").split(",") if reason and env.get("OTEL_SDK_DISABLED", "").lower() != "true" else []
+    protocol = env.get("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL") or env.get("OTEL_EXPORTER_OTLP_PROTOCOL")
+    otlp = "otlp_proto_grpc" if protocol == "grpc" else "otlp_proto_http"
+    return TraceSettings(
+        exporters=tuple(otlp if name.strip() == "otlp" else name.strip() for name in names if name.strip() != "none"),
+        reason=reason,
+        content=env.get("OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT", "").lower() in _CONTENT_IN_SPANS,
+    )

@@ -100,5 +100,5 @@ async def other_link(any_broker_url: str) -> AsyncIterator[Link]:
 def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep the caller's own settings out of the tests."""
     for name in list(os.environ):
-        if name.startswith(("AGENTSTREAM_", "OPENAI_")) or name == "REDIS_URL":
+        if name.startswith(("AGENTSTREAM_", "OPENAI_", "OTEL_")) or name == "REDIS_URL":
             monkeypatch.delenv(name)

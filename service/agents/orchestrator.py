@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import orjson
 
+from service import tracing
 from service.agents.asking import Asker, Turn
 from service.agents.client_tools import Offer
 from service.agents.contract import AgentResult, Run, ToolResult
@@ -17,6 +18,7 @@ from service.protocol.openai import ChatCompletionRequest, Usage
 from service.tools.toolbox import Toolbox, ToolOutcome
 
 AGENT_NAME: Final = "orchestrator"
+MAX_NAME_CHARS: Final = 128  # of a tool and its call, in a span; OpenAI's are 64 at most
 TURN_SEPARATOR: Final = "\n\n"  # what the stream puts between texts that tools ran between
 FAILED_PREFIX: Final = "Error: "  # tells a model, which sees only text, that a tool failed
 
@@ -31,6 +33,8 @@ class Orchestrator:
 
     One instance serves any number of runs at once; it keeps nothing between them.
     """
+
+    name = AGENT_NAME
 
     def __init__(
         self,
@@ -147,7 +151,7 @@ class Orchestrator:
         return [task.result() for task in tasks]
 
     async def _call_tool(self, run: Run, call: EngineToolCall, refused: ToolOutcome | None) -> ToolOutcome:
-        outcome = refused or await self._toolbox.call(call.name, call.arguments)
+        outcome = refused or await self._execute(call)
         run.emit(
             "tool_call_end",
             {
@@ -159,6 +163,24 @@ class Orchestrator:
                 "agent": AGENT_NAME,
             },
         )
+        return outcome
+
+    async def _execute(self, call: EngineToolCall) -> ToolOutcome:
+        name = str(call.name)[:MAX_NAME_CHARS]  # the model's words, whether there is such a tool or not
+        attributes = {
+            "gen_ai.operation.name": "execute_tool",
+            "gen_ai.tool.name": name,
+            "gen_ai.tool.call.id": str(call.id)[:MAX_NAME_CHARS],
+            "gen_ai.tool.type": "function",
+            "gen_ai.agent.name": AGENT_NAME,
+        }
+        with tracing.span(f"execute_tool {name}", attributes=attributes) as span:
+            outcome = await self._toolbox.call(call.name, call.arguments)
+            if tracing.content():
+                told = {"gen_ai.tool.call.arguments": call.arguments, "gen_ai.tool.call.result": outcome.content}
+                span.set({key: text[: tracing.MAX_CONTENT_CHARS] for key, text in told.items()})
+            if not outcome.success:
+                span.fail("tool_error", outcome.content)
         return outcome
 
 

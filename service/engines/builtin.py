@@ -10,11 +10,13 @@ import json
 import re
 from collections import Counter
 from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from service.engines.base import SUM_UP, EngineError, EngineToolCall, Piece, ToolChoice, ToolSchema
+from service.engines.spans import inference, tell_answer
 from service.protocol.openai import ChatCompletionRequest, Usage
 
 CHARS_PER_TOKEN = 4  # the seed's rule
@@ -66,6 +68,20 @@ class BuiltinEngine:
 
         Usage is always known: 4 characters a token. Raises EngineError for a choice of a tool that is not there.
         """
+        with inference("agentstream", request.model, request, messages) as span:
+            async with aclosing(self._pieces(request, messages, tools, tool_choice)) as pieces:
+                async for piece in pieces:
+                    if piece.finish_reason:
+                        tell_answer(span, usage=piece.usage, finish_reason=piece.finish_reason)
+                    yield piece
+
+    async def _pieces(
+        self,
+        request: ChatCompletionRequest,
+        messages: Sequence[dict[str, Any]],
+        tools: Sequence[ToolSchema],
+        tool_choice: ToolChoice | None,
+    ) -> AsyncGenerator[Piece, None]:
         question, tail = _last_question(messages)
         offered = {tool.name for tool in tools}
         wishes = _understand(question, tools)

@@ -2,13 +2,16 @@
 
 import json
 import logging
+import time
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import openai
 
+from service import tracing
 from service.engines.base import CallPart, EngineError, EngineToolCall, Piece, ToolChoice, ToolSchema
+from service.engines.spans import inference, tell_answer, tell_output
 from service.protocol.openai import ChatCompletionRequest, Usage
 
 # The request's parameters that are the model's to follow, under the names the client sent.
@@ -38,6 +41,7 @@ MAX_RETRIES: Final = 2
 SHORTEST_SECRET_CHARS: Final = 8
 # Of an upstream error text: some proxies answer with a whole web page.
 MAX_ERROR_CHARS: Final = 1000
+_PORTS: Final = {"http": 80, "https": 443}
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +73,8 @@ class OpenAIEngine:
             timeout=openai.Timeout(timeout_s, connect=min(CONNECT_TIMEOUT_S, timeout_s)),
             max_retries=max_retries,
         )
+        url = self._client.base_url
+        self._where = {"server.address": url.host, "server.port": url.port or _PORTS.get(url.scheme)}
 
     async def stream(
         self,
@@ -84,29 +90,35 @@ class OpenAIEngine:
         """
         turn = _Turn()
         kind = ""
-        try:
-            parameters = self._parameters(request, messages, tools, tool_choice)
-            chunks = await self._client.chat.completions.create(**parameters)
-            kind = chunks.response.headers.get("content-type", "")
-            async with chunks:
-                async for chunk in chunks:
-                    if piece := turn.receive(chunk):
-                        yield piece
-        except openai.OpenAIError as exc:
-            if turn.finish_reason is None or not isinstance(exc, openai.APIConnectionError):
-                raise EngineError(self._explained(exc)) from exc
-            log.info("the model server broke off after the end of its answer: %s", exc)
-        except (json.JSONDecodeError, UnicodeDecodeError) as exc:
-            message = f"the model server sent something that is not JSON: {exc}"
-            raise EngineError(message) from exc
-        if turn.finish_reason is None:
-            message = "the model server ended its answer without a finish_reason: it was cut off"
-            if not turn.heard and "event-stream" not in kind:  # a web page, or a server that cannot stream
-                message = f"the model server answered with {kind[:80]!r} where a stream of events was due"
-            raise EngineError(message)
-        if turn.finish_reason == "error":  # OpenRouter's word for an upstream that failed half-way
-            message = "the model server ended its answer with finish_reason 'error'"
-            raise EngineError(message)
+        model = self._model or request.model
+        with inference("openai", model, request, messages, self._where) as span:
+            try:
+                parameters = self._parameters(request, messages, tools, tool_choice)
+                chunks = await self._client.chat.completions.create(**parameters, extra_headers=span.carrier())
+                kind = chunks.response.headers.get("content-type", "")
+                async with chunks:
+                    async for chunk in chunks:
+                        if piece := turn.receive(chunk):
+                            yield piece
+            except openai.OpenAIError as exc:
+                if turn.finish_reason is None or not isinstance(exc, openai.APIConnectionError):
+                    explained = self._explained(exc)
+                    span.fail(_error_type(exc), explained)
+                    raise EngineError(explained) from exc
+                log.info("the model server broke off after the end of its answer: %s", exc)
+            except (json.JSONDecodeError, UnicodeDecodeError) as exc:
+                message = f"the model server sent something that is not JSON: {exc}"
+                raise EngineError(message) from exc
+            finally:
+                turn.tell(span)
+            if turn.finish_reason is None:
+                message = "the model server ended its answer without a finish_reason: it was cut off"
+                if not turn.heard and "event-stream" not in kind:  # a web page, or a server that cannot stream
+                    message = f"the model server answered with {kind[:80]!r} where a stream of events was due"
+                raise EngineError(message)
+            if turn.finish_reason == "error":  # OpenRouter's word for an upstream that failed half-way
+                message = "the model server ended its answer with finish_reason 'error'"
+                raise EngineError(message)
         yield Piece(
             tool_calls=turn.calls(),
             finish_reason=turn.finish_reason,
@@ -181,6 +193,9 @@ class _Turn:
 
     def __init__(self) -> None:
         self.heard = False
+        self.began_s = time.perf_counter()
+        self.first: tuple[float, object, object] | None = None  # when the first chunk came, its id and model
+        self.texts: list[str] | None = [] if tracing.content() else None
         self.finish_reason: str | None = None
         self.usage: Usage | None = None
         # DeepSeek refuses a conversation whose calls lack the reasoning that led to them; Groq, which says
@@ -191,7 +206,9 @@ class _Turn:
 
     def receive(self, chunk: object) -> Piece | None:
         """Take a chunk and return what it says, if anything."""
-        self.heard = True
+        if not self.heard:
+            self.heard = True
+            self.first = (time.perf_counter(), getattr(chunk, "id", None), getattr(chunk, "model", None))
         if usage := _usage(getattr(chunk, "usage", None)):
             self.usage = usage  # cumulative, where a server sends it with every chunk
         for choice in getattr(chunk, "choices", None) or ():
@@ -204,8 +221,24 @@ class _Turn:
             echoed = _text(delta, "reasoning_content")
             self.reasoning_content += echoed
             reasoning = echoed or _text(delta, "reasoning")
+            if self.texts is not None:
+                self.texts.append(text)
             return Piece(text=text, reasoning=reasoning, call_parts=parts) if text or reasoning or parts else None
         return None
+
+    def tell(self, span: tracing.Span) -> None:
+        """Tell a span what has come so far."""
+        first_s, response_id, model = self.first or (None, None, None)
+        tell_answer(
+            span,
+            usage=self.usage,
+            finish_reason=self.finish_reason,
+            first_chunk_s=None if first_s is None else first_s - self.began_s,
+            response_id=response_id,
+            response_model=model,
+        )
+        if self.texts is not None:
+            tell_output(span, "".join(self.texts), self.calls(), self.finish_reason or "")
 
     def calls(self) -> tuple[EngineToolCall, ...]:
         """Return the calls in the order they began; one without an id gets one."""
@@ -241,6 +274,11 @@ class _Turn:
             return self._by_index.get(index)
         same_id = (call for call in self._calls if call_id and call.id == call_id)
         return next(same_id, self._calls[-1] if self._calls else None)
+
+
+def _error_type(exc: openai.OpenAIError) -> str:
+    """Return a failure's kind, one of few: the status, or the client's class for it."""
+    return str(exc.status_code) if isinstance(exc, openai.APIStatusError) else type(exc).__name__
 
 
 def _begins_another(call: _CallInPieces, call_id: str, name: str, arguments: str) -> bool:

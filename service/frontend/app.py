@@ -8,9 +8,10 @@ from typing import Any
 
 from aiohttp import web
 
+from service import tracing
 from service.config import Settings
 from service.errors import StartupError
-from service.frontend import middleware, playground, routes
+from service.frontend import middleware, playground, routes, spans
 from service.frontend.auth import Authenticator
 from service.frontend.context import CONTEXT, Context
 from service.frontend.dispatch import Dispatch
@@ -69,6 +70,8 @@ def create_app(settings: Settings, *, keys: Keys | None = None, number: int | No
     unprotected = not (settings.api_keys or settings.allow_open)
     for route in [*routes.ROUTES, *playground.routes(), web.route("*", "/{path:.*}", middleware.no_such_route)]:
         handler = middleware.openai_errors(route.handler, local_hosts_only=unprotected)
+        if tracing.on() and route.path.startswith(spans.TRACED):
+            handler = spans.traced(handler, route.path)
         web.RouteDef(route.method, route.path, handler, route.kwargs).register(app.router)
     return app
 

@@ -43,7 +43,8 @@ class Dispatch:
         self._queue_of = dict(queue_of) or dict.fromkeys(default_models, default_queue)
         queues = dict.fromkeys([default_queue] if self._open else queue_of.values())
         self._submitters = {queue: JobSubmitter(link, keys, queue, max_queued=max_queued) for queue in queues}
-        self._default = self._submitters[next(iter(queues))]
+        self._default_queue = next(iter(queues))
+        self._default = self._submitters[self._default_queue]
 
     @property
     def queues(self) -> list[str]:
@@ -65,8 +66,11 @@ class Dispatch:
 
     async def submit(self, job: Job, *, ttl_s: int) -> None:
         """Enqueue a job where its model's agent is; see JobSubmitter.submit. Raises NotFound, too."""
-        submitter = self._default if self._open else self._submitters[self.queue_of(job.request["model"])]
-        await submitter.submit(job, ttl_s=ttl_s)
+        await self._submitters[self.queue_for(job)].submit(job, ttl_s=ttl_s)
+
+    def queue_for(self, job: Job) -> str:
+        """Return the queue a job goes to; raises NotFound."""
+        return self._default_queue if self._open else self.queue_of(job.request["model"])
 
     async def check_limits(self, job: Job, **limits: Any) -> None:  # noqa: ANN401 -- JobSubmitter's
         """Count a request against its owner's limits, whatever its queue; see JobSubmitter.check_limits."""

@@ -24,6 +24,7 @@ from service.frontend.sessions import (
     start_run,
     stream_run,
 )
+from service.frontend.spans import tell_run
 from service.frontend.views import View
 from service.protocol.jobs import RUN_ID, Job
 from service.protocol.openai import ChatCompletionRequest
@@ -111,6 +112,7 @@ async def own_run(context: Context, request: web.Request, shown_id: str, run_id:
         async with answering():
             info = await context.runs.describe(run_id)
         if info is not None and hmac.compare_digest(info.owner, owner):
+            tell_run(info)
             return info
     message = f"no such run: {shown_id[:60]!r}; runs are kept for a while after their end and for their creator only"
     raise NotFound(message, param="id")

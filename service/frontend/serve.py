@@ -15,6 +15,7 @@ from service.config import Settings
 from service.errors import BrokerUnavailable, StartupError
 from service.frontend.app import create_app
 from service.frontend.context import CONTEXT
+from service.otel import exported_spans
 from service.process import stop_signals
 
 log = logging.getLogger(__name__)
@@ -50,6 +51,11 @@ async def serve_frontend(settings: Settings, *, number: int | None = None) -> in
     until then requests get 503. With a ``number`` this is one of several processes on the port, and listens only
     once it is connected: until then the others get the requests.
     """
+    with exported_spans("frontend"):
+        return await _serve(settings, number)
+
+
+async def _serve(settings: Settings, number: int | None) -> int:
     app = create_app(settings, number=number)
     context = app[CONTEXT]
     logging.getLogger("aiohttp.server").addFilter(_calmly)

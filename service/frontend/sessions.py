@@ -11,10 +11,12 @@ from typing import Any, Final, Protocol
 import orjson
 from aiohttp import web
 
+from service import tracing
 from service.errors import BrokerUnavailable, Conflict, Draining, Gone, InvalidRequest, LogTrimmed, RunStuck
 from service.frontend.context import Context
 from service.frontend.middleware import BROKER_RETRY_AFTER_S
 from service.frontend.rawwriter import ClientGone, ClientStuck, RawWriter
+from service.frontend.spans import sending, tell_run
 from service.frontend.streaming import Collector, StreamPump
 from service.frontend.views import Fold, View
 from service.frontend.watch import Deadlines
@@ -125,7 +127,10 @@ class _Resubmission:
 
 async def _enqueue(context: Context, job: Job) -> None:
     settings = context.settings
-    await context.submitter.submit(job, ttl_s=open_ttl_s(settings.queue_timeout_s, settings.run_timeout_s))
+    with sending(job, context.submitter.queue_for(job)) as span:
+        if tracing.on():
+            job = job.model_copy(update=span.carrier())
+        await context.submitter.submit(job, ttl_s=open_ttl_s(settings.queue_timeout_s, settings.run_timeout_s))
 
 
 async def _check_limits(context: Context, job: Job) -> None:
@@ -192,7 +197,7 @@ def new_job(context: Context, chat: ChatCompletionRequest, owner: str, response:
     """Return the envelope of a new run; raises NotFound if nobody answers for its model."""
     context.submitter.check(chat.model)
     now = time.time()
-    return Job(
+    job = Job(
         run_id=new_run_id(),
         request=chat.model_dump(mode="json", exclude_unset=True),
         created=int(now),
@@ -201,7 +206,10 @@ def new_job(context: Context, chat: ChatCompletionRequest, owner: str, response:
         limited=context.settings.max_runs_per_key > 0,
         owner=owner,
         response=response,
+        **tracing.carrier(),
     )
+    tell_run(job)
+    return job
 
 
 async def attach(context: Context, owner: str, key: str, chat: ChatCompletionRequest, job: Job) -> RunInfo | Job:
@@ -222,9 +230,12 @@ async def attach(context: Context, owner: str, key: str, chat: ChatCompletionReq
         raise Conflict(message, param="Idempotency-Key")
     info = await context.runs.describe(run_id)
     if info is not None:
+        tell_run(info)
         return info
     # Its first front end is between key and queue, or ended there.
-    return job.model_copy(update={"run_id": run_id, "created": created})
+    job = job.model_copy(update={"run_id": run_id, "created": created})
+    tell_run(job)
+    return job
 
 
 async def stream_run(  # noqa: PLR0913 -- the request, the run, and how to show it
@@ -256,6 +267,7 @@ async def stream_run(  # noqa: PLR0913 -- the request, the run, and how to show 
             writer.abort()  # never a clean end without the final chunk
         raise
     finally:
+        tracing.current().set({tracing.STREAM_WHOLE: pump.ended})
         _leave(context, pump, feed)
         if cancel_when_gone and source.begun and not pump.ended:
             _cancel_abandoned(context, source.head.run_id)

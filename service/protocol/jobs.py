@@ -38,6 +38,14 @@ class Job(BaseModel):
     response: dict[str, Any] | None = Field(
         default=None, description="what a response repeats of its request; None for the other APIs"
     )
+    traceparent: str | None = Field(default=None, description="W3C trace context of the span that enqueued it, if any")
+    tracestate: str | None = Field(default=None, description="what tracing systems add to that; at most 512 characters")
+
+    @property
+    def trace(self) -> dict[str, str]:
+        """The trace context as headers have it; empty without one."""
+        fields = {"traceparent": self.traceparent, "tracestate": self.tracestate}
+        return {name: value for name, value in fields.items() if value is not None}
 
     def encode(self) -> bytes:
         """Return the JSON envelope; a copy, as orjson's own bytes hold room for 4 KB for as long as they live."""

@@ -25,7 +25,7 @@ from service.protocol.jobs import Job
 from service.protocol.keys import GROUP, Keys
 from service.store.endpoint import COMMAND_TIMEOUT_S, Endpoint
 from service.store.link import Link
-from service.store.runs import CONVERSATION, RESPONSE
+from service.store.runs import CONVERSATION, RESPONSE, TRACEPARENT
 from service.store.scripts import SCRIPTS
 
 log = logging.getLogger(__name__)
@@ -160,6 +160,7 @@ class JobSubmitter:
         described = (
             *("status", "queued", "owner", job.owner, "model", job.request["model"], "created", job.created),
             *("include_usage", int(job.include_usage)),
+            *((TRACEPARENT, job.traceparent) if job.traceparent else ()),
             *_kept_for_responses(job),
         )
         new, admitted = await asyncio.gather(  # one write, in this order, with the subscription before them
@@ -216,6 +217,7 @@ class JobQueue:
         self._link = link
         self._claims = Link(endpoint, name="agentstream-claims")
         self._keys = keys
+        self.name = queue
         self._jobs = keys.jobs(queue)
         self._workers = keys.workers(queue)
         self.worker_id = worker_id

@@ -16,6 +16,8 @@ from service.store.link import Link
 # Fields of the hash of a run that the Responses API created. The conversation is there if another may go on from it.
 RESPONSE: Final = "response"
 CONVERSATION: Final = "conversation"
+# Of a run that was enqueued inside a trace: the W3C header that names it.
+TRACEPARENT: Final = "traceparent"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +25,7 @@ class RunInfo:
     """A run's hash. ``status`` is queued, running, completed, failed or cancelled; ``created`` Unix time in s.
 
     ``response`` is what a response repeats of its request; None if the run was created by another API.
+    ``traceparent`` names the trace it was created in, if there was one.
     """
 
     run_id: str
@@ -32,6 +35,7 @@ class RunInfo:
     created: int
     include_usage: bool
     response: dict[str, Any] | None = None
+    traceparent: str | None = None
 
     @property
     def ended(self) -> bool:
@@ -50,7 +54,8 @@ class RunStore:
     async def describe(self, run_id: str) -> RunInfo | None:
         """Return what is known of a run; None if there is no such run (any more)."""
         names = ("status", "owner", "model", "created", "include_usage")
-        *values, response = await self._link.call("HMGET", self._keys.run(run_id), *names, RESPONSE)
+        reply = await self._link.call("HMGET", self._keys.run(run_id), *names, RESPONSE, TRACEPARENT)
+        *values, response, traceparent = reply
         if any(value is None for value in values):
             return None
         status, owner, model, created, include_usage = (value.decode() for value in values)
@@ -62,6 +67,7 @@ class RunStore:
             created=int(created),
             include_usage=include_usage == "1",
             response=None if response is None else orjson.loads(response),
+            traceparent=None if traceparent is None else traceparent.decode(errors="replace"),
         )
 
     async def conversation(self, run_id: str) -> list[dict[str, Any]] | None:

@@ -21,6 +21,7 @@ from service.protocol.openai import ChatCompletionRequest
 from service.store.publisher import RunPublisher
 from service.store.queue import Claim
 from service.transcript import tool_result
+from service.worker.spans import agent_span, tell_end
 from service.worker.tally import Tally
 
 log = logging.getLogger(__name__)
@@ -132,6 +133,12 @@ class Execution:
             called = self._agent_of(request.model)
         except ValueError as exc:  # a newer front end's request, or one whose settings name other agents
             return failed(errors.INVALID_REQUEST, f"this worker cannot serve the request: {exc}")
+        with agent_span(called, self.claim.job.run_id, request.model) as span:
+            terminal = await self._outcome_of(called, request, run_timeout_s)
+            tell_end(span, terminal, self.stop_reason)
+        return terminal
+
+    async def _outcome_of(self, called: Agent, request: ChatCompletionRequest, run_timeout_s: float) -> Terminal | None:
         run = Run(self.claim.job.run_id, request, self)
         agent = asyncio.create_task(self._call(called, run), name=f"agent {run.id}")
         agent.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # seen, even if it was lost

@@ -12,7 +12,7 @@ import time
 from dataclasses import dataclass
 from typing import Final
 
-from service import errors
+from service import errors, tracing
 from service.errors import AgentStreamError, BusError, Fenced, InvalidAgentOutput, LogTrimmed
 from service.protocol.events import RUN_FAILED, TEXT
 from service.store.bus import Bus
@@ -21,6 +21,7 @@ from service.store.queue import Begun, Claim, JobQueue
 from service.worker.execution import HAND_BACK, AgentOf, Execution, Terminal, failed
 from service.worker.lease import Leases
 from service.worker.metrics import HANDED_BACK, LEASE_LOST, NOT_STORED, QueueMetrics
+from service.worker.spans import job_span, tell_end
 
 log = logging.getLogger(__name__)
 
@@ -85,19 +86,8 @@ class Runner:
         self._executions.add(execution)
         self._leases.hold(execution)
         try:
-            late = time.monotonic() - claim.since_s > self._leases.interval_s
-            if late and await self._queue.renew([claim.entry_id]):
-                log.warning("run %s went to another worker before it began here", claim.job.run_id)
-                return
-            begun = await self._queue.begin(claim, ttl_s=self._limits.log.open_ttl_s)
-            if begun is None:
-                await self._queue.finish(claim)
-                return
-            publisher = self._bus.publisher(
-                claim.job.run_id, begun.attempt, self._limits.log, execution.lose, begun.first
-            )
-            execution.bind(publisher)
-            await self._attempt(execution, begun, publisher, called_again)
+            with job_span(claim, self._queue) as span:
+                await self._execute(execution, span, called_again)
         finally:
             _tell(called_again, told=False)
             self._leases.release(execution)
@@ -105,9 +95,28 @@ class Runner:
             self._texts_before += execution.texts
             await execution.until_left()
 
+    async def _execute(
+        self, execution: Execution, span: tracing.Span, called_again: asyncio.Future[bool] | None
+    ) -> None:
+        claim = execution.claim
+        late = time.monotonic() - claim.since_s > self._leases.interval_s
+        if late and await self._queue.renew([claim.entry_id]):
+            log.warning("run %s went to another worker before it began here", claim.job.run_id)
+            return
+        begun = await self._queue.begin(claim, ttl_s=self._limits.log.open_ttl_s)
+        if begun is None:
+            await self._queue.finish(claim)
+            return
+        publisher = self._bus.publisher(claim.job.run_id, begun.attempt, self._limits.log, execution.lose, begun.first)
+        execution.bind(publisher)
+        span.set({tracing.ATTEMPT: begun.attempt})
+        terminal = await self._attempt(execution, begun, publisher, called_again)
+        tell_end(span, terminal, execution.stop_reason)
+
     async def _attempt(
         self, execution: Execution, begun: Begun, publisher: RunPublisher, called_again: asyncio.Future[bool] | None
-    ) -> None:
+    ) -> Terminal | None:
+        """Return the terminal event it came to, or None if another worker will say it."""
         begun_s = time.monotonic()
         self._metrics.begun(begun)
         refusal = await self._refusal(execution, begun)
@@ -135,6 +144,7 @@ class Runner:
             await self._queue.hand_back(execution.claim)
         elif outcome not in {LEASE_LOST, NOT_STORED}:
             await self._queue.finish(execution.claim)
+        return terminal
 
     def _on_tool_end(self, success: bool) -> None:  # noqa: FBT001 -- a callback
         self._metrics.tool_ended(success=success)

@@ -16,6 +16,7 @@ from service.config import BUILTIN, Settings, env_name
 from service.engines.base import Engine
 from service.engines.builtin import BuiltinEngine
 from service.errors import StartupError
+from service.otel import exported_spans
 from service.process import stop_signals
 from service.protocol.jobs import open_ttl_s
 from service.protocol.keys import Keys
@@ -50,8 +51,19 @@ async def serve_worker(settings: Settings, *, keys: Keys | None = None, number: 
         raise StartupError(message)
     mcp = build_mcp(settings)
     agents, engine = build_agents(settings, mcp)
-    keys = keys or Keys()
-    endpoint = Endpoint(settings.redis_url)
+    with exported_spans("worker"):  # after the agents' modules, which may have set up a provider of their own
+        return await _work(settings, Endpoint(settings.redis_url), keys or Keys(), number, agents, engine, mcp)
+
+
+async def _work(  # noqa: PLR0913, PLR0917 -- what was made of the settings
+    settings: Settings,
+    endpoint: Endpoint,
+    keys: Keys,
+    number: int | None,
+    agents: dict[str, AgentOf],
+    engine: Engine | None,
+    mcp: "McpServers | None",
+) -> int:
     worker_id = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
     link = Link(endpoint, name="agentstream-worker")
     queues = {name: JobQueue(endpoint, link, keys, name, worker_id=worker_id) for name in agents}

@@ -1,0 +1,74 @@
+"""The spans of a worker: one for each attempt at a job, and inside it one for the agent's call."""
+
+import time
+from typing import Any, Final
+
+from service import tracing
+from service.agents import Agent
+from service.protocol.events import RUN_CANCELLED, RUN_COMPLETED, RUN_FAILED
+from service.store.queue import Claim, JobQueue
+
+_STATUS: Final = {RUN_COMPLETED: "completed", RUN_CANCELLED: "cancelled", RUN_FAILED: "failed"}
+
+
+def job_span(claim: Claim, queue: JobQueue) -> tracing.Span:
+    """Return the span of an attempt: a child of what enqueued the job, whichever attempt it is.
+
+    Attempts are siblings in one trace. They are not linked: of a lost one nothing is left to link to, as spans are
+    sent when they end.
+    """
+    if not tracing.on():
+        return tracing.span("process")
+    job = claim.job
+    attributes = {
+        "messaging.system": "redis",
+        "messaging.operation.type": "process",
+        "messaging.operation.name": "process",
+        "messaging.destination.name": queue.name,
+        "messaging.message.id": claim.entry_id,
+        "messaging.client.id": queue.worker_id,
+        tracing.RUN_ID: job.run_id,
+        tracing.QUEUE_WAIT_S: _waited_s(claim.entry_id),
+    }
+    return tracing.span(f"process {queue.name}", "consumer", attributes, parent=job.trace)
+
+
+def agent_span(agent: Agent, run_id: str, model: str) -> tracing.Span:
+    """Return the span of an agent's call; what the agent's own instrumentation makes are its children."""
+    if not tracing.on():
+        return tracing.span("invoke_agent")
+    name = next(filter(None, (getattr(agent, name, None) for name in ("name", "__name__"))), type(agent).__name__)
+    attributes = {
+        "gen_ai.operation.name": "invoke_agent",
+        "gen_ai.provider.name": tracing.SCOPE,
+        "gen_ai.agent.name": str(name),
+        "gen_ai.request.model": model,
+        tracing.RUN_ID: run_id,
+    }
+    return tracing.span(f"invoke_agent {name}", attributes=attributes)
+
+
+def tell_end(span: tracing.Span, terminal: tuple[str, dict[str, Any]] | None, otherwise: str | None = None) -> None:
+    """Tell how it ended: by the terminal event, or, if another worker will say that, ``otherwise``."""
+    if terminal is None:
+        span.set({tracing.RUN_STATUS: otherwise})
+        return
+    event_type, data = terminal
+    usage = data.get("usage") or {}
+    reason = data.get("finish_reason")
+    span.set(
+        {
+            tracing.RUN_STATUS: _STATUS[event_type],
+            "gen_ai.response.finish_reasons": [reason] if reason else None,
+            "gen_ai.usage.input_tokens": usage.get("prompt_tokens"),
+            "gen_ai.usage.output_tokens": usage.get("completion_tokens"),
+        }
+    )
+    if event_type == RUN_FAILED:
+        span.fail(data["code"], data["message"])
+
+
+def _waited_s(entry_id: str) -> float:
+    """Return how long a job has been in the queue: entries are named after the server's time, in milliseconds."""
+    enqueued_s = int(entry_id.partition("-")[0]) / 1000
+    return max(0.0, round(time.time() - enqueued_s, 3))

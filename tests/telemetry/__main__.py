@@ -1,0 +1,42 @@
+"""Print traces as they come: ``python -m tests.telemetry [PORT]``, beside processes whose spans go to that port.
+
+Without a backend of your own, to see what a run did:
+
+    .venv/bin/python -m tests.telemetry &
+    OTEL_EXPORTER_OTLP_ENDPOINT=http://127.0.0.1:4318 .venv/bin/agentstream up
+"""
+
+import asyncio
+import sys
+
+from aiohttp import web
+
+from tests.telemetry.received import Collector, application
+from tests.telemetry.tree import drawn
+
+QUIET_S = 6.0  # the SDK sends every 5 s: by then the spans of all processes are here
+
+
+async def main(port: int) -> None:
+    collector = Collector()
+    runner = web.AppRunner(application(collector), access_log=None)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", port).start()
+    print(f"spans are taken at http://127.0.0.1:{port}", flush=True)
+    loop = asyncio.get_running_loop()
+    grown_s: dict[str, tuple[int, float]] = {}  # trace: its spans so far, and when there were fewer
+    while True:
+        await asyncio.sleep(QUIET_S / 6)
+        for trace in {span.trace for span in collector.spans}:
+            spans = [span for span in collector.spans if span.trace == trace]
+            count, since_s = grown_s.get(trace, (0, 0.0))
+            if len(spans) > count:
+                grown_s[trace] = len(spans), loop.time()
+            elif loop.time() - since_s > QUIET_S:
+                print("", *drawn(spans), sep="\n", flush=True)
+                collector.spans = [span for span in collector.spans if span.trace != trace]
+                del grown_s[trace]
+
+
+if __name__ == "__main__":
+    asyncio.run(main(int(sys.argv[1]) if len(sys.argv) > 1 else 4318))

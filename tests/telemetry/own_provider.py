@@ -1,0 +1,20 @@
+"""An agent whose module sends its traces to where it wants, as users of logfire and its like do."""
+
+import os
+
+from opentelemetry import trace
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.resources import ProcessResourceDetector, Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+from service.agents import AgentResult, Run
+
+provider = TracerProvider(resource=ProcessResourceDetector().detect().merge(Resource.create({"service.name": "mine"})))
+provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(f"{os.environ['MY_COLLECTOR']}/v1/traces")))
+trace.set_tracer_provider(provider)
+
+
+async def agent(run: Run) -> AgentResult:
+    """Answer."""
+    return AgentResult(run.id)

@@ -1,0 +1,86 @@
+"""A collector that is away, or never answers, and tracing that cannot be had at all."""
+
+import asyncio
+import re
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from service.otel import FLUSH_TIMEOUT_S
+from service.process import free_port
+from tests.processes import Process
+from tests.telemetry.conftest import Scene
+
+
+@contextmanager
+def black_hole() -> Iterator[str]:
+    """A server whose connections the kernel takes, and nobody else."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
+async def stopped(process: Process) -> float:
+    """Return how long a process takes to end when it is told to, in seconds."""
+    begun_s = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    assert await process.ended() == 0
+    return time.monotonic() - begun_s
+
+
+async def runs_and_ends(scene: Scene, endpoint: str) -> list[Process]:
+    """Serve many runs while spans go nowhere, and stop."""
+    settings = {"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint, "OTEL_BSP_MAX_QUEUE_SIZE": "16"}
+    settings |= {"OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "8", "OTEL_EXPORTER_OTLP_TIMEOUT": "1"}
+    await scene.frontend(**settings)
+    await scene.worker("on_the_loop", **settings)
+    for _ in range(30):
+        assert (await scene.ask("anything"))["choices"]
+    await asyncio.gather(*(stopped(process) for process in scene.processes.started))
+    return scene.processes.started
+
+
+async def test_a_collector_that_is_away_costs_spans_and_a_line(scene: Scene) -> None:
+    """Runs go on without a collector, processes end in time, and each kind of complaint is logged once."""
+    processes = await runs_and_ends(scene, f"http://127.0.0.1:{free_port()}")
+    for process in processes:
+        complaints = [
+            re.sub(r"[\d.]+s\b|0x\w+", "", line[24:]) for line in process.output.splitlines() if "otel" in line
+        ]
+        assert any("not repeated" in line for line in complaints), process.output
+        assert len(complaints) < 10, process.output
+        assert "Traceback" not in process.output
+
+
+async def test_a_collector_that_never_answers_delays_no_end(scene: Scene) -> None:
+    """A process whose collector hangs ends all the same, after the time that its last spans have, and says so."""
+    with black_hole() as endpoint:
+        settings = {"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint, "OTEL_EXPORTER_OTLP_TIMEOUT": "60"}
+        await scene.frontend(**settings)
+        await scene.worker("on_the_loop", **settings)
+        assert (await scene.ask("anything"))["choices"]
+        worker = scene.processes.started[-1]
+        begun_s = asyncio.get_running_loop().time()
+        await stopped(worker)
+        assert asyncio.get_running_loop().time() - begun_s < 20
+        assert f"could not be sent in {FLUSH_TIMEOUT_S:g} s" in worker.output
+
+
+@pytest.mark.parametrize(
+    ("settings", "complaint"),
+    [
+        ({"OTEL_TRACES_EXPORTER": "nonesuch"}, "there are no traces: no exporter 'nonesuch' is installed"),
+        ({"OTEL_BSP_MAX_QUEUE_SIZE": "-1"}, "there are no traces: max_queue_size must be"),
+    ],
+)
+async def test_wrong_settings_cost_traces_only(scene: Scene, settings: dict[str, str], complaint: str) -> None:
+    """A variable of OpenTelemetry that makes no sense is complained of, and runs go on without traces."""
+    await scene.frontend(**settings)
+    await scene.worker("on_the_loop", **settings)
+    answer = await scene.ask("anything")
+    assert answer["choices"][0]["message"]["content"] == f"none {answer['id']}"
+    for process in scene.processes.started:
+        await process.until(complaint)

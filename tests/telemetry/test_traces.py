@@ -1,0 +1,344 @@
+"""Runs of real processes, and the spans that a collector gets of them."""
+
+import asyncio
+import json
+import signal
+from collections.abc import Callable
+
+import pytest
+
+from tests.helpers import SOON_S
+from tests.telemetry.conftest import CALLER, Scene
+from tests.telemetry.received import Received
+from tests.telemetry.tree import drawn
+
+
+def parents(spans: list[Received]) -> dict[str, set[str]]:
+    """Return the names of each span's parents, by its name and its service's."""
+    by_id = {span.id: span for span in spans}
+    found: dict[str, set[str]] = {}
+    for span in spans:
+        parent = by_id[span.parent].name if span.parent in by_id else span.parent
+        found.setdefault(f"{span.process[0]}: {span.name}", set()).add(parent)
+    return found
+
+
+def named(spans: list[Received], name: str) -> list[Received]:
+    """Return the spans whose names begin so."""
+    return [span for span in spans if span.name.startswith(name)]
+
+
+async def test_a_run_is_one_trace_across_four_processes(scene: Scene) -> None:
+    """Front end, worker, model server and tool server tell one run as one tree, which goes on the caller's trace."""
+    await scene.frontend()
+    await scene.worker(**await scene.model_and_tools())
+    trace = CALLER.split("-")[1]
+    _, sent = await scene.stream("the weather, please", {"traceparent": CALLER, "tracestate": "caller=1"})
+    assert "sunny" in sent
+    queue = scene.processes.queue
+    post = "POST /v1/chat/completions"
+    received = await scene.collector.until(lambda spans: sum(span.trace == trace for span in spans) == 11)
+    spans = [span for span in received if span.trace == trace]
+    assert parents(spans) == {
+        f"agentstream-frontend: {post}": {CALLER.split("-")[2]},
+        f"agentstream-frontend: send {queue}": {post},
+        f"agentstream-worker: process {queue}": {f"send {queue}"},
+        "agentstream-worker: invoke_agent orchestrator": {f"process {queue}"},
+        "agentstream-worker: chat m1": {"invoke_agent orchestrator"},
+        "agentstream-worker: execute_tool forecast__weather": {"invoke_agent orchestrator"},
+        "agentstream-worker: MCP send tools/call weather": {"execute_tool forecast__weather"},
+        "tools-server: tools/call weather": {"MCP send tools/call weather"},
+        f"model-server: {post}": {"chat m1"},
+    }, "\n".join(drawn(spans))
+    assert len({span.process for span in spans}) == 4
+    assert len({span.resource["service.instance.id"] for span in spans}) == 4
+    kinds = {span.name.split()[0]: span.kind for span in spans if span.process[0].startswith("agentstream")}
+    expected = {"POST": "server", "send": "producer", "process": "consumer", "invoke_agent": "internal"}
+    assert kinds == expected | {"chat": "client", "execute_tool": "internal", "MCP": "client"}
+    assert not any(span.failed for span in spans)
+    assert all(span.begin_s <= span.end_s for span in spans)
+
+
+async def test_spans_tell_what_the_conventions_name(scene: Scene) -> None:
+    """Spans carry the run's id, its usage, the time to the first chunk and the server asked; nothing anybody wrote."""
+    await scene.frontend()
+    await scene.worker(**await scene.model_and_tools())
+    answer = await scene.ask("the weather in Secretville, please", temperature=0.5, max_tokens=99)
+    spans = await scene.collector.run(answer["id"], "process", "tools/call")
+    [request] = [span for span in named(spans, "POST") if span.process[0] == "agentstream-frontend"]
+    [process], [agent], [tool] = (named(spans, name) for name in ("process", "invoke_agent", "execute_tool"))
+    first, second = named(spans, "chat")
+    assert request.attributes["agentstream.run.id"] == answer["id"]
+    assert request.attributes["http.response.status_code"] == 200
+    assert request.attributes["http.route"] == "/v1/chat/completions"
+    assert process.attributes["agentstream.run.id"] == answer["id"]
+    assert process.attributes["agentstream.run.status"] == "completed"
+    assert process.attributes["agentstream.run.attempt"] == 1
+    assert 0 <= process.attributes["agentstream.queue.wait_s"] < 20
+    assert process.attributes["messaging.destination.name"] == scene.processes.queue
+    assert agent.attributes["gen_ai.operation.name"] == "invoke_agent"
+    assert agent.attributes["gen_ai.agent.name"] == "orchestrator"
+    assert (agent.attributes["gen_ai.usage.input_tokens"], agent.attributes["gen_ai.usage.output_tokens"]) == (40, 14)
+    assert tool.attributes["gen_ai.tool.name"] == "forecast__weather"
+    assert tool.attributes["gen_ai.tool.call.id"] == "call-1"
+    assert first.attributes["gen_ai.response.finish_reasons"] == ["tool_calls"]
+    told = {
+        "gen_ai.operation.name": "chat",
+        "gen_ai.provider.name": "openai",
+        "gen_ai.request.model": "m1",
+        "gen_ai.request.temperature": 0.5,
+        "gen_ai.request.max_tokens": 99,
+        "gen_ai.response.model": "m-2026",
+        "gen_ai.response.id": "answer-1",
+        "gen_ai.response.finish_reasons": ["stop"],
+        "gen_ai.usage.input_tokens": 20,
+        "gen_ai.usage.output_tokens": 7,
+        "server.address": "127.0.0.1",
+    }
+    assert told.items() <= second.attributes.items()
+    assert 0 < second.attributes["gen_ai.response.time_to_first_chunk"] < second.end_s - second.begin_s
+    written = str([(span.attributes, span.message) for span in spans])
+    assert not any(text in written for text in ("Secretville", "Oslo", "sunny"))
+
+
+async def test_content_is_told_where_it_is_asked_for(scene: Scene) -> None:
+    """With the conventions' own variable set, spans tell what user, model and tool wrote, in the conventions' form."""
+    await scene.frontend()
+    settings = await scene.model_and_tools()
+    await scene.worker(**settings, OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT="span_only")
+    answer = await scene.ask("the weather in Secretville, please")
+    spans = await scene.collector.run(answer["id"], "process")
+    _, second = named(spans, "chat")
+    [tool] = named(spans, "execute_tool")
+    user, assistant, result = json.loads(second.attributes["gen_ai.input.messages"])
+    assert user == {"role": "user", "parts": [{"type": "text", "content": "the weather in Secretville, please"}]}
+    call = {"type": "tool_call", "id": "call-1", "name": "forecast__weather", "arguments": '{"city": "Oslo"}'}
+    assert assistant == {"role": "assistant", "parts": [call]}
+    assert result["parts"] == [{"type": "tool_call_response", "id": "call-1", "response": "sunny in Oslo"}]
+    said = {"role": "assistant", "parts": [{"type": "text", "content": "It is sunny."}], "finish_reason": "stop"}
+    assert json.loads(second.attributes["gen_ai.output.messages"]) == [said]
+    assert tool.attributes["gen_ai.tool.call.arguments"] == '{"city": "Oslo"}'
+    assert tool.attributes["gen_ai.tool.call.result"] == "sunny in Oslo"
+    await scene.ask("refuse, please")
+    spans = await scene.collector.until(lambda spans: any(span.failed and span.name == "chat m1" for span in spans))
+    assert "I was asked: refuse, please" in next(span.message for span in spans if span.failed)
+
+
+async def test_a_failed_run_shows_where_it_failed(scene: Scene) -> None:
+    """The inference tells the model server's status, the agent and the job the failure's code; not its words."""
+    await scene.frontend()
+    await scene.worker(**await scene.model_and_tools())
+    run_id, sent = await scene.stream("refuse, please")
+    assert "agent_error" in sent
+    spans = await scene.collector.run(run_id, "process")
+    failed = {span.name.split()[0]: span.attributes["error.type"] for span in spans if span.failed}
+    code = failed["process"]
+    assert failed == {"chat": "400", "invoke_agent": code, "process": code}
+    assert code in sent
+    assert not any(span.message for span in spans)
+    assert named(spans, "process")[0].attributes["agentstream.run.status"] == "failed"
+
+
+async def test_a_cancelled_run_is_no_failure_and_its_cancel_is_linked(scene: Scene) -> None:
+    """The spans of a cancelled run say so without failing; the request that cancelled it points to its trace."""
+    await scene.frontend()
+    await scene.worker(**await scene.model_and_tools())
+    answer = await scene.ask("hang, please", background=True)
+    await scene.collector.until(lambda spans: any(span.name.startswith("send") for span in spans))
+    await scene.call("POST", f"/v1/chat/completions/{answer['id']}/cancel")
+    spans = await scene.collector.run(answer["id"], "process")
+    assert not any(span.failed for span in spans if span.process[0] == "agentstream-worker")
+    assert named(spans, "process")[0].attributes["agentstream.run.status"] == "cancelled"
+    [cancel] = named(
+        await scene.collector.until(_has("POST /v1/chat/completions/{run_id}/cancel")), "POST /v1/chat/completions/{"
+    )
+    assert cancel.attributes["agentstream.run.id"] == answer["id"]
+    assert cancel.trace != spans[0].trace
+    assert cancel.links == [(send.trace, send.id) for send in named(spans, "send")]
+
+
+async def test_an_inference_that_is_broken_off_says_so(scene: Scene) -> None:
+    """When the client leaves, the request tells that its stream was not whole, and the inference that it was ended."""
+    await scene.frontend()
+    await scene.worker(**await scene.model_and_tools())
+    body = {"model": "m1", "messages": [{"role": "user", "content": "hang, please"}], "stream": True}
+    async with scene.session.post(f"{scene.url}/v1/chat/completions", json=body) as response:
+        while b'"I "' not in await response.content.readline():
+            pass
+    spans = await scene.collector.until(_has("process"))
+    spans = await scene.collector.until(_has("POST /v1/chat/completions"))
+    [request] = [span for span in named(spans, "POST") if span.process[0] == "agentstream-frontend"]
+    assert request.attributes["agentstream.stream.whole"] is False
+    [chat] = named(spans, "chat")
+    assert chat.attributes["agentstream.cancelled"] is True
+    assert not chat.failed
+
+
+async def test_attempts_are_siblings_in_one_trace(scene: Scene) -> None:
+    """After a worker is killed, the attempt of the next one stands under the same request, as the second."""
+    gate = scene.folder / "gate"
+    await scene.frontend()
+    first = await scene.worker("gated", GATE=str(gate))
+    answer = await scene.ask("wait", background=True)
+    await first.until("gated run")
+    second = await scene.worker("gated", GATE=str(gate))
+    first.kill()
+    await second.until("gated run")
+    gate.touch()
+    spans = await scene.collector.run(answer["id"], "process")
+    [attempt] = named(spans, "process")
+    assert attempt.process[1] == second.pid
+    assert attempt.attributes["agentstream.run.attempt"] == 2
+    assert attempt.attributes["agentstream.run.status"] == "completed"
+    assert attempt.parent == named(spans, "send")[0].id
+
+
+async def test_a_lost_worker_is_told_by_the_next(scene: Scene) -> None:
+    """A run that cannot be tried again ends in a span of the worker that found it, which says what happened."""
+    await scene.frontend()
+    first = await scene.worker("gated", GATE=str(scene.folder / "never"))
+    answer = await scene.ask("text", background=True)
+    await first.until("gated run")
+    second = await scene.worker("gated", GATE=str(scene.folder / "never"))
+    await _written(scene, answer["id"])
+    first.kill()
+    spans = await scene.collector.run(answer["id"], "process")
+    [attempt] = named(spans, "process")
+    assert attempt.process[1] == second.pid
+    assert attempt.failed
+    assert attempt.attributes["error.type"] == "worker_lost"
+    assert not named(spans, "invoke_agent")
+
+
+async def test_a_stopped_worker_sends_its_last_spans(scene: Scene) -> None:
+    """A worker that is told to stop hands its run back, and its attempt is in the trace beside the next one's."""
+    gate = scene.folder / "gate"
+    await scene.frontend()
+    first = await scene.worker(
+        "gated", GATE=str(gate), AGENTSTREAM_DRAIN_TIMEOUT_S="0.1", OTEL_BSP_SCHEDULE_DELAY="60000"
+    )
+    answer = await scene.ask("wait", background=True)
+    await first.until("gated run")
+    second = await scene.worker("gated", GATE=str(gate))
+    first.send_signal(signal.SIGTERM)
+    assert await first.ended() == 0
+    await second.until("gated run")
+    gate.touch()
+    spans = await scene.collector.until(lambda spans: len(named(spans, "process")) == 2)
+    ended = {span.attributes["agentstream.run.attempt"]: span for span in named(spans, "process")}
+    assert [ended[number].attributes["agentstream.run.status"] for number in (1, 2)] == ["hand_back", "completed"]
+    assert ended[1].trace == ended[2].trace
+    assert ended[1].parent == ended[2].parent
+    assert answer["id"] == ended[1].attributes["agentstream.run.id"]
+
+
+@pytest.mark.parametrize("agent", ["on_the_loop", "in_a_thread"])
+async def test_what_an_agent_traces_itself_is_inside_its_call(scene: Scene, agent: str) -> None:
+    """A span that an agent makes, on the loop or in a thread, is a child of its call; log records get its ids."""
+    await scene.frontend()
+    await scene.worker(agent)
+    answer = await scene.ask("anything")
+    spans = await scene.collector.run(answer["id"], "process", "own work")
+    [own], [call] = named(spans, "own work"), named(spans, "invoke_agent")
+    assert call.name == f"invoke_agent {agent}"
+    assert own.parent == call.id
+    assert answer["choices"][0]["message"]["content"] == f"{own.trace} {own.id}"
+
+
+async def test_an_agent_may_bring_its_own_provider(scene: Scene) -> None:
+    """What an agent's module has set up to trace itself gets the worker's spans, in the same trace."""
+    await scene.frontend()
+    nowhere = dict.fromkeys(scene.env, "")
+    await scene.processes.worker("tests.telemetry.own_provider:agent", **nowhere, MY_COLLECTOR=scene.collector.url)
+    answer = await scene.ask("anything")
+    spans = await scene.collector.run(answer["id"], "process", "invoke_agent")
+    services = {span.name.split()[0]: span.process[0] for span in spans}
+    assert services["POST"] == services["send"] == "agentstream-frontend"
+    assert services["process"] == services["invoke_agent"] == "mine"
+
+
+async def test_a_program_finds_the_context_in_its_environment(scene: Scene) -> None:
+    """A program that is run as an agent gets the call's context in TRACEPARENT."""
+    await scene.frontend()
+    await scene.worker("program")
+    answer = await scene.ask("anything")
+    [call] = named(await scene.collector.run(answer["id"], "process", "invoke_agent"), "invoke_agent")
+    assert answer["choices"][0]["message"]["content"].startswith(f"00-{call.trace}-{call.id}-")
+
+
+async def test_every_request_of_the_api_has_a_span_and_no_other_has(scene: Scene) -> None:
+    """Looking at a run and resuming it have spans, linked to its trace; probes, metrics and the page have none."""
+    await scene.frontend()
+    await scene.worker("on_the_loop")
+    answer = await scene.ask("anything")
+    run = f"/v1/chat/completions/{answer['id']}"
+    for path in (
+        "/health/live",
+        "/health/ready",
+        "/metrics",
+        "/",
+        "/page/app.js",
+        "/v1/models",
+        run,
+        f"{run}?stream=true",
+    ):
+        await scene.call("GET", path)
+    await scene.call("GET", "/v1/chat/completions/nothing")
+
+    def all_there(spans: list[Received]) -> bool:
+        return len([span for span in spans if span.kind == "server"]) >= 5
+
+    spans = await scene.collector.until(all_there)
+    requests = [span for span in spans if span.kind == "server"]
+    names = sorted((span.name, span.attributes["http.response.status_code"]) for span in requests)
+    get = "GET /v1/chat/completions/{run_id}"
+    assert names == [(get, 200), (get, 200), (get, 404), ("GET /v1/models", 200), ("POST /v1/chat/completions", 200)]
+    [send] = named(spans, "send")
+    looks = [span for span in requests if span.name == get and span.attributes["http.response.status_code"] == 200]
+    assert all(span.links == [(send.trace, send.id)] for span in looks)
+    assert len({span.trace for span in requests}) == 5
+
+
+async def test_a_wrong_trace_context_begins_a_new_trace(scene: Scene) -> None:
+    """A traceparent that is none is passed over, as W3C asks: the request is answered, in a trace of its own."""
+    await scene.frontend()
+    await scene.worker("on_the_loop")
+    wrong = ["00-0-0-01", f"ff-{CALLER[3:]}", f"00-{'0' * 32}{CALLER[35:]}", f"{CALLER}-more", "x" * 3000, ""]
+    traces = set()
+    for sent in wrong:
+        answer = await scene.ask("anything", {"traceparent": sent})
+        assert answer["choices"]
+        spans = await scene.collector.run(answer["id"], "process")
+        assert [span.parent for span in named(spans, "POST")] == [""]
+        traces |= {span.trace for span in spans}
+    assert len(traces) == len(wrong)
+    assert CALLER.split("-")[1] not in traces
+
+
+async def test_a_caller_decides_what_is_kept_of_its_own_trace(scene: Scene) -> None:
+    """A request of a trace that its caller does not keep makes no spans anywhere; the next one does."""
+    await scene.frontend()
+    await scene.worker("on_the_loop")
+    unkept = await scene.ask("anything", {"traceparent": f"{CALLER[:-2]}00"})
+    kept = await scene.ask("anything")
+    await scene.collector.run(kept["id"], "process", "own work")
+    ids = unkept["choices"][0]["message"]["content"]
+    assert ids.split()[0] == CALLER.split("-")[1]
+    assert {span.attributes.get("agentstream.run.id") for span in scene.collector.spans} == {kept["id"], None}
+    assert CALLER.split("-")[1] not in {span.trace for span in scene.collector.spans}
+
+
+def _has(name: str) -> Callable[[list[Received]], bool]:
+    return lambda spans: bool(
+        [span for span in spans if span.name.startswith(name) and span.process[0].startswith("agentstream")]
+    )
+
+
+async def _written(scene: Scene, run_id: str) -> None:
+    """Return once some of the run's text is stored."""
+    async with asyncio.timeout(SOON_S):
+        while True:
+            answer = await scene.call("GET", f"/v1/chat/completions/{run_id}")
+            if answer["choices"][0]["message"]["content"]:
+                return
+            await asyncio.sleep(0.02)
