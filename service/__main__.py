@@ -41,7 +41,7 @@ def _run(process: str, flags: dict[str, Any], main: Callable[[Settings], Corouti
     """Read the settings, run a process, and exit with its code."""
     try:
         settings = load_settings(**flags)
-        configure_logging(settings.log_level, process)
+        configure_logging(settings, process)
         for line in unknown_variables() if process == "up" else ():
             click.echo(f"warning: {line}", err=True)
         code = run_loop(main(settings))

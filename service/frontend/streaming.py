@@ -14,6 +14,7 @@ from service.errors import STREAM_LOST, AgentStreamError, RunFailed
 from service.frontend.rawwriter import HIGH_WATER_BYTES, RawWriter
 from service.frontend.views import Fold
 from service.frontend.watch import Deadlines
+from service.logscope import about, current
 from service.protocol.events import TEXT, WRITTEN, Batch, written_characters
 from service.store.feed import RunFeed
 from service.stream import Machine
@@ -54,7 +55,7 @@ class Outbox:
             try:
                 pump.flush()
             except Exception as exc:  # one stream's fault must not end all others
-                log.exception("writing a stream failed")
+                log.exception("writing a stream failed", extra=about(pump.scope))
                 pump.fail(STREAM_LOST, f"the stream could not be written: {exc!r}")
 
 
@@ -85,6 +86,7 @@ class StreamPump:
         "_wake",
         "_writer",
         "_wrote",
+        "scope",
     )
 
     def __init__(self, machine: Machine, writer: RawWriter, outbox: Outbox, *, replay_word_delay_ms: int) -> None:
@@ -94,6 +96,7 @@ class StreamPump:
         self._outbox = outbox
         self._replay_delay_s = replay_word_delay_ms / 1000
         self._loop = asyncio.get_running_loop()
+        self.scope = current()
         self._feed: RunFeed | None = None
         self._deadlines: Deadlines | None = None
         self._out: list[bytes] = [machine.open()]  # now, as a past may be received before the response begins
@@ -188,6 +191,7 @@ class StreamPump:
             self._writer.write(sse.KEEPALIVE)
             self._last_byte_s = now_s
         if self._deadlines is not None and (verdict := self._deadlines.check(now_s)) is not None:
+            log.warning("the run is given up: %s", verdict[1], extra=about(self.scope))
             self.fail(*verdict)
 
     # -- writing ------------------------------------------------------------------------------------
@@ -250,6 +254,7 @@ class Collector:
         self.fold = fold
         self._loop = asyncio.get_running_loop()
         self._deadlines: Deadlines | None = None
+        self.scope = current()
         self._characters = 0
         self._done: asyncio.Future[None] = self._loop.create_future()
         self._done.add_done_callback(lambda done: done.cancelled() or done.exception())  # seen, even if not awaited
@@ -310,4 +315,5 @@ class Collector:
     def tick(self, now_s: float) -> None:
         """Doubt or give up a silent run."""
         if self._deadlines is not None and (verdict := self._deadlines.check(now_s)) is not None:
+            log.warning("the run is given up: %s", verdict[1], extra=about(self.scope))
             self.fail(*verdict)

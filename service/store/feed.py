@@ -18,6 +18,7 @@ from typing import Final, Protocol
 import hiredis
 
 from service.errors import AgentStreamError, BusError, LogTrimmed
+from service.logscope import about, current
 from service.protocol.events import Batch, decode_batch
 from service.store.link import Command, Link
 from service.store.wire import Reply
@@ -59,6 +60,7 @@ class RunFeed:
         "_heard",
         "_link",
         "_reading",
+        "_scope",
         "_seq",
         "_state",
         "_synced",
@@ -75,6 +77,7 @@ class RunFeed:
         """Prepare; nothing arrives before ``open``."""
         self._link = link
         self._channel = channel.encode()
+        self._scope = current()
         self._consumer = consumer
         self._state = _State.CLOSED
         self._attempt = self._seq = 0  # of the last event delivered
@@ -213,8 +216,8 @@ class RunFeed:
 
     def _on_consumer_failed(self, batch: Batch, exc: Exception) -> None:
         """Tell a consumer that cannot go on, instead of leaving it to wait."""
-        log.error("the consumer of %s failed", self._channel.decode(), exc_info=exc)
-        self._fail(BusError(f"events {batch.attempt}-{batch.seq} and after could not be handled: {exc!r}"))
+        log.error("what reads the run failed", exc_info=exc, extra=about(self._scope))
+        self._fail(BusError(f"events {batch.attempt}-{batch.seq} and after could not be handled: {type(exc).__name__}"))
 
     def _set_synced(self) -> None:
         if self._synced is not None and not self._synced.done():
@@ -226,7 +229,7 @@ class RunFeed:
             self._reading = None
 
     def _fail(self, error: AgentStreamError) -> None:
-        log.warning("feed %s failed: %s", self._channel.decode(), error)
+        log.warning("the run cannot be read: %s", error, extra=about(self._scope))
         self.failure = error
         self.close()
         self._consumer.on_failure(error)

@@ -20,6 +20,7 @@ from service.store.publisher import LogLimits, RunPublisher
 from service.store.queue import Begun, Claim, JobQueue
 from service.worker.execution import HAND_BACK, AgentOf, Execution, Terminal, failed
 from service.worker.lease import Leases
+from service.worker.runlog import RunLog
 
 log = logging.getLogger(__name__)
 
@@ -40,13 +41,23 @@ class RunLimits:
 class Runner:
     """Executes claimed jobs, each with its model's agent."""
 
-    def __init__(self, agent_of: AgentOf, bus: Bus, queue: JobQueue, leases: Leases, limits: RunLimits) -> None:
-        """Bind what every run needs."""
+    def __init__(  # noqa: PLR0913 -- what every run needs
+        self,
+        agent_of: AgentOf,
+        bus: Bus,
+        queue: JobQueue,
+        leases: Leases,
+        limits: RunLimits,
+        *,
+        log_content: bool = False,
+    ) -> None:
+        """Bind what every run needs; ``log_content`` allows what users and agents wrote in log lines."""
         self._agent_of = agent_of
         self._bus = bus
         self._queue = queue
         self._leases = leases
         self._limits = limits
+        self._lines = RunLog(content=log_content)
         self._executions: set[Execution] = set()
 
     def stop_all(self) -> None:
@@ -59,13 +70,14 @@ class Runner:
 
         ``called_again`` is told whether the job is one whose agent is called once more, as soon as that is known.
         """
+        self._lines.claimed(claim, self._queue)
         execution = Execution(self._agent_of, claim)
         self._executions.add(execution)
         self._leases.hold(execution)
         try:
             late = time.monotonic() - claim.since_s > self._leases.interval_s
             if late and await self._queue.renew([claim.entry_id]):
-                log.warning("run %s went to another worker before it began here", claim.job.run_id)
+                log.warning("the run went to another worker before it began here")
                 return
             begun = await self._queue.begin(claim, ttl_s=self._limits.log.open_ttl_s)
             if begun is None:
@@ -75,7 +87,9 @@ class Runner:
                 claim.job.run_id, begun.attempt, self._limits.log, lambda _: execution.lose(), begun.first
             )
             execution.bind(publisher)
-            await self._attempt(execution, begun, publisher, called_again)
+            self._lines.begun(claim.job, begun)
+            terminal = await self._attempt(execution, begun, publisher, called_again)
+            await self._lines.ended(self._bus, execution, terminal)
         finally:
             _tell(called_again, told=False)
             self._leases.release(execution)
@@ -84,7 +98,8 @@ class Runner:
 
     async def _attempt(
         self, execution: Execution, begun: Begun, publisher: RunPublisher, called_again: asyncio.Future[bool] | None
-    ) -> None:
+    ) -> Terminal | None:
+        """Return the terminal event it came to, or None if another worker will say it."""
         refusal = await self._refusal(execution, begun)
         if begun.cancelled:
             terminal: Terminal | None = execution.cancellation()
@@ -95,11 +110,11 @@ class Runner:
             terminal = await execution.outcome(self._limits.run_timeout_s)
         if terminal is not None:
             await self._conclude(execution.claim, publisher, terminal)
-            return
+            return terminal
         publisher.close(BusError("the run goes to another worker"))
         if execution.stop_reason == HAND_BACK:
-            log.info("run %s is handed back", execution.claim.job.run_id)
             await self._queue.hand_back(execution.claim)
+        return None
 
     async def _refusal(self, execution: Execution, begun: Begun) -> Terminal | None:
         """Return the terminal event of a job whose agent must not be called (again), else None.
@@ -127,7 +142,6 @@ class Runner:
 
     async def _conclude(self, claim: Claim, publisher: RunPublisher, terminal: Terminal) -> None:
         """Store the terminal event, then remove the job."""
-        run_id = claim.job.run_id
         try:
             try:
                 publisher.put(*terminal)
@@ -136,7 +150,7 @@ class Runner:
             async with asyncio.timeout(FLUSH_TIMEOUT_S):
                 await publisher.flush()
         except (AgentStreamError, TimeoutError) as exc:
-            log.error("run %s: its last events could not be stored: %r", run_id, exc)  # noqa: TRY400
+            log.error("its last events could not be stored: %s", exc)  # noqa: TRY400
         else:
             await self._queue.finish(claim)
         finally:

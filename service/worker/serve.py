@@ -63,7 +63,7 @@ async def serve_worker(settings: Settings, *, keys: Keys | None = None) -> int:
             workers = [
                 Worker(
                     queue,
-                    Runner(agent_of, bus, queue, held, run_limits(settings)),
+                    Runner(agent_of, bus, queue, held, run_limits(settings), log_content=settings.log_content),
                     held,
                     slots=slots,
                     drain_timeout_s=settings.drain_timeout_s,
