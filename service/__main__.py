@@ -80,13 +80,16 @@ def frontend(number: int | None, **flags: Any) -> None:  # noqa: ANN401
 
 @main.command()
 @_setting_flags
-def worker(**flags: Any) -> None:  # noqa: ANN401
+@click.option("--number", type=click.IntRange(1), hidden=True, help="be this one of several that count together")
+def worker(number: int | None, **flags: Any) -> None:  # noqa: ANN401
     """Run a worker on REDIS_URL, in as many processes as --processes says."""
 
     def serve(settings: Settings) -> Coroutine[Any, Any, int]:
-        return serve_processes("worker", settings, click.echo) if settings.processes > 1 else serve_worker(settings)
+        if number is None and settings.processes > 1:
+            return serve_processes("worker", settings, click.echo)
+        return serve_worker(settings, number=number)
 
-    _run("worker", flags, serve)
+    _run("worker" if number is None else f"worker {number}", flags, serve)
 
 
 @main.command()

@@ -56,6 +56,14 @@ class Settings(BaseSettings):
     # Where things are
     host: str = Field("127.0.0.1", description="address the front end listens on")
     port: int = Field(8000, ge=0, le=65535, description="port the front end listens on; 0 picks a free one")
+    metrics_port: int = Field(
+        0,
+        ge=0,
+        le=65535,
+        description="port on which a worker serves /metrics and /health, one for all its processes; 0: none. "
+        "Front ends serve theirs on `port`",
+    )
+    metrics_host: str = Field("127.0.0.1", description="address of that port")
     redis_url: str | None = Field(
         None,
         validation_alias="REDIS_URL",

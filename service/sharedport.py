@@ -12,7 +12,7 @@ _NOT_HERE = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 
 
 @contextlib.contextmanager
-def shared_port(host: str, port: int) -> Iterator[int]:
+def shared_port(host: str, port: int, *, setting: str = "AGENTSTREAM_PORT") -> Iterator[int]:
     """Keep a port for processes that will listen on it; yields its number, a free one for port 0.
 
     Bound and never listening, it gets no connections itself, and the kernel gives a free one to nobody else while no
@@ -21,7 +21,7 @@ def shared_port(host: str, port: int) -> Iterator[int]:
     """
     if not hasattr(socket, "SO_REUSEPORT"):
         message = (
-            "several front ends on one port need SO_REUSEPORT, which this system lacks: "
+            "several processes on one port need SO_REUSEPORT, which this system lacks: "
             "set AGENTSTREAM_PROCESSES=1 and start them on ports of their own, behind a proxy"
         )
         raise StartupError(message)
@@ -29,7 +29,7 @@ def shared_port(host: str, port: int) -> Iterator[int]:
         try:
             port = _keep(stack, host, port)
         except OSError as exc:
-            message = f"cannot listen on {host}:{port} (AGENTSTREAM_PORT): {exc.strerror}"
+            message = f"cannot listen on {host}:{port} ({setting}): {exc.strerror}"
             raise StartupError(message) from exc
         yield port
 

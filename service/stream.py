@@ -54,6 +54,7 @@ class Machine(Protocol):
 
     tail: Iterator[bytes] | None  # the terminal event's frames, made one by one, once it was received
     completed: bool  # whether that event says so
+    texts: int  # pieces of answer text that its frames have held so far
 
     def open(self) -> bytes:
         """Return what a stream begins with. Ask before all else."""
@@ -74,7 +75,7 @@ class Machine(Protocol):
 class ChunkStream:
     """One client's view of one run."""
 
-    __slots__ = ("_after", "_head", "_options", "_reasoning", "_text", "_transcript", "completed", "tail")
+    __slots__ = ("_after", "_head", "_options", "_reasoning", "_text", "_transcript", "completed", "tail", "texts")
 
     def __init__(self, head: StreamHead, options: StreamOptions, after: Cursor | None = None) -> None:
         """Render for ``options``; with ``after``, leave out every frame up to and including that cursor."""
@@ -83,6 +84,7 @@ class ChunkStream:
         self._after = after  # None from the first frame behind it on
         self.tail: Iterator[bytes] | None = None  # the terminal event's frames, once it was received
         self.completed = False  # whether that event says so
+        self.texts = 0
         self._transcript = Transcript()
         self._text = self._template("content")
         self._reasoning: sse.TextTemplate | None = None  # of the few that reason
@@ -103,6 +105,7 @@ class ChunkStream:
         That one's are in ``tail`` then, made one by one as they are asked for, ``[DONE]`` last.
         """
         frames: list[bytes] = []
+        others = 0
         attempt, seq, items = batch
         transcript, text = self._transcript, self._text
         for item in items:
@@ -115,8 +118,10 @@ class ChunkStream:
                     self.completed = event.type == RUN_COMPLETED
                     break
                 parts = tuple(transcript.receive(event))
-                frames += self._frames(event, parts, numbered=len(parts) > 1)
+                frames += (made := list(self._frames(event, parts, numbered=len(parts) > 1)))
+                others += len(made)
             seq += 1
+        self.texts += len(frames) - others  # not one by one: most frames are made in the first branch
         return b"".join(frames)
 
     def fail(self, code: str, message: str) -> None:
@@ -142,6 +147,7 @@ class ChunkStream:
                 yield from self._finish(part, cursor)
             elif self._is_new(cursor):
                 if isinstance(part, Text):
+                    self.texts += 1
                     yield self._text.render(part.text, str(cursor))
                 elif isinstance(part, Named):
                     yield from self._named(part, cursor)

@@ -15,9 +15,9 @@ import aiohttp
 from service.broker import EmbeddedBroker, find_server
 from service.child import tied
 from service.children import Child, Children
-from service.config import BUILTIN, Settings, environment
+from service.config import BUILTIN, Settings, env_name, environment
 from service.errors import StartupError
-from service.frontend.metrics import common_metrics, forget_process
+from service.metrics import common_metrics, forget_process
 from service.process import free_port, stop_signals
 from service.sharedport import shared_port
 
@@ -34,7 +34,7 @@ async def serve_processes(what: Literal["frontend", "worker"], settings: Setting
         if what == "frontend":
             _, members = stack.enter_context(_front_ends(settings, say))
         else:
-            members = _workers(settings, settings.processes)
+            members = stack.enter_context(_workers(settings, settings.processes))
         return await Children(members, drain_timeout_s=settings.drain_timeout_s, say=say).serve(stop)
 
 
@@ -67,8 +67,7 @@ class Supervisor:
                 return await self._supervise(settings, stop)
 
     async def _supervise(self, settings: Settings, stop: asyncio.Event, broker: EmbeddedBroker | None = None) -> int:
-        with _front_ends(settings, self._say) as (port, front_ends):
-            workers = _workers(settings, settings.workers)
+        with _front_ends(settings, self._say) as (port, front_ends), _workers(settings, settings.workers) as workers:
             # The front ends are ended first: they let their streams end while the workers still work.
             children = Children(front_ends, workers, drain_timeout_s=settings.drain_timeout_s, say=self._say)
             vital = [_while_alive(broker)] if broker is not None else []
@@ -129,27 +128,39 @@ def _front_ends(settings: Settings, say: Callable[[str], None]) -> Iterator[tupl
         return
     with contextlib.ExitStack() as stack:
         port = stack.enter_context(shared_port(settings.host, settings.port))
-        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="agentstream-metrics-"))
         if sys.platform != "linux":
             say("warning   this system may not spread connections evenly over processes that share a port")
-        env = _env(settings.model_copy(update={"port": port})) | common_metrics(folder)
-        yield (
-            port,
-            [
-                Child(
-                    name=f"frontend {number}",
-                    command=_command("frontend", "--number", str(number)),
-                    env=env,
-                    on_end=partial(forget_process, folder, number),
-                )
-                for number in range(1, settings.processes + 1)
-            ],
-        )
+        env = _env(settings.model_copy(update={"port": port}))
+        yield port, stack.enter_context(_counting_together("frontend", settings.processes, env))
 
 
-def _workers(settings: Settings, count: int) -> list[Child]:
+@contextlib.contextmanager
+def _workers(settings: Settings, count: int) -> Iterator[list[Child]]:
+    """Yield workers, whose metrics are told together if they are told; raises StartupError."""
     env = _env(settings.model_copy(update={"processes": 1}))
-    return [Child(name=f"worker {number}", command=_command("worker"), env=env) for number in range(1, count + 1)]
+    if count == 1 or not settings.metrics_port:
+        yield [Child(name=f"worker {number}", command=_command("worker"), env=env) for number in range(1, count + 1)]
+        return
+    with (
+        shared_port(settings.metrics_host, settings.metrics_port, setting=env_name("metrics_port")),
+        _counting_together("worker", count, env) as workers,
+    ):
+        yield workers
+
+
+@contextlib.contextmanager
+def _counting_together(what: Literal["frontend", "worker"], count: int, env: dict[str, str]) -> Iterator[list[Child]]:
+    """Yield processes that share a port and tell the sums of their metrics."""
+    with tempfile.TemporaryDirectory(prefix="agentstream-metrics-") as folder:
+        yield [
+            Child(
+                name=f"{what} {number}",
+                command=_command(what, "--number", str(number)),
+                env=env | common_metrics(folder),
+                on_end=partial(forget_process, folder, number),
+            )
+            for number in range(1, count + 1)
+        ]
 
 
 def _env(settings: Settings) -> dict[str, str]:

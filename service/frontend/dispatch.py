@@ -14,10 +14,12 @@ from service.store.queue import JobSubmitter
 
 @dataclass(frozen=True, slots=True)
 class QueueState:
-    """How many workers of a queue beat lately, and how many of its jobs wait or run."""
+    """How many workers of a queue beat lately, how many of its jobs wait or run, and those that wait."""
 
     workers: int
     queued: int
+    waiting: int
+    oldest_s: float
 
 
 class Dispatch:
@@ -74,8 +76,11 @@ class Dispatch:
         """Return the state of every queue."""
         submitters = self._submitters.values()
         workers = await asyncio.gather(*(submitter.workers_alive() for submitter in submitters))
-        queued = await asyncio.gather(*(submitter.outstanding() for submitter in submitters))
-        return {queue: QueueState(*state) for queue, *state in zip(self._submitters, workers, queued, strict=True)}
+        backlogs = await asyncio.gather(*(submitter.backlog() for submitter in submitters))
+        return {
+            queue: QueueState(alive, backlog.jobs, backlog.waiting, backlog.oldest_s)
+            for queue, alive, backlog in zip(self._submitters, workers, backlogs, strict=True)
+        }
 
     async def available(self) -> list[str]:
         """Return the models that have a live worker: a request for another would only wait."""

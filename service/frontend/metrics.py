@@ -1,58 +1,99 @@
 """What the front end counts, for GET /metrics."""
 
-from typing import Literal
-
-from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest, values
-from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+from collections.abc import Iterable
+from typing import Final
 
 from service import telemetry
+from service.frontend.clock import RunClock
+from service.frontend.dispatch import QueueState
+from service.frontend.streaming import Collector, StreamPump
+from service.frontend.watch import OpenRun
+from service.metrics import Metrics
+from service.store.counts import FeedCounts
+from service.store.link import Link
+
+_REASONS: Final = frozenset(telemetry.REJECTIONS)
 
 
 class FrontendMetrics:
-    """Counters of one front-end process, or of all that share its port, in a registry of their own."""
+    """The numbers of one front-end process, or of all that share its port."""
 
     def __init__(self, number: int | None = None) -> None:
-        """Register everything; ``number`` is this process's among those that share a port (see common_metrics).
+        """Register everything; see ``service.metrics.Metrics`` for ``number``."""
+        self._all = every = Metrics(telemetry.FRONTEND, number)
+        self._requests = every.counter(telemetry.REQUESTS)
+        self._dispatch_seconds = every.histogram(telemetry.DISPATCH_SECONDS)
+        self._first_token_seconds = every.histogram(telemetry.FIRST_TOKEN_SECONDS)
+        self._slow_client_cuts = every.counter(telemetry.SLOW_CLIENT_CUTS)
+        self._cancel_seconds = every.histogram(telemetry.CANCEL_SECONDS)
+        self._texts_before = 0  # of streams that have ended
 
-        Then its counts are kept in a file of that number: whichever process is asked tells the sum of all, and one
-        that is started again goes on counting where its predecessor ended.
-        """
-        self._common = number is not None
-        if number is not None:
-            values.ValueClass = values.MultiProcessValue(lambda: number)  # type: ignore[no-untyped-call]
-        self._registry = registry = CollectorRegistry()
-        self.requests = Counter(
-            telemetry.REQUESTS, "HTTP requests by route and status", ["route", "status"], registry=registry
-        )
-        self.catch_ups = Counter(telemetry.CATCH_UPS, "Times a feed was compared with its log", registry=registry)
-        self._open_runs = self._gauge(telemetry.OPEN_RUNS, "Runs a client is waiting for", "livesum")
-        self._reconnects = self._gauge(telemetry.BROKER_RECONNECTS, "Reconnects to Redis", "livesum")
-        self.workers = self._gauge(telemetry.WORKERS_ALIVE, "Live workers; -1 if unknown", "mostrecent", "queue")
-        self.queued = self._gauge(telemetry.QUEUED, "Outstanding jobs; -1 if unknown", "mostrecent", "queue")
+    # -- what happens -------------------------------------------------------------------------------
 
-    def _gauge(self, name: str, what: str, mode: Literal["livesum", "mostrecent"], *labels: str) -> Gauge:
-        """Register a gauge that tells the sum over the live processes, or what one of them has seen last."""
-        return Gauge(name, what, labels, registry=self._registry, multiprocess_mode=mode)
+    def answered(self, route: str, status: int, rejected_as: str | None) -> None:
+        """Count a request by its route's pattern, not its path; one that was refused also by its error's code."""
+        self._requests.labels(route, str(status)).inc()
+        if rejected_as is not None:
+            self._all.counter(telemetry.REJECTED, rejected_as if rejected_as in _REASONS else "other").inc()
 
-    def observe(self, *, open_runs: int, reconnects: int) -> None:
-        """Take what this process knows of itself."""
-        self._open_runs.set(open_runs)
-        self._reconnects.set(reconnects)
+    def left(self, run: StreamPump | Collector) -> None:
+        """Take over what a run's reader has counted, once: it ends."""
+        if isinstance(run, StreamPump):
+            self._texts_before += run.texts
+        if run.given_up:
+            self._all.counter(telemetry.GIVEN_UP, run.given_up).inc()
+
+    def slow_client_cut(self) -> None:
+        """Count a stream cut because its client took nothing."""
+        self._slow_client_cuts.inc()
+
+    def cancel_asked(self, cause: str) -> None:
+        """Count a cancel by who asked for it, one of telemetry.CANCEL_CAUSES."""
+        self._all.counter(telemetry.CANCELS, cause).inc()
+
+    def cancel_took(self, seconds: float) -> None:
+        """Take how long a run went on after its cancel was asked for."""
+        self._cancel_seconds.observe(seconds)
+
+    def clock(self) -> RunClock:
+        """Return what takes the times of a new run, from now on."""
+        return RunClock(self._dispatch_seconds.observe, self._first_token_seconds.observe)
+
+    # -- what is ------------------------------------------------------------------------------------
+
+    def observe(self, runs: Iterable[OpenRun], feeds: FeedCounts, link: Link) -> None:
+        """Take what this process knows of itself: its open runs, what their feeds counted, and its link."""
+        every = self._all
+        open_runs = streams = buffered_bytes = 0
+        texts = self._texts_before
+        for run in runs:
+            open_runs += 1
+            if isinstance(run, StreamPump):
+                streams += 1
+                texts += run.texts
+                buffered_bytes += run.buffered_bytes
+        every.gauge(telemetry.OPEN_RUNS).set(open_runs)
+        every.gauge(telemetry.OPEN_STREAMS).set(streams)
+        every.gauge(telemetry.BUFFERED_BYTES).set(buffered_bytes)
+        every.gauge(telemetry.BROKER_RECONNECTS).set(link.reconnects)
+        every.count_to(texts, telemetry.TOKENS)
+        for cause, times in feeds.catch_ups.items():
+            every.count_to(times, telemetry.CATCH_UPS, cause)
+        every.count_to(feeds.gaps, telemetry.GAPS)
+        every.count_to(feeds.duplicates, telemetry.DUPLICATES)
+
+    def watch(self, link: Link) -> None:
+        """Take from now on how long the link's pings take."""
+        link.on_pong = self._all.histogram(telemetry.BUS_LATENCY_SECONDS).observe
+
+    def queue_is(self, queue: str, state: QueueState) -> None:
+        """Take the state of a queue."""
+        every = self._all
+        every.gauge(telemetry.WORKERS_ALIVE, queue).set(state.workers)
+        every.gauge(telemetry.QUEUED, queue).set(state.queued)
+        every.gauge(telemetry.WAITING, queue).set(state.waiting)
+        every.gauge(telemetry.OLDEST_WAITING_SECONDS, queue).set(state.oldest_s)
 
     def render(self) -> bytes:
         """Return the text exposition format."""
-        if not self._common:
-            return generate_latest(self._registry)
-        every = CollectorRegistry()
-        MultiProcessCollector(every)  # type: ignore[no-untyped-call]
-        return generate_latest(every)
-
-
-def common_metrics(folder: str) -> dict[str, str]:
-    """Return the variables with which front ends that share a port count into one folder."""
-    return {"PROMETHEUS_MULTIPROC_DIR": folder}
-
-
-def forget_process(folder: str, number: int) -> None:
-    """Count out the gauges of a process that has ended; its counters stay in the sums."""
-    mark_process_dead(number, folder)  # type: ignore[no-untyped-call]
+        return self._all.render()

@@ -28,6 +28,7 @@ from service.frontend.requestlog import RequestLog, begin
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 BROKER_RETRY_AFTER_S: Final = 2
+REJECTED_AS: Final = "rejected_as"  # of a response: the code of the error it tells
 
 
 def openai_errors(handler: Handler, *, local_hosts_only: bool) -> Handler:
@@ -65,7 +66,7 @@ def openai_errors(handler: Handler, *, local_hosts_only: bool) -> Handler:
             response.headers["X-Request-Id"] = request_id
         lines.refused(error, route)
         lines.ended(response, route, began_s)
-        request.app[CONTEXT].metrics.requests.labels(route, str(response.status)).inc()
+        request.app[CONTEXT].metrics.answered(route, response.status, response.get(REJECTED_AS))
         return response
 
     return guarded
@@ -99,7 +100,10 @@ def error_response(error: RequestError) -> web.Response:
         status = error.run_status
         if error.error_code != QUEUE_TIMEOUT:
             headers["X-Should-Retry"] = "false"  # the agent ran: an SDK's retry would run it again
-    return web.json_response(error.body(), status=status, headers=headers)
+    response = web.json_response(error.body(), status=status, headers=headers)
+    if not isinstance(error, RunFailed):
+        response[REJECTED_AS] = error.error_code
+    return response
 
 
 def _from_aiohttp(exc: web.HTTPException, request: web.Request) -> RequestError:

@@ -22,7 +22,11 @@ POLL_S: Final = 0.05
 
 
 class ClientGone(AgentStreamError):
-    """The client closed the connection, or took nothing for too long."""
+    """The client closed the connection, or was cut."""
+
+
+class ClientStuck(ClientGone):
+    """The client took nothing for too long, and was cut."""
 
 
 class RawWriter:
@@ -56,6 +60,11 @@ class RawWriter:
         """Whether the client has left more than HIGH_WATER_BYTES untaken."""
         return self._protocol.writing_paused
 
+    @property
+    def buffered_bytes(self) -> int:
+        """How much the client has not taken of what was written."""
+        return 0 if self._transport is None else self._transport.get_write_buffer_size()
+
     def write(self, data: bytes) -> bool:
         """Send bytes now, or let the transport buffer them; a closed connection swallows them. Returns ``blocked``."""
         transport = self._transport
@@ -76,7 +85,7 @@ class RawWriter:
             elif now - progress_at > self._write_timeout_s:
                 self.abort()
                 message = f"the client took no bytes for {self._write_timeout_s:g} s"
-                raise ClientGone(message)
+                raise ClientStuck(message)
             await asyncio.sleep(POLL_S)
 
     async def end(self) -> None:
@@ -87,7 +96,7 @@ class RawWriter:
                 await self._response.write_eof()
         except (ConnectionError, TimeoutError) as exc:
             self.abort()
-            raise ClientGone from exc
+            raise (ClientStuck if isinstance(exc, TimeoutError) else ClientGone) from exc
 
     def abort(self) -> None:
         """Cut the connection: the only honest way to say that a body is not whole."""

@@ -15,7 +15,7 @@ from service.frontend.parsing import explained, read_request
 from service.frontend.sessions import (
     Past,
     answering,
-    cancel_bound_s,
+    cancel_run,
     fold_run,
     head_of,
     read_run,
@@ -150,10 +150,7 @@ async def cancel_response(request: web.Request) -> web.StreamResponse:
     """POST /v1/responses/{id}/cancel: end the run, and answer when it has really ended."""
     context = request.app[CONTEXT]
     info = await _own_response(request)
-    async with answering():
-        await context.runs.cancel(info.run_id, ttl_s=context.settings.run_ttl_s)
-    view = response_view(info.response or {})
-    return await fold_run(context, info, view, until_ended_s=cancel_bound_s(context.settings.lease_s))
+    return await cancel_run(context, info, response_view(info.response or {}))
 
 
 async def _own_response(request: web.Request) -> RunInfo:

@@ -16,13 +16,14 @@ from service.frontend.responses import cancel_response, create_response, retriev
 from service.frontend.sessions import (
     Past,
     answering,
-    cancel_bound_s,
+    cancel_run,
     fold_run,
     refuse_if_draining,
     require_broker,
     stream_run,
 )
 from service.frontend.views import CHAT, TEXT
+from service.metrics import CONTENT_TYPE
 from service.protocol.completions import CompletionRequest
 from service.protocol.events import Cursor
 from service.protocol.openai import ChatCompletionRequest
@@ -68,9 +69,7 @@ async def cancel_chat_completion(request: web.Request) -> web.StreamResponse:
     """POST /v1/chat/completions/{id}/cancel: end the run, and answer when it has really ended."""
     context = request.app[CONTEXT]
     info = await own_run(context, request, request.match_info["run_id"])
-    async with answering():
-        await context.runs.cancel(info.run_id, ttl_s=context.settings.run_ttl_s)
-    return await fold_run(context, info, CHAT, until_ended_s=cancel_bound_s(context.settings.lease_s))
+    return await cancel_run(context, info, CHAT)
 
 
 def _cursor(request: web.Request) -> Cursor | None:
@@ -144,16 +143,16 @@ async def show_metrics(request: web.Request) -> web.Response:
     """GET /metrics: Prometheus text format."""
     context = request.app[CONTEXT]
     metrics = context.metrics
-    context.observe()
     try:
         async with asyncio.timeout(HEALTH_TIMEOUT_S):
             states = await context.submitter.states()
     except TimeoutError:
-        states = dict.fromkeys(context.submitter.queues, QueueState(workers=-1, queued=-1))
+        unknown = QueueState(workers=-1, queued=-1, waiting=-1, oldest_s=-1)
+        states = dict.fromkeys(context.submitter.queues, unknown)
     for queue, state in states.items():
-        metrics.workers.labels(queue).set(state.workers)
-        metrics.queued.labels(queue).set(state.queued)
-    return web.Response(body=metrics.render(), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
+        metrics.queue_is(queue, state)
+    context.observe()
+    return web.Response(body=metrics.render(), headers={"Content-Type": CONTENT_TYPE})
 
 
 ROUTES: Final = [

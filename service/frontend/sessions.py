@@ -14,7 +14,7 @@ from aiohttp import web
 from service.errors import BrokerUnavailable, Conflict, Draining, Gone, InvalidRequest, LogTrimmed, RunStuck
 from service.frontend.context import Context
 from service.frontend.middleware import BROKER_RETRY_AFTER_S
-from service.frontend.rawwriter import ClientGone, RawWriter
+from service.frontend.rawwriter import ClientGone, ClientStuck, RawWriter
 from service.frontend.streaming import Collector, StreamPump
 from service.frontend.views import Fold, View
 from service.frontend.watch import Deadlines
@@ -251,13 +251,15 @@ async def stream_run(  # noqa: PLR0913 -- the request, the run, and how to show 
     machine = view.machine(source.head, options, source.after)
     pump = StreamPump(machine, writer, context.outbox, replay_word_delay_ms=context.settings.replay_word_delay_ms)
     feed = context.bus.feed(source.head.run_id, pump)
-    pump.attach(feed, source.deadlines(feed))
+    pump.attach(feed, source.deadlines(feed), context.metrics.clock() if isinstance(source, Admission) else None)
     context.watcher.add(pump)
     try:
         await source.open(feed)
         await pump.run()
     except ClientGone as exc:
         log.debug("the client is gone before the end of its stream: %s", exc)
+        if isinstance(exc, ClientStuck):
+            context.metrics.slow_client_cut()
         writer.abort()
     except BaseException:
         if response.prepared:
@@ -274,7 +276,7 @@ async def complete_run(context: Context, source: Source, view: View, *, cancel_w
     """Wait for a run's end and answer with its completion; raises RunFailed."""
     collector = Collector(view.fold(source.head))
     feed = context.bus.feed(source.head.run_id, collector)
-    collector.attach(source.deadlines(feed))
+    collector.attach(source.deadlines(feed), context.metrics.clock() if isinstance(source, Admission) else None)
     context.watcher.add(collector)
     try:
         await source.open(feed)
@@ -301,6 +303,19 @@ async def fold_run(context: Context, info: RunInfo, view: View, *, until_ended_s
     fold = view.fold(head_of(info))
     await read_run(context, info, fold, until_ended_s=until_ended_s)
     return web.json_response(fold.body(status=info.status))
+
+
+async def cancel_run(context: Context, info: RunInfo, view: View) -> web.Response:
+    """End a run, and answer with it when it has really ended; raises RunStuck if that takes too long."""
+    asked_s = time.monotonic()
+    async with answering():
+        await context.runs.cancel(info.run_id, ttl_s=context.settings.run_ttl_s)
+    if not info.ended:
+        context.metrics.cancel_asked("request")
+    response = await fold_run(context, info, view, until_ended_s=cancel_bound_s(context.settings.lease_s))
+    if not info.ended:
+        context.metrics.cancel_took(time.monotonic() - asked_s)
+    return response
 
 
 async def read_run(context: Context, info: RunInfo, fold: Fold, *, until_ended_s: float | None = None) -> None:
@@ -353,13 +368,14 @@ def cancel_bound_s(lease_s: float) -> float:
 def _cancel_abandoned(context: Context, run_id: str) -> None:
     """Cancel the run of a client that went away; not when we cut it ourselves, as it may come back elsewhere."""
     if not context.draining:
+        context.metrics.cancel_asked("abandoned")
         context.errands.run(context.runs.cancel(run_id, ttl_s=context.settings.run_ttl_s), f"cancel {run_id}")
 
 
 def _leave(context: Context, run: StreamPump | Collector, feed: RunFeed) -> None:
     feed.close()
     context.watcher.remove(run)
-    context.metrics.catch_ups.inc(feed.catch_ups)
+    context.metrics.left(run)
 
 
 def _extra_headers(request: web.Request) -> dict[str, str]:

@@ -11,6 +11,7 @@ from typing import Final
 
 from service import sse
 from service.errors import STREAM_LOST, AgentStreamError, RunFailed
+from service.frontend.clock import RunClock
 from service.frontend.rawwriter import HIGH_WATER_BYTES, RawWriter
 from service.frontend.views import Fold
 from service.frontend.watch import Deadlines
@@ -67,9 +68,9 @@ class StreamPump:
     """
 
     __slots__ = (
+        "_clock",
         "_deadlines",
         "_feed",
-        "_given_up",
         "_heard",
         "_last_byte_s",
         "_last_chunk_s",
@@ -86,6 +87,7 @@ class StreamPump:
         "_wake",
         "_writer",
         "_wrote",
+        "given_up",
         "scope",
     )
 
@@ -99,25 +101,37 @@ class StreamPump:
         self.scope = current()
         self._feed: RunFeed | None = None
         self._deadlines: Deadlines | None = None
+        self._clock: RunClock | None = None  # until the first text
         self._out: list[bytes] = [machine.open()]  # now, as a past may be received before the response begins
         self._out_bytes = 0
         self._started = False
         self._paced = False
         self._stuck = False
-        self._given_up = False
+        self.given_up = ""  # the code with which we did
         self._wake: asyncio.Future[None] | None = None
         self._heard = self._wrote = False  # since the watcher last looked
         self._last_byte_s = self._last_chunk_s = self._looked_s = self._loop.time()
 
-    def attach(self, feed: RunFeed, deadlines: Deadlines) -> None:
-        """Bind the feed whose callbacks are ``on_batch`` and ``on_failure``."""
+    def attach(self, feed: RunFeed, deadlines: Deadlines, clock: RunClock | None = None) -> None:
+        """Bind the feed whose callbacks are ``on_batch`` and ``on_failure``; a new run also has a clock."""
         self._feed = feed
         self._deadlines = deadlines
+        self._clock = clock
 
     @property
     def ended(self) -> bool:
         """Whether the run ended; the client may not have all of it yet. One that was given up may still go on."""
-        return self._machine.tail is not None and not self._given_up
+        return self._machine.tail is not None and not self.given_up
+
+    @property
+    def texts(self) -> int:
+        """How many pieces of answer text were handed over."""
+        return self._machine.texts
+
+    @property
+    def buffered_bytes(self) -> int:
+        """How much waits for the client to take it."""
+        return self._out_bytes + self._writer.buffered_bytes
 
     async def run(self) -> None:
         """Stream until the terminal frame is written; raises ClientGone."""
@@ -148,13 +162,25 @@ class StreamPump:
         machine = self._machine
         data = machine.receive(batch)
         self._heard = True
-        if batch.seq == 1 and self._deadlines is not None:
-            self._deadlines.begun(self._loop.time())
+        if batch.seq == 1:
+            self._begin(batch)
+        if self._clock is not None and machine.texts:
+            self._tell_first_text(self._clock)
         if data:  # an event may make no frames, and it is bytes that a client waits for
             self._gather(data)
         if machine.tail is not None:
             self._paced = machine.completed and self._replay_delay_s > 0
             self._wake_up()
+
+    def _begin(self, batch: Batch) -> None:
+        if self._deadlines is not None:
+            self._deadlines.begun(self._loop.time())
+        if self._clock is not None:
+            self._clock.begun(batch)
+
+    def _tell_first_text(self, clock: RunClock) -> None:
+        self._clock = None
+        clock.spoke()
 
     def on_failure(self, error: AgentStreamError) -> None:
         """End with an error frame: the run's events cannot be had any more."""
@@ -163,7 +189,7 @@ class StreamPump:
     def fail(self, code: str, message: str) -> None:
         """End the stream with an error frame of our own."""
         if self._machine.tail is None:
-            self._given_up = True
+            self.given_up = code
             self._machine.fail(code, message)
             self._wake_up()
 
@@ -238,12 +264,17 @@ class StreamPump:
             size += len(frame)
             if size >= _TAIL_BLOCK_BYTES or self._paced:
                 await self._writer.until_writable()
-                self._writer.write(b"".join(block))
+                self._write_tail(block)
                 block, size = [], 0
                 if self._paced:
                     await asyncio.sleep(self._replay_delay_s)
         await self._writer.until_writable()
+        self._write_tail(block)
+
+    def _write_tail(self, block: list[bytes]) -> None:
         self._writer.write(b"".join(block))
+        if self._clock is not None and self._machine.texts:  # an answer that the agent did not stream
+            self._tell_first_text(self._clock)
 
 
 class Collector:
@@ -255,13 +286,16 @@ class Collector:
         self._loop = asyncio.get_running_loop()
         self._deadlines: Deadlines | None = None
         self.scope = current()
+        self._clock: RunClock | None = None
+        self.given_up = ""  # the code with which we did
         self._characters = 0
         self._done: asyncio.Future[None] = self._loop.create_future()
         self._done.add_done_callback(lambda done: done.cancelled() or done.exception())  # seen, even if not awaited
 
-    def attach(self, deadlines: Deadlines) -> None:
-        """Bind the run's deadlines."""
+    def attach(self, deadlines: Deadlines, clock: RunClock | None = None) -> None:
+        """Bind the run's deadlines; a new run also has a clock."""
         self._deadlines = deadlines
+        self._clock = clock
 
     @property
     def ended(self) -> bool:
@@ -294,14 +328,20 @@ class Collector:
                 self._characters += written_characters(event.type, event.data)
             if self.fold.finished:
                 break
+        if batch.seq == 1:
+            self._begin(batch)
         if self._deadlines is not None:
-            if batch.seq == 1:
-                self._deadlines.begun(self._loop.time())
             self._deadlines.heard(self._loop.time())
         if self.fold.finished:
             self._done.set_result(None)
         elif self._characters > MAX_COMPLETION_CHARACTERS:
             self.fail(STREAM_LOST, f"the answer exceeds {MAX_COMPLETION_CHARACTERS} characters; request it streamed")
+
+    def _begin(self, batch: Batch) -> None:
+        if self._deadlines is not None:
+            self._deadlines.begun(self._loop.time())
+        if self._clock is not None:
+            self._clock.begun(batch)
 
     def on_failure(self, error: AgentStreamError) -> None:
         """End: the run's events cannot be had any more."""
@@ -310,6 +350,7 @@ class Collector:
     def fail(self, code: str, message: str) -> None:
         """End with an error of our own."""
         if not self._done.done():
+            self.given_up = code
             self._done.set_exception(RunFailed(message, code=code))
 
     def tick(self, now_s: float) -> None:

@@ -3,7 +3,7 @@
 import asyncio
 import itertools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final, Protocol
 
 from service.errors import QUEUE_TIMEOUT, STREAM_LOST
@@ -91,7 +91,7 @@ class Deadlines:
                 return STREAM_LOST, "the run did not end within its time limit"
             return QUEUE_TIMEOUT, "no worker took the job up in time"
         if now_s >= self._doubt_at_s:
-            self._feed.doubt()
+            self._feed.doubt("silence")
             if self._on_doubt_unstarted is not None:
                 self._on_doubt_unstarted()
             self._doubt_after_s = min(self._doubt_after_s * 2, LAST_DOUBT_S)
@@ -115,6 +115,10 @@ class Watcher:
     def __len__(self) -> int:
         """Return how many runs are open."""
         return sum(map(len, self._parts))
+
+    def __iter__(self) -> Iterator[OpenRun]:
+        """Yield each open run."""
+        return itertools.chain.from_iterable(self._parts)
 
     def add(self, run: OpenRun) -> None:
         """Look after a run from now on."""

@@ -47,6 +47,7 @@ class ResponseStream:
         "_transcript",
         "completed",
         "tail",
+        "texts",
     )
 
     def __init__(self, head: StreamHead, echo: dict[str, Any], *, agent_events: bool, after: int | None = None) -> None:
@@ -64,6 +65,7 @@ class ResponseStream:
         self._delta: sse.NumberedTemplate | None = None
         self.tail: Iterator[bytes] | None = None
         self.completed = False
+        self.texts = 0  # pieces of answer text that frames have held
 
     def open(self) -> bytes:
         """Return the events a response begins with, before anything has happened."""
@@ -81,6 +83,7 @@ class ResponseStream:
         Raises BusError for an answer that is too long.
         """
         frames: list[bytes] = []
+        others = 0
         attempt, seq, items = batch
         transcript, output = self._transcript, self._output
         for item in items:
@@ -94,9 +97,11 @@ class ResponseStream:
                     self.tail = self._end(event)
                     self.completed = event.type == RUN_COMPLETED
                     break
-                for part in transcript.receive(event):
-                    frames += self._frames(part)
+                made = [frame for part in transcript.receive(event) for frame in self._frames(part)]
+                frames += made
+                others += len(made) - made.count(b"")
             seq += 1
+        self.texts += len(frames) - frames.count(b"") - others  # not one by one: most are made in the first branch
         self._told = self._next - 1
         return b"".join(frames)
 
@@ -123,7 +128,9 @@ class ResponseStream:
             return
         for name, fields in self._output.take(part):
             if name == TEXT_DELTA and (piece := self._output.open) is not None:
-                yield self._text_delta(piece, fields["delta"])
+                delta = self._text_delta(piece, fields["delta"])
+                self.texts += delta != b""
+                yield delta
             else:
                 yield self._event(name, fields)
 

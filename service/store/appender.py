@@ -8,6 +8,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import Final, NamedTuple, Protocol
 
+from service.store.counts import PublishCounts
 from service.store.link import Link
 from service.store.wire import Reply
 
@@ -44,6 +45,7 @@ class Appender:
         """Bind the link."""
         self._link = link
         self._ready: list[Speaker] = []
+        self.counts = PublishCounts()  # of the runs' publishers
 
     def ready(self, speaker: Speaker) -> None:
         """Take a batch of this run's at the end of the turn; to be told once a turn."""

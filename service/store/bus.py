@@ -6,6 +6,7 @@ from service.errors import AgentStreamError, LogTrimmed
 from service.protocol.events import Event, decode_batch
 from service.protocol.keys import Keys
 from service.store.appender import Appender
+from service.store.counts import FeedCounts, PublishCounts
 from service.store.feed import PAGE_ENTRIES, Consumer, RunFeed
 from service.store.link import Link
 from service.store.publisher import LogLimits, RunPublisher
@@ -19,10 +20,16 @@ class Bus:
         self._link = link
         self._keys = keys
         self._appender = Appender(link)
+        self.feeds = FeedCounts()
+
+    @property
+    def published(self) -> PublishCounts:
+        """What its publishers have counted."""
+        return self._appender.counts
 
     def feed(self, run_id: str, consumer: Consumer) -> RunFeed:
         """Return a reader of the run's events; not yet subscribed."""
-        return RunFeed(self._link, self._keys.events(run_id), consumer)
+        return RunFeed(self._link, self._keys.events(run_id), consumer, self.feeds)
 
     def publisher(
         self,

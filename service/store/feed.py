@@ -20,6 +20,7 @@ import hiredis
 from service.errors import AgentStreamError, BusError, LogTrimmed
 from service.logscope import about, current
 from service.protocol.events import Batch, decode_batch
+from service.store.counts import FeedCounts
 from service.store.link import Command, Link
 from service.store.wire import Reply
 
@@ -38,6 +39,9 @@ class _State(enum.Enum):
 
 
 _LIVE: Final = _State.LIVE  # looked up for every message
+# After these a log that has more than was delivered tells of messages that did not come; after the others (telemetry's
+# CATCH_UP_CAUSES) it was known that they would not.
+_MISSED: Final = frozenset({"gap", "reconnect", "silence"})
 
 
 class Consumer(Protocol):
@@ -57,14 +61,15 @@ class RunFeed:
         "_attempt",
         "_channel",
         "_consumer",
+        "_counts",
         "_heard",
         "_link",
+        "_missed",
         "_reading",
         "_scope",
         "_seq",
         "_state",
         "_synced",
-        "catch_ups",
         "failure",
     )
 
@@ -73,19 +78,21 @@ class RunFeed:
         link: Link,
         channel: str,
         consumer: Consumer,
+        counts: FeedCounts | None = None,
     ) -> None:
-        """Prepare; nothing arrives before ``open``."""
+        """Prepare; nothing arrives before ``open``. ``counts`` are those of all feeds of the process."""
         self._link = link
         self._channel = channel.encode()
         self._scope = current()
         self._consumer = consumer
+        self._counts = counts or FeedCounts()
         self._state = _State.CLOSED
         self._attempt = self._seq = 0  # of the last event delivered
         self._heard = (0, 0)  # the furthest position a dropped message told of
+        self._missed = False  # whether what the log has more is what messages should have brought
         self._reading: Command | None = None
         self._synced: asyncio.Future[None] | None = None  # awaited by open_from_log
         self.failure: AgentStreamError | None = None
-        self.catch_ups = 0
 
     @property
     def position(self) -> tuple[int, int]:
@@ -105,7 +112,7 @@ class RunFeed:
         """
         self._synced = asyncio.get_running_loop().create_future()
         await self.open()
-        self.doubt()
+        self.doubt("joined")
         await self._synced
         if self.failure is not None:
             raise self.failure
@@ -121,10 +128,13 @@ class RunFeed:
         self._link.unsubscribe(self._channel, self._on_message)
         self._forget_reading()
 
-    def doubt(self) -> None:
-        """Compare with the log: after a reconnect, or when the run has been silent for long."""
+    def doubt(self, cause: str = "reconnect") -> None:
+        """Compare with the log: after a reconnect, or when the run has been silent for long.
+
+        ``cause`` is one of telemetry.CATCH_UP_CAUSES.
+        """
         if self._state is _State.LIVE:
-            self._catch_up()
+            self._catch_up(cause)
 
     def pause(self) -> None:
         """Deliver nothing more until ``resume``; what comes meanwhile is read from the log then."""
@@ -136,7 +146,7 @@ class RunFeed:
     def resume(self) -> None:
         """Go on after a pause."""
         if self._state is _State.PAUSED:
-            self._catch_up()
+            self._catch_up("slow_client")
 
     def _on_message(self, payload: bytes) -> None:
         try:
@@ -162,14 +172,17 @@ class RunFeed:
         elif (attempt, seq, batch.attempt, batch.seq) == (0, 0, 1, 1):
             self._deliver(batch)
         elif batch.attempt == attempt and batch.seq <= seq:
-            if batch.last_seq > seq:  # else a duplicate
+            if batch.last_seq > seq:
                 self._deliver(batch.since(seq + 1))
+            else:
+                self._counts.duplicates += 1
         elif batch.attempt >= attempt:
-            self._catch_up()
+            self._catch_up("gap" if batch.attempt == (attempt or 1) else "attempt")
 
-    def _catch_up(self) -> None:
+    def _catch_up(self, cause: str) -> None:
         self._state = _State.CATCHING_UP
-        self.catch_ups += 1
+        self._counts.catch_ups[cause] += 1
+        self._missed = cause in _MISSED
         self._read_page()
 
     def _read_page(self) -> None:
@@ -204,6 +217,9 @@ class RunFeed:
             message = f"events {batch.attempt}-{expected} to {batch.attempt}-{batch.seq - 1} are no longer in the log"
             raise LogTrimmed(message)
         if batch.last_seq >= expected:
+            if self._missed:
+                self._missed = False
+                self._counts.gaps += 1
             self._deliver(batch.since(expected))
 
     def _deliver(self, batch: Batch) -> None:

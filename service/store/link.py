@@ -18,6 +18,7 @@ import asyncio
 import contextlib
 import logging
 import random
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, Protocol
@@ -103,6 +104,7 @@ class Link:
         self.on_reconnect: dict[Callable[[], None], None] = {}  # an ordered set, told after every reconnect
         self.followers: set[Follower] = set()  # likewise; there may be thousands
         self.reconnects = 0
+        self.on_pong: Callable[[float], None] = _ignore_s  # told how long a ping took, seconds
 
     @property
     def connected(self) -> bool:
@@ -363,7 +365,10 @@ class Link:
                 log.warning("broker: %s", exc)
 
     async def _ping(self) -> None:
+        """Ping. What it took has an end at which all that was read before the pong is written to clients, too."""
+        asked_s = time.monotonic()
         await self.call("PING")
+        self.on_pong(time.monotonic() - asked_s)
 
     def _drop_wires(self) -> None:
         self._ready.clear()
@@ -407,6 +412,10 @@ def _check_handshake(commands: list[tuple[bytes | str | int, ...]], replies: lis
 
 def _ignore(_reply: Reply) -> None:
     """Take a reply nobody waits for."""
+
+
+def _ignore_s(_seconds: float) -> None:
+    """Take a time nobody asks for."""
 
 
 def _confirm(ack: asyncio.Future[None]) -> None:

@@ -104,6 +104,22 @@ class RunPublisher:
             self._keep(_Batch(1, begun))
             self._next_seq, self._stored_seq, self._put_seq, self._log_exists = 2, 1, 1, True
 
+    @property
+    def events_put(self) -> int:
+        """How many events were put so far, run_started included."""
+        return self._put_seq
+
+    @property
+    def ended(self) -> bool:
+        """Whether the terminal event was put."""
+        return self._ended
+
+    @property
+    def unflushed_bytes(self) -> int:
+        """How much waits to be stored."""
+        in_flight = self._in_flight
+        return self._pending_bytes + (0 if in_flight is None else len(in_flight.payload))
+
     # -- from the agent, any thread -----------------------------------------------------------------
 
     def put(self, event_type: str, data: Any) -> None:  # noqa: ANN401 -- JSON
@@ -244,6 +260,7 @@ class RunPublisher:
         self._kept_bytes += len(batch.payload)
         while self._kept_bytes > self._limits.max_bytes and len(self._kept) > 1:
             self._kept_bytes -= len(self._kept.popleft().payload)
+            self._appender.counts.trimmed += not self._trimmed
             self._trimmed = True
 
     def _publish(self, batch: _Batch, *, verify: bool) -> None:
@@ -263,6 +280,7 @@ class RunPublisher:
             self._epoch = self._link.reconnects
             self._on_stored(batch)
         elif self._closed is None:
+            self._appender.counts.retries += 1
             self._publish(batch, verify=True)
         else:
             self._in_flight = None
@@ -289,8 +307,10 @@ class RunPublisher:
         elif isinstance(reply, list) and reply[0] == b"LOST":
             self._fill_again(Cursor.parse(reply[1].decode()))
         elif reply == b"FENCED":
+            self._appender.counts.fenced += 1
             self._end(Fenced(f"attempt {self._attempt} of {self._channel} was superseded"))
         else:
+            self._appender.counts.refused += 1
             cause = str(reply) if isinstance(reply, hiredis.ReplyError) else repr(reply)
             self._end(BusError(f"the broker refused events of {self._channel}: {cause}"))
         self._tell_waiters()
@@ -311,6 +331,7 @@ class RunPublisher:
         self._log_exists = last != START
         self._stored_seq = last.seq if last.attempt == self._attempt else 0
         self._again = deque(batch for batch in self._kept if batch.last_seq > self._stored_seq)
+        self._appender.counts.retries += len(self._again)
         log.warning("the log ends at %s; storing %d batches again", last, len(self._again), extra=about(self._scope))
         self._appender.ready(self)
 

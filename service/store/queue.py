@@ -77,6 +77,15 @@ async def _answering(timeout_s: float) -> AsyncIterator[None]:
 
 
 @dataclass(frozen=True, slots=True)
+class Backlog:
+    """A queue's outstanding jobs, those no worker has taken, and the oldest one's age. -1: the server may not tell."""
+
+    jobs: int
+    waiting: int
+    oldest_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Claim:
     """A job held by this worker: its queue entry, what to run, and since when its lease may run (monotonic, s)."""
 
@@ -87,11 +96,15 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Begun:
-    """A begun attempt: its number, whether a cancel was asked for, and its first batch as it is stored."""
+    """A begun attempt: its number, whether a cancel was asked for, and its first batch as it is stored.
+
+    ``waited_s`` is how long its job has been in the queue, by the server's clock.
+    """
 
     attempt: int
     cancelled: bool
     handed_back: int
+    waited_s: float
     first: bytes
 
 
@@ -179,6 +192,11 @@ class JobSubmitter:
         """Return how many jobs are waiting or running."""
         return int(await self._link.call("XLEN", self._keys.jobs(self._queue)))
 
+    async def backlog(self) -> Backlog:
+        """Return what is outstanding, and what of it waits."""
+        jobs, waiting, oldest_ms = await self._link.call_script("backlog", [self._keys.jobs(self._queue)], GROUP)
+        return Backlog(jobs, waiting, oldest_ms if waiting < 0 else oldest_ms / 1000)
+
     async def workers_alive(self) -> int:
         """Return how many workers of this queue beat lately."""
         return int(await self._link.call_script("alive", [self._keys.workers(self._queue)], BEAT_VALID_S))
@@ -204,6 +222,11 @@ class JobQueue:
         self.worker_id = worker_id
         self._redis = endpoint.redis()
         self._scripts = {name: self._redis.register_script(script.source) for name, script in SCRIPTS.items()}
+
+    @property
+    def reconnects(self) -> int:
+        """How often the connection of its blocking read was made anew."""
+        return self._claims.reconnects
 
     async def open(self) -> None:
         """Make sure the queue and its group exist, and say that this worker is alive."""
@@ -309,9 +332,9 @@ class JobQueue:
         if not isinstance(reply, list):
             log.info("the run needs no attempt: %s", reply)
             return None
-        attempt, cancelled, handed_back = reply
+        attempt, cancelled, handed_back, waited_ms = reply
         first = encode_batch(attempt, 1, [encode_event(RUN_STARTED, {"worker": self.worker_id})])
-        return Begun(attempt, bool(cancelled), handed_back, first)
+        return Begun(attempt, bool(cancelled), handed_back, waited_ms / 1000, first)
 
     async def renew(self, entry_ids: list[str]) -> list[str]:
         """Renew leases; returns the entries that another worker holds by now."""

@@ -26,6 +26,7 @@ SCRIPTS: Final[Mapping[str, Script]] = {
         "admit",
         "alive",
         "append",
+        "backlog",
         "beat",
         "begin",
         "cancel",

@@ -15,8 +15,8 @@ from typing import Any, Final, cast
 from service import errors
 from service.agents import Agent, AgentResult, Run
 from service.agents.loading import is_async
-from service.errors import BusError, InvalidAgentOutput
-from service.protocol.events import RUN_CANCELLED, RUN_COMPLETED, RUN_FAILED
+from service.errors import AgentStreamError, BusError, Fenced, InvalidAgentOutput
+from service.protocol.events import RUN_CANCELLED, RUN_COMPLETED, RUN_FAILED, TEXT, TOOL_CALL_END
 from service.protocol.openai import ChatCompletionRequest
 from service.store.publisher import RunPublisher
 from service.store.queue import Claim
@@ -39,20 +39,25 @@ AgentOf = Callable[[str], Agent]
 class Execution:
     """A claimed job's run on this worker."""
 
-    def __init__(self, agent_of: AgentOf, claim: Claim) -> None:
-        """Take the job, and what tells its agent; ``bind`` must follow."""
+    def __init__(self, agent_of: AgentOf, claim: Claim, on_tool_end: Callable[[bool], None]) -> None:
+        """Take the job, and what tells its agent; ``bind`` must follow.
+
+        ``on_tool_end`` is told from any thread whether a tool call that ended was a success.
+        """
         self.claim = claim
         self.tally = Tally()
         self._agent_of = agent_of
-        self.begun_s = 0.0  # monotonic; when its attempt was begun
+        self._on_tool_end = on_tool_end
         self._publisher: RunPublisher | None = None
+        self._others = 0  # events put that are no text
+        self.refused = False  # whether it was lost because the broker refused its events
+        self.cancel_heard_s: float | None = None  # when a cancel was asked for, monotonic
         self._stopped: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._left: list[asyncio.Future[Any]] = []  # what still runs when the run is over
 
     def bind(self, publisher: RunPublisher) -> None:
         """Take where the run's events go."""
         self._publisher = publisher
-        self.begun_s = time.monotonic()
 
     # -- what others ask for ------------------------------------------------------------------------
 
@@ -73,10 +78,13 @@ class Execution:
 
     def cancel(self) -> None:
         """End the run as cancelled."""
+        if self.cancel_heard_s is None:
+            self.cancel_heard_s = time.monotonic()
         self.stop(errors.CANCELLED)
 
-    def lose(self) -> None:
-        """End the run without a word: another worker has it."""
+    def lose(self, cause: AgentStreamError | None = None) -> None:
+        """End the run without a word: another worker has it, or ``cause`` says what else keeps it from speaking."""
+        self.refused = not (cause is None or isinstance(cause, Fenced))
         self.stop(LEASE_LOST)
         if self._publisher is not None:
             self._publisher.close(BusError("the lease of the run was lost"))
@@ -90,6 +98,22 @@ class Execution:
             raise BusError(message)
         self._publisher.put(event_type, data)
         self.tally.note(event_type, data)
+        if event_type is not TEXT:
+            self._others += 1
+            if event_type == TOOL_CALL_END:
+                self._on_tool_end(bool(data.get("success", True)))
+
+    @property
+    def texts(self) -> int:
+        """How many pieces of text were put so far: all events but the others, the first, and the terminal one."""
+        if self._publisher is None:
+            return 0
+        return max(0, self._publisher.events_put - self._others - 1 - self._publisher.ended)
+
+    @property
+    def unflushed_bytes(self) -> int:
+        """How much waits to be published."""
+        return 0 if self._publisher is None else self._publisher.unflushed_bytes
 
     async def room(self) -> None:
         """Wait until there is room for more."""

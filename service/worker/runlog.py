@@ -4,26 +4,22 @@ Nothing is logged for a token or an event.
 """
 
 import logging
-import time
 from typing import Any, Final
 
 import orjson
 
 from service.errors import BusError
 from service.logscope import bind
-from service.protocol.events import RUN_CANCELLED, RUN_COMPLETED, RUN_FAILED, TEXT
+from service.protocol.events import TEXT
 from service.protocol.jobs import Job
 from service.store.bus import Bus
 from service.store.queue import Begun, Claim, JobQueue
-from service.worker.execution import Execution, Terminal
+from service.worker.execution import Terminal
 
 log = logging.getLogger(__name__)
 
 # Of a question and of an answer; enough to recognise it.
 MAX_CONTENT_CHARS: Final = 2000
-
-# By terminal event; an attempt without one was handed back or lost.
-OUTCOMES: Final = {RUN_COMPLETED: "completed", RUN_FAILED: "failed", RUN_CANCELLED: "cancelled"}
 
 
 class RunLog:
@@ -45,22 +41,19 @@ class RunLog:
         if self._content:
             log.debug("asked: %s", _shown(job.request.get("messages")))
 
-    async def ended(self, bus: Bus, execution: Execution, terminal: Terminal | None) -> None:
-        """Tell of an attempt's end. Not a failure's message: it may repeat what was asked.
+    async def ended(self, bus: Bus, run_id: str, terminal: Terminal | None, outcome: str, *, seconds: float) -> None:
+        """Tell of an attempt's end: how, as metrics have it, and after how long.
 
-        Without a terminal event another worker goes on with the run, or has ended it.
+        Not a failure's message: it may repeat what was asked. Without a terminal event another worker goes on.
         """
-        kind, data = terminal or ("", {})
-        fields: dict[str, Any] = {
-            "outcome": OUTCOMES.get(kind, execution.stop_reason or "lost"),
-            "duration_ms": round((time.monotonic() - execution.begun_s) * 1000),
-        }
+        data = terminal[1] if terminal is not None else {}
         usage = data.get("usage") or {}
+        fields: dict[str, Any] = {"outcome": outcome, "duration_ms": round(seconds * 1000)}
         fields |= {name: usage[name] for name in ("prompt_tokens", "completion_tokens") if name in usage}
-        fields |= {name: data[name] for name in ("code", "finish_reason") if name in data}
+        fields |= {"finish_reason": data["finish_reason"]} if "finish_reason" in data else {}
         log.info("the run ended", extra=fields)
         if self._content and terminal is not None:
-            log.debug("answered: %s", _shown(await _answer(bus, execution.claim.job.run_id, data)))
+            log.debug("answered: %s", _shown(await _answer(bus, run_id, data)))
 
 
 async def _answer(bus: Bus, run_id: str, data: dict[str, Any]) -> object:

@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from typing import Final
 
 from service import errors
-from service.errors import AgentStreamError, BusError, InvalidAgentOutput, LogTrimmed
-from service.protocol.events import TEXT
+from service.errors import AgentStreamError, BusError, Fenced, InvalidAgentOutput, LogTrimmed
+from service.protocol.events import RUN_FAILED, TEXT
 from service.store.bus import Bus
 from service.store.publisher import LogLimits, RunPublisher
 from service.store.queue import Begun, Claim, JobQueue
 from service.worker.execution import HAND_BACK, AgentOf, Execution, Terminal, failed
 from service.worker.lease import Leases
+from service.worker.metrics import HANDED_BACK, LEASE_LOST, NOT_STORED, QueueMetrics
 from service.worker.runlog import RunLog
 
 log = logging.getLogger(__name__)
@@ -41,13 +42,14 @@ class RunLimits:
 class Runner:
     """Executes claimed jobs, each with its model's agent."""
 
-    def __init__(  # noqa: PLR0913 -- what every run needs
+    def __init__(  # noqa: PLR0913, PLR0917 -- the parts
         self,
         agent_of: AgentOf,
         bus: Bus,
         queue: JobQueue,
         leases: Leases,
         limits: RunLimits,
+        metrics: QueueMetrics,
         *,
         log_content: bool = False,
     ) -> None:
@@ -57,8 +59,20 @@ class Runner:
         self._queue = queue
         self._leases = leases
         self._limits = limits
+        self._metrics = metrics
         self._lines = RunLog(content=log_content)
         self._executions: set[Execution] = set()
+        self._texts_before = 0  # of runs that have ended
+
+    @property
+    def texts(self) -> int:
+        """How many pieces of text the agents have written since this began."""
+        return self._texts_before + sum(execution.texts for execution in self._executions)
+
+    @property
+    def unflushed_bytes(self) -> int:
+        """How much waits to be published."""
+        return sum(execution.unflushed_bytes for execution in self._executions)
 
     def stop_all(self) -> None:
         """End every run because the worker stops: handed back if nothing of it was shown, else failed."""
@@ -71,7 +85,8 @@ class Runner:
         ``called_again`` is told whether the job is one whose agent is called once more, as soon as that is known.
         """
         self._lines.claimed(claim, self._queue)
-        execution = Execution(self._agent_of, claim)
+        self._metrics.claimed(again=called_again is not None)
+        execution = Execution(self._agent_of, claim, self._on_tool_end)
         self._executions.add(execution)
         self._leases.hold(execution)
         try:
@@ -84,22 +99,23 @@ class Runner:
                 await self._queue.finish(claim)
                 return
             publisher = self._bus.publisher(
-                claim.job.run_id, begun.attempt, self._limits.log, lambda _: execution.lose(), begun.first
+                claim.job.run_id, begun.attempt, self._limits.log, execution.lose, begun.first
             )
             execution.bind(publisher)
             self._lines.begun(claim.job, begun)
-            terminal = await self._attempt(execution, begun, publisher, called_again)
-            await self._lines.ended(self._bus, execution, terminal)
+            await self._attempt(execution, begun, publisher, called_again)
         finally:
             _tell(called_again, told=False)
             self._leases.release(execution)
             self._executions.discard(execution)
+            self._texts_before += execution.texts
             await execution.until_left()
 
     async def _attempt(
         self, execution: Execution, begun: Begun, publisher: RunPublisher, called_again: asyncio.Future[bool] | None
-    ) -> Terminal | None:
-        """Return the terminal event it came to, or None if another worker will say it."""
+    ) -> None:
+        begun_s = time.monotonic()
+        self._metrics.begun(begun)
         refusal = await self._refusal(execution, begun)
         if begun.cancelled:
             terminal: Terminal | None = execution.cancellation()
@@ -107,14 +123,27 @@ class Runner:
             terminal = refusal
         else:
             _tell(called_again, told=True)
+            if begun.attempt > 1:
+                self._metrics.called_again()
             terminal = await execution.outcome(self._limits.run_timeout_s)
         if terminal is not None:
-            await self._conclude(execution.claim, publisher, terminal)
-            return terminal
-        publisher.close(BusError("the run goes to another worker"))
-        if execution.stop_reason == HAND_BACK:
+            outcome = await self._conclude(publisher, terminal)
+        elif execution.stop_reason == HAND_BACK:
+            outcome = HANDED_BACK
+        else:
+            outcome = NOT_STORED if execution.refused else LEASE_LOST
+        now_s, heard_s = time.monotonic(), execution.cancel_heard_s
+        cancel_seconds = None if heard_s is None else now_s - heard_s
+        self._metrics.ended(outcome, seconds=now_s - begun_s, cancel_seconds=cancel_seconds)
+        await self._lines.ended(self._bus, execution.claim.job.run_id, terminal, outcome, seconds=now_s - begun_s)
+        publisher.close(BusError("the run is over, or goes to another worker"))
+        if outcome == HANDED_BACK:
             await self._queue.hand_back(execution.claim)
-        return None
+        elif outcome not in {LEASE_LOST, NOT_STORED}:
+            await self._queue.finish(execution.claim)
+
+    def _on_tool_end(self, success: bool) -> None:  # noqa: FBT001 -- a callback
+        self._metrics.tool_ended(success=success)
 
     async def _refusal(self, execution: Execution, begun: Begun) -> Terminal | None:
         """Return the terminal event of a job whose agent must not be called (again), else None.
@@ -140,21 +169,27 @@ class Runner:
             return failed(errors.WORKER_LOST, f"{self._limits.max_attempts} workers that ran it were lost")
         return None
 
-    async def _conclude(self, claim: Claim, publisher: RunPublisher, terminal: Terminal) -> None:
-        """Store the terminal event, then remove the job."""
+    async def _conclude(self, publisher: RunPublisher, terminal: Terminal) -> str:
+        """Store the terminal event, and return how the run has ended."""
+        put_s = time.monotonic()
         try:
             try:
                 publisher.put(*terminal)
             except InvalidAgentOutput as exc:  # an answer too large for one event
-                publisher.put(*failed(errors.INVALID_AGENT_OUTPUT, f"{exc}; stream it with run.write"))
+                terminal = failed(errors.INVALID_AGENT_OUTPUT, f"{exc}; stream it with run.write")
+                publisher.put(*terminal)
             async with asyncio.timeout(FLUSH_TIMEOUT_S):
                 await publisher.flush()
         except (AgentStreamError, TimeoutError) as exc:
-            log.error("its last events could not be stored: %s", exc)  # noqa: TRY400
-        else:
-            await self._queue.finish(claim)
+            log.error("the last events of the run could not be stored: %s", exc)  # noqa: TRY400
+            if isinstance(exc, TimeoutError):
+                self._metrics.too_late()
+            return LEASE_LOST if isinstance(exc, Fenced) else NOT_STORED
         finally:
             publisher.close(BusError("the run is over"))
+        self._metrics.published(time.monotonic() - put_s)
+        event_type, data = terminal
+        return str(data["code"]) if event_type == RUN_FAILED else event_type.removeprefix("run_")
 
 
 def _tell(called_again: asyncio.Future[bool] | None, *, told: bool) -> None:

@@ -1,6 +1,7 @@
 """The worker process: builds the agents, connects, works until told to stop."""
 
 import asyncio
+import contextlib
 import logging
 import os
 import secrets
@@ -25,7 +26,9 @@ from service.store.publisher import LogLimits
 from service.store.queue import JobQueue
 from service.tools.toolbox import Toolbox, default_tools
 from service.worker.execution import AgentOf
+from service.worker.health import HealthPort
 from service.worker.lease import Leases
+from service.worker.metrics import WorkerMetrics
 from service.worker.runner import RunLimits, Runner
 from service.worker.slots import Slots
 from service.worker.worker import Worker
@@ -36,10 +39,11 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-async def serve_worker(settings: Settings, *, keys: Keys | None = None) -> int:
+async def serve_worker(settings: Settings, *, keys: Keys | None = None, number: int | None = None) -> int:
     """Work until SIGTERM or SIGINT; returns the exit code.
 
-    Raises StartupError if an agent cannot be loaded, BrokerUnavailable if Redis is not there in ``broker_wait_s``.
+    With a ``number`` this is one of several processes whose metrics are told on one port. Raises StartupError if an
+    agent cannot be loaded or the metrics' port is taken, BrokerUnavailable if Redis is not there in ``broker_wait_s``.
     """
     if settings.redis_url is None:
         message = "REDIS_URL is not set: a worker of its own needs a Redis (`agentstream up` brings one)"
@@ -50,38 +54,60 @@ async def serve_worker(settings: Settings, *, keys: Keys | None = None) -> int:
     endpoint = Endpoint(settings.redis_url)
     worker_id = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
     link = Link(endpoint, name="agentstream-worker")
-    link.open()
+    queues = {name: JobQueue(endpoint, link, keys, name, worker_id=worker_id) for name in agents}
+    leases = {name: Leases(queue, settings.lease_s) for name, queue in queues.items()}
+    slots = Slots(settings.concurrency)
+    bus = Bus(link, keys)
+    metrics = WorkerMetrics(number, slots=settings.concurrency)
+    limits = run_limits(settings)
+    workers = {
+        name: Worker(
+            queue,
+            Runner(
+                agents[name],
+                bus,
+                queue,
+                leases[name],
+                limits,
+                metrics.queue(name),
+                log_content=settings.log_content,
+            ),
+            leases[name],
+            slots=slots,
+            drain_timeout_s=settings.drain_timeout_s,
+            is_connected=lambda: link.connected,
+        )
+        for name, queue in queues.items()
+    }
+    link.on_reconnect |= dict.fromkeys(worker.on_reconnect for worker in workers.values())
+
+    def on_control(message: bytes) -> None:
+        for held in leases.values():
+            held.on_control(message)
+
+    def observe() -> None:
+        reconnects = link.reconnects + sum(queue.reconnects for queue in queues.values())
+        metrics.observe(workers.items(), bus.published, reconnects=reconnects)
+
     try:
-        with stop_signals() as stop:
+        async with contextlib.AsyncExitStack() as stack:
+            stop = stack.enter_context(stop_signals())
+            health = HealthPort(link, stop, observe=observe, render=metrics.render)
+            if settings.metrics_port:
+                shared = number is not None
+                await stack.enter_async_context(
+                    health.serve(settings.metrics_host, settings.metrics_port, shared=shared)
+                )
+            link.open()
             await link.wait_ready(settings.broker_wait_s)
             if mcp is not None:
                 await mcp.start()
-            queues = [JobQueue(endpoint, link, keys, name, worker_id=worker_id) for name in agents]
-            leases = [Leases(queue, settings.lease_s) for queue in queues]
-            slots = Slots(settings.concurrency)
-            bus = Bus(link, keys)
-            workers = [
-                Worker(
-                    queue,
-                    Runner(agent_of, bus, queue, held, run_limits(settings), log_content=settings.log_content),
-                    held,
-                    slots=slots,
-                    drain_timeout_s=settings.drain_timeout_s,
-                    is_connected=lambda: link.connected,
-                )
-                for agent_of, queue, held in zip(agents.values(), queues, leases, strict=True)
-            ]
-            link.on_reconnect |= dict.fromkeys(worker.on_reconnect for worker in workers)
-
-            def on_control(message: bytes) -> None:
-                for held in leases:
-                    held.on_control(message)
-
             await link.subscribe(keys.control(worker_id).encode(), on_control)
-            await asyncio.gather(*(queue.open() for queue in queues))
+            await asyncio.gather(*(queue.open() for queue in queues.values()))
             log.info("worker %s takes jobs of queue %s", worker_id, ", ".join(map(repr, agents)))
+            health.working = True
             async with asyncio.TaskGroup() as working:  # if one of them dies, all do
-                for name, worker in zip(agents, workers, strict=True):
+                for name, worker in workers.items():
                     working.create_task(worker.run(stop), name=f"queue {name}")
     finally:
         await link.close()

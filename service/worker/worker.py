@@ -46,6 +46,21 @@ class Worker:
         self._runs: set[asyncio.Task[None]] = set()
         self._trust_leases_at_s = 0.0
 
+    @property
+    def active(self) -> int:
+        """How many runs hold a slot."""
+        return len(self._runs)
+
+    @property
+    def tokens(self) -> int:
+        """How many pieces of text its agents have written so far."""
+        return self._runner.texts
+
+    @property
+    def unflushed_bytes(self) -> int:
+        """How much waits to be published."""
+        return self._runner.unflushed_bytes
+
     async def run(self, stop: asyncio.Event) -> None:
         """Work on the open queue until ``stop`` is set, then drain. If a side task dies, so does this: loudly."""
         try:

@@ -398,7 +398,7 @@ async def test_metrics_are_prometheus_text(site: Site, client: Client) -> None:
     plain = {sample.name: sample.value for sample in samples if set(sample.labels) <= {"queue"}}
     assert plain[telemetry.WORKERS_ALIVE] == 1
     assert plain[telemetry.BROKER_RECONNECTS] == 0
-    assert {telemetry.OPEN_RUNS, telemetry.QUEUED, telemetry.CATCH_UPS} <= set(plain)
+    assert {telemetry.OPEN_RUNS, telemetry.QUEUED, telemetry.GAPS} <= set(plain)
     requests = {
         (sample.labels["route"], sample.labels["status"]): sample.value
         for sample in samples

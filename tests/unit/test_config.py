@@ -38,6 +38,8 @@ EVERY_SETTING: dict[str, tuple[str, Any]] = {
     "tool_timeout_s": ("1.5", 1.5),
     "mcp_servers": ("mcp.json", "mcp.json"),
     "read_url": ("yes", True),
+    "metrics_port": ("9464", 9464),
+    "metrics_host": ("::1", "::1"),
     "workers": ("4", 4),
     "processes": ("3", 3),
     "concurrency": ("8", 8),

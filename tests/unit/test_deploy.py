@@ -104,6 +104,13 @@ def test_the_front_end_accepts_its_environment(compose: dict[str, Any], monkeypa
     assert (settings.host, settings.port) == ("0.0.0.0", 8000)  # noqa: S104 -- inside a container
 
 
+def test_a_worker_is_asked_for_its_health(compose: dict[str, Any]) -> None:
+    """Compose asks each worker where it is told to serve, and publishes that nowhere."""
+    port = compose["worker"]["environment"]["AGENTSTREAM_METRICS_PORT"]
+    assert f"http://127.0.0.1:{port}/health/live" in compose["worker"]["healthcheck"]["test"][-1]
+    assert "ports" not in compose["worker"]
+
+
 def test_secrets_go_where_they_are_needed(compose: dict[str, Any]) -> None:
     """Front ends never see the model server's key, nor workers the callers' keys."""
     assert "OPENAI_API_KEY" not in compose["frontend"]["environment"]
@@ -142,7 +149,7 @@ def test_nginx_matches_the_service() -> None:
 def test_the_operators_page_explains_every_metric() -> None:
     """Each metric of the service, and no other, is told in deploy/OPERATIONS.md."""
     told = set(re.findall(r"`(agentstream_[a-z_]+)", (ROOT / "deploy/OPERATIONS.md").read_text()))
-    assert told == {value for name, value in vars(telemetry).items() if name.isupper()}
+    assert told == {metric.name for metric in (*telemetry.FRONTEND, *telemetry.WORKER)}
 
 
 def test_requirements_name_no_host() -> None:

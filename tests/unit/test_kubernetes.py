@@ -100,6 +100,19 @@ def test_ports_agree() -> None:
     assert [probe["path"] for probe in probes.values()] == ["/health/live", "/health/live", "/health/ready"]
 
 
+def test_a_workers_metrics_can_be_had() -> None:
+    """The worker's metrics and health are served where its probes, its annotations and the network policy say."""
+    port = int(environment("worker")["AGENTSTREAM_METRICS_PORT"] or 0)
+    assert environment("worker")["AGENTSTREAM_METRICS_HOST"] == "0.0.0.0"  # noqa: S104 -- inside a container
+    assert container("worker")["ports"] == [{"name": "metrics", "containerPort": port}]
+    assert of("NetworkPolicy", "worker")["spec"]["ingress"][0]["ports"] == [{"protocol": "TCP", "port": port}]
+    annotations = of("Deployment", "worker")["spec"]["template"]["metadata"]["annotations"]
+    assert (annotations["prometheus.io/port"], annotations["prometheus.io/path"]) == (str(port), "/metrics")
+    probes = {name: container("worker")[f"{name}Probe"]["httpGet"] for name in ("startup", "liveness", "readiness")}
+    assert {probe["port"] for probe in probes.values()} == {"metrics"}
+    assert [probe["path"] for probe in probes.values()] == ["/health/live", "/health/live", "/health/ready"]
+
+
 @each_role
 def test_a_stop_leaves_time_to_drain(role: str) -> None:
     """Kubernetes waits longer for a pod to end than its preStop and its drain take."""

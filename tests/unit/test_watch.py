@@ -22,7 +22,8 @@ class CountingFeed:
     def __init__(self) -> None:
         self.doubts = 0
 
-    def doubt(self) -> None:
+    def doubt(self, cause: str) -> None:
+        assert cause == "silence"
         self.doubts += 1
 
 

@@ -1,13 +1,15 @@
 -- Begin an attempt at a run: count it, and append and publish its run_started, which fences every older attempt.
 -- KEYS[1] run, KEYS[2] log and channel. ARGV: queue entry id, worker id, ttl in s, a token of this very begin.
--- Returns {attempt, cancel flag, times handed back}, or DUPLICATE (another queue entry carries this run, an enqueue
+-- Returns {attempt, cancel flag, times handed back, ms since it was enqueued}, or DUPLICATE (another queue entry carries this run, an enqueue
 -- sent again after a lost reply), or ENDED (its terminal event is stored: nothing to do).
 local entry, status = unpack(redis.call('HMGET', KEYS[1], 'entry', 'status'))
 if entry and entry ~= ARGV[1] then return 'DUPLICATE' end
 if status and status ~= 'queued' and status ~= 'running' then return 'ENDED' end
+local time = redis.call('TIME')
+local waited = math.max(0, time[1] * 1000 + math.floor(time[2] / 1000) - tonumber(string.match(ARGV[1], '^%d+')))
 local cancel, handed_back, token = unpack(redis.call('HMGET', KEYS[1], 'cancel', 'handed_back', 'token'))
 if token == ARGV[4] then  -- sent again after a lost reply
-  return {tonumber(redis.call('HGET', KEYS[1], 'attempt')), cancel and 1 or 0, tonumber(handed_back or 0)}
+  return {tonumber(redis.call('HGET', KEYS[1], 'attempt')), cancel and 1 or 0, tonumber(handed_back or 0), waited}
 end
 local attempt = redis.call('HINCRBY', KEYS[1], 'attempt', 1)
 local last = redis.call('XREVRANGE', KEYS[2], '+', '-', 'COUNT', 1)[1]
@@ -19,4 +21,4 @@ local batch = '{"v":1,"a":' .. attempt .. ',"s":1,"e":[["run_started",{"worker":
 redis.call('XADD', KEYS[2], attempt .. '-1', 'b', batch)
 redis.call('EXPIRE', KEYS[2], ARGV[3])
 redis.call('PUBLISH', KEYS[2], batch)
-return {attempt, cancel and 1 or 0, tonumber(handed_back or 0)}
+return {attempt, cancel and 1 or 0, tonumber(handed_back or 0), waited}

@@ -1,0 +1,406 @@
+"""Every metric moves when its cause happens, and not by more: proven with real processes and real faults."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from service import telemetry as told
+from service.protocol.keys import Keys
+from tests.faults.clients import (
+    AGENT,
+    PATH,
+    Client,
+    RawSocket,
+    http_client,
+    request,
+    run_id_of,
+)
+from tests.faults.faults import Broker, cut_connections, frozen
+from tests.faults.loss_scene import LEASE_S, Scene, begun, freeze, kill_worker
+from tests.helpers import SOON_S
+from tests.processes import Processes
+from tests.scrape import Scraper, metrics_port
+
+LOSS_AGENT = "tests.faults.loss_agents:scripted"
+
+
+@pytest.fixture
+async def client() -> AsyncIterator[Client]:
+    """A client without an API key."""
+    async with http_client() as opened:
+        yield opened
+
+
+class Site:
+    """A front end and workers whose numbers are asked for."""
+
+    def __init__(self, processes: Processes, client: Client) -> None:
+        self._processes = processes
+        self.client = client
+        self.url = ""
+        self.front = Scraper("")
+
+    async def frontend(self, **settings: str) -> None:
+        """Start the front end."""
+        self.url = await self._processes.frontend(**settings)
+        self.front = Scraper(self.url)
+
+    async def worker(self, agent: str = AGENT, **settings: str) -> Scraper:
+        """Start a worker."""
+        port, serving = metrics_port()
+        await self._processes.worker(agent, **serving | settings)
+        return Scraper.of_port(port)
+
+    @contextlib.asynccontextmanager
+    async def stalled(self, *steps: object) -> AsyncIterator[None]:
+        """A client that sees the first text of its stream and then takes nothing."""
+        async with RawSocket.open(self.url, receive_buffer_bytes=4096) as raw:
+            await raw.post(request(*steps) | {"stream": True})  # type: ignore[arg-type]
+            await raw.until(b'"content":')
+            yield
+
+    async def cancel(self, run_id: str) -> None:
+        """Cancel a run; returns when it has ended."""
+        async with self.client.session.post(f"{self.url}{PATH}/{run_id}/cancel") as response:
+            assert response.status == 200
+
+
+@pytest.fixture
+async def site(processes: Processes, client: Client) -> Site:
+    """Where processes of one queue are started."""
+    return Site(processes, client)
+
+
+@pytest.fixture
+async def broker(tmp_path: Path) -> AsyncIterator[Broker]:
+    """A real server of the test's own, to be maltreated."""
+    async with Broker(tmp_path, append_only=False) as started:
+        yield started
+
+
+@pytest.fixture
+async def own_site(broker: Broker, client: Client, tmp_path: Path) -> AsyncIterator[Site]:
+    """A site on that server."""
+    async with Processes(broker.url, tmp_path) as processes:
+        yield Site(processes, client)
+
+
+async def test_a_run_counts_once_in_everything_it_passes(site: Site) -> None:
+    """A streamed run with tools: its pieces of text, its times and its outcome are told by both processes."""
+    await site.frontend()
+    worker = await site.worker()
+    await site.client.whole(site.url, request(["note", 1], ["say", 5], ["tool"], ["say", 3], ["tool"]))
+    front = await site.front.scrape()
+    assert front.of(told.TOKENS) == 5 + 3 + 1  # the line between the texts of two turns is one
+    for histogram in (told.DISPATCH_SECONDS, told.FIRST_TOKEN_SECONDS):
+        assert front.of(histogram) == 1
+    assert front.of(told.REQUESTS, route=PATH, status="200") == 1
+    assert front.of(told.OPEN_RUNS) == front.of(told.OPEN_STREAMS) == front.of(told.BUFFERED_BYTES) == 0
+    queue = {"queue": site._processes.queue}
+    numbers = await worker.until(lambda numbers: not numbers.of(told.WORKER_ACTIVE_RUNS, **queue))
+    assert numbers.of(told.WORKER_RUNS, outcome="completed", **queue) == numbers.of(told.WORKER_RUNS) == 1
+    assert numbers.of(told.WORKER_TOKENS, **queue) == 5 + 3
+    assert numbers.of(told.WORKER_TOOL_CALLS, success="true", **queue) == numbers.of(told.WORKER_TOOL_CALLS) == 2
+    assert numbers.of(told.WORKER_CLAIMS, kind="new", **queue) == numbers.of(told.WORKER_CLAIMS) == 1
+    for histogram in (told.WORKER_RUN_SECONDS, told.WORKER_DISPATCH_SECONDS, told.WORKER_PUBLISH_SECONDS):
+        assert numbers.of(histogram) == 1
+    assert numbers.of(told.WORKER_SLOTS) == 32
+    for nothing in (told.WORKER_RETRIES, told.WORKER_LEASES_LOST, told.WORKER_PUBLISH_FAILURES):
+        assert numbers.of(nothing) == 0
+
+
+async def test_an_answer_that_is_not_written_counts_by_its_words(site: Site) -> None:
+    """A replayed answer is as many pieces as it is sent in, and its first one has a time; a failure has none."""
+    await site.frontend()
+    worker = await site.worker()
+    await site.client.whole(site.url, request(["answer", "one two three"]))
+    await site.client.whole(site.url, request(["fail", "no"]))
+    front = await site.front.scrape()
+    assert (front.of(told.TOKENS), front.of(told.FIRST_TOKEN_SECONDS), front.of(told.DISPATCH_SECONDS)) == (3, 1, 2)
+    await worker.reaches(told.WORKER_RUNS, outcome="agent_error")
+
+
+async def test_runs_in_progress_are_seen(site: Site, tmp_path: Path) -> None:
+    """Open streams, other open runs, taken slots, and text so far are told while the runs go on."""
+    await site.frontend()
+    worker = await site.worker()
+    steps = (["say", 4], ["gate", str(tmp_path / "gate")])
+    async with site.client.streaming(site.url, request(*steps)) as stream:
+        await stream.until(b"3 ")
+        waiting = asyncio.create_task(site.client.call("POST", site.url + PATH, request(*steps)))
+        front = await site.front.reaches(told.OPEN_RUNS, 2)
+        assert front.of(told.OPEN_STREAMS) == 1
+        assert front.of(told.TOKENS) == 4
+        numbers = await worker.reaches(told.WORKER_TOKENS, 8)
+        assert numbers.of(told.WORKER_ACTIVE_RUNS) == 2
+        (tmp_path / "gate").touch()
+        await stream.rest()
+        await waiting
+    await worker.reaches(told.WORKER_RUNS, 2, outcome="completed")
+
+
+async def test_jobs_that_wait_are_told_with_the_oldest_ones_age(site: Site, tmp_path: Path) -> None:
+    """Without a free worker jobs wait and age; those that run are outstanding only."""
+    await site.frontend()
+    gate = request(["gate", str(tmp_path / "gate")], background=True)
+    for _ in range(2):
+        await site.client.call("POST", site.url + PATH, gate)
+    front = await site.front.until(lambda numbers: numbers.of(told.OLDEST_WAITING_SECONDS) > 0.2)
+    assert (front.of(told.QUEUED), front.of(told.WAITING), front.of(told.WORKERS_ALIVE)) == (2, 2, 0)
+    worker = await site.worker(AGENTSTREAM_CONCURRENCY="1")
+    front = await site.front.until(lambda numbers: numbers.of(told.WAITING) == 1)
+    assert (front.of(told.QUEUED), front.of(told.WORKERS_ALIVE)) == (2, 1)
+    assert front.of(told.OLDEST_WAITING_SECONDS) > 0.2
+    (tmp_path / "gate").touch()
+    front = await site.front.until(lambda numbers: numbers.of(told.QUEUED) == 0)
+    assert (front.of(told.WAITING), front.of(told.OLDEST_WAITING_SECONDS)) == (0, 0)
+    assert (await worker.scrape()).of(told.WORKER_DISPATCH_SECONDS) == 2
+
+
+async def test_refusals_are_told_by_reason(site: Site) -> None:
+    """A full queue, an unreadable body, a missing run and a wrong method are counted, each as what it is."""
+    await site.frontend(AGENTSTREAM_MAX_QUEUED="1")
+    await site.client.call("POST", site.url + PATH, request(background=True))
+    assert (await site.client.call("POST", site.url + PATH, request()))[0] == 429
+    assert (await site.client.call("POST", site.url + PATH, {"model": "m"}))[0] == 400
+    assert (await site.client.call("GET", f"{site.url}{PATH}/chatcmpl-{0:032x}"))[0] == 404
+    assert (await site.client.call("DELETE", site.url + PATH))[0] == 405
+    front = await site.front.scrape()
+    for reason in ("queue_full", "invalid_request_error", "not_found", "method_not_allowed"):
+        assert front.of(told.REJECTED, reason=reason) == 1, reason
+    assert front.of(told.REJECTED) == 4
+
+
+async def test_no_client_can_widen_a_label(site: Site) -> None:
+    """Models, paths, methods, headers and runs that clients make up add no series."""
+    await site.frontend()
+    worker = await site.worker()
+
+    async def pester(number: int) -> None:
+        evil = f'x{number}"\n}}'
+        for method, path in (("GET", f"/v1/{number}"), ("PUT", PATH), ("GET", f"{PATH}/{number}"), ("PURGE", "/")):
+            await site.client.call(method, site.url + path)
+        await site.client.call("POST", f"{site.url}{PATH}", request(model=evil.replace("\n", "")))
+        await site.client.call("POST", f"{site.url}{PATH}", request(model=evil))
+        await site.client.whole(site.url, request(["note", evil], ["tool"], user=evil))
+
+    await pester(0)
+    await worker.reaches(told.WORKER_RUNS, 2, outcome="completed")
+    await site.front.scrape()  # a request like any other
+    before = [(await scraper.scrape()).series() for scraper in (site.front, worker)]
+    for number in range(1, 20):
+        await pester(number)
+    await worker.reaches(told.WORKER_RUNS, 40, outcome="completed")
+    assert [(await scraper.scrape()).series() for scraper in (site.front, worker)] == before
+
+
+async def test_a_slow_client_is_seen_and_its_cut_counted(site: Site) -> None:
+    """What a client leaves untaken is told in bytes; then it is cut, and its run is cancelled as nobody waits."""
+    await site.frontend(AGENTSTREAM_WRITE_TIMEOUT_S="2")
+    worker = await site.worker()
+    async with site.stalled(["flood", 100_000, 8192]):
+        await site.front.reaches(told.BUFFERED_BYTES, 64 << 10)
+        front = await site.front.reaches(told.SLOW_CLIENT_CUTS)
+        assert front.of(told.CANCELS, cause="abandoned") == front.of(told.CANCELS) == 1
+        assert (front.of(told.BUFFERED_BYTES), front.of(told.OPEN_STREAMS)) == (0, 0)
+    numbers = await worker.reaches(told.WORKER_RUNS, outcome="cancelled")
+    assert numbers.of(told.WORKER_CANCEL_SECONDS) == 1
+
+
+async def test_a_client_that_reads_on_has_its_stream_read_from_the_log(site: Site) -> None:
+    """A client that fell behind and takes its bytes later is one catch-up of a slow client, and no gap."""
+    await site.frontend()
+    await site.worker(AGENTSTREAM_LOG_MAX_BYTES=str(64 << 20))
+    async with RawSocket.open(site.url, receive_buffer_bytes=4096) as raw:
+        await raw.post(request(["flood", 1000, 8192]) | {"stream": True})
+        await site.front.reaches(told.BUFFERED_BYTES, 64 << 10)
+        await raw.until(b"data: [DONE]")
+    front = await site.front.reaches(told.CATCH_UPS, cause="slow_client")
+    assert front.of(told.GAPS) == front.of(told.SLOW_CLIENT_CUTS) == 0
+    assert front.of(told.TOKENS) == 1000
+
+
+async def test_cancels_are_told_with_how_long_they_took(site: Site, tmp_path: Path) -> None:
+    """A cancel by request, and one by a client that leaves, are told apart; the worker tells its part of both."""
+    await site.frontend()
+    worker = await site.worker()
+    steps = (["say", 1], ["gate", str(tmp_path / "never")])
+    async with site.client.streaming(site.url, request(*steps)) as stream:
+        await site.cancel(run_id_of(await stream.until(b"0 ")))
+    front = await site.front.scrape()
+    assert front.of(told.CANCELS, cause="request") == front.of(told.CANCELS) == front.of(told.CANCEL_SECONDS) == 1
+    async with site.client.streaming(site.url, request(*steps)) as stream:
+        await stream.until(b"0 ")
+    front = await site.front.reaches(told.CANCELS, cause="abandoned")
+    assert front.of(told.CANCEL_SECONDS) == 1
+    numbers = await worker.reaches(told.WORKER_RUNS, 2, outcome="cancelled")
+    assert numbers.of(told.WORKER_CANCEL_SECONDS) == 2
+
+
+async def test_a_killed_workers_run_is_a_retry_elsewhere(processes: Processes, broker_url: str, tmp_path: Path) -> None:
+    """The worker that takes a lost run over tells so, and the front end that its stream met a new attempt."""
+    async with Scene.open(processes, broker_url, tmp_path) as scene:
+        await scene.frontend()
+        lost = await scene.worker("a")
+        async with scene.stream("silent on a") as stream:
+            await begun(lost, "silent")
+            port, serving = metrics_port()
+            await scene.worker("b", **serving)
+            await kill_worker(lost)
+            await stream.whole()
+        numbers = await Scraper.of_port(port).reaches(told.WORKER_RUNS, outcome="completed")
+        assert numbers.of(told.WORKER_CLAIMS, kind="reclaimed") == numbers.of(told.WORKER_RETRIES) == 1
+        assert numbers.of(told.WORKER_DISPATCH_SECONDS) == 0  # it had been dispatched before
+        front = await Scraper(scene.url).scrape()
+        assert front.of(told.CATCH_UPS, cause="attempt") == 1
+        assert front.of(told.DISPATCH_SECONDS) == 1
+        assert front.of(told.GAPS) == 0
+
+
+async def test_a_frozen_worker_tells_what_it_lost(processes: Processes, broker_url: str, tmp_path: Path) -> None:
+    """A worker that stood still for longer than a lease counts a lost lease, and that outcome."""
+    async with Scene.open(processes, broker_url, tmp_path) as scene:
+        await scene.frontend()
+        port, serving = metrics_port()
+        frozen_one = await scene.worker("a", **serving)
+        async with scene.stream("silent on a") as stream:
+            await begun(frozen_one, "silent")
+            await scene.worker("b")
+            with freeze(frozen_one):
+                await stream.whole()
+        numbers = await Scraper.of_port(port).reaches(told.WORKER_LEASES_LOST)
+        assert numbers.of(told.WORKER_RUNS, outcome="lease_lost") == numbers.of(told.WORKER_RUNS) == 1
+
+
+async def test_a_fenced_worker_tells_so(processes: Processes, broker_url: str, tmp_path: Path) -> None:
+    """A worker that learns of its loss by a refused append counts a fenced publisher and the batch asked for again."""
+    async with Scene.open(processes, broker_url, tmp_path) as scene:
+        await scene.frontend()
+        port, serving = metrics_port()
+        frozen_one = await scene.worker("a", AGENTSTREAM_LEASE_S=str(60 * LEASE_S), **serving)
+        async with scene.stream("ticks on a") as stream:
+            await begun(frozen_one, "ticks")
+            await scene.worker("b")  # whose leases are short
+            with freeze(frozen_one):
+                await stream.whole()
+        numbers = await Scraper.of_port(port).reaches(told.WORKER_PUBLISH_FAILURES, reason="fenced")
+        assert numbers.of(told.WORKER_PUBLISH_RETRIES) >= 1
+        await Scraper.of_port(port).reaches(told.WORKER_LEASES_LOST)
+
+
+async def test_reconnects_are_told_by_both_sides(own_site: Site, broker: Broker) -> None:
+    """CLIENT KILL of every connection: both processes tell their reconnects; what did not come meanwhile is a gap."""
+    await own_site.frontend()
+    worker = await own_site.worker(LOSS_AGENT)
+    async with own_site.client.streaming(own_site.url, loss_request("ticks")) as stream:
+        await stream.until(b"worker:1 ")
+        async with asyncio.timeout(3 * SOON_S):
+            while not (front := await own_site.front.scrape()).of(told.GAPS):
+                await cut_connections(broker)
+                await asyncio.sleep(0.5)
+        assert front.of(told.BROKER_RECONNECTS) >= 1
+        assert front.of(told.CATCH_UPS, cause="reconnect") >= front.of(told.GAPS)
+        await worker.reaches(told.WORKER_RECONNECTS)
+        await own_site.cancel(run_id_of(await stream.until(b"data")))
+
+
+async def test_what_a_feed_meets_is_told(own_site: Site, broker: Broker, tmp_path: Path) -> None:
+    """Duplicates, gaps, silences, joining readers and a message that is none of ours: each counts as what it is."""
+    await own_site.frontend()
+    await own_site.worker()
+    gate = tmp_path / "gate"
+    body = request(["say", 1], ["gate", str(gate)], ["say", 1], ["gate", str(tmp_path / "never")])
+    async with own_site.client.streaming(own_site.url, body) as stream:
+        run_id = run_id_of(await stream.until(b"0 "))
+        log = Keys().events(run_id)
+        (_, first), *_ = await broker.admin.execute_command("XRANGE", log, "-", "+")
+        await broker.admin.publish(log, first[b"b"])
+        front = await own_site.front.reaches(told.DUPLICATES)
+        assert (front.of(told.DUPLICATES), front.of(told.CATCH_UPS)) == (1, 0)
+        await broker.admin.publish(log, b'{"v":1,"a":1,"s":99,"e":["x"]}')
+        front = await own_site.front.reaches(told.CATCH_UPS, cause="gap")
+        assert front.of(told.GAPS) == 0  # the log had nothing more
+        async with own_site.client.streaming(own_site.url, run_id=run_id) as joined:
+            await joined.until(b"0 ")
+            front = await own_site.front.reaches(told.CATCH_UPS, cause="joined")
+        assert (front.of(told.CATCH_UPS, cause="joined"), front.of(told.GAPS)) == (1, 0)
+        assert front.of(told.FIRST_TOKEN_SECONDS) == 1  # of the new run, not of who joined it
+        await own_site.front.reaches(told.CATCH_UPS, cause="silence")
+        await broker.admin.publish(log, b"nonsense")
+        await stream.rest()
+    front = await own_site.front.scrape()
+    assert front.of(told.GIVEN_UP, code="stream_lost") == front.of(told.GIVEN_UP) == 1
+    assert front.of(told.CANCELS, cause="abandoned") == 1
+
+
+async def test_a_job_nobody_takes_is_given_up(site: Site) -> None:
+    """A run of which nothing was heard within its time in the queue counts as given up by queue_timeout."""
+    await site.frontend(AGENTSTREAM_QUEUE_TIMEOUT_S="0.5")
+    await site.client.whole(site.url, request(["say", 1]))
+    front = await site.front.scrape()
+    assert front.of(told.GIVEN_UP, code="queue_timeout") == front.of(told.GIVEN_UP) == 1
+    assert front.of(told.DISPATCH_SECONDS) == 0
+
+
+async def test_a_log_that_vanishes_is_filled_again_and_told(own_site: Site, broker: Broker) -> None:
+    """Batches stored a second time after the broker lost a log count as publish retries; the stream goes on."""
+    await own_site.frontend()
+    worker = await own_site.worker(LOSS_AGENT)
+    async with own_site.client.streaming(own_site.url, loss_request("ticks")) as stream:
+        run_id = run_id_of(await stream.until(b"worker:3 "))
+        await broker.admin.delete(Keys().events(run_id))
+        await worker.reaches(told.WORKER_PUBLISH_RETRIES, 3)
+        await stream.until(b"worker:20 ")
+        await own_site.cancel(run_id)
+
+
+async def test_a_refused_append_ends_the_run_and_is_told(own_site: Site, broker: Broker, tmp_path: Path) -> None:
+    """A log that takes nothing more (it is no log any more) is a refused publish, and a run that was not stored."""
+    await own_site.frontend()
+    worker = await own_site.worker()
+    body = request(["say", 1], ["gate", str(tmp_path / "gate")])
+    async with own_site.client.streaming(own_site.url, body) as stream:
+        log = Keys().events(run_id_of(await stream.until(b"0 ")))
+        await broker.admin.delete(log)
+        await broker.admin.set(log, "no log")
+        (tmp_path / "gate").touch()
+        numbers = await worker.reaches(told.WORKER_RUNS, outcome="not_stored")
+    assert numbers.of(told.WORKER_PUBLISH_FAILURES, reason="refused") == 1
+    assert numbers.of(told.WORKER_PUBLISH_FAILURES) == numbers.of(told.WORKER_RUNS) == 1
+    assert numbers.of(told.WORKER_LEASES_LOST) == 0
+
+
+async def test_a_log_over_its_bound_is_told(site: Site) -> None:
+    """A run whose log was cut counts once, however often it is cut."""
+    await site.frontend()
+    worker = await site.worker(AGENTSTREAM_LOG_MAX_BYTES=str(64 << 10))
+    await site.client.whole(site.url, request(["flood", 64, 8192]))
+    await site.client.whole(site.url, request(["say", 3]))
+    numbers = await worker.reaches(told.WORKER_RUNS, 2, outcome="completed")
+    assert numbers.of(told.WORKER_LOG_TRIMS) == 1
+
+
+async def test_what_waits_for_a_broker_that_stands_still_is_told(own_site: Site, broker: Broker) -> None:
+    """While the broker is frozen the events a worker holds are told in bytes; then they are published."""
+    await own_site.frontend()
+    worker = await own_site.worker(LOSS_AGENT)
+    async with own_site.client.streaming(own_site.url, loss_request("ticks")) as stream:
+        run_id = run_id_of(await stream.until(b"worker:1 "))
+        with frozen(broker.pid):
+            await worker.reaches(told.WORKER_UNFLUSHED_BYTES, 500)
+        await worker.until(lambda numbers: numbers.of(told.WORKER_UNFLUSHED_BYTES) < 500)
+        await own_site.cancel(run_id)
+
+
+async def test_the_buss_latency_is_measured_without_any_run(site: Site) -> None:
+    """A front end measures its way to the broker and back every few seconds."""
+    await site.frontend()
+    await site.front.reaches(told.BUS_LATENCY_SECONDS, 2)
+
+
+def loss_request(script: str) -> dict[str, object]:
+    """Return a request for the agent of the tests that lose workers."""
+    return {"model": "m1", "messages": [{"role": "user", "content": script}]}

@@ -1,0 +1,86 @@
+"""Metrics as Prometheus would read them from a process."""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Self
+
+import aiohttp
+from prometheus_client import Metric
+from prometheus_client.parser import text_string_to_metric_families
+
+from service.process import free_port
+from tests.helpers import SOON_S
+
+_POLL_S = 0.05
+
+Series = tuple[str, frozenset[tuple[str, str]]]
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """One scrape of one process."""
+
+    families: list[Metric]
+
+    def of(self, name: str, **labels: str) -> float:
+        """Return the sum of a metric's samples that have these labels; a histogram's is its count."""
+        wanted = labels.items()
+        return sum(
+            sample.value
+            for family in self.families
+            for sample in family.samples
+            if sample.name in {name, f"{name}_count"} and wanted <= sample.labels.items()
+        )
+
+    def series(self) -> set[Series]:
+        """Return every series there is."""
+        return {
+            (sample.name, frozenset(sample.labels.items())) for family in self.families for sample in family.samples
+        }
+
+
+class Scraper:
+    """Asks one process for its numbers."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+
+    @classmethod
+    def of_port(cls, port: int) -> Self:
+        return cls(f"http://127.0.0.1:{port}")
+
+    async def get(self, path: str) -> tuple[int, str]:
+        """Return status and body, by a connection of its own: of several processes on the port any may answer."""
+        async with aiohttp.ClientSession() as session, session.get(self._url + path) as response:
+            return response.status, await response.text()
+
+    async def scrape(self) -> Numbers:
+        """Return what it tells now."""
+        status, text = await self.get("/metrics")
+        assert status == 200, text
+        return Numbers(list(text_string_to_metric_families(text)))
+
+    async def until(self, holds: Callable[[Numbers], bool], timeout_s: float = SOON_S) -> Numbers:
+        """Return the first scrape for which this holds; fails with the last one's."""
+        numbers = await self.scrape()
+        try:
+            async with asyncio.timeout(timeout_s):
+                while not holds(numbers):
+                    await asyncio.sleep(_POLL_S)
+                    numbers = await self.scrape()
+        except TimeoutError:
+            told = {sample.name: sample.value for family in numbers.families for sample in family.samples}
+            message = f"never so; the last numbers were {told}"
+            raise AssertionError(message) from None
+        return numbers
+
+    async def reaches(self, name: str, value: float = 1, timeout_s: float = SOON_S, **labels: str) -> Numbers:
+        """Return the first scrape in which a metric is at least so much."""
+        return await self.until(lambda numbers: numbers.of(name, **labels) >= value, timeout_s)
+
+
+def metrics_port() -> tuple[int, dict[str, str]]:
+    """Return a free port for a worker's numbers, and the setting that makes it serve them there."""
+    port = free_port()
+    return port, {"AGENTSTREAM_METRICS_PORT": str(port)}
