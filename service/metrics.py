@@ -5,6 +5,7 @@ asks (``count_to``), so that counting costs no stream anything.
 """
 
 import asyncio
+import logging
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -13,6 +14,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 from service.telemetry import Metric
+
+log = logging.getLogger(__name__)
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 OBSERVE_S: Final = 1.0  # how old a number may be that another process tells
@@ -88,7 +91,10 @@ class Metrics:
 async def observe_for_ever(observe: Callable[[], None]) -> None:
     """Let the processes that share the port tell this one's numbers, too, in their sums."""
     while True:
-        observe()
+        try:
+            observe()
+        except Exception:  # numbers are not worth a run
+            log.exception("this process's numbers could not be taken")
         await asyncio.sleep(OBSERVE_S)
 
 

@@ -105,7 +105,6 @@ class ChunkStream:
         That one's are in ``tail`` then, made one by one as they are asked for, ``[DONE]`` last.
         """
         frames: list[bytes] = []
-        others = 0
         attempt, seq, items = batch
         transcript, text = self._transcript, self._text
         for item in items:
@@ -119,9 +118,9 @@ class ChunkStream:
                     break
                 parts = tuple(transcript.receive(event))
                 frames += (made := list(self._frames(event, parts, numbered=len(parts) > 1)))
-                others += len(made)
+                self.texts -= len(made)  # has counted the text among them itself
             seq += 1
-        self.texts += len(frames) - others  # not one by one: most frames are made in the first branch
+        self.texts += len(frames)  # at once: most are made in the first branch, one by one
         return b"".join(frames)
 
     def fail(self, code: str, message: str) -> None:

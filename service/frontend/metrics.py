@@ -22,8 +22,8 @@ class FrontendMetrics:
         """Register everything; see ``service.metrics.Metrics`` for ``number``."""
         self._all = every = Metrics(telemetry.FRONTEND, number)
         self._requests = every.counter(telemetry.REQUESTS)
-        self._dispatch_seconds = every.histogram(telemetry.DISPATCH_SECONDS)
-        self._first_token_seconds = every.histogram(telemetry.FIRST_TOKEN_SECONDS)
+        self._on_begun = every.histogram(telemetry.DISPATCH_SECONDS).observe  # bound once: each stream's clock has them
+        self._on_text = every.histogram(telemetry.FIRST_TOKEN_SECONDS).observe
         self._slow_client_cuts = every.counter(telemetry.SLOW_CLIENT_CUTS)
         self._cancel_seconds = every.histogram(telemetry.CANCEL_SECONDS)
         self._texts_before = 0  # of streams that have ended
@@ -57,7 +57,7 @@ class FrontendMetrics:
 
     def clock(self) -> RunClock:
         """Return what takes the times of a new run, from now on."""
-        return RunClock(self._dispatch_seconds.observe, self._first_token_seconds.observe)
+        return RunClock(self._on_begun, self._on_text)
 
     # -- what is ------------------------------------------------------------------------------------
 

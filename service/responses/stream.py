@@ -83,7 +83,6 @@ class ResponseStream:
         Raises BusError for an answer that is too long.
         """
         frames: list[bytes] = []
-        others = 0
         attempt, seq, items = batch
         transcript, output = self._transcript, self._output
         for item in items:
@@ -99,9 +98,9 @@ class ResponseStream:
                     break
                 made = [frame for part in transcript.receive(event) for frame in self._frames(part)]
                 frames += made
-                others += len(made) - made.count(b"")
+                self.texts -= len(made) - made.count(b"")  # has counted the text among them itself
             seq += 1
-        self.texts += len(frames) - frames.count(b"") - others  # not one by one: most are made in the first branch
+        self.texts += len(frames) - frames.count(b"")  # at once: most are made in the first branch, one by one
         self._told = self._next - 1
         return b"".join(frames)
 

@@ -84,7 +84,7 @@ class Execution:
 
     def lose(self, cause: AgentStreamError | None = None) -> None:
         """End the run without a word: another worker has it, or ``cause`` says what else keeps it from speaking."""
-        self.refused = not (cause is None or isinstance(cause, Fenced))
+        self.refused |= not (cause is None or isinstance(cause, Fenced))
         self.stop(LEASE_LOST)
         if self._publisher is not None:
             self._publisher.close(BusError("the lease of the run was lost"))

@@ -76,6 +76,7 @@ class QueueMetrics:
             success: every.counter(telemetry.WORKER_TOOL_CALLS, queue, str(success).lower())
             for success in (True, False)
         }
+        every.counter(telemetry.WORKER_TOKENS, queue)
         self._retries = every.counter(telemetry.WORKER_RETRIES, queue)
         self._leases_lost = every.counter(telemetry.WORKER_LEASES_LOST, queue)
         self._too_late = every.counter(telemetry.WORKER_PUBLISH_FAILURES, NOT_STORED)

@@ -11,7 +11,7 @@ from service.protocol.jobs import Job, new_run_id
 from service.protocol.keys import GROUP, Keys
 from service.store.endpoint import Endpoint
 from service.store.link import Link
-from service.store.queue import Claim, JobQueue, JobSubmitter, _DrainRate
+from service.store.queue import Backlog, Claim, JobQueue, JobSubmitter, _DrainRate
 from tests.helpers import SOON_S
 
 
@@ -295,3 +295,31 @@ def test_retry_after_follows_the_drain_rate() -> None:
     assert rate.retry_after_s(1000, 600, 110) == 10  # 10 jobs a second
     assert rate.retry_after_s(1000, 400, 111) == 5  # another queue: the count went back
     assert rate.retry_after_s(1000, 400, 121) == 60  # nothing moves
+
+
+async def test_what_waits_is_told_with_its_age(submitter: JobSubmitter, queue: JobQueue) -> None:
+    """Jobs wait until a worker takes them, not until they are done; the age is the oldest waiting one's."""
+    assert await submitter.backlog() == Backlog(0, 0, 0)
+    await submitter.submit(job(), ttl_s=60)
+    await asyncio.sleep(0.05)
+    await submitter.submit(job(), ttl_s=60)
+    backlog = await submitter.backlog()
+    assert (backlog.jobs, backlog.waiting) == (2, 2)
+    assert 0.05 <= backlog.oldest_s < SOON_S
+    claim = await claimed(queue)
+    begun = await queue.begin(claim, ttl_s=60)
+    assert begun is not None
+    assert 0.05 <= begun.waited_s < SOON_S
+    after = await submitter.backlog()
+    assert (after.jobs, after.waiting) == (2, 1)
+    await queue.finish(claim)
+    await queue.finish(await claimed(queue))
+    assert await submitter.backlog() == Backlog(0, 0, 0)
+
+
+async def test_a_queue_without_a_worker_ever_waits_as_a_whole(submitter: JobSubmitter) -> None:
+    """Before the first worker has come there is no group to ask, and every job waits."""
+    for _ in range(2):
+        await submitter.submit(job(), ttl_s=60)
+    backlog = await submitter.backlog()
+    assert (backlog.jobs, backlog.waiting) == (2, 2)

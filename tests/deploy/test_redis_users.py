@@ -10,12 +10,14 @@ import pytest
 from redis.asyncio import Redis
 from redis.exceptions import NoPermissionError
 
+from service import telemetry
 from service.broker import ServerChoice, usable_servers
 from service.process import free_port
 from tests.faults.clients import AGENT, Client, http_client, request
 from tests.faults.resume_agents import cancelled_at
 from tests.helpers import SOON_S
 from tests.processes import ROOT, Process, Processes
+from tests.scrape import Scraper
 
 SERVERS = [choice for choice in usable_servers() if choice.kind == "server"]
 USERS = ROOT / "deploy/redis-users.acl"
@@ -92,6 +94,7 @@ async def test_the_users_suffice(broker: Broker, client: Client, tmp_path: Path)
                 await asyncio.sleep(0.02)
         async with client.streaming(url, request(["gate", str(gates[1])], ["say", 1])) as stream:
             await stream.until(b'"role"')
+            assert (await Scraper(url).reaches(telemetry.QUEUED)).of(telemetry.WAITING) >= 0
             await first.stop()  # hands the run back
             second = await workers.worker(AGENT, **worker)
             await stream_begun(client, url)
@@ -101,6 +104,19 @@ async def test_the_users_suffice(broker: Broker, client: Client, tmp_path: Path)
             assert b'"content":"0 ' in await stream.rest()
     # redis-py's own name and version, which it lets go; Redis before 7.2 has no such word to allow.
     assert set(await broker.refusals()) <= {"worker: command client|setinfo"}
+
+
+async def test_users_of_an_earlier_version_lose_a_number_only(broker: Broker, client: Client, tmp_path: Path) -> None:
+    """A front end that may not ask for the queue's group serves on, is ready, and tells what waits as unknown."""
+    async with Redis(port=broker.port, username="watching", password="any", protocol=3) as redis:  # noqa: S106
+        await redis.acl_setuser("frontend", enabled=True, commands=["-xinfo|groups"])
+    async with Processes(broker.url("frontend"), tmp_path) as frontends:
+        url = await frontends.frontend(AGENTSTREAM_API_KEYS="key")
+        assert (await client.post(url, request(background=True)))[0] == 200
+        assert (await Scraper(url).get("/health/ready"))[0] == 200
+        front = await Scraper(url).scrape()
+    told = [front.of(name) for name in (telemetry.QUEUED, telemetry.WAITING, telemetry.OLDEST_WAITING_SECONDS)]
+    assert told == [1, -1, -1]
 
 
 async def stream_begun(client: Client, url: str) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -316,8 +317,7 @@ async def test_what_a_feed_meets_is_told(own_site: Site, broker: Broker, tmp_pat
     async with own_site.client.streaming(own_site.url, body) as stream:
         run_id = run_id_of(await stream.until(b"0 "))
         log = Keys().events(run_id)
-        (_, first), *_ = await broker.admin.execute_command("XRANGE", log, "-", "+")
-        await broker.admin.publish(log, first[b"b"])
+        await broker.admin.publish(log, batch_of(await broker.admin.xrange(log)))
         front = await own_site.front.reaches(told.DUPLICATES)
         assert (front.of(told.DUPLICATES), front.of(told.CATCH_UPS)) == (1, 0)
         await broker.admin.publish(log, b'{"v":1,"a":1,"s":99,"e":["x"]}')
@@ -399,6 +399,12 @@ async def test_the_buss_latency_is_measured_without_any_run(site: Site) -> None:
     """A front end measures its way to the broker and back every few seconds."""
     await site.frontend()
     await site.front.reaches(told.BUS_LATENCY_SECONDS, 2)
+
+
+def batch_of(log: Any) -> bytes:
+    """Return the batch that is a log's first entry."""
+    batch: bytes = log[0][1][b"b"]
+    return batch
 
 
 def loss_request(script: str) -> dict[str, object]:

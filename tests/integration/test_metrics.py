@@ -1,0 +1,153 @@
+"""What the processes tell of themselves: every metric of the table and no other, one answer for many processes."""
+
+import asyncio
+import os
+import re
+import signal
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from service import telemetry
+from service.process import free_port
+from service.telemetry import Metric
+from tests.helpers import SOON_S
+from tests.integration.conftest import Client
+from tests.processes import Process, Processes, linux_only
+from tests.scrape import Scraper, metrics_port
+
+START_S = 3 * SOON_S  # several processes begin at once, on as few as two cores
+
+
+async def assert_tells(scraper: Scraper, table: Sequence[Metric]) -> None:
+    """The process tells the metrics of the table and no other, as what they are, each with its help and its labels."""
+    families = {
+        f"{family.name}_total" if family.type == "counter" else family.name: family
+        for family in (await scraper.scrape()).families
+    }
+    assert set(families) == {metric.name for metric in table}
+    for metric in table:
+        family = families[metric.name]
+        assert (family.type, family.documentation) == (metric.kind, metric.means)
+        for sample in family.samples:
+            labels = {name: value for name, value in sample.labels.items() if name != "le"}
+            assert set(labels) == set(metric.labels or {}), metric.name
+            for label, value in labels.items():
+                allowed = (metric.labels or {})[label]
+                assert not allowed or value in allowed, (metric.name, label, value)
+
+
+async def test_each_process_tells_its_whole_table(processes: Processes, client: Client) -> None:
+    """Front end and worker expose every metric of their tables, described as there, and nothing else."""
+    url = await processes.frontend()
+    port, serving = metrics_port()
+    await processes.worker("numbered", **serving)
+    await client.stream(url, "go")
+    await assert_tells(Scraper(url), telemetry.FRONTEND)
+    await assert_tells(Scraper.of_port(port), telemetry.WORKER)
+
+
+@linux_only  # elsewhere the kernel need not spread connections
+async def test_front_ends_on_one_port_tell_their_sums(processes: Processes, client: Client) -> None:
+    """Counters and histograms of all front ends of a port are one, whichever is asked, and all are told."""
+    parent = await processes.start("frontend", "--processes", "2", AGENTSTREAM_PORT="0")
+    url = (await parent.until(r"serving on (http://\S+)", START_S))[1]
+    await parent.until(rf"(?s)(serving on {url}\n.*){{2}}", START_S)
+    await processes.worker("numbered")
+    runs = 12
+    await asyncio.gather(*(client.stream(url, f"{number}") for number in range(runs)))
+    tokens = 41 * runs  # 40 words, and the line between the texts of two turns
+    for _ in range(6):
+        front = await Scraper(url).reaches(telemetry.TOKENS, tokens)
+        for histogram in (telemetry.DISPATCH_SECONDS, telemetry.FIRST_TOKEN_SECONDS):
+            assert front.of(histogram) == runs
+        assert front.of(telemetry.TOKENS) == tokens
+    await Scraper(url).reaches(telemetry.BUS_LATENCY_SECONDS)
+    await assert_tells(Scraper(url), telemetry.FRONTEND)
+
+
+def children_of(parent: Process) -> list[int]:
+    """Return the pids of the workers it has said it started, in order."""
+    return [int(pid) for pid in re.findall(r"(?m)^worker \d+ +pid (\d+)", parent.output)]
+
+
+@linux_only
+async def test_workers_of_one_parent_share_a_port_and_keep_count(
+    processes: Processes, client: Client, tmp_path: Path
+) -> None:
+    """Two workers tell their sums on one port; what one that is stopped handed back stays counted, and its slots go."""
+    url = await processes.frontend()
+    port, serving = metrics_port()
+    flags = ("--processes", "2", "--concurrency", "1", "--drain-timeout-s", "0", "--lease-s", "1")
+    parent = await processes.start(
+        "worker", *flags, AGENTSTREAM_AGENT="agents:gated", GATE=str(gate := tmp_path / "gate"), **serving
+    )
+    await parent.until(r"(?s)(takes jobs of queue.*){2}", START_S)
+    scraper = Scraper.of_port(port)
+    numbers = await scraper.reaches(telemetry.WORKER_SLOTS, 2)
+    assert numbers.of(telemetry.WORKER_SLOTS) == 2
+    stream = asyncio.create_task(client.stream(url, "go"))
+    busy = int((await parent.until(r"gated run in (\d+)"))[1])
+    await scraper.reaches(telemetry.WORKER_ACTIVE_RUNS, 1)
+    os.kill(busy, signal.SIGTERM)
+    await parent.until(rf"\(pid {busy}\) ended with code 0")
+    numbers = await scraper.reaches(telemetry.WORKER_RUNS, outcome="handed_back")
+    await parent.until(r"(?s)gated run in \d+.*gated run in \d+", START_S)
+    gate.touch()
+    await stream
+    await scraper.reaches(telemetry.WORKER_RUNS, outcome="completed")
+    for _ in range(6):
+        numbers = await scraper.scrape()
+        assert numbers.of(telemetry.WORKER_RUNS) == 2
+        assert numbers.of(telemetry.WORKER_CLAIMS, kind="reclaimed") == numbers.of(telemetry.WORKER_RETRIES) == 1
+    await parent.until(r"(?s)(takes jobs of queue.*){3}", START_S)
+    await scraper.until(lambda numbers: numbers.of(telemetry.WORKER_SLOTS) == 2)
+    await assert_tells(scraper, telemetry.WORKER)
+    assert len(children_of(parent)) == 3
+
+
+async def test_a_worker_says_whether_it_takes_jobs(processes: Processes, client: Client, tmp_path: Path) -> None:
+    """A worker is live while it runs, and ready while it takes jobs: not before Redis is there, nor while it drains."""
+    port, serving = metrics_port()
+    scraper = Scraper.of_port(port)
+    nowhere = f"redis://127.0.0.1:{free_port()}/0"
+    early = await processes.start("worker", REDIS_URL=nowhere, **serving)
+    await early.until(r"metrics and health on")
+    assert [(await scraper.get(f"/health/{kind}"))[0] for kind in ("live", "ready")] == [200, 503]
+    await early.stop()
+    url = await processes.frontend()
+    worker = await processes.worker("gated", GATE=str(gate := tmp_path / "gate"), **serving)
+    assert await scraper.get("/health/ready") == (200, '{"status": "ok", "redis": "ok"}')
+    stream = asyncio.create_task(client.stream(url, "go"))
+    await worker.until("gated run")
+    worker.send_signal(signal.SIGTERM)
+    await worker.until("draining")
+    assert await scraper.get("/health/ready") == (503, '{"status": "draining"}')
+    assert (await scraper.get("/health/live"))[0] == 200
+    assert (await scraper.get("/elsewhere"))[0] == 404
+    gate.touch()
+    await stream
+    assert await worker.ended() == 0
+
+
+@pytest.mark.parametrize("count", ["1", "2"])
+async def test_a_taken_port_is_refused(processes: Processes, count: str) -> None:
+    """Workers whose port for metrics is taken end with exit code 2 and say which setting is meant."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = str(other.getsockname()[1])
+        process = await processes.start("worker", "--processes", count, AGENTSTREAM_METRICS_PORT=port)
+        assert await process.ended(START_S) == 2
+    assert f"cannot listen on 127.0.0.1:{port} (AGENTSTREAM_METRICS_PORT)" in process.output
+    assert "Traceback" not in process.output
+
+
+@linux_only
+async def test_up_tells_its_workers_numbers_if_asked(processes: Processes) -> None:
+    """With a port for metrics ``up`` tells the sums of its workers there."""
+    port, serving = metrics_port()
+    process = await processes.start("up", AGENTSTREAM_PORT="0", AGENTSTREAM_WORKERS="2", **serving)
+    await process.until(r"serving +http://", START_S)
+    numbers = await Scraper.of_port(port).reaches(telemetry.WORKER_SLOTS, 64)
+    assert numbers.of(telemetry.WORKER_SLOTS) == 64
