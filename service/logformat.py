@@ -35,21 +35,21 @@ _PLAIN_VALUE: Final = re.compile(r"[\w.:/@+-]+")
 _NO_FIELDS: Final = frozenset(vars(logging.makeLogRecord({}))) | {"asctime", "scope", "taskName"}
 _RESERVED: Final = frozenset({"time", "level", "logger", "message", "process", "pid", "exception"})
 
-Ids = Callable[[], Mapping[str, str]]
+TraceIds = Callable[[], tuple[str, str] | None]
 
 
 class LineFormatter(logging.Formatter):
     """What both formats share."""
 
     def __init__(
-        self, process: str, *, content: bool = False, secrets: Collection[str] = (), ids: Ids | None = None
+        self, process: str, *, content: bool = False, secrets: Collection[str] = (), trace_ids: TraceIds | None = None
     ) -> None:
-        """Take the process's name and what to mask; ``ids`` returns more fields of the moment, such as a trace id."""
+        """Take the process's name and what to mask; ``trace_ids`` returns the ids of the trace and the current span."""
         super().__init__()
         self._process = process
         self._content = content
         self._secrets = sorted((secret for secret in secrets if len(secret) >= MIN_SECRET_CHARS), key=len, reverse=True)
-        self._ids = ids
+        self._trace_ids = trace_ids
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line."""
@@ -75,8 +75,8 @@ class LineFormatter(logging.Formatter):
         scope = getattr(record, "scope", None)
         named = (scope if isinstance(scope, Scope) else current())._asdict()
         yield from ((name, value) for name, value in named.items() if value)
-        if self._ids is not None:
-            yield from self._ids().items()
+        if self._trace_ids is not None and (ids := self._trace_ids()) is not None:
+            yield from zip(("trace_id", "span_id"), ids, strict=True)
         for name, value in vars(record).items():
             if name not in _NO_FIELDS and name not in _RESERVED and name not in named:
                 short = isinstance(value, int | float | None)

@@ -8,13 +8,13 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator
 from types import TracebackType
 from typing import Any, Final
 
 from service.config import Settings
 from service.errors import AgentStreamError, StartupError
-from service.logformat import JsonFormatter, TextFormatter
+from service.logformat import JsonFormatter, TextFormatter, TraceIds
 
 log = logging.getLogger(__name__)
 
@@ -28,14 +28,14 @@ EXIT_FAILED = 1
 EXIT_WRONG_SETTINGS = 2  # starting again would not help
 
 
-def configure_logging(settings: Settings, process: str, *, ids: Callable[[], Mapping[str, str]] | None = None) -> None:
+def configure_logging(settings: Settings, process: str, *, trace_ids: TraceIds | None = None) -> None:
     """Log to standard error in the form the settings ask for, and what nothing caught as well.
 
-    ``ids`` returns fields every line gets, such as the ids of the current span.
+    ``trace_ids`` returns the hexadecimal ids of the trace and of the current span, None without one.
     """
     form = JsonFormatter if settings.log_format == "json" else TextFormatter
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(form(process, content=settings.log_content, secrets=settings.secrets(), ids=ids))
+    handler.setFormatter(form(process, content=settings.log_content, secrets=settings.secrets(), trace_ids=trace_ids))
     logging.basicConfig(level=settings.log_level.upper(), handlers=[handler], force=True)
     for noisy in NOISY:  # at debug they tell what is sent and received
         logging.getLogger(noisy).setLevel(max(logging.WARNING, logging.getLevelName(settings.log_level.upper())))

@@ -51,9 +51,9 @@ def test_text_lines_say_what_they_are_about() -> None:
 
 
 def test_json_lines_have_fixed_names() -> None:
-    """A JSON line is one object: fixed names, what the line is about, the caller's own fields, ids of the moment."""
+    """A JSON line is one object: fixed names, what the line is about, the ids of its trace, the caller's own fields."""
     made = record("it %s", "ended", outcome="fine", count=3, scope=Scope(run_id="chatcmpl-1", queue="q"))
-    assert as_json(made, ids=lambda: {"trace_id": "ab"}) == {
+    assert as_json(made, trace_ids=lambda: ("ab", "cd")) == {
         "time": "2023-11-14T22:13:20.062Z",
         "level": "info",
         "logger": "service.x",
@@ -63,6 +63,7 @@ def test_json_lines_have_fixed_names() -> None:
         "run_id": "chatcmpl-1",
         "queue": "q",
         "trace_id": "ab",
+        "span_id": "cd",
         "outcome": "fine",
         "count": 3,
     }
