@@ -52,8 +52,16 @@ class LineFormatter(logging.Formatter):
         self._trace_ids = trace_ids
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the line."""
-        return self._masked(self.line(record))
+        """Return the line; of one whose arguments do not fit its words, where it comes from.
+
+        The standard library would print such a line's arguments as they are.
+        """
+        try:
+            line = self.line(record)
+        except Exception as exc:  # noqa: BLE001 -- whatever a caller's values come up with
+            text = f"a line of {record.pathname}:{record.lineno} cannot be told: {type(exc).__name__}"
+            line = self.line(logging.LogRecord(record.name, record.levelno, record.pathname, 0, text, (), None))
+        return self._masked(line)
 
     def line(self, record: logging.LogRecord) -> str:
         """Return the line, secrets and all."""

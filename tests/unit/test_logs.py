@@ -166,6 +166,14 @@ def test_any_field_can_be_told(value: object) -> None:
     assert as_json(record("it is told", field=value))["message"] == "it is told"
 
 
+@each_format
+def test_lines_that_do_not_fit_their_arguments_tell_where_they_are(form: type[LineFormatter]) -> None:
+    """A line with a wrong argument says where it was written and nothing of its arguments."""
+    line = form("worker").format(record("%d of %s", "hidden", "hidden"))
+    assert "a line of x.py:1 cannot be told: TypeError" in line
+    assert "hidden" not in line
+
+
 def test_taken_names_stay_ours() -> None:
     """A caller's field cannot stand in for the time, the level or the run."""
     made = record("x", level="forged", run_id="forged", time="forged")
