@@ -12,7 +12,7 @@ client that saw the final chunk and resumes gets ``[DONE]``.
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Final, Literal, Protocol
 
 from service import sse
 from service.errors import CANCELLED, CANCELLED_MESSAGE, error_body, failure_text, failure_type
@@ -86,8 +86,8 @@ class ChunkStream:
         self.completed = False  # whether that event says so
         self.texts = 0
         self._transcript = Transcript()
-        self._text = self._template("content")
-        self._reasoning: sse.TextTemplate | None = None  # of the few that reason
+        self._text: sse.TextTemplate | None = None  # made when there is some: a stream may wait for long
+        self._reasoning: sse.TextTemplate | None = None
 
     def open(self) -> bytes:
         """Return the role chunk, the first frame of every stream; nothing for a resumed one. Ask before all else."""
@@ -109,6 +109,8 @@ class ChunkStream:
         transcript, text = self._transcript, self._text
         for item in items:
             if item.__class__ is str and self._after is None and transcript.in_text:
+                if text is None:
+                    text = self._text_template()
                 frames.append(text.render_at(item, attempt, seq))
             else:
                 event = event_of(attempt, seq, item)
@@ -136,7 +138,7 @@ class ChunkStream:
             if isinstance(part, Failure):
                 yield self._failure(part, None)
             elif isinstance(part, Text):
-                yield self._text.render(part.text, None)
+                yield self._text_template().render(part.text, None)
         yield DONE
 
     def _frames(self, event: Event, parts: Iterable[Part], *, numbered: bool) -> Iterator[bytes]:
@@ -147,7 +149,7 @@ class ChunkStream:
             elif self._is_new(cursor):
                 if isinstance(part, Text):
                     self.texts += 1
-                    yield self._text.render(part.text, str(cursor))
+                    yield self._text_template().render(part.text, str(cursor))
                 elif isinstance(part, Named):
                     yield from self._named(part, cursor)
                 elif isinstance(part, Reasoning):
@@ -156,6 +158,11 @@ class ChunkStream:
                     yield self._tool_call_delta(part, cursor)
                 else:
                     yield self._failure(part, cursor)
+
+    def _text_template(self) -> sse.TextTemplate:
+        if self._text is None:
+            self._text = self._template("content")
+        return self._text
 
     def _template(self, field: str) -> sse.TextTemplate:
         """Return the chunks whose delta is this one field."""
@@ -262,5 +269,8 @@ def _agent_error(code: str, message: str) -> dict[str, str]:
     return {"type": failure_type(code), "code": code, "message": message}
 
 
+_encode: Final = json.JSONEncoder(separators=(",", ":")).encode  # json.dumps would make one anew each time
+
+
 def _json(value: object) -> bytes:
-    return json.dumps(value, separators=(",", ":")).encode("ascii")
+    return _encode(value).encode("ascii")

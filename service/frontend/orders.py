@@ -55,8 +55,9 @@ async def answer_with(
     owner = context.authenticator.owner(request)
     refuse_if_draining(context)
     order = await take(request, context, owner)
-    run, view = order.run, order.view
-    at_once = order.background and not order.stream
+    run, view, options, stream, stays = order.run, order.view, order.options, order.stream, order.stays
+    at_once = order.background and not stream
+    del order  # an open stream holds what it needs
     if isinstance(run, RunInfo):
         if at_once:
             return await fold_run(context, run, view)  # as the first
@@ -65,9 +66,9 @@ async def answer_with(
         if at_once:
             return await start_run(run, view)
         source = run
-    gone = not order.stays and source is run  # whose own client is waiting
-    if order.stream:
-        return await stream_run(request, context, source, view, order.options, cancel_when_gone=gone)
+    gone = not stays and source is run  # whose own client is waiting
+    if stream:
+        return await stream_run(request, context, source, view, options, cancel_when_gone=gone)
     return await complete_run(context, source, view, cancel_when_gone=gone)
 
 

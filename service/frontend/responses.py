@@ -1,6 +1,6 @@
 """The routes of the Responses API: the same runs as the chat's, asked for and shown in another way."""
 
-from collections.abc import Iterable
+from collections.abc import Awaitable, Iterable
 from typing import Any, Final
 
 import orjson
@@ -32,9 +32,9 @@ from service.store.runs import RunInfo
 MAX_ECHO_BYTES: Final = 256 << 10
 
 
-async def create_response(request: web.Request) -> web.StreamResponse:
+def create_response(request: web.Request) -> Awaitable[web.StreamResponse]:
     """POST /v1/responses: enqueue a run; stream it, wait for it, or leave it to the background."""
-    return await answer_with(request, _take)
+    return answer_with(request, _take)
 
 
 async def _take(request: web.Request, context: Context, owner: str) -> Order:

@@ -1,6 +1,7 @@
 """The HTTP surface; handlers are thin."""
 
 import asyncio
+from collections.abc import Awaitable
 from typing import Any, Final
 
 from aiohttp import web
@@ -31,14 +32,17 @@ from service.protocol.openai import ChatCompletionRequest
 HEALTH_TIMEOUT_S: Final = 2.0
 
 
-async def create_chat_completion(request: web.Request) -> web.StreamResponse:
-    """POST /v1/chat/completions: enqueue a run; stream it, or wait for it."""
-    return await answer_with(request, _take_chat)
+def create_chat_completion(request: web.Request) -> Awaitable[web.StreamResponse]:
+    """POST /v1/chat/completions: enqueue a run; stream it, or wait for it.
+
+    No coroutine of its own, which every open stream would hold.
+    """
+    return answer_with(request, _take_chat)
 
 
-async def create_completion(request: web.Request) -> web.StreamResponse:
+def create_completion(request: web.Request) -> Awaitable[web.StreamResponse]:
     """POST /v1/completions: the same for a prompt; agent events are sent only if asked for."""
-    return await answer_with(request, _take_prompt)
+    return answer_with(request, _take_prompt)
 
 
 async def _take_chat(request: web.Request, context: Context, owner: str) -> Order:

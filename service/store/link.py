@@ -159,19 +159,28 @@ class Link:
         Waits as long as the broker is away: bound it with asyncio.timeout. Cancelling takes it back if it
         was not sent yet.
         """
+        return await self.ask(*args)
+
+    def ask(self, *args: bytes | str | int) -> "asyncio.Future[Reply]":
+        """Send a command with what else this turn of the loop sends; its reply is to come. Otherwise like ``call``."""
         future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
         command = self.send(*args, on_reply=lambda reply: _settle(future, reply))
-        try:
-            return await future
-        finally:
-            command.cancel()
-            if not self._ready.is_set():
-                with contextlib.suppress(ValueError):
-                    self._pending.remove(command)
+        future.add_done_callback(lambda done: self._take_back(command) if done.cancelled() else None)
+        return future
+
+    def _take_back(self, command: Command) -> None:
+        command.cancel()
+        if not self._ready.is_set():
+            with contextlib.suppress(ValueError):
+                self._pending.remove(command)
 
     async def call_script(self, name: str, keys: list[str], *args: bytes | str | int) -> Reply:
         """Run a script of ours; otherwise like ``call``."""
-        return await self.call("EVALSHA", SCRIPTS[name].sha, len(keys), *keys, *args)
+        return await self.ask_script(name, keys, *args)
+
+    def ask_script(self, name: str, keys: list[str], *args: bytes | str | int) -> "asyncio.Future[Reply]":
+        """Run a script of ours; otherwise like ``ask``."""
+        return self.ask("EVALSHA", SCRIPTS[name].sha, len(keys), *keys, *args)
 
     def subscribe(self, channel: bytes, on_message: OnMessage) -> asyncio.Future[None]:
         """Subscribe; what is returned is done when the server has confirmed: from then on no message is missed.

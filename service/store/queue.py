@@ -162,9 +162,9 @@ class JobSubmitter:
             *("include_usage", int(job.include_usage)),
             *_kept_for_responses(job),
         )
-        new, admitted = await asyncio.gather(  # one write, in this order
-            self._link.call_script("describe", [run], ttl_s, *described),
-            self._link.call_script("admit", [self._keys.jobs(self._queue)], self._max_queued, job.encode()),
+        new, admitted = await asyncio.gather(  # one write, in this order, with the subscription before them
+            self._link.ask_script("describe", [run], ttl_s, *described),
+            self._link.ask_script("admit", [self._keys.jobs(self._queue)], self._max_queued, job.encode()),
         )
         if isinstance(admitted, list):
             if new:  # else a run of this id may have been admitted: this is a request repeated under its key

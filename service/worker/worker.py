@@ -95,6 +95,7 @@ class Worker:
                     self._slots.release()
                 else:
                     self._start(claim)
+                    await asyncio.sleep(0)  # it begins before the next is asked for: a client waits for it
         finally:
             stopping.cancel()
 

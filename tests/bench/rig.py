@@ -72,6 +72,18 @@ class Rig:
             yield Server(child, child.until(r"serving on (http://\S+)")[1], loadgen)
 
     @contextlib.contextmanager
+    def relay(self) -> Iterator[tuple[Server, Child]]:
+        """Yield the front and the agent of tests/bench/relay.py."""
+        where = {"REDIS_URL": self.redis_url}
+        with (
+            Child("tests.bench.relay", "front", core=MEASURED_CORE, **where) as child,
+            Child("tests.bench.relay", "agent", core=OTHER_CORE, **where) as agent,
+            _loadgen() as loadgen,
+        ):
+            agent.answer()
+            yield Server(child, child.until(r"serving on (http://\S+)")[1], loadgen), agent
+
+    @contextlib.contextmanager
     def frontend(
         self, queue: str, *, core: int | None = MEASURED_CORE, module: str = "service", **settings: str
     ) -> Iterator[Server]:

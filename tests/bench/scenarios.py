@@ -29,6 +29,27 @@ class Row:
     met: bool | None = None
 
 
+class Costs:
+    """CPU time that processes spend on what is measured: the median of several times, each in us."""
+
+    def __init__(self, pids: dict[str, int]) -> None:
+        """Watch these processes."""
+        self._pids = pids
+        self._spent_us: dict[str, list[float]] = {name: [] for name in pids}
+
+    @contextlib.contextmanager
+    def of(self, count: int) -> Iterator[None]:
+        """Measure what ``count`` of something cost."""
+        before = {name: cpu_s(pid) for name, pid in self._pids.items()}
+        yield
+        for name, pid in self._pids.items():
+            self._spent_us[name].append((cpu_s(pid) - before[name]) / count * 1e6)
+
+    def __str__(self) -> str:
+        """Return each process's share."""
+        return ", ".join(f"{name} {median(values):,.0f}" for name, values in self._spent_us.items())
+
+
 def percentile(values: Iterable[float], share: float) -> float:
     """Return the value that ``share`` of all stay below."""
     ordered = sorted(values)
@@ -128,21 +149,34 @@ def broker(rig: Rig) -> Iterator[Row]:
 
 def latencies(rig: Rig) -> Iterator[Row]:
     """Time from an agent's ``run.write`` to the client's byte."""
-    queue = a_queue()
+    queue, streams = a_queue(), 100
     quiet, loud = Load(rounds=10, per_s=1000, stamped=True), Load(rounds=50, per_s=50_000, stamped=True)
-    measured: dict[str, list[dict[str, float]]] = {"floor": [], "quiet": [], "loud": []}
-    with rig.baseline("floor") as floor, rig.frontend(queue) as ours, rig.worker(queue, "together"):
+    tokens = streams * quiet.rounds
+    measured: dict[str, list[dict[str, float]]] = {"floor": [], "relay": [], "quiet": [], "loud": []}
+    with (
+        rig.baseline("floor") as floor,
+        rig.relay() as (relay, relay_agent),
+        rig.frontend(queue) as ours,
+        rig.worker(queue, "together") as worker,
+    ):
+        costs = Costs({"worker": worker.pid, "broker": rig.broker_pid, "front end": ours.child.pid})
+        relay.open(1, "tokens")
         for _ in range(TIMES):
-            floor.open(100)
-            floor.loadgen.ask("latencies", expected=100 * quiet.rounds)
+            floor.open(streams)
+            floor.loadgen.ask("latencies", expected=tokens)
             floor.post("/go", **quiet.model_dump())
             measured["floor"].append(_percentiles(floor.loadgen.answer()["on_way_us"]))
             floor.close()
             floor.post("/forget")
-            for name, streams, load in (("quiet", 100, quiet), ("loud", 1000, loud)):
-                ours.open(streams, f"{streams} {load.model_dump_json()}")
-                ours.loadgen.ask("latencies", expected=streams * load.rounds)
-                measured[name].append(_percentiles(ours.loadgen.answer()["on_way_us"]))
+            relay.loadgen.ask("latencies", expected=tokens)
+            relay_agent.ask("write", load=quiet.model_dump(), tokens=tokens)
+            measured["relay"].append(_percentiles(relay.loadgen.answer()["on_way_us"]))
+            for name, count, load in (("quiet", streams, quiet), ("loud", 1000, loud)):
+                ours.open(count, f"{count} {load.model_dump_json()}")
+                ours.loadgen.ask("latencies", expected=count * load.rounds)
+                with costs.of(tokens) if load is quiet else contextlib.nullcontext():
+                    answer = ours.loadgen.answer()
+                measured[name].append(_percentiles(answer["on_way_us"]))
                 ours.close()
                 time.sleep(0.2)  # cancels of the runs just left are over
 
@@ -152,8 +186,9 @@ def latencies(rig: Rig) -> Iterator[Row]:
     floor_p50, p50, p99 = middle("floor", "p50"), middle("quiet", "p50"), middle("quiet", "p99")
     yield Row(
         "run.write to client, 100 streams, 1,000 tokens/s: p50, p99",
-        f"{p50:,.0f}, {p99:,.0f} us",
-        f"floor {floor_p50:,.0f}, {middle('floor', 'p99'):,.0f} us",
+        f"{p50:,.0f}, {p99:,.0f} us ({p50 / floor_p50:.1f}x floor)",
+        f"floor {floor_p50:,.0f}, {middle('floor', 'p99'):,.0f} us; relay {middle('relay', 'p50'):,.0f}, "
+        f"{middle('relay', 'p99'):,.0f} us; CPU us a token: {costs}",
         "p50 <= 3x floor, p99 < 1 ms",
         p50 <= 3 * floor_p50 and p99 < 1000,
     )
@@ -174,24 +209,29 @@ def _percentiles(values: list[float]) -> dict[str, float]:
 
 def first_event(rig: Rig) -> Iterator[Row]:
     """Time from a request to its run's first event, through the queue and a worker, on an idle machine."""
-    queue = a_queue()
-    took: dict[str, list[float]] = {"no bus": [], "ours": [], "ping": []}
+    queue, count = a_queue(), 100
+    took: dict[str, list[float]] = {"no bus": [], "relay": [], "ours": [], "ping": []}
     with (
         rig.baseline("nobus") as nobus,
+        rig.relay() as (relay, relay_agent),
         rig.frontend(queue) as ours,
-        rig.worker(queue, "event"),
+        rig.worker(queue, "event") as worker,
         rig.driver(a_queue()) as driver,
     ):
+        costs = Costs({"front end": ours.child.pid, "broker": rig.broker_pid, "worker": worker.pid})
         for _ in range(TIMES):
-            for name, server in (("no bus", nobus), ("ours", ours)):
-                answer = server.loadgen.ask("first_events", url=server.url, count=100, question="x")
+            relay_agent.ask("work", count=count)
+            for name, server in (("no bus", nobus), ("relay", relay), ("ours", ours)):
+                with costs.of(count) if server is ours else contextlib.nullcontext():
+                    answer = server.loadgen.ask("first_events", url=server.url, count=count, question="x")
                 took[name].append(percentile(answer["took_us"], 0.5))
-            took["ping"].append(percentile(driver.ask("ping", count=100)["took_us"], 0.5))
-    p50, base = median(took["ours"]), median(took["no bus"])
+            took["ping"].append(percentile(driver.ask("ping", count=count)["took_us"], 0.5))
+    p50, base, relay_p50 = median(took["ours"]), median(took["no bus"]), median(took["relay"])
     yield Row(
         "request to first named event, idle: p50",
-        f"{p50:,.0f} us ({p50 / base:.1f}x)",
-        f"no bus {base:,.0f} us; a PING of the broker {median(took['ping']):,.0f} us",
+        f"{p50:,.0f} us ({p50 / base:.1f}x no bus)",
+        f"no bus {base:,.0f} us; relay {relay_p50:,.0f} us; a PING of the broker {median(took['ping']):,.0f} us; "
+        f"CPU us a run: {costs}",
         "<= 2.5x no bus, < 1 ms",
         p50 <= 2.5 * base and p50 < 1000,
     )
@@ -276,23 +316,21 @@ def pipeline(rig: Rig) -> Iterator[Row]:
     """Whole runs a second, an answer of 20 words each, and where their time goes."""
     queue, count = a_queue(), 500
     rates: list[float] = []
-    spent: dict[str, list[float]] = {"front end": [], "worker": [], "broker": [], "load generator": []}
     with rig.frontend(queue) as ours, rig.worker(queue, "answer", AGENTSTREAM_CONCURRENCY="64") as child:
-        pids = {
-            "front end": ours.child.pid,
-            "worker": child.pid,
-            "broker": rig.broker_pid,
-            "load generator": ours.loadgen.pid,
-        }
+        costs = Costs(
+            {
+                "front end": ours.child.pid,
+                "worker": child.pid,
+                "broker": rig.broker_pid,
+                "load generator": ours.loadgen.pid,
+            }
+        )
         for _ in range(TIMES):
-            before = {name: cpu_s(pid) for name, pid in pids.items()}
-            took = ours.loadgen.ask("runs", url=ours.url, connections=32, count=count, question="x")
+            with costs.of(count):
+                took = ours.loadgen.ask("runs", url=ours.url, connections=32, count=count, question="x")
             rates.append(count / took["took_s"])
-            for name, pid in pids.items():
-                spent[name].append((cpu_s(pid) - before[name]) / count * 1e6)
-    shares = ", ".join(f"{name} {median(values):,.0f}" for name, values in spent.items())
     yield Row(
-        "runs/s, an answer of 20 words, one front end, one worker", f"{median(rates):,.0f}", f"CPU us a run: {shares}"
+        "runs/s, an answer of 20 words, one front end, one worker", f"{median(rates):,.0f}", f"CPU us a run: {costs}"
     )
 
 

@@ -12,6 +12,8 @@ from service.protocol.keys import GROUP, Keys
 from service.store.endpoint import Endpoint
 from service.store.link import Link
 from service.store.queue import Backlog, Claim, JobQueue, JobSubmitter, _DrainRate
+from service.store.scripts import SCRIPTS
+from service.store.wire import Wire
 from tests.helpers import SOON_S
 
 
@@ -64,6 +66,29 @@ async def test_job_reaches_one_worker(submitter: JobSubmitter, queue: JobQueue, 
     assert {claim.job.run_id for claim in [*first, third]} == {one.run_id for one in sent}
     assert third.job in sent
     assert await submitter.outstanding() == 3
+
+
+async def test_a_subscription_and_its_job_leave_in_one_write(
+    submitter: JobSubmitter, link: Link, keys: Keys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a new run needs of the broker is sent at once, in this order: subscribe, describe, admit."""
+    written: list[bytes] = []
+    write = Wire.write
+
+    def note(wire: Wire, data: bytes) -> None:
+        written.append(data)
+        write(wire, data)
+
+    monkeypatch.setattr(Wire, "write", note)
+    sent = job()
+    subscribed = link.subscribe(keys.events(sent.run_id).encode(), lambda _: None)
+    await submitter.submit(sent, ttl_s=60)
+    await subscribed
+    ours = [data for data in written if sent.run_id.encode() in data]
+    assert len(ours) == (1 if link.in_order else 2)  # a broker without inline pushes has a connection for each
+    sent_first = b"".join(ours)
+    order = [sent_first.index(part) for part in (b"SUBSCRIBE", SCRIPTS["describe"].sha, SCRIPTS["admit"].sha)]
+    assert order == sorted(order)
 
 
 async def test_job_submitted_before_any_worker_is_not_lost(
