@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from service import __version__
+from service import __version__, tracing
 from service.chat import ask
 from service.config import Settings, env_name, load_settings, unknown_variables
 from service.errors import StartupError
@@ -41,7 +41,7 @@ def _run(process: str, flags: dict[str, Any], main: Callable[[Settings], Corouti
     """Read the settings, run a process, and exit with its code."""
     try:
         settings = load_settings(**flags)
-        configure_logging(settings.log_level, process)
+        configure_logging(settings, process, trace_ids=tracing.current_ids)
         for line in unknown_variables() if process == "up" else ():
             click.echo(f"warning: {line}", err=True)
         code = run_loop(main(settings))

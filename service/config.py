@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Annotated, Any, Final, Literal, Self
+from urllib.parse import unquote, urlsplit
 
 from pydantic import AliasChoices, BeforeValidator, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -136,6 +137,14 @@ class Settings(BaseSettings):
     drain_timeout_s: float = Field(20, ge=0, description="time a stopping process gives its runs and streams to end")
     broker_wait_s: float = Field(30, ge=0, description="time a starting process waits for Redis before it gives up")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level logged")
+    log_format: Literal["text", "json"] = Field(
+        "text", description="log lines for people, or one JSON object a line for what collects them"
+    )
+    log_content: bool = Field(
+        default=False,
+        description="log what users, models and tools write as well: exceptions' texts, and at debug, cut short, "
+        "questions and answers; keys never",
+    )
 
     # Admission
     api_keys: CommaList = Field((), repr=False, description="accepted Bearer keys, comma separated; empty: no keys")
@@ -171,6 +180,14 @@ class Settings(BaseSettings):
         return tuple(
             AgentRoute(entry["model"], entry["agent"], entry["queue"] or self.queue) for entry in entries if entry
         )
+
+    def secrets(self) -> tuple[str, ...]:
+        """Return what no log line may hold, whatever brings it there."""
+        try:
+            password = urlsplit(self.redis_url or "").password or ""
+        except ValueError:  # not a URL; refused where it is used
+            password = self.redis_url or ""
+        return tuple(filter(None, [*self.api_keys, self.openai_api_key, password, unquote(password)]))
 
     @property
     def served_queues(self) -> tuple[str, ...]:

@@ -7,30 +7,51 @@ import os
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Callable, Coroutine, Iterator
+from types import TracebackType
 from typing import Any, Final
 
+from service.config import Settings
 from service.errors import AgentStreamError, StartupError
+from service.logformat import JsonFormatter, TextFormatter, TraceIds
 
 log = logging.getLogger(__name__)
 
 # How long tasks that nobody waits for any more may take to be cancelled.
 LAST_TASKS_S: Final = 2.0
 
+# Libraries of ours that log at debug what they send and receive.
+NOISY: Final = ("asyncio", "httpcore", "httpcore2", "httpx", "httpx2", "mcp", "openai")
+
 EXIT_FAILED = 1
 EXIT_WRONG_SETTINGS = 2  # starting again would not help
 
 
-def configure_logging(level: str, process: str) -> None:
-    """Log to standard error, one line a record, with the process's name."""
-    logging.basicConfig(
-        level=level.upper(),
-        format=f"%(asctime)s %(levelname)-7s {process} %(name)s: %(message)s",
-        stream=sys.stderr,
-        force=True,
-    )
-    for noisy in ("httpx2", "httpx", "httpcore2", "openai", "asyncio"):
-        logging.getLogger(noisy).setLevel(max(logging.WARNING, logging.getLevelName(level.upper())))
+def configure_logging(settings: Settings, process: str, *, trace_ids: TraceIds | None = None) -> None:
+    """Log to standard error in the form the settings ask for, and what nothing caught as well.
+
+    ``trace_ids`` returns the hexadecimal ids of the trace and of the current span, None without one.
+    """
+    form = JsonFormatter if settings.log_format == "json" else TextFormatter
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(form(process, content=settings.log_content, secrets=settings.secrets(), trace_ids=trace_ids))
+    logging.basicConfig(level=settings.log_level.upper(), handlers=[handler], force=True)
+    for noisy in NOISY:  # at debug they tell what is sent and received
+        logging.getLogger(noisy).setLevel(max(logging.WARNING, logging.getLevelName(settings.log_level.upper())))
+    sys.excepthook = _log_uncaught
+    threading.excepthook = _log_uncaught_in_thread
+    if settings.log_content:
+        log.warning("log_content is on: what users, models and tools write may be logged")
+
+
+def _log_uncaught(kind: type[BaseException], exc: BaseException, traceback: TracebackType | None) -> None:
+    log.critical("the process ends by an error nothing caught", exc_info=(kind, exc, traceback))
+
+
+def _log_uncaught_in_thread(args: threading.ExceptHookArgs) -> None:
+    if args.exc_value is not None:
+        log.error("a thread ended by an error nothing caught", exc_info=args.exc_value)
 
 
 def run_loop(main: Coroutine[Any, Any, int]) -> int:

@@ -135,7 +135,7 @@ class Processes:
     async def frontend(self, **settings: str) -> str:
         """Start a front end and return its URL once it serves."""
         process = await self.start("frontend", AGENTSTREAM_PORT="0", **settings)
-        return (await process.until(r"serving on (http://\S+)"))[1]
+        return (await process.until(r"serving on (http://[^\s\"]+)"))[1]
 
     async def worker(self, agent: str | None = None, **settings: str) -> Process:
         """Start a worker with an agent of tests/integration/agents.py (or another module) once it takes jobs."""

@@ -125,9 +125,9 @@ class _Session:
                 self._last_error_line = text
                 lines += 1
                 if lines <= MAX_LOG_LINES:
-                    log.info("run %s: %s", self._run.id, text)
+                    log.info("%s", text)
         if lines > MAX_LOG_LINES:
-            log.warning("run %s: %d more lines of standard error", self._run.id, lines - MAX_LOG_LINES)
+            log.warning("%d more lines of standard error", lines - MAX_LOG_LINES)
 
     async def read_lines(self) -> None:
         """Take what the program says, at the pace at which it can be passed on."""

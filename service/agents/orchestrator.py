@@ -120,7 +120,7 @@ class Orchestrator:
         except EngineError as exc:
             if asker.latest.begun:
                 raise
-            log.warning("run %s: the model could not sum up: %s", run.id, exc)
+            log.warning("the model could not sum up: %s", exc)
             said = ""
         if not said:
             said = _closing_words(turns, results)

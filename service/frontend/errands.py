@@ -38,6 +38,6 @@ class Errands:
             async with asyncio.timeout(ERRAND_TIMEOUT_S):
                 await errand
         except (AgentStreamError, TimeoutError) as exc:
-            log.warning("%s failed: %r", name, exc)
+            log.warning("%s failed: %s", name, exc)
         except Exception:
             log.exception("%s failed", name)

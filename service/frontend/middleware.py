@@ -1,7 +1,6 @@
 """Around every handler: errors in OpenAI's shape, a request id, and cross-origin headers."""
 
-import logging
-import secrets
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from functools import lru_cache
 from typing import Final
@@ -26,8 +25,7 @@ from service.errors import (
     ServiceError,
 )
 from service.frontend.context import CONTEXT
-
-log = logging.getLogger(__name__)
+from service.frontend.requestlog import RequestLog, begin
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 BROKER_RETRY_AFTER_S: Final = 2
@@ -40,37 +38,45 @@ def openai_errors(handler: Handler, *, local_hosts_only: bool) -> Handler:
     ``local_hosts_only`` refuses requests whose Host header is not a name of this machine; used where nothing else
     keeps others out. Around the handler, not an aiohttp middleware: that would cost every open stream 0.5 KB more.
     """
+    lines = RequestLog()
 
     async def guarded(request: web.Request) -> web.StreamResponse:
-        request_id = f"req_{secrets.token_hex(8)}"
-        request["request_id"] = request_id
+        began_s, request_id = time.monotonic(), begin(request)
+        route = _route_of(request, handler)
+        error: RequestError | None = None
         try:
             if local_hosts_only:
                 _refuse_foreign_host(request)
             response = await handler(request)
         except RequestError as exc:
-            response = error_response(exc)
+            response = error_response(error := exc)
             if isinstance(exc, Draining):
                 response.force_close()  # so that a proxy or a client with kept connections goes elsewhere next
         except web.HTTPException as exc:
-            response = error_response(_from_aiohttp(exc, request))
+            response = error_response(error := _from_aiohttp(exc, request))
             if isinstance(exc, web.HTTPMethodNotAllowed):
                 response.headers["Allow"] = ", ".join(sorted(exc.allowed_methods))
         except BusError as exc:
-            log.warning("%s: %s", request_id, exc)
+            lines.failed(exc, route)
             refused = BrokerUnavailable(f"Redis refused: {exc}", retry_after_s=BROKER_RETRY_AFTER_S)
             response = error_response(refused)
-        except Exception:
-            log.exception("%s %s failed (%s)", request.method, request.path, request_id)
+        except Exception as exc:  # noqa: BLE001 -- it is logged
+            lines.failed(exc, route)
             response = error_response(ServiceError(f"internal error; it was logged as {request_id}"))
         if not response.prepared:
             response.headers["X-Request-Id"] = request_id
-        resource = request.match_info.route.resource
-        route = resource.canonical if resource and handler is not no_such_route else "unknown"
+        lines.refused(error, route)
+        lines.ended(response, route, began_s)
         request.app[CONTEXT].metrics.answered(route, response.status, response.get(REJECTED_AS))
         return response
 
     return guarded
+
+
+def _route_of(request: web.Request, handler: Handler) -> str:
+    """Return a route's name in metrics and logs; what a client makes up has none."""
+    resource = request.match_info.route.resource
+    return resource.canonical if resource and handler is not no_such_route else "unknown"
 
 
 async def no_such_route(request: web.Request) -> web.StreamResponse:

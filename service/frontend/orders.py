@@ -26,6 +26,7 @@ from service.frontend.sessions import (
 )
 from service.frontend.spans import tell_run
 from service.frontend.views import View
+from service.logscope import bind
 from service.protocol.jobs import RUN_ID, Job
 from service.protocol.openai import ChatCompletionRequest
 from service.store.runs import RunInfo
@@ -83,13 +84,14 @@ async def place_order(  # noqa: PLR0913 -- what was asked, and how to answer it
 ) -> Order:
     """Return the order of a new run, or of the one its idempotency key stands for."""
     context = request.app[CONTEXT]
-    job = new_job(context, chat, owner, response)
+    job = new_job(context, chat, owner, response, request_id=request["request_id"])
     key = idempotency_key(request)
     earlier: RunInfo | Job = job
     if key is not None:
         require_broker(context)
         async with answering():
             earlier = await attach(context, owner, key, chat, job)
+    bind(run_id=earlier.run_id)
     return Order(
         earlier if isinstance(earlier, RunInfo) else Admission(context, earlier),
         view,
@@ -112,6 +114,7 @@ async def own_run(context: Context, request: web.Request, shown_id: str, run_id:
         async with answering():
             info = await context.runs.describe(run_id)
         if info is not None and hmac.compare_digest(info.owner, owner):
+            bind(run_id=run_id)
             tell_run(info)
             return info
     message = f"no such run: {shown_id[:60]!r}; runs are kept for a while after their end and for their creator only"

@@ -20,8 +20,9 @@ from service.frontend.spans import sending, tell_run
 from service.frontend.streaming import Collector, StreamPump
 from service.frontend.views import Fold, View
 from service.frontend.watch import Deadlines
+from service.logscope import about
 from service.protocol.events import Cursor
-from service.protocol.jobs import Job, new_run_id, open_ttl_s
+from service.protocol.jobs import Job, new_run_id, open_ttl_s, scope_of
 from service.protocol.openai import ChatCompletionRequest
 from service.store.feed import RunFeed
 from service.store.runs import RunInfo
@@ -121,7 +122,7 @@ class _Resubmission:
     async def _look(self) -> None:
         job = Job.decode(self._envelope)
         if await self._context.runs.describe(job.run_id) is None and time.time() < job.start_by:
-            log.warning("run %s is unknown to the broker; enqueueing it again", job.run_id)
+            log.warning("the run is unknown to the broker; enqueueing it again", extra=about(scope_of(job)))
             await _enqueue(self._context, job)
 
 
@@ -193,7 +194,14 @@ def _deadlines(context: Context, feed: RunFeed, on_doubt_unstarted: Callable[[],
     )
 
 
-def new_job(context: Context, chat: ChatCompletionRequest, owner: str, response: dict[str, Any] | None = None) -> Job:
+def new_job(
+    context: Context,
+    chat: ChatCompletionRequest,
+    owner: str,
+    response: dict[str, Any] | None = None,
+    *,
+    request_id: str = "",
+) -> Job:
     """Return the envelope of a new run; raises NotFound if nobody answers for its model."""
     context.submitter.check(chat.model)
     now = time.time()
@@ -202,6 +210,7 @@ def new_job(context: Context, chat: ChatCompletionRequest, owner: str, response:
         request=chat.model_dump(mode="json", exclude_unset=True),
         created=int(now),
         start_by=now + context.settings.queue_timeout_s,
+        request_id=request_id,
         include_usage=chat.include_usage,
         limited=context.settings.max_runs_per_key > 0,
         owner=owner,
@@ -259,6 +268,7 @@ async def stream_run(  # noqa: PLR0913 -- the request, the run, and how to show 
         await source.open(feed)
         await pump.run()
     except ClientGone as exc:
+        log.debug("the client is gone before the end of its stream: %s", exc)
         if isinstance(exc, ClientStuck):
             context.metrics.slow_client_cut()
         writer.abort()

@@ -15,6 +15,7 @@ from service.frontend.clock import RunClock
 from service.frontend.rawwriter import HIGH_WATER_BYTES, RawWriter
 from service.frontend.views import Fold
 from service.frontend.watch import Deadlines
+from service.logscope import about, current
 from service.protocol.events import TEXT, WRITTEN, Batch, written_characters
 from service.store.feed import RunFeed
 from service.stream import Machine
@@ -55,7 +56,7 @@ class Outbox:
             try:
                 pump.flush()
             except Exception as exc:  # one stream's fault must not end all others
-                log.exception("writing a stream failed")
+                log.exception("writing a stream failed", extra=about(pump.scope))
                 pump.fail(STREAM_LOST, f"the stream could not be written: {exc!r}")
 
 
@@ -87,6 +88,7 @@ class StreamPump:
         "_writer",
         "_wrote",
         "given_up",
+        "scope",
     )
 
     def __init__(self, machine: Machine, writer: RawWriter, outbox: Outbox, *, replay_word_delay_ms: int) -> None:
@@ -96,6 +98,7 @@ class StreamPump:
         self._outbox = outbox
         self._replay_delay_s = replay_word_delay_ms / 1000
         self._loop = asyncio.get_running_loop()
+        self.scope = current()
         self._feed: RunFeed | None = None
         self._deadlines: Deadlines | None = None
         self._clock: RunClock | None = None  # until the first text
@@ -214,6 +217,7 @@ class StreamPump:
             self._writer.write(sse.KEEPALIVE)
             self._last_byte_s = now_s
         if self._deadlines is not None and (verdict := self._deadlines.check(now_s)) is not None:
+            log.warning("the run is given up: %s", verdict[1], extra=about(self.scope))
             self.fail(*verdict)
 
     # -- writing ------------------------------------------------------------------------------------
@@ -281,6 +285,7 @@ class Collector:
         self.fold = fold
         self._loop = asyncio.get_running_loop()
         self._deadlines: Deadlines | None = None
+        self.scope = current()
         self._clock: RunClock | None = None
         self.given_up = ""  # the code with which we did
         self._characters = 0
@@ -351,4 +356,5 @@ class Collector:
     def tick(self, now_s: float) -> None:
         """Doubt or give up a silent run."""
         if self._deadlines is not None and (verdict := self._deadlines.check(now_s)) is not None:
+            log.warning("the run is given up: %s", verdict[1], extra=about(self.scope))
             self.fail(*verdict)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Final, Protocol
 
 from service.errors import QUEUE_TIMEOUT, STREAM_LOST
+from service.logscope import Scope, about
 from service.store.feed import RunFeed
 
 log = logging.getLogger(__name__)
@@ -21,7 +22,9 @@ GRACE_S: Final = 10.0
 
 
 class OpenRun(Protocol):
-    """What the watcher can do with a run somebody waits for."""
+    """What the watcher can do with a run somebody waits for. ``scope`` is what log lines say of it."""
+
+    scope: Scope
 
     def tick(self, now_s: float) -> None:
         """Be looked at. ``now_s`` is the loop's clock."""
@@ -147,4 +150,4 @@ class Watcher:
                 try:
                     run.tick(now_s)
                 except Exception:  # one stream's fault must not end the others' keepalives
-                    log.exception("looking after a run failed")
+                    log.exception("looking after a run failed", extra=about(run.scope))

@@ -2,10 +2,12 @@
 
 import re
 import secrets
-from typing import Any, Final, Self
+from typing import Annotated, Any, Final, Self
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from service.logscope import REQUEST_ID, Scope
 
 VERSION: Final = 1
 RUN_PREFIX: Final = "chatcmpl-"
@@ -15,6 +17,15 @@ RUN_ID: Final = re.compile(RUN_PREFIX + r"[0-9a-f]{32}")
 def new_run_id() -> str:
     """Return a completion id, ``chatcmpl-`` and 128 random bits in hex: unguessable."""
     return f"{RUN_PREFIX}{secrets.token_hex(16)}"
+
+
+def new_request_id() -> str:
+    """Return what stands for a request in logs."""
+    return f"req_{secrets.token_hex(8)}"
+
+
+def _request_id(value: object) -> str:
+    return value if isinstance(value, str) and REQUEST_ID.fullmatch(value) else ""
 
 
 def open_ttl_s(queue_timeout_s: float, run_timeout_s: float) -> int:
@@ -32,6 +43,9 @@ class Job(BaseModel):
     request: dict[str, Any] = Field(description="the validated chat completion request, as JSON")
     created: int = Field(description="Unix time, seconds; the completion's `created`")
     start_by: float = Field(description="Unix time, seconds; a job not started by then fails as queue_timeout")
+    request_id: Annotated[str, BeforeValidator(_request_id)] = Field(
+        default="", description="of the request that created it, for logs; what does not look like one is left out"
+    )
     include_usage: bool = Field(default=False, description="whether the stream tells its usage in a chunk of its own")
     limited: bool = Field(default=False, description="whether the run counts against its owner's active runs")
     owner: str = Field(default="", description="hash of the API key that created the run, empty without keys")
@@ -55,3 +69,8 @@ class Job(BaseModel):
     def decode(cls, payload: bytes) -> Self:
         """Read an envelope; raises pydantic.ValidationError (a ValueError) if it is not one."""
         return cls.model_validate_json(payload)
+
+
+def scope_of(job: Job) -> Scope:
+    """Return what log lines about a job say of it."""
+    return Scope(run_id=job.run_id, request_id=job.request_id)

@@ -18,6 +18,7 @@ from typing import Final, Protocol
 import hiredis
 
 from service.errors import AgentStreamError, BusError, LogTrimmed
+from service.logscope import about, current
 from service.protocol.events import Batch, decode_batch
 from service.store.counts import FeedCounts
 from service.store.link import Command, Link
@@ -65,6 +66,7 @@ class RunFeed:
         "_link",
         "_missed",
         "_reading",
+        "_scope",
         "_seq",
         "_state",
         "_synced",
@@ -81,6 +83,7 @@ class RunFeed:
         """Prepare; nothing arrives before ``open``. ``counts`` are those of all feeds of the process."""
         self._link = link
         self._channel = channel.encode()
+        self._scope = current()
         self._consumer = consumer
         self._counts = counts or FeedCounts()
         self._state = _State.CLOSED
@@ -229,8 +232,8 @@ class RunFeed:
 
     def _on_consumer_failed(self, batch: Batch, exc: Exception) -> None:
         """Tell a consumer that cannot go on, instead of leaving it to wait."""
-        log.error("the consumer of %s failed", self._channel.decode(), exc_info=exc)
-        self._fail(BusError(f"events {batch.attempt}-{batch.seq} and after could not be handled: {exc!r}"))
+        log.error("what reads the run failed", exc_info=exc, extra=about(self._scope))
+        self._fail(BusError(f"events {batch.attempt}-{batch.seq} and after could not be handled: {type(exc).__name__}"))
 
     def _set_synced(self) -> None:
         if self._synced is not None and not self._synced.done():
@@ -242,7 +245,7 @@ class RunFeed:
             self._reading = None
 
     def _fail(self, error: AgentStreamError) -> None:
-        log.warning("feed %s failed: %s", self._channel.decode(), error)
+        log.warning("the run cannot be read: %s", error, extra=about(self._scope))
         self.failure = error
         self.close()
         self._consumer.on_failure(error)

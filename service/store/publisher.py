@@ -18,6 +18,7 @@ from typing import Any, Final
 import hiredis
 
 from service.errors import AgentStreamError, BufferFull, BusError, Fenced, RunCancelled
+from service.logscope import about, current
 from service.protocol.events import START, TERMINAL, TOOL_CALL_START, Cursor, encode_batch, encode_event
 from service.store.appender import Append, Appender
 from service.store.link import Link
@@ -74,6 +75,7 @@ class RunPublisher:
         self._appender = appender
         self._names = list(names)
         self._channel = names[0]
+        self._scope = current()
         self._attempt = attempt
         self._limits = limits
         self._on_lost = on_lost
@@ -330,10 +332,10 @@ class RunPublisher:
         self._stored_seq = last.seq if last.attempt == self._attempt else 0
         self._again = deque(batch for batch in self._kept if batch.last_seq > self._stored_seq)
         self._appender.counts.retries += len(self._again)
-        log.warning("the log of %s ends at %s; storing %d batches again", self._channel, last, len(self._again))
+        log.warning("the log ends at %s; storing %d batches again", last, len(self._again), extra=about(self._scope))
         self._appender.ready(self)
 
     def _end(self, reason: AgentStreamError) -> None:
-        log.warning("%s", reason)
+        log.warning("the attempt is lost: %s", reason, extra=about(self._scope))
         self.close(reason)
         self._on_lost(reason)

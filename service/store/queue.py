@@ -331,7 +331,7 @@ class JobQueue:
             secrets.token_hex(8),
         )
         if not isinstance(reply, list):
-            log.info("run %s needs no attempt: %s", run_id, reply)
+            log.info("the run needs no attempt: %s", reply)
             return None
         attempt, cancelled, handed_back, waited_ms = reply
         first = encode_batch(attempt, 1, [encode_event(RUN_STARTED, {"worker": self.worker_id})])
@@ -359,7 +359,7 @@ class JobQueue:
     async def finish(self, claim: Claim) -> None:
         """Remove a job that needs no run any more: its terminal event is stored, or another entry carries it."""
         if not await self._quick("finish", [self._jobs], GROUP, self.worker_id, claim.entry_id):
-            log.warning("job %s is no longer held by this worker", claim.entry_id)
+            log.warning("the job %s is no longer held by this worker", claim.entry_id)
         if claim.job.limited:
             with _broker_errors():
                 await self._redis.zrem(self._keys.active_runs(claim.job.owner), claim.job.run_id)

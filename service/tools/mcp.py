@@ -239,6 +239,7 @@ class _Connection:
         loop = asyncio.get_running_loop()
         while not self._stop.is_set():
             began_s = loop.time()
+            cause: BaseException | None = None
             try:
                 await self._hold_session()
             except asyncio.CancelledError:
@@ -246,14 +247,17 @@ class _Connection:
                     raise
                 self._reason = "the session was cancelled"  # by the client itself, as it does in its task groups
             except Exception as exc:  # noqa: BLE001 -- whatever a server, its pipe or its HTTP answers come up with
-                self._reason = _cause(exc)
+                cause = _cause(exc)
+                self._reason = f"{type(cause).__name__}: {cause}".rstrip(": ")
             self._client = None
             self.tried.set()
             if self._stop.is_set():
                 return
             if loop.time() - began_s > STABLE_S:
                 pause_s = FIRST_PAUSE_S
-            log.warning("MCP server %s: %s; again in %g s", self.name, self._reason, pause_s)
+            # A reason's own words may repeat a tool's arguments, or an address with a key in it.
+            told = cause or self._reason.partition(":")[0]
+            log.warning("MCP server %s: %s; again in %g s", self.name, told, pause_s)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stop.wait(), pause_s)
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
@@ -331,8 +335,8 @@ async def _all_tools(client: Client) -> list[types.Tool]:
     return tools[:MAX_TOOLS]
 
 
-def _cause(exc: BaseException) -> str:
-    """Return an exception's reason; task groups wrap it."""
+def _cause(exc: BaseException) -> BaseException:
+    """Return what an exception comes down to; task groups wrap it."""
     while isinstance(exc, BaseExceptionGroup) and exc.exceptions:
         exc = exc.exceptions[0]
-    return f"{type(exc).__name__}: {exc}".rstrip(": ")
+    return exc

@@ -169,7 +169,7 @@ class Execution:
         """Return when everything the agent started has ended; a thread cannot be killed, so its slot stays taken."""
         left = [future for future in self._left if not future.done()]
         if left:
-            log.warning("run %s is over, but its agent still runs; waiting for it", self.claim.job.run_id)
+            log.warning("the run is over, but its agent still runs; waiting for it")
             await asyncio.wait(left)
 
     async def _call(self, agent: Agent, run: Run) -> object:
@@ -194,10 +194,10 @@ class Execution:
         try:
             return RUN_COMPLETED, self._completion(request, agent.result())
         except InvalidAgentOutput as exc:
-            log.warning("run %s: %s", self.claim.job.run_id, exc)
+            log.warning("the agent broke its contract: %s", exc)
             return failed(errors.INVALID_AGENT_OUTPUT, str(exc))
         except Exception as exc:
-            log.exception("run %s: the agent failed", self.claim.job.run_id)
+            log.exception("the agent failed")
             message = str(exc) or type(exc).__name__
             return failed(errors.failure_code(message), message)
 
@@ -261,4 +261,4 @@ def _call_in_thread(agent: Agent, run: Run, done: asyncio.Future[object]) -> Non
     try:
         done.get_loop().call_soon_threadsafe(settle)
     except RuntimeError:
-        log.warning("run %s: its agent's thread ended after the worker had stopped", run.id)
+        log.warning("the agent's thread ended after the worker had stopped")

@@ -11,6 +11,8 @@ from collections.abc import Awaitable, Callable
 from typing import Final, Protocol
 
 from service.errors import BrokerUnavailable
+from service.logscope import about
+from service.protocol.jobs import scope_of
 from service.store.queue import Claim, JobQueue
 
 log = logging.getLogger(__name__)
@@ -87,7 +89,7 @@ class Leases:
         lost += [begun[run_id] for run_id in await self._queue.superseded(list(begun))]
         for run in lost:
             if run is not None and self._held.pop(run.claim.entry_id, None) is run:
-                log.warning("the lease of run %s was lost", run.claim.job.run_id)
+                log.warning("the lease of the run was lost", extra=about(scope_of(run.claim.job)))
                 run.lose()
         by_run = {run.claim.job.run_id: run for run in self._held.values()}
         for run_id in await self._queue.cancelled(list(by_run)):

@@ -21,6 +21,7 @@ from service.store.queue import Begun, Claim, JobQueue
 from service.worker.execution import HAND_BACK, AgentOf, Execution, Terminal, failed
 from service.worker.lease import Leases
 from service.worker.metrics import HANDED_BACK, LEASE_LOST, NOT_STORED, QueueMetrics
+from service.worker.runlog import RunLog
 from service.worker.spans import job_span, tell_end
 
 log = logging.getLogger(__name__)
@@ -50,14 +51,17 @@ class Runner:
         leases: Leases,
         limits: RunLimits,
         metrics: QueueMetrics,
+        *,
+        log_content: bool = False,
     ) -> None:
-        """Bind what every run needs."""
+        """Bind what every run needs; ``log_content`` allows what users and agents wrote in log lines."""
         self._agent_of = agent_of
         self._bus = bus
         self._queue = queue
         self._leases = leases
         self._limits = limits
         self._metrics = metrics
+        self._lines = RunLog(content=log_content)
         self._executions: set[Execution] = set()
         self._texts_before = 0  # of runs that have ended
 
@@ -81,6 +85,7 @@ class Runner:
 
         ``called_again`` is told whether the job is one whose agent is called once more, as soon as that is known.
         """
+        self._lines.claimed(claim, self._queue)
         self._metrics.claimed(again=called_again is not None)
         execution = Execution(self._agent_of, claim, self._on_tool_end)
         self._executions.add(execution)
@@ -101,7 +106,7 @@ class Runner:
         claim = execution.claim
         late = time.monotonic() - claim.since_s > self._leases.interval_s
         if late and await self._queue.renew([claim.entry_id]):
-            log.warning("run %s went to another worker before it began here", claim.job.run_id)
+            log.warning("the run went to another worker before it began here")
             return
         begun = await self._queue.begin(claim, ttl_s=self._limits.log.open_ttl_s)
         if begun is None:
@@ -109,6 +114,7 @@ class Runner:
             return
         publisher = self._bus.publisher(claim.job.run_id, begun.attempt, self._limits.log, execution.lose, begun.first)
         execution.bind(publisher)
+        self._lines.begun(claim.job, begun)
         span.set({tracing.ATTEMPT: begun.attempt})
         terminal = await self._attempt(execution, begun, publisher, called_again)
         tell_end(span, terminal, execution.stop_reason)
@@ -130,7 +136,7 @@ class Runner:
                 self._metrics.called_again()
             terminal = await execution.outcome(self._limits.run_timeout_s)
         if terminal is not None:
-            outcome = await self._conclude(execution.claim, publisher, terminal)
+            outcome = await self._conclude(publisher, terminal)
         elif execution.stop_reason == HAND_BACK:
             outcome = HANDED_BACK
         else:
@@ -138,9 +144,9 @@ class Runner:
         now_s, heard_s = time.monotonic(), execution.cancel_heard_s
         cancel_seconds = None if heard_s is None else now_s - heard_s
         self._metrics.ended(outcome, seconds=now_s - begun_s, cancel_seconds=cancel_seconds)
+        await self._lines.ended(self._bus, execution.claim.job.run_id, terminal, outcome, seconds=now_s - begun_s)
         publisher.close(BusError("the run is over, or goes to another worker"))
         if outcome == HANDED_BACK:
-            log.info("run %s is handed back", execution.claim.job.run_id)
             await self._queue.hand_back(execution.claim)
         elif outcome not in {LEASE_LOST, NOT_STORED}:
             await self._queue.finish(execution.claim)
@@ -173,9 +179,8 @@ class Runner:
             return failed(errors.WORKER_LOST, f"{self._limits.max_attempts} workers that ran it were lost")
         return None
 
-    async def _conclude(self, claim: Claim, publisher: RunPublisher, terminal: Terminal) -> str:
+    async def _conclude(self, publisher: RunPublisher, terminal: Terminal) -> str:
         """Store the terminal event, and return how the run has ended."""
-        run_id = claim.job.run_id
         put_s = time.monotonic()
         try:
             try:
@@ -186,7 +191,7 @@ class Runner:
             async with asyncio.timeout(FLUSH_TIMEOUT_S):
                 await publisher.flush()
         except (AgentStreamError, TimeoutError) as exc:
-            log.error("run %s: its last events could not be stored: %r", run_id, exc)  # noqa: TRY400
+            log.error("the last events of the run could not be stored: %s", exc)  # noqa: TRY400
             if isinstance(exc, TimeoutError):
                 self._metrics.too_late()
             return LEASE_LOST if isinstance(exc, Fenced) else NOT_STORED

@@ -75,7 +75,15 @@ async def _work(  # noqa: PLR0913, PLR0917 -- what was made of the settings
     workers = {
         name: Worker(
             queue,
-            Runner(agents[name], bus, queue, leases[name], limits, metrics.queue(name)),
+            Runner(
+                agents[name],
+                bus,
+                queue,
+                leases[name],
+                limits,
+                metrics.queue(name),
+                log_content=settings.log_content,
+            ),
             leases[name],
             slots=slots,
             drain_timeout_s=settings.drain_timeout_s,

@@ -3,9 +3,12 @@
 import asyncio
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 from service.errors import AgentStreamError, BrokerUnavailable
+from service.logscope import Scope, about
+from service.protocol.jobs import scope_of
 from service.store.queue import BEAT_INTERVAL_S, Claim, JobQueue
 from service.worker.lease import Leases, tolerate
 from service.worker.runner import Runner
@@ -147,7 +150,7 @@ class Worker:
                     self._slots.release()
             if claim is None:
                 return
-            log.warning("taking over run %s: the lease of its worker ran out", claim.job.run_id)
+            log.warning("taking over the run: the lease of its worker ran out", extra=about(scope_of(claim.job)))
             called_again: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
             self._start(claim, called_again)
             if await called_again:
@@ -156,14 +159,14 @@ class Worker:
     def _start(self, claim: Claim, called_again: asyncio.Future[bool] | None = None) -> None:
         task = asyncio.create_task(self._runner.execute(claim, called_again), name=f"run {claim.job.run_id}")
         self._runs.add(task)
-        task.add_done_callback(self._on_run_done)
+        task.add_done_callback(partial(self._on_run_done, scope_of(claim.job)))
 
-    def _on_run_done(self, task: asyncio.Task[None]) -> None:
+    def _on_run_done(self, scope: Scope, task: asyncio.Task[None]) -> None:
         self._runs.discard(task)
         self._slots.release()
         if not task.cancelled() and (error := task.exception()) is not None:
             known = isinstance(error, AgentStreamError)
-            log.error("%s ended badly: %s", task.get_name(), error, exc_info=None if known else error)
+            log.error("the run ended badly: %s", error, exc_info=None if known else error, extra=about(scope))
 
     async def _drain(self) -> None:
         if self._runs:

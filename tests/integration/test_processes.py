@@ -115,7 +115,7 @@ async def test_front_ends_can_be_replaced_one_by_one(processes: Processes, clien
     await worker.until(r"(?s)(gated run.*){12}")
     first = pids(parent)
     os.kill(first[0], signal.SIGTERM)
-    draining = await parent.until(r"frontend 1 .*draining: (\d+) open runs")
+    draining = await parent.until(r"frontend 1\[.*draining: (\d+) open runs")
     assert 0 < int(draining[1]) < len(streams)
     for connection in [await connect(url) for _ in range(10)]:
         connection[1].transport.abort()

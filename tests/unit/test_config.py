@@ -46,6 +46,8 @@ EVERY_SETTING: dict[str, tuple[str, Any]] = {
     "drain_timeout_s": ("0", 0.0),
     "broker_wait_s": ("0.5", 0.5),
     "log_level": ("debug", "debug"),
+    "log_format": ("json", "json"),
+    "log_content": ("true", True),
     "api_keys": ("sk-one,sk-two", ("sk-one", "sk-two")),
     "allow_open": ("1", True),
     "cors_origins": ("https://a.test,https://b.test", ("https://a.test", "https://b.test")),

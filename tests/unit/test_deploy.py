@@ -28,12 +28,24 @@ def filled(text: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def compose() -> dict[str, Any]:
-    """Return compose.yaml, parsed and checked by the Compose Specification."""
+def every_service() -> dict[str, Any]:
+    """Return what compose.yaml can start, parsed and checked by the Compose Specification."""
     parsed = PyOptions(apply_merge=True).from_yaml(filled((ROOT / "compose.yaml").read_text()))
     parsed.validate()
     services: dict[str, Any] = parsed.to_dict()["services"]
     return services
+
+
+@pytest.fixture(scope="module")
+def compose(every_service: dict[str, Any]) -> dict[str, Any]:
+    """Return what it starts unasked."""
+    return {name: service for name, service in every_service.items() if "profiles" not in service}
+
+
+@pytest.fixture(scope="module")
+def observers(every_service: dict[str, Any]) -> dict[str, Any]:
+    """Return what it starts with the profile ``observability``."""
+    return {name: service for name, service in every_service.items() if service.get("profiles") == ["observability"]}
 
 
 @pytest.fixture(scope="module")
@@ -79,9 +91,21 @@ def test_only_nginx_is_published_and_only_on_this_machine(compose: dict[str, Any
     assert compose["redis"]["networks"] == ["broker"]
 
 
-def test_every_container_is_confined(compose: dict[str, Any]) -> None:
+def test_observers_change_nothing(every_service: dict[str, Any], observers: dict[str, Any]) -> None:
+    """What only looks is started by its profile alone, is pinned and bounded, and nothing waits for it."""
+    assert set(observers) == {"prometheus", "grafana", "jaeger"}
+    for service in observers.values():
+        assert re.search(r":v?\d+\.\d+\.\d+$", service["image"])
+        assert service["mem_limit"] == "512mb"
+        assert all(port.startswith("127.0.0.1:") for port in service["ports"])
+        assert "broker" not in service["networks"]  # Redis has no password there
+    for service in every_service.values():
+        assert not set(service.get("depends_on", {})) & set(observers)
+
+
+def test_every_container_is_confined(every_service: dict[str, Any]) -> None:
     """Each container has a read-only root, no capabilities and no way to gain privileges."""
-    for service in compose.values():
+    for service in every_service.values():
         assert service["read_only"] is True
         assert service["cap_drop"] == ["ALL"]
         assert service["security_opt"] == ["no-new-privileges:true"]

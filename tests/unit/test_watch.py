@@ -9,6 +9,7 @@ import pytest
 from service.errors import QUEUE_TIMEOUT, STREAM_LOST
 from service.frontend import watch
 from service.frontend.watch import FIRST_DOUBT_S, GRACE_S, LAST_DOUBT_S, Deadlines, Watcher
+from service.logscope import Scope
 from service.store.feed import RunFeed
 from tests.helpers import SOON_S
 
@@ -133,6 +134,7 @@ class Ticked:
     """An open run that counts its ticks, or fails at each."""
 
     def __init__(self, *, broken: bool = False) -> None:
+        self.scope = Scope()
         self.ticks = 0
         self.ticked_twice = asyncio.Event()
         self._broken = broken
