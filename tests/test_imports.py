@@ -13,12 +13,12 @@ SERVICE = Path(__file__).parents[1] / "service"
 # layer, part (a module or a package of service/), the other parts it may import.
 # telemetry holds names and may be used anywhere. __init__ is what `from service import __version__` reads.
 ARROWS = """
-    4  __main__    __init__ errors config process chat supervisor frontend worker
+    4  __main__    __init__ errors config process cli supervisor frontend worker
+    4  cli         errors protocol sse store config process
     4  supervisor  errors config process child children sharedport broker frontend
     4  broker      errors process child
     4  children    errors process
     4  sharedport  errors
-    4  chat        sse
     3  frontend    __init__ errors protocol sse transcript stream completion_stream responses store config process
     3  worker      errors protocol transcript store engines tools agents config process
     3  config      errors
