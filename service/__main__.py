@@ -9,6 +9,7 @@ import click
 from service import __version__
 from service.cli.cancel import cancel
 from service.cli.chat import chat
+from service.cli.doctor import doctor
 from service.cli.flags import setting_flags
 from service.cli.ps import ps
 from service.cli.settings import config
@@ -112,7 +113,7 @@ def worker(**flags: Any) -> None:  # noqa: ANN401
     _run("worker", flags, serve)
 
 
-for command in (chat, ps, tail, cancel, config):
+for command in (chat, ps, tail, cancel, doctor, config):
     main.add_command(command)
 
 

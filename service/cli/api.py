@@ -35,6 +35,7 @@ class Api:
         # Strict errors: an error is told as one, not as a sentence of the answer.
         self._headers = {"X-Agent-Errors": "strict"} | ({"Authorization": f"Bearer {api_key}"} if api_key else {})
         self._session: aiohttp.ClientSession | None = None
+        self.server = ""  # who answered last, as it names itself
 
     async def __aenter__(self) -> Self:
         """Open."""
@@ -99,6 +100,7 @@ class Api:
             message = f"no answer from {self.url}: {_reason(exc)}"
             raise Unreachable(message) from exc
         async with response:
+            self.server = response.headers.get("Server", "")
             if response.status != _OK:
                 raise await _error_of(response)
             yield response
