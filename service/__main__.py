@@ -11,8 +11,10 @@ from service.cli.cancel import cancel
 from service.cli.chat import chat
 from service.cli.doctor import doctor
 from service.cli.flags import setting_flags
+from service.cli.panel import is_terminal
 from service.cli.ps import ps
 from service.cli.settings import config
+from service.cli.status import live_status
 from service.cli.tail import tail
 from service.config import Settings, load_settings, unknown_variables
 from service.errors import StartupError
@@ -84,8 +86,12 @@ def main() -> None:
 @main.command()
 @setting_flags()
 def up(**flags: Any) -> None:  # noqa: ANN401
-    """Serve: front end, workers and, without REDIS_URL, a private broker. ctrl-C ends all of them."""
-    _run("up", flags, lambda settings: Supervisor(settings, click.echo).run())
+    """Serve: front end, workers and, without REDIS_URL, a private broker. ctrl-C ends all of them.
+
+    On a terminal the last two rows show the address, the workers, the open runs and the tokens a second.
+    """
+    watch = live_status if is_terminal(sys.stdout) else None
+    _run("up", flags, lambda settings: Supervisor(settings, click.echo, watch).run())
 
 
 @main.command()

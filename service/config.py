@@ -291,6 +291,11 @@ def masked(field: str, value: Any) -> Any:  # noqa: ANN401 -- a setting's
     return "***"
 
 
+def terminal_type() -> str:
+    """Return what kind of terminal the environment tells of; "dumb" if it tells of none."""
+    return os.environ.get("TERM") or "dumb"
+
+
 def unknown_variables() -> list[str]:
     """Return a line for each AGENTSTREAM_ variable that is no setting; with the likely meant name."""
     known = {env_name(field) for field in Settings.model_fields} | _CLIENT_VARIABLES

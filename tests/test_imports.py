@@ -14,7 +14,7 @@ SERVICE = Path(__file__).parents[1] / "service"
 # telemetry holds names and may be used anywhere. __init__ is what `from service import __version__` reads.
 ARROWS = """
     4  __main__    __init__ errors config process cli supervisor frontend worker
-    4  cli         errors protocol sse store config process
+    4  cli         errors protocol sse store config process children
     4  supervisor  errors config process child children sharedport broker frontend
     4  broker      errors process child
     4  children    errors process

@@ -34,7 +34,7 @@ def chat(question: str | None, url: str, api_key: str | None, model: str) -> Non
       agentstream chat --url https://agents.example.com --api-key sk-1
       git diff | agentstream chat > review.txt
     """
-    if question is None and sys.stdin.isatty():
+    if question is None and sys.stdin.isatty() and sys.stdout.isatty():
         _talk(url, api_key, model)
         return
     if question is None:
