@@ -73,7 +73,7 @@ def main() -> None:
       2    a setting or an argument is wrong; starting again would not help
       3    the front end or Redis cannot be reached now; trying again may help
       4    refused: an unknown run, a wrong key, a full queue
-      130  ctrl-C
+      130  ctrl-C; `up`, `frontend` and `worker` end with 0, as that is how they are stopped
 
     \b
     Completion of commands, flags and run ids (the latter with REDIS_URL set), in the shell's start-up file:

@@ -4,6 +4,7 @@ import contextlib
 import json
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any, Final, Self
+from urllib.parse import quote
 
 import aiohttp
 
@@ -20,6 +21,11 @@ COMPLETIONS: Final = "/v1/chat/completions"
 _NOT_NOW: Final = (502, 503)  # a proxy without a front end; Redis away, or draining
 _SERVER_ERROR: Final = 500
 _OK: Final = 200
+
+
+def run_path(run_id: str) -> str:
+    """Return a run's path, whatever was typed as its id."""
+    return f"{COMPLETIONS}/{quote(run_id, safe='')}"
 
 
 class CutStream(Unreachable):
@@ -74,7 +80,7 @@ class Api:
 
     async def cancel(self, run_id: str) -> dict[str, Any]:
         """End a run and return it as it ended."""
-        return await self.post(f"{COMPLETIONS}/{run_id}/cancel")
+        return await self.post(f"{run_path(run_id)}/cancel")
 
     @contextlib.asynccontextmanager
     async def _answer(

@@ -6,7 +6,7 @@ import hashlib
 import json
 from typing import Final
 
-from service.cli.api import COMPLETIONS, Api
+from service.cli.api import Api, run_path
 from service.cli.display import DONE
 from service.cli.exits import Failed, Refused, Unreachable
 from service.cli.findings import Finding
@@ -65,7 +65,7 @@ async def _delays_s(run: ProbeRun, api: Api) -> list[float]:
     arrived_s: list[float] = []
 
     async def read() -> None:
-        path = f"{COMPLETIONS}/{run.run_id}?stream=true"
+        path = f"{run_path(run.run_id)}?stream=true"
         async with contextlib.aclosing(api.stream("GET", path)) as pieces:
             async for messages in pieces:
                 begun.set()

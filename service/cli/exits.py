@@ -59,6 +59,9 @@ def finish(work: Coroutine[Any, Any, int]) -> None:
         code = run_loop(work)
     except StartupError as exc:
         raise WrongSettings(str(exc)) from exc
+    except KeyboardInterrupt as exc:
+        message = "interrupted"
+        raise Interrupted(message) from exc
     if code:
         sys.exit(code)
 

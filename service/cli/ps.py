@@ -10,6 +10,7 @@ import click
 from service.cli.display import harmless
 from service.cli.exits import finish, redis_errors
 from service.cli.flags import redis_url_of, setting_flags, settings_from
+from service.cli.layout import columns, duration
 from service.config import Settings
 from service.protocol.keys import Keys
 from service.store.endpoint import Endpoint
@@ -17,9 +18,6 @@ from service.store.inspect import Inspector, Listing, OpenRun
 
 MAX_MODEL_CHARACTERS: Final = 40
 MAX_WORKER_CHARACTERS: Final = 40  # host-pid-random
-
-_MINUTE_S: Final = 60
-_HOUR_S: Final = 3600
 
 HEADINGS: Final = ("RUN", "STATE", "AGE", "MODEL", "QUEUE", "ATTEMPT", "EVENTS", "WORKER")
 
@@ -74,19 +72,3 @@ def _row(run: OpenRun) -> tuple[str, ...]:
         str(run.events),
         harmless(run.worker)[:MAX_WORKER_CHARACTERS],
     )
-
-
-def columns(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return rows as lines, each column as wide as its widest cell."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-
-
-def duration(seconds: float) -> str:
-    """Return a time as people read it: 7s, 3m20s, 2h05m."""
-    whole = int(seconds)
-    if whole < _MINUTE_S:
-        return f"{whole}s"
-    if whole < _HOUR_S:
-        return f"{whole // _MINUTE_S}m{whole % _MINUTE_S:02}s"
-    return f"{whole // _HOUR_S}h{whole % _HOUR_S // _MINUTE_S:02}m"

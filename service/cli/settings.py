@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from service.cli.flags import setting_flags, settings_from, shown
-from service.cli.ps import columns
+from service.cli.layout import columns
 from service.config import masked, origin_of, unknown_variables
 
 

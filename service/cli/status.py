@@ -11,8 +11,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from service import telemetry
 from service.children import Children
+from service.cli.layout import duration
 from service.cli.panel import Panel
-from service.cli.ps import duration
 
 REFRESH_S: Final = 1.0
 METRICS_TIMEOUT_S: Final = 3.0  # a front end asks Redis for up to 2 s

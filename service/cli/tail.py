@@ -6,7 +6,7 @@ from typing import Final
 
 import click
 
-from service.cli.api import COMPLETIONS, Api
+from service.cli.api import Api, run_path
 from service.cli.complete import open_run_ids
 from service.cli.display import Display
 from service.cli.exits import Interrupted, Unreachable, finish
@@ -49,7 +49,7 @@ async def _attend(url: str, api_key: str | None, run_id: str) -> int:
 async def _follow(api: Api, run_id: str, display: Display) -> None:
     """Show a run to its end; raises Refused, Failed, or Unreachable after GIVE_UP_S without news."""
     clock = asyncio.get_running_loop().time
-    path = f"{COMPLETIONS}/{run_id}?stream=true"
+    path = f"{run_path(run_id)}?stream=true"
     heard_at_s: float | None = None
     backoff_s = FIRST_BACKOFF_S
     while True:

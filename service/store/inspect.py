@@ -1,4 +1,4 @@
-"""What an operator may ask of Redis about a deployment, with plain commands and two reading scripts.
+"""What an operator may ask of Redis about a deployment's runs, by two reading scripts.
 
 Nothing here needs more than front ends may do (deploy/redis-users.acl), and none of it walks the key space.
 """
@@ -63,10 +63,10 @@ def store_errors() -> Iterator[None]:
         raise BrokerUnavailable(message) from exc
 
 
-class Inspector:
+class Asking:
     """Asks Redis; an asynchronous context manager.
 
-    Every method raises BrokerUnavailable if Redis cannot be reached, BusError if it refuses.
+    Every method raises BrokerUnavailable if Redis cannot be reached, BusError if it refuses, as a restricted user is.
     """
 
     def __init__(self, endpoint: Endpoint, keys: Keys) -> None:
@@ -81,6 +81,10 @@ class Inspector:
     async def __aexit__(self, *_: object) -> None:
         """Close its connections."""
         await self._redis.aclose()
+
+
+class Inspector(Asking):
+    """Asks what goes on."""
 
     async def open_runs(self, queues: Sequence[str], *, most: int = MOST_RUNS) -> list[Listing]:
         """List what each queue holds, in two round trips for all of them."""

@@ -2,11 +2,9 @@
 
 import time
 from dataclasses import dataclass
-from typing import Any, Final, Self
+from typing import Any, Final
 
-from service.protocol.keys import Keys
-from service.store.endpoint import Endpoint
-from service.store.inspect import store_errors
+from service.store.inspect import Asking, store_errors
 from service.store.queue import BEAT_VALID_S
 
 PINGS: Final = 20  # few enough to take no time, enough for a median
@@ -28,24 +26,8 @@ class QueueVitals:
     outstanding: int
 
 
-class Vitals:
-    """Asks the broker; an asynchronous context manager.
-
-    Every method raises BrokerUnavailable if it cannot be reached, BusError if it refuses, as a restricted user is.
-    """
-
-    def __init__(self, endpoint: Endpoint, keys: Keys) -> None:
-        """Bind the names; nothing is connected yet."""
-        self._redis = endpoint.redis()
-        self._keys = keys
-
-    async def __aenter__(self) -> Self:
-        """Return it."""
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        """Close its connections."""
-        await self._redis.aclose()
+class Vitals(Asking):
+    """Asks how the broker is."""
 
     async def info(self) -> dict[str, Any]:
         """Return what INFO tells, numbers as numbers."""

@@ -75,10 +75,11 @@ async def test_ps_tells_queues_apart_and_states(site: Site) -> None:
     assert {(told["state"], told["attempt"], told["events"]) for told in found.values()} == {("queued", 0, 0)}
 
 
+@pytest.mark.parametrize("command", ["ps", "doctor"])
 @pytest.mark.parametrize(("redis_url", "code"), [("", 2), ("redis://127.0.0.1:1", 3), ("nonsense://", 2)])
-async def test_ps_without_redis(redis_url: str, code: int) -> None:
+async def test_without_redis_nothing_can_be_told(command: str, redis_url: str, code: int) -> None:
     """Without a usable REDIS_URL it ends with 2, with one where nothing answers with 3, each with what to do."""
-    ended = await agentstream("ps", REDIS_URL=redis_url)
+    ended = await agentstream(command, REDIS_URL=redis_url)
     assert ended.code == code
     assert "Redis" in ended.err or "REDIS_URL" in ended.err
     assert "Traceback" not in ended.err

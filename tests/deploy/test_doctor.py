@@ -1,6 +1,5 @@
 """``agentstream doctor`` on real servers: planted faults are named, and what it says to do mends them."""
 
-import asyncio
 import json
 import shlex
 from collections.abc import AsyncIterator, Sequence
@@ -12,13 +11,12 @@ import pytest
 from redis.asyncio import Redis
 from redis.exceptions import NoPermissionError
 
-from service.broker import ServerChoice, usable_servers
-from service.process import free_port
+from service.broker import ServerChoice
 from tests.cli.conftest import Ended, agentstream
 from tests.deploy.proxies import NGINX, Proxy, running
-from tests.processes import ROOT, Process, Processes
+from tests.deploy.servers import SERVERS, serving
+from tests.processes import ROOT, Processes
 
-SERVERS = [choice for choice in usable_servers() if choice.kind == "server"]
 PASSWORDLESS = "user default on nopass ~* &* +@all\n"  # the test's own: the shipped file has this user off
 
 Told = dict[str, dict[str, Any]]
@@ -75,31 +73,16 @@ def faults(told: Told) -> set[str]:
 async def server(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Server]:
     """A server with the shipped users, an append-only file and a limit of memory, and a deployment on it."""
     choice: ServerChoice = request.param
-    port = free_port()
     users = tmp_path / "users.acl"
     shipped = (ROOT / "deploy/redis-users.acl").read_text()
     users.write_text(shipped.replace("user default off\n", PASSWORDLESS))
-    options = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "yes", "--aclfile", str(users)]
-    process = Process(
-        await asyncio.create_subprocess_exec(
-            str(choice.executable),
-            *options,
-            "--dir",
-            str(tmp_path),
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-        )
-    )
-    try:
-        await process.until(r"Ready to accept connections")
+    async with serving(choice, tmp_path, "--aclfile", str(users), "--appendonly", "yes") as port:
         url = f"redis://127.0.0.1:{port}/0"
         async with Redis(port=port) as redis, Processes(url, tmp_path) as processes:
             used = (await redis.info("memory"))["used_memory"]
             await redis.config_set("maxmemory", 10 * used)
             await processes.worker()
             yield Server(url, processes.queue, redis, processes)
-    finally:
-        await process.stop()
 
 
 async def test_three_planted_faults_are_named_and_mended(server: Server, tmp_path: Path) -> None:
@@ -156,7 +139,7 @@ async def test_an_idle_queue_is_told(server: Server) -> None:
 
 
 async def test_a_restricted_user_is_told_what_is_unknown(server: Server) -> None:
-    """What the front end's user may not read is unknown and no fault, and all the rest is still looked at."""
+    """What the front end's user may not read is unknown and no fault, all the rest is still looked at, and ps works."""
     user = server.url.replace("//", "//frontend:CHANGE-ME-frontend@")
     frontend = await server.processes.frontend(REDIS_URL=user)
     told = await server.told("--url", frontend, REDIS_URL=user)
@@ -164,6 +147,8 @@ async def test_a_restricted_user_is_told_what_is_unknown(server: Server) -> None
     assert unknown == {"version", "role", "append-only file", "eviction", "memory", "output buffer"}
     assert told["stream"]["level"] == told["latency"]["level"] == "ok"
     assert "operator" in told["memory"]["fix"][0]
+    ended = await agentstream("ps", REDIS_URL=user, AGENTSTREAM_QUEUE=server.queue)
+    assert ended.code == 0, ended
 
 
 async def test_the_operators_user_suffices(server: Server) -> None:
