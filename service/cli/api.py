@@ -18,7 +18,8 @@ MAX_ERROR_CHARACTERS: Final = 300  # of an error that is not ours, such as a pro
 
 COMPLETIONS: Final = "/v1/chat/completions"
 
-_NOT_NOW: Final = (502, 503)  # a proxy without a front end; Redis away, or draining
+# A proxy without a front end; Redis away, or draining; a run that a cancel has not ended yet.
+_NOT_NOW: Final = (502, 503, 504)
 _SERVER_ERROR: Final = 500
 _OK: Final = 200
 
@@ -65,6 +66,9 @@ class Api:
         headers = {"Last-Event-ID": after} if after else {}
         decoder = sse.Decoder()
         async with self._answer(method, path, body, headers) as response:
+            if response.content_type != "text/event-stream":
+                message = f"{self.url} answers with {response.content_type} instead of a stream: is it a front end?"
+                raise Failed(message)
             try:
                 async for piece in response.content.iter_any():
                     yield list(decoder.feed(piece))
@@ -75,7 +79,11 @@ class Api:
     async def post(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         """Return the parsed answer; raises as ``stream``."""
         async with self._answer("POST", path, body, {}, ANSWER_TIMEOUT_S) as response:
-            answer: dict[str, Any] = await response.json()
+            try:
+                answer: dict[str, Any] = await response.json()
+            except (aiohttp.ClientError, TimeoutError, ValueError) as exc:
+                message = f"no answer of a front end from {self.url}: {_reason(exc)}"
+                raise Failed(message) from exc
             return answer
 
     async def cancel(self, run_id: str) -> dict[str, Any]:
@@ -117,10 +125,11 @@ def _reason(exc: Exception) -> str:
 
 
 async def _error_of(response: aiohttp.ClientResponse) -> Failed:
-    text = await response.text(errors="replace")
+    text = ""
     try:
+        text = await response.text(errors="replace")
         message = str(json.loads(text)["error"]["message"])
-    except (ValueError, KeyError, TypeError):
+    except (aiohttp.ClientError, TimeoutError, ValueError, KeyError, TypeError):
         message = text[:MAX_ERROR_CHARACTERS]
     message = f"{response.status}: {message}"
     if response.status in _NOT_NOW:

@@ -15,6 +15,8 @@ from service.cli.interrupts import until_interrupted
 
 CANCEL_TIMEOUT_S: Final = 5.0  # the closed connection cancels the run as well; a proxy may keep that to itself
 
+MAX_QUESTION_BYTES: Final = 10 << 20  # front ends take no more by default (AGENTSTREAM_MAX_BODY_BYTES)
+
 Messages = list[dict[str, Any]]
 
 
@@ -38,7 +40,11 @@ def chat(question: str | None, url: str, api_key: str | None, model: str) -> Non
         _talk(url, api_key, model)
         return
     if question is None:
-        question = sys.stdin.read()
+        piped = sys.stdin.buffer.read(MAX_QUESTION_BYTES + 1)
+        if len(piped) > MAX_QUESTION_BYTES:
+            message = f"the question is longer than {MAX_QUESTION_BYTES} bytes"
+            raise WrongSettings(message)
+        question = piped.decode(errors="replace")
     if not question.strip():
         message = "there is no QUESTION"
         raise WrongSettings(message)

@@ -12,8 +12,12 @@ from service.cli.exits import Failed
 MAX_ACTIVITY_CHARACTERS: Final = 200
 DONE: Final = "[DONE]"
 
-# A model's words may hold escape sequences that would govern the terminal. Line ends and tabs are left.
-_CONTROLS: Final = dict.fromkeys((*range(32), *range(127, 160)), "�") | {9: "\t", 10: "\n"}
+# A model's words may hold escape sequences that would govern the terminal. Line feeds and tabs are left.
+_CONTROLS: Final = dict.fromkeys((*range(32), *range(127, 160)), "\N{REPLACEMENT CHARACTER}") | {
+    ord("\t"): "\t",
+    ord("\n"): "\n",
+    ord("\r"): "",
+}
 
 
 def harmless(text: str) -> str:
@@ -61,7 +65,7 @@ class Display:
                 self._content(content)
             for call in delta.get("tool_calls") or ():
                 if name := call["function"].get("name"):
-                    self._note(f"calls your tool {name}")
+                    self.note(f"calls your tool {name}")
             self._finished = self._finished or choice["finish_reason"] is not None
         return False
 
@@ -87,7 +91,8 @@ class Display:
     def note(self, text: str) -> None:
         """Say something beside the answer."""
         self.leave()
-        self._note(text)
+        one_line = " ".join(harmless(text).split("\n"))
+        click.secho(f"  · {one_line[:MAX_ACTIVITY_CHARACTERS]}", dim=True, err=True)
 
     def _content(self, text: str) -> None:
         self._end_reasoning()
@@ -115,9 +120,4 @@ class Display:
             "tool_call_end": f"{data.get('tool')} -> {'' if data.get('success') else 'failed: '}{data.get('result')}",
         }.get(event)
         if line:
-            self.leave()
-            self._note(line)
-
-    def _note(self, line: str) -> None:
-        one_line = " ".join(harmless(line).split("\n"))
-        click.secho(f"  · {one_line[:MAX_ACTIVITY_CHARACTERS]}", dim=True, err=True)
+            self.note(line)

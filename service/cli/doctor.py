@@ -55,7 +55,7 @@ def doctor(url: str | None, api_key: str | None, *, as_json: bool, **flags: Any)
       agentstream doctor --json | jq '.checks[] | select(.level == "fault")'
     """
     settings = settings_from(flags)
-    key = api_key or next(iter(settings.api_keys), None)
+    key = next(iter(settings.api_keys), None) if api_key is None else api_key
     finish(_examine(settings, url, key, as_json=as_json))
 
 

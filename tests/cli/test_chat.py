@@ -30,6 +30,13 @@ async def test_a_piped_question_is_one_question(site: Site) -> None:
     assert (ended.code, ended.out) == (0, "fine\n")
 
 
+async def test_a_piped_question_has_a_bound(site: Site) -> None:
+    """More than a front end takes is refused before it is sent, with 2."""
+    ended = await site.command("chat", stdin="x" * ((10 << 20) + 1))
+    assert ended.code == 2
+    assert "longer than 10485760 bytes" in ended.err
+
+
 async def test_a_failed_run_is_told(site: Site) -> None:
     """A run that fails ends the command with 1 and its reason, none of it among the answer."""
     ended = await site.command("chat", question(["say", 1], ["fail", "the roof fell in"]))
@@ -85,3 +92,12 @@ async def test_escape_sequences_do_not_reach_what_the_agent_does(site: Site) -> 
     ended = await site.command("chat", question(["fail", "\x1b[2J\x07gone"]))
     assert "\x1b[2J" not in ended.err
     assert "gone" in ended.err
+
+
+async def test_what_is_no_front_end_is_told(site: Site) -> None:
+    """An address where something else listens is told, and ends with 3."""
+    redis = site.redis_url.rpartition("@")[2].partition("/")[0]
+    ended = await site.command("chat", "hello", "--url", f"http://{redis}")
+    assert ended.code == 3
+    assert "no answer from" in ended.err
+    assert "Traceback" not in ended.err

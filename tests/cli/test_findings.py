@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from service.cli import findings
+from service.cli.buffering import PIECES, _judge
 from service.cli.findings import Finding
 from service.store.vitals import Clock, QueueVitals
 
@@ -81,3 +82,27 @@ def test_a_fix_holds_what_it_needs() -> None:
     assert "CONFIG SET maxmemory 200mb" in nearly_full.fix[0]
     replica = findings.role(GOOD | {"role": "slave", "master_host": "h1", "master_port": 6380})
     assert "h1:6380" in replica.fix[0]
+
+
+@pytest.mark.parametrize(
+    ("delays_s", "level"),
+    [
+        ([0.001] * PIECES, "ok"),
+        ([5.0 + number / 100 for number in range(PIECES)], "ok"),
+        ([0.002] * (PIECES - 5) + [0.9] * 5, "ok"),
+        ([(PIECES - number) / 10 for number in range(PIECES)], "fault"),
+        ([(10 - number % 10) / 10 for number in range(PIECES)], "fault"),
+    ],
+    ids=["at once", "far but even", "a stall", "all at the end", "ten at a time"],
+)
+def test_pieces_that_wait_for_others_are_held_back(delays_s: list[float], level: str) -> None:
+    """A stream is held back if most pieces take longer than the fastest by more than a stall explains."""
+    assert _judge(delays_s, "").level == level
+
+
+def test_the_fix_is_for_the_proxy_that_answers() -> None:
+    """Where nginx answers, its lines alone are told; where nobody says who answers, those of others too."""
+    delays_s = [(PIECES - number) / 10 for number in range(PIECES)]
+    assert "proxy_buffering off;" in _judge(delays_s, "nginx/1.22.1").fix[0]
+    assert not any("Caddy" in line for line in _judge(delays_s, "nginx/1.22.1").fix)
+    assert any("Caddy" in line for line in _judge(delays_s, "cloud").fix)
