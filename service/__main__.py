@@ -23,6 +23,8 @@ from service.process import EXIT_WRONG_SETTINGS, configure_logging, run_loop
 from service.supervisor import Supervisor, serve_processes
 from service.worker.serve import serve_worker
 
+_setting_flags = setting_flags()  # one for every setting
+
 
 def _run(process: str, flags: dict[str, Any], main: Callable[[Settings], Coroutine[Any, Any, int]]) -> None:
     """Read the settings, run a process, and exit with its code."""
@@ -84,7 +86,7 @@ def main() -> None:
 
 
 @main.command()
-@setting_flags()
+@_setting_flags
 def up(**flags: Any) -> None:  # noqa: ANN401
     """Serve: front end, workers and, without REDIS_URL, a private broker. ctrl-C ends all of them.
 
@@ -95,7 +97,7 @@ def up(**flags: Any) -> None:  # noqa: ANN401
 
 
 @main.command()
-@setting_flags()
+@_setting_flags
 @click.option("--number", type=click.IntRange(1), hidden=True, help="be this one of several on one port")
 def frontend(number: int | None, **flags: Any) -> None:  # noqa: ANN401
     """Run the front end on REDIS_URL, in as many processes as --processes says."""
@@ -109,7 +111,7 @@ def frontend(number: int | None, **flags: Any) -> None:  # noqa: ANN401
 
 
 @main.command()
-@setting_flags()
+@_setting_flags
 def worker(**flags: Any) -> None:  # noqa: ANN401
     """Run a worker on REDIS_URL, in as many processes as --processes says."""
 
