@@ -7,34 +7,23 @@ from typing import Any
 import click
 
 from service import __version__, tracing
-from service.chat import ask
-from service.config import Settings, env_name, load_settings, unknown_variables
+from service.cli.cancel import cancel
+from service.cli.chat import chat
+from service.cli.doctor import doctor
+from service.cli.flags import setting_flags
+from service.cli.panel import is_terminal
+from service.cli.ps import ps
+from service.cli.settings import config
+from service.cli.status import live_status
+from service.cli.tail import tail
+from service.config import Settings, load_settings, unknown_variables
 from service.errors import StartupError
 from service.frontend.serve import serve_frontend
 from service.process import EXIT_WRONG_SETTINGS, configure_logging, run_loop
 from service.supervisor import Supervisor, serve_processes
 from service.worker.serve import serve_worker
 
-
-def _setting_flags(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command one flag for every setting; the values are checked where the settings are made."""
-    for field, info in reversed(Settings.model_fields.items()):
-        default = "" if info.default in (None, ()) else f" [default: {_shown(info.default)}]"
-        flag = f"--{field.replace('_', '-')}"
-        boolean = info.annotation is bool
-        command = click.option(
-            f"{flag}/--no-{flag[2:]}" if boolean else flag,
-            field,
-            default=None,
-            type=bool if boolean else str,
-            metavar=None if boolean else "VALUE",
-            help=f"{info.description}{default} [{env_name(field)}]",
-        )(command)
-    return command
-
-
-def _shown(default: object) -> str:
-    return ",".join(default) if isinstance(default, tuple) else str(default)
+_setting_flags = setting_flags()  # one for every setting
 
 
 def _run(process: str, flags: dict[str, Any], main: Callable[[Settings], Coroutine[Any, Any, int]]) -> None:
@@ -51,17 +40,60 @@ def _run(process: str, flags: dict[str, Any], main: Callable[[Settings], Corouti
     sys.exit(code)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class _InOrder(click.Group):
+    """Lists the commands as they are told of, not by the alphabet."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        """Return the names in the order in which they were added."""
+        return list(self.commands)
+
+
+@click.group(cls=_InOrder, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="agentstream")
 def main() -> None:
-    """OpenAI-compatible streaming for agents that run in other processes, joined by Redis."""
+    """OpenAI-compatible streaming for agents that run in other processes, joined by Redis.
+
+    \b
+    Serve here, on this machine alone, and ask something:
+      agentstream up
+      agentstream chat "what is 17*23, and the time in Tokyo?"
+    Serve for real, a Redis in between:
+      REDIS_URL=redis://host agentstream worker      on as many machines as need be
+      REDIS_URL=redis://host agentstream frontend    likewise, behind a proxy
+    See what goes on, and what is wrong:
+      REDIS_URL=redis://host agentstream ps
+      agentstream tail RUN
+      REDIS_URL=redis://host agentstream doctor --url https://agents.example.com
+
+    Every setting is an environment variable and a flag; `agentstream COMMAND --help` lists those of a command, and
+    `agentstream config` shows the values in effect.
+
+    \b
+    Exit codes:
+      0    done
+      1    done, and came out badly: a run failed, doctor found a fault
+      2    a setting or an argument is wrong; starting again would not help
+      3    the front end or Redis cannot be reached now; trying again may help
+      4    refused: an unknown run, a wrong key, a full queue
+      130  ctrl-C; `up`, `frontend` and `worker` end with 0, as that is how they are stopped
+
+    \b
+    Completion of commands, flags and run ids (the latter with REDIS_URL set), in the shell's start-up file:
+      bash   eval "$(_AGENTSTREAM_COMPLETE=bash_source agentstream)"
+      zsh    eval "$(_AGENTSTREAM_COMPLETE=zsh_source agentstream)"
+      fish   _AGENTSTREAM_COMPLETE=fish_source agentstream | source
+    """
 
 
 @main.command()
 @_setting_flags
 def up(**flags: Any) -> None:  # noqa: ANN401
-    """Serve: front end, workers and, without REDIS_URL, a private broker. ctrl-C ends all of them."""
-    _run("up", flags, lambda settings: Supervisor(settings, click.echo).run())
+    """Serve: front end, workers and, without REDIS_URL, a private broker. ctrl-C ends all of them.
+
+    On a terminal the last two rows show the address, the workers, the open runs and the tokens a second.
+    """
+    watch = live_status if is_terminal(sys.stdout) else None
+    _run("up", flags, lambda settings: Supervisor(settings, click.echo, watch).run())
 
 
 @main.command()
@@ -92,14 +124,8 @@ def worker(number: int | None, **flags: Any) -> None:  # noqa: ANN401
     _run("worker" if number is None else f"worker {number}", flags, serve)
 
 
-@main.command()
-@click.argument("question")
-@click.option("--url", default="http://127.0.0.1:8000", show_default=True, help="where the front end is")
-@click.option("--model", default="agentstream", show_default=True, help="model to ask for")
-@click.option("--api-key", envvar="AGENTSTREAM_API_KEY", help="Bearer key, if the front end wants one")
-def chat(question: str, url: str, model: str, api_key: str | None) -> None:
-    """Ask QUESTION: prints what the agent does, then streams its answer."""
-    sys.exit(run_loop(ask(url, question, model=model, api_key=api_key)))
+for command in (chat, ps, tail, cancel, doctor, config):
+    main.add_command(command)
 
 
 if __name__ == "__main__":

@@ -44,6 +44,14 @@ class Children:
         self._drain_timeout_s = drain_timeout_s
         self._say = say
         self._stopping = asyncio.Event()
+        self.restarts = 0  # how often one was started again
+
+    def pids(self) -> list[tuple[str, int | None]]:
+        """Return every child's name and process id; None while it does not run."""
+        return [
+            (child.name, child.process.pid if child.process and child.process.returncode is None else None)
+            for child in self._all()
+        ]
 
     async def serve(
         self,
@@ -122,6 +130,7 @@ class Children:
                 return
             backoff_s = min(backoff_s * 2, MAX_BACKOFF_S)
             await _start(child)
+            self.restarts += 1
             self._tell(child)
             if self._stopping.is_set():  # too late for those who end what runs
                 await self._end([child])

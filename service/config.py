@@ -7,6 +7,7 @@ are used as they are) and a command-line flag ``--field``. Each limit has its re
 import difflib
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Annotated, Any, Final, Literal, Self
@@ -28,6 +29,12 @@ _ROUTE: Final = re.compile(rf"(?P<model>[^=,\s]{{1,256}})=(?P<agent>{BUILTIN}|{_
 def _split(value: object) -> object:
     return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
+
+# Read by the commands that ask a front end: flags of theirs, not settings.
+_CLIENT_VARIABLES: Final = {"AGENTSTREAM_URL"}
+
+_URL_PASSWORD: Final = re.compile(r"(://[^/?#@:]*:)[^/?#]*@")
+_QUERY_PASSWORD: Final = re.compile(r"([?&][^=&#]*password=)[^&#]*")
 
 CommaList = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
 
@@ -288,9 +295,35 @@ def environment(settings: Settings) -> dict[str, str]:
     return values
 
 
+def origin_of(field: str, flags: Mapping[str, Any]) -> str:
+    """Return where a setting's value comes from: ``--flag``, the environment variable's name, or "default"."""
+    if flags.get(field) is not None:
+        return f"--{field.replace('_', '-')}"
+    alias = Settings.model_fields[field].validation_alias
+    names = alias.choices if isinstance(alias, AliasChoices) else [env_name(field)]
+    given = {name.lower(): name for name, value in os.environ.items() if value}  # as pydantic-settings looks them up
+    return next((given[str(name).lower()] for name in names if str(name).lower() in given), "default")
+
+
+def masked(field: str, value: Any) -> Any:  # noqa: ANN401 -- a setting's
+    """Return a setting's value with what must stay secret in it replaced by stars."""
+    if isinstance(value, tuple):
+        return tuple(masked(field, item) for item in value)
+    if not isinstance(value, str):
+        return value
+    if Settings.model_fields[field].repr or field == "redis_url":  # an address is worth seeing
+        return _URL_PASSWORD.sub(r"\1***@", _QUERY_PASSWORD.sub(r"\1***", value))
+    return "***"
+
+
+def terminal_type() -> str:
+    """Return what kind of terminal the environment tells of; "dumb" if it tells of none."""
+    return os.environ.get("TERM") or "dumb"
+
+
 def unknown_variables() -> list[str]:
     """Return a line for each AGENTSTREAM_ variable that is no setting; with the likely meant name."""
-    known = {env_name(field) for field in Settings.model_fields}
+    known = {env_name(field) for field in Settings.model_fields} | _CLIENT_VARIABLES
     lines = []
     for name in sorted(os.environ):
         if name.startswith(ENV_PREFIX) and name not in known:

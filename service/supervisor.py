@@ -6,9 +6,9 @@ import os
 import shlex
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from functools import partial
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import aiohttp
 
@@ -20,6 +20,8 @@ from service.errors import StartupError
 from service.metrics import common_metrics, forget_process
 from service.process import free_port, stop_signals
 from service.sharedport import shared_port
+
+Watch = Callable[[str, Children], Coroutine[Any, Any, None]]  # is given the address, and what runs
 
 READY_TIMEOUT_S: Final = 30.0
 READY_POLL_S: Final = 0.1
@@ -41,10 +43,11 @@ async def serve_processes(what: Literal["frontend", "worker"], settings: Setting
 class Supervisor:
     """``agentstream up``: broker, workers and front ends as child processes, ended together."""
 
-    def __init__(self, settings: Settings, say: Callable[[str], None]) -> None:
-        """``say`` prints a line for the person at the terminal."""
+    def __init__(self, settings: Settings, say: Callable[[str], None], watch: Watch | None = None) -> None:
+        """``say`` prints a line for the person at the terminal; ``watch`` is awaited once we serve, until the end."""
         self._settings = settings
         self._say = say
+        self._watch = watch
 
     async def run(self) -> int:
         """Serve until SIGINT or SIGTERM; returns the exit code. Raises StartupError."""
@@ -98,6 +101,8 @@ class Supervisor:
         self._say(
             f'try       agentstream chat {where}"what is 17*23, and the time in Tokyo?"    ctrl-C ends everything'
         )
+        if self._watch is not None:
+            await self._watch(url, children)
 
 
 async def _serves_with_workers(session: aiohttp.ClientSession, url: str, settings: Settings) -> bool:

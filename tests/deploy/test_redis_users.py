@@ -11,15 +11,14 @@ from redis.asyncio import Redis
 from redis.exceptions import NoPermissionError
 
 from service import telemetry
-from service.broker import ServerChoice, usable_servers
-from service.process import free_port
+from service.broker import ServerChoice
+from tests.deploy.servers import SERVERS, serving
 from tests.faults.clients import AGENT, Client, http_client, request
 from tests.faults.resume_agents import cancelled_at
 from tests.helpers import SOON_S
-from tests.processes import ROOT, Process, Processes
+from tests.processes import ROOT, Processes
 from tests.scrape import Scraper
 
-SERVERS = [choice for choice in usable_servers() if choice.kind == "server"]
 USERS = ROOT / "deploy/redis-users.acl"
 WATCHING = "user watching on nopass allcommands allkeys allchannels\n"  # the test's own
 
@@ -46,23 +45,8 @@ async def broker(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterato
     choice: ServerChoice = request.param
     users = tmp_path / "users.acl"
     users.write_text(USERS.read_text() + WATCHING)
-    port = free_port()
-    options = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(tmp_path)]
-    server = Process(
-        await asyncio.create_subprocess_exec(
-            str(choice.executable),
-            *options,
-            "--aclfile",
-            str(users),
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-        )
-    )
-    try:
-        await server.until(r"Ready to accept connections")
+    async with serving(choice, tmp_path, "--aclfile", str(users)) as port:
         yield Broker(port)
-    finally:
-        await server.stop()
 
 
 @pytest.fixture
@@ -139,5 +123,5 @@ async def test_nothing_else_is_allowed(broker: Broker, user: str, command: str) 
 def test_passwords_are_to_be_changed() -> None:
     """The file's passwords say that they are none, and the default user is off."""
     text = USERS.read_text()
-    assert re.findall(r">(\S+)", text) == ["CHANGE-ME-frontend", "CHANGE-ME-worker"]
+    assert re.findall(r">(\S+)", text) == ["CHANGE-ME-frontend", "CHANGE-ME-worker", "CHANGE-ME-operator"]
     assert text.startswith("user default off\n")

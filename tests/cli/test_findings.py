@@ -1,0 +1,108 @@
+"""What doctor makes of the facts, each fact by itself."""
+
+from typing import Any
+
+import pytest
+
+from service.cli import findings
+from service.cli.buffering import PIECES, _judge
+from service.cli.findings import Finding
+from service.store.vitals import Clock, QueueVitals
+
+GOOD: dict[str, Any] = {
+    "redis_version": "7.0.15",
+    "role": "master",
+    "cluster_enabled": 0,
+    "aof_enabled": 1,
+    "aof_last_write_status": "ok",
+    "rdb_last_bgsave_status": "ok",
+    "maxmemory_policy": "noeviction",
+    "used_memory": 50 << 20,
+    "maxmemory": 100 << 20,
+    "total_system_memory": 1000 << 20,
+}
+FINE_QUEUE = QueueVitals(workers=1, outstanding=5)
+
+
+def buffers(pubsub: str) -> str:
+    """Return client-output-buffer-limit as CONFIG GET tells it."""
+    return f"normal 0 0 0 slave 268435456 67108864 60 pubsub {pubsub}"
+
+
+CASES: dict[str, tuple[Finding, str]] = {
+    "Redis 7": (findings.version(GOOD), "ok"),
+    "Redis 10": (findings.version(GOOD | {"redis_version": "10.0.0"}), "ok"),
+    "Redis 6.2": (findings.version(GOOD | {"redis_version": "6.2.14"}), "warning"),
+    "Redis 6.0": (findings.version(GOOD | {"redis_version": "6.0.16"}), "fault"),
+    "a primary": (findings.role(GOOD), "ok"),
+    "a replica": (findings.role(GOOD | {"role": "slave", "master_host": "h", "master_port": 1}), "fault"),
+    "a cluster": (findings.role(GOOD | {"cluster_enabled": 1}), "fault"),
+    "a file": (findings.persistence(GOOD), "ok"),
+    "no file": (findings.persistence(GOOD | {"aof_enabled": 0}), "fault"),
+    "a full disk": (findings.persistence(GOOD | {"aof_last_write_status": "err"}), "fault"),
+    "a failed snapshot": (findings.persistence(GOOD | {"rdb_last_bgsave_status": "err"}), "fault"),
+    "noeviction": (findings.eviction(GOOD), "ok"),
+    "allkeys-lru": (findings.eviction(GOOD | {"maxmemory_policy": "allkeys-lru"}), "fault"),
+    "volatile-ttl": (findings.eviction(GOOD | {"maxmemory_policy": "volatile-ttl"}), "fault"),
+    "half full": (findings.memory(GOOD), "ok"),
+    "81 % full": (findings.memory(GOOD | {"used_memory": 81 << 20}), "fault"),
+    "no limit": (findings.memory(GOOD | {"maxmemory": 0}), "warning"),
+    "Redis' buffers": (findings.output_buffer(buffers("33554432 8388608 60")), "ok"),
+    "larger buffers": (findings.output_buffer(buffers("134217728 0 0")), "ok"),
+    "a small hard limit": (findings.output_buffer(buffers("1048576 0 0")), "fault"),
+    "a small soft limit": (findings.output_buffer(buffers("33554432 1048576 60")), "fault"),
+    "no buffer limit": (findings.output_buffer(buffers("0 0 0")), "warning"),
+    "foreign buffers": (findings.output_buffer(""), "unknown"),
+    "near": (findings.latency([0.0001, 0.0002, 0.003]), "ok"),
+    "far": (findings.latency([0.02, 0.02, 0.03]), "warning"),
+    "stalling": (findings.latency([0.0001, 0.0002, 1.5]), "fault"),
+    "one time": (findings.clock(Clock(-0.5, 0)), "ok"),
+    "a slow answer": (findings.clock(Clock(3, 2.5)), "ok"),
+    "some skew": (findings.clock(Clock(-2, 0.001)), "warning"),
+    "much skew": (findings.clock(Clock(60, 0.001)), "fault"),
+    "a worker": (findings.workers("q", FINE_QUEUE), "ok"),
+    "no worker": (findings.workers("q", QueueVitals(0, 5)), "fault"),
+    "some jobs": (findings.depth("q", FINE_QUEUE, 10), "ok"),
+    "many jobs": (findings.depth("q", QueueVitals(1, 8), 10), "warning"),
+    "a full queue": (findings.depth("q", QueueVitals(1, 10), 10), "fault"),
+}
+
+
+@pytest.mark.parametrize(("finding", "level"), CASES.values(), ids=CASES)
+def test_a_fact_is_judged(finding: Finding, level: str) -> None:
+    """What is fine is ok and says no more; everything else is told with why it matters and what to change."""
+    assert finding.level == level
+    assert finding.what
+    assert bool(finding.why) == bool(finding.fix) == (level in {"fault", "warning"})
+
+
+def test_a_fix_holds_what_it_needs() -> None:
+    """A fix names the very value: twice the limit that is nearly reached, the primary of a replica."""
+    nearly_full = findings.memory(GOOD | {"used_memory": 90 << 20})
+    assert "CONFIG SET maxmemory 200mb" in nearly_full.fix[0]
+    replica = findings.role(GOOD | {"role": "slave", "master_host": "h1", "master_port": 6380})
+    assert "h1:6380" in replica.fix[0]
+
+
+@pytest.mark.parametrize(
+    ("delays_s", "level"),
+    [
+        ([0.001] * PIECES, "ok"),
+        ([5.0 + number / 100 for number in range(PIECES)], "ok"),
+        ([0.002] * (PIECES - 5) + [0.9] * 5, "ok"),
+        ([(PIECES - number) / 10 for number in range(PIECES)], "fault"),
+        ([(10 - number % 10) / 10 for number in range(PIECES)], "fault"),
+    ],
+    ids=["at once", "far but even", "a stall", "all at the end", "ten at a time"],
+)
+def test_pieces_that_wait_for_others_are_held_back(delays_s: list[float], level: str) -> None:
+    """A stream is held back if most pieces take longer than the fastest by more than a stall explains."""
+    assert _judge(delays_s, "").level == level
+
+
+def test_the_fix_is_for_the_proxy_that_answers() -> None:
+    """Where nginx answers, its lines alone are told; where nobody says who answers, those of others too."""
+    delays_s = [(PIECES - number) / 10 for number in range(PIECES)]
+    assert "proxy_buffering off;" in _judge(delays_s, "nginx/1.22.1").fix[0]
+    assert not any("Caddy" in line for line in _judge(delays_s, "nginx/1.22.1").fix)
+    assert any("Caddy" in line for line in _judge(delays_s, "cloud").fix)

@@ -1,0 +1,132 @@
+"""The live status of ``agentstream up``: two rows that stay, above them everything that is said."""
+
+import os
+import re
+import signal
+
+import aiohttp
+import pytest
+
+from service.cli.status import UNKNOWN, Figures, Rate, figures, status_lines
+from tests.cli.terminals import Terminal, terminal
+from tests.faults.clients import AGENT, request
+from tests.processes import ROOT
+
+EXPOSITION = """\
+# HELP agentstream_open_runs Runs a client is waiting for
+# TYPE agentstream_open_runs gauge
+agentstream_open_runs 3.0
+# TYPE agentstream_workers_alive gauge
+agentstream_workers_alive{queue="a"} 2.0
+agentstream_workers_alive{queue="b"} 1.0
+# TYPE agentstream_queued_jobs gauge
+agentstream_queued_jobs{queue="a"} 4.0
+agentstream_queued_jobs{queue="b"} 5.0
+# TYPE agentstream_tokens_total counter
+agentstream_tokens_total 120.0
+"""
+
+
+def test_figures_are_read_from_the_metrics() -> None:
+    """Jobs are summed over the queues, workers those of the queue that has the fewest, and tokens counted."""
+    assert figures(EXPOSITION) == Figures(open_runs=3, queued=9, workers=1, tokens=120.0)
+
+
+def test_figures_that_are_not_there_are_unknown() -> None:
+    """What a front end does not know (-1) or does not tell is unknown, not zero."""
+    away = EXPOSITION.replace("4.0", "-1").replace("2.0", "-1").partition("# TYPE agentstream_tokens")[0]
+    assert figures(away) == Figures(open_runs=3, queued=None, workers=None, tokens=None)
+    assert figures("") == UNKNOWN
+
+
+def test_a_rate_is_of_what_was_added() -> None:
+    """A rate is a counter's growth per second; the first sample has none, and one that began anew does not fall."""
+    rate = Rate()
+    assert rate.update(100, 1.0) is None
+    assert rate.update(150, 3.0) == 25
+    assert rate.update(10, 4.0) == 0
+    assert rate.update(None, 5.0) is None
+    assert rate.update(50, 6.0) is None
+
+
+@pytest.mark.parametrize(
+    ("told", "tokens_s", "expected"),
+    [
+        (Figures(3, 9, 1, 7), 42.4, "workers 1/2 (11 -)   open runs 3   queued 9   42 tokens/s"),
+        (Figures(3, 9, 1, 7), None, "workers 1/2 (11 -)   open runs 3   queued 9   ? tokens/s"),
+        (Figures(0, None, None, None), None, "workers ?/2 (11 -)   open runs 0   queued ?"),
+        (UNKNOWN, None, "workers ?/2 (11 -)   the front end does not answer"),
+    ],
+)
+def test_the_status_says_what_is_known(told: Figures, tokens_s: float | None, expected: str) -> None:
+    """The second row tells workers alive of those wanted, their pids, runs, jobs and tokens; ? is what is unknown."""
+    pids = [("frontend", 10), ("worker 1", 11), ("worker 2", None)]
+    first, second = status_lines("http://h:1", pids, told, restarts=2, age_s=200, tokens_s=tokens_s)
+    assert second.strip() == expected
+    assert first.split("   ") == [" http://h:1", "up 3m20s", "front end 10", "restarts 2", "ctrl-C ends"]
+
+
+SETTINGS = {
+    "AGENTSTREAM_PORT": "0",
+    "AGENTSTREAM_WORKERS": "1",
+    "AGENTSTREAM_AGENT": AGENT,
+    "PYTHONPATH": str(ROOT),
+}
+
+
+def above(lines: list[str]) -> str:
+    """Return what is seen above the status."""
+    return "\n".join(lines[:-2])
+
+
+async def url_of(shown: Terminal) -> str:
+    """Return the address once the status shows it in its row."""
+    await shown.until(lambda lines: re.match(r" http://\S+ +up \d+s +front end \d+ +restarts 0", lines[-2]))
+    return shown.lines[-2].split()[0]
+
+
+async def test_the_status_stays_and_the_log_scrolls_above_it() -> None:
+    """What is announced stands whole above the two rows, which tell of runs; what dies is told above, and counted."""
+    async with terminal("up", settings=SETTINGS) as shown:
+        url = await url_of(shown)
+        await shown.until(lambda lines: "workers 1/1" in lines[-1] and "open runs 0   queued 0" in lines[-1])
+        assert f"serving   {url}  (playground there; API at {url}/v1)" in above(shown.lines)
+        assert re.search(r"(?m)^worker 1  pid \d+$", above(shown.lines))
+        assert "serving on http" in above(shown.lines)  # a child's own log line
+        async with aiohttp.ClientSession() as session:
+            body = request(["gate", "/nonexistent/gate"], stream=True)
+            async with session.post(f"{url}/v1/chat/completions", json=body):
+                await shown.until(lambda lines: "open runs 1   queued 1" in lines[-1])
+        await shown.until(lambda lines: "open runs 0   queued 0" in lines[-1])
+        match = re.search(r"worker 1  pid (\d+)", above(shown.lines))
+        assert match
+        os.kill(int(match[1]), signal.SIGKILL)
+        await shown.until(lambda lines: "ended with code -9; starting it again" in above(lines))
+        await shown.until(lambda lines: "restarts 1" in lines[-2] and match[1] not in lines[-1])
+        shown.type("\x03")
+        assert await shown.ended() == 0
+        assert "stopping" in "\n".join(shown.lines)
+        assert "workers 1/1" not in "\n".join(shown.lines)
+        assert "Traceback" not in shown.output
+
+
+async def test_lines_beyond_the_screen_do_not_touch_the_status() -> None:
+    """In a small window the log scrolls and the status stays; in another size it is at that bottom, and cut to fit."""
+    async with terminal("up", rows=8, columns=80, settings=SETTINGS) as shown:
+        await url_of(shown)
+        await shown.until(lambda lines: "ctrl-C ends everything" in above(lines))
+        shown.resize(12, 60)
+        await shown.until(lambda lines: re.match(r" http://\S+", lines[-2]) and "workers 1/1" in lines[-1])
+        assert len(shown.lines[-2]) <= 60
+        assert "workers 1/1" not in above(shown.lines)
+        shown.type("\x03")
+        assert await shown.ended() == 0
+
+
+async def test_in_a_window_too_small_there_is_no_status() -> None:
+    """With five rows everything is left to the log."""
+    async with terminal("up", rows=5, settings=SETTINGS) as shown:
+        await shown.until(lambda lines: "try       agentstream" in "\n".join(lines))
+        shown.type("\x03")
+        assert await shown.ended() == 0
+        assert "workers 1/1" not in shown.output

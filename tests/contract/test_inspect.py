@@ -1,0 +1,130 @@
+"""What an operator's look at Redis promises, over fakeredis and real servers alike."""
+
+import time
+from typing import Any
+
+import pytest
+
+from service.errors import BrokerUnavailable
+from service.protocol.events import encode_batch, encode_event
+from service.protocol.jobs import Job, new_run_id
+from service.protocol.keys import Keys
+from service.store.endpoint import Endpoint
+from service.store.inspect import Inspector, Listing, OpenRun
+from service.store.link import Link
+from service.store.probe import ProbeRun
+from service.store.queue import JobQueue, JobSubmitter
+from service.store.runs import RunStore
+from service.store.vitals import QueueVitals, Vitals
+
+MODEL = "org/model"
+
+
+def job(text: str = "") -> Job:
+    request = {"model": MODEL, "messages": [{"role": "user", "content": text}]}
+    now = time.time()
+    return Job(run_id=new_run_id(), request=request, created=int(now), start_by=now + 60, owner="me")
+
+
+async def listed(url: str, keys: Keys, *queues: str, **bounds: Any) -> list[Listing]:
+    async with Inspector(Endpoint(url), keys) as inspector:
+        return await inspector.open_runs(queues, **bounds)
+
+
+async def submitted(link: Link, keys: Keys, queue: str, *jobs: Job) -> None:
+    submitter = JobSubmitter(link, keys, queue, max_queued=100)
+    for one in jobs:
+        await submitter.submit(one, ttl_s=60)
+
+
+async def test_a_queues_runs_are_listed_in_order(any_broker_url: str, link: Link, keys: Keys) -> None:
+    """Queued runs are listed the oldest first, with their model and age, queue by queue, a large one like a small."""
+    small, large, other = job(), job("x" * (2 << 20)), job()
+    await submitted(link, keys, "a", small, large)
+    await submitted(link, keys, "b", other)
+    a, b, nothing = await listed(any_broker_url, keys, "a", "b", "c")
+    assert [run.run_id for run in a.runs] == [small.run_id, large.run_id]
+    assert [run.run_id for run in b.runs] == [other.run_id]
+    assert nothing == Listing("c", 0, [])
+    assert a.outstanding == 2
+    [run] = b.runs
+    assert run.age_s in range(30)
+    assert run == OpenRun(other.run_id, "b", "queued", MODEL, run.age_s, attempt=0, worker="", events=0)
+
+
+async def test_a_listing_is_bounded(any_broker_url: str, link: Link, keys: Keys) -> None:
+    """No more runs are listed than asked for, and how many there are in all is told."""
+    jobs = [job() for _ in range(5)]
+    await submitted(link, keys, "q", *jobs)
+    [listing] = await listed(any_broker_url, keys, "q", most=3)
+    assert [run.run_id for run in listing.runs] == [one.run_id for one in jobs[:3]]
+    assert listing.outstanding == 5
+
+
+async def test_a_running_run_is_told_with_its_progress(any_broker_url: str, link: Link, keys: Keys) -> None:
+    """A begun run has its attempt, its worker and its events; one whose cancel was asked for is cancelling."""
+    one = job()
+    await submitted(link, keys, "q", one)
+    queue = JobQueue(Endpoint(any_broker_url), link, keys, "q", worker_id="w1")
+    await queue.open()
+    claim = await queue.claim()
+    assert claim is not None
+    await queue.begin(claim, ttl_s=60)
+    batch = encode_batch(1, 2, [encode_event("text", "a"), encode_event("text", "b")])
+    await link.call_script("append", [keys.events(one.run_id)], "1-3", batch, "")
+    [[run]] = [listing.runs for listing in await listed(any_broker_url, keys, "q")]
+    assert (run.state, run.attempt, run.worker, run.events) == ("running", 1, "w1", 3)
+    await RunStore(link, keys).cancel(one.run_id, ttl_s=60)
+    [[run]] = [listing.runs for listing in await listed(any_broker_url, keys, "q")]
+    assert run.state == "cancelling"
+    await queue.finish(claim)
+    await queue.close()
+
+
+async def test_what_is_no_job_is_listed_as_unknown(any_broker_url: str, link: Link, keys: Keys) -> None:
+    """A foreign entry, and a run that only the queue tells of, are listed as unknown."""
+    lost = job()
+    await link.call("XADD", keys.jobs("q"), "*", "job", "not a job")
+    await link.call("XADD", keys.jobs("q"), "*", "job", lost.encode())
+    [listing] = await listed(any_broker_url, keys, "q")
+    assert [(run.run_id, run.state) for run in listing.runs] == [("", "unknown"), (lost.run_id, "unknown")]
+
+
+async def test_a_queues_vitals_count_workers_and_jobs(any_broker_url: str, link: Link, keys: Keys) -> None:
+    """Workers that beat are counted, as are outstanding jobs; clock and pings are told in seconds."""
+    await submitted(link, keys, "q", job(), job())
+    queue = JobQueue(Endpoint(any_broker_url), link, keys, "q", worker_id="w1")
+    await queue.open()
+    async with Vitals(Endpoint(any_broker_url), keys) as vitals:
+        assert await vitals.queue("q") == QueueVitals(workers=1, outstanding=2)
+        assert await vitals.queue("nobody's") == QueueVitals(workers=0, outstanding=0)
+        clock = await vitals.clock()
+        assert abs(clock.ahead_s) - clock.uncertain_s < 2
+        times_s = await vitals.ping_times_s()
+        assert times_s == sorted(times_s)
+    await queue.close()
+
+
+async def test_a_probe_leaves_nothing_behind(any_broker_url: str, link: Link, keys: Keys) -> None:
+    """Inside its context a probe is a running run with a log; afterwards there is nothing of it."""
+    probe = ProbeRun(Endpoint(any_broker_url), keys, owner="me")
+    async with probe:
+        await probe.write("a")
+        info = await RunStore(link, keys).describe(probe.run_id)
+        assert info is not None
+        assert (info.status, info.owner) == ("running", "me")
+        assert await link.call("XLEN", keys.events(probe.run_id)) == 2
+    assert await link.call("EXISTS", keys.run(probe.run_id), keys.events(probe.run_id)) == 0
+
+
+async def test_a_broker_that_is_away_is_told(keys: Keys) -> None:
+    """Where nothing listens, each of them says that Redis does not answer."""
+    nowhere = Endpoint("redis://127.0.0.1:1")
+    with pytest.raises(BrokerUnavailable, match="does not answer"):
+        await listed("redis://127.0.0.1:1", keys, "q")
+    async with Vitals(nowhere, keys) as vitals:
+        with pytest.raises(BrokerUnavailable, match="does not answer"):
+            await vitals.ping_times_s()
+    with pytest.raises(BrokerUnavailable, match="does not answer"):
+        async with ProbeRun(nowhere, keys, owner=""):
+            pass
