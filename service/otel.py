@@ -62,14 +62,16 @@ def _provider(settings: TraceSettings, process: str) -> "TracerProvider | None":
         from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415
         from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415
     except ImportError as exc:
-        log.warning("%s is set, but there are no traces: pip install 'agentstream[otel]' (%s)", settings.reason, exc)
+        reason, missing = settings.reason, str(exc)
+        log.warning("%s is set, but there are no traces: pip install 'agentstream[otel]' (%s)", reason, missing)
         return None
     _listen_to_the_sdk()
     try:
         processors = [BatchSpanProcessor(_exporter(name)) for name in settings.exporters]
         provider = TracerProvider(resource=_resource(process), shutdown_on_exit=False)
     except (ImportError, ValueError, TypeError) as exc:
-        log.warning("there are no traces: %s (see OpenTelemetry's OTEL_ variables)", exc)
+        why = str(exc)  # of the operator's settings: no user wrote it
+        log.warning("there are no traces: %s (see OpenTelemetry's OTEL_ variables)", why)
         return None
     for processor in processors:
         provider.add_span_processor(processor)

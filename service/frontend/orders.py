@@ -84,7 +84,7 @@ async def place_order(  # noqa: PLR0913 -- what was asked, and how to answer it
 ) -> Order:
     """Return the order of a new run, or of the one its idempotency key stands for."""
     context = request.app[CONTEXT]
-    job = new_job(context, chat, owner, response, request_id=request["request_id"])
+    job = new_job(context, chat, owner, response)
     key = idempotency_key(request)
     earlier: RunInfo | Job = job
     if key is not None:

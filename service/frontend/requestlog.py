@@ -43,7 +43,6 @@ def begin(request: web.Request) -> str:
     """Give a request its id, by which its run's lines can be found too: the caller's, if it has sent one."""
     sent = request.headers.get("X-Request-Id", "")
     request_id = sent if REQUEST_ID.fullmatch(sent) else new_request_id()
-    request["request_id"] = request_id
     bind(request_id=request_id)
     return request_id
 

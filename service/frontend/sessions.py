@@ -20,7 +20,7 @@ from service.frontend.spans import sending, tell_run
 from service.frontend.streaming import Collector, StreamPump
 from service.frontend.views import Fold, View
 from service.frontend.watch import Deadlines
-from service.logscope import about
+from service.logscope import about, current
 from service.protocol.events import Cursor
 from service.protocol.jobs import Job, new_run_id, open_ttl_s, scope_of
 from service.protocol.openai import ChatCompletionRequest
@@ -194,14 +194,7 @@ def _deadlines(context: Context, feed: RunFeed, on_doubt_unstarted: Callable[[],
     )
 
 
-def new_job(
-    context: Context,
-    chat: ChatCompletionRequest,
-    owner: str,
-    response: dict[str, Any] | None = None,
-    *,
-    request_id: str = "",
-) -> Job:
+def new_job(context: Context, chat: ChatCompletionRequest, owner: str, response: dict[str, Any] | None = None) -> Job:
     """Return the envelope of a new run; raises NotFound if nobody answers for its model."""
     context.submitter.check(chat.model)
     now = time.time()
@@ -210,7 +203,7 @@ def new_job(
         request=chat.model_dump(mode="json", exclude_unset=True),
         created=int(now),
         start_by=now + context.settings.queue_timeout_s,
-        request_id=request_id,
+        request_id=current().request_id or "",
         include_usage=chat.include_usage,
         limited=context.settings.max_runs_per_key > 0,
         owner=owner,
@@ -392,4 +385,4 @@ def _leave(context: Context, run: StreamPump | Collector, feed: RunFeed) -> None
 
 def _extra_headers(request: web.Request) -> dict[str, str]:
     cors_headers: dict[str, str] = request.get("cors_headers", {})
-    return {"X-Request-Id": request["request_id"], **cors_headers}
+    return {"X-Request-Id": current().request_id or "", **cors_headers}

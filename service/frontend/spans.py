@@ -6,6 +6,7 @@ from aiohttp import web
 
 from service import tracing
 from service.frontend.middleware import Handler
+from service.logscope import current
 from service.protocol.jobs import Job
 from service.store.runs import RunInfo
 
@@ -34,7 +35,7 @@ def traced(handler: Handler, route: str) -> Handler:
         }
         with tracing.span(f"{request.method} {route}", "server", attributes, parent=request.headers) as span:
             response = await handler(request)
-            told = {"http.response.status_code": response.status, tracing.REQUEST_ID: request["request_id"]}
+            told = {"http.response.status_code": response.status, tracing.REQUEST_ID: current().request_id}
             span.set(told)
             if response.status >= 500:  # noqa: PLR2004
                 span.fail(str(response.status))
