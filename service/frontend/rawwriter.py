@@ -50,6 +50,7 @@ class RawWriter:
         else:
             self._response.force_close()  # the closed connection is the body's only end
         await self._response.prepare(self._request)
+        self._response.headers.clear()  # they are sent, and would cost an open stream 0.6 KB
         self._transport = self._request.transport
         if self._transport is None:
             raise ClientGone

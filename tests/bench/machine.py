@@ -3,14 +3,17 @@
 A child is told what to do by JSON lines on its standard input and answers by JSON lines on its standard output.
 """
 
+import collections
+import contextlib
 import json
 import os
+import queue
 import re
-import select
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -49,10 +52,13 @@ class Child:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            preexec_fn=None if core is None else lambda: os.sched_setaffinity(0, {core}),  # noqa: PLW1509 -- no threads
         )
-        self._output = b""
+        if core is not None:
+            os.sched_setaffinity(self._process.pid, {core})  # before it has a second thread
         self._command = command
+        # Read all the time: a process that cannot write its log stands still. A benchmark's are some thousand lines.
+        self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        threading.Thread(target=self._read, daemon=True).start()
 
     def __enter__(self) -> Self:
         return self
@@ -64,9 +70,28 @@ class Child:
     def pid(self) -> int:
         return self._process.pid
 
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            self._lines.put(line.decode(errors="replace").rstrip("\n"))
+        self._lines.put(None)
+
     def until(self, pattern: str) -> re.Match[str]:
         """Return the first line of the output that matches, and forget what stood before it."""
-        return self._lines_until(lambda line: re.search(pattern, line))
+        give_up_at_s, seen = time.monotonic() + ANSWER_TIMEOUT_S, collections.deque[str](maxlen=20)
+        while True:
+            try:
+                line = self._lines.get(timeout=max(0, give_up_at_s - time.monotonic()))
+                why = "ended"
+            except queue.Empty:
+                line, why = None, "says nothing"
+            if line is None:
+                said = "\n".join(seen)
+                message = f"{' '.join(self._command)} {why}; it said:\n{said}"
+                raise RuntimeError(message)
+            if match := re.search(pattern, line):
+                return match
+            seen.append(line)
 
     def tell(self, what: str, **values: Any) -> None:
         """Send a command; its answer is fetched by ``answer``."""
@@ -87,32 +112,15 @@ class Child:
         """End it, by SIGTERM, then SIGKILL; return what it said since it was last listened to."""
         self._process.terminate()
         try:
-            rest, _ = self._process.communicate(timeout=STOP_TIMEOUT_S)
+            self._process.wait(timeout=STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             self._process.kill()
-            rest, _ = self._process.communicate()
-        said, self._output = self._output + (rest or b""), b""
-        return said.decode(errors="replace")
-
-    def _lines_until(self, found: Callable[[str], re.Match[str] | None]) -> re.Match[str]:
-        assert self._process.stdout is not None
-        descriptor, give_up_at_s = self._process.stdout.fileno(), time.monotonic() + ANSWER_TIMEOUT_S
-        seen: list[str] = []
-        poll = select.poll()
-        poll.register(descriptor, select.POLLIN)
-        while True:
-            while b"\n" in self._output:
-                line, self._output = self._output.split(b"\n", 1)
-                seen.append(line.decode(errors="replace"))
-                if match := found(seen[-1]):
-                    return match
-            left_s = give_up_at_s - time.monotonic()
-            ready = left_s > 0 and poll.poll(left_s * 1000)
-            if not ready or not (more := os.read(descriptor, 1 << 16)):
-                said = "\n".join(seen[-20:])
-                message = f"{' '.join(self._command)} {'ended' if ready else 'says nothing'}; it said:\n{said}"
-                raise RuntimeError(message)
-            self._output += more
+            self._process.wait()
+        rest = []
+        with contextlib.suppress(queue.Empty):
+            while (line := self._lines.get(timeout=STOP_TIMEOUT_S)) is not None:
+                rest.append(line)
+        return "\n".join(rest)
 
 
 def commands() -> Iterable[dict[str, Any]]:
