@@ -38,6 +38,12 @@ def load_agent(spec: str) -> Agent:
     return cast("Agent", found)
 
 
+def name_of(agent: Agent) -> str:
+    """Return what the agent is called: its ``name``, else the function's or the class's."""
+    named = (getattr(agent, attribute, None) for attribute in ("name", "__name__"))
+    return str(next(filter(None, named), type(agent).__name__))
+
+
 def is_async(agent: Agent) -> bool:
     """Return whether the agent runs on the event loop; a plain function runs in a thread."""
     return inspect.iscoroutinefunction(agent) or inspect.iscoroutinefunction(getattr(agent, "__call__", None))  # noqa: B004

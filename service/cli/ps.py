@@ -17,9 +17,10 @@ from service.store.endpoint import Endpoint
 from service.store.inspect import Inspector, Listing, OpenRun
 
 MAX_MODEL_CHARACTERS: Final = 40
+MAX_AGENT_CHARACTERS: Final = 24
 MAX_WORKER_CHARACTERS: Final = 40  # host-pid-random
 
-HEADINGS: Final = ("RUN", "STATE", "AGE", "MODEL", "QUEUE", "ATTEMPT", "EVENTS", "WORKER")
+HEADINGS: Final = ("RUN", "STATE", "AGE", "MODEL", "AGENT", "TOKENS", "QUEUE", "ATTEMPT", "EVENTS", "WORKER")
 
 
 @click.command()
@@ -29,8 +30,8 @@ def ps(*, as_json: bool, **flags: Any) -> None:  # noqa: ANN401
     """List the runs that wait or run now.
 
     The oldest come first. It asks Redis (REDIS_URL) for the queues of the settings. Runs that have ended are not
-    listed, but can be shown by `agentstream tail` for as long as they are kept. EVENTS are those of the latest attempt;
-    a streamed token is one.
+    listed, but can be shown by `agentstream tail` for as long as they are kept. EVENTS are those of the latest attempt.
+    AGENT and TOKENS are as the run's worker told last, which it does with its lease: every 3 s.
 
     \b
       REDIS_URL=redis://… agentstream ps
@@ -67,6 +68,8 @@ def _row(run: OpenRun) -> tuple[str, ...]:
         run.state,
         duration(run.age_s),
         harmless(run.model)[:MAX_MODEL_CHARACTERS],
+        harmless(run.agent)[:MAX_AGENT_CHARACTERS] or "-",
+        str(run.tokens),
         run.queue,
         str(run.attempt),
         str(run.events),

@@ -17,7 +17,7 @@ from service.store.scripts import SCRIPTS
 
 MOST_RUNS: Final = 1000  # listed of one queue: its default bound
 
-_FIELDS: Final = ("status", "model", "created", "attempt", "worker", "cancel")
+_FIELDS: Final = ("status", "model", "created", "attempt", "worker", "cancel", "agent", "tokens")
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,8 @@ class OpenRun:
     """A run that a queue holds. ``state`` is queued, running, cancelling, or how it has ended a moment ago.
 
     It is "unknown" where only the queue tells of it (a broker that lost data). ``events`` counts those of the
-    latest attempt; a streamed token is one.
+    latest attempt; a streamed token is one. ``agent`` and ``tokens`` are as its worker told at its last renewal: empty
+    and 0 before the first.
     """
 
     run_id: str
@@ -36,6 +37,8 @@ class OpenRun:
     attempt: int
     worker: str
     events: int
+    agent: str = ""
+    tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +115,9 @@ class Inspector(Asking):
 
 
 def _open_run(run_id: str, queue: str, now_s: int, fields: list[bytes | None], last_entry: bytes | None) -> OpenRun:
-    status, model, created, attempt, worker, cancel = (value.decode() if value else "" for value in fields)
+    status, model, created, attempt, worker, cancel, agent, tokens = (
+        value.decode(errors="replace") if value else "" for value in fields
+    )
     if cancel and status == "running":
         status = "cancelling"
     return OpenRun(
@@ -124,4 +129,6 @@ def _open_run(run_id: str, queue: str, now_s: int, fields: list[bytes | None], l
         attempt=int(attempt or 0),
         worker=worker,
         events=int((last_entry or b"0-0").partition(b"-")[2]),
+        agent=agent,
+        tokens=int(tokens or 0),
     )

@@ -12,7 +12,7 @@ import logging
 import math
 import secrets
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -355,6 +355,16 @@ class JobQueue:
         workers = await self._field(run_ids, "worker")
         mine = self.worker_id.encode()
         return [run_id for run_id, worker in zip(run_ids, workers, strict=True) if worker not in (None, mine)]
+
+    async def tell_progress(self, runs: Sequence[tuple[str, str, int]]) -> None:
+        """Note for runs this worker began their agent's name and how many tokens it has written, for who lists them."""
+        script = SCRIPTS["progress"]
+        with _broker_errors():
+            async with self._redis.pipeline(transaction=False) as pipeline:
+                pipeline.script_load(script.source)
+                for run_id, agent, tokens in runs:
+                    pipeline.evalsha(script.sha.decode(), 1, self._keys.run(run_id), self.worker_id, agent, tokens)
+                await pipeline.execute()
 
     async def finish(self, claim: Claim) -> None:
         """Remove a job that needs no run any more: its terminal event is stored, or another entry carries it."""

@@ -35,6 +35,7 @@ SCRIPTS: Final[Mapping[str, Script]] = {
         "last_entry",
         "limit",
         "open_runs",
+        "progress",
         "prune",
         "publish",
         "reclaim",

@@ -14,7 +14,7 @@ from typing import Any, Final, cast
 
 from service import errors
 from service.agents import Agent, AgentResult, Run
-from service.agents.loading import is_async
+from service.agents.loading import is_async, name_of
 from service.errors import AgentStreamError, BusError, Fenced, InvalidAgentOutput
 from service.protocol.events import RUN_CANCELLED, RUN_COMPLETED, RUN_FAILED, TEXT, TOOL_CALL_END
 from service.protocol.openai import ChatCompletionRequest
@@ -49,6 +49,7 @@ class Execution:
         self.tally = Tally()
         self._agent_of = agent_of
         self._on_tool_end = on_tool_end
+        self.agent_name = ""  # until it is called
         self._publisher: RunPublisher | None = None
         self._others = 0  # events put that are no text
         self.refused = False  # whether it was lost because the broker refused its events
@@ -133,6 +134,7 @@ class Execution:
             called = self._agent_of(request.model)
         except ValueError as exc:  # a newer front end's request, or one whose settings name other agents
             return failed(errors.INVALID_REQUEST, f"this worker cannot serve the request: {exc}")
+        self.agent_name = name_of(called)
         with agent_span(called, self.claim.job.run_id, request.model) as span:
             terminal = await self._outcome_of(called, request, run_timeout_s)
             tell_end(span, terminal, self.stop_reason)

@@ -31,6 +31,16 @@ class Held(Protocol):
         """Whether its attempt was begun."""
         ...
 
+    @property
+    def agent_name(self) -> str:
+        """What its agent is called; empty until it is called."""
+        ...
+
+    @property
+    def texts(self) -> int:
+        """How many tokens it has written."""
+        ...
+
     def lose(self) -> None:
         """Publish nothing more: another worker holds the job by now."""
 
@@ -69,7 +79,7 @@ class Leases:
         self._hurry.set()
 
     async def keep(self) -> None:
-        """Renew for ever; runs whose lease was lost or whose cancel was asked for are told."""
+        """Renew for ever, noting how far runs are; those whose lease is lost or whose cancel was asked for are told."""
         renewals = 0
         while True:
             with contextlib.suppress(TimeoutError):
@@ -94,6 +104,9 @@ class Leases:
         by_run = {run.claim.job.run_id: run for run in self._held.values()}
         for run_id in await self._queue.cancelled(list(by_run)):
             by_run[run_id].cancel()
+        called = [(run_id, run.agent_name, run.texts) for run_id, run in by_run.items() if run.agent_name]
+        if called:
+            await self._queue.tell_progress(called)
 
 
 async def tolerate(action: Callable[[], Awaitable[None]], what: str) -> None:

@@ -5,6 +5,7 @@ from typing import Any, Final
 
 from service import tracing
 from service.agents import Agent
+from service.agents.loading import name_of
 from service.protocol.events import RUN_CANCELLED, RUN_COMPLETED, RUN_FAILED
 from service.store.queue import Claim, JobQueue
 
@@ -37,11 +38,11 @@ def agent_span(agent: Agent, run_id: str, model: str) -> tracing.Span:
     """Return the span of an agent's call; what the agent's own instrumentation makes are its children."""
     if not tracing.on():
         return tracing.span("invoke_agent")
-    name = next(filter(None, (getattr(agent, name, None) for name in ("name", "__name__"))), type(agent).__name__)
+    name = name_of(agent)
     attributes = {
         "gen_ai.operation.name": "invoke_agent",
         "gen_ai.provider.name": tracing.SCOPE,
-        "gen_ai.agent.name": str(name),
+        "gen_ai.agent.name": name,
         "gen_ai.request.model": model,
         tracing.RUN_ID: run_id,
     }

@@ -35,18 +35,19 @@ def listed(ended: Ended) -> dict[str, dict[str, Any]]:
 
 
 async def test_ps_lists_what_waits_and_runs(site: Site, tmp_path: Path) -> None:
-    """Each open run is listed with its state, age, model, events and worker; those that have ended are not."""
+    """Each open run is listed with its state, age, model, agent, tokens, events and worker; ended ones are not."""
     gate = tmp_path / "gate"
     ended_run = await started(site, ["answer", "done"])
     running = await started(site, ["say", 3], ["gate", str(gate)], model="org/model")
 
     async def told() -> bool:
         runs = listed(await site.command("ps", "--json"))
-        return set(runs) == {running} and runs[running]["events"] == 4
+        return set(runs) == {running} and runs[running]["events"] == 4 and runs[running]["tokens"] == 3
 
     await eventually(told)
     run = listed(await site.command("ps", "--json"))[running]
     assert (run["state"], run["model"], run["attempt"]) == ("running", "org/model", 1)
+    assert run["agent"] == "scripted"
     assert run["queue"] == site.processes.queue
     assert 0 <= run["age_s"] < 60
     assert run["worker"]

@@ -348,3 +348,19 @@ async def test_a_queue_without_a_worker_ever_waits_as_a_whole(submitter: JobSubm
         await submitter.submit(job(), ttl_s=60)
     backlog = await submitter.backlog()
     assert (backlog.jobs, backlog.waiting) == (2, 2)
+
+
+async def test_progress_is_noted_by_the_worker_that_runs_it_alone(
+    submitter: JobSubmitter, queue: JobQueue, other_queue: JobQueue, link: Link, keys: Keys
+) -> None:
+    """A run's hash tells agent and tokens as its own worker last said; nobody else may, and no hash is remade."""
+    await submitter.submit(sent := job(), ttl_s=60)
+    claim = await claimed(queue)
+    await attempt_at(queue, claim)
+    await queue.tell_progress([(sent.run_id, "herd", 7)])
+    await other_queue.tell_progress([(sent.run_id, "stranger", 9)])
+    run = keys.run(sent.run_id)
+    assert await link.call("HMGET", run, "agent", "tokens") == [b"herd", b"7"]
+    await link.call("DEL", run)
+    await queue.tell_progress([(sent.run_id, "herd", 8)])
+    assert await link.call("EXISTS", run) == 0

@@ -26,6 +26,8 @@ class HeldRun:
         run_id = new_run_id()
         self.claim = Claim(f"{run_id}-entry", Job(run_id=run_id, request={"model": "m"}, created=1, start_by=2), 0.0)
         self.begun = True
+        self.agent_name = "herd"
+        self.texts = 7
         self.told: list[str] = []
         self.news = asyncio.Event()
 
@@ -55,6 +57,7 @@ class StubQueue:
         self.flagged: list[str] = []
         self.errors: dict[str, BaseException] = {}
         self.renewed: list[list[str]] = []
+        self.progress: list[tuple[str, str, int]] = []
         self.prunes = 0
         self.reclaims = 0
         self.hurried = 0
@@ -73,6 +76,10 @@ class StubQueue:
     async def cancelled(self, run_ids: list[str]) -> list[str]:
         self._turn("cancelled")
         return [run_id for run_id in self.flagged if run_id in run_ids]
+
+    async def tell_progress(self, runs: list[tuple[str, str, int]]) -> None:
+        self.progress = runs
+        self._turn("progress")
 
     async def prune(self) -> None:
         self.prunes += 1
@@ -155,6 +162,18 @@ async def test_held_runs_are_renewed_until_they_are_released(queue: StubQueue, l
     assert queue.renewed[:2] == [both, both]
     assert queue.renewed[-1] == [kept.claim.entry_id]
     assert kept.told == released.told == []
+
+
+async def test_progress_is_told_with_the_lease(queue: StubQueue, leases: Leases) -> None:
+    """After each renewal the agent and tokens of every run whose agent was called are told, and of no other."""
+    called, waiting, lost = HeldRun(), HeldRun(), HeldRun()
+    waiting.agent_name = ""
+    for run in (called, waiting, lost):
+        leases.hold(run)
+    queue.lost = [lost.claim.entry_id]
+    async with Keeping(leases):
+        await queue.until(lambda: len(queue.renewed) >= 2 and bool(queue.progress))
+    assert queue.progress == [(called.run_id, "herd", 7)]
 
 
 async def test_renewed_three_times_as_often_as_it_runs_out(leases: Leases) -> None:
