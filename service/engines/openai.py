@@ -88,10 +88,10 @@ class OpenAIEngine:
         Raises EngineError if the server refuses, breaks off, or ends without a finish_reason: text that
         just stops is a failure, not an answer.
         """
-        turn = _Turn()
         kind = ""
         model = self._model or request.model
         with inference("openai", model, request, messages, self._where) as span:
+            turn = _Turn()
             try:
                 parameters = self._parameters(request, messages, tools, tool_choice)
                 chunks = await self._client.chat.completions.create(**parameters, extra_headers=span.carrier())
