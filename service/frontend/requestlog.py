@@ -48,7 +48,7 @@ def begin(request: web.Request) -> str:
 
 
 class RequestLog:
-    """The lines of one front end's requests."""
+    """The lines of one route's requests."""
 
     def __init__(self) -> None:
         """Start with nothing logged."""

@@ -3,16 +3,11 @@
 Nothing here needs more than front ends may do (deploy/redis-users.acl), and none of it walks the key space.
 """
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, Self
+from typing import Final
 
-from redis.exceptions import AuthenticationError, NoPermissionError, RedisError, ResponseError
-
-from service.errors import BrokerUnavailable, BusError
-from service.protocol.keys import Keys
-from service.store.endpoint import Endpoint
+from service.store.asking import Asking, store_errors
 from service.store.scripts import SCRIPTS
 
 MOST_RUNS: Final = 1000  # listed of one queue: its default bound
@@ -48,42 +43,6 @@ class Listing:
     queue: str
     outstanding: int
     runs: list[OpenRun]
-
-
-@contextlib.contextmanager
-def store_errors() -> Iterator[None]:
-    """Raise redis-py's errors as ours: BrokerUnavailable if Redis is away, BusError if it refuses."""
-    try:
-        yield
-    except NoPermissionError as exc:
-        message = f"this Redis user may not do that: {exc}"
-        raise BusError(message) from exc
-    except (AuthenticationError, ResponseError) as exc:
-        message = f"Redis refuses: {exc}"
-        raise BusError(message) from exc
-    except (RedisError, OSError) as exc:
-        message = f"Redis does not answer: {str(exc) or type(exc).__name__}"
-        raise BrokerUnavailable(message) from exc
-
-
-class Asking:
-    """Asks Redis; an asynchronous context manager.
-
-    Every method raises BrokerUnavailable if Redis cannot be reached, BusError if it refuses, as a restricted user is.
-    """
-
-    def __init__(self, endpoint: Endpoint, keys: Keys) -> None:
-        """Bind the names; nothing is connected yet. The front end's and the workers' keys are these."""
-        self._redis = endpoint.redis()
-        self._keys = keys
-
-    async def __aenter__(self) -> Self:
-        """Return it."""
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        """Close its connections."""
-        await self._redis.aclose()
 
 
 class Inspector(Asking):

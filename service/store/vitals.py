@@ -4,7 +4,7 @@ import time
 from dataclasses import dataclass
 from typing import Any, Final
 
-from service.store.inspect import Asking, store_errors
+from service.store.asking import Asking, store_errors
 from service.store.queue import BEAT_VALID_S
 
 PINGS: Final = 20  # few enough to take no time, enough for a median

@@ -135,7 +135,7 @@ class Execution:
         except ValueError as exc:  # a newer front end's request, or one whose settings name other agents
             return failed(errors.INVALID_REQUEST, f"this worker cannot serve the request: {exc}")
         self.agent_name = name_of(called)
-        with agent_span(called, self.claim.job.run_id, request.model) as span:
+        with agent_span(self.agent_name, self.claim.job.run_id, request.model) as span:
             terminal = await self._outcome_of(called, request, run_timeout_s)
             tell_end(span, terminal, self.stop_reason)
         return terminal

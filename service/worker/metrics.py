@@ -8,9 +8,9 @@ from service.errors import CANCELLED
 from service.metrics import Metrics
 from service.store.counts import PublishCounts
 from service.store.queue import Begun
+from service.worker.execution import LEASE_LOST
 
 HANDED_BACK = "handed_back"
-LEASE_LOST = "lease_lost"
 NOT_STORED = "not_stored"
 
 

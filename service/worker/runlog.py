@@ -3,6 +3,7 @@
 Nothing is logged for a token or an event.
 """
 
+import asyncio
 import logging
 from typing import Any, Final
 
@@ -20,6 +21,7 @@ log = logging.getLogger(__name__)
 
 # Of a question and of an answer; enough to recognise it.
 MAX_CONTENT_CHARS: Final = 2000
+HISTORY_TIMEOUT_S: Final = 5.0  # of reading an answer back; a broker that is away is no reason to keep a slot
 
 
 class RunLog:
@@ -41,7 +43,7 @@ class RunLog:
         if self._content:
             log.debug("asked: %s", _shown(job.request.get("messages")))
 
-    async def ended(self, bus: Bus, run_id: str, terminal: Terminal | None, outcome: str, *, seconds: float) -> None:
+    def ended(self, terminal: Terminal | None, outcome: str, *, seconds: float) -> None:
         """Tell of an attempt's end: how, as metrics have it, and after how long.
 
         Not a failure's message: it may repeat what was asked. Without a terminal event another worker goes on.
@@ -52,8 +54,11 @@ class RunLog:
         fields |= {name: usage[name] for name in ("prompt_tokens", "completion_tokens") if name in usage}
         fields |= {"finish_reason": data["finish_reason"]} if "finish_reason" in data else {}
         log.info("the run ended", extra=fields)
+
+    async def answered(self, bus: Bus, run_id: str, terminal: Terminal | None) -> None:
+        """Tell what a run answered, at debug, if that may be. Its job is done by now: nothing waits for this."""
         if self._content and terminal is not None:
-            log.debug("answered: %s", _shown(await _answer(bus, run_id, data)))
+            log.debug("answered: %s", _shown(await _answer(bus, run_id, terminal[1])))
 
 
 async def _answer(bus: Bus, run_id: str, data: dict[str, Any]) -> object:
@@ -61,9 +66,10 @@ async def _answer(bus: Bus, run_id: str, data: dict[str, Any]) -> object:
     if text := data.get("content") or data.get("message"):
         return text
     try:
-        return "".join(event.data for event in await bus.history(run_id) if event.type == TEXT)
-    except BusError as exc:
-        return f"(not to be had: {exc})"
+        async with asyncio.timeout(HISTORY_TIMEOUT_S):
+            return "".join(event.data for event in await bus.history(run_id) if event.type == TEXT)
+    except (BusError, TimeoutError) as exc:
+        return f"(not to be had: {str(exc) or 'the broker is away'})"
 
 
 def _shown(content: object) -> str:

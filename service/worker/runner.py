@@ -18,9 +18,9 @@ from service.protocol.events import RUN_FAILED, TEXT
 from service.store.bus import Bus
 from service.store.publisher import LogLimits, RunPublisher
 from service.store.queue import Begun, Claim, JobQueue
-from service.worker.execution import HAND_BACK, AgentOf, Execution, Terminal, failed
+from service.worker.execution import HAND_BACK, LEASE_LOST, AgentOf, Execution, Terminal, failed
 from service.worker.lease import Leases
-from service.worker.metrics import HANDED_BACK, LEASE_LOST, NOT_STORED, QueueMetrics
+from service.worker.metrics import HANDED_BACK, NOT_STORED, QueueMetrics
 from service.worker.runlog import RunLog
 from service.worker.spans import job_span, tell_end
 
@@ -115,14 +115,14 @@ class Runner:
         publisher = self._bus.publisher(claim.job.run_id, begun.attempt, self._limits.log, execution.lose, begun.first)
         execution.bind(publisher)
         self._lines.begun(claim.job, begun)
-        span.set({tracing.ATTEMPT: begun.attempt})
-        terminal = await self._attempt(execution, begun, publisher, called_again)
-        tell_end(span, terminal, execution.stop_reason)
+        span.set({tracing.ATTEMPT: begun.attempt, tracing.QUEUE_WAIT_S: begun.waited_s})
+        stored, outcome = await self._attempt(execution, begun, publisher, called_again)
+        tell_end(span, stored, execution.stop_reason or outcome)
 
     async def _attempt(
         self, execution: Execution, begun: Begun, publisher: RunPublisher, called_again: asyncio.Future[bool] | None
-    ) -> Terminal | None:
-        """Return the terminal event it came to, or None if another worker will say it."""
+    ) -> tuple[Terminal | None, str]:
+        """Return the terminal event if it is stored (another worker may say it, or none), and how the attempt ended."""
         begun_s = time.monotonic()
         self._metrics.begun(begun)
         refusal = await self._refusal(execution, begun)
@@ -144,13 +144,16 @@ class Runner:
         now_s, heard_s = time.monotonic(), execution.cancel_heard_s
         cancel_seconds = None if heard_s is None else now_s - heard_s
         self._metrics.ended(outcome, seconds=now_s - begun_s, cancel_seconds=cancel_seconds)
-        await self._lines.ended(self._bus, execution.claim.job.run_id, terminal, outcome, seconds=now_s - begun_s)
+        self._lines.ended(terminal, outcome, seconds=now_s - begun_s)
         publisher.close(BusError("the run is over, or goes to another worker"))
         if outcome == HANDED_BACK:
             await self._queue.hand_back(execution.claim)
-        elif outcome not in {LEASE_LOST, NOT_STORED}:
+        elif outcome in {LEASE_LOST, NOT_STORED}:
+            return None, outcome
+        else:
             await self._queue.finish(execution.claim)
-        return terminal
+        await self._lines.answered(self._bus, execution.claim.job.run_id, terminal)
+        return terminal, outcome
 
     def _on_tool_end(self, success: bool) -> None:  # noqa: FBT001 -- a callback
         self._metrics.tool_ended(success=success)

@@ -1,11 +1,8 @@
 """The spans of a worker: one for each attempt at a job, and inside it one for the agent's call."""
 
-import time
 from typing import Any, Final
 
 from service import tracing
-from service.agents import Agent
-from service.agents.loading import name_of
 from service.protocol.events import RUN_CANCELLED, RUN_COMPLETED, RUN_FAILED
 from service.store.queue import Claim, JobQueue
 
@@ -29,16 +26,14 @@ def job_span(claim: Claim, queue: JobQueue) -> tracing.Span:
         "messaging.message.id": claim.entry_id,
         "messaging.client.id": queue.worker_id,
         tracing.RUN_ID: job.run_id,
-        tracing.QUEUE_WAIT_S: _waited_s(claim.entry_id),
     }
     return tracing.span(f"process {queue.name}", "consumer", attributes, parent=job.trace)
 
 
-def agent_span(agent: Agent, run_id: str, model: str) -> tracing.Span:
-    """Return the span of an agent's call; what the agent's own instrumentation makes are its children."""
+def agent_span(name: str, run_id: str, model: str) -> tracing.Span:
+    """Return the span of the call of an agent of this name; what its own instrumentation makes are its children."""
     if not tracing.on():
         return tracing.span("invoke_agent")
-    name = name_of(agent)
     attributes = {
         "gen_ai.operation.name": "invoke_agent",
         "gen_ai.provider.name": tracing.SCOPE,
@@ -67,9 +62,3 @@ def tell_end(span: tracing.Span, terminal: tuple[str, dict[str, Any]] | None, ot
     )
     if event_type == RUN_FAILED:
         span.fail(data["code"], data["message"])
-
-
-def _waited_s(entry_id: str) -> float:
-    """Return how long a job has been in the queue: entries are named after the server's time, in milliseconds."""
-    enqueued_s = int(entry_id.partition("-")[0]) / 1000
-    return max(0.0, round(time.time() - enqueued_s, 3))

@@ -113,6 +113,8 @@ async def test_a_probe_leaves_nothing_behind(any_broker_url: str, link: Link, ke
         info = await RunStore(link, keys).describe(probe.run_id)
         assert info is not None
         assert (info.status, info.owner) == ("running", "me")
+        for name in (keys.run(probe.run_id), keys.events(probe.run_id)):
+            assert await link.call("TTL", name) in range(1, 61)  # whatever becomes of who wrote it
         assert await link.call("XLEN", keys.events(probe.run_id)) == 2
     assert await link.call("EXISTS", keys.run(probe.run_id), keys.events(probe.run_id)) == 0
 

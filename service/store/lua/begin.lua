@@ -1,7 +1,7 @@
 -- Begin an attempt at a run: count it, and append and publish its run_started, which fences every older attempt.
 -- KEYS[1] run, KEYS[2] log and channel. ARGV: queue entry id, worker id, ttl in s, a token of this very begin.
--- Returns {attempt, cancel flag, times handed back, ms since it was enqueued}, or DUPLICATE (another queue entry carries this run, an enqueue
--- sent again after a lost reply), or ENDED (its terminal event is stored: nothing to do).
+-- Returns {attempt, cancel flag, times handed back, ms since it was enqueued}, or DUPLICATE (another queue entry carries
+-- this run, an enqueue sent again after a lost reply), or ENDED (its terminal event is stored: nothing to do).
 local entry, status = unpack(redis.call('HMGET', KEYS[1], 'entry', 'status'))
 if entry and entry ~= ARGV[1] then return 'DUPLICATE' end
 if status and status ~= 'queued' and status ~= 'running' then return 'ENDED' end
