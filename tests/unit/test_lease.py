@@ -317,6 +317,35 @@ async def test_nothing_is_taken_over_around_an_absence_of_the_broker(
     await working
 
 
+async def test_a_job_is_begun_before_the_next_is_asked_for(queue: StubQueue, leases: Leases) -> None:
+    """A client waits for a claimed job: what begins it is sent before the request for another one."""
+    order: list[str] = []
+    jobs = [HeldRun().claim]
+    asked_again = asyncio.Event()
+
+    async def claim(*, hurry: bool = False) -> Claim | None:
+        order.append(f"claim {hurry}")
+        if jobs:
+            return jobs.pop()
+        asked_again.set()
+        await asyncio.sleep(LEASE_S)
+        return None
+
+    async def execute(_claim: Claim, _called_again: object = None) -> None:
+        order.append("begin")
+
+    queue.claim = claim  # type: ignore[method-assign]
+    runner = type("OneRun", (), {"execute": staticmethod(execute), "stop_all": lambda _: None})()
+    worker = worker_of(queue, leases, runner, slots=Slots(2))
+    stop = asyncio.Event()
+    working = asyncio.create_task(worker.run(stop))
+    async with asyncio.timeout(SOON_S):
+        await asked_again.wait()
+    stop.set()
+    await working
+    assert order[:3] == ["claim False", "begin", "claim False"]
+
+
 @pytest.mark.parametrize("side_task", ["beat", "reclaim", "renew"])
 async def test_worker_dies_with_its_side_task(queue: StubQueue, leases: Leases, side_task: str) -> None:
     """A worker whose heartbeat, reclaim or renewal dies of something unforeseen ends with that error, unasked."""
