@@ -104,6 +104,7 @@ class CutStream:
 
     def __init__(self, response: aiohttp.ClientResponse) -> None:
         self._content = response.content
+        self._last = b""  # what came before, to be told if the stream ends where it should not
 
     async def take(self, size: int) -> bytes:
         """Return this many bytes; fewer only if the stream ended cleanly before."""
@@ -117,7 +118,8 @@ class CutStream:
         got = bytearray()
         while wanted not in got:
             piece = await self._content.readany()
-            assert piece, f"the stream ended before {wanted!r}: {bytes(got[-300:])!r}"
+            assert piece, f"the stream ended before {wanted!r}: {self._last!r}"
+            self._last = (self._last + piece)[-1000:]
             got += piece
         return bytes(got)
 
