@@ -208,6 +208,22 @@ async def test_the_key_field_opens_a_closed_server(scene: PageScene) -> None:
     assert (await stranger.text(".answer")).strip() == WHOLE
 
 
+async def test_a_run_the_page_takes_up_leaves_the_key_field_alone(scene: PageScene) -> None:
+    """Whoever types a key goes on typing it there while the page opens a link: no part of it gets into the message."""
+    await scene.worker()
+    url = await scene.frontend(AGENTSTREAM_API_KEYS="sesame")
+    tab = await scene.browser.tab()
+    note_focus = (
+        "window.focused = []; addEventListener('focusin', (event) => window.focused.push(event.target.id), true)"
+    )
+    await tab.call("Page.addScriptToEvaluateOnNewDocument", source=note_focus)
+    await tab.open(f"{url}/#run=chatcmpl-{'0' * 32}")
+    await tab.until("document.querySelector('.failure')?.textContent.includes('401')")
+    focused = await tab.evaluate("window.focused")
+    assert "prompt" not in focused[focused.index("key") :]
+    assert await tab.evaluate("document.activeElement.id === 'key' && document.querySelector('#access').open")
+
+
 async def test_a_request_is_copied_as_a_command_and_a_program(scene: PageScene) -> None:
     """What is copied as curl and as Python runs as it stands, says the same again, and holds no key."""
     await scene.worker("echo")

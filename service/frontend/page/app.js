@@ -28,6 +28,7 @@ async function ask(question) {
   const model = byId("model").value.trim() || byId("model").placeholder || (await loadModels());
   if (!model || running) return;
   byId("prompt").value = "";
+  closeAccess();
   byId("spoken").replaceChildren();
   const exchange = add(new Exchange({ question, model, startedAt: now() }));
   window.scrollTo(0, document.documentElement.scrollHeight);
@@ -53,9 +54,6 @@ function add(exchange) {
 /** Follow a run to its end: begun by `start`, or taken up again where the exchange is. */
 async function run(exchange, start = null) {
   const controller = new AbortController();
-  if (byId("access").open) byId("prompt").focus();
-  byId("access").open = false;
-  notice("");
   setRunning({ exchange, controller, stopping: false });
   const saving = setInterval(save, SAVE_MS);
   const key = apiKey();
@@ -79,6 +77,7 @@ async function unlock() {
   const exchange = locked;
   if (!exchange || running) return;
   locked = null;
+  closeAccess();
   exchange.proceed();
   await run(exchange);
 }
@@ -153,6 +152,13 @@ async function copy(text, name) {
 function askForKey() {
   byId("access").open = true;
   notice("This server needs an API key.", byId("key"));
+}
+
+/** Put the key's field away; never while somebody may be typing: the rest of a key would stand in the message. */
+function closeAccess() {
+  if (byId("access").open) byId("prompt").focus();
+  byId("access").open = false;
+  notice("");
 }
 
 function notice(text, field) {
