@@ -1,7 +1,7 @@
 """Which models there are, and to which queue their jobs go."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,9 +64,9 @@ class Dispatch:
             raise NotFound(message, code="model_not_found", param="model")
         return queue
 
-    async def submit(self, job: Job, *, ttl_s: int) -> None:
+    def submit(self, job: Job, *, ttl_s: int) -> Awaitable[None]:
         """Enqueue a job where its model's agent is; see JobSubmitter.submit. Raises NotFound, too."""
-        await self._submitters[self.queue_for(job)].submit(job, ttl_s=ttl_s)
+        return self._submitters[self.queue_for(job)].submit(job, ttl_s=ttl_s)
 
     def queue_for(self, job: Job) -> str:
         """Return the queue a job goes to; raises NotFound."""

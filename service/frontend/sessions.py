@@ -5,7 +5,7 @@ import contextlib
 import hashlib
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Final, Protocol
 
 import orjson
@@ -57,8 +57,12 @@ class Source(Protocol):
         """Whether the run may exist."""
         ...
 
-    async def open(self, feed: RunFeed) -> None:
-        """Begin to deliver; raises what the client is told before the first byte."""
+    def open(self, feed: RunFeed) -> Awaitable[None]:
+        """Begin to deliver, and return what is to be awaited; either raises what the client is told before all else.
+
+        Nothing is delivered before that is awaited: until then the feed may do without its consumer.
+        """
+        ...
 
     def deadlines(self, feed: RunFeed) -> Deadlines:
         """Return how long the run may take."""
@@ -78,18 +82,33 @@ class Admission:
         self.begun = False
         self.head = StreamHead(run_id=job.run_id, created=job.created, model=job.request["model"])
 
-    async def open(self, feed: RunFeed) -> None:
-        """Raise BrokerUnavailable, LimitReached or QueueFull. Once only: the job is let go."""
-        require_broker(self._context)
-        job = self._job
-        del self._job  # a stream may be open for long, and hold what it was asked with no longer than it needs
+    def open(self, feed: RunFeed) -> Awaitable[None]:
+        """Send the job at once if nothing must be known first: a worker is at it while the answer is prepared.
+
+        Raises BrokerUnavailable, LimitReached or QueueFull.
+        """
+        context = self._context
+        require_broker(context)
         self.begun = True
+        if _has_limits(context) or not context.link.in_order:
+            return self._open_in_steps(feed, self._job)
+        subscribed, admitted = feed.open(), _enqueue(context, self._job)
+        context.link.flush()
+        return self._opened(subscribed, admitted)
+
+    async def _open_in_steps(self, feed: RunFeed, job: Job) -> None:
         async with answering():
             await _check_limits(self._context, job)
             subscribed = feed.open()
             if not self._context.link.in_order:
                 await subscribed
             await _enqueue(self._context, job)
+            await subscribed
+
+    @staticmethod
+    async def _opened(subscribed: Awaitable[None], admitted: Awaitable[None]) -> None:
+        async with answering():
+            await admitted
             await subscribed
 
     async def start(self) -> None:
@@ -100,8 +119,10 @@ class Admission:
             await _enqueue(self._context, self._job)
 
     def deadlines(self, feed: RunFeed) -> Deadlines:
-        """Return the times of a run that waits in the queue first."""
-        return _deadlines(self._context, feed, _Resubmission(self._context, self._job).look)
+        """Return the times of a run that waits in the queue first. Once only: the job is let go."""
+        job = self._job
+        del self._job  # a stream may be open for long, and hold what it was asked with no longer than it needs
+        return _deadlines(self._context, feed, _Resubmission(self._context, job).look)
 
 
 class _Resubmission:
@@ -126,23 +147,35 @@ class _Resubmission:
             await _enqueue(self._context, job)
 
 
-async def _enqueue(context: Context, job: Job) -> None:
-    settings = context.settings
+def _enqueue(context: Context, job: Job) -> Awaitable[None]:
+    """Enqueue a job; see JobSubmitter.submit."""
+    if tracing.on():
+        return _enqueue_traced(context, job)
+    return context.submitter.submit(job, ttl_s=_open_ttl_s(context))
+
+
+async def _enqueue_traced(context: Context, job: Job) -> None:
     with sending(job, context.submitter.queue_for(job)) as span:
-        if tracing.on():
-            job = job.model_copy(update=span.carrier())
-        await context.submitter.submit(job, ttl_s=open_ttl_s(settings.queue_timeout_s, settings.run_timeout_s))
+        await context.submitter.submit(job.model_copy(update=span.carrier()), ttl_s=_open_ttl_s(context))
+
+
+def _open_ttl_s(context: Context) -> int:
+    return open_ttl_s(context.settings.queue_timeout_s, context.settings.run_timeout_s)
+
+
+def _has_limits(context: Context) -> bool:
+    return context.settings.max_runs_per_key > 0 or context.settings.max_requests_per_minute > 0
 
 
 async def _check_limits(context: Context, job: Job) -> None:
     """Raise LimitReached if the job's owner has or has sent too much; shared by all front ends."""
     settings = context.settings
-    if settings.max_runs_per_key or settings.max_requests_per_minute:
+    if _has_limits(context):
         await context.submitter.check_limits(
             job,
             max_runs=settings.max_runs_per_key,
             max_requests_per_minute=settings.max_requests_per_minute,
-            ttl_s=open_ttl_s(settings.queue_timeout_s, settings.run_timeout_s),
+            ttl_s=_open_ttl_s(context),
         )
 
 
@@ -222,7 +255,7 @@ async def attach(context: Context, owner: str, key: str, chat: ChatCompletionReq
     asked = chat.model_dump(mode="json", exclude_unset=True, exclude={"stream", "stream_options"})
     fingerprint = hashlib.sha256(orjson.dumps(asked, option=orjson.OPT_SORT_KEYS)).hexdigest()
     settings = context.settings
-    ttl_s = open_ttl_s(settings.queue_timeout_s, settings.run_timeout_s) + settings.run_ttl_s
+    ttl_s = _open_ttl_s(context) + settings.run_ttl_s
     earlier = await context.runs.remember(owner, key, job, fingerprint, ttl_s=ttl_s)
     if earlier is None:
         return job
@@ -250,15 +283,17 @@ async def stream_run(  # noqa: PLR0913 -- the request, the run, and how to show 
     cancel_when_gone: bool,
 ) -> web.StreamResponse:
     """Stream a run to its end."""
+    feed = context.bus.feed(source.head.run_id)
+    opening = source.open(feed)
     response = web.StreamResponse(headers=STREAM_HEADERS | _extra_headers(request))
     writer = RawWriter(request, response, write_timeout_s=context.settings.write_timeout_s)
     machine = view.machine(source.head, options, source.after)
     pump = StreamPump(machine, writer, context.outbox, replay_word_delay_ms=context.settings.replay_word_delay_ms)
-    feed = context.bus.feed(source.head.run_id, pump)
+    feed.deliver_to(pump)
     pump.attach(feed, source.deadlines(feed), context.metrics.clock() if isinstance(source, Admission) else None)
     context.watcher.add(pump)
     try:
-        await source.open(feed)
+        await opening
         await pump.run()
     except ClientGone as exc:
         log.debug("the client is gone before the end of its stream: %s", exc)
@@ -279,12 +314,14 @@ async def stream_run(  # noqa: PLR0913 -- the request, the run, and how to show 
 
 async def complete_run(context: Context, source: Source, view: View, *, cancel_when_gone: bool) -> web.Response:
     """Wait for a run's end and answer with its completion; raises RunFailed."""
+    feed = context.bus.feed(source.head.run_id)
+    opening = source.open(feed)
     collector = Collector(view.fold(source.head))
-    feed = context.bus.feed(source.head.run_id, collector)
+    feed.deliver_to(collector)
     collector.attach(source.deadlines(feed), context.metrics.clock() if isinstance(source, Admission) else None)
     context.watcher.add(collector)
     try:
-        await source.open(feed)
+        await opening
         await collector.until_ended()
     finally:
         _leave(context, collector, feed)
@@ -326,7 +363,8 @@ async def cancel_run(context: Context, info: RunInfo, view: View) -> web.Respons
 async def read_run(context: Context, info: RunInfo, fold: Fold, *, until_ended_s: float | None = None) -> None:
     """Fold a run's log; raises as ``Past.open``, RunFailed if it cannot be read, and RunStuck."""
     collector = Collector(fold)
-    feed = context.bus.feed(info.run_id, collector)
+    feed = context.bus.feed(info.run_id)
+    feed.deliver_to(collector)
     try:
         await Past(context, info).open(feed)
         collector.raise_given_up()

@@ -7,7 +7,7 @@ from service.protocol.events import Event, decode_batch
 from service.protocol.keys import Keys
 from service.store.appender import Appender
 from service.store.counts import FeedCounts, PublishCounts
-from service.store.feed import PAGE_ENTRIES, Consumer, RunFeed
+from service.store.feed import PAGE_ENTRIES, RunFeed
 from service.store.link import Link
 from service.store.publisher import LogLimits, RunPublisher
 
@@ -27,9 +27,9 @@ class Bus:
         """What its publishers have counted."""
         return self._appender.counts
 
-    def feed(self, run_id: str, consumer: Consumer) -> RunFeed:
-        """Return a reader of the run's events; not yet subscribed."""
-        return RunFeed(self._link, self._keys.events(run_id), consumer, self.feeds)
+    def feed(self, run_id: str) -> RunFeed:
+        """Return a reader of the run's events; not yet subscribed, and without a consumer."""
+        return RunFeed(self._link, self._keys.events(run_id), self.feeds)
 
     def publisher(
         self,

@@ -77,14 +77,12 @@ class RunFeed:
         self,
         link: Link,
         channel: str,
-        consumer: Consumer,
         counts: FeedCounts | None = None,
     ) -> None:
         """Prepare; nothing arrives before ``open``. ``counts`` are those of all feeds of the process."""
         self._link = link
         self._channel = channel.encode()
         self._scope = current()
-        self._consumer = consumer
         self._counts = counts or FeedCounts()
         self._state = _State.CLOSED
         self._attempt = self._seq = 0  # of the last event delivered
@@ -93,6 +91,10 @@ class RunFeed:
         self._reading: Command | None = None
         self._synced: asyncio.Future[None] | None = None  # awaited by open_from_log
         self.failure: AgentStreamError | None = None
+
+    def deliver_to(self, consumer: Consumer) -> None:
+        """Take who it is for: before the turn of the loop ends in which it was opened."""
+        self._consumer = consumer
 
     @property
     def position(self) -> tuple[int, int]:

@@ -12,7 +12,7 @@ import logging
 import math
 import secrets
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -27,6 +27,7 @@ from service.store.endpoint import COMMAND_TIMEOUT_S, Endpoint
 from service.store.link import Link
 from service.store.runs import CONVERSATION, RESPONSE, TRACEPARENT
 from service.store.scripts import SCRIPTS
+from service.store.wire import Reply
 
 log = logging.getLogger(__name__)
 
@@ -150,10 +151,11 @@ class JobSubmitter:
         self._max_queued = max_queued
         self._drain = _DrainRate()
 
-    async def submit(self, job: Job, *, ttl_s: int) -> None:
-        """Enqueue; raises QueueFull. ``ttl_s`` bounds the run's hash, and covers its whole life.
+    def submit(self, job: Job, *, ttl_s: int) -> Awaitable[None]:
+        """Enqueue; what is returned is done when it is, or raises QueueFull.
 
-        Sent again after a lost reply the job may stand in the queue twice; the worker that begins it second
+        It goes out with what else this turn of the loop sends. ``ttl_s`` bounds the run's hash, and covers its whole
+        life. Sent again after a lost reply the job may stand in the queue twice; the worker that begins it second
         is told so (``begin.lua``).
         """
         run = self._keys.run(job.run_id)
@@ -163,11 +165,17 @@ class JobSubmitter:
             *((TRACEPARENT, job.traceparent) if job.traceparent else ()),
             *_kept_for_responses(job),
         )
-        new, admitted = await asyncio.gather(  # one write, in this order, with the subscription before them
+        asked = asyncio.gather(  # in this order, and with the subscription before them
             self._link.ask_script("describe", [run], ttl_s, *described),
             self._link.ask_script("admit", [self._keys.jobs(self._queue)], self._max_queued, job.encode()),
         )
+        return self._admitted(job, asked)
+
+    async def _admitted(self, job: Job, asked: Awaitable[tuple[Reply, Reply]]) -> None:
+        """Raise QueueFull, and take back what was sent, unless the job is in the queue."""
+        new, admitted = await asked
         if isinstance(admitted, list):
+            run = self._keys.run(job.run_id)
             if new:  # else a run of this id may have been admitted: this is a request repeated under its key
                 await self._link.call("DEL", run)
             if job.limited:
@@ -321,15 +329,12 @@ class JobQueue:
 
     async def begin(self, claim: Claim, *, ttl_s: int) -> Begun | None:
         """Begin an attempt at a claimed job; None if the run has ended, or another entry carries it."""
-        run_id = claim.job.run_id
-        reply = await self._quick(
-            "begin",
-            [self._keys.run(run_id), self._keys.events(run_id)],
-            claim.entry_id,
-            self.worker_id,
-            ttl_s,
-            secrets.token_hex(8),
-        )
+        keys = [self._keys.run(claim.job.run_id), self._keys.events(claim.job.run_id)]
+        token = secrets.token_hex(8)
+        async with _answering(COMMAND_TIMEOUT_S):
+            asked = self._link.ask_script("begin", keys, claim.entry_id, self.worker_id, ttl_s, token)
+            self._link.flush()  # nothing is to go before it: a client waits
+            reply = await asked
         if not isinstance(reply, list):
             log.info("the run needs no attempt: %s", reply)
             return None
@@ -368,7 +373,9 @@ class JobQueue:
 
     async def finish(self, claim: Claim) -> None:
         """Remove a job that needs no run any more: its terminal event is stored, or another entry carries it."""
-        if not await self._quick("finish", [self._jobs], GROUP, self.worker_id, claim.entry_id):
+        async with _answering(COMMAND_TIMEOUT_S):
+            held = await self._link.call_script("finish", [self._jobs], GROUP, self.worker_id, claim.entry_id)
+        if not held:
             log.warning("the job %s is no longer held by this worker", claim.entry_id)
         if claim.job.limited:
             with _broker_errors():
@@ -404,11 +411,6 @@ class JobQueue:
                     pipeline.hget(self._keys.run(run_id), field)
                 values: list[bytes | None] = await pipeline.execute()
         return values
-
-    async def _quick(self, name: str, keys: list[str], *args: str | int) -> Any:  # noqa: ANN401 -- a Redis reply
-        """Run a script over the bus's link; a run waits for it."""
-        async with _answering(COMMAND_TIMEOUT_S):
-            return await self._link.call_script(name, keys, *args)
 
     async def _script(self, name: str, keys: list[str], *args: str | int) -> Any:  # noqa: ANN401 -- a Redis reply
         with _broker_errors():

@@ -138,7 +138,9 @@ def bus() -> Iterator[Layer]:
 
     def whole(data: Sequence[bytes]) -> None:
         link, outbox = Link(Endpoint("redis://nowhere"), name="bench"), EachRead()
-        RunFeed(link, CHANNEL, open_pump(outbox)).open()
+        feed = RunFeed(link, CHANNEL)
+        feed.deliver_to(open_pump(outbox))
+        feed.open()
         wire = Wire(link._on_reply, link._on_push)
         for read in data:
             wire.data_received(read)

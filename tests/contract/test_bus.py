@@ -26,7 +26,8 @@ class Reader:
     def __init__(self, bus: Bus, run_id: str) -> None:
         self.events: list[Event] = []
         self.failure: AgentStreamError | None = None
-        self.feed = bus.feed(run_id, self)
+        self.feed = bus.feed(run_id)
+        self.feed.deliver_to(self)
         self.when: Callable[[Sequence[Event]], None] = lambda _: None
         self._news = asyncio.Event()
 

@@ -452,7 +452,8 @@ class World:
         self.paused = False
         self.trimmed = False
         self.promised = 0  # events a resumed feed must deliver without a further doubt
-        self.feed = RunFeed(cast("Link", self.link), "log", self)
+        self.feed = RunFeed(cast("Link", self.link), "log")
+        self.feed.deliver_to(self)
 
     def on_failure(self, error: AgentStreamError) -> None:
         """Keep the failure."""

@@ -53,7 +53,9 @@ class OneRunLink:
         self.handler(message)
 
     def feed(self, consumer: Consumer) -> RunFeed:
-        return RunFeed(cast("Link", self), "channel", consumer)
+        feed = RunFeed(cast("Link", self), "channel")
+        feed.deliver_to(consumer)
+        return feed
 
 
 class TakesAll:
