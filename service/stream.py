@@ -12,7 +12,7 @@ client that saw the final chunk and resumes gets ``[DONE]``.
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Final, Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from service import sse
 from service.errors import CANCELLED, CANCELLED_MESSAGE, error_body, failure_text, failure_type
@@ -93,11 +93,11 @@ class ChunkStream:
         """Return the role chunk, the first frame of every stream; nothing for a resumed one. Ask before all else."""
         if self._after is not None:
             return b""
-        return sse.frame(_json(self._chunk([self._choice({"role": "assistant"})])), event_id=str(START))
+        return sse.frame(sse.json_line(self._chunk([self._choice({"role": "assistant"})])), event_id=str(START))
 
     def empty_chunk(self) -> bytes:
         """Return a chunk that says nothing and has no position: resets clients' per-chunk timeouts."""
-        return sse.frame(_json(self._chunk([self._choice({})])))
+        return sse.frame(sse.json_line(self._chunk([self._choice({})])))
 
     def receive(self, batch: Batch) -> bytes:
         """Return the frames of a batch's events, joined, up to the terminal one.
@@ -166,7 +166,7 @@ class ChunkStream:
 
     def _template(self, field: str) -> sse.TextTemplate:
         """Return the chunks whose delta is this one field."""
-        before, after = _json(self._chunk([self._choice({field: ""})])).rsplit(b'""', 1)
+        before, after = sse.json_line(self._chunk([self._choice({field: ""})])).rsplit(b'""', 1)
         return sse.TextTemplate(before, after)
 
     def _reason(self, text: str, event_id: str) -> bytes:
@@ -197,7 +197,7 @@ class ChunkStream:
             final["usage"] = part.usage
         for position, chunk in chunks:
             if self._is_new(position):
-                yield sse.frame(_json(chunk), event_id=str(position))
+                yield sse.frame(sse.json_line(chunk), event_id=str(position))
 
     @property
     def _strict(self) -> bool:
@@ -210,7 +210,7 @@ class ChunkStream:
         if part.name is not None:
             call = {"index": part.index, "id": part.id, "type": "function", "function": {"name": part.name, **function}}
         delta = {"tool_calls": [call]}
-        return sse.frame(_json(self._chunk([self._choice(delta)])), event_id=str(cursor))
+        return sse.frame(sse.json_line(self._chunk([self._choice(delta)])), event_id=str(cursor))
 
     def _failure(self, part: Failure, cursor: Cursor | None) -> bytes:
         text = failure_text(part.code, part.message)
@@ -219,7 +219,7 @@ class ChunkStream:
         else:
             body = self._chunk([self._choice({"content": text}, "stop")])
             body["agent_error"] = _agent_error(part.code, part.message)
-        return sse.frame(_json(body), event_id=str(cursor) if cursor else None)
+        return sse.frame(sse.json_line(body), event_id=str(cursor) if cursor else None)
 
     def _named(self, part: Named, cursor: Cursor) -> Iterator[bytes]:
         event_format = self._options.event_format
@@ -233,7 +233,7 @@ class ChunkStream:
             renamed = {f"event_{key}" if key == "type" else key: value for key, value in data.items()}
             data = {**self._chunk([self._choice({})]), "agent_event": {"type": name, **renamed}}
             name = None
-        yield sse.frame(_json(data), event=name, event_id=str(cursor))
+        yield sse.frame(sse.json_line(data), event=name, event_id=str(cursor))
 
     def _flat(self, data: dict[str, Any]) -> dict[str, Any]:
         """Return the event's fields with the chunk's beside them, so that stock clients parse it as a chunk."""
@@ -267,10 +267,3 @@ def shown_data(part: Named) -> dict[str, Any]:
 
 def _agent_error(code: str, message: str) -> dict[str, str]:
     return {"type": failure_type(code), "code": code, "message": message}
-
-
-_encode: Final = json.JSONEncoder(separators=(",", ":")).encode  # json.dumps would make one anew each time
-
-
-def _json(value: object) -> bytes:
-    return _encode(value).encode("ascii")

@@ -27,15 +27,7 @@ async def read_request(request: web.Request, settings: Settings, model: type[Req
         # Also keeps web pages of other origins out: a JSON content type makes their browser ask first.
         message = f"the body must be JSON: send 'Content-Type: application/json', not {request.content_type[:80]!r}"
         raise UnsupportedMediaType(message)
-    try:
-        async with asyncio.timeout(settings.body_timeout_s):
-            raw = await request.read()
-    except TimeoutError as exc:
-        message = f"the body did not come within {settings.body_timeout_s:g} s"
-        raise BodyTimeout(message) from exc
-    except web.RequestPayloadError as exc:
-        message = f"the body cannot be read: {' '.join(str(exc).split())}"
-        raise InvalidRequest(message) from exc
+    raw = await _body_of(request, settings.body_timeout_s)
     try:
         body = orjson.loads(raw)
     except orjson.JSONDecodeError as exc:
@@ -56,6 +48,21 @@ async def read_request(request: web.Request, settings: Settings, model: type[Req
         return model.model_validate(body, strict=True)
     except ValidationError as exc:
         raise explained(exc, body) from exc
+
+
+async def _body_of(request: web.Request, timeout_s: float) -> bytes:
+    """Return the body; raises InvalidRequest, BodyTimeout or aiohttp's 413."""
+    try:
+        if request.content.is_eof():  # most come together with their head
+            return await request.read()
+        async with asyncio.timeout(timeout_s):
+            return await request.read()
+    except TimeoutError as exc:
+        message = f"the body did not come within {timeout_s:g} s"
+        raise BodyTimeout(message) from exc
+    except web.RequestPayloadError as exc:
+        message = f"the body cannot be read: {' '.join(str(exc).split())}"
+        raise InvalidRequest(message) from exc
 
 
 def idempotency_key(request: web.Request) -> str | None:

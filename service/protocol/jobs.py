@@ -63,7 +63,7 @@ class Job(BaseModel):
 
     def encode(self) -> bytes:
         """Return the JSON envelope; a copy, as orjson's own bytes hold room for 4 KB for as long as they live."""
-        return b"%b" % orjson.dumps(self.model_dump())
+        return b"%b" % orjson.dumps(vars(self))
 
     @classmethod
     def decode(cls, payload: bytes) -> Self:

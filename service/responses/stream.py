@@ -6,7 +6,6 @@ before. What the log does not know (``empty_chunk``, a lost stream's error) repe
 behind that misses nothing.
 """
 
-import json
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -143,7 +142,9 @@ class ResponseStream:
         if number <= self._after:
             return b""
         if piece is not self._templated or self._delta is None:
-            before = _json({"type": TEXT_DELTA, **piece.place, "logprobs": [], "delta": ""}).removesuffix(b'""}')
+            before = sse.json_line({"type": TEXT_DELTA, **piece.place, "logprobs": [], "delta": ""}).removesuffix(
+                b'""}'
+            )
             self._delta = sse.NumberedTemplate(TEXT_DELTA, before, _NUMBER)
             self._templated = piece
         return self._delta.render(text, number)
@@ -153,7 +154,7 @@ class ResponseStream:
         self._next = number + 1
         if number <= self._after:
             return b""
-        return sse.frame(_json({"type": name, **fields, _NUMBER: number}), event=name, event_id=str(number))
+        return sse.frame(sse.json_line({"type": name, **fields, _NUMBER: number}), event=name, event_id=str(number))
 
     def _error(self, message: str, error_type: str, code: str) -> bytes:
         """Return the error event in both its forms: openai's SDKs raise for the field ``error`` only."""
@@ -161,7 +162,7 @@ class ResponseStream:
         return self._unnumbered("error", fields)
 
     def _unnumbered(self, name: str, fields: dict[str, Any]) -> bytes:
-        return sse.frame(_json({"type": name, **fields, _NUMBER: max(self._after, self._told)}), event=name)
+        return sse.frame(sse.json_line({"type": name, **fields, _NUMBER: max(self._after, self._told)}), event=name)
 
     def _response(self, end: Finish | Failure | None = None) -> dict[str, Any]:
         output = [] if end is None else self._output.items
@@ -172,7 +173,3 @@ def _last_event(end: Finish | Failure) -> str:
     if isinstance(end, Failure):
         return "response.failed"
     return "response.completed" if incomplete_reason(end) is None else "response.incomplete"
-
-
-def _json(value: object) -> bytes:
-    return json.dumps(value, separators=(",", ":")).encode("ascii")
