@@ -32,8 +32,12 @@ _CONTROLS: Final = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _CONTROLS_BUT_NEWLINE: Final = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029]")
 _PLAIN_VALUE: Final = re.compile(r"[\w.:/@+-]+")
 # What a record holds besides what its caller gave by name, and the names that are taken.
-_NO_FIELDS: Final = frozenset(vars(logging.makeLogRecord({}))) | {"asctime", "scope", "taskName"}
-_RESERVED: Final = frozenset({"time", "level", "logger", "message", "process", "pid", "exception"})
+_NO_FIELDS: Final = (
+    frozenset(vars(logging.makeLogRecord({})))
+    | {"asctime", "scope", "taskName"}
+    | {"time", "level", "logger", "message", "process", "pid", "exception"}
+    | frozenset(Scope._fields)
+)
 
 TraceIds = Callable[[], tuple[str, str] | None]
 
@@ -78,17 +82,18 @@ class LineFormatter(logging.Formatter):
             message = message.partition("\n")[0]  # then come the parts of its context, with the exception's text
         return _cut(message, MAX_MESSAGE_CHARS)
 
-    def fields_of(self, record: logging.LogRecord) -> Iterator[tuple[str, Any]]:
-        """Yield what a line is about, and what else its caller gave by name."""
-        scope = getattr(record, "scope", None)
-        named = (scope if isinstance(scope, Scope) else current())._asdict()
-        yield from ((name, value) for name, value in named.items() if value)
+    def fields_of(self, record: logging.LogRecord) -> list[tuple[str, Any]]:
+        """Return what a line is about, and what else its caller gave by name."""
+        given = getattr(record, "scope", None)
+        scope = given if isinstance(given, Scope) else current()
+        fields = [field for field in zip(Scope._fields, scope, strict=True) if field[1]]
         if self._trace_ids is not None and (ids := self._trace_ids()) is not None:
-            yield from zip(("trace_id", "span_id"), ids, strict=True)
-        for name, value in vars(record).items():
-            if name not in _NO_FIELDS and name not in _RESERVED and name not in named:
-                short = isinstance(value, int | float | None)
-                yield name, value if short else _cut(str(self._told(value)), MAX_FIELD_CHARS)
+            fields += zip(("trace_id", "span_id"), ids, strict=True)
+        for name in [name for name in vars(record) if name not in _NO_FIELDS]:
+            value = getattr(record, name)
+            short = value is None or isinstance(value, int | float)
+            fields.append((name, value if short else _cut(str(self._told(value)), MAX_FIELD_CHARS)))
+        return fields
 
     def exception_of(self, record: logging.LogRecord) -> str | None:
         """Return a line's traceback, if it has one."""
@@ -111,7 +116,7 @@ class TextFormatter(LineFormatter):
 
     def line(self, record: logging.LogRecord) -> str:
         """Return the record; only its first line begins without a space."""
-        fields = "".join(f" {name}={_value(value)}" for name, value in self.fields_of(record))
+        fields = "".join([f" {name}={_value(value)}" for name, value in self.fields_of(record)])
         message = _indented(self.message_of(record))
         line = f"{_time_of(record)} {record.levelname:<7} {self._process}[{record.process}] {record.name}: {message}"
         exception = self.exception_of(record)

@@ -12,7 +12,7 @@ import logging
 import math
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Iterator, Sequence
+from collections.abc import Awaitable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -63,12 +63,11 @@ def _broker_errors() -> Iterator[None]:
         raise BrokerUnavailable(message) from exc
 
 
-@contextlib.asynccontextmanager
-async def _answering(timeout_s: float) -> AsyncIterator[None]:
-    """Bound what is asked over a link, which would wait for a broker that is away; raises BrokerUnavailable."""
+async def _answer(asked: Awaitable[Reply], timeout_s: float) -> Reply:
+    """Return what was asked over a link, which would wait for a broker that is away; raises BrokerUnavailable."""
     try:
         async with asyncio.timeout(timeout_s):
-            yield
+            return await asked
     except TimeoutError as exc:
         message = f"Redis did not answer within {timeout_s:g} s"
         raise BrokerUnavailable(message) from exc
@@ -281,10 +280,8 @@ class JobQueue:
         block_s = HURRIED_CLAIM_BLOCK_S if hurry else CLAIM_BLOCK_S
         block = ("COUNT", 1, "BLOCK", int(block_s * 1000))
         try:
-            async with _answering(block_s + COMMAND_TIMEOUT_S):
-                reply = await self._claims.call(
-                    "XREADGROUP", "GROUP", GROUP, self.worker_id, *block, "STREAMS", self._jobs, ">"
-                )
+            asked = self._claims.ask("XREADGROUP", "GROUP", GROUP, self.worker_id, *block, "STREAMS", self._jobs, ">")
+            reply = await _answer(asked, block_s + COMMAND_TIMEOUT_S)
         except BrokerUnavailable as exc:
             if not str(exc.__cause__).startswith(_NO_QUEUE):
                 raise
@@ -331,10 +328,9 @@ class JobQueue:
         """Begin an attempt at a claimed job; None if the run has ended, or another entry carries it."""
         keys = [self._keys.run(claim.job.run_id), self._keys.events(claim.job.run_id)]
         token = secrets.token_hex(8)
-        async with _answering(COMMAND_TIMEOUT_S):
-            asked = self._link.ask_script("begin", keys, claim.entry_id, self.worker_id, ttl_s, token)
-            self._link.flush()  # nothing is to go before it: a client waits
-            reply = await asked
+        asked = self._link.ask_script("begin", keys, claim.entry_id, self.worker_id, ttl_s, token)
+        self._link.flush()  # nothing is to go before it: a client waits
+        reply = await _answer(asked, COMMAND_TIMEOUT_S)
         if not isinstance(reply, list):
             log.info("the run needs no attempt: %s", reply)
             return None
@@ -373,9 +369,8 @@ class JobQueue:
 
     async def finish(self, claim: Claim) -> None:
         """Remove a job that needs no run any more: its terminal event is stored, or another entry carries it."""
-        async with _answering(COMMAND_TIMEOUT_S):
-            held = await self._link.call_script("finish", [self._jobs], GROUP, self.worker_id, claim.entry_id)
-        if not held:
+        asked = self._link.ask_script("finish", [self._jobs], GROUP, self.worker_id, claim.entry_id)
+        if not await _answer(asked, COMMAND_TIMEOUT_S):
             log.warning("the job %s is no longer held by this worker", claim.entry_id)
         if claim.job.limited:
             with _broker_errors():
