@@ -104,9 +104,13 @@ class ChunkStream:
 
         That one's are in ``tail`` then, made one by one as they are asked for, ``[DONE]`` last.
         """
-        frames: list[bytes] = []
         attempt, seq, items = batch
         transcript, text = self._transcript, self._text
+        # What there is most of; a template is there once a frame was sent, and then nothing is left out any more.
+        if len(items) == 1 and text is not None and transcript.in_text and items[0].__class__ is str:
+            self.texts += 1
+            return text.render_at(items[0], attempt, seq)
+        frames: list[bytes] = []
         for item in items:
             if item.__class__ is str and self._after is None and transcript.in_text:
                 if text is None:

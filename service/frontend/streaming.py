@@ -167,7 +167,14 @@ class StreamPump:
         if self._clock is not None and machine.texts:
             self._tell_first_text(self._clock)
         if data:  # an event may make no frames, and it is bytes that a client waits for
-            self._gather(data)
+            self._wrote = True
+            out = self._out
+            if not out and self._started:
+                self._outbox.add(self)
+            out.append(data)
+            self._out_bytes += len(data)
+            if self._out_bytes > HIGH_WATER_BYTES:
+                self._relieve()
         if machine.tail is not None:
             self._paced = machine.completed and self._replay_delay_s > 0
             self._wake_up()
@@ -222,18 +229,12 @@ class StreamPump:
 
     # -- writing ------------------------------------------------------------------------------------
 
-    def _gather(self, data: bytes) -> None:
-        self._wrote = True
-        out = self._out
-        if not out and self._started:
-            self._outbox.add(self)
-        out.append(data)
-        self._out_bytes += len(data)
-        if self._out_bytes > HIGH_WATER_BYTES:  # one turn of the loop may read 8 MiB of messages: do not gather them
-            if self._started:
-                self.flush()
-            else:
-                self._pause()  # a long past, read faster than the response begins
+    def _relieve(self) -> None:
+        """Gather no more: one turn of the loop may read 8 MiB of messages."""
+        if self._started:
+            self.flush()
+        else:
+            self._pause()  # a long past, read faster than the response begins
 
     def flush(self) -> None:
         """Write what was gathered."""

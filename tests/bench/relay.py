@@ -1,8 +1,8 @@
-"""Baseline ``relay``: the same hops between the same processes, by blocking sockets, and nothing done at any of them.
+"""Baseline ``relay``: the same commands to the broker from as many processes, by blocking sockets, and nothing else.
 
-A front passes on what the broker publishes to it; an agent publishes its tokens, or takes a job from a stream, says
-that it has begun, and publishes an event. No HTTP, no checks, no log, no lease: less than any service with a broker
-between must do. What remains to ours is what our own code costs.
+A front enqueues what a client sends and passes on what is published to it; an agent appends its tokens, or takes a
+job, begins it, and appends an event. The broker does all that it does for a run of ours; at the hops nothing is done:
+no HTTP, no checks, no event loop. What remains to ours is what our own code costs.
 """
 
 import os
@@ -14,13 +14,20 @@ from typing import Any, Final
 import hiredis
 
 from service import sse
+from service.protocol.jobs import new_run_id
+from service.protocol.keys import GROUP, Keys
 from service.store.endpoint import Endpoint
+from service.store.scripts import SCRIPTS
 from service.store.wire import pack
 from tests.bench.floor import chunk
 from tests.bench.machine import commands, reply
 from tests.bench.tokens import TICK_S, Load, stamp
 
-CHANNEL: Final = b"bench-relay"
+KEYS: Final = Keys()
+QUEUE: Final = "bench-relay"
+JOBS: Final = KEYS.jobs(QUEUE)
+TOKENS: Final = "tokens"  # the run whose tokens are passed on
+TTL_S: Final = 600
 READ_BYTES: Final = 1 << 16
 OPENING: Final = chunk("chatcmpl-", 0, '{"role":"assistant"}')
 EVENT: Final = sse.frame(b"{}", event="agent_turn_start")
@@ -38,10 +45,12 @@ class Broker:
         self._reader = hiredis.Reader()
         for command in endpoint.handshake("bench-relay"):
             self.ask(*command)
+        for script in SCRIPTS.values():
+            self.ask("SCRIPT", "LOAD", script.source)
 
-    def send(self, *command: bytes | str | int) -> None:
-        """Send a command."""
-        self._socket.sendall(pack(command))
+    def send(self, *commands: tuple[bytes | str | int, ...]) -> None:
+        """Send commands in one write."""
+        self._socket.sendall(b"".join(map(pack, commands)))
 
     def receive(self) -> Any:
         """Return the next reply or push."""
@@ -53,8 +62,19 @@ class Broker:
 
     def ask(self, *command: bytes | str | int) -> Any:
         """Send a command and return its reply."""
-        self.send(*command)
+        self.send(command)
         return self.receive()
+
+    def begin(self, run_id: str, entry_id: bytes | str) -> None:
+        """Begin a run."""
+        keys = [KEYS.run(run_id), KEYS.events(run_id)]
+        began = self.ask(*script("begin", keys, entry_id, "bench", TTL_S, run_id))
+        assert isinstance(began, list), began
+
+    def append(self, run_id: str, seq: int, message: bytes) -> None:
+        """Append to a run's log, and publish."""
+        stored = self.ask(*script("append", [KEYS.events(run_id)], f"1-{seq}", message, ""))
+        assert stored == [1], stored
 
     def published(self) -> bytes:
         """Return what the next message of a subscribed channel carries."""
@@ -62,6 +82,11 @@ class Broker:
             answer = self.receive()
             if isinstance(answer, list) and answer[0] == b"message":
                 return bytes(answer[2])
+
+
+def script(name: str, keys: list[str], *args: bytes | str | int) -> tuple[bytes | str | int, ...]:
+    """Return the call of one of the service's scripts."""
+    return ("EVALSHA", SCRIPTS[name].sha, len(keys), *keys, *args)
 
 
 def _quick(connection: socket.socket) -> socket.socket:
@@ -72,18 +97,26 @@ def _quick(connection: socket.socket) -> socket.socket:
 def front(url: str) -> None:
     """Serve one client after the other, until killed: pass tokens on, or a job there and its event back."""
     broker = Broker(url)
-    broker.ask("SUBSCRIBE", CHANNEL)
     listener = socket.create_server(("127.0.0.1", 0))
     print(f"serving on http://127.0.0.1:{listener.getsockname()[1]}", flush=True)
     while True:
         client = _quick(listener.accept()[0])
         while request := client.recv(READ_BYTES):
             if b'"tokens"' in request:
+                broker.send(("SUBSCRIBE", KEYS.events(TOKENS)))
                 client.sendall(OPENING)
                 while True:
                     client.sendall(broker.published())
-            broker.send("XADD", CHANNEL + b":jobs", "*", "job", request)
-            client.sendall(broker.published() + END)
+            run_id = new_run_id()
+            broker.send(
+                ("SUBSCRIBE", KEYS.events(run_id)),
+                script("describe", [KEYS.run(run_id)], TTL_S, "status", "queued"),
+                script("admit", [JOBS], 1000, run_id.encode() + request),
+            )
+            while (message := broker.published()) != EVENT:
+                pass  # it tells that the run has begun
+            client.sendall(message + END)
+            broker.send(("UNSUBSCRIBE", KEYS.events(run_id)))
 
 
 def agent(url: str) -> None:
@@ -101,27 +134,30 @@ def agent(url: str) -> None:
 def _write(broker: Broker, load: Load, tokens: int) -> None:
     assert load.per_s is not None
     before, after = chunk("chatcmpl-", 2, '{"content":"@"}').split(b"@")
+    broker.ask("DEL", KEYS.run(TOKENS), KEYS.events(TOKENS))
+    broker.begin(TOKENS, "0-1")
     began_s, written = time.monotonic(), 0
     while written < tokens:
         due = min(tokens, int((time.monotonic() - began_s) * load.per_s) + 1)
-        for _ in range(written, due):
-            broker.ask("PUBLISH", CHANNEL, before + stamp().encode() + after)
+        for number in range(written, due):
+            broker.append(TOKENS, number + 2, before + stamp().encode() + after)
         written = due
         time.sleep(TICK_S)
 
 
 def _work(broker: Broker, count: int) -> None:
-    jobs, last = CHANNEL + b":jobs", "0"
-    broker.ask("DEL", jobs)
+    broker.ask("DEL", JOBS)
+    broker.ask("XGROUP", "CREATE", JOBS, GROUP, "0", "MKSTREAM")
     reply(working=True)
     for _ in range(count):
-        answer = broker.ask("XREAD", "COUNT", 1, "BLOCK", 10_000, "STREAMS", jobs, last)
+        answer = broker.ask("XREADGROUP", "GROUP", GROUP, "bench", "COUNT", 1, "BLOCK", 10_000, "STREAMS", JOBS, ">")
         assert answer is not None, "no job came"
-        ((_, ((entry_id, _),)),) = answer.items() if isinstance(answer, dict) else answer
-        last = entry_id
-        broker.ask("HINCRBY", CHANNEL + b":run", "attempt", 1)
-        broker.ask("PUBLISH", CHANNEL, EVENT)
-    broker.ask("DEL", jobs, CHANNEL + b":run")
+        ((_, ((entry_id, (_, job)),)),) = answer.items() if isinstance(answer, dict) else answer
+        run_id = job[: len(new_run_id())].decode()
+        broker.begin(run_id, entry_id)
+        broker.append(run_id, 2, EVENT)
+        broker.ask(*script("finish", [JOBS], GROUP, "bench", entry_id))
+    broker.ask("DEL", JOBS)
 
 
 if __name__ == "__main__":
