@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import redis
 
 from service.protocol.keys import Keys
-from tests.bench.machine import MEASURED_CORE, OTHER_CORE, Child, cpu_s
+from tests.bench.machine import MEASURED_CORE, OTHER_CORE, Child, cpu_s, kernel_s
 
 BIG = "100000"
 
@@ -53,6 +53,10 @@ class Server:
     def cpu_s(self) -> float:
         """Return the CPU time the server has used."""
         return cpu_s(self.child.pid)
+
+    def kernel_s(self) -> float:
+        """Return how much of that the kernel has used."""
+        return kernel_s(self.child.pid)
 
 
 class Rig:
