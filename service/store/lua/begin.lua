@@ -2,16 +2,15 @@
 -- KEYS[1] run, KEYS[2] log and channel. ARGV: queue entry id, worker id, ttl in s, a token of this very begin.
 -- Returns {attempt, cancel flag, times handed back, ms since it was enqueued}, or DUPLICATE (another queue entry carries
 -- this run, an enqueue sent again after a lost reply), or ENDED (its terminal event is stored: nothing to do).
-local entry, status = unpack(redis.call('HMGET', KEYS[1], 'entry', 'status'))
+local entry, status, attempt, cancel, handed_back, token = unpack(redis.call('HMGET', KEYS[1],
+  'entry', 'status', 'attempt', 'cancel', 'handed_back', 'token'))
 if entry and entry ~= ARGV[1] then return 'DUPLICATE' end
 if status and status ~= 'queued' and status ~= 'running' then return 'ENDED' end
 local time = redis.call('TIME')
 local waited = math.max(0, time[1] * 1000 + math.floor(time[2] / 1000) - tonumber(string.match(ARGV[1], '^%d+')))
-local cancel, handed_back, token = unpack(redis.call('HMGET', KEYS[1], 'cancel', 'handed_back', 'token'))
-if token == ARGV[4] then  -- sent again after a lost reply
-  return {tonumber(redis.call('HGET', KEYS[1], 'attempt')), cancel and 1 or 0, tonumber(handed_back or 0), waited}
-end
-local attempt = redis.call('HINCRBY', KEYS[1], 'attempt', 1)
+attempt, cancel, handed_back = tonumber(attempt or 0), cancel and 1 or 0, tonumber(handed_back or 0)
+if token == ARGV[4] then return {attempt, cancel, handed_back, waited} end  -- sent again after a lost reply
+attempt = attempt + 1
 local last = redis.call('XREVRANGE', KEYS[2], '+', '-', 'COUNT', 1)[1]
 if last then attempt = math.max(attempt, tonumber(string.match(last[1], '^%d+')) + 1) end
 redis.call('HSET', KEYS[1], 'entry', ARGV[1], 'worker', ARGV[2], 'status', 'running', 'attempt', attempt,
@@ -21,4 +20,4 @@ local batch = '{"v":1,"a":' .. attempt .. ',"s":1,"e":[["run_started",{"worker":
 redis.call('XADD', KEYS[2], attempt .. '-1', 'b', batch)
 redis.call('EXPIRE', KEYS[2], ARGV[3])
 redis.call('PUBLISH', KEYS[2], batch)
-return {attempt, cancel and 1 or 0, tonumber(handed_back or 0), waited}
+return {attempt, cancel, handed_back, waited}
