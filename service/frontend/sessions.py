@@ -294,6 +294,7 @@ async def stream_run(  # noqa: PLR0913 -- the request, the run, and how to show 
     context.watcher.add(pump)
     try:
         await opening
+        del opening  # 0.4 KB of an open stream
         await pump.run()
     except ClientGone as exc:
         log.debug("the client is gone before the end of its stream: %s", exc)
@@ -322,6 +323,7 @@ async def complete_run(context: Context, source: Source, view: View, *, cancel_w
     context.watcher.add(collector)
     try:
         await opening
+        del opening
         await collector.until_ended()
     finally:
         _leave(context, collector, feed)
