@@ -13,6 +13,7 @@ from service.broker import EmbeddedBroker, ServerChoice, usable_servers
 from service.protocol.keys import Keys
 from service.store.endpoint import Endpoint
 from service.store.link import Link
+from service.store.wire import Wire
 from tests.helpers import SOON_S
 from tests.processes import Processes
 
@@ -102,3 +103,17 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if name.startswith(("AGENTSTREAM_", "OPENAI_", "OTEL_")) or name == "REDIS_URL":
             monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def written(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """Return what is written to any broker from now on."""
+    written: list[bytes] = []
+    write = Wire.write
+
+    def note(wire: Wire, data: bytes) -> None:
+        written.append(data)
+        write(wire, data)
+
+    monkeypatch.setattr(Wire, "write", note)
+    return written

@@ -13,7 +13,6 @@ from service.store.endpoint import Endpoint
 from service.store.link import Link
 from service.store.queue import Backlog, Claim, JobQueue, JobSubmitter, _DrainRate
 from service.store.scripts import SCRIPTS
-from service.store.wire import Wire
 from tests.helpers import SOON_S
 
 
@@ -69,17 +68,9 @@ async def test_job_reaches_one_worker(submitter: JobSubmitter, queue: JobQueue, 
 
 
 async def test_a_subscription_and_its_job_leave_in_one_write(
-    submitter: JobSubmitter, link: Link, keys: Keys, monkeypatch: pytest.MonkeyPatch
+    submitter: JobSubmitter, link: Link, keys: Keys, written: list[bytes]
 ) -> None:
     """What a new run needs of the broker is sent at once, in this order: subscribe, describe, admit."""
-    written: list[bytes] = []
-    write = Wire.write
-
-    def note(wire: Wire, data: bytes) -> None:
-        written.append(data)
-        write(wire, data)
-
-    monkeypatch.setattr(Wire, "write", note)
     sent = job()
     subscribed = link.subscribe(keys.events(sent.run_id).encode(), lambda _: None)
     await submitter.submit(sent, ttl_s=60)

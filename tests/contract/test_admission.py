@@ -1,0 +1,49 @@
+"""What a client waits for is sent to the broker as soon as it is known."""
+
+import asyncio
+from types import SimpleNamespace
+from typing import cast
+
+from service.config import load_settings
+from service.frontend.context import Context
+from service.frontend.sessions import Admission
+from service.protocol.keys import Keys
+from service.store.endpoint import Endpoint
+from service.store.feed import RunFeed
+from service.store.link import Link
+from service.store.queue import JobQueue, JobSubmitter
+from service.store.scripts import SCRIPTS
+from tests.contract.test_queue import claimed, job
+
+
+async def test_a_job_is_sent_before_anything_is_awaited(link: Link, keys: Keys, written: list[bytes]) -> None:
+    """Opening a new run's feed sends its subscription and its job: what the answer needs is made meanwhile."""
+    submitter = JobSubmitter(link, keys, "q", max_queued=3)
+    context = cast("Context", SimpleNamespace(link=link, settings=load_settings(), submitter=submitter))
+    sent = job()
+    feed = RunFeed(link, keys.events(sent.run_id))
+    opening = Admission(context, sent).open(feed)
+    at_once = b"".join(written)
+    await opening
+    feed.close()
+    assert await submitter.outstanding() == 1
+    if link.in_order:  # else the subscription has to be confirmed first
+        parts = (b"SUBSCRIBE", SCRIPTS["describe"].sha, SCRIPTS["admit"].sha)
+        assert [at_once.count(part) for part in parts] == [1, 1, 1]
+
+
+async def test_a_run_is_begun_before_the_turn_ends(
+    link: Link, keys: Keys, any_broker_url: str, written: list[bytes]
+) -> None:
+    """Beginning does not wait for what else the turn of the loop has to send."""
+    await JobSubmitter(link, keys, "q", max_queued=3).submit(job(), ttl_s=60)
+    queue = JobQueue(Endpoint(any_broker_url), link, keys, "q", worker_id="w")
+    await queue.open()
+    claim = await claimed(queue)
+    beginning = asyncio.create_task(queue.begin(claim, ttl_s=60))
+    await asyncio.sleep(0)
+    sent = b"".join(written)
+    begun = await beginning
+    await queue.close()
+    assert begun is not None
+    assert SCRIPTS["begin"].sha in sent
