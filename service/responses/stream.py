@@ -142,10 +142,8 @@ class ResponseStream:
         if number <= self._after:
             return b""
         if piece is not self._templated or self._delta is None:
-            before = sse.json_line({"type": TEXT_DELTA, **piece.place, "logprobs": [], "delta": ""}).removesuffix(
-                b'""}'
-            )
-            self._delta = sse.NumberedTemplate(TEXT_DELTA, before, _NUMBER)
+            fields = {"type": TEXT_DELTA, **piece.place, "logprobs": [], "delta": ""}
+            self._delta = sse.NumberedTemplate(TEXT_DELTA, sse.json_line(fields).removesuffix(b'""}'), _NUMBER)
             self._templated = piece
         return self._delta.render(text, number)
 
