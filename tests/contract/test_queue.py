@@ -169,6 +169,30 @@ async def test_workers_are_counted_while_they_live(
     assert b"w2" not in str(consumers).encode()
 
 
+async def test_attempts_count_on_where_the_log_is_lost(
+    queue: JobQueue, submitter: JobSubmitter, link: Link, keys: Keys
+) -> None:
+    """The run's hash knows how often it was begun, too."""
+    await submitter.submit(sent := job(), ttl_s=60)
+    claim = await claimed(queue)
+    assert await attempt_at(queue, claim) == 1
+    await link.call("DEL", keys.events(sent.run_id))
+    assert await attempt_at(queue, claim) == 2
+
+
+async def test_a_begin_sent_again_after_a_lost_reply_counts_once(link: Link, keys: Keys) -> None:
+    """The same token is the same attempt, and stores nothing more; another token is the next attempt."""
+    run_id = job().run_id
+    names = [keys.run(run_id), keys.events(run_id)]
+
+    async def begin(token: str) -> int:
+        attempt: int = (await link.call_script("begin", names, "1-1", "w", 60, token))[0]
+        return attempt
+
+    assert [await begin(token) for token in ("a", "a", "b", "b")] == [1, 1, 2, 2]
+    assert await link.call("XLEN", names[1]) == 2
+
+
 async def test_worker_outlives_an_emptied_broker(
     queue: JobQueue, submitter: JobSubmitter, link: Link, keys: Keys
 ) -> None:

@@ -90,6 +90,17 @@ def test_tool_results_come_before_the_text_that_follows_them() -> None:
     assert [data["results"] for name, data in messages if name == "tool_results"] == [[RESULT], [RESULT, RESULT]]
 
 
+def test_pieces_of_text_are_counted_however_they_come() -> None:
+    """Alone, together, and among other events: each text counts once, and nothing else does."""
+    mark = ("inference_end", {"turn": 1})
+    run = events(mark, *(("text", text) for text in "abc"), mark, *(("text", text) for text in "de"))
+    for size in range(1, len(run) + 1):
+        machine = ChunkStream(HEAD, StreamOptions())
+        for start in range(0, len(run), size):
+            machine.receive(batch(run[start : start + size]))
+        assert machine.texts == 5, f"batches of {size}"
+
+
 def test_texts_of_turns_are_separated() -> None:
     """Text, then tools, then text again: a blank line stands between; not before the first text."""
     run = events(TOOL_START, TOOL_END, ("text", "a"), ("text", "b"), TOOL_START, TOOL_END, ("text", "c"), completed())
