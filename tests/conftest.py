@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from service.broker import EmbeddedBroker, ServerChoice, usable_servers
-from service.protocol.keys import Keys
-from service.store.endpoint import Endpoint
-from service.store.link import Link
-from service.store.wire import Wire
+from agentstream.processes.broker import EmbeddedBroker, ServerChoice, usable_servers
+from agentstream.protocol.keys import Keys
+from agentstream.store.connection.endpoint import Endpoint
+from agentstream.store.connection.link import Link
+from agentstream.store.connection.wire import Wire
 from tests.helpers import SOON_S
 from tests.processes import Processes
 

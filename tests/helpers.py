@@ -9,8 +9,8 @@ from typing import Any
 
 import orjson
 
-from service import sse
-from service.protocol.events import TEXT, Batch, Event
+from agentstream.protocol.events import TEXT, Batch, Event
+from agentstream.stream import sse
 
 # Every wait of a test scales by this: raise it on a slow machine, never the single wait.
 TIME_SCALE = 1.0

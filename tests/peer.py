@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator, Callable
 
 import hiredis
 
-from service.store.endpoint import Endpoint
-from service.store.link import Link
+from agentstream.store.connection.endpoint import Endpoint
+from agentstream.store.connection.link import Link
 from tests.conftest import open_link
 from tests.helpers import SOON_S
 

@@ -121,7 +121,7 @@ class Processes:
             await asyncio.create_subprocess_exec(
                 sys.executable,
                 "-m",
-                "service",
+                "agentstream",
                 *arguments,
                 cwd=AGENTS,
                 env=env,

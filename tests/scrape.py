@@ -9,7 +9,7 @@ import aiohttp
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-from service.process import free_port
+from agentstream.processes.process import free_port
 from tests.helpers import SOON_S
 
 _POLL_S = 0.05

@@ -5,10 +5,10 @@ import json
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
-from service.engines.base import EngineToolCall, Piece, ToolChoice, ToolSchema
-from service.protocol.openai import ChatCompletionRequest, Usage
-from service.tools.base import Tool
-from service.tools.toolbox import Toolbox, default_tools
+from agentstream.engines.base import EngineToolCall, Piece, ToolChoice, ToolSchema
+from agentstream.protocol.openai import ChatCompletionRequest, Usage
+from agentstream.tools.base import Tool
+from agentstream.tools.toolbox import Toolbox, default_tools
 from tests.helpers import SOON_S, RecordingSink
 
 WAIT = "wait"  # in a turn's script: the model falls silent

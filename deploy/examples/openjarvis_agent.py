@@ -5,7 +5,7 @@ from openjarvis.core.types import ToolResult
 from openjarvis.engine.openai_compat_engines import OpenAICompatEngine
 from openjarvis.tools._stubs import BaseTool, ToolSpec
 
-from service.adapters.openjarvis import OpenJarvisAgent
+from agentstream.adapters.openjarvis import OpenJarvisAgent
 
 
 class Weather(BaseTool):

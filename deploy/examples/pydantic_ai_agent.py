@@ -2,7 +2,7 @@
 
 from pydantic_ai import Agent
 
-from service.adapters.pydantic_ai import PydanticAIAgent
+from agentstream.adapters.pydantic_ai import PydanticAIAgent
 
 weather_agent = Agent("openai-chat:gpt-5-mini", name="weather agent", defer_model_check=True)
 

@@ -13,11 +13,11 @@ from typing import Any
 import orjson
 import pytest
 
-from service.adapters import command
-from service.adapters.command import MAX_LOG_LINES, CommandAgent
-from service.agents import AgentResult, Run
-from service.errors import AgentError, InvalidAgentOutput
-from service.protocol.openai import ChatCompletionRequest
+from agentstream.adapters import command
+from agentstream.adapters.command import MAX_LOG_LINES, CommandAgent
+from agentstream.agents import AgentResult, Run
+from agentstream.errors import AgentError, InvalidAgentOutput
+from agentstream.protocol.openai import ChatCompletionRequest
 from tests.adapters.conftest import Asker, user
 from tests.helpers import SOON_S, RecordingSink
 from tests.processes import Processes
@@ -175,7 +175,7 @@ async def test_the_example_streams_through_the_openai_client(processes: Processe
 def endless(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with an agent that says its process id and never ends."""
     script = f"""echo '{{"type":"text","text":"x"}}'; echo $$ > {tmp_path}/pid; exec sleep 600"""
-    source = f"from service.adapters.command import CommandAgent\nagent = CommandAgent('sh', '-c', {script!r})\n"
+    source = f"from agentstream.adapters.command import CommandAgent\nagent = CommandAgent('sh', '-c', {script!r})\n"
     (tmp_path / "endless.py").write_text(source)
     monkeypatch.setattr("tests.processes.AGENTS", tmp_path)
     return tmp_path

@@ -33,11 +33,11 @@ from pydantic_ai.messages import ModelRequest, ModelResponse
 from pydantic_ai.models.function import AgentInfo, FunctionModel
 from pydantic_ai.models.test import TestModel
 
-from service.adapters import langgraph, openai_agents, pydantic_ai
-from service.adapters.journal import MAX_RESULT_CHARS, Journal, as_text, total, usage_of
-from service.agents import AgentResult, Run
-from service.errors import AgentError
-from service.protocol.openai import ChatCompletionRequest, Usage
+from agentstream.adapters import langgraph, openai_agents, pydantic_ai
+from agentstream.adapters.journal import MAX_RESULT_CHARS, Journal, as_text, total, usage_of
+from agentstream.agents import AgentResult, Run
+from agentstream.errors import AgentError
+from agentstream.protocol.openai import ChatCompletionRequest, Usage
 from tests.adapters.conftest import user
 from tests.adapters.model_server import ModelServer
 from tests.helpers import SOON_S, RecordingSink
@@ -113,7 +113,7 @@ def test_openai_agents_read_images_and_earlier_tools() -> None:
 def test_openjarvis_reads_images_and_earlier_tools() -> None:
     """The same conversation in OpenJarvis's messages, the last question apart from it."""
     pytest.importorskip("openjarvis", reason="openjarvis is not made for this version of Python")
-    from service.adapters import openjarvis  # noqa: PLC0415 -- may not be there
+    from agentstream.adapters import openjarvis  # noqa: PLC0415 -- may not be there
 
     given: list[Any] = []
 
@@ -347,9 +347,9 @@ def test_a_framework_that_is_missing_is_named(
 ) -> None:
     """Importing an adapter without its framework says what to install."""
     monkeypatch.setitem(sys.modules, framework, None)
-    monkeypatch.delitem(sys.modules, f"service.adapters.{adapter}", raising=False)
+    monkeypatch.delitem(sys.modules, f"agentstream.adapters.{adapter}", raising=False)
     with pytest.raises(ImportError, match=re.escape(f"pip install 'agentstream[{extra}]'")):
-        importlib.import_module(f"service.adapters.{adapter}")
+        importlib.import_module(f"agentstream.adapters.{adapter}")
 
 
 # The journal

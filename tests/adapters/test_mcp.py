@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from service.errors import StartupError
-from service.process import free_port
-from service.tools import mcp
-from service.tools.calculator import Calculator
-from service.tools.mcp import McpServerConfig, McpServers, read_servers
-from service.tools.toolbox import Toolbox, ToolOutcome
+from agentstream.errors import StartupError
+from agentstream.processes.process import free_port
+from agentstream.tools import mcp
+from agentstream.tools.calculator import Calculator
+from agentstream.tools.mcp import McpServerConfig, McpServers, read_servers
+from agentstream.tools.toolbox import Toolbox, ToolOutcome
 from tests.adapters.conftest import Asker, user
 from tests.adapters.model_server import ModelServer
 from tests.adapters.test_command import is_running, until

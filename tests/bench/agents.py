@@ -4,7 +4,7 @@ import asyncio
 import time
 from typing import Final
 
-from service.agents import AgentResult, Run
+from agentstream.agents import AgentResult, Run
 from tests.bench.tokens import WORD, Load, stamp, write_all
 
 SETTLE_S: Final = 0.3  # from the last agent's start until they write

@@ -12,13 +12,13 @@ from typing import Any
 
 import uvloop
 
-from service.protocol.events import encode_batch, encode_event
-from service.protocol.keys import Keys
-from service.store.bus import Bus
-from service.store.endpoint import Endpoint
-from service.store.link import Link
-from service.store.publisher import LogLimits, RunPublisher
-from service.store.queue import Claim, JobQueue
+from agentstream.protocol.events import encode_batch, encode_event
+from agentstream.protocol.keys import Keys
+from agentstream.store.bus.bus import Bus
+from agentstream.store.bus.publisher import LogLimits, RunPublisher
+from agentstream.store.connection.endpoint import Endpoint
+from agentstream.store.connection.link import Link
+from agentstream.store.queue import Claim, JobQueue
 from tests.bench.loadgen import IDLE_S
 from tests.bench.machine import reply
 from tests.bench.tokens import WORD, Load, stamp, write_all

@@ -12,7 +12,7 @@ from typing import Final
 import uvloop
 from aiohttp import web
 
-from service import sse
+from agentstream.stream import sse
 from tests.bench.tokens import WORD, Load, stamp, write_all
 
 HEADERS: Final = {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache, no-transform"}

@@ -11,16 +11,16 @@ from typing import Any, Final
 
 import hiredis
 
-from service.agents import Run
-from service.frontend.rawwriter import RawWriter
-from service.frontend.streaming import Outbox, StreamPump
-from service.protocol.events import Batch, decode_batch, encode_batch, encode_event
-from service.protocol.openai import ChatCompletionRequest
-from service.store.endpoint import Endpoint
-from service.store.feed import RunFeed
-from service.store.link import Link
-from service.store.wire import Wire
-from service.stream import ChunkStream, StreamHead, StreamOptions
+from agentstream.agents import Run
+from agentstream.frontend.runs.pump import Outbox, StreamPump
+from agentstream.frontend.runs.raw_writer import RawWriter
+from agentstream.protocol.events import Batch, decode_batch, encode_batch, encode_event
+from agentstream.protocol.openai import ChatCompletionRequest
+from agentstream.store.bus.feed import RunFeed
+from agentstream.store.connection.endpoint import Endpoint
+from agentstream.store.connection.link import Link
+from agentstream.store.connection.wire import Wire
+from agentstream.stream.chat import ChunkStream, StreamHead, StreamOptions
 from tests.bench.tokens import WORD
 from tests.helpers import RecordingSink
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
-from service.broker import EmbeddedBroker, find_server
+from agentstream.processes.broker import EmbeddedBroker, find_server
 from tests.bench import layers, scenarios
 from tests.bench.machine import ROOT
 from tests.bench.rig import Rig, a_queue

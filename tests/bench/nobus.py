@@ -10,15 +10,15 @@ from typing import Any
 import uvloop
 from aiohttp import web
 
-from service.agents import Run
-from service.config import load_settings
-from service.frontend.negotiate import stream_options
-from service.frontend.parsing import read_request
-from service.frontend.rawwriter import RawWriter
-from service.protocol.events import Batch
-from service.protocol.jobs import new_run_id
-from service.protocol.openai import ChatCompletionRequest, Usage
-from service.stream import ChunkStream, StreamHead
+from agentstream.agents import Run
+from agentstream.config import load_settings
+from agentstream.frontend.api.negotiation import stream_options
+from agentstream.frontend.api.parsing import read_request
+from agentstream.frontend.runs.raw_writer import RawWriter
+from agentstream.protocol.events import Batch
+from agentstream.protocol.jobs import new_run_id
+from agentstream.protocol.openai import ChatCompletionRequest, Usage
+from agentstream.stream.chat import ChunkStream, StreamHead
 from tests.bench.agents import event
 
 SETTINGS = load_settings()

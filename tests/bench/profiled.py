@@ -5,7 +5,7 @@ import pstats
 import time
 from typing import Any, Final
 
-from service.__main__ import main
+from agentstream.__main__ import main
 
 TOP: Final = 10
 
@@ -17,7 +17,7 @@ def print_top(profile: cProfile.Profile) -> None:
     total_s = sum(own_s for own_s, _, _ in own)
     print("profile:")
     for own_s, calls, (file, line, name) in own[:TOP]:
-        module = file.rpartition("site-packages/")[2].rpartition("service/")[2]
+        module = file.rpartition("site-packages/")[2].rpartition("agentstream/")[2]
         print(f"  {own_s / total_s:5.1%}  {calls:>7} calls  {name}{'' if file == '~' else f' ({module}:{line})'}")
     print("end of profile", flush=True)
 

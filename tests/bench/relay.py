@@ -13,12 +13,12 @@ from typing import Any, Final
 
 import hiredis
 
-from service import sse
-from service.protocol.jobs import new_run_id
-from service.protocol.keys import GROUP, Keys
-from service.store.endpoint import Endpoint
-from service.store.scripts import SCRIPTS
-from service.store.wire import pack
+from agentstream.protocol.jobs import new_run_id
+from agentstream.protocol.keys import GROUP, Keys
+from agentstream.store.connection.endpoint import Endpoint
+from agentstream.store.connection.wire import pack
+from agentstream.store.scripts import SCRIPTS
+from agentstream.stream import sse
 from tests.bench.floor import chunk
 from tests.bench.machine import commands, reply
 from tests.bench.tokens import TICK_S, Load, stamp

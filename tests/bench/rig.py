@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 import redis
 
-from service.protocol.keys import Keys
+from agentstream.protocol.keys import Keys
 from tests.bench.machine import MEASURED_CORE, OTHER_CORE, Child, cpu_s, kernel_s
 
 BIG = "100000"
@@ -89,7 +89,7 @@ class Rig:
 
     @contextlib.contextmanager
     def frontend(
-        self, queue: str, *, core: int | None = MEASURED_CORE, module: str = "service", **settings: str
+        self, queue: str, *, core: int | None = MEASURED_CORE, module: str = "agentstream", **settings: str
     ) -> Iterator[Server]:
         """Yield a front end of ours, with every guarantee on."""
         environment = self._environment(queue) | settings
@@ -107,7 +107,7 @@ class Rig:
     def worker(self, queue: str, agent: str, *, core: int | None = OTHER_CORE, **settings: str) -> Iterator[Child]:
         """Yield a worker of ours with an agent of tests/bench/agents.py."""
         environment = self._environment(queue) | {"AGENTSTREAM_AGENT": f"tests.bench.agents:{agent}"} | settings
-        with Child("service", "worker", core=core, **environment) as child:
+        with Child("agentstream", "worker", core=core, **environment) as child:
             child.until("takes jobs of queue")
             yield child
 

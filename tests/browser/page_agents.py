@@ -4,7 +4,7 @@ import asyncio
 import os
 from pathlib import Path
 
-from service.agents import AgentResult, Run
+from agentstream.agents import AgentResult, Run
 
 WORDS = [f"word{number} " for number in range(60)]
 ANSWER = (

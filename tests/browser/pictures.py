@@ -5,7 +5,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from service.broker import EmbeddedBroker, usable_servers
+from agentstream.processes.broker import EmbeddedBroker, usable_servers
 from tests.browser.chromium import Chromium, Tab, find
 from tests.browser.page_agents import WORDS
 from tests.browser.scene import PageScene, ask, ended

@@ -9,7 +9,7 @@ from typing import Any
 
 import aiohttp
 
-from service.process import free_port
+from agentstream.processes.process import free_port
 from tests.browser.chromium import Tab
 from tests.browser.page_agents import WORDS
 from tests.browser.scene import PageScene, ask, ended, stat

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from service.agents import AgentResult, Run
+from agentstream.agents import AgentResult, Run
 
 
 async def listener(run: Run) -> AgentResult:

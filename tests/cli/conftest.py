@@ -34,7 +34,7 @@ async def agentstream(*arguments: str, stdin: str = "", **environment: str) -> E
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
-        "service",
+        "agentstream",
         *arguments,
         env=command_environment(**environment),
         stdin=asyncio.subprocess.PIPE,

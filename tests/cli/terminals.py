@@ -104,7 +104,7 @@ async def terminal(
         "-c",
         _LOGIN,
         "-m",
-        "service",
+        "agentstream",
         *arguments,
         env=command_environment(TERM="xterm", COLUMNS="", **(settings or {})),
         stdin=slave,

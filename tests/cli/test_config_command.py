@@ -2,7 +2,7 @@
 
 import json
 
-from service.config import Settings
+from agentstream.config import Settings
 from tests.cli.conftest import agentstream
 
 

@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 
-from service.cli import findings
-from service.cli.buffering import PIECES, _judge
-from service.cli.findings import Finding
-from service.store.vitals import Clock, QueueVitals
+from agentstream.cli.doctor import checks as findings
+from agentstream.cli.doctor.buffering import PIECES, _judge
+from agentstream.cli.doctor.checks import Finding
+from agentstream.store.admin.server_state import Clock, QueueVitals
 
 GOOD: dict[str, Any] = {
     "redis_version": "7.0.15",

@@ -7,9 +7,9 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from service.__main__ import main
-from service.cli import exits
-from service.cli.panel import is_terminal
+from agentstream.__main__ import main
+from agentstream.cli import exits
+from agentstream.cli.terminal.panel import is_terminal
 
 
 def said(*arguments: str) -> str:

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from service.cli import tail
-from service.cli.api import Api
-from service.cli.display import Display
-from service.cli.exits import Unreachable
+from agentstream.cli.api_client import Api
+from agentstream.cli.commands import tail
+from agentstream.cli.exits import Unreachable
+from agentstream.cli.terminal.display import Display
 from tests.cli.conftest import Ended, Site, agentstream, eventually, exists
 from tests.faults.clients import request
 from tests.faults.resume_agents import cancelled_at

@@ -7,7 +7,7 @@ import signal
 import aiohttp
 import pytest
 
-from service.cli.status import UNKNOWN, Figures, Rate, figures, status_lines
+from agentstream.cli.terminal.status import UNKNOWN, Figures, Rate, figures, status_lines
 from tests.cli.terminals import Terminal, terminal
 from tests.faults.clients import AGENT, request
 from tests.processes import ROOT

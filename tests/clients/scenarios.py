@@ -3,7 +3,7 @@
 import asyncio
 from typing import Any, Final
 
-from service.agents import AgentResult, Run
+from agentstream.agents import AgentResult, Run
 
 # What naive clients lose: leading and double spaces, line ends, U+2028, text beyond the BMP.
 TEXT: Final = " Grüß Gott,  世界 👋\nsecond line\u2028third\n\n* last "

@@ -4,15 +4,15 @@ import asyncio
 from types import SimpleNamespace
 from typing import cast
 
-from service.config import load_settings
-from service.frontend.context import Context
-from service.frontend.sessions import Admission
-from service.protocol.keys import Keys
-from service.store.endpoint import Endpoint
-from service.store.feed import RunFeed
-from service.store.link import Link
-from service.store.queue import JobQueue, JobSubmitter
-from service.store.scripts import SCRIPTS
+from agentstream.config import load_settings
+from agentstream.frontend.context import Context
+from agentstream.frontend.runs.sessions import Admission
+from agentstream.protocol.keys import Keys
+from agentstream.store.bus.feed import RunFeed
+from agentstream.store.connection.endpoint import Endpoint
+from agentstream.store.connection.link import Link
+from agentstream.store.queue import JobQueue, JobSubmitter
+from agentstream.store.scripts import SCRIPTS
 from tests.contract.test_queue import claimed, job
 
 

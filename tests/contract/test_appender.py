@@ -6,14 +6,14 @@ from collections.abc import Iterator
 
 import pytest
 
-from service.errors import Fenced
-from service.protocol.events import encode_batch, encode_event
-from service.protocol.jobs import new_run_id
-from service.protocol.keys import Keys
-from service.store.appender import MAX_RUNS
-from service.store.bus import Bus
-from service.store.link import Link
-from service.store.publisher import LogLimits, RunPublisher
+from agentstream.errors import Fenced
+from agentstream.protocol.events import encode_batch, encode_event
+from agentstream.protocol.jobs import new_run_id
+from agentstream.protocol.keys import Keys
+from agentstream.store.bus.appender import MAX_RUNS
+from agentstream.store.bus.bus import Bus
+from agentstream.store.bus.publisher import LogLimits, RunPublisher
+from agentstream.store.connection.link import Link
 from tests.helpers import SOON_S
 
 LIMITS = LogLimits(open_ttl_s=100, closed_ttl_s=10, max_bytes=1 << 20)

@@ -5,17 +5,17 @@ from typing import Any
 
 import pytest
 
-from service.errors import BrokerUnavailable
-from service.protocol.events import encode_batch, encode_event
-from service.protocol.jobs import Job, new_run_id
-from service.protocol.keys import Keys
-from service.store.endpoint import Endpoint
-from service.store.inspect import Inspector, Listing, OpenRun
-from service.store.link import Link
-from service.store.probe import ProbeRun
-from service.store.queue import JobQueue, JobSubmitter
-from service.store.runs import RunStore
-from service.store.vitals import QueueVitals, Vitals
+from agentstream.errors import BrokerUnavailable
+from agentstream.protocol.events import encode_batch, encode_event
+from agentstream.protocol.jobs import Job, new_run_id
+from agentstream.protocol.keys import Keys
+from agentstream.store.admin.open_runs import Inspector, Listing, OpenRun
+from agentstream.store.admin.probe import ProbeRun
+from agentstream.store.admin.server_state import QueueVitals, Vitals
+from agentstream.store.connection.endpoint import Endpoint
+from agentstream.store.connection.link import Link
+from agentstream.store.queue import JobQueue, JobSubmitter
+from agentstream.store.runs import RunStore
 
 MODEL = "org/model"
 

@@ -6,13 +6,13 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from service.errors import LimitReached, QueueFull
-from service.protocol.jobs import Job, new_run_id
-from service.protocol.keys import GROUP, Keys
-from service.store.endpoint import Endpoint
-from service.store.link import Link
-from service.store.queue import Backlog, Claim, JobQueue, JobSubmitter, _DrainRate
-from service.store.scripts import SCRIPTS
+from agentstream.errors import LimitReached, QueueFull
+from agentstream.protocol.jobs import Job, new_run_id
+from agentstream.protocol.keys import GROUP, Keys
+from agentstream.store.connection.endpoint import Endpoint
+from agentstream.store.connection.link import Link
+from agentstream.store.queue import Backlog, Claim, JobQueue, JobSubmitter, _DrainRate
+from agentstream.store.scripts import SCRIPTS
 from tests.helpers import SOON_S
 
 
@@ -287,7 +287,7 @@ async def test_dead_consumers_are_forgotten_unless_they_hold_a_job(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Consumers of killed workers do not pile up; one that still holds a job is kept, and so is the job."""
-    monkeypatch.setattr("service.store.queue.DEAD_CONSUMER_IDLE_MS", 50)
+    monkeypatch.setattr("agentstream.store.queue.DEAD_CONSUMER_IDLE_MS", 50)
     await submitter.submit(job(), ttl_s=60)
     for name in ("holds", "gone"):
         dead = JobQueue(Endpoint(any_broker_url), link, keys, "q", worker_id=name)

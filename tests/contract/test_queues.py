@@ -8,15 +8,15 @@ from typing import cast
 
 import pytest
 
-from service.protocol.jobs import Job, new_run_id
-from service.protocol.keys import Keys
-from service.store.endpoint import Endpoint
-from service.store.link import Link
-from service.store.queue import Claim, JobQueue, JobSubmitter
-from service.worker.lease import Leases
-from service.worker.runner import Runner
-from service.worker.slots import Slots
-from service.worker.worker import Worker
+from agentstream.protocol.jobs import Job, new_run_id
+from agentstream.protocol.keys import Keys
+from agentstream.store.connection.endpoint import Endpoint
+from agentstream.store.connection.link import Link
+from agentstream.store.queue import Claim, JobQueue, JobSubmitter
+from agentstream.worker.lease import Leases
+from agentstream.worker.runner import Runner
+from agentstream.worker.slots import Slots
+from agentstream.worker.worker import Worker
 from tests.helpers import SOON_S
 
 LEASE_S = 0.5

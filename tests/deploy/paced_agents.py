@@ -2,7 +2,7 @@
 
 import asyncio
 
-from service.agents import AgentResult, Run
+from agentstream.agents import AgentResult, Run
 
 WORDS = [f"word{number} " for number in range(10)]
 

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from service.process import free_port
+from agentstream.processes.process import free_port
 from tests.helpers import SOON_S
 from tests.processes import ROOT, Process
 

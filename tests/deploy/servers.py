@@ -5,8 +5,8 @@ import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-from service.broker import ServerChoice, usable_servers
-from service.process import free_port
+from agentstream.processes.broker import ServerChoice, usable_servers
+from agentstream.processes.process import free_port
 from tests.processes import Process
 
 SERVERS = [choice for choice in usable_servers() if choice.kind == "server"]

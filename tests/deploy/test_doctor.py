@@ -11,7 +11,7 @@ import pytest
 from redis.asyncio import Redis
 from redis.exceptions import NoPermissionError
 
-from service.broker import ServerChoice
+from agentstream.processes.broker import ServerChoice
 from tests.cli.conftest import Ended, agentstream
 from tests.deploy.proxies import NGINX, Proxy, running
 from tests.deploy.servers import SERVERS, serving

@@ -13,7 +13,7 @@ import aiohttp
 import pytest
 import yaml
 
-from service.process import free_port
+from agentstream.processes.process import free_port
 from tests.deploy.proxies import installed
 from tests.helpers import SOON_S
 from tests.processes import ROOT, Process, Processes

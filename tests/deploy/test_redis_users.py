@@ -10,8 +10,8 @@ import pytest
 from redis.asyncio import Redis
 from redis.exceptions import NoPermissionError
 
-from service import telemetry
-from service.broker import ServerChoice
+from agentstream.processes.broker import ServerChoice
+from agentstream.telemetry import names as telemetry
 from tests.deploy.servers import SERVERS, serving
 from tests.faults.clients import AGENT, Client, http_client, request
 from tests.faults.resume_agents import cancelled_at

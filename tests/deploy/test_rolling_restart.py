@@ -6,7 +6,7 @@ from pathlib import Path
 
 import aiohttp
 
-from service.process import free_port
+from agentstream.processes.process import free_port
 from tests.deploy.paced_agents import WORDS
 from tests.deploy.proxies import NGINX, running
 from tests.faults.clients import PATH, http_client

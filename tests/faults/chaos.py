@@ -21,7 +21,7 @@ from typing import Final
 
 import aiohttp
 
-from service.process import free_port
+from agentstream.processes.process import free_port
 from tests.faults.chaos_agents import FOLDER_VARIABLE, Plan
 from tests.faults.faults import (
     Broker,

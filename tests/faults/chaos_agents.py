@@ -10,7 +10,7 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from service.agents import AgentResult, Run
+from agentstream.agents import AgentResult, Run
 
 FOLDER_VARIABLE = "TOOL_MARKS"
 

@@ -15,9 +15,9 @@ from typing import Any, Self
 import redis.asyncio as redis_asyncio
 import redis.exceptions
 
-from service.broker import usable_servers
-from service.child import tied
-from service.process import free_port
+from agentstream.processes.broker import usable_servers
+from agentstream.processes.child import tied
+from agentstream.processes.process import free_port
 from tests.helpers import SOON_S
 
 _POLL_S = 0.02

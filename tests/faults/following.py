@@ -12,7 +12,7 @@ from typing import Any, Final
 import aiohttp
 import orjson
 
-from service import sse
+from agentstream.stream import sse
 from tests.faults.chaos_agents import Plan
 from tests.helpers import TIME_SCALE, parse_data
 

@@ -6,8 +6,8 @@ import threading
 import time
 from typing import Any
 
-from service.agents import AgentResult, Run
-from service.errors import RunCancelled
+from agentstream.agents import AgentResult, Run
+from agentstream.errors import RunCancelled
 
 LINE = "0123456789abcdef" * 255  # 4080 characters; with its number, 4096
 STRAYS: list[threading.Thread] = []

@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from service.agents import AgentResult, Run
-from service.store.queue import JobQueue
+from agentstream.agents import AgentResult, Run
+from agentstream.store.queue import JobQueue
 
 WORKER = os.environ.get("TEST_WORKER", "worker")
 GATE = Path(os.environ.get("TEST_GATE", "no-such-gate"))

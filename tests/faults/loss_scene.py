@@ -11,8 +11,8 @@ from typing import Any, Final, Self
 
 import aiohttp
 
-from service.protocol.keys import Keys
-from service.store.endpoint import Endpoint
+from agentstream.protocol.keys import Keys
+from agentstream.store.connection.endpoint import Endpoint
 from tests.helpers import SOON_S, TIME_SCALE, decode, texts
 from tests.processes import ROOT, Process, Processes
 

@@ -4,7 +4,7 @@ import asyncio
 import json
 from pathlib import Path
 
-from service.agents import AgentResult, Run
+from agentstream.agents import AgentResult, Run
 
 USAGE = {"prompt_tokens": 7, "completion_tokens": 40, "total_tokens": 47}
 _LOOK_S = 0.01

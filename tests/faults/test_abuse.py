@@ -16,8 +16,8 @@ import aiohttp
 import pytest
 import redis.asyncio
 
-from service.protocol.jobs import new_run_id
-from service.protocol.keys import Keys
+from agentstream.protocol.jobs import new_run_id
+from agentstream.protocol.keys import Keys
 from tests.faults.clients import PATH, RawSocket, resident_bytes, start_frontend
 from tests.helpers import SOON_S, decode, texts
 from tests.processes import Process, Processes

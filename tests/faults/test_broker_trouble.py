@@ -11,7 +11,7 @@ from typing import Self
 import aiohttp
 import pytest
 
-from service.process import free_port
+from agentstream.processes.process import free_port
 from tests.faults.chaos_agents import FOLDER_VARIABLE, Plan
 from tests.faults.faults import (
     Broker,

@@ -10,9 +10,9 @@ import pytest
 import redis.asyncio
 from aiohttp import web
 
-from service import sse
-from service.frontend.streaming import MAX_COMPLETION_CHARACTERS
-from service.protocol.keys import Keys
+from agentstream.frontend.runs.pump import MAX_COMPLETION_CHARACTERS
+from agentstream.protocol.keys import Keys
+from agentstream.stream import sse
 from tests.faults.clients import PATH, Client, http_client, resident_bytes, start_frontend
 from tests.faults.hostile_agents import numbered_line
 from tests.helpers import SOON_S, decode, texts

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from service.errors import QueueFull
-from service.protocol.jobs import Job, new_run_id
-from service.protocol.keys import Keys
-from service.store.endpoint import Endpoint
-from service.store.link import Link
-from service.store.queue import JobSubmitter
-from service.store.runs import RunStore
+from agentstream.errors import QueueFull
+from agentstream.protocol.jobs import Job, new_run_id
+from agentstream.protocol.keys import Keys
+from agentstream.store.connection.endpoint import Endpoint
+from agentstream.store.connection.link import Link
+from agentstream.store.queue import JobSubmitter
+from agentstream.store.runs import RunStore
 from tests.faults.clients import AGENT, Client, Step, frames, http_client, request, run_id_of
 from tests.helpers import SOON_S, decode, texts
 from tests.processes import Processes

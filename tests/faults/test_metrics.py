@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from service import telemetry as told
-from service.protocol.keys import Keys
+from agentstream.protocol.keys import Keys
+from agentstream.telemetry import names as told
 from tests.faults.clients import (
     AGENT,
     PATH,

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from service.errors import BrokerUnavailable
-from service.protocol.jobs import Job, new_run_id
-from service.protocol.keys import Keys
-from service.store.endpoint import Endpoint
-from service.store.link import Link
-from service.store.queue import Claim, JobQueue, JobSubmitter
+from agentstream.errors import BrokerUnavailable
+from agentstream.protocol.jobs import Job, new_run_id
+from agentstream.protocol.keys import Keys
+from agentstream.store.connection.endpoint import Endpoint
+from agentstream.store.connection.link import Link
+from agentstream.store.queue import Claim, JobQueue, JobSubmitter
 from tests.conftest import open_link
 from tests.faults.faults import Broker, outage
 from tests.helpers import SOON_S
@@ -80,7 +80,7 @@ async def test_a_claim_without_a_broker_fails_in_bound_time(
     broker: Broker, queue: JobQueue, link: Link, keys: Keys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While the broker is away every claim raises BrokerUnavailable; once it is back, the next ones take jobs."""
-    monkeypatch.setattr("service.store.queue.COMMAND_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("agentstream.store.queue.COMMAND_TIMEOUT_S", 0.2)
     async with outage(broker), asyncio.timeout(SOON_S):
         for _ in range(2):
             with pytest.raises(BrokerUnavailable, match="did not answer within"):

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import redis.asyncio
 
-from service.protocol.jobs import RUN_ID
-from service.protocol.keys import Keys
-from service.transcript import TURN_SEPARATOR
+from agentstream.protocol.jobs import RUN_ID
+from agentstream.protocol.keys import Keys
+from agentstream.stream.transcript import TURN_SEPARATOR
 from tests.faults.clients import (
     AGENT,
     FORMATS,

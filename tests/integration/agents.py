@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from service.agents import AgentResult, Run, ToolResult
+from agentstream.agents import AgentResult, Run, ToolResult
 
 CASES = {
     case["name"]: case

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 
-from service.agents import AgentResult, Run, ToolResult
+from agentstream.agents import AgentResult, Run, ToolResult
 
 log = logging.getLogger("my_agent")
 

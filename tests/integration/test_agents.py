@@ -13,7 +13,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from redis import Redis
 
-from service.protocol.keys import Keys
+from agentstream.protocol.keys import Keys
 from tests.helpers import SOON_S, texts
 from tests.integration.conftest import Client
 from tests.processes import Process, Processes

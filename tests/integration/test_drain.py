@@ -20,7 +20,7 @@ GATED_AGENT = """
 import asyncio
 import os
 
-from service.agents import AgentResult, Run
+from agentstream.agents import AgentResult, Run
 
 
 async def gated(run: Run) -> AgentResult:

@@ -16,8 +16,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from redis import Redis
 
-from service import telemetry
-from service.protocol.keys import Keys
+from agentstream.protocol.keys import Keys
+from agentstream.telemetry import names as telemetry
 from tests.integration.conftest import Client
 from tests.processes import Processes
 

@@ -14,9 +14,9 @@ import aiohttp
 import pytest
 from redis import Redis
 
-from service.frontend.watch import GRACE_S, SWEEP_S
-from service.process import free_port
-from service.protocol.keys import Keys
+from agentstream.frontend.runs.watcher import GRACE_S, SWEEP_S
+from agentstream.processes.process import free_port
+from agentstream.protocol.keys import Keys
 from tests.helpers import SOON_S, TIME_SCALE, decode, texts
 from tests.integration.conftest import Client
 from tests.processes import Processes

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from service import telemetry
-from service.process import free_port
-from service.telemetry import Metric
+from agentstream.processes.process import free_port
+from agentstream.telemetry import names as telemetry
+from agentstream.telemetry.names import Metric
 from tests.helpers import SOON_S
 from tests.integration.conftest import Client
 from tests.processes import Process, Processes, linux_only

@@ -148,7 +148,7 @@ async def test_what_it_prints_to_try_works(ups: Ups, agents: str) -> None:
     up = await ups.up(AGENTSTREAM_AGENTS=agents)
     line = await up.process.until(r"try +agentstream (chat .*?) {2,}")
     shell = await asyncio.create_subprocess_shell(
-        f"{sys.executable} -m service {line[1]}",
+        f"{sys.executable} -m agentstream {line[1]}",
         cwd=ROOT,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,

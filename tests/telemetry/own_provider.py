@@ -8,7 +8,7 @@ from opentelemetry.sdk.resources import ProcessResourceDetector, Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
-from service.agents import AgentResult, Run
+from agentstream.agents import AgentResult, Run
 
 provider = TracerProvider(resource=ProcessResourceDetector().detect().merge(Resource.create({"service.name": "mine"})))
 provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(f"{os.environ['MY_COLLECTOR']}/v1/traces")))

@@ -10,8 +10,8 @@ from contextlib import contextmanager
 
 import pytest
 
-from service.otel import FLUSH_TIMEOUT_S
-from service.process import free_port
+from agentstream.processes.process import free_port
+from agentstream.telemetry.otel import FLUSH_TIMEOUT_S
 from tests.processes import Process
 from tests.telemetry.conftest import Scene
 

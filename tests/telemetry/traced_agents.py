@@ -7,9 +7,9 @@ from pathlib import Path
 
 from opentelemetry import trace
 
-from service import tracing
-from service.adapters.command import CommandAgent
-from service.agents import AgentResult, Run
+from agentstream.adapters.command import CommandAgent
+from agentstream.agents import AgentResult, Run
+from agentstream.telemetry import tracing
 
 tracer = trace.get_tracer("a user's own")
 

@@ -9,8 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.config import AgentRoute, Settings, env_name, environment, is_loopback, load_settings, unknown_variables
-from service.errors import StartupError
+from agentstream.config import (
+    AgentRoute,
+    Settings,
+    env_name,
+    environment,
+    is_loopback,
+    load_settings,
+    unknown_variables,
+)
+from agentstream.errors import StartupError
 
 # A value for every setting, as its variable holds it, that is not the default; and what it means.
 EVERY_SETTING: dict[str, tuple[str, Any]] = {

@@ -13,9 +13,8 @@ import pytest
 from hypothesis import example, given, note, settings
 from hypothesis import strategies as st
 
-from service import sse
-from service.errors import AgentStreamError, BusError, InvalidAgentOutput, LogTrimmed
-from service.protocol.events import (
+from agentstream.errors import AgentStreamError, BusError, InvalidAgentOutput, LogTrimmed
+from agentstream.protocol.events import (
     MAX_EVENT_BYTES,
     NAMED,
     TERMINAL,
@@ -29,11 +28,12 @@ from service.protocol.events import (
     encode_batch,
     encode_event,
 )
-from service.store import feed as feed_module
-from service.store.feed import RunFeed
-from service.store.link import Command, Link
-from service.stream import DONE, ChunkStream, EventFormat, StreamHead, StreamOptions
-from service.transcript import Completion
+from agentstream.store.bus import feed as feed_module
+from agentstream.store.bus.feed import RunFeed
+from agentstream.store.connection.link import Command, Link
+from agentstream.stream import sse
+from agentstream.stream.chat import DONE, ChunkStream, EventFormat, StreamHead, StreamOptions
+from agentstream.stream.transcript import Completion
 from tests.helpers import CHUNK_FIELDS, batch, completed, decode, events, texts
 
 FORMATS: Final[tuple[EventFormat, ...]] = ("named", "raw", "chunk", "off")

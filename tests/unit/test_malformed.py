@@ -7,14 +7,14 @@ from typing import Any, cast
 import orjson
 import pytest
 
-from service.errors import STREAM_LOST, BusError, RunFailed
-from service.frontend.rawwriter import RawWriter
-from service.frontend.streaming import Collector, Outbox, StreamPump
-from service.frontend.views import CHAT
-from service.protocol.events import Batch
-from service.store.feed import Consumer, RunFeed
-from service.store.link import Command, Link
-from service.stream import ChunkStream, StreamHead, StreamOptions
+from agentstream.errors import STREAM_LOST, BusError, RunFailed
+from agentstream.frontend.runs.pump import Collector, Outbox, StreamPump
+from agentstream.frontend.runs.raw_writer import RawWriter
+from agentstream.protocol.events import Batch
+from agentstream.store.bus.feed import Consumer, RunFeed
+from agentstream.store.connection.link import Command, Link
+from agentstream.stream.chat import ChunkStream, StreamHead, StreamOptions
+from agentstream.stream.views import CHAT
 from tests.helpers import SOON_S, decode, texts
 
 HEAD = StreamHead(run_id="chatcmpl-1", created=1, model="m")

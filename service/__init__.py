@@ -1,3 +1,0 @@
-"""agentstream: an OpenAI-compatible streaming front end for agents that run elsewhere."""
-
-__version__ = "0.1.0"

@@ -1,0 +1,138 @@
+"""An agent of the OpenAI Agents SDK as an agent of ours.
+
+In a module of your own::
+
+    from agentstream.adapters.openai_agents import OpenAIAgent
+
+    agent = OpenAIAgent(Agent(name="Assistant"))  # AGENTSTREAM_AGENT=my_module:agent
+
+The text of its model, and of those it hands over to, streams as the answer; an output that is no text is the JSON
+its model wrote. The SDK sends traces to OpenAI unless told not to: ``agents.set_tracing_disabled(True)``.
+"""
+
+import asyncio
+import contextlib
+from typing import Any, Final
+
+from agentstream.adapters import missing
+from agentstream.adapters.journal import Journal, as_text, usage_of
+from agentstream.agents import AgentResult, Run
+from agentstream.protocol.openai import ChatMessage, ImagePart, TextPart
+
+try:
+    from agents import Agent, ModelResponse, RunHooks, Runner, RunResultStreaming, Tool
+except ImportError as exc:
+    raise ImportError(missing("openai-agents")) from exc
+
+_TEXT_EVENTS: Final = frozenset({"response.output_text.delta", "response.refusal.delta"})
+# How the SDK begins the result of a tool that raised; it tells a hook nothing else.
+_FAILED: Final = "An error occurred while running the tool"
+# How often the SDK's side looks whether ours still listens; only when a guardrail ends a run does it not.
+_LISTENS_S: Final = 0.1
+# How long a cancelled run may take to close its model request; less than a worker gives its agent.
+_CLOSE_S: Final = 4.0
+
+
+class OpenAIAgent:
+    """An agent: ``await agent(run)`` runs the SDK's agent once. One instance serves any number of runs at once."""
+
+    def __init__(self, agent: Agent[Any], **options: Any) -> None:  # noqa: ANN401 -- the SDK's own
+        """Take the agent; ``options`` are passed on to ``Runner.run_streamed``: ``max_turns``, ``run_config`` ..."""
+        self._agent = agent
+        self._options = options
+
+    async def __call__(self, run: Run) -> AgentResult:
+        """Answer the request; whatever the SDK raises ends the run. When cancelled, the model request is closed."""
+        journal = Journal(run, self._agent.name)
+        hooks = _Hooks(run, journal)
+        given: Any = conversation(run.request.messages)
+        result = Runner.run_streamed(self._agent, given, hooks=hooks, **self._options)
+        hooks.result = result
+        wrote = False
+        try:
+            async for event in result.stream_events():
+                part: Any = event.data if event.type == "raw_response_event" else None
+                if part is not None and part.type in _TEXT_EVENTS:
+                    run.write(part.delta)
+                    wrote = True
+                    await run.drain()
+                elif part is not None and part.type == "response.completed":
+                    hooks.heard.set()
+        finally:
+            if result.run_loop_task is not None and not result.run_loop_task.done():
+                result.cancel()
+                await asyncio.wait({result.run_loop_task}, timeout=_CLOSE_S)
+        return journal.result("" if wrote else as_text(result.final_output))
+
+
+class _Hooks(RunHooks[Any]):
+    """Hears models and tools. The text comes another way, by a queue: hence the waiting, to keep things in order."""
+
+    result: RunResultStreaming
+
+    def __init__(self, run: Run, journal: Journal) -> None:
+        self._run = run
+        self._journal = journal
+        self.heard = asyncio.Event()  # all text of the model's present answer has been written
+
+    async def on_agent_start(self, _context: Any, agent: Any) -> None:  # noqa: ANN401 -- the SDK's generics
+        self._journal.turn_start(agent.name)
+
+    async def on_llm_start(self, _context: Any, agent: Any, *_: Any) -> None:  # noqa: ANN401 -- the SDK's generics
+        self.heard.clear()
+        self._journal.inference_start(_model_name(agent), "openai-agents")
+
+    async def on_llm_end(self, _context: Any, agent: Any, response: ModelResponse) -> None:  # noqa: ANN401 -- the SDK's generics
+        while not self.heard.is_set() and not self.result.is_complete:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.heard.wait(), _LISTENS_S)
+        used = usage_of(response.usage.input_tokens, response.usage.output_tokens)
+        self._journal.inference_end(_model_name(agent), used)
+
+    async def on_tool_start(self, context: Any, _agent: Any, tool: Tool) -> None:  # noqa: ANN401 -- the SDK's generics
+        call_id = getattr(context, "tool_call_id", "") or tool.name
+        self._journal.tool_start(call_id, tool.name, getattr(context, "tool_arguments", "{}"), call_id)
+        await self._run.drain()
+
+    async def on_tool_end(self, context: Any, _agent: Any, tool: Tool, result: object) -> None:  # noqa: ANN401 -- the SDK's generics
+        failed = isinstance(result, str) and result.startswith(_FAILED)
+        self._journal.tool_end(getattr(context, "tool_call_id", "") or tool.name, result, success=not failed)
+
+
+def _model_name(agent: Any) -> str:  # noqa: ANN401 -- the SDK's generics
+    model = agent.model
+    return model if isinstance(model, str) else str(getattr(model, "model", "") or "")
+
+
+def conversation(messages: list[ChatMessage]) -> list[dict[str, Any]]:
+    """Return a conversation as input items of the Responses API, the SDK's form."""
+    items: list[dict[str, Any]] = []
+    for message in messages:
+        if message.role == "tool":
+            items.append({"type": "function_call_output", "call_id": message.tool_call_id, "output": message.text})
+            continue
+        if message.role != "assistant" or message.text:
+            items.append({"role": message.role, "content": _content(message)})
+        items += [
+            {
+                "type": "function_call",
+                "call_id": call.id,
+                "name": call.function.name,
+                "arguments": call.function.arguments or "{}",
+            }
+            for call in message.tool_calls or ()
+        ]
+    return items
+
+
+def _content(message: ChatMessage) -> str | list[dict[str, Any]]:
+    if message.role != "user" or not isinstance(message.content, list):
+        return message.text
+    parts: list[dict[str, Any]] = []
+    for part in message.content:
+        if isinstance(part, TextPart):
+            parts.append({"type": "input_text", "text": part.text})
+        elif isinstance(part, ImagePart):
+            detail = part.image_url.detail or "auto"
+            parts.append({"type": "input_image", "image_url": part.image_url.url, "detail": detail})
+    return parts

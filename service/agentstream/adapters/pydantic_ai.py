@@ -1,0 +1,155 @@
+"""A pydantic-ai agent as an agent of ours.
+
+In a module of your own::
+
+    from agentstream.adapters.pydantic_ai import PydanticAIAgent
+
+    agent = PydanticAIAgent(Agent("openai:gpt-5"))  # AGENTSTREAM_AGENT=my_module:agent
+
+The text of its model streams as the answer; an output that is no text is written at the end, as JSON.
+"""
+
+from typing import Any
+from urllib.parse import urlsplit
+
+from agentstream.adapters import missing
+from agentstream.adapters.journal import Journal, as_text, usage_of
+from agentstream.agents import AgentResult, Run
+from agentstream.errors import AgentError
+from agentstream.protocol.openai import ChatMessage, ImagePart, TextPart
+
+try:
+    from pydantic_ai import (
+        Agent,
+        BinaryContent,
+        FunctionToolCallEvent,
+        FunctionToolResultEvent,
+        ImageUrl,
+        ModelMessage,
+        ModelRequest,
+        ModelResponse,
+        PartDeltaEvent,
+        PartStartEvent,
+        SystemPromptPart,
+        TextPartDelta,
+        ToolCallPart,
+        ToolReturnPart,
+        UserContent,
+        UserPromptPart,
+    )
+    from pydantic_ai import TextPart as ModelText
+    from pydantic_ai.capabilities import ReinjectSystemPrompt
+    from pydantic_core import to_json
+except ImportError as exc:
+    raise ImportError(missing("pydantic-ai")) from exc
+
+
+class PydanticAIAgent:
+    """An agent: ``await agent(run)`` runs the pydantic-ai agent once. One instance serves any number of runs."""
+
+    def __init__(self, agent: Agent[Any, Any], **options: Any) -> None:  # noqa: ANN401 -- pydantic-ai's own
+        """Take the agent; ``options`` are passed on to ``agent.iter``, such as ``deps`` or ``usage_limits``."""
+        self._agent = agent
+        self._options = options
+
+    async def __call__(self, run: Run) -> AgentResult:
+        """Answer the request; whatever pydantic-ai raises ends the run.
+
+        A system prompt of the request takes the place of the agent's ``system_prompt``; its ``instructions`` stay.
+        """
+        journal = Journal(run, self._agent.name or "pydantic-ai")
+        journal.turn_start()
+        history = conversation(run.request.messages)
+        options = {**self._options, "capabilities": [ReinjectSystemPrompt(), *self._options.get("capabilities", ())]}
+        answer = ""
+        async with self._agent.iter(message_history=history, **options) as steps:
+            async for step in steps:
+                if Agent.is_model_request_node(step):
+                    answer = await _infer(run, journal, step, steps.ctx)
+                elif Agent.is_call_tools_node(step):
+                    await _call_tools(run, journal, step, steps.ctx)
+        if steps.result is None:
+            message = "the pydantic-ai agent ended without a result"
+            raise AgentError(message)
+        output = steps.result.output
+        if output != answer:  # an output tool's, or one that a validator changed
+            run.write(output if isinstance(output, str) else to_json(output, fallback=str).decode())
+        return journal.result()
+
+
+async def _infer(run: Run, journal: Journal, step: Any, context: Any) -> str:  # noqa: ANN401 -- generic in the agent's types
+    """Stream one answer of the model; return its text."""
+    model = context.deps.model
+    journal.inference_start(model.model_name, model.system)
+    texts: list[str] = []
+    async with step.stream(context) as stream:
+        async for event in stream:
+            if isinstance(event, PartStartEvent) and isinstance(event.part, ModelText):
+                text = event.part.content
+            elif isinstance(event, PartDeltaEvent) and isinstance(event.delta, TextPartDelta):
+                text = event.delta.content_delta
+            else:
+                continue
+            texts.append(text)
+            run.write(text)
+            await run.drain()
+        response = stream.response
+    used = usage_of(response.usage.input_tokens, response.usage.output_tokens)
+    journal.inference_end(response.model_name or model.model_name, used, response.finish_reason)
+    return "".join(texts)
+
+
+async def _call_tools(run: Run, journal: Journal, step: Any, context: Any) -> None:  # noqa: ANN401 -- generic in the agent's types
+    """Let the agent run the tools that its model asked for."""
+    async with step.stream(context) as events:
+        async for event in events:
+            if isinstance(event, FunctionToolCallEvent):
+                call = event.part
+                journal.tool_start(call.tool_call_id, call.tool_name, call.args or "{}", call.tool_call_id)
+                await run.drain()  # the tool runs when the next event is asked for
+            elif isinstance(event, FunctionToolResultEvent):
+                part = event.part
+                success = getattr(part, "outcome", "failed") == "success"  # a retry was once a part without an outcome
+                journal.tool_end(part.tool_call_id, as_text(part.content), success=success)
+
+
+def conversation(messages: list[ChatMessage]) -> list[ModelMessage]:
+    """Return a conversation in pydantic-ai's form; it ends with what is to be answered."""
+    names = {call.id: call.function.name for message in messages for call in message.tool_calls or ()}
+    turns: list[ModelMessage] = []
+    for message in messages:
+        if message.role == "assistant":
+            calls = [
+                ToolCallPart(call.function.name, call.function.arguments or "{}", call.id)
+                for call in message.tool_calls or ()
+            ]
+            turns.append(ModelResponse([*([ModelText(message.text)] if message.text else []), *calls]))
+            continue
+        part: SystemPromptPart | UserPromptPart | ToolReturnPart
+        if message.role in {"system", "developer"}:
+            part = SystemPromptPart(message.text)
+        elif message.role == "tool":
+            call_id = message.tool_call_id or ""
+            part = ToolReturnPart(names.get(call_id, ""), message.text, call_id)
+        else:
+            part = UserPromptPart(_content(message))
+        if turns and isinstance(turns[-1], ModelRequest):
+            turns[-1] = ModelRequest([*turns[-1].parts, part])
+        else:
+            turns.append(ModelRequest([part]))
+    return turns
+
+
+def _content(message: ChatMessage) -> str | list[UserContent]:
+    """Return a user's text, and images if there are any; raises ValueError for a data URL that is none."""
+    if not isinstance(message.content, list):
+        return message.text
+    content: list[UserContent] = []
+    for part in message.content:
+        if isinstance(part, TextPart):
+            content.append(part.text)
+        elif isinstance(part, ImagePart):
+            url = part.image_url.url
+            inline = urlsplit(url).scheme == "data"
+            content.append(BinaryContent.from_data_uri(url) if inline else ImageUrl(url))
+    return content

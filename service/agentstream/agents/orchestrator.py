@@ -1,0 +1,243 @@
+"""The built-in agent: asks a model, runs the tools it wants, asks again, until there is an answer."""
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, Final
+
+import orjson
+
+from agentstream.agents.client_tools import Offer
+from agentstream.agents.contract import AgentResult, Run, ToolResult
+from agentstream.agents.loop_guard import LoopGuard
+from agentstream.agents.turn import Asker, Turn
+from agentstream.engines.base import SUM_UP, Engine, EngineError, EngineToolCall, ToolSchema
+from agentstream.protocol.openai import ChatCompletionRequest, Usage
+from agentstream.telemetry import tracing
+from agentstream.tools.toolbox import Toolbox, ToolOutcome
+
+AGENT_NAME: Final = "orchestrator"
+MAX_NAME_CHARS: Final = 128  # of a tool and its call, in a span; OpenAI's are 64 at most
+TURN_SEPARATOR: Final = "\n\n"  # what the stream puts between texts that tools ran between
+FAILED_PREFIX: Final = "Error: "  # tells a model, which sees only text, that a tool failed
+
+log = logging.getLogger(__name__)
+
+# A turn that ended so may have lost the end of its tool calls; running half a call is worse than none.
+_CUT_SHORT: Final = frozenset({"length", "content_filter"})
+
+
+class Orchestrator:
+    """An agent: ``await orchestrator(run)`` streams the answer and returns it.
+
+    One instance serves any number of runs at once; it keeps nothing between them.
+    """
+
+    name = AGENT_NAME
+
+    def __init__(
+        self,
+        engine: Engine,
+        toolbox: Toolbox,
+        max_turns: int = 10,
+        system_prompt: str | None = None,
+        context_tokens: int | None = None,
+    ) -> None:
+        """Take the parts. A turn is one answer of the model and the tools it asked for in it.
+
+        ``system_prompt`` is put in front of conversations that bring none of their own. ``context_tokens`` is the
+        model's context window, if known: longer conversations are trimmed before they are sent, not when refused.
+        """
+        if max_turns < 1:
+            message = f"max_turns must be at least 1, not {max_turns}"
+            raise ValueError(message)
+        self._engine = engine
+        self._toolbox = toolbox
+        self._max_turns = max_turns
+        self._system_prompt = system_prompt
+        self._context_tokens = context_tokens
+
+    async def __call__(self, run: Run) -> AgentResult:
+        """Answer ``run.request``.
+
+        Tools of one turn run at the same time; a tool that fails is told to the model, not raised. Without an answer
+        after ``max_turns``, or when the model makes the same call again and again, the model sums up without tools,
+        or if it cannot, the text says what was tried; finish_reason "length". A turn that calls a tool of the client's
+        ends the run, finish_reason "tool_calls"; our own tools it calls beside are not run, as the client's next
+        request could not carry their results: the model calls them again, if it still needs to.
+        ``metadata`` holds the usage summed over all the model was asked, if the engine told it every time.
+        Raises EngineError; on cancellation the engine's request is closed first.
+        """
+        run.emit("agent_turn_start", {"agent": AGENT_NAME, "input": _last_user_text(run.request)})
+        asker = Asker(self._engine, run, self._context_tokens)
+        offer = Offer(run.request, self._toolbox.schemas())
+        guard = LoopGuard()
+        messages = self._conversation(run.request)
+        texts: list[str] = []
+        results: list[ToolResult] = []
+        finish_reason = ""
+        turns = 0
+        while not finish_reason:
+            turns += 1
+            tools, choice = offer.of_turn(turns, last=turns == self._max_turns)
+            turn = await asker.turn(messages, tools, choice, offer.client_names)
+            texts.append(turn.text)
+            if turn.finish_reason in _CUT_SHORT:
+                finish_reason = turn.finish_reason
+            elif any(call.name in offer.client_names for call in turn.calls):
+                finish_reason = "tool_calls"
+            elif not turn.calls:
+                finish_reason = "stop"
+            else:
+                outcomes = await self._call_tools(run, turn.calls, guard)
+                results += [ToolResult(o.tool, o.content, o.success, o.latency_s) for o in outcomes]
+                messages += _turn_as_messages(turn, outcomes)
+                if guard.stuck or turns == self._max_turns:
+                    texts.append(await self._sum_up(run, asker, messages, tools, turns, results))
+                    finish_reason = "length"
+        run.emit("agent_turn_end", {"agent": AGENT_NAME, "turns": turns})
+        return AgentResult(
+            content=TURN_SEPARATOR.join(text for text in texts if text),
+            tool_results=results,
+            metadata=_summed(asker.usages),
+            finish_reason=finish_reason,
+        )
+
+    async def _sum_up(  # noqa: PLR0913, PLR0917 -- all that the run has come to
+        self,
+        run: Run,
+        asker: Asker,
+        messages: Sequence[dict[str, Any]],
+        tools: Sequence[ToolSchema],
+        turns: int,
+        results: Sequence[ToolResult],
+    ) -> str:
+        """Stream the model's account of what was found and tried, or ours if it gives none; return it."""
+        prompted = [*messages, {"role": "user", "content": SUM_UP}]
+        try:
+            said = (await asker.turn(prompted, tools, "none")).text
+        except EngineError as exc:
+            if asker.latest.begun:
+                raise
+            log.warning("the model could not sum up: %s", exc)
+            said = ""
+        if not said:
+            said = _closing_words(turns, results)
+            run.write(said)
+        return said
+
+    def _conversation(self, request: ChatCompletionRequest) -> list[dict[str, Any]]:
+        messages = [message.model_dump(exclude_none=True) for message in request.messages]
+        if self._system_prompt and not any(message["role"] in {"system", "developer"} for message in messages):
+            messages.insert(0, {"role": "system", "content": self._system_prompt})
+        return messages
+
+    async def _call_tools(self, run: Run, calls: Sequence[EngineToolCall], guard: LoopGuard) -> list[ToolOutcome]:
+        """Run the calls at the same time; return their outcomes in the order of the calls."""
+        refusals = [guard.refusal(call) for call in calls]
+        for call in calls:
+            started = {"tool": call.name, "arguments": call.arguments, "tool_call_id": call.id, "agent": AGENT_NAME}
+            run.emit("tool_call_start", started)
+        await run.drain()  # once their start is stored, no later attempt runs them again
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [
+                    group.create_task(self._call_tool(run, call, refused), name=f"tool {call.name}")
+                    for call, refused in zip(calls, refusals, strict=True)
+                ]
+        except BaseExceptionGroup as failures:  # of emit: one reason is enough, and the worker knows it by its class
+            raise failures.exceptions[0] from failures
+        return [task.result() for task in tasks]
+
+    async def _call_tool(self, run: Run, call: EngineToolCall, refused: ToolOutcome | None) -> ToolOutcome:
+        outcome = refused or await self._execute(call)
+        run.emit(
+            "tool_call_end",
+            {
+                "tool": call.name,
+                "success": outcome.success,
+                "latency": round(outcome.latency_s, 6),  # seconds, to the microsecond
+                "result": outcome.content,
+                "tool_call_id": call.id,
+                "agent": AGENT_NAME,
+            },
+        )
+        return outcome
+
+    async def _execute(self, call: EngineToolCall) -> ToolOutcome:
+        name = str(call.name)[:MAX_NAME_CHARS]  # the model's words, whether there is such a tool or not
+        attributes = {
+            "gen_ai.operation.name": "execute_tool",
+            "gen_ai.tool.name": name,
+            "gen_ai.tool.call.id": str(call.id)[:MAX_NAME_CHARS],
+            "gen_ai.tool.type": "function",
+            "gen_ai.agent.name": AGENT_NAME,
+        }
+        with tracing.span(f"execute_tool {name}", attributes=attributes) as span:
+            outcome = await self._toolbox.call(call.name, call.arguments)
+            if tracing.content():
+                told = {"gen_ai.tool.call.arguments": call.arguments, "gen_ai.tool.call.result": outcome.content}
+                span.set({key: text[: tracing.MAX_CONTENT_CHARS] for key, text in told.items()})
+            if not outcome.success:
+                span.fail("tool_error", outcome.content)
+        return outcome
+
+
+def _turn_as_messages(turn: Turn, outcomes: Sequence[ToolOutcome]) -> list[dict[str, Any]]:
+    """Return what the model reads of a turn with tools: its own message, then one per result."""
+    assistant = {
+        **turn.echo,
+        "role": "assistant",
+        "content": turn.text or None,
+        "tool_calls": [
+            {
+                "id": call.id,
+                "type": "function",
+                "function": {"name": call.name, "arguments": _json_object(call.arguments)},
+            }
+            for call in turn.calls
+        ],
+    }
+    answers = [
+        {
+            "role": "tool",
+            "tool_call_id": call.id,
+            "content": outcome.content if outcome.success else f"{FAILED_PREFIX}{outcome.content}",
+        }
+        for call, outcome in zip(turn.calls, outcomes, strict=True)
+    ]
+    return [assistant, *answers]
+
+
+def _json_object(arguments: str) -> str:
+    """Return the arguments, or ``{}`` if malformed: servers' chat templates fail on what they cannot parse.
+
+    The tool's result quotes what was wrong.
+    """
+    try:
+        return arguments if isinstance(orjson.loads(arguments), dict) else "{}"
+    except ValueError:
+        return "{}"
+
+
+def _last_user_text(request: ChatCompletionRequest) -> str:
+    return next((message.text for message in reversed(request.messages) if message.role == "user"), "")
+
+
+def _summed(usages: Sequence[Usage | None]) -> dict[str, Any]:
+    known = [usage for usage in usages if usage is not None]
+    if len(known) < len(usages):
+        return {}  # a sum with a part missing would be taken for the whole
+    return {name: sum(getattr(usage, name) for usage in known) for name in Usage.model_fields}
+
+
+def _closing_words(count_of_turns: int, results: Sequence[ToolResult]) -> str:
+    calls = Counter(result.tool_name for result in results)
+    failures = Counter(result.tool_name for result in results if not result.success)
+    tried = [
+        f"{name} ({count} {'call' if count == 1 else 'calls'}{f', {failures[name]} failed' if failures[name] else ''})"
+        for name, count in calls.items()
+    ]
+    turns = "1 turn" if count_of_turns == 1 else f"{count_of_turns} turns"
+    return f"I stopped after {turns} without reaching an answer. What I tried: {', '.join(tried)}."

@@ -1,0 +1,137 @@
+"""A front end as the commands see it: requests with a key, streams, and errors that say what to do."""
+
+import contextlib
+import json
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import Any, Final, Self
+from urllib.parse import quote
+
+import aiohttp
+
+from agentstream.cli.exits import Failed, Refused, Unreachable, WrongSettings
+from agentstream.stream import sse
+
+CONNECT_TIMEOUT_S: Final = 5.0
+READ_TIMEOUT_S: Final = 30.0  # keepalives come every 4 s
+ANSWER_TIMEOUT_S: Final = 60.0  # a cancel answers within 4/3 of a lease + 10 s
+MAX_ERROR_CHARACTERS: Final = 300  # of an error that is not ours, such as a proxy's page
+
+COMPLETIONS: Final = "/v1/chat/completions"
+
+# A proxy without a front end; Redis away, or draining; a run that a cancel has not ended yet.
+_NOT_NOW: Final = (502, 503, 504)
+_SERVER_ERROR: Final = 500
+_OK: Final = 200
+
+
+def run_path(run_id: str) -> str:
+    """Return a run's path, whatever was typed as its id."""
+    return f"{COMPLETIONS}/{quote(run_id, safe='')}"
+
+
+class CutStream(Unreachable):
+    """The connection ended before the stream did."""
+
+
+class Api:
+    """Talks to one front end; an asynchronous context manager."""
+
+    def __init__(self, url: str, api_key: str | None) -> None:
+        """Take the front end's address, with or without the path ``/v1``, and its key."""
+        self.url = url.rstrip("/").removesuffix("/v1")
+        # Strict errors: an error is told as one, not as a sentence of the answer.
+        self._headers = {"X-Agent-Errors": "strict"} | ({"Authorization": f"Bearer {api_key}"} if api_key else {})
+        self._session: aiohttp.ClientSession | None = None
+        self.server = ""  # who answered last, as it names itself
+
+    async def __aenter__(self) -> Self:
+        """Open."""
+        timeout = aiohttp.ClientTimeout(total=None, connect=CONNECT_TIMEOUT_S, sock_read=READ_TIMEOUT_S)
+        self._session = aiohttp.ClientSession(timeout=timeout, headers=self._headers)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Close."""
+        if self._session is not None:
+            await self._session.close()
+
+    async def stream(
+        self, method: str, path: str, body: dict[str, Any] | None = None, *, after: str = ""
+    ) -> AsyncGenerator[list[sse.Message]]:
+        """Yield the messages of each piece of a stream as it comes; none for a keepalive.
+
+        ``after`` is the id to resume behind. Raises Refused, Unreachable or Failed; CutStream once it has begun. A
+        stream that ends properly but early is the caller's to notice.
+        """
+        headers = {"Last-Event-ID": after} if after else {}
+        decoder = sse.Decoder()
+        async with self._answer(method, path, body, headers) as response:
+            if response.content_type != "text/event-stream":
+                message = f"{self.url} answers with {response.content_type} instead of a stream: is it a front end?"
+                raise Failed(message)
+            try:
+                async for piece in response.content.iter_any():
+                    yield list(decoder.feed(piece))
+            except (aiohttp.ClientError, TimeoutError) as exc:
+                message = f"the stream from {self.url} was cut: {_reason(exc)}"
+                raise CutStream(message) from exc
+
+    async def post(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Return the parsed answer; raises as ``stream``."""
+        async with self._answer("POST", path, body, {}, ANSWER_TIMEOUT_S) as response:
+            try:
+                answer: dict[str, Any] = await response.json()
+            except (aiohttp.ClientError, TimeoutError, ValueError) as exc:
+                message = f"no answer of a front end from {self.url}: {_reason(exc)}"
+                raise Failed(message) from exc
+            return answer
+
+    async def cancel(self, run_id: str) -> dict[str, Any]:
+        """End a run and return it as it ended."""
+        return await self.post(f"{run_path(run_id)}/cancel")
+
+    @contextlib.asynccontextmanager
+    async def _answer(
+        self,
+        method: str,
+        path: str,
+        body: dict[str, Any] | None,
+        headers: dict[str, str],
+        read_timeout_s: float = READ_TIMEOUT_S,
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        assert self._session is not None, "enter the context first"  # noqa: S101 -- narrows the type
+        timeout = aiohttp.ClientTimeout(total=None, connect=CONNECT_TIMEOUT_S, sock_read=read_timeout_s)
+        asking = self._session.request(method, self.url + path, json=body, headers=headers, timeout=timeout)
+        try:
+            response = await asking
+        except aiohttp.InvalidURL as exc:
+            message = f"--url {self.url!r} is not an http:// or https:// URL"
+            raise WrongSettings(message) from exc
+        except aiohttp.ClientConnectorError as exc:
+            message = f"nothing answers at {self.url} ({exc.strerror or exc}); start it with: agentstream up"
+            raise Unreachable(message) from exc
+        except (aiohttp.ClientError, TimeoutError) as exc:
+            message = f"no answer from {self.url}: {_reason(exc)}"
+            raise Unreachable(message) from exc
+        async with response:
+            self.server = response.headers.get("Server", "")
+            if response.status != _OK:
+                raise await _error_of(response)
+            yield response
+
+
+def _reason(exc: Exception) -> str:
+    return str(exc) or type(exc).__name__
+
+
+async def _error_of(response: aiohttp.ClientResponse) -> Failed:
+    text = ""
+    try:
+        text = await response.text(errors="replace")
+        message = str(json.loads(text)["error"]["message"])
+    except (aiohttp.ClientError, TimeoutError, ValueError, KeyError, TypeError):
+        message = text[:MAX_ERROR_CHARACTERS]
+    message = f"{response.status}: {message}"
+    if response.status in _NOT_NOW:
+        return Unreachable(message)
+    return Failed(message) if response.status >= _SERVER_ERROR else Refused(message)

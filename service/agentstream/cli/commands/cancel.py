@@ -1,0 +1,31 @@
+"""``agentstream cancel``: end a run."""
+
+import click
+
+from agentstream.cli.api_client import Api
+from agentstream.cli.completion import open_run_ids
+from agentstream.cli.exits import finish
+from agentstream.cli.flags import front_end_flags
+
+
+@click.command()
+@click.argument("run_id", metavar="RUN", shell_complete=open_run_ids)
+@front_end_flags
+def cancel(run_id: str, url: str, api_key: str | None) -> None:
+    """End a run.
+
+    Waits until RUN has ended; harmless if it had ended before. Prints how it ended and what it had used. RUN is an id
+    as `agentstream ps` shows it.
+
+    \b
+      agentstream cancel chatcmpl-6f1c…
+      agentstream ps --json | jq -r '.runs[].run' | xargs -n1 agentstream cancel
+    """
+    finish(_cancel(url, api_key, run_id))
+
+
+async def _cancel(url: str, api_key: str | None, run_id: str) -> int:
+    async with Api(url, api_key) as api:
+        answer = await api.cancel(run_id)
+    click.echo(f"{answer['status']}  {run_id}  {answer['usage']['completion_tokens']} tokens written")
+    return 0

@@ -1,0 +1,108 @@
+"""``agentstream chat``: one question, or a conversation."""
+
+import asyncio
+import contextlib
+import sys
+from typing import Any, Final
+
+import click
+
+from agentstream.cli.api_client import COMPLETIONS, Api
+from agentstream.cli.exits import Failed, Interrupted, WrongSettings, finish
+from agentstream.cli.flags import front_end_flags
+from agentstream.cli.terminal.display import Display
+from agentstream.cli.terminal.interrupts import until_interrupted
+
+CANCEL_TIMEOUT_S: Final = 5.0  # the closed connection cancels the run as well; a proxy may keep that to itself
+
+MAX_QUESTION_BYTES: Final = 10 << 20  # front ends take no more by default (AGENTSTREAM_MAX_BODY_BYTES)
+
+Messages = list[dict[str, Any]]
+
+
+@click.command()
+@click.argument("question", required=False)
+@front_end_flags
+@click.option("--model", default="agentstream", show_default=True, help="model to ask for")
+def chat(question: str | None, url: str, api_key: str | None, model: str) -> None:
+    """Ask a question, or talk.
+
+    Prints what the agent does, and its answer as it comes. Without QUESTION on a terminal it is a conversation: ctrl-C
+    stops the answer, ctrl-D ends. Otherwise the question is read from standard input. The answer goes to standard
+    output, all else to standard error.
+
+    \b
+      agentstream chat "what is 17*23?"
+      agentstream chat --url https://agents.example.com --api-key sk-1
+      git diff | agentstream chat > review.txt
+    """
+    if question is None and sys.stdin.isatty() and sys.stdout.isatty():
+        _talk(url, api_key, model)
+        return
+    if question is None:
+        piped = sys.stdin.buffer.read(MAX_QUESTION_BYTES + 1)
+        if len(piped) > MAX_QUESTION_BYTES:
+            message = f"the question is longer than {MAX_QUESTION_BYTES} bytes"
+            raise WrongSettings(message)
+        question = piped.decode(errors="replace")
+    if not question.strip():
+        message = "there is no QUESTION"
+        raise WrongSettings(message)
+    finish(_ask(url, api_key, model, [_message("user", question)], Display()))
+
+
+def _talk(url: str, api_key: str | None, model: str) -> None:
+    """Keep a conversation until ctrl-D; a question that failed is not part of it."""
+    with contextlib.suppress(ImportError):  # not on Windows; it gives input() its line editing and history
+        import readline  # noqa: F401, PLC0415
+    click.echo(f"{model} at {url}. ctrl-C stops an answer, ctrl-D ends.", err=True)
+    messages: Messages = []
+    while True:
+        try:
+            question = input("> ")
+        except EOFError:
+            click.echo()
+            return
+        except KeyboardInterrupt:
+            click.echo()
+            continue
+        if not question.strip():
+            continue
+        display = Display()
+        asked = [*messages, _message("user", question)]
+        try:
+            finish(_ask(url, api_key, model, asked, display))
+        except Failed as exc:
+            exc.show()
+            if not (isinstance(exc, Interrupted) and display.answer):
+                continue
+        messages = [*asked, _message("assistant", display.answer)]
+
+
+async def _ask(url: str, api_key: str | None, model: str, messages: Messages, display: Display) -> int:
+    """Show the answer to a conversation and return 0; ctrl-C cancels the run and raises Interrupted."""
+    async with Api(url, api_key) as api:
+        try:
+            await until_interrupted(_show(api, {"model": model, "messages": messages, "stream": True}, display))
+        except Interrupted as exc:
+            display.leave()
+            if not display.run_id:
+                raise
+            message = f"asked {display.run_id} to stop"
+            with contextlib.suppress(Failed, TimeoutError):
+                async with asyncio.timeout(CANCEL_TIMEOUT_S):
+                    message = f"{(await api.cancel(display.run_id))['status']} {display.run_id}"
+            raise Interrupted(message) from exc
+    return 0
+
+
+async def _show(api: Api, body: dict[str, Any], display: Display) -> None:
+    async with contextlib.aclosing(api.stream("POST", COMPLETIONS, body)) as pieces:
+        async for messages in pieces:
+            if any(map(display.receive, messages)):
+                break
+    display.close()
+
+
+def _message(role: str, content: str) -> dict[str, Any]:
+    return {"role": role, "content": content}

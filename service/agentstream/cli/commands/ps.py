@@ -1,0 +1,77 @@
+"""``agentstream ps``: the runs that wait or run now."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any, Final
+
+import click
+
+from agentstream.cli.exits import finish, redis_errors
+from agentstream.cli.flags import redis_url_of, setting_flags, settings_from
+from agentstream.cli.terminal.display import harmless
+from agentstream.cli.terminal.layout import columns, duration
+from agentstream.config import Settings
+from agentstream.protocol.keys import Keys
+from agentstream.store.admin.open_runs import Inspector, Listing, OpenRun
+from agentstream.store.connection.endpoint import Endpoint
+
+MAX_MODEL_CHARACTERS: Final = 40
+MAX_AGENT_CHARACTERS: Final = 24
+MAX_WORKER_CHARACTERS: Final = 40  # host-pid-random
+
+HEADINGS: Final = ("RUN", "STATE", "AGE", "MODEL", "AGENT", "TOKENS", "QUEUE", "ATTEMPT", "EVENTS", "WORKER")
+
+
+@click.command()
+@setting_flags("redis_url", "queue", "queues", "agents")
+@click.option("--json", "as_json", is_flag=True, help="print one JSON object instead of a table")
+def ps(*, as_json: bool, **flags: Any) -> None:  # noqa: ANN401
+    """List the runs that wait or run now.
+
+    The oldest come first. It asks Redis (REDIS_URL) for the queues of the settings. Runs that have ended are not
+    listed, but can be shown by `agentstream tail` for as long as they are kept. EVENTS are those of the latest attempt.
+    AGENT and TOKENS are as the run's worker told last, which it does with its lease: every 3 s.
+
+    \b
+      REDIS_URL=redis://… agentstream ps
+      agentstream ps --queues research,writing --json
+    """
+    finish(_list(settings_from(flags), as_json=as_json))
+
+
+async def _list(settings: Settings, *, as_json: bool) -> int:
+    with redis_errors():
+        async with Inspector(Endpoint(redis_url_of(settings)), Keys()) as inspector:
+            listings = await inspector.open_runs(settings.served_queues)
+    click.echo(_json(listings) if as_json else _table(listings))
+    return 0
+
+
+def _json(listings: Sequence[Listing]) -> str:
+    runs = [{"run": run.pop("run_id"), **run} for listing in listings for run in map(asdict, listing.runs)]
+    return json.dumps({"queues": {listing.queue: listing.outstanding for listing in listings}, "runs": runs})
+
+
+def _table(listings: Sequence[Listing]) -> str:
+    rows = [_row(run) for listing in listings for run in listing.runs]
+    lines = columns([HEADINGS, *rows]) if rows else [f"no open runs (queue {', '.join(x.queue for x in listings)})"]
+    for listing in listings:
+        if more := listing.outstanding - len(listing.runs):
+            lines.append(f"and {more} more in queue {listing.queue}")
+    return "\n".join(lines)
+
+
+def _row(run: OpenRun) -> tuple[str, ...]:
+    return (
+        run.run_id or "(not a job)",
+        run.state,
+        duration(run.age_s),
+        harmless(run.model)[:MAX_MODEL_CHARACTERS],
+        harmless(run.agent)[:MAX_AGENT_CHARACTERS] or "-",
+        str(run.tokens),
+        run.queue,
+        str(run.attempt),
+        str(run.events),
+        harmless(run.worker)[:MAX_WORKER_CHARACTERS],
+    )

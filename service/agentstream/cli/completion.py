@@ -1,0 +1,32 @@
+"""What a shell's completion offers for a run's id."""
+
+import asyncio
+from typing import Final
+
+import click
+
+from agentstream.config import load_settings
+from agentstream.errors import AgentStreamError
+from agentstream.protocol.keys import Keys
+from agentstream.store.admin.open_runs import Inspector
+from agentstream.store.connection.endpoint import Endpoint
+
+TIMEOUT_S: Final = 1.0  # a person waits at the prompt
+MOST_OFFERED: Final = 50
+
+
+def open_run_ids(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
+    """Return open runs whose ids begin like this; none if REDIS_URL is not set here, or Redis does not answer."""
+    try:
+        return [run_id for run_id in asyncio.run(_open_run_ids()) if run_id.startswith(incomplete)]
+    except (AgentStreamError, TimeoutError):
+        return []  # a completion has no place for an error
+
+
+async def _open_run_ids() -> list[str]:
+    settings = load_settings()
+    if settings.redis_url is None:
+        return []
+    async with asyncio.timeout(TIMEOUT_S), Inspector(Endpoint(settings.redis_url), Keys()) as inspector:
+        listings = await inspector.open_runs(settings.served_queues, most=MOST_OFFERED)
+    return [run.run_id for listing in listings for run in listing.runs if run.run_id]

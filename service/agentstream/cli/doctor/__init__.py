@@ -1,0 +1,1 @@
+"""The checks that ``agentstream doctor`` makes. How they are printed belongs to its command."""

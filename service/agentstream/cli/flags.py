@@ -1,0 +1,83 @@
+"""Flags that several commands share: one for every setting, and where the front end is."""
+
+from collections.abc import Callable
+from typing import Any, Final
+
+import click
+
+from agentstream.cli.exits import WrongSettings
+from agentstream.config import Settings, env_name, load_settings
+from agentstream.errors import StartupError
+
+DEFAULT_URL: Final = "http://127.0.0.1:8000"
+
+Command = Callable[..., None]
+
+
+def setting_flags(*fields: str) -> Callable[[Command], Command]:
+    """Give a command a flag for each of these settings, or for all; their values are checked by ``settings_from``."""
+
+    def decorate(command: Command) -> Command:
+        for field in reversed(fields or tuple(Settings.model_fields)):
+            command = _setting_flag(field)(command)
+        return command
+
+    return decorate
+
+
+def _setting_flag(field: str) -> Callable[[Command], Command]:
+    info = Settings.model_fields[field]
+    default = "" if info.default in (None, ()) else f" [default: {shown(info.default)}]"
+    flag = f"--{field.replace('_', '-')}"
+    boolean = info.annotation is bool
+    return click.option(
+        f"{flag}/--no-{flag[2:]}" if boolean else flag,
+        field,
+        default=None,
+        type=bool if boolean else str,
+        metavar=None if boolean else "VALUE",
+        help=f"{info.description}{default} [{env_name(field)}]",
+    )
+
+
+def shown(value: object) -> str:
+    """Return a setting's value as it would be written in the environment."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return ",".join(value) if isinstance(value, tuple) else str(value)
+
+
+def settings_from(flags: dict[str, Any]) -> Settings:
+    """Return the settings of the environment and these flags; raises WrongSettings."""
+    try:
+        return load_settings(**flags)
+    except StartupError as exc:
+        raise WrongSettings(str(exc)) from exc
+
+
+def redis_url_of(settings: Settings) -> str:
+    """Return the URL of Redis; raises WrongSettings without one."""
+    if settings.redis_url is None:
+        message = "REDIS_URL is not set: give the one of your deployment (`agentstream up` prints its broker's)"
+        raise WrongSettings(message)
+    return settings.redis_url
+
+
+def front_end_flags(command: Command) -> Command:
+    """Give a command ``--url`` and ``--api-key``."""
+    command = click.option(
+        "--api-key",
+        envvar="AGENTSTREAM_API_KEY",
+        show_envvar=True,
+        metavar="KEY",
+        help="Bearer key, if the front end wants one",
+    )(command)
+    return click.option(
+        "--url",
+        envvar="AGENTSTREAM_URL",
+        show_envvar=True,
+        default=DEFAULT_URL,
+        show_default=True,
+        metavar="URL",
+        help="where the front end is",
+    )(command)

@@ -1,0 +1,123 @@
+"""A run's stream on a terminal: the answer on standard output, what the agent does on standard error."""
+
+import json
+import sys
+from typing import Any, Final
+
+import click
+
+from agentstream.cli.exits import Failed
+from agentstream.stream import sse
+
+MAX_ACTIVITY_CHARACTERS: Final = 200
+DONE: Final = "[DONE]"
+
+# A model's words may hold escape sequences that would govern the terminal. Line feeds and tabs are left.
+_CONTROLS: Final = dict.fromkeys((*range(32), *range(127, 160)), "\N{REPLACEMENT CHARACTER}") | {
+    ord("\t"): "\t",
+    ord("\n"): "\n",
+    ord("\r"): "",
+}
+
+
+def harmless(text: str) -> str:
+    """Return text without the characters that terminals obey."""
+    return text.translate(_CONTROLS)
+
+
+class Display:
+    """Shows one stream, in one piece or several, and remembers what it told."""
+
+    def __init__(self) -> None:
+        """Start with nothing shown."""
+        self.run_id = ""
+        self.last_event_id = ""
+        self._answer: list[str] = []
+        self._finished = False
+        self._error: str | None = None
+        self._open_line = False  # a terminal's cursor is behind text
+        self._in_reasoning = False
+        self._for_a_person = sys.stdout.isatty()
+
+    @property
+    def answer(self) -> str:
+        """What was shown as the answer so far."""
+        return "".join(self._answer)
+
+    def receive(self, message: sse.Message) -> bool:
+        """Show a message; returns whether it was the last."""
+        self.last_event_id = message.last_event_id or self.last_event_id
+        if message.data == DONE:
+            return True
+        data: dict[str, Any] = json.loads(message.data)
+        if "error" in data and "choices" not in data:
+            self._error = str(data["error"].get("message"))
+            return False
+        self.run_id = data.get("id") or self.run_id
+        if message.event != "message":
+            self._activity(message.event, data)
+            return False
+        for choice in data["choices"]:
+            delta = choice["delta"]
+            if reasoning := delta.get("reasoning_content"):
+                self._reasoning(reasoning)
+            if content := delta.get("content"):
+                self._content(content)
+            for call in delta.get("tool_calls") or ():
+                if name := call["function"].get("name"):
+                    self.note(f"calls your tool {name}")
+            self._finished = self._finished or choice["finish_reason"] is not None
+        return False
+
+    def close(self) -> None:
+        """End the answer's line; raises Failed unless the run has ended well."""
+        self._end_reasoning()
+        if self._answer or self._finished:
+            click.echo()
+        self._open_line = False
+        if self._error is not None:
+            raise Failed(harmless(self._error))
+        if not self._finished:
+            message = "the stream ended without its final chunk"
+            raise Failed(message)
+
+    def leave(self) -> None:
+        """Go to a new line, for somebody else to write on."""
+        self._end_reasoning()
+        if self._open_line:
+            click.echo(err=True)
+            self._open_line = False
+
+    def note(self, text: str) -> None:
+        """Say something beside the answer."""
+        self.leave()
+        one_line = " ".join(harmless(text).split("\n"))
+        click.secho(f"  · {one_line[:MAX_ACTIVITY_CHARACTERS]}", dim=True, err=True)
+
+    def _content(self, text: str) -> None:
+        self._end_reasoning()
+        self._answer.append(text)
+        click.echo(harmless(text) if self._for_a_person else text, nl=False)
+        sys.stdout.flush()
+        self._open_line = self._for_a_person and not text.endswith("\n")
+
+    def _reasoning(self, text: str) -> None:
+        if not self._in_reasoning:
+            self.leave()
+            self._in_reasoning = True
+            click.secho("  · ", dim=True, nl=False, err=True)
+        click.secho(harmless(text), dim=True, nl=False, err=True)
+
+    def _end_reasoning(self) -> None:
+        if self._in_reasoning:
+            self._in_reasoning = False
+            click.echo(err=True)
+
+    def _activity(self, event: str, data: dict[str, Any]) -> None:
+        line = {
+            "inference_start": f"thinking with {data.get('engine', data.get('model'))}",
+            "tool_call_start": f"{data.get('tool')} {data.get('arguments')}",
+            "tool_call_end": f"{data.get('tool')} -> {'' if data.get('success') else 'failed: '}{data.get('result')}",
+        }.get(event)
+        if line:
+            self.note(line)

@@ -1,0 +1,27 @@
+"""ctrl-C as something a command answers, instead of a traceback."""
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+from agentstream.cli.exits import Interrupted
+from agentstream.processes.process import stop_signals
+
+T = TypeVar("T")
+
+
+async def until_interrupted(work: Coroutine[Any, Any, T]) -> T:
+    """Return what ``work`` does; ctrl-C or SIGTERM cancels it and raises Interrupted."""
+    with stop_signals() as stop:
+        working = asyncio.create_task(work, name="work")
+        stopping = asyncio.create_task(stop.wait(), name="stop")
+        try:
+            await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if working.done():
+                return working.result()
+            message = "interrupted"
+            raise Interrupted(message)
+        finally:
+            working.cancel()
+            stopping.cancel()
+            await asyncio.gather(working, stopping, return_exceptions=True)

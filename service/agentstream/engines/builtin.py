@@ -1,0 +1,415 @@
+"""An engine without a model: a few kinds of question, understood by rule, answered with the real tools.
+
+It exists so that everything around it can be tried and tested without a model server: tool calls, streaming,
+long answers, failures. A client's own tool it calls when its name is in the question. Of the request's parameters it
+follows max_tokens, stop, tool_choice and parallel_tool_calls.
+"""
+
+import asyncio
+import json
+import re
+from collections import Counter
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from agentstream.engines.base import SUM_UP, EngineError, EngineToolCall, Piece, ToolChoice, ToolSchema
+from agentstream.engines.spans import inference, tell_answer
+from agentstream.protocol.openai import ChatCompletionRequest, Usage
+
+CHARS_PER_TOKEN = 4  # the seed's rule
+# The patterns below look at a text several times over; a question is a few hundred characters.
+MAX_QUESTION_CHARS = 20_000
+MAX_COUNT = 10_000  # "count to ...": minutes of streaming, and only 48 KB of log
+MAX_WISHES = 20  # of one question: more calls at once than a person asks for
+# How a failed call's message begins; the orchestrator writes it so.
+FAILED_PREFIX = "Error: "
+
+_HOW_TO_CONNECT = (
+    "To connect a language model, set OPENAI_BASE_URL (and OPENAI_API_KEY if it needs one) to any "
+    "OpenAI-compatible server and start again."
+)
+_EXAMPLES = {
+    "calculator": 'arithmetic, such as "what is 17*23"',
+    "current_time": 'the time somewhere, such as "the time in Tokyo"',
+    "text_statistics": "text statistics, such as 'count the words in \"to be or not to be\"'",
+    "read_url": 'reading a public web page, such as "read https://example.org"',
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Wish:
+    """Something asked for: where in the question, and which call answers it."""
+
+    position: int
+    tool: str
+    arguments: dict[str, Any]
+
+
+class BuiltinEngine:
+    """Answers by rule; says so when it does not understand."""
+
+    name = "builtin"
+
+    def __init__(self, *, token_delay_s: float = 0.0) -> None:
+        """Pause ``token_delay_s`` seconds between words; 0.02 looks like a model at work."""
+        self._token_delay_s = token_delay_s
+
+    async def stream(
+        self,
+        request: ChatCompletionRequest,
+        messages: Sequence[dict[str, Any]],
+        tools: Sequence[ToolSchema],
+        tool_choice: ToolChoice | None = None,
+    ) -> AsyncGenerator[Piece, None]:
+        """Yield tool calls for what was asked, or, once their results are there, an answer word by word.
+
+        Usage is always known: 4 characters a token. Raises EngineError for a choice of a tool that is not there.
+        """
+        with inference("agentstream", request.model, request, messages) as span:
+            async with aclosing(self._pieces(request, messages, tools, tool_choice)) as pieces:
+                async for piece in pieces:
+                    if piece.finish_reason:
+                        tell_answer(span, usage=piece.usage, finish_reason=piece.finish_reason)
+                    yield piece
+
+    async def _pieces(
+        self,
+        request: ChatCompletionRequest,
+        messages: Sequence[dict[str, Any]],
+        tools: Sequence[ToolSchema],
+        tool_choice: ToolChoice | None,
+    ) -> AsyncGenerator[Piece, None]:
+        question, tail = _last_question(messages)
+        offered = {tool.name for tool in tools}
+        wishes = _understand(question, tools)
+        made = _calls_made(tail)
+        forced = _forced(tools, tool_choice)
+        if forced and not any(wish.tool == tool.name for wish in wishes for tool in forced):
+            wishes.insert(0, _Wish(-1, forced[0].name, _arguments_for(forced[0], question)))
+        calls = [wish for wish in wishes if wish.tool in offered and tool_choice != "none"]
+        if todo := _not_made(calls, made):
+            if request.parallel_tool_calls is False:
+                todo = todo[:1]
+            asked = [
+                EngineToolCall(f"call_{number}", wish.tool, json.dumps(wish.arguments, ensure_ascii=False))
+                for number, wish in enumerate(todo, made.total() + 1)
+            ]
+            spent = _usage(messages, "".join(call.arguments for call in asked))
+            yield Piece(tool_calls=asked, finish_reason="tool_calls", usage=spent)
+            return
+        missing = [wish.tool for wish in wishes if wish.tool not in offered]
+        own = next((tool.name for tool in tools if tool.definition), None)
+        text, finish_reason = _limited(_answer(question, tail, missing, _introduction(offered, own)), request)
+        for word in re.findall(r"\s*\S+|\s+$", text):
+            yield Piece(text=word)
+            await asyncio.sleep(self._token_delay_s)
+        yield Piece(finish_reason=finish_reason, usage=_usage(messages, text))
+
+    async def close(self) -> None:
+        """Nothing to release."""
+
+
+def _last_question(messages: Sequence[dict[str, Any]]) -> tuple[str, Sequence[dict[str, Any]]]:
+    """Return the last user message's text, and the messages after it."""
+    for index in range(len(messages) - 1, -1, -1):
+        if messages[index].get("role") == "user" and messages[index].get("content") != SUM_UP:
+            return _text_of(messages[index]), messages[index + 1 :]
+    return "", messages
+
+
+def _text_of(message: dict[str, Any]) -> str:
+    content = message.get("content") or ""
+    if isinstance(content, str):
+        return content
+    return "".join(part.get("text") or "" for part in content)
+
+
+# Calls
+
+
+def _calls_made(tail: Sequence[dict[str, Any]]) -> Counter[tuple[str, str]]:
+    """Return how often each call was made and answered since the question."""
+    answered = {message.get("tool_call_id") for message in tail if message.get("role") == "tool"}
+    return Counter(
+        (call["function"]["name"], _canonical(call["function"]["arguments"]))
+        for message in tail
+        for call in message.get("tool_calls") or ()
+        if call["id"] in answered
+    )
+
+
+def _canonical(arguments: str) -> str:
+    """Return JSON in one form: clients write what they send back their own way."""
+    try:
+        return json.dumps(json.loads(arguments), sort_keys=True)
+    except ValueError:
+        return arguments
+
+
+def _not_made(wishes: Sequence[_Wish], made: Counter[tuple[str, str]]) -> list[_Wish]:
+    left, todo = Counter(made), []
+    for wish in wishes:
+        key = (wish.tool, json.dumps(wish.arguments, sort_keys=True))
+        if left[key]:
+            left[key] -= 1
+        else:
+            todo.append(wish)
+    return todo
+
+
+def _forced(tools: Sequence[ToolSchema], choice: ToolChoice | None) -> list[ToolSchema]:
+    """Return the tools of which one must be called; empty if none must."""
+    if choice == "required":
+        return [tool for tool in tools if tool.definition] or list(tools)
+    if isinstance(choice, str) or choice is None:
+        return []
+    name = choice["function"]["name"]
+    if not (named := [tool for tool in tools if tool.name == name]):
+        message = f"Error code: 400 - tool_choice names {name!r}, which is not among the tools"
+        raise EngineError(message)
+    return named
+
+
+def _usage(messages: Sequence[dict[str, Any]], answer: str) -> Usage:
+    prompt = 0
+    for message in messages:
+        prompt += max(1, len(_text_of(message)) // CHARS_PER_TOKEN)
+        for call in message.get("tool_calls") or ():
+            prompt += max(1, len(call["function"]["arguments"]) // CHARS_PER_TOKEN)
+    completion = max(1, len(answer) // CHARS_PER_TOKEN)
+    return Usage(prompt_tokens=prompt, completion_tokens=completion, total_tokens=prompt + completion)
+
+
+def _limited(text: str, request: ChatCompletionRequest) -> tuple[str, str]:
+    """Return the text as far as stop sequences and the token limit let it go, and the finish_reason."""
+    stops = [request.stop] if isinstance(request.stop, str) else request.stop or []
+    for stop in stops:
+        if stop and stop in text:
+            text = text[: text.index(stop)]
+    limit = request.output_token_limit
+    if limit is not None and len(text) > limit * CHARS_PER_TOKEN:
+        return text[: limit * CHARS_PER_TOKEN], "length"
+    return text, "stop"
+
+
+# What to say
+
+
+def _answer(question: str, tail: Sequence[dict[str, Any]], missing: Sequence[str], introduction: str) -> str:
+    calls = {call["id"]: call["function"] for message in tail for call in message.get("tool_calls") or ()}
+    said = [
+        _worded(calls.get(message.get("tool_call_id"), {}), _text_of(message))
+        for message in tail
+        if message.get("role") == "tool"
+    ]
+    said += [f"For one thing you asked I need the tool {name}, which is not offered here." for name in missing]
+    if said:
+        return " ".join(said)
+    if len(question) > MAX_QUESTION_CHARS:
+        return f"That is longer than the {MAX_QUESTION_CHARS} characters I can read. {introduction}"
+    if count := _COUNT_TO.search(question):
+        return _count(int(count[1] or 1), int(count[2]))
+    if _GREETING.match(question):
+        return f"Hello! {introduction}"
+    if _HELP.search(question):
+        return introduction
+    return f"I did not understand that. {introduction}"
+
+
+def _introduction(offered: set[str], own_tool: str | None) -> str:
+    abilities = [example for tool, example in _EXAMPLES.items() if tool in offered]
+    if own_tool is not None:
+        abilities.append(f'calling a tool of yours by its name, such as "{own_tool} ..."')
+    abilities.append('a long answer, such as "count to 200"')
+    listed = "\n".join(f"- {ability}" for ability in abilities)
+    return (
+        "I am agentstream's built-in demo engine, a set of rules and not a language model. What I can do, "
+        f"also up to {MAX_WISHES} of them in one question:\n{listed}\n{_HOW_TO_CONNECT}"
+    )
+
+
+def _count(first: int, last: int) -> str:
+    if last > MAX_COUNT:
+        return f"I count to {MAX_COUNT} at most."
+    if first > last:
+        return f"{first} is already past {last}."
+    return " ".join(str(number) for number in range(first, last + 1))
+
+
+# tool -> (how a result is told, how a failure is)
+_WORDING = {
+    "calculator": ("{subject} = {said}.", "I could not work out {subject}: {said}."),
+    "current_time": ("The time in {subject}: {said}.", "I could not tell the time in {subject}: {said}."),
+    "text_statistics": ("Your text: {said}.", "I could not count your text: {said}."),
+    "read_url": ("What I read at {subject}:\n{said}\n", "I could not read {subject}: {said}."),
+}
+
+
+def _worded(call: dict[str, Any], content: str) -> str:
+    """Return a sentence for one result; a failure is called one."""
+    name = call.get("name", "a tool")
+    result, failure = _WORDING.get(name, (f"The tool {name} says: {{said}}", f"The tool {name} failed: {{said}}."))
+    try:
+        values = list(json.loads(call.get("arguments", "{}")).values())
+    except (ValueError, AttributeError):  # not JSON, or no object
+        values = []
+    subject = values[0] if values else "UTC" if name == "current_time" else "that"
+    failed = content.startswith(FAILED_PREFIX)
+    return (failure if failed else result).format(subject=subject, said=content.removeprefix(FAILED_PREFIX))
+
+
+# What was asked
+
+_COUNT_TO = re.compile(r"\bcount\s+(?:up\s+)?(?:from\s+([0-9]{1,9})\s+)?(?:up\s+)?to\s+([0-9]{1,9})\b", re.IGNORECASE)
+_GREETING = re.compile(r"\s*(?:hi|hello|hey|greetings|good (?:morning|afternoon|evening))\b", re.IGNORECASE)
+_HELP = re.compile(r"\bhelp\b|\bwhat can you\b|\b(?:who|what) are you\b", re.IGNORECASE)
+
+# What follows a tool's name: a JSON object, or the rest of the clause.
+_SAID_TO_TOOL = re.compile(r"\s*:?\s*(?:with\s+)?\{[^{}]*\}|(?:(?!\s+and\b|,)[^?.!;\n])*", re.IGNORECASE)
+_FILLER = re.compile(r"^\s*:?\s*(?:(?:for|in|of|with|to|on|at|about)\s+)?", re.IGNORECASE)
+
+_TEXT = re.compile(
+    r"""(?:\b(?:count|how\ many|analy[sz]e)\b[^\n"“:]{0,80}?\b(?:words?|letters?|characters?|sentences?|lines?|text)
+          |\b(?:statistics|stats))\b
+        (?: [^\n"“:]{0,40}? (?: "([^"]*)" | “([^”]*)” | (?<!\w)'([^']*)'(?!\w) )
+          | [^\n"“:]{0,40} :\s* ([^\s"“].*) )""",
+    re.IGNORECASE | re.VERBOSE | re.DOTALL,
+)
+_URL = re.compile(r"\b(?:read|open|fetch|get|summari[sz]e)\b[^\n]{0,40}?(https?://[^\s\"'<>]+)", re.IGNORECASE)
+
+_PLACE_WORD = r"[^\W\d_][\w'’/+-]*\.?"  # noqa: RUF001 -- the typographic apostrophe is meant
+_PLACE = re.compile(
+    r"\b(?:time|date|day)\b(?!\s+zone)[^?.!,;:\n]{0,20}?\b(?:in|for)\s+(?:the\s+)?"
+    rf"({_PLACE_WORD}(?:[ ]{_PLACE_WORD}){{0,3}})",
+    re.IGNORECASE,
+)
+_AFTER_PLACE = re.compile(
+    r"\s(?:and|or|now|right|please|today|then|currently|at|is|but|also|plus|what)\b", re.IGNORECASE
+)
+_NAME = r"(?!(?:What|How|The|Count|Tell|Calculate|Please|Is|I)\b)[A-Z][\w'’-]*(?:[ ][A-Z][\w'’-]*){0,3}"  # noqa: RUF001
+_MORE_PLACES = re.compile(rf"(?:\s*,\s*{_NAME})*,?\s+and\s+(?:in\s+)?{_NAME}")
+_TIME = re.compile(
+    r"\bwhat(?:['’]s|\s+is)?\s+(?:the\s+)?(?:current\s+)?(?:time|date)\b|\bwhat\s+day\s+is\s+it\b"  # noqa: RUF001
+    r"|\bcurrent\s+(?:time|date)\b|\b(?:and|tell\s+me)\s+the\s+time\b",
+    re.IGNORECASE,
+)
+
+_NUMBER = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?(?:e[+-]?[0-9]+)?"
+_FUNCTION = r"\b(?:sqrt|abs|round|floor|ceil|min|max|log10|log|ln|exp|sin|cos|tan)\s*\((?:[^()]|\([^()]*\))*\)"
+_PART = rf"(?:{_FUNCTION}|{_NUMBER}|\*\*|//|[-+*/%^×÷−()]|\b(?:pi|e)\b)"  # noqa: RUF001
+_EXPRESSION = re.compile(rf"{_PART}(?:\s*{_PART})*", re.IGNORECASE)
+_WORKS_SOMETHING_OUT = re.compile(rf"[0-9a-z)]\s*(?:\*\*|[-+*/%^×÷−])[-+*/\s]*[0-9a-z(]|{_FUNCTION}", re.IGNORECASE)  # noqa: RUF001
+# 24/7, 3-4 or a date: arithmetic only if asked for, or at the very beginning
+_PERHAPS_NO_SUM = re.compile(r"[0-9]+(?:\s*[-/]\s*[0-9]+)+")
+_ASKS_FOR_SUM = re.compile(
+    r"\bwhat(?:['’]s|\s+is)\b|\b(?:calculate|compute|evaluate|solve|how\s+much|work\s+out)\b",  # noqa: RUF001
+    re.IGNORECASE,
+)
+_ROOT_OF = re.compile(rf"\bsquare\s+root\s+of\s+({_NUMBER})", re.IGNORECASE)
+_PERCENT_OF = re.compile(r"(?<=[0-9])\s*(?:%|percent)\s+of\s+(?=[0-9])", re.IGNORECASE)
+_OPERATOR_WORD = re.compile(
+    r"(?<=[0-9)])\s*(plus|minus|times|multiplied\s+by|divided\s+by|to\s+the\s+power\s+of|x)\s*(?=[-0-9(]|sqrt|pi\b)",
+    re.IGNORECASE,
+)
+_OPERATOR_OF_WORD = {"plus": "+", "minus": "-", "times": "*", "multiplied": "*", "x": "*", "divided": "/", "to": "**"}
+
+
+def _understand(question: str, tools: Sequence[ToolSchema]) -> list[_Wish]:
+    """Return what is asked for, in the order asked. What one rule has read, the next do not see."""
+    if len(question) > MAX_QUESTION_CHARS:
+        return []
+    wishes: list[_Wish] = []
+    for rule in (partial(_named_tools, tools=tools), _texts, _pages, _times, _sums):
+        found = list(rule(question))
+        wishes += [wish for wish, _ in found]
+        for _, (start, end) in found:
+            question = _blanked(question, start, end)
+    return sorted(wishes, key=lambda wish: wish.position)[:MAX_WISHES]
+
+
+def _blanked(text: str, start: int, end: int) -> str:
+    return text[:start] + " " * (end - start) + text[end:]
+
+
+_Found = Iterator[tuple[_Wish, tuple[int, int]]]
+
+
+def _named_tools(question: str, *, tools: Sequence[ToolSchema]) -> _Found:
+    for tool in tools:
+        if tool.definition:
+            for match in re.finditer(rf"(?<![\w-]){re.escape(tool.name)}(?![\w-])", question, re.IGNORECASE):
+                said = _SAID_TO_TOOL.match(question, match.end())
+                end = said.end() if said else match.end()
+                arguments = _arguments_for(tool, question[match.end() : end])
+                yield _Wish(match.start(), tool.name, arguments), (match.start(), end)
+
+
+def _arguments_for(tool: ToolSchema, said: str) -> dict[str, Any]:
+    """Return the JSON object that was said, or what was said as the first parameter, if that is a text."""
+    said = _FILLER.sub("", said).strip(" \"'“”")
+    try:
+        spoken = json.loads(said)
+    except ValueError:
+        spoken = None
+    if isinstance(spoken, dict):
+        return spoken
+    properties = tool.parameters.get("properties") or {}
+    first = next(iter([*tool.parameters.get("required", ()), *properties]), None)
+    kind = properties[first].get("type") if first in properties and isinstance(properties[first], dict) else None
+    return {first: said} if said and first is not None and kind == "string" else {}
+
+
+def _texts(question: str) -> _Found:
+    for match in _TEXT.finditer(question):
+        text = next(group for group in match.groups() if group is not None)
+        yield _Wish(match.start(), "text_statistics", {"text": text}), match.span()
+
+
+def _pages(question: str) -> _Found:
+    for match in _URL.finditer(question):
+        yield _Wish(match.start(), "read_url", {"url": match[1].rstrip(".,;:!?)")}), match.span()
+
+
+def _times(question: str) -> _Found:
+    for match in _PLACE.finditer(question):
+        place = _AFTER_PLACE.split(match[1] + " ", maxsplit=1)[0].strip().removesuffix(".")
+        end = match.start(1) + len(place)
+        question = _blanked(question, match.start(), end)
+        yield _Wish(match.start(), "current_time", {"place": place}), (match.start(), end)
+        if more := _MORE_PLACES.match(question, end):
+            for name in re.finditer(_NAME, more[0]):
+                start = end + name.start()
+                yield _Wish(start, "current_time", {"place": name[0]}), (start, end + name.end())
+    for match in _TIME.finditer(question):  # what is left names no place
+        yield _Wish(match.start(), "current_time", {}), match.span()
+
+
+def _sums(question: str) -> _Found:
+    begins = question.lstrip()
+    # Words become signs, padded so that nothing after them moves.
+    question = _ROOT_OF.sub(lambda match: f"sqrt({match[1]})".ljust(len(match[0])), question)
+    question = _PERCENT_OF.sub(lambda match: "/100*".ljust(len(match[0])), question)
+    question = _OPERATOR_WORD.sub(
+        lambda match: _OPERATOR_OF_WORD[match[1].lower().split()[0]].center(len(match[0])),
+        question,
+    )
+    for match in _EXPRESSION.finditer(question):
+        expression = _trimmed(match[0])
+        if not _WORKS_SOMETHING_OUT.search(expression):
+            continue
+        asked = begins.startswith(expression) or _ASKS_FOR_SUM.search(question)
+        if asked or not _PERHAPS_NO_SUM.fullmatch(expression):
+            yield _Wish(match.start(), "calculator", {"expression": expression}), match.span()
+
+
+def _trimmed(expression: str) -> str:
+    """Return the expression without the operators and brackets of the sentence around it."""
+    expression = re.sub(r"\s+", " ", expression).strip(" ").lstrip("*/%^×÷) ").rstrip("-+*/%^×÷−( ")  # noqa: RUF001
+    while expression.count(")") > expression.count("(") and expression.endswith(")"):
+        expression = expression[:-1].rstrip()
+    while expression.count("(") > expression.count(")") and expression.startswith("("):
+        expression = expression[1:].lstrip()
+    return expression

@@ -1,0 +1,104 @@
+"""The span of one inference, in the names of OpenTelemetry's conventions for generative AI."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from agentstream.engines.base import EngineToolCall
+from agentstream.protocol.openai import ChatCompletionRequest, Usage
+from agentstream.telemetry import tracing
+
+
+def inference(
+    provider: str,
+    model: str,
+    request: ChatCompletionRequest,
+    messages: Sequence[dict[str, Any]],
+    where: tracing.Attributes | None = None,
+) -> tracing.Span:
+    """Return the span of asking ``model``; ``where`` says which server is asked, None that it is this process.
+
+    It is not current, as engines are generators: its ``carrier`` goes along with what they send.
+    """
+    if not tracing.on():
+        return tracing.span("chat")
+    attributes: dict[str, Any] = {
+        "gen_ai.operation.name": "chat",
+        "gen_ai.provider.name": provider,
+        "gen_ai.request.model": model,
+        "gen_ai.request.stream": True,
+        "gen_ai.request.temperature": request.temperature,
+        "gen_ai.request.top_p": request.top_p,
+        "gen_ai.request.max_tokens": request.output_token_limit,
+        "gen_ai.request.seed": request.seed,
+        "gen_ai.request.frequency_penalty": request.frequency_penalty,
+        "gen_ai.request.presence_penalty": request.presence_penalty,
+        **(where or {}),
+    }
+    if tracing.content():
+        attributes["gen_ai.input.messages"] = _latest(messages)
+    return tracing.span(f"chat {model}", "client" if where else "internal", attributes, current=False)
+
+
+def tell_answer(  # noqa: PLR0913 -- all there is to tell
+    span: tracing.Span,
+    *,
+    usage: Usage | None,
+    finish_reason: str | None,
+    first_chunk_s: float | None = None,
+    response_id: object = None,
+    response_model: object = None,
+) -> None:
+    """Tell what came of an inference; ``first_chunk_s`` is the time from the request to the first chunk, in seconds."""
+    span.set(
+        {
+            "gen_ai.response.time_to_first_chunk": first_chunk_s,
+            "gen_ai.response.id": response_id if isinstance(response_id, str) else None,
+            "gen_ai.response.model": response_model if isinstance(response_model, str) else None,
+            "gen_ai.response.finish_reasons": [finish_reason] if finish_reason else None,
+            "gen_ai.usage.input_tokens": usage.prompt_tokens if usage else None,
+            "gen_ai.usage.output_tokens": usage.completion_tokens if usage else None,
+        }
+    )
+
+
+def tell_output(span: tracing.Span, text: str, calls: Sequence[EngineToolCall], finish_reason: str) -> None:
+    """Tell what the model wrote, unless it is too long; to be called only if content may be told."""
+    called = [{"id": call.id, "function": {"name": call.name, "arguments": call.arguments}} for call in calls]
+    answer = _in_parts({"role": "assistant", "content": text, "tool_calls": called})
+    told = _as_json([{**answer, "finish_reason": finish_reason}])
+    span.set({"gen_ai.output.messages": told if len(told) <= tracing.MAX_CONTENT_CHARS else None})
+
+
+def _latest(messages: Sequence[dict[str, Any]]) -> str:
+    """Return the end of a conversation, as much of it as a span may hold."""
+    kept: list[str] = []
+    room = tracing.MAX_CONTENT_CHARS
+    for message in reversed(messages):
+        told = _as_json(_in_parts(message))
+        room -= len(told)
+        if room < 0:
+            break
+        kept.insert(0, told)
+    return f"[{','.join(kept)}]"
+
+
+def _in_parts(message: dict[str, Any]) -> dict[str, Any]:
+    """Return a chat message (OpenAI's form) in the conventions' form."""
+    said = message.get("content") or ()
+    if isinstance(said, str):
+        said = [{"type": "text", "text": said}]
+    parts = [
+        {"type": "text", "content": str(part["text"])} if "text" in part else {"type": part.get("type")}
+        for part in said
+    ]
+    if message["role"] == "tool":
+        text = "".join(part.get("content", "") for part in parts)
+        parts = [{"type": "tool_call_response", "id": message.get("tool_call_id"), "response": text}]
+    for call in message.get("tool_calls") or ():
+        parts.append({"type": "tool_call", "id": call.get("id"), **(call.get("function") or {})})
+    return {"role": message["role"], "parts": parts}
+
+
+def _as_json(value: object) -> str:
+    return json.dumps(value, default=str)  # not orjson: models write lone surrogates, too

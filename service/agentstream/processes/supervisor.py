@@ -1,0 +1,177 @@
+"""What starts several processes of ours: ``agentstream up``, and front ends and workers with ``--processes``."""
+
+import asyncio
+import contextlib
+import os
+import shlex
+import sys
+import tempfile
+from collections.abc import Callable, Coroutine, Iterator
+from functools import partial
+from typing import Any, Final, Literal
+
+import aiohttp
+
+from agentstream.config import BUILTIN, Settings, env_name, environment
+from agentstream.errors import StartupError
+from agentstream.processes.broker import EmbeddedBroker, find_server
+from agentstream.processes.child import tied
+from agentstream.processes.children import Child, Children
+from agentstream.processes.process import free_port, stop_signals
+from agentstream.processes.shared_port import shared_port
+from agentstream.telemetry.metrics import common_metrics, forget_process
+
+Watch = Callable[[str, Children], Coroutine[Any, Any, None]]  # is given the address, and what runs
+
+READY_TIMEOUT_S: Final = 30.0
+READY_POLL_S: Final = 0.1
+
+
+async def serve_processes(what: Literal["frontend", "worker"], settings: Settings, say: Callable[[str], None]) -> int:
+    """Run ``settings.processes`` front ends on one port, or workers, until SIGINT or SIGTERM; returns the exit code.
+
+    Raises StartupError if the front ends cannot have the port.
+    """
+    with stop_signals() as stop, contextlib.ExitStack() as stack:
+        if what == "frontend":
+            _, members = stack.enter_context(_front_ends(settings, say))
+        else:
+            members = stack.enter_context(_workers(settings, settings.processes))
+        return await Children(members, drain_timeout_s=settings.drain_timeout_s, say=say).serve(stop)
+
+
+class Supervisor:
+    """``agentstream up``: broker, workers and front ends as child processes, ended together."""
+
+    def __init__(self, settings: Settings, say: Callable[[str], None], watch: Watch | None = None) -> None:
+        """``say`` prints a line for the person at the terminal; ``watch`` is awaited once we serve, until the end."""
+        self._settings = settings
+        self._say = say
+        self._watch = watch
+
+    async def run(self) -> int:
+        """Serve until SIGINT or SIGTERM; returns the exit code. Raises StartupError."""
+        if not self._settings.routes and self._settings.queue not in self._settings.served_queues:
+            message = (
+                f"AGENTSTREAM_QUEUES lacks {self._settings.queue!r}, the queue of the front end (AGENTSTREAM_QUEUE)"
+            )
+            raise StartupError(message)
+        with stop_signals() as stop:
+            async with contextlib.AsyncExitStack() as stack:
+                settings = self._settings
+                if settings.redis_url is None:
+                    choice = find_server()
+                    broker = await stack.enter_async_context(EmbeddedBroker(choice))
+                    self._say(f"broker    pid {broker.pid}  {broker.url}  ({choice.origin}; private, in memory)")
+                    if choice.warning:
+                        self._say(f"warning   {choice.warning}")
+                    settings = settings.model_copy(update={"redis_url": broker.url})
+                    return await self._supervise(settings, stop, broker)
+                return await self._supervise(settings, stop)
+
+    async def _supervise(self, settings: Settings, stop: asyncio.Event, broker: EmbeddedBroker | None = None) -> int:
+        with _front_ends(settings, self._say) as (port, front_ends), _workers(settings, settings.workers) as workers:
+            # The front ends are ended first: they let their streams end while the workers still work.
+            children = Children(front_ends, workers, drain_timeout_s=settings.drain_timeout_s, say=self._say)
+            vital = [_while_alive(broker)] if broker is not None else []
+            return await children.serve(stop, *vital, announce=lambda: self._announce(port, children))
+
+    async def _announce(self, port: int, children: Children) -> None:
+        """Say where and as what we serve, once we do; raises StartupError if that takes too long."""
+        settings = self._settings
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)  # noqa: S104 -- every address
+        url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        timeout = aiohttp.ClientTimeout(total=2)
+        try:
+            async with asyncio.timeout(READY_TIMEOUT_S), aiohttp.ClientSession(timeout=timeout) as session:
+                while not await _serves_with_workers(session, url, settings):  # noqa: ASYNC110 -- another process's state
+                    await asyncio.sleep(READY_POLL_S)
+        except TimeoutError as exc:
+            message = f"not ready within {READY_TIMEOUT_S:g} s"
+            raise StartupError(message) from exc
+        await children.tell()
+        engine = settings.openai_base_url or "built-in demo (no model: set OPENAI_BASE_URL for one)"
+        for route in settings.routes:
+            self._say(f"agent     {route.model}: {engine if route.agent == BUILTIN else route.agent}")
+        if not settings.routes:
+            self._say(f"agent     {settings.agent or engine}")
+        self._say(f"serving   {url}  (playground there; API at {url}/v1)")
+        where = "" if url == "http://127.0.0.1:8000" else f"--url {url} "
+        where += f"--model {shlex.quote(settings.routes[0].model)} " if settings.routes else ""
+        self._say(
+            f'try       agentstream chat {where}"what is 17*23, and the time in Tokyo?"    ctrl-C ends everything'
+        )
+        if self._watch is not None:
+            await self._watch(url, children)
+
+
+async def _serves_with_workers(session: aiohttp.ClientSession, url: str, settings: Settings) -> bool:
+    try:
+        async with session.get(f"{url}/health/ready") as response:
+            queues = (await response.json())["queues"]
+            return response.status == 200 and all(  # noqa: PLR2004
+                queues[queue]["workers"] >= settings.workers for queue in settings.served_queues
+            )
+    except (aiohttp.ClientError, TimeoutError, ValueError, KeyError):
+        return False
+
+
+async def _while_alive(broker: EmbeddedBroker) -> None:
+    """Wait for the broker's end; raises StartupError then: its runs are gone with it."""
+    code = await broker.wait()
+    message = f"the broker ended with code {code}"
+    raise StartupError(message)
+
+
+@contextlib.contextmanager
+def _front_ends(settings: Settings, say: Callable[[str], None]) -> Iterator[tuple[int, list[Child]]]:
+    """Yield the port the front ends will listen on, and their processes; raises StartupError."""
+    if settings.processes == 1:
+        port = settings.port or free_port()
+        env = _env(settings.model_copy(update={"port": port}))
+        yield port, [Child(name="frontend", command=_command("frontend"), env=env)]
+        return
+    with contextlib.ExitStack() as stack:
+        port = stack.enter_context(shared_port(settings.host, settings.port))
+        if sys.platform != "linux":
+            say("warning   this system may not spread connections evenly over processes that share a port")
+        env = _env(settings.model_copy(update={"port": port}))
+        yield port, stack.enter_context(_counting_together("frontend", settings.processes, env))
+
+
+@contextlib.contextmanager
+def _workers(settings: Settings, count: int) -> Iterator[list[Child]]:
+    """Yield workers, whose metrics are told together if they are told; raises StartupError."""
+    env = _env(settings.model_copy(update={"processes": 1}))
+    if count == 1 or not settings.metrics_port:
+        yield [Child(name=f"worker {number}", command=_command("worker"), env=env) for number in range(1, count + 1)]
+        return
+    with (
+        shared_port(settings.metrics_host, settings.metrics_port, setting=env_name("metrics_port")),
+        _counting_together("worker", count, env) as workers,
+    ):
+        yield workers
+
+
+@contextlib.contextmanager
+def _counting_together(what: Literal["frontend", "worker"], count: int, env: dict[str, str]) -> Iterator[list[Child]]:
+    """Yield processes that share a port and tell the sums of their metrics."""
+    with tempfile.TemporaryDirectory(prefix="agentstream-metrics-") as folder:
+        yield [
+            Child(
+                name=f"{what} {number}",
+                command=_command(what, "--number", str(number)),
+                env=env | common_metrics(folder),
+                on_end=partial(forget_process, folder, number),
+            )
+            for number in range(1, count + 1)
+        ]
+
+
+def _env(settings: Settings) -> dict[str, str]:
+    return os.environ | environment(settings)
+
+
+def _command(*arguments: str) -> list[str]:
+    """Return how to start a process of ours. ``-P``: a user's own folder ``service`` must not stand in for us."""
+    return tied(sys.executable, "-P", "-m", "agentstream", *arguments)

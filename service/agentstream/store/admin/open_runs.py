@@ -1,0 +1,93 @@
+"""What an operator may ask of Redis about a deployment's runs, by two reading scripts.
+
+Nothing here needs more than front ends may do (deploy/redis-users.acl), and none of it walks the key space.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from agentstream.store.admin.client import Asking, store_errors
+from agentstream.store.scripts import SCRIPTS
+
+MOST_RUNS: Final = 1000  # listed of one queue: its default bound
+
+_FIELDS: Final = ("status", "model", "created", "attempt", "worker", "cancel", "agent", "tokens")
+
+
+@dataclass(frozen=True, slots=True)
+class OpenRun:
+    """A run that a queue holds. ``state`` is queued, running, cancelling, or how it has ended a moment ago.
+
+    It is "unknown" where only the queue tells of it (a broker that lost data). ``events`` counts those of the
+    latest attempt; a streamed token is one. ``agent`` and ``tokens`` are as its worker told at its last renewal: empty
+    and 0 before the first.
+    """
+
+    run_id: str
+    queue: str
+    state: str
+    model: str
+    age_s: int
+    attempt: int
+    worker: str
+    events: int
+    agent: str = ""
+    tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """A queue's oldest runs, and how many jobs it has in all."""
+
+    queue: str
+    outstanding: int
+    runs: list[OpenRun]
+
+
+class Inspector(Asking):
+    """Asks what goes on."""
+
+    async def open_runs(self, queues: Sequence[str], *, most: int = MOST_RUNS) -> list[Listing]:
+        """List what each queue holds, in two round trips for all of them."""
+        with store_errors():
+            async with self._redis.pipeline(transaction=False) as pipeline:
+                for name in ("open_runs", "last_entry"):
+                    pipeline.script_load(SCRIPTS[name].source)
+                for queue in queues:
+                    pipeline.evalsha(SCRIPTS["open_runs"].sha.decode(), 1, self._keys.jobs(queue), most)
+                replies = (await pipeline.execute())[2:]
+            async with self._redis.pipeline(transaction=False) as pipeline:
+                for _, _, run_ids in replies:
+                    for run_id in map(bytes.decode, run_ids):
+                        pipeline.hmget(self._keys.run(run_id), _FIELDS)
+                        pipeline.evalsha(SCRIPTS["last_entry"].sha.decode(), 1, self._keys.events(run_id))
+                told = iter(await pipeline.execute())
+        return [
+            Listing(
+                queue,
+                outstanding,
+                [_open_run(run_id.decode(), queue, int(now_s), next(told), next(told)) for run_id in run_ids],
+            )
+            for queue, (now_s, outstanding, run_ids) in zip(queues, replies, strict=True)
+        ]
+
+
+def _open_run(run_id: str, queue: str, now_s: int, fields: list[bytes | None], last_entry: bytes | None) -> OpenRun:
+    status, model, created, attempt, worker, cancel, agent, tokens = (
+        value.decode(errors="replace") if value else "" for value in fields
+    )
+    if cancel and status == "running":
+        status = "cancelling"
+    return OpenRun(
+        run_id=run_id,
+        queue=queue,
+        state=status or "unknown",
+        model=model,
+        age_s=max(0, now_s - int(created)) if created else 0,
+        attempt=int(attempt or 0),
+        worker=worker,
+        events=int((last_entry or b"0-0").partition(b"-")[2]),
+        agent=agent,
+        tokens=int(tokens or 0),
+    )

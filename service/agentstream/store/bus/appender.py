@@ -1,0 +1,79 @@
+"""What several runs have to say in one turn of the loop, appended and published by one command.
+
+A script's call costs the broker more than what it does: 5.1 us with one batch, 3.1 us a batch with 50 (Valkey 9.1,
+measured). Two plain commands, XADD and PUBLISH, cost 2.5 us, but publish also what the log refuses.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Final, NamedTuple, Protocol
+
+from agentstream.store.bus.counts import PublishCounts
+from agentstream.store.connection.link import Link
+from agentstream.store.connection.wire import Reply
+
+# Runs of one command: a script holds the broker up while it runs, so it stays well below 1 ms.
+MAX_RUNS: Final = 64
+
+
+class Speaker(Protocol):
+    """A run that has something to say."""
+
+    def take(self) -> "Append | None":
+        """Return the next batch to append, if there is one for now."""
+        ...
+
+    def on_appended(self, *, stored: bool) -> None:
+        """Learn whether it was appended."""
+
+
+class Append(NamedTuple):
+    """A batch on its way into a run's log. ``follows`` is the id of the log's last entry, as far as is known."""
+
+    speaker: Speaker
+    log: str
+    entry_id: str
+    payload: bytes
+    follows: str
+    doubtful: bool  # whether the log must be asked for that entry
+
+
+class Appender:
+    """The way of all runs of a process to the broker. For the event loop only."""
+
+    def __init__(self, link: Link) -> None:
+        """Bind the link."""
+        self._link = link
+        self._ready: list[Speaker] = []
+        self.counts = PublishCounts()  # of the runs' publishers
+
+    def ready(self, speaker: Speaker) -> None:
+        """Take a batch of this run's at the end of the turn; to be told once a turn."""
+        if not self._ready:
+            asyncio.get_running_loop().call_soon(self._send)
+        self._ready.append(speaker)
+
+    def _send(self) -> None:
+        speakers, self._ready = self._ready, []
+        appends = [append for speaker in speakers if (append := speaker.take()) is not None]
+        for start in range(0, len(appends), MAX_RUNS):
+            self._append(appends[start : start + MAX_RUNS])
+        self._link.flush()  # this is the turn's end; the link would wait for the next one's
+
+    def _append(self, appends: Sequence[Append]) -> None:
+        def on_reply(reply: Reply) -> None:
+            done = reply if isinstance(reply, list) else [0] * len(appends)  # an error says so for each
+            for append, stored in zip(appends, done, strict=True):
+                append.speaker.on_appended(stored=stored == 1)
+
+        logs = [append.log for append in appends]
+        command = self._link.send_script("append", logs, *_arguments(appends), on_reply=on_reply)
+        command.again = lambda: self._link.pack_script("append", logs, *_arguments(appends, doubt=True))
+
+
+def _arguments(appends: Sequence[Append], *, doubt: bool = False) -> list[bytes | str]:
+    """Return append.lua's; with ``doubt``, after a reconnect, every log is asked for its last entry."""
+    arguments: list[bytes | str] = []
+    for append in appends:
+        arguments += (append.entry_id, append.payload, append.follows if doubt or append.doubtful else "")
+    return arguments

@@ -1,0 +1,341 @@
+"""One writer of one run: gathers what the agent emits and appends it to the log, batch after batch.
+
+One batch of a run is on its way at a time; everything emitted meanwhile travels in the next. So order is
+kept through any number of resends, and a busy broker gets fewer, larger messages.
+
+The published events are kept here (as far as the log keeps them) until the run is over: a broker that came
+back empty is filled again.
+"""
+
+import asyncio
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+import hiredis
+
+from agentstream.errors import AgentStreamError, BufferFull, BusError, Fenced, RunCancelled
+from agentstream.protocol.events import START, TERMINAL, TOOL_CALL_START, Cursor, encode_batch, encode_event
+from agentstream.store.bus.appender import Append, Appender
+from agentstream.store.connection.link import Link
+from agentstream.store.connection.wire import Reply
+from agentstream.telemetry.log_context import about, current
+
+log = logging.getLogger(__name__)
+
+# One message: large enough to amortise the broker's work, small enough that a reader's page stays small.
+MAX_BATCH_BYTES: Final = 64 << 10
+MAX_BATCH_EVENTS: Final = 512
+# Unpublished events of one run. A thread waits at this bound; code on the event loop, which cannot wait in
+# ``write``, may go on to the hard bound and then fails.
+MAX_BUFFER_BYTES: Final = 4 << 20
+HARD_BUFFER_BYTES: Final = 16 << 20
+# How long a thread waits for room: as long as a stream survives without a broker.
+ROOM_TIMEOUT_S: Final = 60.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogLimits:
+    """How long and how large a run's log may be. ``open_ttl_s`` holds while the run goes on."""
+
+    open_ttl_s: int
+    closed_ttl_s: int
+    max_bytes: int
+
+
+@dataclass(slots=True)
+class _Batch:
+    last_seq: int
+    payload: bytes
+    terminal: str = ""  # the type of the terminal event it carries
+
+
+class RunPublisher:
+    """Publishes one attempt's events: a run's sink. ``put`` may be called from any thread, the rest on the loop."""
+
+    def __init__(  # noqa: PLR0913, PLR0917 -- what it writes, where, and how far
+        self,
+        link: Link,
+        appender: Appender,
+        names: tuple[str, str],
+        attempt: int,
+        limits: LogLimits,
+        on_lost: Callable[[AgentStreamError], None],
+        begun: bytes | None = None,
+    ) -> None:
+        """Write to the log and the run called ``names``.
+
+        ``begun`` is the attempt's first batch, if it is stored already. ``on_lost`` is told once if nothing more
+        can be published: fenced, or refused by the broker.
+        """
+        self._link = link
+        self._appender = appender
+        self._names = list(names)
+        self._channel = names[0]
+        self._scope = current()
+        self._attempt = attempt
+        self._limits = limits
+        self._on_lost = on_lost
+        self._loop = asyncio.get_running_loop()
+        self._loop_thread = threading.get_ident()
+        self._lock = threading.Lock()  # guards the seven lines below
+        self._news = threading.Condition(self._lock)  # for threads that wait
+        self._threads_waiting = 0
+        self._pending: deque[tuple[str, bytes]] = deque()
+        self._pending_bytes = 0
+        self._wake_scheduled = False
+        self._closed: AgentStreamError | None = None
+        self._ended = False  # the terminal event was put: it is the last
+        self._put_seq = self._tool_seq = 0  # of the last event put, and of the last tool_call_start
+        self._next_seq = 1
+        self._stored_seq = 0
+        self._log_exists = False
+        self._epoch = link.reconnects
+        self._in_flight: _Batch | None = None
+        self._again: deque[_Batch] = deque()  # kept batches on their way into a log that lost them
+        self._kept: deque[_Batch] = deque()
+        self._kept_bytes = 0
+        self._trimmed = False
+        self._waiters: list[asyncio.Future[None]] = []
+        if begun is not None:
+            self._keep(_Batch(1, begun))
+            self._next_seq, self._stored_seq, self._put_seq, self._log_exists = 2, 1, 1, True
+
+    @property
+    def events_put(self) -> int:
+        """How many events were put so far, run_started included."""
+        return self._put_seq
+
+    @property
+    def ended(self) -> bool:
+        """Whether the terminal event was put."""
+        return self._ended
+
+    @property
+    def unflushed_bytes(self) -> int:
+        """How much waits to be stored."""
+        in_flight = self._in_flight
+        return self._pending_bytes + (0 if in_flight is None else len(in_flight.payload))
+
+    # -- from the agent, any thread -----------------------------------------------------------------
+
+    def put(self, event_type: str, data: Any) -> None:  # noqa: ANN401 -- JSON
+        """Take an event for publishing. A thread waits until its tool_call_start is stored: see ``room``.
+
+        Raises InvalidAgentOutput if it is not JSON, BufferFull if the broker has been away too long, RunCancelled
+        if the run is over for this attempt.
+        """
+        encoded = encode_event(event_type, data)
+        on_loop = threading.get_ident() == self._loop_thread
+        with self._lock:
+            if not on_loop and not self._ended and self._pending_bytes > MAX_BUFFER_BYTES:
+                self._wait(self._has_room, ROOM_TIMEOUT_S)
+            if self._ended or self._closed is not None:
+                message = f"nothing more can be published: {self._closed or 'the run is over'}"
+                raise RunCancelled(message)
+            self._ended = event_type in TERMINAL
+            if not self._ended and self._pending_bytes > (HARD_BUFFER_BYTES if on_loop else MAX_BUFFER_BYTES):
+                message = f"{self._pending_bytes} bytes of events wait to be published; agents should await run.drain()"
+                raise BufferFull(message)
+            self._pending.append((event_type, encoded))
+            self._pending_bytes += len(encoded)
+            self._put_seq += 1
+            if event_type == TOOL_CALL_START:
+                self._tool_seq = self._put_seq
+            wake, self._wake_scheduled = not self._wake_scheduled, True
+        if wake and on_loop:
+            self._appender.ready(self)
+        elif wake:
+            self._loop.call_soon_threadsafe(self._appender.ready, self)
+        if event_type == TOOL_CALL_START and not on_loop:
+            with self._lock:
+                self._wait(self._tools_told)
+            self._refuse_untold_tools()
+
+    def _wait(self, condition: Callable[[], bool], timeout_s: float | None = None) -> None:
+        """Have a thread that holds the lock wait; ``close`` ends every wait."""
+        self._threads_waiting += 1
+        try:
+            self._news.wait_for(condition, timeout_s)
+        finally:
+            self._threads_waiting -= 1
+
+    def _tell_threads(self) -> None:
+        if self._threads_waiting:  # seldom: telling nobody would cost every token a microsecond
+            self._news.notify_all()
+
+    def _tools_told(self) -> bool:
+        return self._stored_seq >= self._tool_seq or self._closed is not None
+
+    def _refuse_untold_tools(self) -> None:
+        """Raise RunCancelled if a tool would run of which the log does not know: another attempt may run it too."""
+        if self._stored_seq < self._tool_seq:
+            message = f"the start of a tool could not be published: {self._closed}"
+            raise RunCancelled(message)
+
+    def _has_room(self) -> bool:
+        return self._pending_bytes <= MAX_BUFFER_BYTES or self._closed is not None
+
+    # -- on the loop --------------------------------------------------------------------------------
+
+    async def room(self) -> None:
+        """Return when less than the buffer's bound waits to be published; at once if nothing more can be.
+
+        Waits also until every tool_call_start is stored, and raises RunCancelled if it cannot be.
+        """
+        while not (self._has_room() and self._tools_told()):
+            await self._progress()
+        self._refuse_untold_tools()
+
+    async def flush(self) -> None:
+        """Return when everything put so far is in the log; raises what ended the publishing, if it ended."""
+        while self._closed is None and (self._pending or self._in_flight or self._again):
+            await self._progress()
+        if self._closed is not None:
+            raise self._closed
+
+    def close(self, reason: AgentStreamError) -> None:
+        """Publish nothing more; later puts raise RunCancelled."""
+        with self._lock:
+            self._closed = self._closed or reason
+            self._pending.clear()
+            self._pending_bytes = 0
+            self._tell_threads()
+        self._tell_waiters()
+
+    async def _progress(self) -> None:
+        waiter = self._loop.create_future()
+        self._waiters.append(waiter)
+        await waiter
+
+    def _tell_waiters(self) -> None:
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    def take(self) -> Append | None:
+        """Return what is to be appended next, for the appender; None if nothing is, or if it needs publish.lua."""
+        with self._lock:
+            self._wake_scheduled = False
+            if self._in_flight is not None or self._closed is not None:
+                return None
+            batch = self._again.popleft() if self._again else self._gather()
+        if batch is None:
+            return None
+        self._in_flight = batch
+        if not self._log_exists or self._trimmed or batch.terminal:
+            self._publish(batch, verify=False)
+            return None
+        doubtful, self._epoch = self._epoch != self._link.reconnects, self._link.reconnects
+        entry_id, follows = f"{self._attempt}-{batch.last_seq}", f"{self._attempt}-{self._stored_seq}"
+        return Append(self, self._channel, entry_id, batch.payload, follows, doubtful)
+
+    def _gather(self) -> _Batch | None:
+        """Return what waits, as far as it fits a batch; the lock is held."""
+        pending = self._pending
+        taken: list[bytes] = []
+        size, terminal = 0, ""
+        while pending and size < MAX_BATCH_BYTES and len(taken) < MAX_BATCH_EVENTS:
+            event_type, encoded = pending.popleft()
+            if event_type in TERMINAL:
+                terminal = event_type
+            size += len(encoded)
+            taken.append(encoded)
+        if not taken:
+            return None
+        self._pending_bytes -= size
+        self._tell_threads()
+        payload = encode_batch(self._attempt, self._next_seq, taken)
+        self._next_seq += len(taken)
+        batch = _Batch(self._next_seq - 1, payload, terminal)
+        self._keep(batch)
+        return batch
+
+    def _keep(self, batch: _Batch) -> None:
+        self._kept.append(batch)
+        self._kept_bytes += len(batch.payload)
+        while self._kept_bytes > self._limits.max_bytes and len(self._kept) > 1:
+            self._kept_bytes -= len(self._kept.popleft().payload)
+            self._appender.counts.trimmed += not self._trimmed
+            self._trimmed = True
+
+    def _publish(self, batch: _Batch, *, verify: bool) -> None:
+        verify = verify or self._epoch != self._link.reconnects
+        self._epoch = self._link.reconnects
+        command = self._link.send_script(
+            "publish", self._names, *self._arguments(batch, verify=verify), on_reply=self._on_published
+        )
+        command.again = lambda: self._link.pack_script("publish", self._names, *self._arguments(batch, verify=True))
+
+    def on_appended(self, *, stored: bool) -> None:
+        """Take note of it; what could not be appended goes by publish.lua, which says why or mends it."""
+        batch = self._in_flight
+        if batch is None:
+            return
+        if stored:
+            self._epoch = self._link.reconnects
+            self._on_stored(batch)
+        elif self._closed is None:
+            self._appender.counts.retries += 1
+            self._publish(batch, verify=True)
+        else:
+            self._in_flight = None
+            self._tell_waiters()
+
+    def _arguments(self, batch: _Batch, *, verify: bool) -> tuple[bytes | str | int, ...]:
+        """Return publish.lua's; after a reconnect have it verified that the log still holds what it held."""
+        ttl_s = 0 if self._log_exists else self._limits.open_ttl_s
+        return (
+            f"{self._attempt}-{batch.last_seq}",
+            batch.payload,
+            0 if self._log_exists else 1,
+            f"{self._attempt}-{self._kept[0].last_seq}" if self._trimmed else "",
+            f"{self._attempt}-{self._stored_seq}" if verify and self._stored_seq else "",
+            batch.terminal.removeprefix("run_"),
+            self._limits.closed_ttl_s if batch.terminal else ttl_s,
+        )
+
+    def _on_published(self, reply: Reply) -> None:
+        batch, self._in_flight = self._in_flight, None
+        self._epoch = self._link.reconnects
+        if reply in (b"OK", b"DUPLICATE") and batch is not None:
+            self._on_stored(batch)
+        elif isinstance(reply, list) and reply[0] == b"LOST":
+            self._fill_again(Cursor.parse(reply[1].decode()))
+        elif reply == b"FENCED":
+            self._appender.counts.fenced += 1
+            self._end(Fenced(f"attempt {self._attempt} of {self._channel} was superseded"))
+        else:
+            self._appender.counts.refused += 1
+            cause = str(reply) if isinstance(reply, hiredis.ReplyError) else repr(reply)
+            self._end(BusError(f"the broker refused events of {self._channel}: {cause}"))
+        self._tell_waiters()
+
+    def _on_stored(self, batch: _Batch) -> None:
+        self._in_flight = None
+        with self._lock:
+            self._stored_seq, self._log_exists = batch.last_seq, True
+            more = bool(self._pending or self._again) and not self._wake_scheduled
+            self._wake_scheduled = self._wake_scheduled or more
+            self._tell_threads()
+        if more:
+            self._appender.ready(self)
+        self._tell_waiters()
+
+    def _fill_again(self, last: Cursor) -> None:
+        """Store once more what the log lost: everything kept after its last entry."""
+        self._log_exists = last != START
+        self._stored_seq = last.seq if last.attempt == self._attempt else 0
+        self._again = deque(batch for batch in self._kept if batch.last_seq > self._stored_seq)
+        self._appender.counts.retries += len(self._again)
+        log.warning("the log ends at %s; storing %d batches again", last, len(self._again), extra=about(self._scope))
+        self._appender.ready(self)
+
+    def _end(self, reason: AgentStreamError) -> None:
+        log.warning("the attempt is lost: %s", reason, extra=about(self._scope))
+        self.close(reason)
+        self._on_lost(reason)

@@ -1,0 +1,46 @@
+"""The Lua scripts, by name. One script a file, its first line says what it is for."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Final
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """A script's source and the SHA-1 Redis knows it by."""
+
+    source: bytes
+    sha: bytes
+
+
+def _read(name: str) -> Script:
+    source = files("agentstream.store").joinpath("lua", f"{name}.lua").read_bytes()
+    return Script(source, hashlib.sha1(source, usedforsecurity=False).hexdigest().encode())
+
+
+SCRIPTS: Final[Mapping[str, Script]] = {
+    name: _read(name)
+    for name in (
+        "admit",
+        "alive",
+        "append",
+        "backlog",
+        "beat",
+        "begin",
+        "cancel",
+        "describe",
+        "finish",
+        "last_entry",
+        "limit",
+        "open_runs",
+        "progress",
+        "prune",
+        "publish",
+        "reclaim",
+        "release",
+        "remember",
+        "renew",
+    )
+}

@@ -1,0 +1,31 @@
+"""The stream machine of the older completions API: as the chat's, with a piece of text where that has a delta."""
+
+from typing import Any
+
+from agentstream.protocol.completions import completion_id
+from agentstream.protocol.events import Cursor
+from agentstream.stream.chat import ChunkStream
+from agentstream.stream.transcript import ToolCallDelta
+
+
+class CompletionStream(ChunkStream):
+    """One client's view of one run, as ``text_completion`` chunks: no role chunk, no reasoning, no calls."""
+
+    __slots__ = ()
+
+    def open(self) -> bytes:
+        """Return nothing: a text begins with its text."""
+        return b""
+
+    def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        own = {"id": completion_id(self._head.run_id), "object": "text_completion"}
+        return {**super()._chunk(choices), **own}
+
+    def _choice(self, delta: dict[str, Any], finish_reason: str | None = None) -> dict[str, Any]:
+        return {"text": delta.get("content", ""), "index": 0, "logprobs": None, "finish_reason": finish_reason}
+
+    def _reason(self, text: str, event_id: str) -> bytes:  # noqa: ARG002 -- the text has no place here
+        return b""
+
+    def _tool_call_delta(self, part: ToolCallDelta, cursor: Cursor) -> bytes:  # noqa: ARG002
+        return b""

@@ -1,0 +1,280 @@
+"""The response object of the Responses API: a run's parts as output items, each with the typed events that build it.
+
+    part            item           events
+    ==============  =============  =============================================================================
+    Text            message        content_part.added, output_text.delta ..., output_text.done, content_part.done
+    Reasoning       reasoning      reasoning_summary_part.added, reasoning_summary_text.delta ..., .done, part.done
+    ToolCallDelta   function_call  function_call_arguments.delta ..., function_call_arguments.done
+
+around them output_item.added and output_item.done. A message or reasoning item ends where another item begins; calls
+end with the run. Sans-I/O and deterministic, ids included. Source: the types of openai-python 3.57.
+"""
+
+from collections.abc import Generator, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal
+
+from agentstream.errors import CONTEXT_LENGTH, MODEL_ERROR, failure_text, failure_type
+from agentstream.protocol.events import RUN_FAILED, Event
+from agentstream.protocol.responses import item_id, response_id
+from agentstream.stream.chat import StreamHead
+from agentstream.stream.transcript import Failure, Finish, Part, Reasoning, Text, ToolCallDelta, Transcript
+
+TEXT_DELTA: Final = "response.output_text.delta"
+
+TypedEvent = tuple[str, dict[str, Any]]
+_Kind = Literal["message", "reasoning", "function_call"]
+
+
+@dataclass(slots=True)
+class Piece:
+    """An item of the output, being written or whole."""
+
+    kind: _Kind
+    index: int
+    fields: dict[str, Any]  # those that do not change; its id first
+    texts: list[str] = field(default_factory=list)
+    status: str = "in_progress"
+
+    @property
+    def place(self) -> dict[str, Any]:
+        """What events of its content are told by."""
+        number = {"message": {"content_index": 0}, "reasoning": {"summary_index": 0}, "function_call": {}}[self.kind]
+        return {"item_id": self.fields["id"], "output_index": self.index, **number}
+
+    @property
+    def text(self) -> str:
+        """Its text, summary or arguments so far."""
+        return "".join(self.texts)
+
+    def item(self, *, empty: bool = False) -> dict[str, Any]:
+        """Return it as it is; ``empty`` as it begins."""
+        item = {**self.fields, "type": self.kind, "status": self.status}
+        if self.kind == "function_call":
+            return {**item, "arguments": "" if empty else self.text}
+        content = [] if empty else [self.content(self.text)]
+        if self.kind == "reasoning":
+            return {**item, "summary": content}
+        return {**item, "role": "assistant", "content": content}
+
+    def content(self, text: str) -> dict[str, Any]:
+        """Return its only part."""
+        if self.kind == "reasoning":
+            return {"type": "summary_text", "text": text}
+        return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+
+
+class ResponseOutput:
+    """A run's output items, and the events that tell how they come to be."""
+
+    __slots__ = ("_calls", "_pieces", "_run_id", "open")
+
+    def __init__(self, run_id: str) -> None:
+        """Start empty."""
+        self._run_id = run_id
+        self._pieces: list[Piece] = []
+        self._calls: dict[int, Piece] = {}
+        self.open: Piece | None = None  # the message or reasoning that is being written
+
+    @property
+    def items(self) -> list[dict[str, Any]]:
+        """The items as they are. A call that is not whole is none: clients run what they find."""
+        return [p.item() for p in self._pieces if p.kind != "function_call" or p.status == "completed"]
+
+    def take(self, part: Part) -> Iterator[TypedEvent]:
+        """Yield the events of a part; those that are no output have none."""
+        if isinstance(part, Text):
+            piece = yield from self._writing("message")
+            piece.texts.append(part.text)
+            yield TEXT_DELTA, {**piece.place, "logprobs": [], "delta": part.text}
+        elif isinstance(part, Reasoning):
+            piece = yield from self._writing("reasoning")
+            piece.texts.append(part.text)
+            yield "response.reasoning_summary_text.delta", {**piece.place, "delta": part.text}
+        elif isinstance(part, ToolCallDelta):
+            yield from self._take_call(part)
+
+    def close(self, *, whole: bool) -> Iterator[TypedEvent]:
+        """Yield the events that end what is open; of what was cut short, calls do not end at all."""
+        yield from self._end_open(whole=whole)
+        if whole:
+            for piece in self._calls.values():
+                piece.status = "completed"
+                yield "response.function_call_arguments.done", {**piece.place, "arguments": piece.text}
+                yield "response.output_item.done", {"output_index": piece.index, "item": piece.item()}
+
+    def _writing(self, kind: _Kind) -> Generator[TypedEvent, None, Piece]:
+        """Return the open item of this kind; begin it if there is none."""
+        piece = self.open
+        if piece is None or piece.kind != kind:
+            yield from self._end_open(whole=True)
+            piece = self.open = self._begin(kind, {})
+            yield _added(piece)
+            name = "content_part" if kind == "message" else "reasoning_summary_part"
+            yield f"response.{name}.added", {**piece.place, "part": piece.content("")}
+        return piece
+
+    def _take_call(self, part: ToolCallDelta) -> Iterator[TypedEvent]:
+        piece = self._calls.get(part.index)
+        if piece is None:
+            yield from self._end_open(whole=True)
+            piece = self._calls[part.index] = self._begin("function_call", {"call_id": part.id, "name": part.name})
+            yield _added(piece)
+        if part.arguments:
+            piece.texts.append(part.arguments)
+            yield "response.function_call_arguments.delta", {**piece.place, "delta": part.arguments}
+
+    def _end_open(self, *, whole: bool) -> Iterator[TypedEvent]:
+        piece, self.open = self.open, None
+        if piece is None:
+            return
+        piece.status = "completed" if whole else "incomplete"
+        text = piece.text
+        part = {"part": piece.content(text)}
+        if piece.kind == "message":
+            yield "response.output_text.done", {**piece.place, "text": text, "logprobs": []}
+            yield "response.content_part.done", {**piece.place, **part}
+        else:
+            yield "response.reasoning_summary_text.done", {**piece.place, "text": text}
+            yield "response.reasoning_summary_part.done", {**piece.place, **part}
+        yield "response.output_item.done", {"output_index": piece.index, "item": piece.item()}
+
+    def _begin(self, kind: _Kind, fields: dict[str, Any]) -> Piece:
+        index = len(self._pieces)
+        piece = Piece(kind, index, {"id": item_id(kind, self._run_id, index), **fields})
+        self._pieces.append(piece)
+        return piece
+
+
+class ResponseFold:
+    """A run folded into one response, for requests that are not streamed."""
+
+    def __init__(self, head: StreamHead, echo: dict[str, Any]) -> None:
+        """Start empty; ``echo`` is what the response repeats of its request."""
+        self._head = head
+        self._echo = echo
+        self._transcript = Transcript()
+        self._output = ResponseOutput(head.run_id)
+        self.finish: Finish | None = None
+        self.failure: Failure | None = None
+
+    @property
+    def finished(self) -> bool:
+        """Whether the terminal event was received."""
+        return self._transcript.finished
+
+    @property
+    def items(self) -> list[dict[str, Any]]:
+        """The output items so far."""
+        return self._output.items
+
+    def receive(self, event: Event) -> None:
+        """Take the next event."""
+        for part in parts_of(self._transcript, event):
+            if isinstance(part, Finish | Failure):
+                for _ in end_of_output(self._output, part):
+                    pass
+                if isinstance(part, Finish):
+                    self.finish = part
+                else:
+                    self.failure = part
+            else:
+                for _ in self._output.take(part):
+                    pass
+
+    def body(self, *, status: str = "running") -> dict[str, Any]:
+        """Return the response as far as it is; ``status`` is the run's while it is open."""
+        end = self.finish or self.failure
+        return response_body(self._head, self._echo, self.items, end=end, queued=status == "queued")
+
+
+def parts_of(transcript: Transcript, event: Event) -> Iterable[Part]:
+    """Return an event's parts, as far as they belong to a response: a failure's words are not the answer's."""
+    parts = transcript.receive(event)
+    return (part for part in parts if not isinstance(part, Text)) if event.type == RUN_FAILED else parts
+
+
+def end_of_output(output: ResponseOutput, end: Finish | Failure) -> Iterator[TypedEvent]:
+    """Yield the events of the items that end with the run."""
+    return output.close(whole=isinstance(end, Finish) and incomplete_reason(end) is None)
+
+
+def incomplete_reason(finish: Finish) -> str | None:
+    """Return why an answer is not whole; OpenAI's API has no reason of its own for a cancelled one that streams."""
+    return "cancelled" if finish.cancelled else _INCOMPLETE.get(finish.reason)
+
+
+def response_body(
+    head: StreamHead,
+    echo: dict[str, Any],
+    output: list[dict[str, Any]],
+    *,
+    end: Finish | Failure | None = None,
+    queued: bool = False,
+) -> dict[str, Any]:
+    """Return a response object. What was not asked for has OpenAI's default, or null where only a model could tell."""
+    status, reason = "queued" if queued else "in_progress", None
+    failure = end if isinstance(end, Failure) else None
+    finish = end if isinstance(end, Finish) else None
+    if finish is not None:
+        reason = incomplete_reason(finish)
+        status = "cancelled" if finish.cancelled else "incomplete" if reason else "completed"
+    body = {
+        "id": response_id(head.run_id),
+        "object": "response",
+        "created_at": head.created,
+        "status": "failed" if failure is not None else status,
+        "error": None if failure is None else _error(failure),
+        "incomplete_details": {"reason": reason} if reason else None,
+        "model": head.model,
+        "output": output,
+        "usage": None if finish is None else _usage(finish.usage),
+        **_DEFAULTS,
+        **echo,
+    }
+    if failure is not None:
+        error = {"type": failure_type(failure.code), "code": failure.code, "message": failure.message}
+        body["agent_error"] = error
+    return body
+
+
+_INCOMPLETE: Final = {"length": "max_output_tokens", "content_filter": "content_filter"}
+_DEFAULTS: Final[dict[str, Any]] = {
+    "background": False,
+    "instructions": None,
+    "max_output_tokens": None,
+    "max_tool_calls": None,
+    "metadata": {},
+    "parallel_tool_calls": True,
+    "previous_response_id": None,
+    "reasoning": {"effort": None, "summary": None},
+    "store": True,
+    "temperature": None,
+    "text": {"format": {"type": "text"}},
+    "tool_choice": "auto",
+    "tools": [],
+    "top_p": None,
+    "truncation": "disabled",
+    "user": None,
+}
+
+
+def _error(failure: Failure) -> dict[str, Any]:
+    """Return the failure under one of OpenAI's own codes; ``agent_error`` beside it is exact."""
+    code = "invalid_prompt" if failure.code in {CONTEXT_LENGTH, MODEL_ERROR} else "server_error"
+    message = failure_text(failure.code, failure.message)
+    return {"code": code, "message": message, "type": failure_type(failure.code), "param": None}
+
+
+def _usage(usage: dict[str, int]) -> dict[str, Any]:
+    return {
+        "input_tokens": usage["prompt_tokens"],
+        "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
+        "output_tokens": usage["completion_tokens"],
+        "output_tokens_details": {"reasoning_tokens": 0},
+        "total_tokens": usage["total_tokens"],
+    }
+
+
+def _added(piece: Piece) -> TypedEvent:
+    return "response.output_item.added", {"output_index": piece.index, "item": piece.item(empty=True)}

@@ -1,0 +1,212 @@
+"""How log lines look: text for people, or one JSON object a line; never what users wrote, unless asked.
+
+The text of an exception may repeat anything: a message, a tool's arguments, what a model server answered. So of an
+exception, in a traceback or among a line's arguments, only its class is told, and its text only if it is one of our
+own that tells of Redis, of ourselves or of the operating system. With ``content`` all of them are told. Known secrets
+are masked whatever happens. The standard library's logging does the rest: lines of agents and libraries come that way.
+"""
+
+import json
+import logging
+import re
+import traceback
+from collections.abc import Callable, Collection, Iterator, Mapping
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import orjson
+
+from agentstream.errors import BusError, RunFailed, ServiceError, StartupError
+from agentstream.telemetry.log_context import Scope, current
+
+# Of a line; so that none grows without bound. A traceback of depth 50 has about 5,000 characters.
+MAX_MESSAGE_CHARS: Final = 8000
+MAX_EXCEPTION_CHARS: Final = 20_000
+MAX_FIELD_CHARS: Final = 1000
+MAX_FRAMES: Final = 50  # the innermost
+MAX_EXCEPTIONS: Final = 10  # of a chain or a group
+MIN_SECRET_CHARS: Final = 6  # a shorter one occurs in other words
+
+# What can forge a line, or command a terminal: all controls, and the line separators of Unicode.
+_CONTROLS: Final = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_CONTROLS_BUT_NEWLINE: Final = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029]")
+_PLAIN_VALUE: Final = re.compile(r"[\w.:/@+-]+")
+# What a record holds besides what its caller gave by name, and the names that are taken.
+_NO_FIELDS: Final = (
+    frozenset(vars(logging.makeLogRecord({})))
+    | {"asctime", "scope", "taskName"}
+    | {"time", "level", "logger", "message", "process", "pid", "exception"}
+    | frozenset(Scope._fields)
+)
+
+TraceIds = Callable[[], tuple[str, str] | None]
+
+
+class LineFormatter(logging.Formatter):
+    """What both formats share."""
+
+    def __init__(
+        self, process: str, *, content: bool = False, secrets: Collection[str] = (), trace_ids: TraceIds | None = None
+    ) -> None:
+        """Take the process's name and what to mask; ``trace_ids`` returns the ids of the trace and the current span."""
+        super().__init__()
+        self._process = process
+        self._content = content
+        self._secrets = sorted((secret for secret in secrets if len(secret) >= MIN_SECRET_CHARS), key=len, reverse=True)
+        self._trace_ids = trace_ids
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line; of one whose arguments do not fit its words, where it comes from.
+
+        The standard library would print such a line's arguments as they are.
+        """
+        try:
+            line = self.line(record)
+        except Exception as exc:  # noqa: BLE001 -- whatever a caller's values come up with
+            text = f"a line of {record.pathname}:{record.lineno} cannot be told: {type(exc).__name__}"
+            line = self.line(logging.LogRecord(record.name, record.levelno, record.pathname, 0, text, (), None))
+        return self._masked(line)
+
+    def line(self, record: logging.LogRecord) -> str:
+        """Return the line, secrets and all."""
+        raise NotImplementedError
+
+    def message_of(self, record: logging.LogRecord) -> str:
+        """Return a line's own words, exceptions among them told as they may be."""
+        message = str(self._told(record.msg))
+        if isinstance(record.args, Mapping):
+            message %= {name: self._told(value) for name, value in record.args.items()}
+        elif record.args:
+            message %= tuple(map(self._told, record.args))
+        if record.name == "asyncio" and record.exc_info and not self._content:
+            message = message.partition("\n")[0]  # then come the parts of its context, with the exception's text
+        return _cut(message, MAX_MESSAGE_CHARS)
+
+    def fields_of(self, record: logging.LogRecord) -> list[tuple[str, Any]]:
+        """Return what a line is about, and what else its caller gave by name."""
+        given = getattr(record, "scope", None)
+        scope = given if isinstance(given, Scope) else current()
+        fields = [field for field in zip(Scope._fields, scope, strict=True) if field[1]]
+        if self._trace_ids is not None and (ids := self._trace_ids()) is not None:
+            fields += zip(("trace_id", "span_id"), ids, strict=True)
+        for name in [name for name in vars(record) if name not in _NO_FIELDS]:
+            value = getattr(record, name)
+            short = value is None or isinstance(value, int | float)
+            fields.append((name, value if short else _cut(str(self._told(value)), MAX_FIELD_CHARS)))
+        return fields
+
+    def exception_of(self, record: logging.LogRecord) -> str | None:
+        """Return a line's traceback, if it has one."""
+        if record.exc_info and record.exc_info[1] is not None:
+            told = "\n".join(_told_traceback(record.exc_info[1], content=self._content, seen=set()))
+            return _cut(told, MAX_EXCEPTION_CHARS)
+        return _cut(record.stack_info, MAX_EXCEPTION_CHARS) if record.stack_info else None
+
+    def _told(self, value: object) -> object:
+        return _Told(describe(value, content=self._content)) if isinstance(value, BaseException) else value
+
+    def _masked(self, line: str) -> str:
+        for secret in self._secrets:
+            line = line.replace(secret, "***")
+        return line
+
+
+class TextFormatter(LineFormatter):
+    """``time LEVEL process[pid] logger: message name=value ...``, a traceback and further lines indented below."""
+
+    def line(self, record: logging.LogRecord) -> str:
+        """Return the record; only its first line begins without a space."""
+        fields = "".join([f" {name}={_value(value)}" for name, value in self.fields_of(record)])
+        message = _indented(self.message_of(record))
+        line = f"{_time_of(record)} {record.levelname:<7} {self._process}[{record.process}] {record.name}: {message}"
+        exception = self.exception_of(record)
+        below = f"\n    {_indented(exception)}" if exception else ""
+        return _escaped(line + fields + below, _CONTROLS_BUT_NEWLINE)
+
+
+class JsonFormatter(LineFormatter):
+    """One object a line: time, level, logger, message, process, pid, what it is about, exception."""
+
+    def line(self, record: logging.LogRecord) -> str:
+        """Return the record; values that JSON has no form for are told as text."""
+        told: dict[str, Any] = {
+            "time": _time_of(record),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": self.message_of(record),
+            "process": self._process,
+            "pid": record.process,
+        } | dict(self.fields_of(record))
+        if exception := self.exception_of(record):
+            told["exception"] = exception
+        try:
+            text = orjson.dumps(told, default=str).decode()
+        except orjson.JSONEncodeError:  # a lone surrogate, or an integer beyond 64 bits
+            told = {name: str(value).encode(errors="backslashreplace").decode() for name, value in told.items()}
+            text = orjson.dumps(told).decode()
+        return _escaped(text, _CONTROLS, r"\u{:04x}")
+
+
+class _Told:
+    """Stands in for an exception among a line's arguments, whether they are formatted by %s or %r."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def __str__(self) -> str:
+        return self._text
+
+    __repr__ = __str__
+
+
+def describe(exc: BaseException, *, content: bool) -> str:
+    """Return an exception as far as it may be told: its class, and its text if that holds nothing of users."""
+    text = str(exc) if content else _harmless_text(exc)
+    return f"{type(exc).__name__}: {text}" if text else type(exc).__name__
+
+
+def _harmless_text(exc: BaseException) -> str:
+    if isinstance(exc, BusError | StartupError) or (isinstance(exc, ServiceError) and not isinstance(exc, RunFailed)):
+        return str(exc)
+    return (exc.strerror or "") if isinstance(exc, OSError) else ""
+
+
+def _told_traceback(exc: BaseException, *, content: bool, seen: set[int]) -> Iterator[str]:
+    """Yield the lines of a traceback: causes first, a group's members behind it, each exception once."""
+    if id(exc) in seen or len(seen) == MAX_EXCEPTIONS:
+        return
+    seen.add(id(exc))
+    before = exc.__cause__ or (None if exc.__suppress_context__ else exc.__context__)
+    if before is not None and (told := list(_told_traceback(before, content=content, seen=seen))):
+        yield from (*told, "and then:")
+    if exc.__traceback__ is not None:
+        yield "Traceback (most recent call last):"
+        yield from (line.rstrip("\n") for line in traceback.format_tb(exc.__traceback__, limit=-MAX_FRAMES))
+    yield describe(exc, content=content)
+    if isinstance(exc, BaseExceptionGroup):
+        for member in exc.exceptions:
+            yield f"one of {len(exc.exceptions)}:"
+            yield from _told_traceback(member, content=content, seen=seen)
+
+
+def _time_of(record: logging.LogRecord) -> str:
+    """Return ISO 8601, UTC, milliseconds."""
+    return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _cut(text: str, characters: int) -> str:
+    return text if len(text) <= characters else f"{text[:characters]}... ({len(text)} characters)"
+
+
+def _indented(text: str) -> str:
+    return text.replace("\n", "\n    ")
+
+
+def _value(value: object) -> str:
+    """Return a field's value as text; one with a space or a quote in it as JSON has it."""
+    text = f"{value:.3f}".rstrip("0").rstrip(".") if isinstance(value, float) else str(value)
+    return text if _PLAIN_VALUE.fullmatch(text) else json.dumps(text)
+
+
+def _escaped(text: str, controls: re.Pattern[str], form: str = r"\x{:02x}") -> str:
+    return controls.sub(lambda match: form.format(ord(match[0])), text)

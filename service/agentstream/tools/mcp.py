@@ -1,0 +1,342 @@
+"""MCP servers as tools, through the official client: processes spoken to on their pipes, and HTTP.
+
+The servers are told of by a file in the shape that other MCP clients read::
+
+    {"mcpServers": {"files": {"command": "npx", "args": ["-y", "..."], "env": {"TOKEN": "${TOKEN}"}},
+                    "search": {"url": "https://.../mcp", "headers": {"Authorization": "Bearer ${TOKEN}"}}}}
+
+A tool is offered as ``<server>__<tool>``. A server that is away, or dies, is connected again, with growing pauses;
+until then its tools answer with an error, which the model reads.
+"""
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import re
+import shutil
+import sys
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Any, Final, Self
+
+import httpx2
+from mcp import Client, MCPError, StdioServerParameters, stdio_client, types
+from mcp.client.streamable_http import streamable_http_client
+from mcp.types import CONNECTION_CLOSED, INVALID_PARAMS
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from agentstream.errors import StartupError
+from agentstream.processes.child import tied
+from agentstream.tools.base import Tool, ToolError
+
+CONNECT_TIMEOUT_S: Final = 10.0  # of a session's opening; `npx` may have to download first, and is tried again
+FIRST_PAUSE_S: Final = 0.5
+LONGEST_PAUSE_S: Final = 30.0
+STABLE_S: Final = 30.0  # a session that lasted so long starts the pauses anew
+CLOSE_TIMEOUT_S: Final = 8.0  # the client itself takes up to 6 to end a process that will not
+MAX_TOOLS: Final = 500  # of one server; no model chooses from more
+MAX_NAME_CHARS: Final = 64  # OpenAI's bound for a function's name
+
+log = logging.getLogger(__name__)
+_VARIABLE = re.compile(r"\$\{(\w+)\}")
+
+
+class McpServerConfig(BaseModel):
+    """One entry of ``mcpServers``. Keys of other clients are ignored."""
+
+    model_config = ConfigDict(extra="ignore", hide_input_in_errors=True)
+
+    command: str | None = None
+    args: list[str] = Field(default_factory=list)
+    env: dict[str, str] = Field(default_factory=dict)
+    cwd: str | None = None
+    url: str | None = None
+    headers: dict[str, str] = Field(default_factory=dict)
+    type: str | None = None
+    disabled: bool = False
+
+    @model_validator(mode="after")
+    def _one_way_to_reach_it(self) -> Self:
+        if (self.command is None) == (self.url is None):
+            message = "needs either a command or a url"
+            raise ValueError(message)
+        if self.type == "sse":
+            message = 'type "sse" was replaced by streamable HTTP; this client speaks only that'
+            raise ValueError(message)
+        return self
+
+
+def read_servers(path: str) -> dict[str, McpServerConfig]:
+    """Read a file of servers, ``${NAME}`` replaced by environment variables.
+
+    Raises StartupError saying what is wrong.
+    """
+    try:
+        entries = json.loads(Path(path).read_bytes())["mcpServers"]
+        servers = {str(name): McpServerConfig.model_validate(_filled(entry)) for name, entry in entries.items()}
+    except ValidationError as exc:
+        reasons = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'entry'}: {e['msg']}" for e in exc.errors())
+        message = f"MCP servers in {path}: {reasons}"
+        raise StartupError(message) from exc
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
+        message = f'MCP servers in {path}: {exc!r}; expected {{"mcpServers": {{name: {{"command" or "url": ...}}}}}}'
+        raise StartupError(message) from exc
+    for name, server in servers.items():
+        if server.command is not None and not server.disabled and shutil.which(server.command) is None:
+            message = f"MCP server {name!r} in {path}: there is no program {server.command!r} on PATH"
+            raise StartupError(message)
+    return {name: server for name, server in servers.items() if not server.disabled}
+
+
+def _filled(value: Any) -> Any:  # noqa: ANN401 -- JSON
+    """Return JSON with ``${NAME}`` in its strings replaced; raises ValueError for one that is not set."""
+    if isinstance(value, dict):
+        return {key: _filled(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_filled(item) for item in value]
+    if not isinstance(value, str):
+        return value
+    filled = _VARIABLE.sub(lambda match: os.path.expandvars(match[0]), value)
+    if (unset := _VARIABLE.search(filled)) is not None:
+        message = f"the environment variable {unset[1]} is not set"
+        raise ValueError(message)
+    return filled
+
+
+def _absolute(command: str) -> str:
+    """Return a program's path; a link is started by its own name, so it is not followed."""
+    return os.path.abspath(shutil.which(command) or command)  # noqa: PTH100 -- Path.absolute keeps "..", resolve follows links
+
+
+class McpServers:
+    """Sessions with MCP servers, open from ``start`` to ``close``."""
+
+    def __init__(self, servers: dict[str, McpServerConfig]) -> None:
+        """Take the servers; nothing is connected yet."""
+        self._connections = [_Connection(name, config) for name, config in servers.items()]
+
+    async def start(self) -> None:
+        """Connect to all at the same time; returns when each answers or has failed once, in a bounded time."""
+        for connection in self._connections:
+            connection.start()
+        await asyncio.gather(*(connection.tried.wait() for connection in self._connections))
+
+    def tools(self) -> list[Tool]:
+        """Return the tools of every server that has connected at least once, each under a name of its own."""
+        tools: list[Tool] = []
+        taken: set[str] = set()
+        for connection in self._connections:
+            for tool in connection.listed:
+                name = _free_name(f"{connection.name}__{tool.name}", taken)
+                taken.add(name)
+                tools.append(McpTool(name, tool, connection))
+        return tools
+
+    async def close(self) -> None:
+        """Close every session and end every process, in a bounded time."""
+        await asyncio.gather(*(connection.close() for connection in self._connections))
+
+
+def _free_name(wanted: str, taken: set[str]) -> str:
+    """Return a function name OpenAI takes that is not taken; a clash gets a number."""
+    name = re.sub(r"[^A-Za-z0-9_-]", "_", wanted)[:MAX_NAME_CHARS]
+    number = 1
+    while name in taken:
+        number += 1
+        ending = f"_{number}"
+        name = re.sub(r"[^A-Za-z0-9_-]", "_", wanted)[: MAX_NAME_CHARS - len(ending)] + ending
+    return name
+
+
+class McpTool:
+    """One tool of a server, as the orchestrator calls it."""
+
+    def __init__(self, name: str, tool: types.Tool, connection: "_Connection") -> None:
+        """Take the name it is offered under, and the tool as listed."""
+        self.name = name
+        self.description = tool.description or tool.title or tool.name
+        self.parameters: dict[str, Any] = tool.input_schema
+        self._tool_name = tool.name
+        self._connection = connection
+
+    async def run(self, arguments: dict[str, Any]) -> str:
+        """Call it; raises ToolError if the server is away, refuses, or the tool says it failed."""
+        result = await self._connection.call(self._tool_name, arguments)
+        text = _as_text(result)
+        if result.is_error:
+            raise ToolError(text or "the tool failed and gave no reason")
+        return text
+
+
+def _as_text(result: types.CallToolResult) -> str:
+    """Return a result's text; of what is no text, what it is."""
+    parts: list[str] = []
+    for block in result.content:
+        if isinstance(block, types.TextContent):
+            parts.append(block.text)
+        elif isinstance(block, types.EmbeddedResource) and isinstance(block.resource, types.TextResourceContents):
+            parts.append(block.resource.text)
+        elif isinstance(block, types.ResourceLink):
+            parts.append(str(block.uri))
+        else:
+            parts.append(f"[{block.type}: {getattr(block, 'mime_type', None) or 'no text'}]")
+    if not parts and result.structured_content is not None:
+        return json.dumps(result.structured_content)
+    return "\n".join(parts)
+
+
+class _Connection:
+    """Keeps one server connected; a task of its own opens and closes the sessions, as the client demands."""
+
+    def __init__(self, name: str, config: McpServerConfig) -> None:
+        self.name = name
+        self.listed: Sequence[types.Tool] = ()  # of the latest session
+        self.tried = asyncio.Event()
+        self._config = config
+        self._client: Client | None = None
+        self._reason = "it has not been tried yet"
+        self._lost = asyncio.Event()
+        self._stop = asyncio.Event()
+        self._keeper: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        self._keeper = asyncio.create_task(self._keep(), name=f"MCP server {self.name}")
+
+    async def close(self) -> None:
+        self._stop.set()
+        self._lost.set()
+        if self._keeper is not None:
+            _, late = await asyncio.wait({self._keeper}, timeout=CLOSE_TIMEOUT_S)
+            if late:
+                log.warning("MCP server %s does not close in %g s; leaving it", self.name, CLOSE_TIMEOUT_S)
+                self._keeper.cancel()
+
+    async def call(self, tool: str, arguments: dict[str, Any]) -> types.CallToolResult:
+        """Call a tool on the present session; the caller limits the time."""
+        client = self._client
+        if client is None:
+            message = f"the MCP server {self.name!r} is not connected ({self._reason}); it is being tried again"
+            raise ToolError(message)
+        try:
+            return await client.call_tool(tool, arguments)
+        except MCPError as exc:
+            # By HTTP every failure but a refusal of the arguments may be the end of a session; no code is its own.
+            by_http = self._config.url is not None and exc.error.code != INVALID_PARAMS
+            if by_http or exc.error.code == CONNECTION_CLOSED:
+                self._lose(client, exc)
+            message = f"the MCP server {self.name!r} failed: {exc}"
+            raise ToolError(message) from exc
+
+    def _lose(self, client: Client, reason: object) -> None:
+        if self._client is client:
+            self._client, self._reason = None, f"the session ended: {reason}"
+            self._lost.set()
+
+    async def _keep(self) -> None:
+        pause_s = FIRST_PAUSE_S
+        loop = asyncio.get_running_loop()
+        while not self._stop.is_set():
+            began_s = loop.time()
+            cause: BaseException | None = None
+            try:
+                await self._hold_session()
+            except asyncio.CancelledError:
+                if (task := asyncio.current_task()) is not None and task.cancelling():
+                    raise
+                self._reason = "the session was cancelled"  # by the client itself, as it does in its task groups
+            except Exception as exc:  # noqa: BLE001 -- whatever a server, its pipe or its HTTP answers come up with
+                cause = _cause(exc)
+                self._reason = f"{type(cause).__name__}: {cause}".rstrip(": ")
+            self._client = None
+            self.tried.set()
+            if self._stop.is_set():
+                return
+            if loop.time() - began_s > STABLE_S:
+                pause_s = FIRST_PAUSE_S
+            # A reason's own words may repeat a tool's arguments, or an address with a key in it.
+            told = cause or self._reason.partition(":")[0]
+            log.warning("MCP server %s: %s; again in %g s", self.name, told, pause_s)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stop.wait(), pause_s)
+            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+
+    async def _hold_session(self) -> None:
+        """Connect, list the tools, and stay until the session is lost or the connection closed."""
+        self._lost.clear()
+        if self._stop.is_set():
+            return
+        async with contextlib.AsyncExitStack() as stack:
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                client = await stack.enter_async_context(Client(self._transport()))
+                self.listed = await _all_tools(client)
+            self._client, self._reason = client, ""
+            log.info("MCP server %s: connected, %d tools", self.name, len(self.listed))
+            self.tried.set()
+            await self._lost.wait()
+            self._client, self._reason = None, self._reason or "the server ended"
+
+    @contextlib.asynccontextmanager
+    async def _transport(self) -> AsyncIterator[Any]:
+        config = self._config
+        async with contextlib.AsyncExitStack() as stack:
+            if config.command is not None:
+                program, *arguments = tied(_absolute(config.command), *config.args)
+                parameters = StdioServerParameters(command=program, args=arguments, env=config.env, cwd=config.cwd)
+                reading, writing = await stack.enter_async_context(stdio_client(parameters, errlog=sys.stderr))
+            else:
+                http = await stack.enter_async_context(
+                    httpx2.AsyncClient(headers=config.headers, timeout=httpx2.Timeout(CONNECT_TIMEOUT_S, read=None))
+                )
+                reading, writing = await stack.enter_async_context(
+                    streamable_http_client(str(config.url), http_client=http)
+                )
+            yield _Watched(reading, self._lost), writing
+
+
+class _Watched:
+    """A session's incoming messages; sets an event at their end, of which the client tells nobody."""
+
+    def __init__(self, messages: Any, ended: asyncio.Event) -> None:  # noqa: ANN401 -- the client's own
+        self._messages = messages
+        self._ended = ended
+
+    async def __aenter__(self) -> Self:
+        await self._messages.__aenter__()
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self._messages.__aexit__(*exc)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Any:  # noqa: ANN401 -- the client's own
+        try:
+            return await self._messages.__anext__()
+        except BaseException:
+            self._ended.set()
+            raise
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 -- whatever else the client asks of its stream
+        return getattr(self._messages, name)
+
+
+async def _all_tools(client: Client) -> list[types.Tool]:
+    tools: list[types.Tool] = []
+    cursor: str | None = None
+    while len(tools) < MAX_TOOLS:
+        page = await client.list_tools(cursor=cursor)
+        tools += page.tools
+        cursor = page.next_cursor
+        if not cursor:
+            break
+    return tools[:MAX_TOOLS]
+
+
+def _cause(exc: BaseException) -> BaseException:
+    """Return what an exception comes down to; task groups wrap it."""
+    while isinstance(exc, BaseExceptionGroup) and exc.exceptions:
+        exc = exc.exceptions[0]
+    return exc

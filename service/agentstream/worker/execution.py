@@ -1,0 +1,266 @@
+"""One agent call, on the event loop or in a thread, and what came of it.
+
+Besides its own end, four things end it: its time limit, a cancel, the worker's stop, and the loss of its lease.
+After a stop or a loss that another worker makes good, nothing is said here: the next attempt speaks.
+"""
+
+import asyncio
+import contextvars
+import logging
+import threading
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, cast
+
+from agentstream import errors
+from agentstream.agents import Agent, AgentResult, Run
+from agentstream.agents.loading import is_async, name_of
+from agentstream.errors import AgentStreamError, BusError, Fenced, InvalidAgentOutput
+from agentstream.protocol.events import RUN_CANCELLED, RUN_COMPLETED, RUN_FAILED, TEXT, TOOL_CALL_END
+from agentstream.protocol.openai import ChatCompletionRequest
+from agentstream.store.bus.publisher import RunPublisher
+from agentstream.store.queue import Claim
+from agentstream.stream.transcript import tool_result
+from agentstream.worker.spans import agent_span, tell_end
+from agentstream.worker.tally import Tally
+
+log = logging.getLogger(__name__)
+
+# How long a cancelled async agent may take to clean up, such as closing its model request.
+CLEANUP_TIMEOUT_S: Final = 5.0
+
+HAND_BACK: Final = "hand_back"
+LEASE_LOST: Final = "lease_lost"
+
+Terminal = tuple[str, dict[str, Any]]
+# Tells the agent that answers for a model; raises ValueError if there is none here.
+AgentOf = Callable[[str], Agent]
+
+
+class Execution:
+    """A claimed job's run on this worker."""
+
+    def __init__(self, agent_of: AgentOf, claim: Claim, on_tool_end: Callable[[bool], None]) -> None:
+        """Take the job, and what tells its agent; ``bind`` must follow.
+
+        ``on_tool_end`` is told from any thread whether a tool call that ended was a success.
+        """
+        self.claim = claim
+        self.tally = Tally()
+        self._agent_of = agent_of
+        self._on_tool_end = on_tool_end
+        self.agent_name = ""  # until it is called
+        self._publisher: RunPublisher | None = None
+        self._others = 0  # events put that are no text
+        self.refused = False  # whether it was lost because the broker refused its events
+        self.cancel_heard_s: float | None = None  # when a cancel was asked for, monotonic
+        self._stopped: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._left: list[asyncio.Future[Any]] = []  # what still runs when the run is over
+
+    def bind(self, publisher: RunPublisher) -> None:
+        """Take where the run's events go."""
+        self._publisher = publisher
+
+    # -- what others ask for ------------------------------------------------------------------------
+
+    @property
+    def begun(self) -> bool:
+        """Whether its attempt was begun: only then can a newer one be told from the one before."""
+        return self._publisher is not None
+
+    @property
+    def stop_reason(self) -> str | None:
+        """Why it was stopped, if it was."""
+        return self._stopped.result() if self._stopped.done() else None
+
+    def stop(self, reason: str) -> None:
+        """End the run for ``reason``: a failure's code, HAND_BACK or LEASE_LOST. The first reason stands."""
+        if not self._stopped.done():
+            self._stopped.set_result(reason)
+
+    def cancel(self) -> None:
+        """End the run as cancelled."""
+        if self.cancel_heard_s is None:
+            self.cancel_heard_s = time.monotonic()
+        self.stop(errors.CANCELLED)
+
+    def lose(self, cause: AgentStreamError | None = None) -> None:
+        """End the run without a word: another worker has it, or ``cause`` says what else keeps it from speaking."""
+        self.refused |= not (cause is None or isinstance(cause, Fenced))
+        self.stop(LEASE_LOST)
+        if self._publisher is not None:
+            self._publisher.close(BusError("the lease of the run was lost"))
+
+    # -- the run's sink -----------------------------------------------------------------------------
+
+    def put(self, event_type: str, data: Any) -> None:  # noqa: ANN401 -- JSON
+        """Publish an event, from any thread."""
+        if self._publisher is None:
+            message = "the run has not begun"
+            raise BusError(message)
+        self._publisher.put(event_type, data)
+        self.tally.note(event_type, data)
+        if event_type is not TEXT:
+            self._others += 1
+            if event_type == TOOL_CALL_END:
+                self._on_tool_end(bool(data.get("success", True)))
+
+    @property
+    def texts(self) -> int:
+        """How many pieces of text were put so far: all events but the others, the first, and the terminal one."""
+        if self._publisher is None:
+            return 0
+        return max(0, self._publisher.events_put - self._others - 1 - self._publisher.ended)
+
+    @property
+    def unflushed_bytes(self) -> int:
+        """How much waits to be published."""
+        return 0 if self._publisher is None else self._publisher.unflushed_bytes
+
+    async def room(self) -> None:
+        """Wait until there is room for more."""
+        if self._publisher is not None:
+            await self._publisher.room()
+
+    # -- the run ------------------------------------------------------------------------------------
+
+    async def outcome(self, run_timeout_s: float) -> Terminal | None:
+        """Call the agent and return the terminal event that follows, or None if another worker will say it.
+
+        Never raises for an agent's fault.
+        """
+        try:
+            request = ChatCompletionRequest.model_validate(self.claim.job.request)
+            called = self._agent_of(request.model)
+        except ValueError as exc:  # a newer front end's request, or one whose settings name other agents
+            return failed(errors.INVALID_REQUEST, f"this worker cannot serve the request: {exc}")
+        self.agent_name = name_of(called)
+        with agent_span(self.agent_name, self.claim.job.run_id, request.model) as span:
+            terminal = await self._outcome_of(called, request, run_timeout_s)
+            tell_end(span, terminal, self.stop_reason)
+        return terminal
+
+    async def _outcome_of(self, called: Agent, request: ChatCompletionRequest, run_timeout_s: float) -> Terminal | None:
+        run = Run(self.claim.job.run_id, request, self)
+        agent = asyncio.create_task(self._call(called, run), name=f"agent {run.id}")
+        agent.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # seen, even if it was lost
+        self._left.append(agent)
+        try:
+            ends: set[asyncio.Future[Any]] = {agent, self._stopped}
+            await asyncio.wait(ends, timeout=run_timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            run.cancel()  # whatever still runs (a thread, a stray task) may publish nothing more
+            ended_itself = agent.done()
+            agent.cancel()
+        if ended_itself and self.stop_reason != LEASE_LOST:
+            return self._terminal_of(agent, request)
+        await asyncio.wait({agent}, timeout=CLEANUP_TIMEOUT_S)
+        if self.stop_reason is None:
+            return failed(errors.RUN_TIMEOUT, f"the run took longer than {run_timeout_s:g} s")
+        if self.stop_reason == errors.CANCELLED:
+            return self.cancellation(request)
+        if self.stop_reason == errors.WORKER_SHUTDOWN:
+            return failed(errors.WORKER_SHUTDOWN, "the worker was stopped before the run ended")
+        return None
+
+    def cancellation(self, request: ChatCompletionRequest | None = None) -> Terminal:
+        """Return the terminal event of a cancelled run, with the usage so far (none if it never started)."""
+        return RUN_CANCELLED, {"usage": self.tally.usage(request.messages if request else []).model_dump()}
+
+    async def until_left(self) -> None:
+        """Return when everything the agent started has ended; a thread cannot be killed, so its slot stays taken."""
+        left = [future for future in self._left if not future.done()]
+        if left:
+            log.warning("the run is over, but its agent still runs; waiting for it")
+            await asyncio.wait(left)
+
+    async def _call(self, agent: Agent, run: Run) -> object:
+        if is_async(agent):
+            return await _guarded(agent, run)
+        done = asyncio.get_running_loop().create_future()
+        done.add_done_callback(lambda future: future.cancelled() or future.exception())  # seen, even if late
+        self._left.append(done)
+        context = contextvars.copy_context()
+        thread = threading.Thread(
+            target=context.run,
+            args=(_call_in_thread, agent, run, done),
+            name=f"agent {run.id}",
+            daemon=True,  # a blocked agent must not keep a stopped worker alive
+        )
+        thread.start()
+        return await asyncio.shield(done)
+
+    def _terminal_of(self, agent: asyncio.Task[object], request: ChatCompletionRequest) -> Terminal:
+        if agent.cancelled():
+            return failed(errors.AGENT_ERROR, "the agent cancelled itself")
+        try:
+            return RUN_COMPLETED, self._completion(request, agent.result())
+        except InvalidAgentOutput as exc:
+            log.warning("the agent broke its contract: %s", exc)
+            return failed(errors.INVALID_AGENT_OUTPUT, str(exc))
+        except Exception as exc:
+            log.exception("the agent failed")
+            message = str(exc) or type(exc).__name__
+            return failed(errors.failure_code(message), message)
+
+    def _completion(self, request: ChatCompletionRequest, result: object) -> dict[str, Any]:
+        if not isinstance(result, AgentResult):
+            message = f"the agent returned {type(result).__name__}, expected AgentResult"
+            raise InvalidAgentOutput(message)
+        result.check()
+        streamed = self.tally.text_characters > 0
+        usage = result.usage() or self.tally.estimate(request.messages, 0 if streamed else len(result.content))
+        # An agent that forgets to say so: clients look at the reason before they look for calls.
+        calls = self.tally.client_calls and result.finish_reason == "stop"
+        return {
+            "content": None if streamed else result.content,
+            "tool_results": [
+                tool_result(
+                    tool.tool_name, success=bool(tool.success), output=tool.content, latency_s=tool.latency_seconds
+                )
+                for tool in result.tool_results
+            ],
+            "finish_reason": "tool_calls" if calls else result.finish_reason,
+            "usage": usage.model_dump(),
+        }
+
+
+def failed(code: str, message: str) -> Terminal:
+    """Return the terminal event of a failed run."""
+    return RUN_FAILED, {"code": code, "message": message[: errors.MAX_MESSAGE_CHARACTERS]}
+
+
+async def _guarded(agent: Agent, run: Run) -> object:
+    """Await the agent; its SystemExit would otherwise end the worker."""
+    try:
+        return await cast("Awaitable[AgentResult]", agent(run))
+    except (SystemExit, KeyboardInterrupt) as exc:
+        message = f"the agent raised {type(exc).__name__}"
+        raise errors.AgentError(message) from exc
+
+
+def _call_in_thread(agent: Agent, run: Run, done: asyncio.Future[object]) -> None:
+    """Call the agent and hand its result or exception to the loop, if there still is one."""
+    result: object = None
+    error: BaseException | None = None
+    try:
+        result = agent(run)
+    except StopIteration as exc:  # a future cannot carry it
+        error = RuntimeError(f"the agent raised StopIteration: {exc.value!r}")
+    except (SystemExit, KeyboardInterrupt) as exc:
+        error = errors.AgentError(f"the agent raised {type(exc).__name__}")
+    except BaseException as exc:  # noqa: BLE001 -- whatever it is, it is the run's outcome
+        error = exc
+
+    def settle() -> None:
+        if done.done():
+            return
+        if error is None:
+            done.set_result(result)
+        else:
+            done.set_exception(error)
+
+    try:
+        done.get_loop().call_soon_threadsafe(settle)
+    except RuntimeError:
+        log.warning("the agent's thread ended after the worker had stopped")

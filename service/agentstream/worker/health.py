@@ -1,0 +1,87 @@
+"""The worker's small HTTP port: /metrics, /health/live and /health/ready. Off unless a port is set."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Callable
+from typing import Final
+
+from aiohttp import web
+
+from agentstream.errors import BusError, StartupError
+from agentstream.store.connection.link import Link
+from agentstream.telemetry.metrics import CONTENT_TYPE, observe_for_ever
+
+log = logging.getLogger(__name__)
+
+PING_TIMEOUT_S: Final = 2.0
+# Whoever is being answered when the worker ends gets this long; nobody streams from here.
+CLOSE_TIMEOUT_S: Final = 1.0
+
+
+class HealthPort:
+    """Tells how the worker is. ``working`` says that it takes jobs; ``stop`` being set, that it takes no more."""
+
+    def __init__(
+        self, link: Link, stop: asyncio.Event, *, observe: Callable[[], None], render: Callable[[], bytes]
+    ) -> None:
+        """Bind what is told; ``observe`` makes ``render`` tell the present."""
+        self._link = link
+        self._stop = stop
+        self._observe = observe
+        self._render = render
+        self.working = False
+
+    @contextlib.asynccontextmanager
+    async def serve(self, host: str, port: int, *, shared: bool) -> AsyncIterator[None]:
+        """Listen; with ``shared`` as one of several processes on the port. Raises StartupError if it is taken."""
+        app = web.Application()
+        app.add_routes(
+            [
+                web.get("/metrics", self._show_metrics),
+                web.get("/health/live", self._live),
+                web.get("/health/ready", self._ready),
+            ]
+        )
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=CLOSE_TIMEOUT_S)
+        await runner.setup()
+        telling = asyncio.create_task(observe_for_ever(self._observe), name="metrics") if shared else None
+        try:
+            await _listen(web.TCPSite(runner, host, port, reuse_port=shared or None), host, port)
+            yield
+        finally:
+            if telling is not None:
+                telling.cancel()
+            await runner.cleanup()
+
+    async def _show_metrics(self, _request: web.Request) -> web.Response:
+        """GET /metrics: Prometheus text format."""
+        self._observe()
+        return web.Response(body=self._render(), headers={"Content-Type": CONTENT_TYPE})
+
+    async def _live(self, _request: web.Request) -> web.Response:
+        """GET /health/live: the event loop turns; an agent that blocks it for long is noticed here."""
+        return web.json_response({"status": "ok"})
+
+    async def _ready(self, _request: web.Request) -> web.Response:
+        """GET /health/ready: 200 while jobs are taken, busy or not."""
+        if self._stop.is_set():
+            return web.json_response({"status": "draining"}, status=503)
+        if not self.working:
+            return web.json_response({"status": "starting"}, status=503)
+        try:
+            async with asyncio.timeout(PING_TIMEOUT_S):
+                await self._link.call("PING")
+        except (TimeoutError, BusError):
+            return web.json_response({"status": "unavailable", "redis": "does not answer"}, status=503)
+        return web.json_response({"status": "ok", "redis": "ok"})
+
+
+async def _listen(site: web.TCPSite, host: str, port: int) -> None:
+    """Begin to listen; raises StartupError."""
+    try:
+        await site.start()
+    except OSError as exc:
+        message = f"cannot listen on {host}:{port} (AGENTSTREAM_METRICS_PORT): {exc.strerror}"
+        raise StartupError(message) from exc
+    log.info("metrics and health on %s", site.name)

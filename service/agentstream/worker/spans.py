@@ -1,0 +1,64 @@
+"""The spans of a worker: one for each attempt at a job, and inside it one for the agent's call."""
+
+from typing import Any, Final
+
+from agentstream.protocol.events import RUN_CANCELLED, RUN_COMPLETED, RUN_FAILED
+from agentstream.store.queue import Claim, JobQueue
+from agentstream.telemetry import tracing
+
+_STATUS: Final = {RUN_COMPLETED: "completed", RUN_CANCELLED: "cancelled", RUN_FAILED: "failed"}
+
+
+def job_span(claim: Claim, queue: JobQueue) -> tracing.Span:
+    """Return the span of an attempt: a child of what enqueued the job, whichever attempt it is.
+
+    Attempts are siblings in one trace. They are not linked: of a lost one nothing is left to link to, as spans are
+    sent when they end.
+    """
+    if not tracing.on():
+        return tracing.span("process")
+    job = claim.job
+    attributes = {
+        "messaging.system": "redis",
+        "messaging.operation.type": "process",
+        "messaging.operation.name": "process",
+        "messaging.destination.name": queue.name,
+        "messaging.message.id": claim.entry_id,
+        "messaging.client.id": queue.worker_id,
+        tracing.RUN_ID: job.run_id,
+    }
+    return tracing.span(f"process {queue.name}", "consumer", attributes, parent=job.trace)
+
+
+def agent_span(name: str, run_id: str, model: str) -> tracing.Span:
+    """Return the span of the call of an agent of this name; what its own instrumentation makes are its children."""
+    if not tracing.on():
+        return tracing.span("invoke_agent")
+    attributes = {
+        "gen_ai.operation.name": "invoke_agent",
+        "gen_ai.provider.name": tracing.SCOPE,
+        "gen_ai.agent.name": name,
+        "gen_ai.request.model": model,
+        tracing.RUN_ID: run_id,
+    }
+    return tracing.span(f"invoke_agent {name}", attributes=attributes)
+
+
+def tell_end(span: tracing.Span, terminal: tuple[str, dict[str, Any]] | None, otherwise: str | None = None) -> None:
+    """Tell how it ended: by the terminal event, or, if another worker will say that, ``otherwise``."""
+    if terminal is None:
+        span.set({tracing.RUN_STATUS: otherwise})
+        return
+    event_type, data = terminal
+    usage = data.get("usage") or {}
+    reason = data.get("finish_reason")
+    span.set(
+        {
+            tracing.RUN_STATUS: _STATUS[event_type],
+            "gen_ai.response.finish_reasons": [reason] if reason else None,
+            "gen_ai.usage.input_tokens": usage.get("prompt_tokens"),
+            "gen_ai.usage.output_tokens": usage.get("completion_tokens"),
+        }
+    )
+    if event_type == RUN_FAILED:
+        span.fail(data["code"], data["message"])

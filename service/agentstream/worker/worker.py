@@ -1,0 +1,184 @@
+"""The claim loop: asks for work only when a slot is free, and outlives its broker's absences."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from functools import partial
+from typing import Final
+
+from agentstream.errors import AgentStreamError, BrokerUnavailable
+from agentstream.store.queue import BEAT_INTERVAL_S, Claim, JobQueue
+from agentstream.telemetry.log_context import Scope, about, scope_of
+from agentstream.worker.lease import Leases, tolerate
+from agentstream.worker.runner import Runner
+from agentstream.worker.slots import Slots
+
+log = logging.getLogger(__name__)
+
+BROKER_RETRY_S: Final = 0.5
+# Until every worker has reconnected to a broker that is back: the longest back-off of a link, and twice as much again.
+SETTLE_S: Final = 3.0
+# After the drain timeout the remaining runs get this long to store their terminal event or be handed back.
+LAST_WORDS_S: Final = 8.0
+
+
+class Worker:
+    """Runs the jobs of one queue, as many at once as it gets slots for, until told to stop."""
+
+    def __init__(  # noqa: PLR0913 -- the parts and their bounds
+        self,
+        queue: JobQueue,
+        runner: Runner,
+        leases: Leases,
+        *,
+        slots: Slots,
+        drain_timeout_s: float,
+        is_connected: Callable[[], bool],
+    ) -> None:
+        """Bind the parts; ``is_connected`` tells whether the link to the broker is up. See ``on_reconnect``."""
+        self._is_connected = is_connected
+        self._queue = queue
+        self._runner = runner
+        self._leases = leases
+        self._drain_timeout_s = drain_timeout_s
+        self._slots = slots
+        self._runs: set[asyncio.Task[None]] = set()
+        self._trust_leases_at_s = 0.0
+
+    @property
+    def active(self) -> int:
+        """How many runs hold a slot."""
+        return len(self._runs)
+
+    @property
+    def tokens(self) -> int:
+        """How many pieces of text its agents have written so far."""
+        return self._runner.texts
+
+    @property
+    def unflushed_bytes(self) -> int:
+        """How much waits to be published."""
+        return self._runner.unflushed_bytes
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Work on the open queue until ``stop`` is set, then drain. If a side task dies, so does this: loudly."""
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                side_tasks = [
+                    tasks.create_task(self._beat(), name="beat"),
+                    tasks.create_task(self._leases.keep(), name="leases"),
+                ]
+                reclaiming = tasks.create_task(self._reclaim(), name="reclaim")
+                await self._claim_until(stop)
+                reclaiming.cancel()
+                await self._drain()
+                for task in side_tasks:
+                    task.cancel()
+        finally:
+            await tolerate(self._queue.close, "sign off")
+
+    async def _claim_until(self, stop: asyncio.Event) -> None:
+        stopping = asyncio.create_task(stop.wait(), name="stop")
+        try:
+            while not stop.is_set():
+                if self._slots.locked():
+                    slot = asyncio.create_task(self._slots.acquire(), name="slot")
+                    await asyncio.wait({slot, stopping}, return_when=asyncio.FIRST_COMPLETED)
+                    if stop.is_set():
+                        slot.cancel()
+                        return
+                else:
+                    await self._slots.acquire()  # at once
+                claim = await self._claim()  # not cancelled by a stop: a job taken and forgotten would be stuck
+                if claim is None:
+                    self._slots.release()
+                else:
+                    self._start(claim)
+                    await asyncio.sleep(0)  # it begins before the next is asked for: a client waits for it
+        finally:
+            stopping.cancel()
+
+    async def _claim(self) -> Claim | None:
+        try:
+            return await self._queue.claim(hurry=self._slots.wanted)
+        except BrokerUnavailable as exc:
+            log.warning("cannot claim jobs, trying again: %s", exc)
+            await asyncio.sleep(BROKER_RETRY_S)
+            return None
+
+    def on_reconnect(self) -> None:
+        """Renew our leases at once, and give others the time to do so."""
+        self._leases.hurry()
+        self._distrust_leases()
+
+    def _distrust_leases(self) -> None:
+        """Take nothing over for a while: leases ran out because the broker was away, not their workers."""
+        self._trust_leases_at_s = asyncio.get_running_loop().time() + self._leases.interval_s + SETTLE_S
+
+    def _trusts_leases(self) -> bool:
+        """Whether a lease that ran out tells of a dead worker.
+
+        A link that is down says when it is up again, and distrust begins then.
+        """
+        return self._is_connected() and asyncio.get_running_loop().time() >= self._trust_leases_at_s
+
+    async def _reclaim(self) -> None:
+        """Take over jobs whose lease ran out, in turn with new ones."""
+        while True:
+            await asyncio.sleep(self._leases.interval_s)
+            try:
+                await self._reclaim_all()
+            except BrokerUnavailable as exc:
+                log.warning("cannot take over expired leases: %s", exc)
+                self._distrust_leases()
+
+    async def _reclaim_all(self) -> None:
+        """Take over all that only needs its end told, and at most one job whose agent is called again.
+
+        That one may be what killed its worker; together with others it could kill them all a second time. It waits
+        its turn for a slot: of a worker with one slot, the claim loop has it nearly always.
+        """
+        while True:
+            await self._slots.acquire()
+            claim = None
+            try:
+                if self._trusts_leases():
+                    claim = await asyncio.shield(self._queue.reclaim(self._leases.lease_s))
+            finally:
+                if claim is None:
+                    self._slots.release()
+            if claim is None:
+                return
+            log.warning("taking over the run: the lease of its worker ran out", extra=about(scope_of(claim.job)))
+            called_again: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+            self._start(claim, called_again)
+            if await called_again:
+                return
+
+    def _start(self, claim: Claim, called_again: asyncio.Future[bool] | None = None) -> None:
+        task = asyncio.create_task(self._runner.execute(claim, called_again), name=f"run {claim.job.run_id}")
+        self._runs.add(task)
+        task.add_done_callback(partial(self._on_run_done, scope_of(claim.job)))
+
+    def _on_run_done(self, scope: Scope, task: asyncio.Task[None]) -> None:
+        self._runs.discard(task)
+        self._slots.release()
+        if not task.cancelled() and (error := task.exception()) is not None:
+            known = isinstance(error, AgentStreamError)
+            log.error("the run ended badly: %s", error, exc_info=None if known else error, extra=about(scope))
+
+    async def _drain(self) -> None:
+        if self._runs:
+            log.info("draining: %d runs have %g s to end", len(self._runs), self._drain_timeout_s)
+            await asyncio.wait(self._runs, timeout=self._drain_timeout_s)
+        self._runner.stop_all()
+        if self._runs:
+            _, left = await asyncio.wait(self._runs, timeout=LAST_WORDS_S)
+            for task in left:
+                log.error("%s did not end", task.get_name())
+                task.cancel()
+
+    async def _beat(self) -> None:
+        while True:
+            await tolerate(self._queue.beat, "say that this worker is alive")
+            await asyncio.sleep(BEAT_INTERVAL_S)

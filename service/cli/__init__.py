@@ -1,4 +1,0 @@
-"""The commands that talk to a deployment and look at it.
-
-Each is a module with one click command; ``service.__main__`` gathers them. They end with the codes of ``exits``.
-"""

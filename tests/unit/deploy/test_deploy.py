@@ -1,0 +1,232 @@
+"""The deployment files agree with each other, with the settings, and with what they are read by."""
+
+import itertools
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from compose_spec import PyOptions, parse_duration
+
+from agentstream.config import Settings, env_name
+from agentstream.telemetry import names as telemetry
+
+ROOT = Path(__file__).parents[3]
+REQUIREMENTS = sorted((ROOT / "deploy/requirements").glob("*.txt"))
+OURS = ("AGENTSTREAM_", "OPENAI_", "REDIS_")
+PIN = re.compile(r"(?P<name>[a-z0-9][a-z0-9.-]*)==(?P<version>[0-9][\w.]*)( ; (?P<marker>[^\\]+))? \\")
+HASH = re.compile(r"    --hash=sha256:[0-9a-f]{64}( \\)?")
+
+
+def filled(text: str) -> str:
+    """Return a compose file as Compose reads it where no variable is set: defaults in the place of ``${…}``.
+
+    The parser knows addresses only, so ``host-gateway``, Docker's word for this machine, becomes one.
+    """
+    return re.sub(r"\$\{\w+(?::-([^}]*))?\}", lambda match: match[1] or "", text).replace("host-gateway", "127.0.0.1")
+
+
+@pytest.fixture(scope="module")
+def every_service() -> dict[str, Any]:
+    """Return what compose.yaml can start, parsed and checked by the Compose Specification."""
+    parsed = PyOptions(apply_merge=True).from_yaml(filled((ROOT / "compose.yaml").read_text()))
+    parsed.validate()
+    services: dict[str, Any] = parsed.to_dict()["services"]
+    return services
+
+
+@pytest.fixture(scope="module")
+def compose(every_service: dict[str, Any]) -> dict[str, Any]:
+    """Return what it starts unasked."""
+    return {name: service for name, service in every_service.items() if "profiles" not in service}
+
+
+@pytest.fixture(scope="module")
+def observers(every_service: dict[str, Any]) -> dict[str, Any]:
+    """Return what it starts with the profile ``observability``."""
+    return {name: service for name, service in every_service.items() if service.get("profiles") == ["observability"]}
+
+
+@pytest.fixture(scope="module")
+def settings_names() -> set[str]:
+    """Return every environment variable that is a setting."""
+    return {env_name(field) for field in Settings.model_fields}
+
+
+def pins(path: Path) -> dict[str, str]:
+    """Return name -> pinned version of a requirements file."""
+    return {match["name"]: match["version"] for match in PIN.finditer(path.read_text())}
+
+
+def mentioned(path: str) -> set[str]:
+    """Return the variables of ours that a file names."""
+    return set(re.findall(rf"\b(?:{'|'.join(OURS)})[A-Z_]+\b", (ROOT / path).read_text()))
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"), [("healthcheck:", "healthchek:"), ("networks: [edge]", "networks: [egde]")], ids=["key", "name"]
+)
+def test_a_wrong_compose_file_is_noticed(right: str, wrong: str) -> None:
+    """The check these tests rely on refuses an unknown key and a network that is not defined."""
+    text = filled((ROOT / "compose.yaml").read_text())
+    assert right in text
+    with pytest.raises(ValueError, match=wrong.strip(":").rpartition("[")[2].strip("]")):
+        PyOptions(apply_merge=True).from_yaml(text.replace(right, wrong)).validate()
+
+
+def test_compose_has_two_of_each_process(compose: dict[str, Any]) -> None:
+    """Two front ends and two workers run by default, and none is named, so that --scale can add more."""
+    assert set(compose) == {"nginx", "frontend", "worker", "redis"}
+    for service in ("frontend", "worker"):
+        assert compose[service]["deploy"]["replicas"] == 2
+        assert "container_name" not in compose[service]
+
+
+def test_only_nginx_is_published_and_only_on_this_machine(compose: dict[str, Any]) -> None:
+    """Front ends listen without keys because nothing but nginx can be reached, and that on loopback alone."""
+    assert [service for service in compose if "ports" in compose[service]] == ["nginx"]
+    assert compose["nginx"]["ports"] == ["127.0.0.1:8000:8080"]
+    assert compose["frontend"]["environment"]["AGENTSTREAM_ALLOW_OPEN"] == "true"
+    assert compose["redis"]["networks"] == ["broker"]
+
+
+def test_observers_change_nothing(every_service: dict[str, Any], observers: dict[str, Any]) -> None:
+    """What only looks is started by its profile alone, is pinned and bounded, and nothing waits for it."""
+    assert set(observers) == {"prometheus", "grafana", "jaeger"}
+    for service in observers.values():
+        assert re.search(r":v?\d+\.\d+\.\d+$", service["image"])
+        assert service["mem_limit"] == "512mb"
+        assert all(port.startswith("127.0.0.1:") for port in service["ports"])
+        assert "broker" not in service["networks"]  # Redis has no password there
+    for service in every_service.values():
+        assert not set(service.get("depends_on", {})) & set(observers)
+
+
+def test_every_container_is_confined(every_service: dict[str, Any]) -> None:
+    """Each container has a read-only root, no capabilities and no way to gain privileges."""
+    for service in every_service.values():
+        assert service["read_only"] is True
+        assert service["cap_drop"] == ["ALL"]
+        assert service["security_opt"] == ["no-new-privileges:true"]
+
+
+@pytest.mark.parametrize(
+    "path", ["compose.yaml", "deploy/Dockerfile", "deploy/nginx.conf", "deploy/OPERATIONS.md", ".ci/run", "Makefile"]
+)
+def test_every_variable_is_a_setting(path: str, settings_names: set[str]) -> None:
+    """No deployment file names a variable that the service does not know."""
+    assert mentioned(path) <= settings_names
+
+
+def test_the_front_end_accepts_its_environment(compose: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The values compose gives a front end are valid settings, and make it listen for nginx."""
+    for name, value in compose["frontend"]["environment"].items():
+        if value is not None:
+            monkeypatch.setenv(name, str(value))
+    settings = Settings()
+    assert (settings.host, settings.port) == ("0.0.0.0", 8000)  # noqa: S104 -- inside a container
+
+
+def test_a_worker_is_asked_for_its_health(compose: dict[str, Any]) -> None:
+    """Compose asks each worker where it is told to serve, and publishes that nowhere."""
+    port = compose["worker"]["environment"]["AGENTSTREAM_METRICS_PORT"]
+    assert f"http://127.0.0.1:{port}/health/live" in compose["worker"]["healthcheck"]["test"][-1]
+    assert "ports" not in compose["worker"]
+
+
+def test_secrets_go_where_they_are_needed(compose: dict[str, Any]) -> None:
+    """Front ends never see the model server's key, nor workers the callers' keys."""
+    assert "OPENAI_API_KEY" not in compose["frontend"]["environment"]
+    assert "AGENTSTREAM_API_KEYS" not in compose["worker"]["environment"]
+
+
+def test_a_stop_leaves_time_to_drain(compose: dict[str, Any]) -> None:
+    """Docker waits longer for a process to end than the process takes to drain."""
+    drain_s = Settings.model_fields["drain_timeout_s"].default
+    for service in ("frontend", "worker"):
+        assert parse_duration(compose[service]["stop_grace_period"]) > drain_s
+
+
+def test_redis_keeps_what_it_is_given(compose: dict[str, Any]) -> None:
+    """Redis writes its append-only file to a volume and evicts nothing."""
+    command = compose["redis"]["command"]
+    assert command[command.index("--appendonly") + 1] == "yes"
+    assert command[command.index("--maxmemory-policy") + 1] == "noeviction"
+    assert compose["redis"]["volumes"] == ["redis:/data"]
+
+
+def test_nginx_matches_the_service() -> None:
+    """The proxy holds nothing back, takes bodies as large as the service does, and waits longer than any run."""
+    config = (ROOT / "deploy/nginx.conf").read_text()
+    values = dict(re.findall(r"^\s*(\w+) ([^;]+);", config, flags=re.MULTILINE))
+    assert values["proxy_buffering"] == "off"
+    assert values["proxy_http_version"] == "1.1"
+    assert values["gzip"] == "off"
+    largest_bytes = int(values["client_max_body_size"].removesuffix("m")) << 20
+    assert largest_bytes == Settings.model_fields["max_body_bytes"].default
+    longest_s = sum(Settings.model_fields[field].default for field in ("queue_timeout_s", "run_timeout_s"))
+    assert int(values["proxy_read_timeout"].removesuffix("s")) > longest_s
+    assert "non_idempotent" not in values["proxy_next_upstream"]
+
+
+def test_the_operators_page_explains_every_metric() -> None:
+    """Each metric of the service, and no other, is told in deploy/OPERATIONS.md."""
+    told = set(re.findall(r"`(agentstream_[a-z_]+)", (ROOT / "deploy/OPERATIONS.md").read_text()))
+    assert told == {metric.name for metric in (*telemetry.FRONTEND, *telemetry.WORKER)}
+
+
+def test_requirements_name_no_host() -> None:
+    """Every line of every requirements file is a pin or a hash: no index, no address, no path."""
+    assert [path.name for path in REQUIREMENTS] == ["build.txt", "dev.txt", "openjarvis.txt", "runtime.txt"]
+    for path in REQUIREMENTS:
+        for line in path.read_text().splitlines():
+            assert PIN.fullmatch(line) or HASH.fullmatch(line), f"{path.name}: {line}"
+
+
+def test_requirements_agree() -> None:
+    """What runs in a container is, version by version, what the tests ran with."""
+    tested = pins(ROOT / "deploy/requirements/dev.txt")
+    for name in ("build.txt", "runtime.txt"):
+        assert pins(ROOT / "deploy/requirements" / name).items() <= tested.items()
+
+
+def test_every_dependency_is_pinned() -> None:
+    """Each dependency that pyproject.toml declares has its pin in the file that is installed for it."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    extras = project["project"]["optional-dependencies"]
+    jarvis = extras.pop("openjarvis")  # tested without its dependencies, so from a file of its own
+    groups = project["dependency-groups"]
+    runtime = project["project"]["dependencies"]
+    tools = [*groups["build"], *(line for line in groups["dev"] if isinstance(line, str))]
+    everything = [*runtime, *itertools.chain(*extras.values()), *tools]
+    files = {"runtime.txt": runtime, "build.txt": groups["build"], "dev.txt": everything, "openjarvis.txt": jarvis}
+    for file, wanted in files.items():
+        names = {match[0].lower() for line in wanted if (match := re.match(r"[\w-]+", line))}
+        assert names <= pins(ROOT / "deploy/requirements" / file).keys()
+
+
+def test_the_image_is_pinned_and_not_root() -> None:
+    """The image installs by hash only, without a cache, and runs as a numbered user."""
+    dockerfile = (ROOT / "deploy/Dockerfile").read_text()
+    installs = re.findall(r"\binstall (?!--no-deps)[^\\&\n]+", dockerfile)
+    assert len(installs) == 2
+    assert all("--require-hashes" in install for install in installs)
+    assert "PIP_NO_CACHE_DIR=1" in dockerfile
+    assert re.search(r"^USER [1-9]\d*:[1-9]\d*$", dockerfile, flags=re.MULTILINE)
+
+
+def test_the_image_has_all_it_copies() -> None:
+    """Everything the Dockerfile copies exists and is let through by .dockerignore."""
+    let_through = {
+        line.removeprefix("!") for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")
+    }
+    sources = [
+        source
+        for line in re.findall(r"^COPY (?!--from)(.+)$", (ROOT / "deploy/Dockerfile").read_text(), flags=re.MULTILINE)
+        for source in line.split()[:-1]
+    ]
+    assert sources
+    for source in sources:
+        assert (ROOT / source).exists()
+        assert any(source == name or source.startswith(f"{name}/") for name in let_through), source

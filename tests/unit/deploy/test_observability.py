@@ -1,0 +1,204 @@
+"""Dashboard, alert rules and what carries them agree with the metrics, with each other and with the operator's page."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from agentstream.telemetry import names as telemetry
+from agentstream.telemetry.names import Metric
+
+ROOT = Path(__file__).parents[3]
+FOLDER = ROOT / "deploy/observability"
+METRICS = {metric.name: metric for metric in (*telemetry.FRONTEND, *telemetry.WORKER)}
+# What Prometheus itself makes of every target, and the labels it adds to every series.
+MADE_BY_PROMETHEUS = {"up", "scrape_duration_seconds"}
+ADDED_LABELS = {"job", "instance"}
+
+SELECTOR = re.compile(r"\b([a-z]+(?:_[a-z]+)+|up)(?:\{([^}]*)\})?(?=\[|\)| |$)", re.MULTILINE)
+MATCHER = re.compile(r'(\w+)(=~|!~|!=|=)"([^"]*)"')
+GROUPING = re.compile(r"\b(?:by|on) \(([^)]*)\)")
+FUNCTIONS = {"histogram_quantile", "label_values"}
+
+
+def rules() -> list[dict[str, Any]]:
+    """Return every rule."""
+    groups = yaml.safe_load((FOLDER / "alerts.yaml").read_text())["groups"]
+    return [rule for group in groups for rule in group["rules"]]
+
+
+ALERTS = [rule for rule in rules() if "alert" in rule]
+
+
+def dashboard() -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads((FOLDER / "grafana/dashboard.json").read_text())
+    return loaded
+
+
+def panels() -> list[dict[str, Any]]:
+    """Return the dashboard's panels, rows left out."""
+    return [panel for panel in dashboard()["panels"] if panel["type"] != "row"]
+
+
+def expressions() -> Iterator[str]:
+    """Yield every expression of rules and dashboard."""
+    yield from (rule["expr"] for rule in rules())
+    yield from (target["expr"] for panel in panels() for target in panel["targets"])
+
+
+def metric_of(name: str) -> Metric | None:
+    """Return the metric that a series belongs to; a histogram has three kinds."""
+    found = METRICS.get(name) or METRICS.get(re.sub(r"_(bucket|count|sum)$", "", name))
+    if found is None or (found.name != name) != (found.kind == "histogram"):
+        return None
+    return found
+
+
+def complaints(expression: str) -> list[str]:
+    """Return what an expression asks for that no process tells."""
+    found = []
+    known_labels = set(ADDED_LABELS)
+    for name, inside in SELECTOR.findall(re.sub(r"agentstream:\w+(:\w+)*", "recorded", expression)):
+        if name in MADE_BY_PROMETHEUS or name in FUNCTIONS:
+            continue
+        metric = metric_of(name)
+        if metric is None:
+            found.append(f"there is no metric {name}")
+            continue
+        labels = metric.labels or {}
+        known_labels |= {*labels, *(["le"] if name.endswith("_bucket") else [])}
+        for label, operator, value in MATCHER.findall(inside):
+            if label not in labels:
+                found.append(f"{name} has no label {label}")
+            elif labels[label] and "$" not in value:
+                wanted = value.split("|") if "~" in operator else [value]
+                found += [f"{label} of {name} is never {each}" for each in wanted if each not in labels[label]]
+    grouped = {label.strip() for labels in GROUPING.findall(expression) for label in labels.split(",")} - {""}
+    if "recorded" not in expression and "agentstream:" not in expression:
+        found += [f"nothing there has the label {label}" for label in sorted(grouped - known_labels)]
+    return found
+
+
+@pytest.mark.parametrize("expression", list(dict.fromkeys(expressions())))
+def test_every_expression_asks_for_what_is_told(expression: str) -> None:
+    """Each metric, label and label's value that a rule or a panel names is one that processes tell."""
+    assert complaints(expression) == []
+
+
+@pytest.mark.parametrize(
+    ("expression", "complaint"),
+    [
+        ("sum(agentstream_open_run)", "there is no metric agentstream_open_run"),
+        ("agentstream_gaps > 1", "there is no metric agentstream_gaps"),
+        ("rate(agentstream_cancel_seconds[5m])", "there is no metric agentstream_cancel_seconds"),
+        ("rate(agentstream_gaps_total_bucket[5m])", "there is no metric agentstream_gaps_total_bucket"),
+        ("process_resident_memory_bytes", "there is no metric process_resident_memory_bytes"),
+        ('agentstream_open_runs{queue="a"} > 1', "agentstream_open_runs has no label queue"),
+        ('agentstream_rejected_total{reason="full"}', "reason of agentstream_rejected_total is never full"),
+        ('agentstream_rejected_total{reason!~"other|ful"}', "reason of agentstream_rejected_total is never ful"),
+        ("sum by (queue) (agentstream_open_runs)", "nothing there has the label queue"),
+    ],
+)
+def test_wrong_expressions_are_found(expression: str, complaint: str) -> None:
+    """A metric, label or value that does not exist is found."""
+    assert complaint in complaints(expression)
+
+
+def test_every_metric_is_shown() -> None:
+    """The dashboard has every metric there is: none is kept and never looked at."""
+    shown = {name for panel in panels() for target in panel["targets"] for name, _ in SELECTOR.findall(target["expr"])}
+    assert {metric.name for name in shown if (metric := metric_of(name))} == set(METRICS)
+
+
+@pytest.mark.parametrize("rule", ALERTS, ids=[rule["alert"] for rule in ALERTS])
+def test_every_alert_says_what_to_do(rule: dict[str, Any]) -> None:
+    """An alert has a severity, says what is wrong, and points to its own section of the operator's page."""
+    assert rule["labels"]["severity"] in {"critical", "warning"}
+    told = rule["annotations"]
+    assert set(told) == {"summary", "description", "runbook_url"}
+    assert told["runbook_url"] == f"deploy/OPERATIONS.md#{rule['alert'].lower()}"
+    page = (ROOT / "deploy/OPERATIONS.md").read_text()
+    section = re.search(rf"(?ms)^### {rule['alert']}\n(\w+)\. (.+?)(?=\n\n###|\Z)", page)
+    assert section is not None
+    assert section[1] == rule["labels"]["severity"]
+
+
+def test_the_operators_page_knows_no_other_alerts() -> None:
+    """Every alert that the operator's page explains exists, once."""
+    page = (ROOT / "deploy/OPERATIONS.md").read_text()
+    assert re.findall(r"(?m)^### (Agentstream\w+)$", page) == [rule["alert"] for rule in ALERTS]
+
+
+def test_every_alert_is_seen_firing() -> None:
+    """The cases for `promtool test rules` make each alert fire, and name none that does not exist."""
+    cases = yaml.safe_load((ROOT / "tests/deploy/alerts_cases.yaml").read_text())["tests"]
+    fired = {
+        sample["labels"].split('"')[1]
+        for case in cases
+        for query in case["promql_expr_test"]
+        for sample in query["exp_samples"]
+    }
+    assert fired == {rule["alert"] for rule in ALERTS}
+
+
+def test_every_panel_can_be_read() -> None:
+    """A panel has a title, a unit, queries with a legend, and the data source that the reader chose."""
+    source = {"type": "prometheus", "uid": "${datasource}"}
+    for panel in panels():
+        assert panel["title"]
+        assert panel["datasource"] == source
+        assert panel["fieldConfig"]["defaults"]["unit"]
+        assert panel["type"] in {"stat", "timeseries"}
+        for target in panel["targets"]:
+            assert target["datasource"] == source
+            assert target["legendFormat"] or len(panel["targets"]) == 1
+    ids = [panel["id"] for panel in dashboard()["panels"]]
+    assert len(set(ids)) == len(ids)
+    assert [variable["name"] for variable in dashboard()["templating"]["list"]] == ["datasource", "queue"]
+
+
+def test_panels_do_not_overlap() -> None:
+    """Panels and rows lie side by side in Grafana's 24 columns."""
+    taken: set[tuple[int, int]] = set()
+    for panel in dashboard()["panels"]:
+        place = panel["gridPos"]
+        assert place["x"] + place["w"] <= 24
+        cells = {
+            (x, y)
+            for x in range(place["x"], place["x"] + place["w"])
+            for y in range(place["y"], place["y"] + place["h"])
+        }
+        assert not cells & taken
+        taken |= cells
+
+
+def test_grafana_is_provisioned_with_what_compose_mounts() -> None:
+    """The provisioned data sources are the containers of compose.yaml, and the dashboards lie where it mounts them."""
+    compose = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]
+    provisioning = FOLDER / "grafana/provisioning"
+    sources = yaml.safe_load((provisioning / "datasources/agentstream.yaml").read_text())["datasources"]
+    assert {source["url"] for source in sources} == {"http://prometheus:9090", "http://jaeger:16686"}
+    (provider,) = yaml.safe_load((provisioning / "dashboards/agentstream.yaml").read_text())["providers"]
+    mounts = dict(volume.split(":")[:2] for volume in compose["grafana"]["volumes"])
+    assert str(Path(mounts["./deploy/observability/grafana/dashboard.json"]).parent) == provider["options"]["path"]
+    for service in ("grafana", "prometheus"):
+        for volume in compose[service]["volumes"]:
+            if volume.startswith("./"):
+                assert (ROOT / volume.partition(":")[0]).exists()
+
+
+def test_prometheus_finds_the_containers() -> None:
+    """Prometheus looks for front ends and workers by their names in compose.yaml, where they serve their metrics."""
+    compose = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]
+    jobs = yaml.safe_load((FOLDER / "prometheus.yml").read_text())["scrape_configs"]
+    found = {job["dns_sd_configs"][0]["names"][0]: job["dns_sd_configs"][0]["port"] for job in jobs}
+    assert found == {
+        "frontend": compose["frontend"]["environment"]["AGENTSTREAM_PORT"],
+        "worker": compose["worker"]["environment"]["AGENTSTREAM_METRICS_PORT"],
+    }
+    for name in found:
+        assert set(compose[name]["networks"]) & set(compose["prometheus"]["networks"])

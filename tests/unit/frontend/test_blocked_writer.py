@@ -1,0 +1,97 @@
+"""A pump before a real socket whose client stops reading, on either event loop."""
+
+import asyncio
+from collections.abc import Callable
+from typing import cast
+
+import pytest
+import uvloop
+from aiohttp import web
+
+from agentstream.frontend.runs.pump import Outbox, StreamPump
+from agentstream.frontend.runs.raw_writer import RawWriter
+from agentstream.frontend.runs.watcher import Deadlines
+from agentstream.protocol.events import TEXT, Event
+from agentstream.store.bus.feed import RunFeed
+from agentstream.stream.chat import ChunkStream, StreamHead, StreamOptions
+from tests.helpers import SOON_S, batch, completed
+
+HEAD = StreamHead(run_id="chatcmpl-1", created=1, model="m")
+PIECE = "x" * 60_000
+MAX_PIECES = 2000  # 120 MB: no socket's buffers hold them
+
+
+class Feed:
+    """A feed that notes whether it is paused."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        self.resumed = asyncio.Event()
+
+    def pause(self) -> None:
+        self.calls.append("pause")
+
+    def resume(self) -> None:
+        self.calls.append("resume")
+        self.resumed.set()
+
+
+class NoDeadlines:
+    """Deadlines nobody looks at."""
+
+    def begun(self, now_s: float) -> None:
+        """Nothing."""
+
+    def postpone(self, now_s: float) -> None:
+        """Nothing."""
+
+
+async def stall_and_read() -> None:
+    """Write in one turn until the feed is paused; only then read, and go on to the end."""
+    feed, pumps = Feed(), asyncio.Queue[StreamPump]()
+
+    async def answer(request: web.BaseRequest) -> web.StreamResponse:
+        response = web.StreamResponse()
+        writer = RawWriter(request, response, write_timeout_s=SOON_S)
+        pump = StreamPump(ChunkStream(HEAD, StreamOptions()), writer, Outbox(), replay_word_delay_ms=0)
+        pump.attach(cast("RunFeed", feed), cast("Deadlines", NoDeadlines()))
+        pumps.put_nowait(pump)
+        await pump.run()
+        return response
+
+    runner = web.ServerRunner(web.Server(answer), shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    reader, writer = await asyncio.open_connection("127.0.0.1", runner.addresses[0][1])
+    try:
+        writer.write(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        await reader.readuntil(b"assistant")
+        pump, sent = await pumps.get(), 0
+        while not feed.calls and sent < MAX_PIECES:
+            sent += 1
+            pump.on_batch(batch([Event(1, sent, TEXT, PIECE)]))
+        assert feed.calls == ["pause"]
+        reading = asyncio.create_task(reader.read())  # to the end: a read for more may wait for what is not sent yet
+        await feed.resumed.wait()
+        pump.on_batch(batch([Event(1, sent + 1, *completed())]))
+        body = await reading
+        assert feed.calls == ["pause", "resume"]
+        assert body.count(b'"content":"' + PIECE.encode() + b'"') == sent
+        assert body.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")
+    finally:
+        writer.close()
+        await runner.cleanup()
+
+
+@pytest.mark.parametrize("loop_factory", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+def test_a_client_that_stops_reading_pauses_the_feed_until_it_reads(
+    loop_factory: Callable[[], asyncio.AbstractEventLoop],
+) -> None:
+    """Within one turn of the loop the feed is paused once the socket is full; a client that reads on gets all."""
+
+    async def bounded() -> None:
+        async with asyncio.timeout(SOON_S):
+            await stall_and_read()
+
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        runner.run(bounded())

@@ -1,0 +1,464 @@
+"""The pump and the collector, with a feed and a writer that do as the test says."""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any, cast
+
+import pytest
+
+from agentstream.errors import AGENT_ERROR, STREAM_LOST, LogTrimmed, RunFailed
+from agentstream.frontend.runs.pump import EMPTY_CHUNK_AFTER_S, KEEPALIVE_AFTER_S, Collector, Outbox, StreamPump
+from agentstream.frontend.runs.raw_writer import HIGH_WATER_BYTES, ClientGone, RawWriter
+from agentstream.frontend.runs.watcher import Deadlines
+from agentstream.protocol.events import RUN_CANCELLED, RUN_FAILED, Cursor, Event
+from agentstream.store.bus.feed import RunFeed
+from agentstream.stream import sse
+from agentstream.stream.chat import ChunkStream, StreamHead, StreamOptions
+from agentstream.stream.views import CHAT
+from tests.helpers import SOON_S, batch, completed, decode, events, texts
+
+HEAD = StreamHead(run_id="chatcmpl-1", created=1, model="m")
+
+
+class FakeWriter:
+    """A client that takes everything until ``block``, and again after ``unblock``."""
+
+    def __init__(self) -> None:
+        self.writes: list[bytes] = []
+        self.blocked = False
+        self.ended = False
+        self.prepared = asyncio.Event()
+        self.gone = False
+        self.broken = False
+        self._writable = asyncio.Event()
+        self.waited_blocked = asyncio.Event()
+
+    def block(self) -> None:
+        self.blocked = True
+        self._writable.clear()
+
+    def unblock(self) -> None:
+        self.blocked = False
+        self._writable.set()
+
+    async def prepare(self) -> None:
+        self.prepared.set()
+
+    def write(self, data: bytes) -> bool:
+        assert not self.ended
+        if self.broken:
+            raise ValueError(data)
+        if data:
+            self.writes.append(data)
+        return self.blocked
+
+    async def until_writable(self) -> None:
+        if self.blocked:
+            self.waited_blocked.set()
+            await self._writable.wait()
+        if self.gone:
+            raise ClientGone
+
+    async def end(self) -> None:
+        self.ended = True
+
+    @property
+    def sent(self) -> bytes:
+        return b"".join(self.writes)
+
+
+class FakeFeed:
+    """A feed that notes what is asked of it."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+
+    def pause(self) -> None:
+        self.calls.append("pause")
+
+    def resume(self) -> None:
+        self.calls.append("resume")
+
+
+class FakeDeadlines:
+    """Deadlines that say what the test wants."""
+
+    def __init__(self) -> None:
+        self.verdict: tuple[str, str] | None = None
+        self.begun_s: list[float] = []
+        self.heard_s: list[float] = []
+
+    def begun(self, now_s: float) -> None:
+        self.begun_s.append(now_s)
+
+    def heard(self, now_s: float) -> None:
+        self.heard_s.append(now_s)
+
+    def postpone(self, _now_s: float) -> None:
+        self.verdict = None
+
+    def check(self, _now_s: float) -> tuple[str, str] | None:
+        return self.verdict
+
+
+class Scene:
+    """A pump between fakes, running."""
+
+    def __init__(
+        self, *, replay_word_delay_ms: int = 0, outbox: Outbox | None = None, after: Cursor | None = None
+    ) -> None:
+        self.writer, self.feed, self.deadlines = FakeWriter(), FakeFeed(), FakeDeadlines()
+        self.pump = StreamPump(
+            ChunkStream(HEAD, StreamOptions(), after),
+            cast("RawWriter", self.writer),
+            outbox or Outbox(),
+            replay_word_delay_ms=replay_word_delay_ms,
+        )
+        self.pump.attach(cast("RunFeed", self.feed), cast("Deadlines", self.deadlines))
+        self.started_s = asyncio.get_running_loop().time()
+        self.running: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        self.running = asyncio.create_task(self.pump.run())
+        await self.turns()
+
+    async def turns(self) -> None:
+        """Let everything that can happen now happen."""
+        for _ in range(5):
+            await asyncio.sleep(0)
+
+    async def ended(self) -> list[tuple[str | None, Any]]:
+        """Return the whole stream once it ended cleanly."""
+        assert self.running is not None
+        async with asyncio.timeout(SOON_S):
+            await self.running
+        assert self.writer.ended
+        return decode(self.writer.sent)
+
+
+def said(*words: str, first_seq: int = 1) -> list[Event]:
+    return events(*(("text", word) for word in words), first_seq=first_seq)
+
+
+async def test_role_chunk_leaves_before_any_event() -> None:
+    """The role chunk is written as soon as the client is there."""
+    scene = Scene()
+    await scene.start()
+    assert decode(scene.writer.sent)[0][1]["choices"][0]["delta"] == {"role": "assistant"}
+
+
+async def test_events_that_come_before_the_headers_follow_the_role_chunk() -> None:
+    """A past read faster than the response begins is kept, in order, behind the role chunk."""
+    scene = Scene()
+    scene.pump.on_batch(batch(said("a", "b")))
+    assert scene.writer.sent == b""
+    await scene.start()
+    scene.pump.on_batch(batch(events(completed(), first_seq=3)))
+    messages = await scene.ended()
+    assert "role" in messages[0][1]["choices"][0]["delta"]
+    assert texts(messages) == ["a", "b"]
+
+
+async def test_a_resumed_stream_has_no_role_chunk_though_its_past_comes_first() -> None:
+    """A stream resumed behind a cursor begins with the frame after it, also if its past came before the headers."""
+    scene = Scene(after=Cursor(1, 1))
+    scene.pump.on_batch(batch(said("a", "b")))
+    await scene.start()
+    scene.pump.on_batch(batch(events(completed(), first_seq=3)))
+    messages = await scene.ended()
+    assert texts(messages) == ["b"]
+    assert messages[0][1]["choices"][0]["delta"] == {"content": "b"}
+
+
+async def test_frames_of_one_turn_are_one_write_for_each_stream() -> None:
+    """However many batches a turn of the loop brings, each stream writes its frames in one piece at the turn's end."""
+    outbox = Outbox()
+    scenes = [Scene(outbox=outbox) for _ in range(3)]
+    for scene in scenes:
+        await scene.start()
+    before = [len(scene.writer.writes) for scene in scenes]
+    for seq in (1, 3, 5):
+        for scene in scenes:
+            scene.pump.on_batch(batch(said(str(seq), str(seq + 1), first_seq=seq)))
+    assert [len(scene.writer.writes) for scene in scenes] == before
+    await asyncio.sleep(0)
+    assert [len(scene.writer.writes) for scene in scenes] == [count + 1 for count in before]
+    for scene in scenes:
+        assert texts(decode(scene.writer.writes[-1])) == [str(number) for number in range(1, 7)]
+
+
+async def test_a_stream_that_cannot_be_written_does_not_stop_the_others() -> None:
+    """What writing one stream raises is logged and ends that stream with a reason; the others' frames are written."""
+    outbox = Outbox()
+    first, broken, last = (Scene(outbox=outbox) for _ in range(3))
+    for scene in (first, broken, last):
+        await scene.start()
+    broken.writer.broken = True
+    for scene in (first, broken, last):
+        scene.pump.on_batch(batch(said("a")))
+    await asyncio.sleep(0)
+    assert texts(decode(first.writer.sent)) == texts(decode(last.writer.sent)) == ["a"]
+    broken.writer.broken = False
+    messages = await broken.ended()
+    assert messages[-2][1]["agent_error"]["code"] == STREAM_LOST
+    assert not broken.pump.ended
+    for scene in (first, last):
+        scene.pump.on_batch(batch(events(completed(), first_seq=2)))
+        assert texts(await scene.ended()) == ["a"]
+
+
+async def test_a_turn_with_much_is_written_before_it_piles_up() -> None:
+    """A turn that brings more than the high-water mark is written meanwhile; a blocked client's feed is paused then."""
+    scene = Scene()
+    await scene.start()
+    before = len(scene.writer.writes)
+    scene.writer.block()
+    scene.pump.on_batch(batch(said("x" * HIGH_WATER_BYTES)))
+    assert len(scene.writer.writes) == before + 1
+    assert scene.feed.calls == ["pause"]
+    scene.writer.unblock()
+    await scene.turns()
+    for seq in range(2, 42):
+        scene.pump.on_batch(batch(said("y" * (HIGH_WATER_BYTES // 4), first_seq=seq)))
+    assert len(scene.writer.writes) >= before + 10
+    assert max(map(len, scene.writer.writes)) < 2 * HIGH_WATER_BYTES
+    scene.pump.on_batch(batch(events(completed(), first_seq=42)))
+    assert len(texts(await scene.ended())) == 41
+
+
+async def test_text_in_the_terminal_events_batch_comes_before_its_frames() -> None:
+    """What arrives together with the end is written before it, and nothing after [DONE]."""
+    scene = Scene()
+    await scene.start()
+    scene.pump.on_batch(batch([*said("a"), *events(completed(), first_seq=2)]))
+    assert scene.pump.ended
+    scene.pump.on_batch(batch(said("late", first_seq=3)))
+    scene.pump.tick(scene.started_s + 100)
+    messages = await scene.ended()
+    assert texts(messages) == ["a"]
+    assert messages[-1] == (None, "[DONE]")
+
+
+async def test_a_blocked_client_pauses_its_feed_and_an_unblocked_one_resumes_it() -> None:
+    """At the high-water mark the feed is paused once; when the client has taken enough it goes on from the log."""
+    scene = Scene()
+    await scene.start()
+    scene.writer.block()
+    scene.pump.on_batch(batch(said("a")))
+    await scene.turns()
+    assert scene.feed.calls == ["pause"]
+    scene.pump.tick(scene.started_s + EMPTY_CHUNK_AFTER_S)
+    assert texts(decode(scene.writer.sent)) == ["a"]
+    assert sse.KEEPALIVE not in scene.writer.sent
+    scene.writer.unblock()
+    await scene.turns()
+    assert scene.feed.calls == ["pause", "resume"]
+    scene.pump.on_batch(batch([*said("b", first_seq=2), *events(completed(), first_seq=3)]))
+    assert texts(await scene.ended()) == ["a", "b"]
+
+
+async def test_a_long_past_is_paused_before_the_response_began() -> None:
+    """A past over the high-water mark is not read on until the client takes it."""
+    scene = Scene()
+    scene.pump.on_batch(batch(said("x" * (HIGH_WATER_BYTES // 2))))
+    assert scene.feed.calls == []
+    scene.pump.on_batch(batch(said("y" * HIGH_WATER_BYTES, first_seq=2)))
+    assert scene.feed.calls == ["pause"]
+    await scene.start()
+    assert scene.feed.calls == ["pause", "resume"]
+    scene.pump.on_batch(batch(events(completed(), first_seq=3)))
+    assert [len(text) for text in texts(await scene.ended())] == [HIGH_WATER_BYTES // 2, HIGH_WATER_BYTES]
+
+
+async def test_a_client_that_is_gone_ends_the_pump_without_an_end() -> None:
+    """ClientGone reaches the handler; the body is not ended."""
+    scene = Scene()
+    await scene.start()
+    scene.writer.block()
+    scene.pump.on_batch(batch(said("a")))
+    await scene.turns()
+    scene.writer.gone = True
+    scene.writer.unblock()
+    assert scene.running is not None
+    with pytest.raises(ClientGone):
+        await scene.running
+    assert not scene.writer.ended
+    assert not scene.pump.ended
+
+
+async def test_the_tail_is_written_at_the_clients_pace() -> None:
+    """A long replayed answer is not made further ahead than a block while its client is blocked."""
+    scene = Scene()
+    await scene.start()
+    scene.writer.block()
+    scene.pump.on_batch(batch(events(completed("w " * 20_000))))
+    async with asyncio.timeout(SOON_S):
+        await scene.writer.waited_blocked.wait()
+    assert len(scene.writer.sent) < HIGH_WATER_BYTES
+    scene.writer.unblock()
+    messages = await scene.ended()
+    assert "".join(texts(messages)) == "w " * 20_000
+    assert max(map(len, scene.writer.writes)) < HIGH_WATER_BYTES
+
+
+async def test_replayed_words_are_paced_and_failures_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a word delay each frame of a completed run waits for it; a failed run's frames never do."""
+    pauses: list[float] = []
+    sleep = asyncio.sleep
+
+    async def note(delay_s: float) -> None:
+        pauses.append(delay_s)
+        await sleep(0)
+
+    for fact, expected in (
+        (completed("a b c"), [0.25] * 5),  # three words, the final chunk, [DONE]
+        ((RUN_FAILED, {"code": AGENT_ERROR, "message": "no"}), []),
+    ):
+        scene = Scene(replay_word_delay_ms=250)
+        await scene.start()
+        with monkeypatch.context() as patched:
+            patched.setattr(asyncio, "sleep", note)
+            scene.pump.on_batch(batch(events(fact)))
+            await scene.ended()
+        assert pauses == expected
+        pauses.clear()
+
+
+async def test_silence_is_filled_with_keepalives_and_empty_chunks() -> None:
+    """A comment after 4 s without a byte, an empty chunk after 30 s without a chunk, neither with an id."""
+    scene = Scene()
+    await scene.start()
+    before = len(scene.writer.sent)
+    for second in range(int(EMPTY_CHUNK_AFTER_S) + 1):
+        scene.pump.tick(scene.started_s + second)
+    filler = scene.writer.sent[before:]
+    keepalives = filler.count(sse.KEEPALIVE)
+    assert EMPTY_CHUNK_AFTER_S / KEEPALIVE_AFTER_S - 1 <= keepalives <= EMPTY_CHUNK_AFTER_S / (KEEPALIVE_AFTER_S - 1)
+    assert b"id: " not in filler
+    (empty,) = decode(filler)
+    assert empty[1]["choices"] == [{"index": 0, "delta": {}, "finish_reason": None}]
+
+
+async def test_what_came_since_the_last_look_counts_from_that_look() -> None:
+    """A keepalive comes early rather than late: the silence is counted from the look before the last frame."""
+    scene = Scene()
+    await scene.start()
+    scene.pump.tick(scene.started_s + 1)
+    scene.pump.on_batch(batch(said("a")))
+    scene.pump.tick(scene.started_s + 2)
+    assert scene.deadlines.heard_s == [scene.started_s + 2]
+    scene.pump.tick(scene.started_s + KEEPALIVE_AFTER_S - 1)
+    assert sse.KEEPALIVE not in scene.writer.sent
+    scene.pump.tick(scene.started_s + 1 + KEEPALIVE_AFTER_S)
+    assert scene.writer.sent.count(sse.KEEPALIVE) == 1
+
+
+async def test_events_without_frames_do_not_put_a_keepalive_off() -> None:
+    """A client gets bytes in time though its run emits only what is not sent, which shows that the run is alive."""
+    scene = Scene()
+    await scene.start()
+    for second in range(1, int(KEEPALIVE_AFTER_S) + 1):
+        scene.pump.on_batch(batch(events(("note", {}), first_seq=second)))
+        scene.pump.tick(scene.started_s + second)
+    assert scene.writer.sent.count(sse.KEEPALIVE) == 1
+    assert len(scene.deadlines.heard_s) == KEEPALIVE_AFTER_S
+    assert len(scene.deadlines.begun_s) == 1
+
+
+async def test_nothing_is_written_before_the_headers() -> None:
+    """A tick before the response began writes nothing."""
+    scene = Scene()
+    scene.pump.tick(scene.started_s + 100)
+    assert scene.writer.sent == b""
+
+
+async def test_a_lost_feed_ends_the_stream_with_its_reason() -> None:
+    """A feed that cannot go on ends the stream with a stream_lost frame; the run itself may not have ended."""
+    scene = Scene()
+    await scene.start()
+    scene.pump.on_batch(batch(said("a")))
+    scene.pump.on_failure(LogTrimmed("events 1-2 to 1-9 are no longer in the log"))
+    scene.pump.on_failure(LogTrimmed("again"))
+    messages = await scene.ended()
+    assert messages[-2][1]["agent_error"]["code"] == STREAM_LOST
+    assert "1-2 to 1-9" in messages[-2][1]["agent_error"]["message"]
+    assert messages[-1] == (None, "[DONE]")
+    assert not scene.pump.ended
+
+
+async def test_a_verdict_ends_the_stream() -> None:
+    """When the deadlines give a run up, its client is told with their code, once."""
+    scene = Scene()
+    await scene.start()
+    scene.deadlines.verdict = ("queue_timeout", "no worker")
+    scene.pump.tick(scene.started_s)
+    scene.pump.tick(scene.started_s + 1)
+    messages = await scene.ended()
+    assert [data["agent_error"]["code"] for _, data in messages[1:-1]] == ["queue_timeout"]
+    assert not scene.pump.ended
+
+
+async def test_a_run_is_not_given_up_while_its_client_is_what_is_slow() -> None:
+    """A verdict about a run whose feed is paused says nothing; once the client goes on, the log is read first."""
+    scene = Scene()
+    await scene.start()
+    scene.writer.block()
+    scene.pump.on_batch(batch(said("a")))
+    await scene.turns()
+    scene.deadlines.verdict = (STREAM_LOST, "took too long")
+    scene.pump.tick(scene.started_s + 1000)
+    scene.writer.unblock()
+    await scene.turns()
+    scene.pump.tick(scene.started_s + 1001)
+    scene.pump.on_batch(batch([*said("b", first_seq=2), *events(completed(), first_seq=3)]))
+    messages = await scene.ended()
+    assert texts(messages) == ["a", "b"]
+    assert "agent_error" not in messages[-2][1]
+
+
+async def collected(*batches: Sequence[Event]) -> Collector:
+    """Return a collector that got these batches."""
+    collector = Collector(CHAT.fold(HEAD))
+    for run in batches:
+        collector.on_batch(batch(run))
+    return collector
+
+
+async def test_collector_folds_a_run_to_its_end() -> None:
+    """The joined texts are the content; what follows the terminal event is ignored."""
+    collector = await collected(said("a", "b"), events(completed(), first_seq=3), said("late", first_seq=4))
+    await collector.until_ended()
+    collector.raise_failure()
+    assert collector.ended
+    assert collector.fold.body()["choices"][0]["message"]["content"] == "ab"
+
+
+async def test_collector_tells_failed_from_cancelled() -> None:
+    """A failed run raises RunFailed with its code; a cancelled one is a completion."""
+    failed = await collected(events((RUN_FAILED, {"code": AGENT_ERROR, "message": "no"})))
+    await failed.until_ended()
+    with pytest.raises(RunFailed, match="no"):
+        failed.raise_failure()
+    usage = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
+    cancelled = await collected(said("a"), events((RUN_CANCELLED, {"usage": usage}), first_seq=2))
+    await cancelled.until_ended()
+    cancelled.raise_failure()
+    assert cancelled.fold.body()["status"] == "cancelled"
+
+
+async def test_collector_gives_up_but_does_not_call_the_run_ended() -> None:
+    """A lost feed, a verdict or an answer too large raise RunFailed; the run may go on and is to be cancelled."""
+    lost = await collected(said("a"))
+    lost.on_failure(LogTrimmed("cut"))
+    judged = await collected(said("a"))
+    deadlines = FakeDeadlines()
+    judged.attach(cast("Deadlines", deadlines))
+    judged.tick(0)
+    deadlines.verdict = (STREAM_LOST, "too long")
+    judged.tick(1)
+    large = await collected(*(said("x" * (1 << 20), first_seq=seq) for seq in range(1, 18)))
+    for collector, words in ((lost, "cut"), (judged, "too long"), (large, "request it streamed")):
+        with pytest.raises(RunFailed, match=words) as raised:
+            await collector.until_ended()
+        assert raised.value.error_code == STREAM_LOST
+        assert not collector.ended

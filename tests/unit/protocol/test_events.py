@@ -1,0 +1,216 @@
+"""Events, cursors and the batches they travel in."""
+
+import json
+import re
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agentstream.errors import BusError, InvalidAgentOutput
+from agentstream.protocol.events import (
+    MAX_EVENT_BYTES,
+    NAMED,
+    RESERVED,
+    START,
+    TEXT,
+    Cursor,
+    Event,
+    check_agent_event,
+    decode_batch,
+    encode_batch,
+    encode_event,
+)
+
+cursors = st.builds(
+    Cursor, st.integers(0, 10**9 - 1), st.integers(0, 10**15 - 1), st.integers(0, 10**9 - 1)
+)  # as large as a cursor may be
+unicode_text = st.text(st.characters(exclude_categories=["Cs"]))
+any_text = st.text(st.characters())  # lone surrogates included
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False, allow_infinity=False)
+    | unicode_text,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(unicode_text, inner, max_size=4),
+    max_leaves=10,
+)  # fmt: skip
+event_types = st.from_regex(r"[A-Za-z][A-Za-z0-9_.:-]{0,63}", fullmatch=True).filter(lambda name: name not in RESERVED)
+batch_like = st.fixed_dictionaries({"a": json_values, "s": json_values, "e": json_values | st.lists(json_values)})
+facts = st.tuples(st.just(TEXT), unicode_text) | st.tuples(event_types, st.dictionaries(unicode_text, json_values))
+
+
+@given(cursors)
+def test_a_cursor_survives_its_text(cursor: Cursor) -> None:
+    """A cursor's text parses to the cursor, and holds nothing that could end an SSE line."""
+    assert Cursor.parse(str(cursor)) == cursor
+    assert set(str(cursor)) <= set("0123456789-.")
+
+
+@given(st.text(alphabet="0123456789-. \n+a\u0663"))
+def test_only_a_cursors_text_parses(text: str) -> None:
+    """Any text either is a cursor, leading zeros and part 0 aside, or raises ValueError that shows it."""
+    try:
+        cursor = Cursor.parse(text)
+    except ValueError as exc:
+        assert repr(text[:40]) in str(exc)  # noqa: PT017 -- both outcomes are right, for different texts
+    else:
+        attempt, _, position = text.partition("-")
+        seq, _, part = position.partition(".")
+        assert cursor == (int(attempt), int(seq), int(part or 0))
+
+
+@pytest.mark.parametrize(
+    "text", ["", "1", "1-", "-1", "1-2.", "1-2.3.4", "1-2\n", " 1-2", "1--2", "a-b", "\u0661-\u0662", "1" * 10 + "-1"]
+)
+def test_what_is_no_cursor_is_refused(text: str) -> None:
+    """Text that is almost a cursor raises ValueError with the form it should have."""
+    with pytest.raises(ValueError, match="expected 'attempt-seq'"):
+        Cursor.parse(text)
+
+
+def test_cursors_follow_the_stream() -> None:
+    """Cursors compare in the order their frames are sent: attempt, seq, part; the role chunk's comes first."""
+    in_order = [START, Cursor(1, 1), Cursor(1, 2, 1), Cursor(1, 2, 10), Cursor(1, 10), Cursor(2, 1)]
+    assert sorted({*in_order}) == in_order
+    assert [str(cursor) for cursor in in_order[:3]] == ["0-0", "1-1", "1-2.1"]
+
+
+@given(st.integers(1, 10**6), st.integers(1, 10**12), st.lists(facts, max_size=5))
+def test_a_batch_survives_the_wire(attempt: int, first_seq: int, batch: list[tuple[str, Any]]) -> None:
+    """Events come out of a batch as they went in, each with its attempt and its own seq."""
+    payload = encode_batch(attempt, first_seq, [encode_event(kind, data) for kind, data in batch])
+    expected = [Event(attempt, seq, kind, data) for seq, (kind, data) in enumerate(batch, first_seq)]
+    assert decode_batch(payload).events() == expected
+
+
+def test_a_newer_writers_batch_is_read() -> None:
+    """Keys that this version does not know are ignored, so a rolling upgrade drops nothing."""
+    payload = b'{"v":2,"a":1,"s":4,"sent":1.5,"e":["x",["note",{},"more"]]}'
+    assert decode_batch(payload).events() == [Event(1, 4, TEXT, "x"), Event(1, 5, "note", {})]
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b"",
+        b"hello",
+        b"\xff",
+        b"[]",
+        b"5",
+        b"{}",
+        b'{"a":1,"s":1}',
+        b'{"a":"x","s":1,"e":[]}',
+        b'{"a":1,"s":null,"e":[]}',
+        b'{"a":1,"s":1,"e":5}',
+        b'{"a":1,"s":1,"e":"text"}',
+        b'{"a":1,"s":1,"e":{"note":1}}',
+        b'{"a":1.0,"s":1,"e":[]}',
+        b'{"a":true,"s":1,"e":[]}',
+        b'{"a":1,"s":"1","e":[]}',
+        b'{"a":1,"s":1,"e":null}',
+    ],
+    ids=repr,
+)
+def test_a_foreign_message_is_refused(payload: bytes) -> None:
+    """A message that is no batch of ours raises BusError, which shows how it begins."""
+    with pytest.raises(BusError, match="not an event batch"):
+        decode_batch(payload)
+
+
+@pytest.mark.parametrize("item", [5, None, {"note": 1}, [], ["note"], [5, {}], [None, None]], ids=repr)
+def test_an_item_that_is_no_event_is_refused(item: object) -> None:
+    """A batch with something in it that is no event raises BusError, which shows what and where."""
+    batch = decode_batch(orjson.dumps({"a": 2, "s": 7, "e": ["x", item]}))
+    with pytest.raises(BusError, match=re.escape(f"not an event: {item!r} (2-8)")):
+        batch.events()
+
+
+@given(st.integers(1, 9), st.integers(1, 9), st.lists(facts, min_size=1, max_size=6), st.data())
+def test_a_batch_is_cut_anywhere(attempt: int, first: int, run: list[tuple[str, Any]], data: st.DataObject) -> None:
+    """What of a batch begins at a seq is its events from that seq on, each still with its own; the last stays last."""
+    batch = decode_batch(encode_batch(attempt, first, [encode_event(kind, value) for kind, value in run]))
+    seq = data.draw(st.integers(batch.seq, batch.last_seq))
+    assert batch.since(seq).events() == batch.events()[seq - first :]
+    assert batch.since(seq).last_seq == batch.last_seq == batch.events()[-1].seq
+
+
+@given(st.binary() | st.builds(orjson.dumps, json_values | batch_like))
+def test_no_message_raises_anything_else(payload: bytes) -> None:
+    """Whatever is published on a run's channel is a batch or raises BusError, and nothing else."""
+    try:
+        events = decode_batch(payload).events()
+    except BusError:
+        return
+    assert all(isinstance(event.type, str) for event in events)
+
+
+@pytest.mark.parametrize("event_type", sorted(RESERVED))
+def test_an_agent_may_not_speak_for_the_bridge(event_type: str) -> None:
+    """The bridge's own event types are refused to agents, by name."""
+    with pytest.raises(InvalidAgentOutput, match=f"'{event_type}' belongs to agentstream"):
+        check_agent_event(event_type, {})
+
+
+@pytest.mark.parametrize(
+    "event_type", ["", "1note", "a b", "a\nb", "a\rb", "a\0b", "note\n", "n\u00f6te", "a" * 65, "_x", None, 5, b"note"]
+)
+def test_an_event_type_that_could_break_a_frame_is_refused(event_type: object) -> None:
+    """An event type that is no short ASCII name is refused, with what is allowed."""
+    with pytest.raises(InvalidAgentOutput, match="use a letter, then up to 63 letters"):
+        check_agent_event(event_type, {})
+
+
+@pytest.mark.parametrize("data", [None, [], "text", 5, [("a", 1)]])
+def test_event_data_must_be_a_dict(data: object) -> None:
+    """Data that is no dict is refused, and its type named."""
+    with pytest.raises(InvalidAgentOutput, match=f"needs a dict as data, got {type(data).__name__}"):
+        check_agent_event("note", data)
+
+
+@given(event_types)
+def test_other_events_pass(event_type: str) -> None:
+    """Any other short ASCII name is an agent's to use, the named events included."""
+    for allowed in (event_type, *NAMED):
+        check_agent_event(allowed, {})
+
+
+@pytest.mark.parametrize(
+    "value", [object(), {1, 2}, b"bytes", 1j, 2**70, {5: "key"}], ids=lambda value: type(value).__name__
+)
+def test_data_that_is_no_json_is_refused(value: object) -> None:
+    """Data that JSON cannot hold raises InvalidAgentOutput, which names the event."""
+    with pytest.raises(InvalidAgentOutput, match="event 'note' cannot be written as JSON"):
+        encode_event("note", {"value": value})
+
+
+def test_data_that_contains_itself_is_refused() -> None:
+    """A dict inside itself is no JSON and raises InvalidAgentOutput, not a crash."""
+    data: dict[str, Any] = {}
+    data["self"] = data
+    with pytest.raises(InvalidAgentOutput, match="event 'note'"):
+        encode_event("note", data)
+
+
+@given(any_text)
+def test_lone_surrogates_in_text_are_replaced(text: str) -> None:
+    """Streamed text with half a character in it is sent with a replacement; all else is untouched."""
+    [event] = decode_batch(encode_batch(1, 1, [encode_event(TEXT, text)])).events()
+    assert event.data == text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    event.data.encode()
+
+
+@pytest.mark.parametrize("data", [{"result": "half \ud83d"}, {"deep": [{"\udc00": 1}]}, {"content": "\ud83d\ude00"}])
+def test_lone_surrogates_in_data_are_replaced(data: dict[str, Any]) -> None:
+    """An event's data may hold half a character anywhere: it is sent with a replacement, as streamed text is."""
+    [event] = decode_batch(encode_batch(1, 1, [encode_event("note", data)])).events()
+    escaped = json.dumps(data, ensure_ascii=False).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    assert event.data == json.loads(escaped)
+
+
+def test_an_event_has_a_largest_size() -> None:
+    """An event over 1 MiB is refused with its size and the limit; one at the limit passes."""
+    around = len(encode_event("note", {"x": ""}))
+    assert len(encode_event("note", {"x": "y" * (MAX_EVENT_BYTES - around)})) == MAX_EVENT_BYTES
+    with pytest.raises(InvalidAgentOutput, match=f"is {MAX_EVENT_BYTES + 1} bytes; the limit is {MAX_EVENT_BYTES}"):
+        encode_event("note", {"x": "y" * (MAX_EVENT_BYTES - around + 1)})

@@ -1,0 +1,162 @@
+"""Getting into the broker: what a REDIS_URL may say, and what is said when it does not lead in."""
+
+import asyncio
+import shutil
+import ssl
+import subprocess
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from redis.asyncio import Redis
+
+from agentstream.errors import BrokerUnavailable, StartupError
+from agentstream.processes.broker import find_server
+from agentstream.processes.process import free_port
+from agentstream.protocol.keys import Keys
+from agentstream.store.connection.endpoint import Endpoint
+from tests.helpers import TIME_SCALE
+from tests.peer import linked, linking, listening, reconnected, soon
+
+
+def with_login(url: str, login: str, database: int = 0) -> str:
+    """Return the URL of the same server for somebody else."""
+    return f"redis://{login}@{url.rpartition('@')[2].partition('/')[0]}/{database}"
+
+
+@pytest.mark.parametrize("protocol", [2, 3])
+async def test_a_wrong_password_is_said_not_shown(
+    broker_url: str, protocol: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With a wrong password wait_ready raises the server's refusal and the address, and no log shows the password."""
+    url = with_login(broker_url, ":not-the-password")
+    async with linking(f"{url}?protocol={protocol}") as link:
+        with pytest.raises(BrokerUnavailable, match=r"127\.0\.0\.1:\d+ cannot be reached.*WRONGPASS") as refusal:
+            await link.wait_ready(0.5 * TIME_SCALE)
+    assert "not-the-password" not in str(refusal.value) + caplog.text
+
+
+async def test_a_missing_password_is_said(broker_url: str) -> None:
+    """Without the password a server wants, wait_ready raises its refusal."""
+    async with linking(with_login(broker_url, "")) as link:
+        with pytest.raises(BrokerUnavailable, match="NOAUTH"):
+            await link.wait_ready(0.5 * TIME_SCALE)
+
+
+async def test_nobody_there_is_said() -> None:
+    """With nothing listening, wait_ready raises the address, the time it waited, and why."""
+    port = free_port()
+    async with linking(f"redis://127.0.0.1:{port}") as link:
+        with pytest.raises(BrokerUnavailable, match=rf"127\.0\.0\.1:{port} .* within 0\.3 s: .*(?:refused|failed)"):
+            await link.wait_ready(0.3)
+
+
+@pytest.mark.parametrize("protocol", [2, 3])
+async def test_user_password_and_database_are_those_of_the_url(broker_url: str, keys: Keys, protocol: int) -> None:
+    """A URL's user, percent-encoded password and database number are what the server sees, with our name."""
+    user = keys.prefix
+    async with Redis.from_url(broker_url) as admin, soon():
+        await admin.acl_setuser(user, enabled=True, passwords=["+p@ss:/word"], categories=["+@all"], keys=["*"])
+        url = with_login(broker_url, f"{user}:p%40ss%3A%2Fword", database=3)
+        async with linked(f"{url}?protocol={protocol}") as link:
+            assert await link.call("ACL", "WHOAMI") == user.encode()
+            info = (await link.call("CLIENT", "INFO")).split()
+            assert {b"db=3", b"name=test-link", b"resp=%d" % protocol} <= set(info)
+        await admin.acl_deluser(user)
+
+
+async def test_the_database_is_chosen_again_after_a_cut(broker_url: str, keys: Keys) -> None:
+    """What is written after a reconnect is in the same database as what was written before."""
+    name = keys.jobs("n")
+    async with linked(f"{broker_url.rpartition('/')[0]}/4") as link, linked(broker_url) as admin, soon():
+        await link.call("INCR", name)
+        told = reconnected(link)
+        await admin.call("CLIENT", "KILL", "ID", await link.call("CLIENT", "ID"))
+        await told.wait()
+        assert await link.call("INCR", name) == 2
+        assert await admin.call("EXISTS", name) == 0
+
+
+async def test_a_unix_socket_is_an_address(tmp_path: Path) -> None:
+    """A unix:// URL reaches a real server by its socket, with password and database."""
+    path = tmp_path / "broker.sock"
+    settings = ["--port", "0", "--unixsocket", str(path), "--requirepass", "secret", "--save", ""]
+    server = await asyncio.create_subprocess_exec(
+        str(find_server().executable), *settings, cwd=tmp_path, stdout=asyncio.subprocess.DEVNULL
+    )
+    try:
+        async with linked(f"unix://:secret@{path}?db=2") as link, soon():
+            info = await link.call("CLIENT", "INFO")
+            assert str(path).encode() in info
+            assert b" db=2 " in info
+    finally:
+        server.terminate()
+        await server.wait()
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1", "127.0.0.1:6379", "redis://127.0.0.1:port", ""])
+def test_another_kind_of_url_is_refused(url: str) -> None:
+    """What is no Redis URL is refused by name, with the form that is expected."""
+    with pytest.raises(StartupError, match=r"REDIS_URL .*expected redis://"):
+        Endpoint(url)
+
+
+# TLS
+
+
+def test_tls_checks_certificate_and_name_unless_told_not_to() -> None:
+    """A rediss:// URL verifies the server wholly; each check is switched off by its own word only."""
+    checks = {}
+    for query in ("", "?ssl_check_hostname=false", "?ssl_cert_reqs=none"):
+        context = Endpoint(f"rediss://broker.example{query}")._tls()
+        checks[query] = (context.verify_mode, context.check_hostname)
+    assert checks == {
+        "": (ssl.CERT_REQUIRED, True),
+        "?ssl_check_hostname=false": (ssl.CERT_REQUIRED, False),
+        "?ssl_cert_reqs=none": (ssl.CERT_NONE, False),
+    }
+
+
+async def test_tls_is_never_given_up_for_plain_text() -> None:
+    """A rediss:// URL sends no password to a server that speaks no TLS, and says what is wrong."""
+    async with listening() as peer, linking(f"rediss://:secret@127.0.0.1:{peer.port}") as link:
+        with pytest.raises(BrokerUnavailable, match=r"(?i)ssl"):
+            await link.wait_ready(0.5 * TIME_SCALE)
+        assert peer.received == []
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A certificate for localhost that no authority knows, and its key."""
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("a certificate is made with openssl, which is not on PATH")
+    folder = tmp_path_factory.mktemp("tls")
+    made, key = folder / "certificate.pem", folder / "key.pem"
+    curve = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
+    name = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
+    files = ["-keyout", str(key), "-out", str(made)]
+    subprocess.run([openssl, "req", "-x509", *curve, *name, *files], check=True, capture_output=True)
+    return made, key
+
+
+@pytest.fixture
+async def tls_port(certificate: tuple[Path, Path]) -> AsyncIterator[int]:
+    """The port of a peer that speaks TLS only."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(*certificate)
+    async with listening(context) as peer:
+        yield peer.port
+
+
+async def test_tls_to_a_known_server(tls_port: int, certificate: tuple[Path, Path]) -> None:
+    """A server whose certificate the URL's authority file vouches for is reached."""
+    async with linked(f"rediss://localhost:{tls_port}?ssl_ca_certs={certificate[0]}") as link, soon():
+        assert await link.call("SET", "key", "value") == b"OK"
+
+
+async def test_tls_to_a_stranger_is_refused(tls_port: int) -> None:
+    """A server nobody vouches for is not talked to, and the reason is the certificate."""
+    async with linking(f"rediss://localhost:{tls_port}") as link:
+        with pytest.raises(BrokerUnavailable, match=r"(?i)certificate"):
+            await link.wait_ready(0.5 * TIME_SCALE)

@@ -1,0 +1,252 @@
+"""Log lines: their form, what they are about, and what they may not hold."""
+
+import asyncio
+import contextvars
+import json
+import logging
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from agentstream.errors import BrokerUnavailable, RunFailed
+from agentstream.frontend.request_log import Throttle
+from agentstream.protocol.jobs import Job, new_run_id
+from agentstream.telemetry.log_context import Scope, about, bind, current
+from agentstream.telemetry.log_format import (
+    MAX_EXCEPTIONS,
+    MAX_MESSAGE_CHARS,
+    JsonFormatter,
+    LineFormatter,
+    TextFormatter,
+)
+from tests.helpers import SOON_S
+
+FORMATS = [TextFormatter, JsonFormatter]
+each_format = pytest.mark.parametrize("form", FORMATS)
+
+
+def record(message: object, *args: object, exc: BaseException | None = None, **extra: Any) -> logging.LogRecord:
+    exc_info = (type(exc), exc, exc.__traceback__) if exc else None
+    made = logging.getLogger("agentstream.x").makeRecord(
+        "agentstream.x", 20, "x.py", 1, message, args, exc_info, extra=extra
+    )
+    made.created, made.process = 1_700_000_000.0625, 42
+    return made
+
+
+def as_json(made: logging.LogRecord, **options: Any) -> dict[str, Any]:
+    told: dict[str, Any] = json.loads(JsonFormatter("worker", **options).format(made))
+    return told
+
+
+def raised(exc: ValueError) -> ValueError:
+    try:
+        raise exc
+    except ValueError as caught:
+        return caught
+
+
+def test_text_lines_say_what_they_are_about() -> None:
+    """A text line has the time in UTC, level, process, logger, message, and then fields by name."""
+    scope = Scope(run_id="chatcmpl-1", request_id="req_1", attempt=2)
+    line = TextFormatter("worker").format(record("it %s", "ended", outcome="a b", took_s=0.5, scope=scope))
+    assert line == (
+        "2023-11-14T22:13:20.062Z INFO    worker[42] agentstream.x: it ended "
+        'run_id=chatcmpl-1 request_id=req_1 attempt=2 outcome="a b" took_s=0.5'
+    )
+
+
+def test_json_lines_have_fixed_names() -> None:
+    """A JSON line is one object: fixed names, what the line is about, the ids of its trace, the caller's own fields."""
+    made = record("it %s", "ended", outcome="fine", count=3, scope=Scope(run_id="chatcmpl-1", queue="q"))
+    assert as_json(made, trace_ids=lambda: ("ab", "cd")) == {
+        "time": "2023-11-14T22:13:20.062Z",
+        "level": "info",
+        "logger": "agentstream.x",
+        "message": "it ended",
+        "process": "worker",
+        "pid": 42,
+        "run_id": "chatcmpl-1",
+        "queue": "q",
+        "trace_id": "ab",
+        "span_id": "cd",
+        "outcome": "fine",
+        "count": 3,
+    }
+
+
+async def test_scopes_reach_what_a_task_starts_and_nobody_else() -> None:
+    """What is bound in a task is on the lines of its own tasks and threads, and on no other task's."""
+
+    async def run(name: str) -> list[str | None]:
+        bind(run_id=name)
+        await asyncio.sleep(0)
+        inner = await asyncio.create_task(asyncio.to_thread(current))
+        return [current().run_id, inner.run_id]
+
+    assert list(await asyncio.gather(run("a"), run("b"))) == [["a", "a"], ["b", "b"]]
+    assert current() == Scope()
+
+
+def test_a_line_can_be_about_another_scope_as_a_whole() -> None:
+    """A line that names its scope takes nothing from that of its caller: a shared task's id would be a lie."""
+
+    def told() -> dict[str, Any]:
+        bind(run_id="caller", request_id="callers")
+        return as_json(record("x", scope=about(Scope(run_id="other"))["scope"]))
+
+    line = contextvars.copy_context().run(told)
+    assert (line["run_id"], line.get("request_id")) == ("other", None)
+
+
+@each_format
+def test_exceptions_are_told_without_their_words(form: type[LineFormatter]) -> None:
+    """In a traceback with its causes and groups, or as an argument, an exception shows its class and place only."""
+    error = raised(ValueError("hidden-error"))
+    error.add_note("hidden-note")
+    group = ExceptionGroup("hidden-group", [error, RunFailed("hidden-run", code="x")])
+    group.__cause__ = KeyError("hidden-cause")
+    line = form("worker").format(record("%s, %r", error, error, exc=group))
+    assert "hidden" not in line
+    for told in ("ValueError, ValueError", "KeyError", "ExceptionGroup", "RunFailed", "one of 2", "test_logs.py"):
+        assert told in line
+    shown = form("worker", content=True).format(record("%s", error, exc=group))
+    for told in ("ValueError: hidden-error", "hidden-cause", "hidden-group", "hidden-run"):
+        assert told in shown
+
+
+def test_what_is_told_of_ourselves_and_the_system_stays() -> None:
+    """Errors that hold nothing of users keep their words: an operator needs them."""
+    away = BrokerUnavailable("Redis cannot be reached")
+    line = as_json(record("%s; %s", away, OSError(24, "Too many open files", "hidden")))
+    assert line["message"] == "BrokerUnavailable: Redis cannot be reached; OSError: Too many open files"
+    assert as_json(record(away))["message"] == "BrokerUnavailable: Redis cannot be reached"
+
+
+@pytest.mark.parametrize("content", [False, True])
+async def test_lost_tasks_are_told_without_their_words(*, content: bool) -> None:
+    """What asyncio says of a failed task that nobody awaited is cut before it repeats the exception."""
+    made = record("Task exception was never retrieved\nfuture: <Task exception=ValueError('hidden')>", exc=ValueError())
+    made.name = "asyncio"
+    assert ("hidden" in as_json(made, content=content)["message"]) == content
+
+
+@each_format
+def test_secrets_are_masked_wherever_they_turn_up(form: type[LineFormatter]) -> None:
+    """A known secret is masked in messages, fields and tracebacks, content or not; a very short one is left alone."""
+    error = raised(ValueError("sk-secret"))
+    made = record("sk-secret of a", exc=error, field="x sk-secret-longer")
+    line = form("worker", content=True, secrets=["sk-secret", "sk-secret-longer", "a"]).format(made)
+    assert "secret" not in line.replace("test_secrets", "")
+    assert "*** of a" in line
+
+
+@each_format
+def test_no_line_can_be_forged(form: type[LineFormatter]) -> None:
+    """Line ends and controls in messages, fields and exceptions begin no line and command no terminal."""
+    evil = "x\n2023 CRITICAL forged\r\x1b[31m\x9b2J\u2028\x00\x7f"
+    error = raised(ValueError(evil))
+    line = form("worker", content=True).format(record("%s", evil, exc=error, field=evil))
+    assert not set("\r\x1b\x9b\u2028\x00\x7f") & set(line)
+    first, *below = line.split("\n")
+    assert first.startswith(("2023-11-14", "{"))
+    assert all(more.startswith("    ") for more in below)
+    assert not (below and form is JsonFormatter)
+
+
+@each_format
+def test_lines_are_bounded(form: type[LineFormatter]) -> None:
+    """However long a message, a field or a chain of exceptions is, the line is not."""
+    error: BaseException = ValueError("x" * 100_000)
+    for _ in range(MAX_EXCEPTIONS * 50):
+        wrapped = ValueError("y" * 1000)
+        wrapped.__cause__ = error
+        error = wrapped
+    line = form("worker", content=True).format(record("m" * 10 * MAX_MESSAGE_CHARS, exc=error, field="f" * 100_000))
+    assert len(line) < 50_000
+
+
+@pytest.mark.parametrize("value", ["\ud800", 1 << 70, object(), {"a": {1, 2}}, None, float("nan"), b"\xff"])
+def test_any_field_can_be_told(value: object) -> None:
+    """A field of any kind, even one that JSON has no form for, costs no line."""
+    assert as_json(record("it is told", field=value))["message"] == "it is told"
+
+
+@each_format
+def test_lines_that_do_not_fit_their_arguments_tell_where_they_are(form: type[LineFormatter]) -> None:
+    """A line with a wrong argument says where it was written and nothing of its arguments."""
+    line = form("worker").format(record("%d of %s", "hidden", "hidden"))
+    assert "a line of x.py:1 cannot be told: TypeError" in line
+    assert "hidden" not in line
+
+
+def test_taken_names_stay_ours() -> None:
+    """A caller's field cannot stand in for the time, the level or the run."""
+    made = record("x", level="forged", run_id="forged", time="forged")
+    assert "forged" not in json.dumps(as_json(made))
+
+
+def test_chains_that_bite_their_tail_end() -> None:
+    """Exceptions that are each other's cause are told once each."""
+    first, second = ValueError(), KeyError()
+    first.__cause__, second.__cause__ = second, first
+    assert as_json(record("x", exc=first))["exception"].count("Error") == 2
+
+
+def test_throttle_lets_a_burst_pass_and_counts_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kind may log a burst, then so many lines a second, each of which tells how many were left out before it."""
+    clock = [100.0]
+    monkeypatch.setattr("agentstream.frontend.request_log.time.monotonic", lambda: clock[0])
+    throttle = Throttle(per_s=2, burst=3)
+    assert [throttle.pass_on(404) for _ in range(5)] == [0, 0, 0, None, None]
+    assert throttle.pass_on(500) == 0
+    clock[0] += 0.5
+    assert [throttle.pass_on(404) for _ in range(2)] == [2, None]
+    clock[0] += 1000
+    assert [throttle.pass_on(404) for _ in range(4)] == [1, 0, 0, None]
+
+
+@pytest.mark.parametrize(
+    ("sent", "kept"),
+    [
+        ("req_1", "req_1"),
+        ("a.b:c-D", "a.b:c-D"),
+        ("", ""),
+        ("x" * 65, ""),
+        ("a\nb", ""),
+        ("a\n", ""),
+        (7, ""),
+        (None, ""),
+    ],
+)
+def test_jobs_keep_request_ids_that_look_like_one(sent: object, kept: str) -> None:
+    """A job's request id is optional; what could not be one is left out, and never costs the job."""
+    run_id = new_run_id()
+    fields = {"run_id": run_id, "request": {}, "created": 1, "start_by": 2.0}
+    assert Job.decode(json.dumps({**fields, "request_id": sent}).encode()).request_id == kept
+    assert Job.decode(json.dumps(fields).encode()).request_id == ""
+
+
+UNCAUGHT = """
+import threading
+from agentstream.config import Settings
+from agentstream.processes.process import configure_logging
+def fail():
+    raise ValueError("hidden")
+configure_logging(Settings(log_format="json"), "worker")
+thread = threading.Thread(target=fail)
+thread.start()
+thread.join()
+fail()
+"""
+
+
+def test_uncaught_errors_are_logged_like_others() -> None:
+    """What ends a thread or the process uncaught is a line of the log, without its words."""
+    ended = subprocess.run([sys.executable, "-c", UNCAUGHT], capture_output=True, check=False, timeout=SOON_S)
+    assert ended.returncode == 1
+    lines = [json.loads(line) for line in ended.stderr.splitlines()]
+    assert [line["level"] for line in lines] == ["error", "critical"]
+    assert all(line["exception"].endswith("ValueError") for line in lines)

@@ -1,0 +1,58 @@
+"""Which agents a worker process loads, and which of them answers for a model."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from agentstream.agents.orchestrator import Orchestrator
+from agentstream.config import load_settings
+from agentstream.errors import StartupError
+from agentstream.worker.serve import build_agents
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of a module with two agents, in the working directory."""
+    name = f"agents_of_{tmp_path.name.replace('-', '_')}"
+    (tmp_path / f"{name}.py").write_text("def one(run): ...\nasync def two(run): ...\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    return name
+
+
+def test_each_model_of_a_queue_has_its_agent(module: str) -> None:
+    """A queue's jobs are answered by the agent of their model, and a model that is not its own by none."""
+    settings = load_settings(agents=f"a={module}:one@x, b={module}:two@x, c={module}:two@y")
+    agents, engine = build_agents(settings)
+    loaded = sys.modules[module]
+    assert set(agents) == {"x", "y"}
+    assert [agents["x"]("a"), agents["x"]("b"), agents["y"]("c")] == [loaded.one, loaded.two, loaded.two]
+    with pytest.raises(ValueError, match="no agent for the model 'c' here"):
+        agents["x"]("c")
+    assert engine is None
+
+
+def test_only_agents_of_served_queues_are_loaded(module: str) -> None:
+    """A worker needs the modules of its own queues alone; one that serves all says what it cannot import."""
+    spec = f"a={module}:one@x, b=no_such_module:f@y, c=builtin@y"
+    agents, engine = build_agents(load_settings(agents=spec, queues="x"))
+    assert set(agents) == {"x"}
+    assert engine is None
+    with pytest.raises(StartupError, match="no_such_module:f"):
+        build_agents(load_settings(agents=spec))
+
+
+def test_the_built_in_agent_can_be_named(module: str) -> None:
+    """The built-in orchestrator answers for every model it is named for, once built; others keep their agents."""
+    agents, engine = build_agents(load_settings(agents=f"a=builtin@x, b=builtin, c={module}:one"))
+    assert isinstance(agents["x"]("a"), Orchestrator)
+    assert agents["default"]("b") is agents["x"]("a")
+    assert agents["default"]("c") is sys.modules[module].one
+    assert engine is not None
+
+
+def test_one_agent_answers_for_every_model(module: str) -> None:
+    """Without a map the one agent answers for any model, on each queue."""
+    agents, _ = build_agents(load_settings(agent=f"{module}:one", queues="x,y"))
+    assert [agents["x"]("a"), agents["y"]("anything")] == [sys.modules[module].one] * 2
