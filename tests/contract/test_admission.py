@@ -6,7 +6,7 @@ from typing import cast
 
 from agentstream.config import load_settings
 from agentstream.frontend.context import Context
-from agentstream.frontend.runs.sessions import Admission
+from agentstream.frontend.runs.new_run import Admission
 from agentstream.protocol.keys import Keys
 from agentstream.store.bus.feed import RunFeed
 from agentstream.store.connection.endpoint import Endpoint

@@ -10,7 +10,7 @@ import pytest
 import redis.asyncio
 from aiohttp import web
 
-from agentstream.frontend.runs.pump import MAX_COMPLETION_CHARACTERS
+from agentstream.frontend.runs.collector import MAX_COMPLETION_CHARACTERS
 from agentstream.protocol.keys import Keys
 from agentstream.stream import sse
 from tests.faults.clients import PATH, Client, http_client, resident_bytes, start_frontend

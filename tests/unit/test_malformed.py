@@ -8,7 +8,8 @@ import orjson
 import pytest
 
 from agentstream.errors import STREAM_LOST, BusError, RunFailed
-from agentstream.frontend.runs.pump import Collector, Outbox, StreamPump
+from agentstream.frontend.runs.collector import Collector
+from agentstream.frontend.runs.pump import Outbox, StreamPump
 from agentstream.frontend.runs.raw_writer import RawWriter
 from agentstream.protocol.events import Batch
 from agentstream.store.bus.feed import Consumer, RunFeed

@@ -3,8 +3,9 @@
 from collections.abc import Iterable
 from typing import Final
 
+from agentstream.frontend.runs.collector import Collector
 from agentstream.frontend.runs.dispatch import QueueState
-from agentstream.frontend.runs.pump import Collector, StreamPump
+from agentstream.frontend.runs.pump import StreamPump
 from agentstream.frontend.runs.run_clock import RunClock
 from agentstream.frontend.runs.watcher import OpenRun
 from agentstream.store.bus.counts import FeedCounts

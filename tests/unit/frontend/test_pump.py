@@ -7,7 +7,8 @@ from typing import Any, cast
 import pytest
 
 from agentstream.errors import AGENT_ERROR, STREAM_LOST, LogTrimmed, RunFailed
-from agentstream.frontend.runs.pump import EMPTY_CHUNK_AFTER_S, KEEPALIVE_AFTER_S, Collector, Outbox, StreamPump
+from agentstream.frontend.runs.collector import Collector
+from agentstream.frontend.runs.pump import EMPTY_CHUNK_AFTER_S, KEEPALIVE_AFTER_S, Outbox, StreamPump
 from agentstream.frontend.runs.raw_writer import HIGH_WATER_BYTES, ClientGone, RawWriter
 from agentstream.frontend.runs.watcher import Deadlines
 from agentstream.protocol.events import RUN_CANCELLED, RUN_FAILED, Cursor, Event

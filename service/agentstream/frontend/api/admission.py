@@ -10,20 +10,13 @@ from aiohttp import web
 from agentstream.errors import NotFound
 from agentstream.frontend.api.parsing import idempotency_key
 from agentstream.frontend.context import CONTEXT, Context
-from agentstream.frontend.runs.sessions import (
-    Admission,
-    Past,
-    Source,
-    answering,
-    attach,
-    complete_run,
-    fold_run,
-    new_job,
-    refuse_if_draining,
-    require_broker,
-    start_run,
-    stream_run,
-)
+from agentstream.frontend.runs.attaching import Past, attach
+from agentstream.frontend.runs.collecting import complete_run, start_run
+from agentstream.frontend.runs.guards import answering, refuse_if_draining, require_broker
+from agentstream.frontend.runs.new_run import Admission, new_job
+from agentstream.frontend.runs.reading import fold_run
+from agentstream.frontend.runs.source import Source
+from agentstream.frontend.runs.streaming import stream_run
 from agentstream.frontend.spans import tell_run
 from agentstream.protocol.jobs import RUN_ID, Job
 from agentstream.protocol.openai import ChatCompletionRequest

@@ -365,3 +365,6 @@ async def show_openapi(_request: web.Request) -> web.Response:
 
 
 _DOCUMENT: Final = document()
+
+
+ROUTES: Final = [web.get("/openapi.json", show_openapi)]

@@ -12,16 +12,12 @@ from agentstream.frontend.api.admission import Order, answer_with, own_run, plac
 from agentstream.frontend.api.negotiation import stream_options
 from agentstream.frontend.api.parsing import explained, read_request
 from agentstream.frontend.context import CONTEXT, Context
-from agentstream.frontend.runs.sessions import (
-    Past,
-    answering,
-    cancel_run,
-    fold_run,
-    head_of,
-    read_run,
-    refuse_if_draining,
-    stream_run,
-)
+from agentstream.frontend.runs.attaching import Past
+from agentstream.frontend.runs.cancelling import cancel_run
+from agentstream.frontend.runs.guards import answering, refuse_if_draining
+from agentstream.frontend.runs.reading import fold_run, read_run
+from agentstream.frontend.runs.source import head_of
+from agentstream.frontend.runs.streaming import stream_run
 from agentstream.protocol.openai import ChatCompletionRequest
 from agentstream.protocol.responses import SEQUENCE_NUMBER, ResponseRequest, chat_messages, run_of
 from agentstream.store.runs import RunInfo
@@ -168,3 +164,10 @@ def _after(request: web.Request) -> int | None:
         message = f"not a sequence number: {text[:40]!r}"
         raise InvalidRequest(message, param="starting_after")
     return int(text)
+
+
+ROUTES: Final = [
+    web.post("/v1/responses", create_response),
+    web.get("/v1/responses/{response_id}", retrieve_response),
+    web.post("/v1/responses/{response_id}/cancel", cancel_response),
+]

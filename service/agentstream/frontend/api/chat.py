@@ -1,0 +1,71 @@
+"""The routes of the chat completions API."""
+
+from collections.abc import Awaitable
+from typing import Final
+
+from aiohttp import web
+
+from agentstream.errors import InvalidRequest
+from agentstream.frontend.api.admission import Order, answer_with, own_run, place_order
+from agentstream.frontend.api.negotiation import stream_options
+from agentstream.frontend.api.parsing import read_request
+from agentstream.frontend.context import CONTEXT, Context
+from agentstream.frontend.runs.attaching import Past
+from agentstream.frontend.runs.cancelling import cancel_run
+from agentstream.frontend.runs.guards import refuse_if_draining
+from agentstream.frontend.runs.reading import fold_run
+from agentstream.frontend.runs.streaming import stream_run
+from agentstream.protocol.events import Cursor
+from agentstream.protocol.openai import ChatCompletionRequest
+from agentstream.stream.views import CHAT
+
+
+def create_chat_completion(request: web.Request) -> Awaitable[web.StreamResponse]:
+    """POST /v1/chat/completions: enqueue a run; stream it, or wait for it.
+
+    No coroutine of its own, which every open stream would hold.
+    """
+    return answer_with(request, _take_chat)
+
+
+async def _take_chat(request: web.Request, context: Context, owner: str) -> Order:
+    chat = await read_request(request, context.settings, ChatCompletionRequest)
+    options = stream_options(request, include_usage=chat.include_usage)
+    return await place_order(request, chat, owner, options, CHAT)
+
+
+async def retrieve_chat_completion(request: web.Request) -> web.StreamResponse:
+    """GET /v1/chat/completions/{id}: the run as far as it is; with ?stream=true its stream, from a cursor on."""
+    context = request.app[CONTEXT]
+    info = await own_run(context, request, request.match_info["run_id"])
+    if request.query.get("stream", "false").lower() not in {"true", "1"}:
+        return await fold_run(context, info, CHAT)
+    refuse_if_draining(context)
+    options = stream_options(request, include_usage=info.include_usage)
+    past = Past(context, info, _cursor(request))
+    return await stream_run(request, context, past, CHAT, options, cancel_when_gone=False)
+
+
+async def cancel_chat_completion(request: web.Request) -> web.StreamResponse:
+    """POST /v1/chat/completions/{id}/cancel: end the run, and answer when it has really ended."""
+    context = request.app[CONTEXT]
+    info = await own_run(context, request, request.match_info["run_id"])
+    return await cancel_run(context, info, CHAT)
+
+
+def _cursor(request: web.Request) -> Cursor | None:
+    """Return the position after which to resume: query ``starting_after``, or header Last-Event-ID."""
+    text = request.query.get("starting_after") or request.headers.get("Last-Event-ID")
+    if not text:
+        return None
+    try:
+        return Cursor.parse(text)
+    except ValueError as exc:
+        raise InvalidRequest(str(exc), param="starting_after") from exc
+
+
+ROUTES: Final = [
+    web.post("/v1/chat/completions", create_chat_completion),
+    web.get("/v1/chat/completions/{run_id}", retrieve_chat_completion),
+    web.post("/v1/chat/completions/{run_id}/cancel", cancel_chat_completion),
+]

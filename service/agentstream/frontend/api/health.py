@@ -1,0 +1,63 @@
+"""The routes for health checks and Prometheus."""
+
+import asyncio
+from typing import Any, Final
+
+from aiohttp import web
+
+from agentstream.frontend.context import CONTEXT
+from agentstream.frontend.runs.dispatch import QueueState
+from agentstream.telemetry.metrics import CONTENT_TYPE
+
+HEALTH_TIMEOUT_S: Final = 2.0
+
+
+async def live(_request: web.Request) -> web.Response:
+    """GET /health/live: the process answers."""
+    return web.json_response({"status": "ok"})
+
+
+async def ready(request: web.Request) -> web.Response:
+    """GET /health/ready: 200 if requests can be taken; says if they would wait for a worker."""
+    context = request.app[CONTEXT]
+    if context.draining:
+        return web.json_response({"status": "draining"}, status=503)
+    try:
+        async with asyncio.timeout(HEALTH_TIMEOUT_S):
+            await context.link.call("PING")
+            queues = await context.submitter.states()
+    except TimeoutError:
+        return web.json_response({"status": "unavailable", "redis": "does not answer"}, status=503)
+    body: dict[str, Any] = {
+        "status": "ok",
+        "redis": "ok",
+        "workers": min(state.workers for state in queues.values()),
+        "queues": {queue: {"workers": state.workers, "queued": state.queued} for queue, state in queues.items()},
+    }
+    if idle := [queue for queue, state in queues.items() if state.workers == 0]:
+        detail = f"no worker is alive for {', '.join(idle)}; requests wait in the queue"
+        body |= {"status": "degraded", "detail": detail}
+    return web.json_response(body)
+
+
+async def show_metrics(request: web.Request) -> web.Response:
+    """GET /metrics: Prometheus text format."""
+    context = request.app[CONTEXT]
+    metrics = context.metrics
+    try:
+        async with asyncio.timeout(HEALTH_TIMEOUT_S):
+            states = await context.submitter.states()
+    except TimeoutError:
+        unknown = QueueState(workers=-1, queued=-1, waiting=-1, oldest_s=-1)
+        states = dict.fromkeys(context.submitter.queues, unknown)
+    for queue, state in states.items():
+        metrics.queue_is(queue, state)
+    context.observe()
+    return web.Response(body=metrics.render(), headers={"Content-Type": CONTENT_TYPE})
+
+
+ROUTES: Final = [
+    web.get("/health/live", live),
+    web.get("/health/ready", ready),
+    web.get("/metrics", show_metrics),
+]

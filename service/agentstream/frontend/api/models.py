@@ -1,0 +1,43 @@
+"""The routes that list models."""
+
+from typing import Any, Final
+
+from aiohttp import web
+
+from agentstream.errors import NotFound
+from agentstream.frontend.context import CONTEXT
+from agentstream.frontend.runs.guards import answering, require_broker
+
+
+async def list_models(request: web.Request) -> web.Response:
+    """GET /v1/models: those that have a live worker."""
+    names = await _available_models(request)
+    return web.json_response({"object": "list", "data": [_model(name) for name in names]})
+
+
+async def retrieve_model(request: web.Request) -> web.Response:
+    """GET /v1/models/{id}: one of them."""
+    name = request.match_info["model"]
+    if name not in await _available_models(request):
+        queue = request.app[CONTEXT].submitter.queue_of(name)
+        message = f"the model {name[:80]!r} cannot be had now: its queue {queue!r} has no live worker"
+        raise NotFound(message, code="model_not_found", param="model")
+    return web.json_response(_model(name))
+
+
+async def _available_models(request: web.Request) -> list[str]:
+    context = request.app[CONTEXT]
+    context.authenticator.owner(request)
+    require_broker(context)
+    async with answering():
+        return await context.submitter.available()
+
+
+def _model(name: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": 0, "owned_by": "agentstream"}
+
+
+ROUTES: Final = [
+    web.get("/v1/models", list_models),
+    web.get("/v1/models/{model}", retrieve_model),
+]

@@ -1,0 +1,151 @@
+"""A new run: its job, its limits, and its way into the queue."""
+
+import logging
+import time
+from collections.abc import Awaitable
+from typing import Any
+
+from agentstream.frontend.context import Context
+from agentstream.frontend.runs.guards import answering, require_broker
+from agentstream.frontend.runs.source import deadlines_of
+from agentstream.frontend.runs.watcher import Deadlines
+from agentstream.frontend.spans import sending, tell_run
+from agentstream.protocol.jobs import Job, new_run_id, open_ttl_s
+from agentstream.protocol.openai import ChatCompletionRequest
+from agentstream.store.bus.feed import RunFeed
+from agentstream.stream.chat import StreamHead
+from agentstream.telemetry import tracing
+from agentstream.telemetry.log_context import about, current, scope_of
+
+log = logging.getLogger(__name__)
+
+
+class Admission:
+    """A new run: subscribe, then enqueue, so nothing can be missed."""
+
+    __slots__ = ("_context", "_job", "begun", "head")
+    after = None
+
+    def __init__(self, context: Context, job: Job) -> None:
+        """Prepare; nothing is enqueued yet."""
+        self._context = context
+        self._job = job
+        self.begun = False
+        self.head = StreamHead(run_id=job.run_id, created=job.created, model=job.request["model"])
+
+    def open(self, feed: RunFeed) -> Awaitable[None]:
+        """Send the job at once if nothing must be known first: a worker is at it while the answer is prepared.
+
+        Raises BrokerUnavailable, LimitReached or QueueFull.
+        """
+        context = self._context
+        require_broker(context)
+        self.begun = True
+        if _has_limits(context) or not context.link.in_order:
+            return self._open_in_steps(feed, self._job)
+        subscribed, admitted = feed.open(), _enqueue(context, self._job)
+        context.link.flush()
+        return self._opened(subscribed, admitted)
+
+    async def _open_in_steps(self, feed: RunFeed, job: Job) -> None:
+        async with answering():
+            await _check_limits(self._context, job)
+            subscribed = feed.open()
+            if not self._context.link.in_order:
+                await subscribed
+            await _enqueue(self._context, job)
+            await subscribed
+
+    @staticmethod
+    async def _opened(subscribed: Awaitable[None], admitted: Awaitable[None]) -> None:
+        async with answering():
+            await admitted
+            await subscribed
+
+    async def start(self) -> None:
+        """Enqueue a run nobody waits for; raises as ``open`` does."""
+        require_broker(self._context)
+        async with answering():
+            await _check_limits(self._context, self._job)
+            await _enqueue(self._context, self._job)
+
+    def deadlines(self, feed: RunFeed) -> Deadlines:
+        """Return the times of a run that waits in the queue first. Once only: the job is let go."""
+        job = self._job
+        del self._job  # a stream may be open for long, and hold what it was asked with no longer than it needs
+        return deadlines_of(self._context, feed, _Resubmission(self._context, job).look)
+
+
+class _Resubmission:
+    """Enqueues a job once more if the broker came back without it; doubled entries run once.
+
+    It keeps the job as its envelope, and is itself kept only until the run has begun.
+    """
+
+    __slots__ = ("_context", "_envelope")
+
+    def __init__(self, context: Context, job: Job) -> None:
+        self._context = context
+        self._envelope = job.encode()
+
+    def look(self) -> None:
+        self._context.errands.run(self._look(), "look after a queued run")
+
+    async def _look(self) -> None:
+        job = Job.decode(self._envelope)
+        if await self._context.runs.describe(job.run_id) is None and time.time() < job.start_by:
+            log.warning("the run is unknown to the broker; enqueueing it again", extra=about(scope_of(job)))
+            await _enqueue(self._context, job)
+
+
+def _enqueue(context: Context, job: Job) -> Awaitable[None]:
+    """Enqueue a job; see JobSubmitter.submit."""
+    if tracing.on():
+        return _enqueue_traced(context, job)
+    return context.submitter.submit(job, ttl_s=run_open_ttl_s(context))
+
+
+async def _enqueue_traced(context: Context, job: Job) -> None:
+    with sending(job, context.submitter.queue_for(job)) as span:
+        await context.submitter.submit(job.model_copy(update=span.carrier()), ttl_s=run_open_ttl_s(context))
+
+
+def run_open_ttl_s(context: Context) -> int:
+    """Return how long the keys of a run live in Redis if nobody ends it, in seconds."""
+    return open_ttl_s(context.settings.queue_timeout_s, context.settings.run_timeout_s)
+
+
+def _has_limits(context: Context) -> bool:
+    return context.settings.max_runs_per_key > 0 or context.settings.max_requests_per_minute > 0
+
+
+async def _check_limits(context: Context, job: Job) -> None:
+    """Raise LimitReached if the job's owner has or has sent too much; shared by all front ends."""
+    settings = context.settings
+    if _has_limits(context):
+        await context.submitter.check_limits(
+            job,
+            max_runs=settings.max_runs_per_key,
+            max_requests_per_minute=settings.max_requests_per_minute,
+            ttl_s=run_open_ttl_s(context),
+        )
+
+
+def new_job(context: Context, chat: ChatCompletionRequest, owner: str, response: dict[str, Any] | None = None) -> Job:
+    """Return the envelope of a new run; raises NotFound if nobody answers for its model."""
+    context.submitter.check(chat.model)
+    now = time.time()
+    job = Job(
+        run_id=new_run_id(),
+        request=chat.model_dump(mode="json", exclude_unset=True),
+        created=int(now),
+        start_by=now + context.settings.queue_timeout_s,
+        request_id=current().request_id or "",
+        include_usage=chat.include_usage,
+        limited=context.settings.max_runs_per_key > 0,
+        owner=owner,
+        response=response,
+        **tracing.carrier(),
+    )
+    tell_run(job)
+    return job
