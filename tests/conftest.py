@@ -13,8 +13,8 @@ from agentstream.processes.broker import EmbeddedBroker, ServerChoice, usable_se
 from agentstream.protocol.keys import Keys
 from agentstream.store.connection.endpoint import Endpoint
 from agentstream.store.connection.link import Link
-from agentstream.store.connection.wire import Wire
-from tests.helpers import SOON_S
+from agentstream.store.connection.wire import RespConnection
+from tests.helpers import TIMEOUT_S
 from tests.processes import Processes
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -77,7 +77,7 @@ async def open_link(url: str, name: str) -> Link:
     """Return a connected link."""
     link = Link(Endpoint(url), name=name)
     link.open()
-    await link.wait_ready(SOON_S)
+    await link.wait_ready(TIMEOUT_S)
     return link
 
 
@@ -109,11 +109,11 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 def written(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     """Return what is written to any broker from now on."""
     written: list[bytes] = []
-    write = Wire.write
+    write = RespConnection.write
 
-    def note(wire: Wire, data: bytes) -> None:
+    def note(connection: RespConnection, data: bytes) -> None:
         written.append(data)
-        write(wire, data)
+        write(connection, data)
 
-    monkeypatch.setattr(Wire, "write", note)
+    monkeypatch.setattr(RespConnection, "write", note)
     return written

@@ -14,7 +14,7 @@ from agentstream.stream import sse
 
 # Every wait of a test scales by this: raise it on a slow machine, never the single wait.
 TIME_SCALE = 1.0
-SOON_S = 20 * TIME_SCALE
+TIMEOUT_S = 20 * TIME_SCALE
 
 CASES = Path(__file__).parent / "conformance"
 CHUNK_FIELDS = {"id", "object", "created", "model", "choices"}
@@ -108,5 +108,5 @@ class RecordingSink:
         self.facts.append((event_type, data))
         self.new.set()
 
-    async def room(self) -> None:
+    async def wait_for_room(self) -> None:
         """Return at once: there is always room."""

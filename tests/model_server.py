@@ -39,7 +39,7 @@ def error(status: int, message: str, **fields: object) -> web.Response:
 Script = Sequence[dict[str, Any] | str] | web.Response
 
 
-class FakeServer:
+class FakeModelServer:
     """Answers each request with the next script: chunks (or raw data) to stream, or a ready response."""
 
     def __init__(self) -> None:
@@ -75,9 +75,9 @@ class FakeServer:
 
 
 @contextlib.asynccontextmanager
-async def model_server() -> AsyncIterator[FakeServer]:
+async def model_server() -> AsyncIterator[FakeModelServer]:
     """A server on a free port, for an engine of this process or of a worker's."""
-    fake = FakeServer()
+    fake = FakeModelServer()
     app = web.Application()
     app.router.add_post("/v1/chat/completions", fake.handle)
     server = TestServer(app)

@@ -13,7 +13,7 @@ from typing import Self
 
 import pytest
 
-from tests.helpers import SOON_S
+from tests.helpers import TIMEOUT_S
 
 ROOT = Path(__file__).parents[1]
 AGENTS = Path(__file__).parent / "integration"
@@ -39,11 +39,11 @@ class Process:
         """What it printed so far, both streams."""
         return "".join(self._lines)
 
-    async def until(self, pattern: str, timeout_s: float = SOON_S) -> re.Match[str]:
+    async def until(self, pattern: str, timeout_s: float = TIMEOUT_S) -> re.Match[str]:
         """Return the first match in the output; fails, with the output, if the process ends or time is up."""
         return await self._when(lambda: re.search(pattern, self.output), f"{pattern!r} was not printed", timeout_s)
 
-    async def ended(self, timeout_s: float = SOON_S) -> int:
+    async def ended(self, timeout_s: float = TIMEOUT_S) -> int:
         """Return the exit code; all output has been read by then."""
         async with asyncio.timeout(timeout_s):
             await asyncio.shield(self._reading)
@@ -154,7 +154,7 @@ async def ended(pid: int) -> None:
     loop, over = asyncio.get_running_loop(), asyncio.Event()
     loop.add_reader(descriptor, over.set)
     try:
-        async with asyncio.timeout(SOON_S):
+        async with asyncio.timeout(TIMEOUT_S):
             await over.wait()
     finally:
         loop.remove_reader(descriptor)

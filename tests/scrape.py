@@ -9,8 +9,8 @@ import aiohttp
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-from agentstream.processes.process import free_port
-from tests.helpers import SOON_S
+from agentstream.processes.runtime import free_port
+from tests.helpers import TIMEOUT_S
 
 _POLL_S = 0.05
 
@@ -18,7 +18,7 @@ Series = tuple[str, frozenset[tuple[str, str]]]
 
 
 @dataclass(frozen=True)
-class Numbers:
+class Scrape:
     """One scrape of one process."""
 
     families: list[Metric]
@@ -55,13 +55,13 @@ class Scraper:
         async with aiohttp.ClientSession() as session, session.get(self._url + path) as response:
             return response.status, await response.text()
 
-    async def scrape(self) -> Numbers:
+    async def scrape(self) -> Scrape:
         """Return what it tells now."""
         status, text = await self.get("/metrics")
         assert status == 200, text
-        return Numbers(list(text_string_to_metric_families(text)))
+        return Scrape(list(text_string_to_metric_families(text)))
 
-    async def until(self, holds: Callable[[Numbers], bool], timeout_s: float = SOON_S) -> Numbers:
+    async def until(self, holds: Callable[[Scrape], bool], timeout_s: float = TIMEOUT_S) -> Scrape:
         """Return the first scrape for which this holds; fails with the last one's."""
         numbers = await self.scrape()
         try:
@@ -75,7 +75,7 @@ class Scraper:
             raise AssertionError(message) from None
         return numbers
 
-    async def reaches(self, name: str, value: float = 1, timeout_s: float = SOON_S, **labels: str) -> Numbers:
+    async def reaches(self, name: str, value: float = 1, timeout_s: float = TIMEOUT_S, **labels: str) -> Scrape:
         """Return the first scrape in which a metric is at least so much."""
         return await self.until(lambda numbers: numbers.of(name, **labels) >= value, timeout_s)
 

@@ -5,15 +5,15 @@ import json
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
-from agentstream.engines.base import EngineToolCall, Piece, ToolChoice, ToolSchema
+from agentstream.engines.base import EngineDelta, EngineToolCall, ToolChoice, ToolSchema
 from agentstream.protocol.openai import ChatCompletionRequest, Usage
 from agentstream.tools.base import Tool
 from agentstream.tools.toolbox import Toolbox, default_tools
-from tests.helpers import SOON_S, RecordingSink
+from tests.helpers import TIMEOUT_S, RecordingSink
 
 WAIT = "wait"  # in a turn's script: the model falls silent
 
-Turn = Sequence[Piece | str | Exception]
+Turn = Sequence[EngineDelta | str | Exception]
 
 
 class ScriptedEngine:
@@ -36,7 +36,7 @@ class ScriptedEngine:
         messages: Sequence[dict[str, Any]],
         tools: Sequence[ToolSchema],
         tool_choice: ToolChoice | None = None,
-    ) -> AsyncIterator[Piece]:
+    ) -> AsyncIterator[EngineDelta]:
         del request
         self.conversations.append(json.loads(json.dumps(list(messages))))
         self.offered.append([tool.name for tool in tools])
@@ -63,16 +63,16 @@ def call(name: str, arguments: str = "{}", call_id: str = "c1") -> EngineToolCal
     return EngineToolCall(call_id, name, arguments)
 
 
-def said(text: str, usage: Usage | None = None, finish_reason: str = "stop") -> Turn:
-    words = [Piece(text=word) for word in text.split("|") if word]
-    return [*words, Piece(finish_reason=finish_reason, usage=usage)]
+def answer_turn(text: str, usage: Usage | None = None, finish_reason: str = "stop") -> Turn:
+    words = [EngineDelta(text=word) for word in text.split("|") if word]
+    return [*words, EngineDelta(finish_reason=finish_reason, usage=usage)]
 
 
-def wants(*calls: EngineToolCall, text: str = "", usage: Usage | None = None) -> Turn:
-    return [*said(text)[:-1], Piece(tool_calls=calls, finish_reason="tool_calls", usage=usage)]
+def tool_call_turn(*calls: EngineToolCall, text: str = "", usage: Usage | None = None) -> Turn:
+    return [*answer_turn(text)[:-1], EngineDelta(tool_calls=calls, finish_reason="tool_calls", usage=usage)]
 
 
-def toolbox(*tools: Tool, timeout_s: float = SOON_S) -> Toolbox:
+def toolbox(*tools: Tool, timeout_s: float = TIMEOUT_S) -> Toolbox:
     return Toolbox([*default_tools(), *tools], timeout_s)
 
 

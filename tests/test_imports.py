@@ -54,7 +54,7 @@ ONLY_IN = """
     aiohttp.web        frontend worker
     prometheus_client  telemetry.metrics cli
     openai             engines
-    fakeredis          processes.child
+    fakeredis          processes.launcher
     opentelemetry      telemetry.tracing telemetry.otel
     pydantic_settings  config
     os.environ         config processes.supervisor adapters

@@ -17,13 +17,13 @@ import pytest_asyncio
 
 from agentstream.__main__ import main
 from agentstream.config import Settings, env_name
-from tests.helpers import SOON_S, decode, parse_data, texts
+from tests.helpers import TIMEOUT_S, decode, parse_data, texts
 from tests.processes import ROOT, Process
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 ADDRESS = "http://127.0.0.1:8000"
 COMMAND = ".venv/bin/agentstream"
-START_S = 3 * SOON_S
+START_S = 3 * TIMEOUT_S
 
 # All tests that ask the README's `up` share it, and so its event loop.
 one_loop = pytest.mark.asyncio(loop_scope="module")

@@ -19,7 +19,7 @@ from agentstream.cli.terminal.status import live_status
 from agentstream.config import Settings, load_settings, unknown_variables
 from agentstream.errors import StartupError
 from agentstream.frontend.serve import serve_frontend
-from agentstream.processes.process import EXIT_WRONG_SETTINGS, configure_logging, run_loop
+from agentstream.processes.runtime import EXIT_WRONG_SETTINGS, configure_logging, run_loop
 from agentstream.processes.supervisor import Supervisor, serve_processes
 from agentstream.telemetry import tracing
 from agentstream.worker.serve import serve_worker

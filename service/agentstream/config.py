@@ -295,7 +295,7 @@ def environment(settings: Settings) -> dict[str, str]:
     return values
 
 
-def origin_of(field: str, flags: Mapping[str, Any]) -> str:
+def setting_source(field: str, flags: Mapping[str, Any]) -> str:
     """Return where a setting's value comes from: ``--flag``, the environment variable's name, or "default"."""
     if flags.get(field) is not None:
         return f"--{field.replace('_', '-')}"

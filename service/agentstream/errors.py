@@ -17,7 +17,7 @@
     |-- ServiceError                 our side; HTTP 5xx
     |   |-- BrokerUnavailable        503  broker_unavailable (with Retry-After)
     |   |-- Draining                 503  draining (with Retry-After)
-    |   |-- RunStuck                 504  run_not_ended
+    |   |-- RunNotEnded              504  run_not_ended
     |   `-- RunFailed                the run's own failure; status by its code
     |-- BusError                     store internals, never shown as they are
     |   |-- Fenced                   a newer attempt owns the run's log
@@ -171,7 +171,7 @@ class Draining(ServiceError):
     code = "draining"
 
 
-class RunStuck(ServiceError):
+class RunNotEnded(ServiceError):
     """504: a cancel was stored, but the run has not ended in the time it should take."""
 
     status = 504

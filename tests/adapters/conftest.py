@@ -7,8 +7,8 @@ from typing import Any
 import openai
 import pytest
 
-from tests.adapters.model_server import ModelServer, serving
-from tests.helpers import SOON_S
+from tests.adapters.model_server import ModelServer, run_model_server
+from tests.helpers import TIMEOUT_S
 
 EXAMPLES = Path(__file__).parents[2] / "deploy" / "examples"
 
@@ -22,11 +22,11 @@ def _in_the_examples_folder(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 async def model() -> AsyncIterator[ModelServer]:
     """A model server that does what it is asked."""
-    async with serving() as server:
+    async with run_model_server() as server:
         yield server
 
 
-class Asker:
+class StreamingClient:
     """The openai client, and what its streams came to."""
 
     def __init__(self, url: str) -> None:
@@ -35,7 +35,7 @@ class Asker:
     async def stream(self, *messages: dict[str, Any]) -> AsyncGenerator[tuple[str, Any], None]:
         """Yield ("text", delta), (event type, its fields), ("error", ...) and ("usage", usage) as they come."""
         given: Any = list(messages)
-        async with openai.AsyncOpenAI(base_url=self._url, api_key="none", timeout=SOON_S, max_retries=0) as sdk:
+        async with openai.AsyncOpenAI(base_url=self._url, api_key="none", timeout=TIMEOUT_S, max_retries=0) as sdk:
             chunks = await sdk.chat.completions.create(
                 model="m1", messages=given, stream=True, extra_headers={"X-Agent-Events": "chunk"}
             )

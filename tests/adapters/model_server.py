@@ -96,7 +96,7 @@ def _text(content: Any) -> str:
 
 
 @asynccontextmanager
-async def serving() -> AsyncIterator[ModelServer]:
+async def run_model_server() -> AsyncIterator[ModelServer]:
     """A server on a free port."""
     model = ModelServer()
     app = web.Application()

@@ -18,8 +18,8 @@ from agentstream.adapters.command import MAX_LOG_LINES, CommandAgent
 from agentstream.agents import AgentResult, Run
 from agentstream.errors import AgentError, InvalidAgentOutput
 from agentstream.protocol.openai import ChatCompletionRequest
-from tests.adapters.conftest import Asker, user
-from tests.helpers import SOON_S, RecordingSink
+from tests.adapters.conftest import StreamingClient, user
+from tests.helpers import TIMEOUT_S, RecordingSink
 from tests.processes import Processes
 
 READS_ITS_REQUEST = """
@@ -39,7 +39,7 @@ def run_with(sink: RecordingSink, text: str = "hello") -> Run:
 
 async def play(script: str, sink: RecordingSink | None = None, text: str = "hello") -> AgentResult:
     """Run a shell script as an agent."""
-    async with asyncio.timeout(SOON_S):
+    async with asyncio.timeout(TIMEOUT_S):
         return await CommandAgent("sh", "-c", script)(run_with(sink or RecordingSink(), text))
 
 
@@ -54,7 +54,7 @@ def is_running(pid: int) -> bool:
 
 async def until(true: Callable[[], bool]) -> None:
     """Return once it holds."""
-    async with asyncio.timeout(SOON_S):
+    async with asyncio.timeout(TIMEOUT_S):
         while not true():  # noqa: ASYNC110 -- another process makes it so
             await asyncio.sleep(0.01)
 
@@ -155,14 +155,14 @@ async def test_a_child_left_behind_does_not_hold_the_run(tmp_path: Path) -> None
     began = time.monotonic()
     await play(f"""sleep 600 & echo $! > {tmp_path}/child; echo '{{"type":"result","content":"x"}}'""")
     child = await pid_in(tmp_path / "child")
-    assert time.monotonic() - began < SOON_S
+    assert time.monotonic() - began < TIMEOUT_S
     await until(lambda: not is_running(child))
 
 
 async def test_the_example_streams_through_the_openai_client(processes: Processes) -> None:
     """A JavaScript program's events, words and usage arrive, the first words while it still runs."""
     url, _ = await asyncio.gather(processes.frontend(), processes.worker("command_agent:agent"))
-    got = [item async for item in Asker(url).stream(user("three little words"))]
+    got = [item async for item in StreamingClient(url).stream(user("three little words"))]
     kinds = [kind for kind, _ in got]
     assert kinds == ["tool_call_start", "tool_call_end", "tool_results", *["text"] * 5, "usage"]
     events: dict[str, Any] = dict(got)
@@ -184,7 +184,7 @@ def endless(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 async def test_a_client_that_goes_ends_the_program(processes: Processes, endless: Path) -> None:
     """When the client of a run leaves, its program is gone soon."""
     url, _ = await asyncio.gather(processes.frontend(), processes.worker("endless:agent"))
-    async with aclosing(Asker(url).stream(user("go"))) as stream:
+    async with aclosing(StreamingClient(url).stream(user("go"))) as stream:
         async for _ in stream:
             break
         pid = await pid_in(endless / "pid")
@@ -196,7 +196,7 @@ async def test_a_program_out_of_time_ends(processes: Processes, endless: Path) -
     """The run's time limit ends its program and says so."""
     limit = {"AGENTSTREAM_RUN_TIMEOUT_S": "1"}
     url, _ = await asyncio.gather(processes.frontend(**limit), processes.worker("endless:agent", **limit))
-    got = [item async for item in Asker(url).stream(user("go"))]
+    got = [item async for item in StreamingClient(url).stream(user("go"))]
     assert got[-1][1]["code"] == "run_timeout"
     pid = await pid_in(endless / "pid")
     await until(lambda: not is_running(pid))
@@ -206,7 +206,7 @@ async def test_a_program_out_of_time_ends(processes: Processes, endless: Path) -
 async def test_a_killed_worker_leaves_no_program(processes: Processes, endless: Path) -> None:
     """When a worker gets SIGKILL, the programs it runs are ended by the kernel."""
     url, worker = await asyncio.gather(processes.frontend(), processes.worker("endless:agent"))
-    async with aclosing(Asker(url).stream(user("go"))) as stream:
+    async with aclosing(StreamingClient(url).stream(user("go"))) as stream:
         async for _ in stream:
             break
         pid = await pid_in(endless / "pid")

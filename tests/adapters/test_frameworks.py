@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from tests.adapters.conftest import EXAMPLES, Asker, user
+from tests.adapters.conftest import EXAMPLES, StreamingClient, user
 from tests.adapters.model_server import ModelServer
-from tests.helpers import SOON_S
+from tests.helpers import TIMEOUT_S
 from tests.processes import Process, Processes
 
 STREAMING = ["langgraph_agent", "pydantic_ai_agent", "openai_agents_agent"]
@@ -20,7 +20,7 @@ OPENJARVIS = pytest.param("openjarvis_agent", marks=needs_openjarvis)
 TURN = ["agent_turn_start", "inference_start", "inference_end", "tool_call_start", "tool_call_end"]
 
 
-async def started(processes: Processes, model: ModelServer, example: str) -> tuple[Asker, Process]:
+async def started(processes: Processes, model: ModelServer, example: str) -> tuple[StreamingClient, Process]:
     """Start a front end and a worker with an example."""
     url, worker = await asyncio.gather(
         processes.frontend(),
@@ -31,7 +31,7 @@ async def started(processes: Processes, model: ModelServer, example: str) -> tup
             OPENAI_COMPAT_HOST=model.url,
         ),
     )
-    return Asker(url), worker
+    return StreamingClient(url), worker
 
 
 @pytest.mark.parametrize("example", [*STREAMING, OPENJARVIS])
@@ -96,7 +96,7 @@ async def test_a_cancelled_run_closes_the_model_request(processes: Processes, mo
         async for kind, _data in stream:
             if kind == "text":
                 break
-    async with asyncio.timeout(SOON_S):
+    async with asyncio.timeout(TIMEOUT_S):
         await model.client_gone.wait()
 
 
@@ -126,7 +126,7 @@ async def test_concurrent_openjarvis_runs_never_see_each_others_events(
         return [kind async for kind, _ in asker.stream(user(f"weather {number}"))]
 
     runs = [asyncio.create_task(ask(number)) for number in range(5)]
-    async with asyncio.timeout(SOON_S):
+    async with asyncio.timeout(TIMEOUT_S):
         while len(model.bodies) < 10:  # noqa: ASYNC110 -- all wait for the model's second answer
             await asyncio.sleep(0.01)
     model.go.set()

@@ -34,13 +34,13 @@ from pydantic_ai.models.function import AgentInfo, FunctionModel
 from pydantic_ai.models.test import TestModel
 
 from agentstream.adapters import langgraph, openai_agents, pydantic_ai
-from agentstream.adapters.journal import MAX_RESULT_CHARS, Journal, as_text, total, usage_of
+from agentstream.adapters.run_reporter import MAX_RESULT_CHARS, RunReporter, as_text, total, usage_of
 from agentstream.agents import AgentResult, Run
 from agentstream.errors import AgentError
 from agentstream.protocol.openai import ChatCompletionRequest, Usage
 from tests.adapters.conftest import user
 from tests.adapters.model_server import ModelServer
-from tests.helpers import SOON_S, RecordingSink
+from tests.helpers import TIMEOUT_S, RecordingSink
 
 PIXEL = base64.b64encode(b"pixel").decode()
 TALK: list[dict[str, Any]] = [
@@ -70,7 +70,7 @@ def request(*messages: dict[str, Any]) -> ChatCompletionRequest:
 async def play(agent: Any, *messages: dict[str, Any]) -> tuple[AgentResult, list[tuple[str, Any]]]:
     """Run an agent; return its result and what it told."""
     sink = RecordingSink()
-    async with asyncio.timeout(SOON_S):
+    async with asyncio.timeout(TIMEOUT_S):
         return await agent(Run("chatcmpl-1", request(*messages), sink)), sink.facts
 
 
@@ -355,14 +355,14 @@ def test_a_framework_that_is_missing_is_named(
 # The journal
 
 
-def journal() -> tuple[Journal, RecordingSink]:
+def reporter() -> tuple[RunReporter, RecordingSink]:
     sink = RecordingSink()
-    return Journal(Run("chatcmpl-1", request(user("x")), sink), "a"), sink
+    return RunReporter(Run("chatcmpl-1", request(user("x")), sink), "a"), sink
 
 
 def test_a_long_result_is_cut_in_the_events() -> None:
     """What a tool says beyond the bound stays out of events and results."""
-    book, sink = journal()
+    book, sink = reporter()
     book.tool_start("k", "t", {"x": 1}, "c")
     book.tool_end("k", "y" * (MAX_RESULT_CHARS + 1), success=True)
     book.tool_end("k", "again", success=True)  # has ended already
@@ -378,7 +378,7 @@ def test_the_last_answers_reason_is_the_runs(
     reason: str | None, told: Literal["stop", "length", "content_filter"]
 ) -> None:
     """A run ends with the reason of its last inference where a client can use it."""
-    book, _ = journal()
+    book, _ = reporter()
     book.inference_end("m", None, "length")
     book.inference_end("m", None, reason)
     assert book.result().finish_reason == told

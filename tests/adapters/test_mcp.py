@@ -13,15 +13,15 @@ from typing import Any
 import pytest
 
 from agentstream.errors import StartupError
-from agentstream.processes.process import free_port
+from agentstream.processes.runtime import free_port
 from agentstream.tools import mcp
 from agentstream.tools.calculator import Calculator
 from agentstream.tools.mcp import McpServerConfig, McpServers, read_servers
 from agentstream.tools.toolbox import Toolbox, ToolOutcome
-from tests.adapters.conftest import Asker, user
+from tests.adapters.conftest import StreamingClient, user
 from tests.adapters.model_server import ModelServer
 from tests.adapters.test_command import is_running, until
-from tests.helpers import SOON_S
+from tests.helpers import TIMEOUT_S
 from tests.processes import Processes
 
 SERVER = Path(__file__).with_name("mcp_servers.py")
@@ -35,20 +35,20 @@ def written(path: Path, **servers: dict[str, Any]) -> str:
 
 
 @asynccontextmanager
-async def opened(timeout_s: float = SOON_S, /, **servers: dict[str, Any]) -> AsyncIterator[Toolbox]:
+async def opened(timeout_s: float = TIMEOUT_S, /, **servers: dict[str, Any]) -> AsyncIterator[Toolbox]:
     """Yield a toolbox with the tools of these servers."""
     connected = McpServers({name: McpServerConfig.model_validate(server) for name, server in servers.items()})
     try:
         await connected.start()
         yield Toolbox([], timeout_s, connected.tools)
     finally:
-        async with asyncio.timeout(SOON_S):
+        async with asyncio.timeout(TIMEOUT_S):
             await connected.close()
 
 
 async def eventually(toolbox: Toolbox, name: str, arguments: str = "{}") -> ToolOutcome:
     """Return the first outcome of a tool that is a success."""
-    async with asyncio.timeout(SOON_S):
+    async with asyncio.timeout(TIMEOUT_S):
         while not (outcome := await toolbox.call(name, arguments)).success:  # noqa: ASYNC110 -- another process comes up
             await asyncio.sleep(0.05)
     return outcome
@@ -61,7 +61,7 @@ async def by_http(port: int) -> AsyncIterator[asyncio.subprocess.Process]:
         sys.executable, str(SERVER), str(port), stderr=asyncio.subprocess.DEVNULL
     )
     try:
-        async with asyncio.timeout(SOON_S):
+        async with asyncio.timeout(TIMEOUT_S):
             while True:
                 try:
                     _, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -105,7 +105,7 @@ async def test_a_toolboxs_own_tools_win() -> None:
     """A server's tool cannot take the place of one of the agent's own."""
     own = Calculator()
     impostor = Calculator()
-    toolbox = Toolbox([own], SOON_S, lambda: [impostor])
+    toolbox = Toolbox([own], TIMEOUT_S, lambda: [impostor])
     assert toolbox.tools() == {"calculator": own}
     assert len(toolbox.schemas()) == 1
 
@@ -161,9 +161,9 @@ async def test_a_server_that_is_away_holds_up_nothing(monkeypatch: pytest.Monkey
     monkeypatch.setattr(mcp, "CONNECT_TIMEOUT_S", 0.5)
     port = free_port()
     silent = {"command": "sleep", "args": ["600"]}
-    async with asyncio.timeout(SOON_S), opened(far={"url": f"http://127.0.0.1:{port}/mcp"}, mute=silent) as toolbox:
+    async with asyncio.timeout(TIMEOUT_S), opened(far={"url": f"http://127.0.0.1:{port}/mcp"}, mute=silent) as toolbox:
         assert toolbox.schemas() == []
-        monkeypatch.setattr(mcp, "CONNECT_TIMEOUT_S", SOON_S)
+        monkeypatch.setattr(mcp, "CONNECT_TIMEOUT_S", TIMEOUT_S)
         async with by_http(port):
             assert (await eventually(toolbox, "far__add", '{"a": 1, "b": 2}')).content == "3"
 
@@ -213,7 +213,7 @@ async def test_the_example_is_used_by_the_built_in_agent(processes: Processes, m
     model.tool = "sky__weather"
     model.go.set()
     url, _ = await asyncio.gather(processes.frontend(), processes.worker(None, **example_settings(model)))
-    got = [item async for item in Asker(url).stream(user("the weather in Oslo?"))]
+    got = [item async for item in StreamingClient(url).stream(user("the weather in Oslo?"))]
     offered = {tool["function"]["name"]: tool["function"] for tool in model.bodies[0]["tools"]}
     assert offered["sky__weather"]["description"] == "Return the weather of a city."
     ended = dict(got)["tool_call_end"]

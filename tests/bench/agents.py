@@ -32,7 +32,7 @@ async def together(run: Run) -> AgentResult:
     One task writes for all, so that the agents' own waking is not measured.
     """
     streams, load_json = run.request.messages[-1].text.split(" ", 1)
-    if (writing := await _all_here(run, int(streams))) is not None:
+    if (writing := await _wait_for_all(run, int(streams))) is not None:
         load = Load.model_validate_json(load_json)
 
         def write(stream: int, _: int) -> None:
@@ -49,7 +49,7 @@ async def together(run: Run) -> AgentResult:
 async def busy(run: Run) -> AgentResult:
     """Wait for all others, then write as fast as an agent can that lets others have their turn: ``AGENTS TOKENS``."""
     agents, tokens = map(int, run.request.messages[-1].text.split())
-    if (writing := await _all_here(run, agents)) is not None:
+    if (writing := await _wait_for_all(run, agents)) is not None:
         print(f"begun {time.monotonic()}", flush=True)
         for _, done in writing:
             if not done.done():
@@ -60,7 +60,7 @@ async def busy(run: Run) -> AgentResult:
     return AgentResult(content="")
 
 
-async def _all_here(run: Run, count: int) -> list[tuple[Run, asyncio.Future[None]]] | None:
+async def _wait_for_all(run: Run, count: int) -> list[tuple[Run, asyncio.Future[None]]] | None:
     """Wait until ``count`` agents do; the last one gets them all, the others None when it has let them go."""
     done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     _waiting.append((run, done))

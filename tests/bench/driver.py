@@ -61,7 +61,7 @@ class Driver:
     async def _begin(self, claim: Claim) -> None:
         begun = await self._queue.begin(claim, ttl_s=600)
         assert begun is not None
-        publisher = self._bus.publisher(claim.job.run_id, begun.attempt, LIMITS, print, begun.first)
+        publisher = self._bus.publisher(claim.job.run_id, begun.attempt, LIMITS, print, begun.first_batch)
         self._publishers.append(publisher)
         self._channels.append(self._keys.events(claim.job.run_id))
         await self._queue.finish(claim)

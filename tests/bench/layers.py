@@ -12,15 +12,15 @@ from typing import Any, Final
 import hiredis
 
 from agentstream.agents import Run
-from agentstream.frontend.runs.pump import Outbox, StreamPump
+from agentstream.frontend.runs.pump import FlushScheduler, StreamPump
 from agentstream.frontend.runs.raw_writer import RawWriter
 from agentstream.protocol.events import Batch, decode_batch, encode_batch, encode_event
 from agentstream.protocol.openai import ChatCompletionRequest
 from agentstream.store.bus.feed import RunFeed
 from agentstream.store.connection.endpoint import Endpoint
 from agentstream.store.connection.link import Link
-from agentstream.store.connection.wire import Wire
-from agentstream.stream.chat import ChunkStream, StreamHead, StreamOptions
+from agentstream.store.connection.wire import RespConnection
+from agentstream.stream.chat import ChatStream, StreamHead, StreamOptions
 from tests.bench.tokens import WORD
 from tests.helpers import RecordingSink
 
@@ -53,7 +53,7 @@ ONE: Final = [batch(seq) for seq in range(1, TOKENS + 1)]
 EIGHT: Final = [batch(1 + 8 * number, 8) for number in range(TOKENS // 8)]
 
 
-class Nowhere:
+class NullTransport:
     """A transport that takes everything."""
 
     def write(self, data: bytes) -> None:
@@ -75,8 +75,8 @@ class Client:
         self.protocol = self
 
 
-class EachRead(Outbox):
-    """An outbox that is flushed by hand: here a read is a turn of the loop."""
+class ManualOutbox(FlushScheduler):
+    """A scheduler that is flushed by hand: here a read is a turn of the loop."""
 
     def add(self, pump: StreamPump) -> None:
         """Note it."""
@@ -87,17 +87,17 @@ class EachRead(Outbox):
         self._flush()
 
 
-def open_pump(outbox: Outbox) -> StreamPump:
+def open_pump(flush_scheduler: FlushScheduler) -> StreamPump:
     """Return a pump that has begun to write to nobody."""
     writer = RawWriter(Client(), None, write_timeout_s=30)  # type: ignore[arg-type]
-    writer._transport = Nowhere()  # type: ignore[assignment]  # as if prepared
-    pump = StreamPump(ChunkStream(HEAD, StreamOptions()), writer, outbox, replay_word_delay_ms=0)
+    writer._transport = NullTransport()  # type: ignore[assignment]  # as if prepared
+    pump = StreamPump(ChatStream(HEAD, StreamOptions()), writer, flush_scheduler, replay_word_delay_ms=0)
     pump._started = True
     return pump
 
 
 def codec() -> Iterator[Layer]:
-    """Yield what the wire costs."""
+    """Yield what the connection costs."""
     encoded = encode_event("text", WORD)
     yield "codec: encode an event and a message of it", lambda: [batch(seq) for seq in range(TOKENS)]
     yield "codec: join 8 events", lambda: [encode_batch(1, seq, [encoded] * 8) for seq in range(TOKENS // 8)]
@@ -109,16 +109,16 @@ def machine() -> Iterator[Layer]:
     """Yield what making frames costs, and writing them."""
 
     def frames(batches: Sequence[Batch]) -> None:
-        stream = ChunkStream(HEAD, StreamOptions())
+        stream = ChatStream(HEAD, StreamOptions())
         for one in batches:
             stream.receive(one)
 
     def pump(batches: Sequence[Batch]) -> None:
-        outbox = EachRead()
-        client = open_pump(outbox)
+        flush_scheduler = ManualOutbox()
+        client = open_pump(flush_scheduler)
         for one in batches:
             client.on_batch(one)
-            outbox.flush()
+            flush_scheduler.flush()
 
     one, eight = list(map(decode_batch, ONE)), list(map(decode_batch, EIGHT))
     yield "machine: frames of a message of 1", lambda: frames(one)
@@ -137,14 +137,14 @@ def bus() -> Iterator[Layer]:
                 pass
 
     def whole(data: Sequence[bytes]) -> None:
-        link, outbox = Link(Endpoint("redis://nowhere"), name="bench"), EachRead()
+        link, flush_scheduler = Link(Endpoint("redis://nowhere"), name="bench"), ManualOutbox()
         feed = RunFeed(link, CHANNEL)
-        feed.deliver_to(open_pump(outbox))
+        feed.deliver_to(open_pump(flush_scheduler))
         feed.open()
-        wire = Wire(link._on_reply, link._on_push)
+        connection = RespConnection(link._on_reply, link._on_push)
         for read in data:
-            wire.data_received(read)
-            outbox.flush()
+            connection.data_received(read)
+            flush_scheduler.flush()
 
     one, eight = reads(ONE), reads(EIGHT)
     yield "bus: hiredis alone, a message of 1", lambda: parse(one)

@@ -15,7 +15,7 @@ from typing import Final
 from agentstream.processes.broker import EmbeddedBroker, find_server
 from tests.bench import layers, scenarios
 from tests.bench.machine import ROOT
-from tests.bench.rig import Rig, a_queue
+from tests.bench.processes import Rig, new_queue_name
 from tests.bench.scenarios import Row
 from tests.bench.tokens import Load
 
@@ -44,7 +44,7 @@ def table(rows: Iterable[Row]) -> str:
 
 def profile(rig: Rig) -> str:
     """Return where a front end's time goes while it writes to 1,000 streams, slowly enough for one token a write."""
-    queue, load = a_queue(), Load(rounds=50, per_s=10_000)
+    queue, load = new_queue_name(), Load(rounds=50, per_s=10_000)
     with rig.frontend(queue, module="tests.bench.profiled") as ours, rig.driver(queue) as driver:
         ours.open(1000)
         driver.ask("claim", count=1000)

@@ -18,17 +18,17 @@ from agentstream.frontend.runs.raw_writer import RawWriter
 from agentstream.protocol.events import Batch
 from agentstream.protocol.jobs import new_run_id
 from agentstream.protocol.openai import ChatCompletionRequest, Usage
-from agentstream.stream.chat import ChunkStream, StreamHead
+from agentstream.stream.chat import ChatStream, StreamHead
 from tests.bench.agents import event
 
 SETTINGS = load_settings()
 HEADERS = {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache, no-transform"}
 
 
-class Straight:
+class DirectSink:
     """A run's sink that is the client's stream."""
 
-    def __init__(self, machine: ChunkStream, writer: RawWriter) -> None:
+    def __init__(self, machine: ChatStream, writer: RawWriter) -> None:
         """Bind the stream."""
         self._machine = machine
         self._writer = writer
@@ -39,7 +39,7 @@ class Straight:
         self._writer.write(self._machine.receive(Batch(1, self._seq, [[event_type, data]])))
         self._seq += 1
 
-    async def room(self) -> None:
+    async def wait_for_room(self) -> None:
         """Return at once."""
 
 
@@ -49,10 +49,10 @@ async def stream(request: web.Request) -> web.StreamResponse:
     options = stream_options(request, include_usage=chat.include_usage)
     head = StreamHead(run_id=new_run_id(), created=0, model=chat.model)
     response = web.StreamResponse(headers=HEADERS)
-    writer, machine = RawWriter(request, response, write_timeout_s=30), ChunkStream(head, options)
+    writer, machine = RawWriter(request, response, write_timeout_s=30), ChatStream(head, options)
     await writer.prepare()
     writer.write(machine.open())
-    sink = Straight(machine, writer)
+    sink = DirectSink(machine, writer)
     result = await event(Run(head.run_id, chat, sink))
     answer = {"content": result.content, "tool_results": [], "finish_reason": "stop", "usage": Usage().model_dump()}
     sink.put("run_completed", answer)

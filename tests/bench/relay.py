@@ -41,7 +41,7 @@ class Broker:
         """Connect."""
         endpoint = Endpoint(url)
         host, _, port = str(endpoint).rpartition(":")
-        self._socket = _quick(socket.create_connection((host, int(port))))
+        self._socket = _set_nodelay(socket.create_connection((host, int(port))))
         self._reader = hiredis.Reader()
         for command in endpoint.handshake("bench-relay"):
             self.ask(*command)
@@ -89,7 +89,7 @@ def script(name: str, keys: list[str], *args: bytes | str | int) -> tuple[bytes 
     return ("EVALSHA", SCRIPTS[name].sha, len(keys), *keys, *args)
 
 
-def _quick(connection: socket.socket) -> socket.socket:
+def _set_nodelay(connection: socket.socket) -> socket.socket:
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return connection
 
@@ -100,7 +100,7 @@ def front(url: str) -> None:
     listener = socket.create_server(("127.0.0.1", 0))
     print(f"serving on http://127.0.0.1:{listener.getsockname()[1]}", flush=True)
     while True:
-        client = _quick(listener.accept()[0])
+        client = _set_nodelay(listener.accept()[0])
         while request := client.recv(READ_BYTES):
             if b'"tokens"' in request:
                 broker.send(("SUBSCRIBE", KEYS.events(TOKENS)))
@@ -110,7 +110,7 @@ def front(url: str) -> None:
             run_id = new_run_id()
             broker.send(
                 ("SUBSCRIBE", KEYS.events(run_id)),
-                script("describe", [KEYS.run(run_id)], TTL_S, "status", "queued"),
+                script("create_run", [KEYS.run(run_id)], TTL_S, "status", "queued"),
                 script("admit", [JOBS], 1000, run_id.encode() + request),
             )
             while (message := broker.published()) != EVENT:

@@ -12,7 +12,7 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from tests.bench.machine import MEASURED_CORE, OTHER_CORE, cpu_s, resident_bytes
-from tests.bench.rig import Rig, Server, a_queue
+from tests.bench.processes import Rig, Server, new_queue_name
 from tests.bench.tokens import Load
 
 TIMES: Final = 5
@@ -91,7 +91,7 @@ class Chunks:
 
 def throughput(rig: Rig, streams: int, burst: int, rounds: int) -> dict[str, Chunks]:
     """Return what each system's chunks cost."""
-    load, queue, count = Load(rounds=rounds, burst=burst), a_queue(), streams * rounds * burst
+    load, queue, count = Load(rounds=rounds, burst=burst), new_queue_name(), streams * rounds * burst
     measured = {name: Chunks() for name in ("seed", "floor", "raw", "ours")}
     with (
         rig.baseline("seed") as seed,
@@ -146,7 +146,7 @@ def _busiest(measured: dict[str, Chunks]) -> float:
 
 def broker(rig: Rig) -> Iterator[Row]:
     """CPU time the broker spends on a token."""
-    queue, streams = a_queue(), 1000
+    queue, streams = new_queue_name(), 1000
     spent: dict[str, list[float]] = {"1": [], "4": [], "publish": []}
     with rig.frontend(queue) as ours, rig.driver(queue) as driver:
         ours.open(streams)
@@ -169,7 +169,7 @@ def broker(rig: Rig) -> Iterator[Row]:
 
 def latencies(rig: Rig) -> Iterator[Row]:
     """Time from an agent's ``run.write`` to the client's byte."""
-    queue, streams = a_queue(), 100
+    queue, streams = new_queue_name(), 100
     quiet, loud = Load(rounds=10, per_s=1000, stamped=True), Load(rounds=50, per_s=50_000, stamped=True)
     tokens = streams * quiet.rounds
     measured: dict[str, list[dict[str, float]]] = {"floor": [], "relay": [], "quiet": [], "loud": []}
@@ -229,14 +229,14 @@ def _percentiles(values: list[float]) -> dict[str, float]:
 
 def first_event(rig: Rig) -> Iterator[Row]:
     """Time from a request to its run's first event, through the queue and a worker, on an idle machine."""
-    queue, count = a_queue(), 100
+    queue, count = new_queue_name(), 100
     took: dict[str, list[float]] = {"no bus": [], "relay": [], "ours": [], "ping": []}
     with (
         rig.baseline("nobus") as nobus,
         rig.relay() as (relay, relay_agent),
         rig.frontend(queue) as ours,
         rig.worker(queue, "event") as worker,
-        rig.driver(a_queue()) as driver,
+        rig.driver(new_queue_name()) as driver,
     ):
         costs = Costs({"front end": ours.child.pid, "broker": rig.broker_pid, "worker": worker.pid})
         for _ in range(TIMES):
@@ -260,13 +260,13 @@ def first_event(rig: Rig) -> Iterator[Row]:
 
 def idle_streams(rig: Rig) -> Iterator[Row]:
     """What 10,000 open streams cost, and how soon they live again when the bus connection is cut."""
-    queue, kib = a_queue(), {}
+    queue, kib = new_queue_name(), {}
     for name in ("seed", "floor"):
         with rig.baseline(name) as server:
-            kib[name] = _open_and_weigh(server)
+            kib[name] = _memory_per_stream_kib(server)
     with rig.frontend(queue, AGENTSTREAM_QUEUE_TIMEOUT_S="600") as ours, rig.driver(queue) as driver:
         connections = rig.connections()
-        kib["ours"] = _open_and_weigh(ours, lambda: driver.ask("claim", count=IDLE_STREAMS))
+        kib["ours"] = _memory_per_stream_kib(ours, lambda: driver.ask("claim", count=IDLE_STREAMS))
         more = rig.connections() - connections
         yield Row(
             "10,000 idle streams on one front end: memory of one",
@@ -291,7 +291,7 @@ def idle_streams(rig: Rig) -> Iterator[Row]:
         )
 
 
-def _open_and_weigh(server: Server, begin: Any = None) -> float:
+def _memory_per_stream_kib(server: Server, begin: Any = None) -> float:
     server.open(100)
     before = resident_bytes(server.child.pid)
     server.open(IDLE_STREAMS - 100)
@@ -312,7 +312,7 @@ def worker(rig: Rig) -> Iterator[Row]:
 
 
 def _published_a_second(rig: Rig, processes: int, agents: int = 200, tokens: int = 1000) -> float:
-    queue = a_queue()
+    queue = new_queue_name()
     cores = [MEASURED_CORE, OTHER_CORE][:processes]
     with rig.frontend(queue, core=OTHER_CORE) as frontend, contextlib.ExitStack() as stack:
         per_worker = {"AGENTSTREAM_CONCURRENCY": str(agents)}
@@ -335,7 +335,7 @@ def _post_in_background(url: str, question: str) -> None:
 
 def pipeline(rig: Rig) -> Iterator[Row]:
     """Whole runs a second, an answer of 20 words each, and where their time goes."""
-    queue, count = a_queue(), 500
+    queue, count = new_queue_name(), 500
     rates: list[float] = []
     with rig.frontend(queue) as ours, rig.worker(queue, "answer", AGENTSTREAM_CONCURRENCY="64") as child:
         costs = Costs(
@@ -358,7 +358,7 @@ def pipeline(rig: Rig) -> Iterator[Row]:
 def scaling(rig: Rig) -> Iterator[Row]:
     """Finished answers streamed again, by one front-end process and by two on the same port."""
     rates: dict[int, list[float]] = {1: [], 2: []}
-    queue, count = a_queue(), 400
+    queue, count = new_queue_name(), 400
     with rig.worker(queue, "answer", core=OTHER_CORE):
         for processes, values in rates.items():
             with rig.frontend(queue, core=None, AGENTSTREAM_PROCESSES=str(processes)) as ours:

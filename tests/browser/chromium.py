@@ -16,7 +16,7 @@ from typing import Any, Final, Self
 
 import aiohttp
 
-from tests.helpers import SOON_S
+from tests.helpers import TIMEOUT_S
 from tests.processes import Process
 
 NAMES: Final = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -35,7 +35,7 @@ FLAGS: Final = (
 KEY_CODES: Final = {"Enter": 13, "Escape": 27, "Tab": 9}
 
 
-def find() -> str | None:
+def find_chromium() -> str | None:
     """Return the path of an installed Chromium or Chrome, None if there is none."""
     return next((path for name in NAMES if (path := shutil.which(name))), None)
 
@@ -69,7 +69,7 @@ class Chromium:
             )
         )
         try:
-            address = (await process.until(r"DevTools listening on (ws://\S+)", 3 * SOON_S))[1]
+            address = (await process.until(r"DevTools listening on (ws://\S+)", 3 * TIMEOUT_S))[1]
             async with aiohttp.ClientSession() as session, session.ws_connect(address, max_msg_size=0) as socket:
                 browser = cls(socket)
                 try:
@@ -102,7 +102,7 @@ class Chromium:
         if session is not None:
             message["sessionId"] = session
         await self._socket.send_str(json.dumps(message))
-        async with asyncio.timeout(2 * SOON_S):
+        async with asyncio.timeout(2 * TIMEOUT_S):
             return await reply
 
     async def _read(self) -> None:
@@ -110,7 +110,7 @@ class Chromium:
             message = json.loads(raw.data)
             if "id" not in message:
                 if tab := self._tabs.get(message.get("sessionId", "")):
-                    tab.hear(message["method"], message["params"])
+                    tab.on_browser_event(message["method"], message["params"])
                 continue
             reply = self._waiting.pop(message["id"])
             if reply.done():
@@ -133,7 +133,7 @@ class Tab:
     async def call(self, method: str, **parameters: Any) -> dict[str, Any]:
         return await self._browser.call(method, self._session, **parameters)
 
-    def hear(self, method: str, told: dict[str, Any]) -> None:
+    def on_browser_event(self, method: str, told: dict[str, Any]) -> None:
         """Take note of what the browser tells by itself."""
         if method == "Page.loadEventFired":
             self._loaded.set()
@@ -157,7 +157,7 @@ class Tab:
         await self._load()
 
     async def _load(self) -> None:
-        async with asyncio.timeout(2 * SOON_S):
+        async with asyncio.timeout(2 * TIMEOUT_S):
             await self._loaded.wait()
 
     async def evaluate(self, script: str) -> Any:
@@ -167,7 +167,7 @@ class Tab:
             raise BrowserError(json.dumps(answer["exceptionDetails"]))
         return answer["result"].get("value")
 
-    async def until(self, condition: str, timeout_s: float = SOON_S) -> None:
+    async def until(self, condition: str, timeout_s: float = TIMEOUT_S) -> None:
         """Wait until an expression about the page is true; fails with the page's text."""
         held = await self.evaluate(
             f"""new Promise((resolve) => {{
@@ -214,7 +214,7 @@ class Tab:
         """Bring it in front of the other tabs: browsers draw no tab that is hidden."""
         await self.call("Page.bringToFront")
 
-    async def look(self, *, width: int = 1000, height: int = 760, dark: bool = False) -> None:
+    async def set_viewport(self, *, width: int = 1000, height: int = 760, dark: bool = False) -> None:
         """Make the page as large, in CSS pixels, and as bright."""
         await self.call(
             "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 500

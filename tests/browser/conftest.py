@@ -5,15 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.browser.chromium import NAMES, Chromium, find
-from tests.browser.scene import PageScene
+from tests.browser.chromium import NAMES, Chromium, find_chromium
+from tests.browser.deployment import PageDeployment
 from tests.processes import Processes
 
 
 @pytest.fixture
 async def browser(tmp_path: Path) -> AsyncIterator[Chromium]:
     """A browser with a profile of the test's own."""
-    executable = find()
+    executable = find_chromium()
     if executable is None:
         pytest.skip(f"NO BROWSER: none of {', '.join(NAMES)} is in PATH; on Debian `make browser` installs chromium")
     async with Chromium.started(executable, tmp_path / "profile") as started:
@@ -21,8 +21,8 @@ async def browser(tmp_path: Path) -> AsyncIterator[Chromium]:
 
 
 @pytest.fixture
-async def scene(browser: Chromium, processes: Processes, tmp_path: Path) -> PageScene:
+async def deployment(browser: Chromium, processes: Processes, tmp_path: Path) -> PageDeployment:
     """A browser and no process yet."""
     gates = tmp_path / "gates"
     gates.mkdir()
-    return PageScene(browser, processes, gates)
+    return PageDeployment(browser, processes, gates)

@@ -3,7 +3,7 @@
 import re
 
 from tests.browser.chromium import Tab
-from tests.browser.scene import PageScene, ask, ended
+from tests.browser.deployment import PageDeployment, ask, ended
 
 WITH_FOCUS = (
     "(document.activeElement.id || document.activeElement.className || document.activeElement.tagName.toLowerCase())"
@@ -29,10 +29,10 @@ async def spoken(tab: Tab) -> str:
     return " ".join(await tab.texts("#spoken p"))
 
 
-async def test_a_screen_reader_is_told_what_is_seen(scene: PageScene) -> None:
+async def test_a_screen_reader_is_told_what_is_seen(deployment: PageDeployment) -> None:
     """Every control has a name, question and answer have headings, and the answer is said as it arrives."""
-    await scene.worker()
-    tab = await scene.page()
+    await deployment.worker()
+    tab = await deployment.page()
     await ask(tab, "tools")
     await tab.until(ended("stop"))
     await tab.until("document.querySelector('#status').textContent === 'The reply has ended.'")
@@ -58,9 +58,9 @@ async def test_a_screen_reader_is_told_what_is_seen(scene: PageScene) -> None:
     assert "cows" in (await spoken(tab)).lower()
 
 
-async def test_a_failure_is_an_alert(scene: PageScene) -> None:
+async def test_a_failure_is_an_alert(deployment: PageDeployment) -> None:
     """What went wrong is announced at once, in words."""
-    tab = await scene.page(AGENTSTREAM_API_KEYS="right", AGENTSTREAM_MODELS="cow-1")
+    tab = await deployment.page(AGENTSTREAM_API_KEYS="right", AGENTSTREAM_MODELS="cow-1")
     await tab.type("#prompt", "anything")
     await tab.press("Enter")
     await tab.until("document.querySelector('.failure')?.hidden === false || !document.querySelector('#notice').hidden")
@@ -71,10 +71,10 @@ async def test_a_failure_is_an_alert(scene: PageScene) -> None:
     assert "key" in said.lower()
 
 
-async def test_tab_reaches_every_control_in_the_order_they_stand(scene: PageScene) -> None:
+async def test_tab_reaches_every_control_in_the_order_they_stand(deployment: PageDeployment) -> None:
     """A keyboard alone is enough: message, model, key and Send in turn, then the exchange's own controls."""
-    await scene.worker()
-    tab = await scene.page()
+    await deployment.worker()
+    tab = await deployment.page()
     await ask(tab, "echo this")
     await tab.until(ended("stop"))
     await tab.evaluate("document.querySelector('#prompt').focus()")

@@ -4,17 +4,17 @@ import json
 
 import pytest
 
+from tests.browser.deployment import PageDeployment, ask, ended
 from tests.browser.page_agents import HOSTILE
-from tests.browser.scene import PageScene, ask, ended
 
 FOREIGN = "script:not([src$='page/app.js']), iframe, img, svg, object, embed, [onerror], [onload], .exchange style"
 
 
-async def test_hostile_text_in_every_field_stays_text(scene: PageScene) -> None:
+async def test_hostile_text_in_every_field_stays_text(deployment: PageDeployment) -> None:
     """Scripts, handlers, script links and huge words in every field are shown, never run, at phone width too."""
-    await scene.worker("hostile", AGENTSTREAM_MODELS="hostile")
-    tab = await scene.page()
-    await tab.look(width=360, height=740)
+    await deployment.worker("hostile", AGENTSTREAM_MODELS="hostile")
+    tab = await deployment.page()
+    await tab.set_viewport(width=360, height=740)
     await ask(tab, HOSTILE.replace("\x00", ""))
     await tab.until(ended("with an error"))
     await tab.evaluate("document.querySelectorAll('details').forEach((box) => { box.open = true; })")
@@ -31,15 +31,15 @@ async def test_hostile_text_in_every_field_stays_text(scene: PageScene) -> None:
     assert tab.complaints == []
 
 
-async def test_hostile_model_names_and_errors_stay_text(scene: PageScene) -> None:
+async def test_hostile_model_names_and_errors_stay_text(deployment: PageDeployment) -> None:
     """A model's name and a server's refusal are shown as they are."""
     name = "<img src=x onerror=window.ran=1>"
-    await scene.worker("echo")
-    tab = await scene.page(AGENTSTREAM_MODELS=name)
+    await deployment.worker("echo")
+    tab = await deployment.page(AGENTSTREAM_MODELS=name)
     await tab.until("document.querySelector('#model').placeholder !== ''")
     assert await tab.evaluate("document.querySelector('#model').placeholder") == name
     assert await tab.texts("#models option") == [name]
-    closed = await scene.page(AGENTSTREAM_AGENTS="good=builtin@nobody")
+    closed = await deployment.page(AGENTSTREAM_AGENTS="good=builtin@nobody")
     await closed.until("document.querySelector('#notice').textContent.includes('no models')")
     await closed.type("#model", name)
     await closed.type("#prompt", "hello")
@@ -51,10 +51,10 @@ async def test_hostile_model_names_and_errors_stay_text(scene: PageScene) -> Non
         assert await page.evaluate(f"document.querySelectorAll({json.dumps(FOREIGN)}).length") == 0
 
 
-async def test_the_browser_refuses_html_that_is_put_together_from_text(scene: PageScene) -> None:
+async def test_the_browser_refuses_html_that_is_put_together_from_text(deployment: PageDeployment) -> None:
     """The policy holds in the browser: no HTML from text, no inline script, no connection elsewhere."""
-    await scene.worker()
-    tab = await scene.page()
+    await deployment.worker()
+    tab = await deployment.page()
     for attempt in (
         "document.body.innerHTML = '<b>x</b>'",
         "document.createElement('b').setAttribute('onclick', 'window.ran = 1')",
@@ -101,9 +101,9 @@ MARKDOWN = [
 ]
 
 
-async def test_markdown_becomes_the_elements_it_means(scene: PageScene) -> None:
+async def test_markdown_becomes_the_elements_it_means(deployment: PageDeployment) -> None:
     """Each construct of Markdown gives its elements, whole or grown character by character, and HTML gives text."""
-    tab = await scene.page()
+    tab = await deployment.page()
     for source, expected in MARKDOWN:
         for pieces in (1, len(source)):
             drawn = await tab.evaluate(
@@ -126,9 +126,9 @@ async def test_markdown_becomes_the_elements_it_means(scene: PageScene) -> None:
 
 
 @pytest.mark.parametrize("unit", ["[", "*a ", "`", "**", "> ", "- ", "|-", "![](", "http://", "_ ", "\\", "~~~\n"])
-async def test_no_text_keeps_the_page_busy_for_long(scene: PageScene, unit: str) -> None:
+async def test_no_text_keeps_the_page_busy_for_long(deployment: PageDeployment, unit: str) -> None:
     """A hundred thousand characters of any mark are drawn in one go that ends."""
-    tab = await scene.page()
+    tab = await deployment.page()
     drawn = await tab.evaluate(
         f"import('/page/markdown.js').then(({{ render }}) => render({json.dumps(unit)}.repeat({100_000 // len(unit)}))"
         ".textContent.length >= 0)"

@@ -9,11 +9,11 @@ from typing import Any
 
 import aiohttp
 
-from agentstream.processes.process import free_port
+from agentstream.processes.runtime import free_port
 from tests.browser.chromium import Tab
+from tests.browser.deployment import PageDeployment, ask, ended, stat
 from tests.browser.page_agents import WORDS
-from tests.browser.scene import PageScene, ask, ended, stat
-from tests.helpers import SOON_S
+from tests.helpers import TIMEOUT_S
 
 WHOLE = "".join(WORDS).strip()
 HALF = f"document.querySelector('.answer')?.textContent.includes('{WORDS[29].strip()}')"
@@ -30,10 +30,10 @@ async def status(url: str, run_id: str) -> Any:
         return (await response.json())["status"]
 
 
-async def test_a_tool_run_shows_its_timeline(scene: PageScene) -> None:
+async def test_a_tool_run_shows_its_timeline(deployment: PageDeployment) -> None:
     """Turns, inferences and tool calls show with durations, arguments and results, reasoning apart, and the numbers."""
-    await scene.worker()
-    tab = await scene.page()
+    await deployment.worker()
+    tab = await deployment.page()
     await ask(tab, "tools")
     await tab.until(ended("stop"))
     steps = await tab.texts(".step")
@@ -52,11 +52,11 @@ async def test_a_tool_run_shows_its_timeline(scene: PageScene) -> None:
     assert tab.complaints == []
 
 
-async def test_escape_stops_a_run(scene: PageScene) -> None:
+async def test_escape_stops_a_run(deployment: PageDeployment) -> None:
     """Escape ends the run itself, not only what the page shows of it, and the text so far stays."""
-    await scene.worker()
-    url = await scene.frontend()
-    tab = await scene.browser.tab(url)
+    await deployment.worker()
+    url = await deployment.frontend()
+    tab = await deployment.browser.tab(url)
     await ask(tab, "endless")
     await tab.until("document.querySelector('.answer')?.textContent.includes('on and on')")
     await tab.press("Escape")
@@ -70,13 +70,13 @@ async def test_escape_stops_a_run(scene: PageScene) -> None:
     assert tab.complaints == []
 
 
-async def test_a_killed_worker_shows_an_honest_error(scene: PageScene) -> None:
+async def test_a_killed_worker_shows_an_honest_error(deployment: PageDeployment) -> None:
     """The page says that the worker was lost, and takes half an answer for no whole one."""
-    doomed = await scene.worker()
-    tab = await scene.page()
+    doomed = await deployment.worker()
+    tab = await deployment.page()
     await ask(tab, "halves")
     await tab.until(HALF)
-    await scene.worker()
+    await deployment.worker()
     doomed.kill()
     await tab.until(ended("with an error"))
     assert "worker_lost" in await tab.text(".failure")
@@ -85,15 +85,15 @@ async def test_a_killed_worker_shows_an_honest_error(scene: PageScene) -> None:
     assert await tab.evaluate("document.querySelector('.failure').getAttribute('role')") == "alert"
 
 
-async def test_a_reload_takes_the_answer_up_again(scene: PageScene) -> None:
+async def test_a_reload_takes_the_answer_up_again(deployment: PageDeployment) -> None:
     """After a reload in the middle the whole text stands there once, with its timeline, and follow-ups know of it."""
-    await scene.worker()
-    tab = await scene.page()
+    await deployment.worker()
+    tab = await deployment.page()
     await ask(tab, "halves")
     await tab.until(HALF)
     await tab.reload()
     await tab.until(HALF)
-    scene.open_gate("rest")
+    deployment.open_gate("rest")
     await tab.until(ended("stop"))
     assert (await tab.text(".answer")).strip() == WHOLE
     assert [step.split(" +")[0] for step in await tab.texts(".step")] == ["Tool look 250 ms", "Results look ok"]
@@ -107,16 +107,16 @@ async def test_a_reload_takes_the_answer_up_again(scene: PageScene) -> None:
     assert tab.complaints == []
 
 
-async def test_a_reload_resumes_after_the_last_frame_that_was_seen(scene: PageScene) -> None:
+async def test_a_reload_resumes_after_the_last_frame_that_was_seen(deployment: PageDeployment) -> None:
     """What was seen before a reload is not asked for again; without it the run's address alone brings all back."""
-    await scene.worker()
-    tab = await scene.page()
+    await deployment.worker()
+    tab = await deployment.page()
     await ask(tab, "halves")
     await tab.until(HALF)
     await tab.reload()
     await tab.until(HALF)
     resumed = "performance.getEntriesByType('resource').map(({ name }) => name).find((name) => name.includes('stream'))"
-    scene.open_gate("rest")
+    deployment.open_gate("rest")
     await tab.until(ended("stop"))
     assert re.search(r"[?&]starting_after=1-[0-9]+", await tab.evaluate(resumed))
     await tab.evaluate("addEventListener('pagehide', () => sessionStorage.clear())")
@@ -125,16 +125,16 @@ async def test_a_reload_resumes_after_the_last_frame_that_was_seen(scene: PageSc
     assert (await tab.text(".answer")).strip() == WHOLE
 
 
-async def test_a_second_tab_shows_the_run_through_another_front_end(scene: PageScene) -> None:
+async def test_a_second_tab_shows_the_run_through_another_front_end(deployment: PageDeployment) -> None:
     """The link of a run shows it live in another tab, whichever front end that asks, and it can be stopped there."""
-    await scene.worker()
-    first = await scene.page()
-    other = await scene.frontend()
+    await deployment.worker()
+    first = await deployment.page()
+    other = await deployment.frontend()
     await ask(first, "halves")
     await first.until(HALF)
-    second = await scene.browser.tab(f"{other}/#run={await shown_run(first)}")
+    second = await deployment.browser.tab(f"{other}/#run={await shown_run(first)}")
     await second.until(HALF)
-    scene.open_gate("rest")
+    deployment.open_gate("rest")
     for tab in (first, second):
         await tab.until(ended("stop"))
         assert (await tab.text(".answer")).strip() == WHOLE
@@ -151,43 +151,43 @@ async def test_a_second_tab_shows_the_run_through_another_front_end(scene: PageS
     await second.until(ended("stopped"))
 
 
-async def test_a_front_end_that_dies_is_waited_for(scene: PageScene) -> None:
+async def test_a_front_end_that_dies_is_waited_for(deployment: PageDeployment) -> None:
     """When the front end is killed in the middle, the page says so, and goes on with the next one at its address."""
-    await scene.worker()
+    await deployment.worker()
     port = str(free_port())
-    doomed = await scene.processes.start("frontend", AGENTSTREAM_PORT=port)
+    doomed = await deployment.processes.start("frontend", AGENTSTREAM_PORT=port)
     url = (await doomed.until(r"serving on (http://\S+)"))[1]
-    tab = await scene.browser.tab(url)
+    tab = await deployment.browser.tab(url)
     await ask(tab, "halves")
     await tab.until(HALF)
     doomed.kill()
     await tab.until("!document.querySelector('.reconnecting').hidden")
-    again = await scene.processes.start("frontend", AGENTSTREAM_PORT=port)
+    again = await deployment.processes.start("frontend", AGENTSTREAM_PORT=port)
     await again.until("serving on")
-    scene.open_gate("rest")
+    deployment.open_gate("rest")
     await tab.until(ended("stop"))
     assert (await tab.text(".answer")).strip() == WHOLE
     assert await tab.evaluate("document.querySelector('.reconnecting').hidden")
 
 
-async def test_a_run_that_is_gone_is_said_to_be(scene: PageScene) -> None:
+async def test_a_run_that_is_gone_is_said_to_be(deployment: PageDeployment) -> None:
     """A link to a run that is not kept, or to none at all, gets a plain answer."""
-    await scene.worker()
-    url = await scene.frontend()
-    tab = await scene.browser.tab(f"{url}/#run=chatcmpl-{'0' * 32}")
+    await deployment.worker()
+    url = await deployment.frontend()
+    tab = await deployment.browser.tab(f"{url}/#run=chatcmpl-{'0' * 32}")
     await tab.until("document.querySelector('.failure:not([hidden])')")
     assert "no such run" in await tab.text(".failure")
     assert "reload" not in await tab.text(".failure")
-    tab = await scene.browser.tab(f"{url}/#run=<b>")
+    tab = await deployment.browser.tab(f"{url}/#run=<b>")
     await tab.until("!document.querySelector('#notice').hidden")
     assert "names no run" in await tab.text("#notice")
 
 
-async def test_the_key_field_opens_a_closed_server(scene: PageScene) -> None:
+async def test_the_key_field_opens_a_closed_server(deployment: PageDeployment) -> None:
     """With keys on, the page asks for one, says when it is wrong, keeps it for this tab, and never shows it."""
-    await scene.worker()
-    url = await scene.frontend(AGENTSTREAM_API_KEYS="sesame")
-    tab = await scene.browser.tab(url)
+    await deployment.worker()
+    url = await deployment.frontend(AGENTSTREAM_API_KEYS="sesame")
+    tab = await deployment.browser.tab(url)
     await tab.until("document.querySelector('#access').open && document.activeElement.id === 'key'")
     assert "needs an API key" in await tab.text("#notice")
     await tab.type("#key", "sesame")
@@ -195,12 +195,12 @@ async def test_the_key_field_opens_a_closed_server(scene: PageScene) -> None:
     await ask(tab, "halves")
     await tab.until(HALF)
     await tab.reload()
-    scene.open_gate("rest")
+    deployment.open_gate("rest")
     await tab.until(ended("stop"))
     assert (await tab.text(".answer")).strip() == WHOLE
     assert "sesame" not in await tab.evaluate("document.documentElement.outerHTML")
 
-    stranger = await scene.browser.tab(await tab.evaluate("location.href"))
+    stranger = await deployment.browser.tab(await tab.evaluate("location.href"))
     await stranger.until("document.querySelector('#access').open")
     await stranger.type("#key", "sesame")
     await stranger.press("Tab")
@@ -208,11 +208,11 @@ async def test_the_key_field_opens_a_closed_server(scene: PageScene) -> None:
     assert (await stranger.text(".answer")).strip() == WHOLE
 
 
-async def test_a_run_the_page_takes_up_leaves_the_key_field_alone(scene: PageScene) -> None:
+async def test_a_run_the_page_takes_up_leaves_the_key_field_alone(deployment: PageDeployment) -> None:
     """Whoever types a key goes on typing it there while the page opens a link: no part of it gets into the message."""
-    await scene.worker()
-    url = await scene.frontend(AGENTSTREAM_API_KEYS="sesame")
-    tab = await scene.browser.tab()
+    await deployment.worker()
+    url = await deployment.frontend(AGENTSTREAM_API_KEYS="sesame")
+    tab = await deployment.browser.tab()
     note_focus = (
         "window.focused = []; addEventListener('focusin', (event) => window.focused.push(event.target.id), true)"
     )
@@ -224,10 +224,10 @@ async def test_a_run_the_page_takes_up_leaves_the_key_field_alone(scene: PageSce
     assert await tab.evaluate("document.activeElement.id === 'key' && document.querySelector('#access').open")
 
 
-async def test_a_request_is_copied_as_a_command_and_a_program(scene: PageScene) -> None:
+async def test_a_request_is_copied_as_a_command_and_a_program(deployment: PageDeployment) -> None:
     """What is copied as curl and as Python runs as it stands, says the same again, and holds no key."""
-    await scene.worker("echo")
-    tab = await scene.page(AGENTSTREAM_API_KEYS="sesame")
+    await deployment.worker("echo")
+    tab = await deployment.page(AGENTSTREAM_API_KEYS="sesame")
     await tab.until("document.querySelector('#access').open")
     await tab.type("#key", "sesame")
     await tab.press("Enter")
@@ -255,17 +255,17 @@ async def _run(interpreter: list[str], program: str) -> str:
     process = await asyncio.create_subprocess_exec(
         *interpreter, program, env={"OPENAI_API_KEY": "sesame", "PATH": "/usr/bin:/bin"}, stdout=asyncio.subprocess.PIPE
     )
-    async with asyncio.timeout(SOON_S):
+    async with asyncio.timeout(TIMEOUT_S):
         output, _ = await process.communicate()
     assert process.returncode == 0
     return output.decode()
 
 
-async def test_the_page_says_when_nobody_answers(scene: PageScene) -> None:
+async def test_the_page_says_when_nobody_answers(deployment: PageDeployment) -> None:
     """A server that went away before a question gets an error in words, and the question is not lost."""
-    await scene.worker()
-    frontend = await scene.processes.start("frontend", AGENTSTREAM_PORT="0")
-    tab = await scene.browser.tab((await frontend.until(r"serving on (http://\S+)"))[1])
+    await deployment.worker()
+    frontend = await deployment.processes.start("frontend", AGENTSTREAM_PORT="0")
+    tab = await deployment.browser.tab((await frontend.until(r"serving on (http://\S+)"))[1])
     await tab.until("document.querySelector('#model').placeholder !== ''")
     frontend.send_signal(signal.SIGTERM)
     await frontend.ended()

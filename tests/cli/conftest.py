@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from tests.faults.clients import AGENT, Client, http_client
-from tests.helpers import SOON_S
+from tests.helpers import TIMEOUT_S
 from tests.processes import ROOT, Process, Processes
 
 
 @dataclass(frozen=True)
-class Ended:
+class CommandResult:
     """A command that has ended."""
 
     code: int
@@ -29,7 +29,7 @@ def command_environment(**environment: str) -> dict[str, str]:
     return {name: value for name, value in env.items() if value}
 
 
-async def agentstream(*arguments: str, stdin: str = "", **environment: str) -> Ended:
+async def agentstream(*arguments: str, stdin: str = "", **environment: str) -> CommandResult:
     """Run ``agentstream <arguments>`` to its end."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
@@ -42,17 +42,17 @@ async def agentstream(*arguments: str, stdin: str = "", **environment: str) -> E
         stderr=asyncio.subprocess.PIPE,
     )
     try:
-        async with asyncio.timeout(SOON_S):
+        async with asyncio.timeout(TIMEOUT_S):
             out, err = await process.communicate(stdin.encode())
     finally:
         if process.returncode is None:
             process.kill()
             await process.wait()
-    return Ended(process.returncode or 0, out.decode(), err.decode())
+    return CommandResult(process.returncode or 0, out.decode(), err.decode())
 
 
 @dataclass(frozen=True)
-class Site:
+class Deployment:
     """A front end with a worker that does what it is told, and ways to look at them."""
 
     url: str
@@ -60,7 +60,7 @@ class Site:
     processes: Processes
     client: Client
 
-    async def command(self, *arguments: str, stdin: str = "", **environment: str) -> Ended:
+    async def command(self, *arguments: str, stdin: str = "", **environment: str) -> CommandResult:
         """Run a command in this deployment's environment to its end."""
         return await agentstream(*arguments, stdin=stdin, **self._environment(environment))
 
@@ -78,17 +78,17 @@ class Site:
 
 
 @pytest.fixture
-async def site(processes: Processes, broker_url: str) -> AsyncIterator[Site]:
+async def deployment(processes: Processes, broker_url: str) -> AsyncIterator[Deployment]:
     """A deployment whose agent takes the steps it is asked for."""
     url = await processes.frontend()
     await processes.worker(AGENT, PYTHONPATH=str(ROOT))
     async with http_client() as client:
-        yield Site(url, broker_url, processes, client)
+        yield Deployment(url, broker_url, processes, client)
 
 
 async def eventually(look: Callable[[], Awaitable[bool]]) -> None:
     """Return once something is so that another process brings about."""
-    async with asyncio.timeout(SOON_S):
+    async with asyncio.timeout(TIMEOUT_S):
         while not await look():  # noqa: ASYNC110 -- another process does it
             await asyncio.sleep(0.02)
 

@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 import pyte
 
 from tests.cli.conftest import command_environment
-from tests.helpers import SOON_S
+from tests.helpers import TIMEOUT_S
 
 # Makes the pty the controlling terminal, so that ctrl-C typed there is a signal.
 _LOGIN = "import os, sys; os.login_tty(0); os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
@@ -50,7 +50,7 @@ class Terminal:
     async def until(self, seen: Callable[[list[str]], object]) -> None:
         """Return once the screen's lines are as wanted; fails with what is seen instead."""
         try:
-            async with asyncio.timeout(2 * SOON_S):
+            async with asyncio.timeout(2 * TIMEOUT_S):
                 while not seen(self.lines):
                     self._news.clear()
                     await self._news.wait()
@@ -70,7 +70,7 @@ class Terminal:
 
     async def ended(self) -> int:
         """Return the exit code."""
-        async with asyncio.timeout(2 * SOON_S):
+        async with asyncio.timeout(2 * TIMEOUT_S):
             return await self.process.wait()
 
     def _read(self) -> None:

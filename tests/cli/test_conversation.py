@@ -1,6 +1,6 @@
 """``agentstream chat`` without a question: a conversation in a terminal."""
 
-from tests.cli.conftest import Site
+from tests.cli.conftest import Deployment
 from tests.cli.terminals import terminal
 from tests.processes import ROOT, Processes
 
@@ -32,9 +32,9 @@ async def test_a_conversation_is_remembered(processes: Processes) -> None:
     assert "Traceback" not in shown.output
 
 
-async def test_what_fails_is_told_and_the_conversation_goes_on(site: Site) -> None:
+async def test_what_fails_is_told_and_the_conversation_goes_on(deployment: Deployment) -> None:
     """A question that fails is told and forgotten, and the next one is answered without it."""
-    async with terminal("chat", "--url", site.url) as shown:
+    async with terminal("chat", "--url", deployment.url) as shown:
         await shown.until_text(r"ctrl-D ends\.\n>$")
         shown.type('[["fail", "no luck"]]\n')
         await shown.until_text(r"error: Sorry, an error occurred: no luck\n>$")
@@ -44,9 +44,9 @@ async def test_what_fails_is_told_and_the_conversation_goes_on(site: Site) -> No
         assert await shown.ended() == 0
 
 
-async def test_an_answer_does_not_govern_the_terminal(site: Site) -> None:
+async def test_an_answer_does_not_govern_the_terminal(deployment: Deployment) -> None:
     """Escape sequences in an answer are shown as replaced: they neither clear the screen nor ring the bell."""
-    async with terminal("chat", "--url", site.url) as shown:
+    async with terminal("chat", "--url", deployment.url) as shown:
         await shown.until_text(r"ctrl-D ends\.\n>$")
         shown.type('[["answer", "\\u001b[2J\\u001b]0;title\\u0007\\u009b2Jstill here"]]\n')
         await shown.until_text(r"still here\n>$")

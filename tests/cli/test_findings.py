@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 
 from agentstream.cli.doctor import checks as findings
-from agentstream.cli.doctor.buffering import PIECES, _judge
-from agentstream.cli.doctor.checks import Finding
-from agentstream.store.admin.server_state import Clock, QueueVitals
+from agentstream.cli.doctor.buffering import PIECE_COUNT, _result_from_delays
+from agentstream.cli.doctor.checks import CheckResult
+from agentstream.store.admin.server_state import ClockOffset, QueueSummary
 
 GOOD: dict[str, Any] = {
     "redis_version": "7.0.15",
@@ -21,7 +21,7 @@ GOOD: dict[str, Any] = {
     "maxmemory": 100 << 20,
     "total_system_memory": 1000 << 20,
 }
-FINE_QUEUE = QueueVitals(workers=1, outstanding=5)
+FINE_QUEUE = QueueSummary(workers=1, outstanding=5)
 
 
 def buffers(pubsub: str) -> str:
@@ -29,7 +29,7 @@ def buffers(pubsub: str) -> str:
     return f"normal 0 0 0 slave 268435456 67108864 60 pubsub {pubsub}"
 
 
-CASES: dict[str, tuple[Finding, str]] = {
+CASES: dict[str, tuple[CheckResult, str]] = {
     "Redis 7": (findings.version(GOOD), "ok"),
     "Redis 10": (findings.version(GOOD | {"redis_version": "10.0.0"}), "ok"),
     "Redis 6.2": (findings.version(GOOD | {"redis_version": "6.2.14"}), "warning"),
@@ -56,24 +56,24 @@ CASES: dict[str, tuple[Finding, str]] = {
     "near": (findings.latency([0.0001, 0.0002, 0.003]), "ok"),
     "far": (findings.latency([0.02, 0.02, 0.03]), "warning"),
     "stalling": (findings.latency([0.0001, 0.0002, 1.5]), "fault"),
-    "one time": (findings.clock(Clock(-0.5, 0)), "ok"),
-    "a slow answer": (findings.clock(Clock(3, 2.5)), "ok"),
-    "some skew": (findings.clock(Clock(-2, 0.001)), "warning"),
-    "much skew": (findings.clock(Clock(60, 0.001)), "fault"),
+    "one time": (findings.clock(ClockOffset(-0.5, 0)), "ok"),
+    "a slow answer": (findings.clock(ClockOffset(3, 2.5)), "ok"),
+    "some skew": (findings.clock(ClockOffset(-2, 0.001)), "warning"),
+    "much skew": (findings.clock(ClockOffset(60, 0.001)), "fault"),
     "a worker": (findings.workers("q", FINE_QUEUE), "ok"),
-    "no worker": (findings.workers("q", QueueVitals(0, 5)), "fault"),
+    "no worker": (findings.workers("q", QueueSummary(0, 5)), "fault"),
     "some jobs": (findings.depth("q", FINE_QUEUE, 10), "ok"),
-    "many jobs": (findings.depth("q", QueueVitals(1, 8), 10), "warning"),
-    "a full queue": (findings.depth("q", QueueVitals(1, 10), 10), "fault"),
+    "many jobs": (findings.depth("q", QueueSummary(1, 8), 10), "warning"),
+    "a full queue": (findings.depth("q", QueueSummary(1, 10), 10), "fault"),
 }
 
 
-@pytest.mark.parametrize(("finding", "level"), CASES.values(), ids=CASES)
-def test_a_fact_is_judged(finding: Finding, level: str) -> None:
+@pytest.mark.parametrize(("result", "level"), CASES.values(), ids=CASES)
+def test_a_fact_is_judged(result: CheckResult, level: str) -> None:
     """What is fine is ok and says no more; everything else is told with why it matters and what to change."""
-    assert finding.level == level
-    assert finding.what
-    assert bool(finding.why) == bool(finding.fix) == (level in {"fault", "warning"})
+    assert result.level == level
+    assert result.what
+    assert bool(result.why) == bool(result.fix) == (level in {"fault", "warning"})
 
 
 def test_a_fix_holds_what_it_needs() -> None:
@@ -87,22 +87,22 @@ def test_a_fix_holds_what_it_needs() -> None:
 @pytest.mark.parametrize(
     ("delays_s", "level"),
     [
-        ([0.001] * PIECES, "ok"),
-        ([5.0 + number / 100 for number in range(PIECES)], "ok"),
-        ([0.002] * (PIECES - 5) + [0.9] * 5, "ok"),
-        ([(PIECES - number) / 10 for number in range(PIECES)], "fault"),
-        ([(10 - number % 10) / 10 for number in range(PIECES)], "fault"),
+        ([0.001] * PIECE_COUNT, "ok"),
+        ([5.0 + number / 100 for number in range(PIECE_COUNT)], "ok"),
+        ([0.002] * (PIECE_COUNT - 5) + [0.9] * 5, "ok"),
+        ([(PIECE_COUNT - number) / 10 for number in range(PIECE_COUNT)], "fault"),
+        ([(10 - number % 10) / 10 for number in range(PIECE_COUNT)], "fault"),
     ],
     ids=["at once", "far but even", "a stall", "all at the end", "ten at a time"],
 )
 def test_pieces_that_wait_for_others_are_held_back(delays_s: list[float], level: str) -> None:
     """A stream is held back if most pieces take longer than the fastest by more than a stall explains."""
-    assert _judge(delays_s, "").level == level
+    assert _result_from_delays(delays_s, "").level == level
 
 
 def test_the_fix_is_for_the_proxy_that_answers() -> None:
     """Where nginx answers, its lines alone are told; where nobody says who answers, those of others too."""
-    delays_s = [(PIECES - number) / 10 for number in range(PIECES)]
-    assert "proxy_buffering off;" in _judge(delays_s, "nginx/1.22.1").fix[0]
-    assert not any("Caddy" in line for line in _judge(delays_s, "nginx/1.22.1").fix)
-    assert any("Caddy" in line for line in _judge(delays_s, "cloud").fix)
+    delays_s = [(PIECE_COUNT - number) / 10 for number in range(PIECE_COUNT)]
+    assert "proxy_buffering off;" in _result_from_delays(delays_s, "nginx/1.22.1").fix[0]
+    assert not any("Caddy" in line for line in _result_from_delays(delays_s, "nginx/1.22.1").fix)
+    assert any("Caddy" in line for line in _result_from_delays(delays_s, "cloud").fix)

@@ -8,24 +8,24 @@ from typing import Any
 
 import pytest
 
-from agentstream.cli.api_client import Api
+from agentstream.cli.api_client import ApiClient
 from agentstream.cli.commands import tail
 from agentstream.cli.exits import Unreachable
 from agentstream.cli.terminal.display import Display
-from tests.cli.conftest import Ended, Site, agentstream, eventually, exists
+from tests.cli.conftest import CommandResult, Deployment, agentstream, eventually, exists
 from tests.faults.clients import request
 from tests.faults.resume_agents import cancelled_at
 from tests.processes import ROOT
 
 
-async def started(site: Site, *steps: Any, **fields: Any) -> str:
+async def started(deployment: Deployment, *steps: Any, **fields: Any) -> str:
     """Start a background run and return its id."""
-    status, run = await site.client.post(site.url, request(*steps, background=True, **fields))
+    status, run = await deployment.client.post(deployment.url, request(*steps, background=True, **fields))
     assert status == 200, run
     return str(run["id"])
 
 
-def listed(ended: Ended) -> dict[str, dict[str, Any]]:
+def listed(ended: CommandResult) -> dict[str, dict[str, Any]]:
     """Return the runs of ``ps --json`` by their ids."""
     assert ended.code == 0, ended
     return {run["run"]: run for run in json.loads(ended.out)["runs"]}
@@ -34,44 +34,44 @@ def listed(ended: Ended) -> dict[str, dict[str, Any]]:
 # ps
 
 
-async def test_ps_lists_what_waits_and_runs(site: Site, tmp_path: Path) -> None:
+async def test_ps_lists_what_waits_and_runs(deployment: Deployment, tmp_path: Path) -> None:
     """Each open run is listed with its state, age, model, agent, tokens, events and worker; ended ones are not."""
     gate = tmp_path / "gate"
-    ended_run = await started(site, ["answer", "done"])
-    running = await started(site, ["say", 3], ["gate", str(gate)], model="org/model")
+    ended_run = await started(deployment, ["answer", "done"])
+    running = await started(deployment, ["say", 3], ["gate", str(gate)], model="org/model")
 
     async def told() -> bool:
-        runs = listed(await site.command("ps", "--json"))
+        runs = listed(await deployment.command("ps", "--json"))
         return set(runs) == {running} and runs[running]["events"] == 4 and runs[running]["tokens"] == 3
 
     await eventually(told)
-    run = listed(await site.command("ps", "--json"))[running]
+    run = listed(await deployment.command("ps", "--json"))[running]
     assert (run["state"], run["model"], run["attempt"]) == ("running", "org/model", 1)
     assert run["agent"] == "scripted"
-    assert run["queue"] == site.processes.queue
+    assert run["queue"] == deployment.processes.queue
     assert 0 <= run["age_s"] < 60
     assert run["worker"]
-    table = (await site.command("ps")).out
+    table = (await deployment.command("ps")).out
     assert running in table
     assert "running" in table
     assert ended_run not in table
 
 
-async def test_ps_without_runs_says_so(site: Site) -> None:
+async def test_ps_without_runs_says_so(deployment: Deployment) -> None:
     """A queue with nothing in it is named, with exit code 0."""
-    ended = await site.command("ps")
-    assert (ended.code, ended.out) == (0, f"no open runs (queue {site.processes.queue})\n")
+    ended = await deployment.command("ps")
+    assert (ended.code, ended.out) == (0, f"no open runs (queue {deployment.processes.queue})\n")
 
 
-async def test_ps_tells_queues_apart_and_states(site: Site) -> None:
+async def test_ps_tells_queues_apart_and_states(deployment: Deployment) -> None:
     """Runs of several queues are listed with their queue; one that no worker has taken is queued, attempt 0."""
-    agents = f"a=builtin@{site.processes.queue}-a,b=builtin@{site.processes.queue}-b"
-    url = await site.processes.frontend(AGENTSTREAM_AGENTS=agents)
+    agents = f"a=builtin@{deployment.processes.queue}-a,b=builtin@{deployment.processes.queue}-b"
+    url = await deployment.processes.frontend(AGENTSTREAM_AGENTS=agents)
     runs = {}
     for model in ("a", "b"):
-        _, run = await site.client.post(url, request(["say", 1], model=model, background=True))
+        _, run = await deployment.client.post(url, request(["say", 1], model=model, background=True))
         runs[run["id"]] = model
-    found = listed(await site.command("ps", "--json", AGENTSTREAM_AGENTS=agents))
+    found = listed(await deployment.command("ps", "--json", AGENTSTREAM_AGENTS=agents))
     assert {run: told["queue"][-1] for run, told in found.items()} == runs
     assert {(told["state"], told["attempt"], told["events"]) for told in found.values()} == {("queued", 0, 0)}
 
@@ -89,45 +89,45 @@ async def test_without_redis_nothing_can_be_told(command: str, redis_url: str, c
 # tail
 
 
-async def test_tail_shows_a_run_from_its_beginning_to_its_end(site: Site, tmp_path: Path) -> None:
+async def test_tail_shows_a_run_from_its_beginning_to_its_end(deployment: Deployment, tmp_path: Path) -> None:
     """What was written before it attached and what comes after are one answer; a run that has ended is shown too."""
     gate = tmp_path / "gate"
-    run = await started(site, ["say", 2], ["gate", str(gate)], ["say", 1])
-    process = await site.begin("tail", run)
+    run = await started(deployment, ["say", 2], ["gate", str(gate)], ["say", 1])
+    process = await deployment.begin("tail", run)
     await process.until("1 ü")
     gate.touch()
     assert await process.ended() == 0
     assert process.output.count("0 ü") == 2
-    again = await site.command("tail", run)
+    again = await deployment.command("tail", run)
     assert (again.code, again.out) == (0, process.output)
 
 
-async def test_tail_is_resumed_after_a_cut(site: Site, tmp_path: Path, unused_tcp_port: int) -> None:
+async def test_tail_is_resumed_after_a_cut(deployment: Deployment, tmp_path: Path, unused_tcp_port: int) -> None:
     """A front end killed and started again costs no word and doubles none."""
     gate = tmp_path / "gate"
     settings = {"AGENTSTREAM_PORT": str(unused_tcp_port)}
-    first = await site.processes.start("frontend", **settings)
+    first = await deployment.processes.start("frontend", **settings)
     await first.until("serving on")
-    run = await started(site, ["say", 3], ["gate", str(gate)], ["say", 2])
-    process = await site.begin("tail", run, AGENTSTREAM_URL=f"http://127.0.0.1:{unused_tcp_port}")
+    run = await started(deployment, ["say", 3], ["gate", str(gate)], ["say", 2])
+    process = await deployment.begin("tail", run, AGENTSTREAM_URL=f"http://127.0.0.1:{unused_tcp_port}")
     await process.until("2 ü")
     first.kill()
     await process.until("attaching again")
     gate.touch()
-    second = await site.processes.start("frontend", **settings)
+    second = await deployment.processes.start("frontend", **settings)
     await second.until("serving on")
     assert await process.ended() == 0
     words = [line[0] for line in process.output.splitlines() if "ü" in line]
     assert words == ["0", "1", "2", "0", "1"]
 
 
-async def test_tail_gives_up(site: Site, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+async def test_tail_gives_up(deployment: Deployment, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Without news for too long it ends as unreachable, not before it has tried again."""
     monkeypatch.setattr(tail, "GIVE_UP_S", 0.6)
-    frontend = await site.processes.start("frontend", AGENTSTREAM_PORT="0")
+    frontend = await deployment.processes.start("frontend", AGENTSTREAM_PORT="0")
     url = (await frontend.until(r"serving on (http://\S+)"))[1]
-    run = await started(site, ["say", 1], ["gate", str(tmp_path / "gate")])
-    async with Api(url, None) as api:
+    run = await started(deployment, ["say", 1], ["gate", str(tmp_path / "gate")])
+    async with ApiClient(url, None) as api:
         following = asyncio.create_task(tail._follow(api, run, display := Display()))
 
         async def shown() -> bool:
@@ -139,32 +139,32 @@ async def test_tail_gives_up(site: Site, monkeypatch: pytest.MonkeyPatch, tmp_pa
             await following
 
 
-async def test_ctrl_c_on_tail_leaves_the_run_alone(site: Site, tmp_path: Path) -> None:
+async def test_ctrl_c_on_tail_leaves_the_run_alone(deployment: Deployment, tmp_path: Path) -> None:
     """ctrl-C ends the command with 130, and the run goes on to its end."""
     gate = tmp_path / "gate"
-    run = await started(site, ["say", 1], ["gate", str(gate)], ["say", 1])
-    process = await site.begin("tail", run)
+    run = await started(deployment, ["say", 1], ["gate", str(gate)], ["say", 1])
+    process = await deployment.begin("tail", run)
     await process.until("0 ü")
     process.send_signal(signal.SIGINT)
     assert await process.ended() == 130
     gate.touch()
-    ended = await site.command("tail", run)
+    ended = await deployment.command("tail", run)
     assert (ended.code, ended.out.count("0 ü")) == (0, 2)
 
 
 @pytest.mark.parametrize("command", ["tail", "cancel"])
-async def test_an_unknown_run_is_refused(site: Site, command: str) -> None:
+async def test_an_unknown_run_is_refused(deployment: Deployment, command: str) -> None:
     """A run that is not there ends with 4 and its name."""
     run = "chatcmpl-" + 32 * "0"
-    ended = await site.command(command, run)
+    ended = await deployment.command(command, run)
     assert ended.code == 4
     assert run in ended.err
 
 
-async def test_tail_of_a_failed_run(site: Site) -> None:
+async def test_tail_of_a_failed_run(deployment: Deployment) -> None:
     """A run that failed ends the command with 1 and the reason."""
-    run = await started(site, ["fail", "no luck"])
-    ended = await site.command("tail", run)
+    run = await started(deployment, ["fail", "no luck"])
+    ended = await deployment.command("tail", run)
     assert ended.code == 1
     assert "no luck" in ended.err
 
@@ -172,14 +172,14 @@ async def test_tail_of_a_failed_run(site: Site) -> None:
 # cancel
 
 
-async def test_cancel_ends_a_run(site: Site, tmp_path: Path) -> None:
+async def test_cancel_ends_a_run(deployment: Deployment, tmp_path: Path) -> None:
     """It ends the run in its worker before it returns, says so, and does no harm the second time."""
     gate = tmp_path / "gate"
-    run = await started(site, ["say", 1], ["gate", str(gate)])
-    process = await site.begin("tail", run)
+    run = await started(deployment, ["say", 1], ["gate", str(gate)])
+    process = await deployment.begin("tail", run)
     await process.until("0 ü")
     for _ in range(2):
-        ended = await site.command("cancel", run)
+        ended = await deployment.command("cancel", run)
         assert (ended.code, ended.out.split()[:2]) == (0, ["cancelled", run])
     await eventually(exists(cancelled_at(gate)))
     assert await process.ended() == 1
@@ -189,14 +189,14 @@ async def test_cancel_ends_a_run(site: Site, tmp_path: Path) -> None:
 # completion
 
 
-async def test_open_runs_are_completed(site: Site, tmp_path: Path) -> None:
+async def test_open_runs_are_completed(deployment: Deployment, tmp_path: Path) -> None:
     """A shell that completes `tail chatcmpl-` is offered the open runs, and nothing, in silence, without Redis."""
-    run = await started(site, ["gate", str(tmp_path / "gate")])
+    run = await started(deployment, ["gate", str(tmp_path / "gate")])
     words = {
         "_AGENTSTREAM_COMPLETE": "bash_complete",
         "COMP_WORDS": "agentstream tail chatcmpl-",
         "COMP_CWORD": "2",
         "PYTHONPATH": str(ROOT),
     }
-    assert run in (await site.command(**words)).out
-    assert (await site.command(**{**words, "REDIS_URL": "redis://127.0.0.1:1"})).out.strip() == ""
+    assert run in (await deployment.command(**words)).out
+    assert (await deployment.command(**{**words, "REDIS_URL": "redis://127.0.0.1:1"})).out.strip() == ""

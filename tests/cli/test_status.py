@@ -7,7 +7,7 @@ import signal
 import aiohttp
 import pytest
 
-from agentstream.cli.terminal.status import UNKNOWN, Figures, Rate, figures, status_lines
+from agentstream.cli.terminal.status import UNKNOWN, LiveMetrics, Rate, parse_metrics, status_lines
 from tests.cli.terminals import Terminal, terminal
 from tests.faults.clients import AGENT, request
 from tests.processes import ROOT
@@ -29,14 +29,14 @@ agentstream_tokens_total 120.0
 
 def test_figures_are_read_from_the_metrics() -> None:
     """Jobs are summed over the queues, workers those of the queue that has the fewest, and tokens counted."""
-    assert figures(EXPOSITION) == Figures(open_runs=3, queued=9, workers=1, tokens=120.0)
+    assert parse_metrics(EXPOSITION) == LiveMetrics(open_runs=3, queued=9, workers=1, tokens=120.0)
 
 
 def test_figures_that_are_not_there_are_unknown() -> None:
     """What a front end does not know (-1) or does not tell is unknown, not zero."""
     away = EXPOSITION.replace("4.0", "-1").replace("2.0", "-1").partition("# TYPE agentstream_tokens")[0]
-    assert figures(away) == Figures(open_runs=3, queued=None, workers=None, tokens=None)
-    assert figures("") == UNKNOWN
+    assert parse_metrics(away) == LiveMetrics(open_runs=3, queued=None, workers=None, tokens=None)
+    assert parse_metrics("") == UNKNOWN
 
 
 def test_a_rate_is_of_what_was_added() -> None:
@@ -50,18 +50,18 @@ def test_a_rate_is_of_what_was_added() -> None:
 
 
 @pytest.mark.parametrize(
-    ("told", "tokens_s", "expected"),
+    ("metrics", "tokens_s", "expected"),
     [
-        (Figures(3, 9, 1, 7), 42.4, "workers 1/2 (11 -)   open runs 3   queued 9   42 tokens/s"),
-        (Figures(3, 9, 1, 7), None, "workers 1/2 (11 -)   open runs 3   queued 9   ? tokens/s"),
-        (Figures(0, None, None, None), None, "workers ?/2 (11 -)   open runs 0   queued ?"),
+        (LiveMetrics(3, 9, 1, 7), 42.4, "workers 1/2 (11 -)   open runs 3   queued 9   42 tokens/s"),
+        (LiveMetrics(3, 9, 1, 7), None, "workers 1/2 (11 -)   open runs 3   queued 9   ? tokens/s"),
+        (LiveMetrics(0, None, None, None), None, "workers ?/2 (11 -)   open runs 0   queued ?"),
         (UNKNOWN, None, "workers ?/2 (11 -)   the front end does not answer"),
     ],
 )
-def test_the_status_says_what_is_known(told: Figures, tokens_s: float | None, expected: str) -> None:
+def test_the_status_says_what_is_known(metrics: LiveMetrics, tokens_s: float | None, expected: str) -> None:
     """The second row tells workers alive of those wanted, their pids, runs, jobs and tokens; ? is what is unknown."""
     pids = [("frontend", 10), ("worker 1", 11), ("worker 2", None)]
-    first, second = status_lines("http://h:1", pids, told, restarts=2, age_s=200, tokens_s=tokens_s)
+    first, second = status_lines("http://h:1", pids, metrics, restarts=2, age_s=200, tokens_s=tokens_s)
     assert second.strip() == expected
     assert first.split("   ") == [" http://h:1", "up 3m20s", "front end 10", "restarts 2", "ctrl-C ends"]
 

@@ -14,16 +14,20 @@ import aiohttp
 
 from tests.clients import scenarios
 from tests.clients.scenarios import AFTER, ANSWER_JSON, BEFORE, FAILURE, SILENCE_S, TEXT, USAGE
-from tests.helpers import SOON_S
+from tests.helpers import TIMEOUT_S
 from tests.processes import ROOT, Process
 
 HERE: Final = Path(__file__).parent
 INSTALLED: Final = ROOT / ".clients"
 # Importing a client takes up to 8 s of a core; once it is imported, it mostly waits.
 STARTING_AT_ONCE: Final = 2
-DRIVER_S: Final = SILENCE_S + 4 * SOON_S
-OUR_OWN: Final = ""
-OURS: Final = ('{"version"', '{"mode"', '{"done"')  # lines of a driver's output; clients print what they like
+DRIVER_S: Final = SILENCE_S + 4 * TIMEOUT_S
+NO_ENVIRONMENT: Final = ""
+REPORT_PREFIXES: Final = (
+    '{"version"',
+    '{"mode"',
+    '{"done"',
+)  # lines of a driver's output; clients print what they like
 
 WITH_TOOL: Final = f"{BEFORE}\n\n{AFTER}"
 TEXTS: Final = {
@@ -84,7 +88,7 @@ CLIENTS: Final = (
     Client("instructor", "openai-2", "instructor_sdk.py", "instructor", structured=True),
     Client("httpx-sse", "current", "httpx_sse_sdk.py", "httpx-sse"),
     Client("eventsource-parser", "node", "eventsource_parser_sdk.mjs", "eventsource-parser"),
-    Client("curl", OUR_OWN, "curl.py", "curl"),
+    Client("curl", NO_ENVIRONMENT, "curl.py", "curl"),
 )
 
 
@@ -96,7 +100,7 @@ def absent_environments() -> list[str]:
 
 def pinned_version(client: Client) -> str:
     """Return the release that the pins name; "any" of what is the machine's own."""
-    if client.environment == OUR_OWN:
+    if client.environment == NO_ENVIRONMENT:
         return "any"
     if client.environment == "node":
         wanted = json.loads((HERE / "package.json").read_text())["dependencies"][client.package]
@@ -119,7 +123,7 @@ class Report:
         self.complaints.setdefault(mode, []).append(complaint)
 
 
-def wrong_with(client: Client, mode: str, seen: dict[str, Any]) -> list[str]:
+def find_errors(client: Client, mode: str, seen: dict[str, Any]) -> list[str]:
     """Return how what a user saw differs from what the agent said, cancelled runs' ends aside."""
     if "absent" in seen:
         return []
@@ -157,7 +161,7 @@ async def run_suite(url: str, home: Path, clients: Iterable[Client] = CLIENTS) -
     ``home`` is an empty folder: nobody's own settings of a client have a say.
     """
     gate = asyncio.Semaphore(STARTING_AT_ONCE)
-    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=SOON_S)) as session:
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=TIMEOUT_S)) as session:
         features = await features_of(session, url)
         async with asyncio.TaskGroup() as group:
             running = [
@@ -210,7 +214,7 @@ async def _run_client(
         except (AssertionError, TimeoutError) as exc:
             report.complain("driver", f"hung, or ended early: {exc}")
         output = process.output
-    lines = [json.loads(line) for line in output.split("\n") if line.startswith(OURS)]
+    lines = [json.loads(line) for line in output.split("\n") if line.startswith(REPORT_PREFIXES)]
     report.version = next((line["version"] for line in lines if "version" in line), "unknown")
     report.seen = {line["mode"]: line for line in lines if "mode" in line}
     if {"done": len(report.seen)} not in lines:
@@ -218,7 +222,7 @@ async def _run_client(
     if report.version != pinned_version(client):
         report.complain("driver", f"is {report.version}, pinned is {pinned_version(client)}: run make clients")
     for mode, seen in report.seen.items():
-        for complaint in wrong_with(client, mode, seen):
+        for complaint in find_errors(client, mode, seen):
             report.complain(mode, complaint)
     return report
 
@@ -270,7 +274,7 @@ async def _not_cancelled(session: aiohttp.ClientSession, url: str, seen: dict[st
         async with session.get(f"{run}?stream=true") as response:
             await response.read()
     except TimeoutError:
-        return f"{run_id} went on for {SOON_S} s after its client had stopped"
+        return f"{run_id} went on for {TIMEOUT_S} s after its client had stopped"
     async with session.get(run) as response:
         status = (await response.json()).get("status")
     return None if status == "cancelled" else f"{run_id} is {status}"

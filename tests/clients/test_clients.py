@@ -7,7 +7,16 @@ from typing import Any
 import pytest
 
 from tests.clients.scenarios import TEXT
-from tests.clients.suite import AGENT, CLIENTS, HERE, OUR_OWN, Client, absent_environments, run_suite, wrong_with
+from tests.clients.suite import (
+    AGENT,
+    CLIENTS,
+    HERE,
+    NO_ENVIRONMENT,
+    Client,
+    absent_environments,
+    find_errors,
+    run_suite,
+)
 from tests.clients.table import markdown, table
 from tests.processes import ROOT, Processes
 
@@ -36,13 +45,13 @@ async def test_every_client_sees_what_the_agent_said(
 
 
 FINE = {"text": TEXT, "pieces": 4, "raised": None, "finish": "stop", "usage": [11, 7, 18], "usages": 1}
-PLAIN = Client("plain", OUR_OWN, "plain.py", "plain")
+PLAIN = Client("plain", NO_ENVIRONMENT, "plain.py", "plain")
 
 
 def test_what_is_right_is_not_complained_of() -> None:
     """A user who saw the text, the reason and the usage, or cannot tell the last two, has nothing to complain of."""
-    assert wrong_with(PLAIN, "loop", FINE) == []
-    assert wrong_with(PLAIN, "loop", {"text": TEXT, "pieces": 4, "raised": None}) == []
+    assert find_errors(PLAIN, "loop", FINE) == []
+    assert find_errors(PLAIN, "loop", {"text": TEXT, "pieces": 4, "raised": None}) == []
 
 
 @pytest.mark.parametrize(
@@ -59,7 +68,7 @@ def test_what_is_right_is_not_complained_of() -> None:
 )
 def test_what_is_wrong_is_complained_of(fault: dict[str, Any], complaint: str) -> None:
     """Whatever a user sees that the agent did not say is found."""
-    [found] = wrong_with(PLAIN, "loop", FINE | fault)
+    [found] = find_errors(PLAIN, "loop", FINE | fault)
     assert complaint in found
 
 
@@ -69,7 +78,7 @@ def test_pins_name_no_registry() -> None:
     packages = [package for path, package in lock["packages"].items() if path]
     assert all("integrity" in package and "resolved" not in package for package in packages)
     lists = sorted((HERE / "pins").glob("*.txt"))
-    assert {path.stem for path in lists} == {client.environment for client in CLIENTS} - {OUR_OWN}
+    assert {path.stem for path in lists} == {client.environment for client in CLIENTS} - {NO_ENVIRONMENT}
     for path in lists:
         text = path.read_text()
         assert "://" not in text

@@ -6,7 +6,7 @@ from typing import cast
 
 from agentstream.config import load_settings
 from agentstream.frontend.context import Context
-from agentstream.frontend.runs.new_run import Admission
+from agentstream.frontend.runs.new_run import NewRun
 from agentstream.protocol.keys import Keys
 from agentstream.store.bus.feed import RunFeed
 from agentstream.store.connection.endpoint import Endpoint
@@ -19,16 +19,16 @@ from tests.contract.test_queue import claimed, job
 async def test_a_job_is_sent_before_anything_is_awaited(link: Link, keys: Keys, written: list[bytes]) -> None:
     """Opening a new run's feed sends its subscription and its job: what the answer needs is made meanwhile."""
     submitter = JobSubmitter(link, keys, "q", max_queued=3)
-    context = cast("Context", SimpleNamespace(link=link, settings=load_settings(), submitter=submitter))
+    context = cast("Context", SimpleNamespace(link=link, settings=load_settings(), model_router=submitter))
     sent = job()
     feed = RunFeed(link, keys.events(sent.run_id))
-    opening = Admission(context, sent).open(feed)
+    opening = NewRun(context, sent).open(feed)
     at_once = b"".join(written)
     await opening
     feed.close()
     assert await submitter.outstanding() == 1
-    if link.in_order:  # else the subscription has to be confirmed first
-        parts = (b"SUBSCRIBE", SCRIPTS["describe"].sha, SCRIPTS["admit"].sha)
+    if link.subscribes_in_order:  # else the subscription has to be confirmed first
+        parts = (b"SUBSCRIBE", SCRIPTS["create_run"].sha, SCRIPTS["admit"].sha)
         assert [at_once.count(part) for part in parts] == [1, 1, 1]
 
 

@@ -14,7 +14,7 @@ from agentstream.store.bus.appender import MAX_RUNS
 from agentstream.store.bus.bus import Bus
 from agentstream.store.bus.publisher import LogLimits, RunPublisher
 from agentstream.store.connection.link import Link
-from tests.helpers import SOON_S
+from tests.helpers import TIMEOUT_S
 
 LIMITS = LogLimits(open_ttl_s=100, closed_ttl_s=10, max_bytes=1 << 20)
 
@@ -36,7 +36,7 @@ async def begun_runs(bus: Bus, count: int) -> dict[str, RunPublisher]:
 
 
 async def flush(runs: dict[str, RunPublisher]) -> None:
-    async with asyncio.timeout(SOON_S):
+    async with asyncio.timeout(TIMEOUT_S):
         await asyncio.gather(*(run.flush() for run in runs.values()))
 
 
@@ -104,16 +104,16 @@ async def test_an_append_whose_reply_was_lost_is_stored_once(
     runs = await begun_runs(bus, 3)
     for run in runs.values():
         run.put("text", "b")
-    async with asyncio.timeout(SOON_S):
+    async with asyncio.timeout(TIMEOUT_S):
         await asyncio.sleep(0)
-        assert [command.again is not None for command in link._pending] == [True]
-        assert link._commands is not None
-        link._commands.on_reply = lambda _reply: None
+        assert [command.repack is not None for command in link._pending] == [True]
+        assert link._command_connection is not None
+        link._command_connection.on_reply = lambda _reply: None
         while any([await other_link.call("XLEN", keys.events(run_id)) != 2 for run_id in runs]):  # noqa: ASYNC110 -- the broker does it
             await asyncio.sleep(0.005)
         if emptied:
             await other_link.call("DEL", *(keys.events(run_id) for run_id in runs))
-        link._commands.abort()
+        link._command_connection.abort()
     for run in runs.values():
         run.put("text", "c")
     await flush(runs)

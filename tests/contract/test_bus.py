@@ -15,7 +15,7 @@ from agentstream.store.bus.bus import Bus
 from agentstream.store.bus.publisher import LogLimits, RunPublisher
 from agentstream.store.connection.endpoint import Endpoint
 from agentstream.store.connection.link import Link
-from tests.helpers import SOON_S
+from tests.helpers import TIMEOUT_S
 
 LIMITS = LogLimits(open_ttl_s=100, closed_ttl_s=10, max_bytes=1 << 20)
 
@@ -42,7 +42,7 @@ class Reader:
         self._news.set()
 
     async def until(self, done: Callable[[], bool]) -> None:
-        async with asyncio.timeout(SOON_S):
+        async with asyncio.timeout(TIMEOUT_S):
             while not done():
                 self._news.clear()
                 await self._news.wait()
@@ -94,7 +94,7 @@ async def deaf(link: Link, channel: str) -> AsyncIterator[None]:
     lost = asyncio.Event()
     link._handlers[name] = lambda _payload: lost.set()
     yield
-    async with asyncio.timeout(SOON_S):
+    async with asyncio.timeout(TIMEOUT_S):
         await lost.wait()
     link._handlers[name] = handler
 
@@ -171,7 +171,7 @@ async def test_lost_message_is_read_from_the_log(
     writer.put("text", "c")
     await reader.until_count(3)
     assert reader.texts == ["a", "b", "c"]
-    assert (bus.feeds.catch_ups["gap"], bus.feeds.gaps) == (1, 1)
+    assert (bus.feed_counts.catch_ups["gap"], bus.feed_counts.gaps) == (1, 1)
 
 
 async def test_doubt_finds_a_lost_last_message(
@@ -183,7 +183,7 @@ async def test_doubt_finds_a_lost_last_message(
         writer.put("run_completed", {})
         await writer.flush()
     assert reader.events == []
-    reader.feed.doubt()
+    reader.feed.resync()
     await reader.until_count(1)
 
 

@@ -9,9 +9,9 @@ from agentstream.errors import BrokerUnavailable
 from agentstream.protocol.events import encode_batch, encode_event
 from agentstream.protocol.jobs import Job, new_run_id
 from agentstream.protocol.keys import Keys
-from agentstream.store.admin.open_runs import Inspector, Listing, OpenRun
-from agentstream.store.admin.probe import ProbeRun
-from agentstream.store.admin.server_state import QueueVitals, Vitals
+from agentstream.store.admin.open_runs import Inspector, OpenRun, QueueListing
+from agentstream.store.admin.probe_run import ProbeRun
+from agentstream.store.admin.server_state import QueueSummary, ServerState
 from agentstream.store.connection.endpoint import Endpoint
 from agentstream.store.connection.link import Link
 from agentstream.store.queue import JobQueue, JobSubmitter
@@ -26,7 +26,7 @@ def job(text: str = "") -> Job:
     return Job(run_id=new_run_id(), request=request, created=int(now), start_by=now + 60, owner="me")
 
 
-async def listed(url: str, keys: Keys, *queues: str, **bounds: Any) -> list[Listing]:
+async def listed(url: str, keys: Keys, *queues: str, **bounds: Any) -> list[QueueListing]:
     async with Inspector(Endpoint(url), keys) as inspector:
         return await inspector.open_runs(queues, **bounds)
 
@@ -45,7 +45,7 @@ async def test_a_queues_runs_are_listed_in_order(any_broker_url: str, link: Link
     a, b, nothing = await listed(any_broker_url, keys, "a", "b", "c")
     assert [run.run_id for run in a.runs] == [small.run_id, large.run_id]
     assert [run.run_id for run in b.runs] == [other.run_id]
-    assert nothing == Listing("c", 0, [])
+    assert nothing == QueueListing("c", 0, [])
     assert a.outstanding == 2
     [run] = b.runs
     assert run.age_s in range(30)
@@ -56,7 +56,7 @@ async def test_a_listing_is_bounded(any_broker_url: str, link: Link, keys: Keys)
     """No more runs are listed than asked for, and how many there are in all is told."""
     jobs = [job() for _ in range(5)]
     await submitted(link, keys, "q", *jobs)
-    [listing] = await listed(any_broker_url, keys, "q", most=3)
+    [listing] = await listed(any_broker_url, keys, "q", limit=3)
     assert [run.run_id for run in listing.runs] == [one.run_id for one in jobs[:3]]
     assert listing.outstanding == 5
 
@@ -95,12 +95,12 @@ async def test_a_queues_vitals_count_workers_and_jobs(any_broker_url: str, link:
     await submitted(link, keys, "q", job(), job())
     queue = JobQueue(Endpoint(any_broker_url), link, keys, "q", worker_id="w1")
     await queue.open()
-    async with Vitals(Endpoint(any_broker_url), keys) as vitals:
-        assert await vitals.queue("q") == QueueVitals(workers=1, outstanding=2)
-        assert await vitals.queue("nobody's") == QueueVitals(workers=0, outstanding=0)
-        clock = await vitals.clock()
-        assert abs(clock.ahead_s) - clock.uncertain_s < 2
-        times_s = await vitals.ping_times_s()
+    async with ServerState(Endpoint(any_broker_url), keys) as server:
+        assert await server.queue("q") == QueueSummary(workers=1, outstanding=2)
+        assert await server.queue("nobody's") == QueueSummary(workers=0, outstanding=0)
+        clock = await server.clock()
+        assert abs(clock.offset_s) - clock.uncertainty_s < 2
+        times_s = await server.ping_times_s()
         assert times_s == sorted(times_s)
     await queue.close()
 
@@ -110,7 +110,7 @@ async def test_a_probe_leaves_nothing_behind(any_broker_url: str, link: Link, ke
     probe = ProbeRun(Endpoint(any_broker_url), keys, owner="me")
     async with probe:
         await probe.write("a")
-        info = await RunStore(link, keys).describe(probe.run_id)
+        info = await RunStore(link, keys).get_info(probe.run_id)
         assert info is not None
         assert (info.status, info.owner) == ("running", "me")
         for name in (keys.run(probe.run_id), keys.events(probe.run_id)):
@@ -124,9 +124,9 @@ async def test_a_broker_that_is_away_is_told(keys: Keys) -> None:
     nowhere = Endpoint("redis://127.0.0.1:1")
     with pytest.raises(BrokerUnavailable, match="does not answer"):
         await listed("redis://127.0.0.1:1", keys, "q")
-    async with Vitals(nowhere, keys) as vitals:
+    async with ServerState(nowhere, keys) as server:
         with pytest.raises(BrokerUnavailable, match="does not answer"):
-            await vitals.ping_times_s()
+            await server.ping_times_s()
     with pytest.raises(BrokerUnavailable, match="does not answer"):
         async with ProbeRun(nowhere, keys, owner=""):
             pass

@@ -11,9 +11,9 @@ from agentstream.protocol.jobs import Job, new_run_id
 from agentstream.protocol.keys import GROUP, Keys
 from agentstream.store.connection.endpoint import Endpoint
 from agentstream.store.connection.link import Link
-from agentstream.store.queue import Backlog, Claim, JobQueue, JobSubmitter, _DrainRate
+from agentstream.store.queue import Backlog, Claim, JobQueue, JobSubmitter, _RemovalRate
 from agentstream.store.scripts import SCRIPTS
-from tests.helpers import SOON_S
+from tests.helpers import TIMEOUT_S
 
 
 def job(run_id: str | None = None) -> Job:
@@ -42,7 +42,7 @@ async def other_queue(any_broker_url: str, link: Link, keys: Keys) -> AsyncItera
 
 
 async def claimed(queue: JobQueue) -> Claim:
-    async with asyncio.timeout(SOON_S):
+    async with asyncio.timeout(TIMEOUT_S):
         while (claim := await queue.claim()) is None:
             pass
     return claim
@@ -76,9 +76,11 @@ async def test_a_subscription_and_its_job_leave_in_one_write(
     await submitter.submit(sent, ttl_s=60)
     await subscribed
     ours = [data for data in written if sent.run_id.encode() in data]
-    assert len(ours) == (1 if link.in_order else 2)  # a broker without inline pushes has a connection for each
+    assert len(ours) == (
+        1 if link.subscribes_in_order else 2
+    )  # a broker without inline pushes has a connection for each
     sent_first = b"".join(ours)
-    order = [sent_first.index(part) for part in (b"SUBSCRIBE", SCRIPTS["describe"].sha, SCRIPTS["admit"].sha)]
+    order = [sent_first.index(part) for part in (b"SUBSCRIBE", SCRIPTS["create_run"].sha, SCRIPTS["admit"].sha)]
     assert order == sorted(order)
 
 
@@ -206,7 +208,7 @@ async def test_worker_outlives_an_emptied_broker(
 async def test_waiting_for_jobs_does_not_spin(queue: JobQueue) -> None:
     """An empty queue is waited for, even over a server whose blocking read returns at once."""
     claims = 0
-    async with asyncio.timeout(SOON_S):
+    async with asyncio.timeout(TIMEOUT_S):
         started = time.monotonic()
         while time.monotonic() - started < 0.2:
             assert await queue.claim() is None
@@ -275,7 +277,7 @@ async def test_job_handed_back_is_taken_at_once(
     assert taken is not None
     begun = await other_queue.begin(taken, ttl_s=60)
     assert begun is not None
-    assert (begun.attempt, begun.handed_back) == (2, 1)
+    assert (begun.attempt, begun.hand_backs) == (2, 1)
 
 
 async def test_dead_consumers_are_forgotten_unless_they_hold_a_job(
@@ -304,7 +306,7 @@ async def test_dead_consumers_are_forgotten_unless_they_hold_a_job(
 
 
 async def reclaimed(queue: JobQueue, lease_s: float) -> Claim:
-    async with asyncio.timeout(SOON_S):
+    async with asyncio.timeout(TIMEOUT_S):
         while (claim := await queue.reclaim(lease_s)) is None:  # noqa: ASYNC110 -- the broker's clock decides
             await asyncio.sleep(lease_s / 3)
     return claim
@@ -330,7 +332,7 @@ async def test_limits_of_a_key(submitter: JobSubmitter, queue: JobQueue) -> None
 
 def test_retry_after_follows_the_drain_rate() -> None:
     """A refused client is told to come back when a tenth of the queue will have been worked off, within bounds."""
-    rate = _DrainRate()
+    rate = _RemovalRate()
     assert rate.retry_after_s(1000, 500, 100) == 5
     assert rate.retry_after_s(1000, 600, 110) == 10  # 10 jobs a second
     assert rate.retry_after_s(1000, 400, 111) == 5  # another queue: the count went back
@@ -345,11 +347,11 @@ async def test_what_waits_is_told_with_its_age(submitter: JobSubmitter, queue: J
     await submitter.submit(job(), ttl_s=60)
     backlog = await submitter.backlog()
     assert (backlog.jobs, backlog.waiting) == (2, 2)
-    assert 0.05 <= backlog.oldest_s < SOON_S
+    assert 0.05 <= backlog.oldest_s < TIMEOUT_S
     claim = await claimed(queue)
     begun = await queue.begin(claim, ttl_s=60)
     assert begun is not None
-    assert 0.05 <= begun.waited_s < SOON_S
+    assert 0.05 <= begun.waited_s < TIMEOUT_S
     after = await submitter.backlog()
     assert (after.jobs, after.waiting) == (2, 1)
     await queue.finish(claim)
@@ -372,10 +374,10 @@ async def test_progress_is_noted_by_the_worker_that_runs_it_alone(
     await submitter.submit(sent := job(), ttl_s=60)
     claim = await claimed(queue)
     await attempt_at(queue, claim)
-    await queue.tell_progress([(sent.run_id, "herd", 7)])
-    await other_queue.tell_progress([(sent.run_id, "stranger", 9)])
+    await queue.report_progress([(sent.run_id, "herd", 7)])
+    await other_queue.report_progress([(sent.run_id, "stranger", 9)])
     run = keys.run(sent.run_id)
     assert await link.call("HMGET", run, "agent", "tokens") == [b"herd", b"7"]
     await link.call("DEL", run)
-    await queue.tell_progress([(sent.run_id, "herd", 8)])
+    await queue.report_progress([(sent.run_id, "herd", 8)])
     assert await link.call("EXISTS", run) == 0

@@ -13,11 +13,11 @@ from agentstream.protocol.keys import Keys
 from agentstream.store.connection.endpoint import Endpoint
 from agentstream.store.connection.link import Link
 from agentstream.store.queue import Claim, JobQueue, JobSubmitter
-from agentstream.worker.lease import Leases
+from agentstream.worker.leases import Leases
 from agentstream.worker.runner import Runner
 from agentstream.worker.slots import Slots
 from agentstream.worker.worker import Worker
-from tests.helpers import SOON_S
+from tests.helpers import TIMEOUT_S
 
 LEASE_S = 0.5
 
@@ -38,7 +38,7 @@ class RecordingRunner:
         log.most = max(log.most, log.now)
         log.queues.append(self._name)
         log.news.set()
-        await asyncio.wait_for(log.gate.wait(), SOON_S)
+        await asyncio.wait_for(log.gate.wait(), TIMEOUT_S)
         await asyncio.sleep(0.005)
         await self._queue.finish(claim)
         log.now -= 1
@@ -60,7 +60,7 @@ class Log:
 
     async def until(self, count: int) -> None:
         """Return when so many jobs have begun."""
-        async with asyncio.timeout(SOON_S):
+        async with asyncio.timeout(TIMEOUT_S):
             while len(self.queues) < count:
                 self.news.clear()
                 await self.news.wait()
@@ -95,7 +95,7 @@ class Site:
                     cast("Runner", RecordingRunner(queue, name, log)),
                     Leases(queue, LEASE_S),
                     slots=shared,
-                    drain_timeout_s=SOON_S,
+                    drain_timeout_s=TIMEOUT_S,
                     is_connected=lambda: True,
                 )
                 tasks.create_task(worker.run(stop))
@@ -147,7 +147,7 @@ async def test_expired_leases_of_every_queue_are_taken_over(site: Site) -> None:
     for name, queue in zip("ab", dead, strict=True):
         await queue.open()
         await site.submit(name)
-        async with asyncio.timeout(SOON_S):
+        async with asyncio.timeout(TIMEOUT_S):
             while await queue.claim() is None:
                 pass
     async with site.worker(1) as log:

@@ -13,8 +13,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from agentstream.processes.process import free_port
-from tests.helpers import SOON_S
+from agentstream.processes.runtime import free_port
+from tests.helpers import TIMEOUT_S
 from tests.processes import ROOT, Process
 
 _POLL_S = 0.02
@@ -55,7 +55,7 @@ class Proxy:
             "caddy": ["run", "--adapter", "caddyfile", "--config", str(config)],
             "haproxy": ["-db", "-f", str(config)],
         }
-        return [installed(self.package), *arguments[self.package]]
+        return [find_executable(self.package), *arguments[self.package]]
 
 
 NGINX = Proxy(
@@ -79,7 +79,7 @@ HAPROXY = Proxy(
 PROXIES = (NGINX, CADDY, HAPROXY)
 
 
-def installed(package: str) -> str:
+def find_executable(package: str) -> str:
     """Return the executable; the test is skipped, by name, where it is not installed."""
     path = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"])
     found = shutil.which(package, path=path)
@@ -89,7 +89,7 @@ def installed(package: str) -> str:
 
 
 @contextlib.asynccontextmanager
-async def running(proxy: Proxy, frontends: Sequence[str], folder: Path) -> AsyncIterator[str]:
+async def run_proxy(proxy: Proxy, frontends: Sequence[str], folder: Path) -> AsyncIterator[str]:
     """Run a proxy in front of front ends and yield its URL."""
     port = free_port()
     config = folder / proxy.file
@@ -113,7 +113,7 @@ async def running(proxy: Proxy, frontends: Sequence[str], folder: Path) -> Async
 
 async def _listening(port: int, process: Process) -> None:
     try:
-        async with asyncio.timeout(SOON_S):
+        async with asyncio.timeout(TIMEOUT_S):
             while True:
                 with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
                     return

@@ -6,14 +6,14 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 from agentstream.processes.broker import ServerChoice, usable_servers
-from agentstream.processes.process import free_port
+from agentstream.processes.runtime import free_port
 from tests.processes import Process
 
 SERVERS = [choice for choice in usable_servers() if choice.kind == "server"]
 
 
 @contextlib.asynccontextmanager
-async def serving(choice: ServerChoice, folder: Path, *options: str) -> AsyncIterator[int]:
+async def run_server(choice: ServerChoice, folder: Path, *options: str) -> AsyncIterator[int]:
     """Run a server in a folder, without snapshots, and yield its port."""
     port = free_port()
     server = Process(

@@ -12,9 +12,9 @@ from redis.asyncio import Redis
 from redis.exceptions import NoPermissionError
 
 from agentstream.processes.broker import ServerChoice
-from tests.cli.conftest import Ended, agentstream
-from tests.deploy.proxies import NGINX, Proxy, running
-from tests.deploy.servers import SERVERS, serving
+from tests.cli.conftest import CommandResult, agentstream
+from tests.deploy.proxies import NGINX, Proxy, run_proxy
+from tests.deploy.servers import SERVERS, run_server
 from tests.processes import ROOT, Processes
 
 PASSWORDLESS = "user default on nopass ~* &* +@all\n"  # the test's own: the shipped file has this user off
@@ -50,7 +50,7 @@ class Server:
     redis: Redis
     processes: Processes
 
-    async def doctor(self, *arguments: str, **environment: str) -> Ended:
+    async def doctor(self, *arguments: str, **environment: str) -> CommandResult:
         """Run the command to its end."""
         return await agentstream(
             "doctor", *arguments, **{"REDIS_URL": self.url, "AGENTSTREAM_QUEUE": self.queue, **environment}
@@ -76,7 +76,7 @@ async def server(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterato
     users = tmp_path / "users.acl"
     shipped = (ROOT / "deploy/redis-users.acl").read_text()
     users.write_text(shipped.replace("user default off\n", PASSWORDLESS))
-    async with serving(choice, tmp_path, "--aclfile", str(users), "--appendonly", "yes") as port:
+    async with run_server(choice, tmp_path, "--aclfile", str(users), "--appendonly", "yes") as port:
         url = f"redis://127.0.0.1:{port}/0"
         async with Redis(port=port) as redis, Processes(url, tmp_path) as processes:
             used = (await redis.info("memory"))["used_memory"]
@@ -91,7 +91,7 @@ async def test_three_planted_faults_are_named_and_mended(server: Server, tmp_pat
     await server.redis.config_set("appendonly", "no")
     await server.redis.config_set("maxmemory-policy", "allkeys-lru")
     (tmp_path / "buffering").mkdir()
-    async with running(BUFFERING, [frontend], tmp_path / "buffering") as url:
+    async with run_proxy(BUFFERING, [frontend], tmp_path / "buffering") as url:
         told = await server.told("--url", url)
         assert faults(told) == {"append-only file", "eviction", "stream"}
         said = await server.doctor("--url", url)
@@ -102,7 +102,7 @@ async def test_three_planted_faults_are_named_and_mended(server: Server, tmp_pat
         command = shlex.split(told[name]["fix"][0])
         assert command[:2] == ["CONFIG", "SET"]
         await server.redis.config_set(*command[2:])
-    async with running(NGINX, [frontend], tmp_path) as url:
+    async with run_proxy(NGINX, [frontend], tmp_path) as url:
         said = await server.doctor("--url", url)
     assert (said.code, said.out.splitlines()[-1]) == (0, "nothing is wrong"), said
 

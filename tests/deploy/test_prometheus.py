@@ -13,14 +13,14 @@ import aiohttp
 import pytest
 import yaml
 
-from agentstream.processes.process import free_port
-from tests.deploy.proxies import installed
-from tests.helpers import SOON_S
+from agentstream.processes.runtime import free_port
+from tests.deploy.proxies import find_executable
+from tests.helpers import TIMEOUT_S
 from tests.processes import ROOT, Process, Processes
 
 FOLDER = ROOT / "deploy/observability"
 # Prometheus starts, scrapes and evaluates once a second here; a lost worker is known after 10 s at most.
-PROMETHEUS_S = 2 * SOON_S
+PROMETHEUS_S = 2 * TIMEOUT_S
 _POLL_S = 0.2
 NAME = re.compile(r"\bagentstream_\w+")
 
@@ -51,12 +51,15 @@ class Prometheus:
         ]
         process = Process(
             await asyncio.create_subprocess_exec(
-                installed("prometheus"), *arguments, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+                find_executable("prometheus"),
+                *arguments,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.STDOUT,
             )
         )
         try:
             await process.until("Server is ready to receive web requests", PROMETHEUS_S)
-            async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=SOON_S)) as session:
+            async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=TIMEOUT_S)) as session:
                 yield cls(f"http://127.0.0.1:{port}/api/v1", session)
         finally:
             await process.stop()
@@ -110,7 +113,7 @@ def pending(data: Any) -> set[tuple[str, str]]:
 
 async def test_real_prometheus_reads_real_processes(processes: Processes, tmp_path: Path) -> None:
     """Targets are up, rules and panels name what is there and have no error, and a queue without workers alerts."""
-    installed("prometheus")
+    find_executable("prometheus")
     url = await processes.frontend()
     port = free_port()
     worker = await processes.worker(AGENTSTREAM_METRICS_PORT=str(port))
@@ -147,8 +150,8 @@ async def test_real_prometheus_reads_real_processes(processes: Processes, tmp_pa
 )
 def test_promtool_finds_no_fault(arguments: list[str]) -> None:
     """Prometheus's own tool takes configuration and rules, and each alert fires when it shall, and only then."""
-    command = [installed("promtool"), *arguments]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=SOON_S)
+    command = [find_executable("promtool"), *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=TIMEOUT_S)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -160,7 +163,7 @@ def test_promtool_would_find_one(tmp_path: Path) -> None:
     changed = rules.replace("oldest_waiting_job_seconds) > 15", "oldest_waiting_job_seconds) > 25")
     (tmp_path / "alerts.yaml").write_text(changed)
     (tmp_path / "cases.yaml").write_text(cases.replace("../../deploy/observability/alerts.yaml", "alerts.yaml"))
-    command = [installed("promtool"), "test", "rules", str(tmp_path / "cases.yaml")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=SOON_S)
+    command = [find_executable("promtool"), "test", "rules", str(tmp_path / "cases.yaml")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=TIMEOUT_S)
     assert done.returncode == 1
     assert "AgentstreamJobsWait" in done.stdout + done.stderr

@@ -11,15 +11,15 @@ from typing import Any
 import aiohttp
 import pytest
 
-from tests.deploy.proxies import PROXIES, Proxy, running
+from tests.deploy.proxies import PROXIES, Proxy, run_proxy
 from tests.faults.clients import AGENT, PATH, Client, http_client, request
 from tests.faults.resume_agents import cancelled_at
-from tests.helpers import SOON_S, decode, texts
+from tests.helpers import TIMEOUT_S, decode, texts
 from tests.processes import ROOT, Processes
 
 
 @dataclass(frozen=True)
-class Site:
+class Deployment:
     """A proxy's address, and a client."""
 
     url: str
@@ -27,20 +27,22 @@ class Site:
 
 
 @pytest.fixture(params=PROXIES, ids=lambda proxy: proxy.package)
-async def site(request: pytest.FixtureRequest, processes: Processes, tmp_path: Path) -> AsyncIterator[Site]:
+async def deployment(request: pytest.FixtureRequest, processes: Processes, tmp_path: Path) -> AsyncIterator[Deployment]:
     """A proxy in front of two front ends and two workers with the scripted agent."""
     proxy: Proxy = request.param
     urls = [await processes.frontend() for _ in range(2)]
     for _ in range(2):
         await processes.worker(AGENT, PYTHONPATH=str(ROOT))
-    async with running(proxy, urls, tmp_path) as url, http_client() as client:
-        yield Site(url, client)
+    async with run_proxy(proxy, urls, tmp_path) as url, http_client() as client:
+        yield Deployment(url, client)
 
 
-async def test_a_frame_passes_while_the_agent_waits(site: Site, tmp_path: Path) -> None:
+async def test_a_frame_passes_while_the_agent_waits(deployment: Deployment, tmp_path: Path) -> None:
     """The first text reaches the client though the agent says no more until the client has it, and then the rest."""
     gate = tmp_path / "gate"
-    async with site.client.streaming(site.url, request(["say", 1], ["gate", str(gate)], ["say", 2])) as stream:
+    async with deployment.client.streaming(
+        deployment.url, request(["say", 1], ["gate", str(gate)], ["say", 2])
+    ) as stream:
         begun = await stream.until(b'"content":"0 ')
         assert b"[DONE]" not in begun
         gate.touch()
@@ -49,10 +51,12 @@ async def test_a_frame_passes_while_the_agent_waits(site: Site, tmp_path: Path) 
     assert messages[-1] == (None, "[DONE]")
 
 
-async def test_a_silent_stream_is_kept_open(site: Site, tmp_path: Path) -> None:
+async def test_a_silent_stream_is_kept_open(deployment: Deployment, tmp_path: Path) -> None:
     """Keepalives pass one by one through a stream that says nothing else, and the stream goes on after them."""
     gate = tmp_path / "gate"
-    async with site.client.streaming(site.url, request(["say", 1], ["gate", str(gate)], ["say", 1])) as stream:
+    async with deployment.client.streaming(
+        deployment.url, request(["say", 1], ["gate", str(gate)], ["say", 1])
+    ) as stream:
         await stream.until(b'"content":"0 ')
         for _ in range(2):
             assert (await stream.until(b": keepalive\n")).count(b": keepalive\n") == 1
@@ -60,42 +64,42 @@ async def test_a_silent_stream_is_kept_open(site: Site, tmp_path: Path) -> None:
         assert (await stream.rest()).endswith(b"data: [DONE]\n\n")
 
 
-async def test_a_client_that_leaves_cancels_its_run(site: Site, tmp_path: Path) -> None:
+async def test_a_client_that_leaves_cancels_its_run(deployment: Deployment, tmp_path: Path) -> None:
     """A connection closed at the proxy ends the run in the worker."""
     gate = tmp_path / "gate"
-    async with site.client.streaming(site.url, request(["say", 1], ["gate", str(gate)])) as stream:
+    async with deployment.client.streaming(deployment.url, request(["say", 1], ["gate", str(gate)])) as stream:
         await stream.until(b'"content":"0 ')
-    async with asyncio.timeout(SOON_S):
+    async with asyncio.timeout(TIMEOUT_S):
         while not cancelled_at(gate).exists():  # noqa: ASYNC110 -- another process makes it
             await asyncio.sleep(0.02)
 
 
-async def post_large(site: Site, padding_bytes: int) -> tuple[int, Any]:
+async def post_large(deployment: Deployment, padding_bytes: int) -> tuple[int, Any]:
     """Return status and parsed body of a request with so many bytes more than it needs."""
     body = io.BytesIO(json.dumps(request(["answer", "fine"], padding="x" * padding_bytes)).encode())
     headers = {"Content-Type": "application/json"}
-    async with site.client.session.post(site.url + PATH, data=body, headers=headers) as response:
+    async with deployment.client.session.post(deployment.url + PATH, data=body, headers=headers) as response:
         return response.status, await response.json()
 
 
-async def test_a_body_that_is_too_large_is_refused_readably(site: Site) -> None:
+async def test_a_body_that_is_too_large_is_refused_readably(deployment: Deployment) -> None:
     """A body of 40 MB gets 413 in OpenAI's shape, from the proxy or from the front end behind it."""
-    status, answer = await post_large(site, 40 << 20)
+    status, answer = await post_large(deployment, 40 << 20)
     assert (status, answer["error"]["code"]) == (413, "request_too_large")
 
 
-async def test_a_body_that_is_nearly_too_large_passes(site: Site) -> None:
+async def test_a_body_that_is_nearly_too_large_passes(deployment: Deployment) -> None:
     """A body of 9 MB, as images make it, is answered."""
-    status, answer = await post_large(site, 9 << 20)
+    status, answer = await post_large(deployment, 9 << 20)
     assert status == 200, answer
     assert answer["choices"][0]["message"]["content"] == "fine"
 
 
-async def test_the_front_ends_errors_pass(site: Site) -> None:
+async def test_the_front_ends_errors_pass(deployment: Deployment) -> None:
     """An error of the service reaches the client as it is, and a front end's numbers are not served."""
-    status, answer = await site.client.post(site.url, {"model": "m1"})
+    status, answer = await deployment.client.post(deployment.url, {"model": "m1"})
     assert (status, answer["error"]["param"]) == (400, "messages")
-    status, answer = await site.client.call("GET", f"{site.url}/metrics")
+    status, answer = await deployment.client.call("GET", f"{deployment.url}/metrics")
     assert (status, answer["error"]["code"]) == (404, "not_found")
 
 
@@ -103,7 +107,7 @@ async def test_the_front_ends_errors_pass(site: Site) -> None:
 async def test_no_front_end_is_said_in_openais_shape(proxy: Proxy, tmp_path: Path, unused_tcp_port: int) -> None:
     """Without a front end the proxy's own answer is an OpenAI error that is worth trying again."""
     async with (
-        running(proxy, [f"http://127.0.0.1:{unused_tcp_port}"], tmp_path) as url,
+        run_proxy(proxy, [f"http://127.0.0.1:{unused_tcp_port}"], tmp_path) as url,
         aiohttp.ClientSession() as http,
         http.post(f"{url}{PATH}", json=request(["say", 1])) as response,
     ):

@@ -11,11 +11,11 @@ from redis.asyncio import Redis
 from redis.exceptions import NoPermissionError
 
 from agentstream.processes.broker import ServerChoice
-from agentstream.telemetry import names as telemetry
-from tests.deploy.servers import SERVERS, serving
+from agentstream.telemetry import names as metric_names
+from tests.deploy.servers import SERVERS, run_server
 from tests.faults.clients import AGENT, Client, http_client, request
 from tests.faults.resume_agents import cancelled_at
-from tests.helpers import SOON_S
+from tests.helpers import TIMEOUT_S
 from tests.processes import ROOT, Processes
 from tests.scrape import Scraper
 
@@ -45,7 +45,7 @@ async def broker(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterato
     choice: ServerChoice = request.param
     users = tmp_path / "users.acl"
     users.write_text(USERS.read_text() + WATCHING)
-    async with serving(choice, tmp_path, "--aclfile", str(users)) as port:
+    async with run_server(choice, tmp_path, "--aclfile", str(users)) as port:
         yield Broker(port)
 
 
@@ -73,12 +73,12 @@ async def test_the_users_suffice(broker: Broker, client: Client, tmp_path: Path)
         assert await client.get(url, once[1]["id"]) == once
         async with client.streaming(url, request(["say", 1], ["gate", str(gates[0])])) as stream:
             await stream.until(b'"content":"0 ')
-        async with asyncio.timeout(SOON_S):
+        async with asyncio.timeout(TIMEOUT_S):
             while not cancelled_at(gates[0]).exists():  # noqa: ASYNC110 -- another process makes it
                 await asyncio.sleep(0.02)
         async with client.streaming(url, request(["gate", str(gates[1])], ["say", 1])) as stream:
             await stream.until(b'"role"')
-            assert (await Scraper(url).reaches(telemetry.QUEUED)).of(telemetry.WAITING) >= 0
+            assert (await Scraper(url).reaches(metric_names.QUEUED)).of(metric_names.WAITING) >= 0
             await first.stop()  # hands the run back
             second = await workers.worker(AGENT, **worker)
             await stream_begun(client, url)
@@ -99,7 +99,7 @@ async def test_users_of_an_earlier_version_lose_a_number_only(broker: Broker, cl
         assert (await client.post(url, request(background=True)))[0] == 200
         assert (await Scraper(url).get("/health/ready"))[0] == 200
         front = await Scraper(url).scrape()
-    told = [front.of(name) for name in (telemetry.QUEUED, telemetry.WAITING, telemetry.OLDEST_WAITING_SECONDS)]
+    told = [front.of(name) for name in (metric_names.QUEUED, metric_names.WAITING, metric_names.OLDEST_WAITING_SECONDS)]
     assert told == [1, -1, -1]
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import aiohttp
 
-from agentstream.processes.process import free_port
+from agentstream.processes.runtime import free_port
 from tests.deploy.paced_agents import WORDS
-from tests.deploy.proxies import NGINX, running
+from tests.deploy.proxies import NGINX, run_proxy
 from tests.faults.clients import PATH, http_client
 from tests.helpers import decode, texts
 from tests.processes import ROOT, Process, Processes
@@ -86,7 +86,7 @@ async def test_a_rolling_restart_breaks_no_stream(processes: Processes, tmp_path
     frontends = [await start_frontend(processes, port) for port in ports]
     workers = [await start_worker(processes) for _ in range(2)]
     urls = [f"http://127.0.0.1:{port}" for port in ports]
-    async with running(NGINX, urls, tmp_path) as url, http_client() as http:
+    async with run_proxy(NGINX, urls, tmp_path) as url, http_client() as http:
         load = Load(url, http.session)
         async with asyncio.TaskGroup() as clients:
             for number in range(STREAMS):

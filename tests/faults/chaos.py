@@ -21,8 +21,9 @@ from typing import Final
 
 import aiohttp
 
-from agentstream.processes.process import free_port
+from agentstream.processes.runtime import free_port
 from tests.faults.chaos_agents import FOLDER_VARIABLE, Plan
+from tests.faults.checking_client import CheckingClient, StreamRecord, client_session
 from tests.faults.faults import (
     Broker,
     cut_connections,
@@ -30,12 +31,11 @@ from tests.faults.faults import (
     frozen,
     leftovers,
     outage,
+    small_buffer_socket,
     tiny_push_buffer,
-    unread_socket,
     until,
 )
-from tests.faults.following import Follower, Received, client_session
-from tests.helpers import SOON_S, TIME_SCALE
+from tests.helpers import TIME_SCALE, TIMEOUT_S
 from tests.processes import Process, Processes
 
 LEASE_S: Final = 1.0 * TIME_SCALE
@@ -77,7 +77,7 @@ class Report:
     wrong: Counter[str] = field(default_factory=Counter)
     details: list[str] = field(default_factory=list)
     faults: Counter[str] = field(default_factory=Counter)
-    turned_away: Counter[int] = field(default_factory=Counter)
+    rejected: Counter[int] = field(default_factory=Counter)
     resumed: int = 0
     tools_used: int = 0
     worst_silence_s: float = 0.0
@@ -95,7 +95,7 @@ class Report:
             f"  {'complete':<38} {self.outcomes['complete']}",
             f"  {'ended by an honest error, by code':<38} {_listed(errors)}",
             f"  {'connections beyond the first':<38} {self.resumed}",
-            f"  {'requests turned away, by status':<38} {_listed(self.turned_away)}",
+            f"  {'requests turned away, by status':<38} {_listed(self.rejected)}",
             f"  {'tools used':<38} {self.tools_used}",
             f"  {'worst time to an error frame':<38} {self.worst_silence_s:.1f} s",
             *(f"  {name:<38} {self.wrong[name]}" for name in MUST_BE_ZERO),
@@ -125,7 +125,7 @@ class Fleet:
     async def start(self) -> None:
         names = ["frontend 0", "frontend 1", "worker 0", "worker 1", "worker 2"]
         await asyncio.gather(*map(self._start, names))
-        self._keepers = [asyncio.create_task(self._keep(name), name=f"keep {name}") for name in names]
+        self._keepers = [asyncio.create_task(self._restart_when_ended(name), name=f"keep {name}") for name in names]
 
     async def stop(self) -> None:
         self._stopping = True
@@ -154,9 +154,9 @@ class Fleet:
             spec = f"tests.faults.chaos_agents:{agent}"
             self.running[name] = await self._processes.start("worker", AGENTSTREAM_AGENT=spec, **self._environment)
         with contextlib.suppress(AssertionError):  # it was hit before it was ready: its keeper starts it again
-            await self.running[name].until("serving on" if kind == "frontend" else "takes jobs of", 3 * SOON_S)
+            await self.running[name].until("serving on" if kind == "frontend" else "takes jobs of", 3 * TIMEOUT_S)
 
-    async def _keep(self, name: str) -> None:
+    async def _restart_when_ended(self, name: str) -> None:
         while True:
             process = self.running[name]
             code = await process.ended(timeout_s=1e6)
@@ -179,7 +179,7 @@ class Chaos:
         self._clients = random.Random(f"clients {seed}")  # noqa: S311
         self._marks = folder / "marks"
         self.report = Report(seconds, seed)
-        self._open: dict[asyncio.Task[None], Received] = {}
+        self._open: dict[asyncio.Task[None], StreamRecord] = {}
 
     async def run(self) -> Report:
         """Do it."""
@@ -188,7 +188,7 @@ class Chaos:
             Broker(self._folder, append_only=True) as broker,
             Processes(broker.url, self._folder) as processes,
             client_session() as session,
-            client_session(socket_factory=unread_socket) as slow_session,
+            client_session(socket_factory=small_buffer_socket) as slow_session,
         ):
             fleet = Fleet(processes, self.report, self._marks)
             await fleet.start()
@@ -196,9 +196,12 @@ class Chaos:
                 ends_at_s = time.monotonic() + self._seconds
                 async with asyncio.TaskGroup() as tasks:
                     tasks.create_task(self._ask_until(ends_at_s, fleet.urls, session, slow_session), name="clients")
-                    tasks.create_task(self._hit(ends_at_s, self._faults, self._process_faults(fleet)), name="faults")
                     tasks.create_task(
-                        self._hit(ends_at_s, self._broker_faults, self._faults_of(broker)), name="broker faults"
+                        self._inject_faults(ends_at_s, self._faults, self._process_faults(fleet)), name="faults"
+                    )
+                    tasks.create_task(
+                        self._inject_faults(ends_at_s, self._broker_faults, self._faults_of(broker)),
+                        name="broker faults",
                     )
                 await self._settle(broker, processes.queue)
             finally:
@@ -214,9 +217,9 @@ class Chaos:
     ) -> None:
         while time.monotonic() < ends_at_s:
             if len(self._open) < RUNS_AT_ONCE:
-                received = Received(self._plan())
+                received = StreamRecord(self._plan())
                 stalls = received.plan.padding > 0
-                follower = Follower(slow_session if stalls else session, urls, first=self._clients.randrange(2))
+                follower = CheckingClient(slow_session if stalls else session, urls, first=self._clients.randrange(2))
                 client = self._follow(follower, received, random.Random(self._clients.random()))  # noqa: S311
                 task = asyncio.create_task(client, name="client")
                 self._open[task] = received
@@ -235,18 +238,18 @@ class Chaos:
             tool_between=pick.random() < 0.3,
         )
 
-    async def _follow(self, follower: Follower, received: Received, pick: random.Random) -> None:
+    async def _follow(self, follower: CheckingClient, received: StreamRecord, pick: random.Random) -> None:
         """Be one client: in the foreground to the end, or in the background with a hang-up in between."""
         background = received.plan.padding > 0 or pick.random() < 0.6
         walks_away = not background and pick.random() < 0.1
         word = pick.randrange(received.plan.words)
         if received.plan.padding:
             await follower.begin(received, until_word=0, background=True)
-            await follower.go_on(received, stall_s=pick.uniform(0.5, 3) * TIME_SCALE)
+            await follower.resume(received, stall_s=pick.uniform(0.5, 3) * TIME_SCALE)
         elif background:
             await follower.begin(received, until_word=word, background=True)
             await asyncio.sleep(pick.choice((0, 0.3, 2)) * TIME_SCALE)
-            await follower.go_on(received)
+            await follower.resume(received)
         elif walks_away:
             await follower.begin(received, until_word=word)
             received.outcome = received.outcome or "(the client walked away)"
@@ -256,19 +259,19 @@ class Chaos:
             await self._compare_folded(follower, received)
         self._note(follower, received)
 
-    async def _compare_folded(self, follower: Follower, received: Received) -> None:
+    async def _compare_folded(self, follower: CheckingClient, received: StreamRecord) -> None:
         """The folded answer is what was streamed."""
         if received.outcome != "complete":
             return
-        content = await follower.folded(received.run_id)
+        content = await follower.fetch_answer(received.run_id)
         if content != "".join(received.said):
             received.wrong["answers not as streamed"] += 1
 
-    def _note(self, follower: Follower, received: Received) -> None:
+    def _note(self, follower: CheckingClient, received: StreamRecord) -> None:
         report = self.report
         report.runs += 1
         report.outcomes[received.outcome] += 1
-        report.turned_away.update(follower.turned_away)
+        report.rejected.update(follower.rejected)
         report.resumed += max(0, received.connections - 1)
         if received.outcome not in {"complete", "cancelled"} and received.done:
             report.worst_silence_s = max(report.worst_silence_s, received.silence_s)
@@ -279,7 +282,7 @@ class Chaos:
 
     # -- faults -------------------------------------------------------------------------------------
 
-    async def _hit(
+    async def _inject_faults(
         self,
         ends_at_s: float,
         pick: random.Random,
@@ -395,7 +398,7 @@ class Chaos:
                     self.report.details.append(f"{file.name}: tool {number} run {times} times")
 
 
-async def wreak(seconds: float, seed: int, folder: Path, say: Callable[[str], None] = lambda _line: None) -> Report:
+async def run_chaos(seconds: float, seed: int, folder: Path, say: Callable[[str], None] = lambda _line: None) -> Report:
     """Run the chaos for a while and return what came of it."""
     return await Chaos(seconds, seed, folder, say).run()
 
@@ -408,7 +411,7 @@ def main() -> int:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="agentstream-chaos-") as folder:
         report = asyncio.run(
-            wreak(options.seconds, options.seed, Path(folder), print if options.verbose else lambda _line: None)
+            run_chaos(options.seconds, options.seed, Path(folder), print if options.verbose else lambda _line: None)
         )
     print(report)  # noqa: T201
     return 0 if report.clean else 1

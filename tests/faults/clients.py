@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
-from tests.helpers import SOON_S
+from tests.helpers import TIMEOUT_S
 from tests.processes import Process, Processes
 
 AGENT = "tests.faults.resume_agents:scripted"
@@ -75,7 +75,7 @@ class Client:
     @contextlib.asynccontextmanager
     async def streaming(
         self, url: str, body: Any = None, *, run_id: str = "", query: str = "", **headers: str
-    ) -> AsyncIterator["CutStream"]:
+    ) -> AsyncIterator["RawStream"]:
         """Open the stream of a new run, or of ``run_id``; leaving cuts the connection."""
         if run_id:
             opening = self.session.get(f"{url}{PATH}/{run_id}{query or '?stream=true'}", headers=self._headers(headers))
@@ -86,7 +86,7 @@ class Client:
         async with opening as response:
             assert response.status == 200, await response.text()
             assert response.content_type == "text/event-stream"
-            yield CutStream(response)
+            yield RawStream(response)
             response.close()
 
     async def whole(self, url: str, body: Any = None, *, run_id: str = "", query: str = "", **headers: str) -> bytes:
@@ -99,14 +99,14 @@ class Client:
         return named | ({"Authorization": f"Bearer {self.key}"} if self.key else {})
 
 
-class CutStream:
+class RawStream:
     """The raw bytes of one stream, to be cut anywhere."""
 
     def __init__(self, response: aiohttp.ClientResponse) -> None:
         self._content = response.content
         self._last = b""  # what came before, to be told if the stream ends where it should not
 
-    async def take(self, size: int) -> bytes:
+    async def read(self, size: int) -> bytes:
         """Return this many bytes; fewer only if the stream ended cleanly before."""
         try:
             return await self._content.readexactly(size)
@@ -131,7 +131,7 @@ class CutStream:
 @contextlib.asynccontextmanager
 async def http_client() -> AsyncIterator[Client]:
     """A client that gives up in time."""
-    timeout = aiohttp.ClientTimeout(total=4 * SOON_S)
+    timeout = aiohttp.ClientTimeout(total=4 * TIMEOUT_S)
     async with aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0)) as session:
         yield Client(session)
 
@@ -198,7 +198,7 @@ def http_post(body: Any, *, version: str = "1.1", headers: str = "") -> bytes:
     return head.encode() + content
 
 
-def dechunked(response: bytes) -> tuple[bytes, bool]:
+def decode_chunked(response: bytes) -> tuple[bytes, bool]:
     """Return a chunked response's body, and whether its end was told."""
     _, _, rest = response.partition(b"\r\n\r\n")
     body = bytearray()

@@ -16,14 +16,14 @@ import redis.asyncio as redis_asyncio
 import redis.exceptions
 
 from agentstream.processes.broker import usable_servers
-from agentstream.processes.child import tied
-from agentstream.processes.process import free_port
-from tests.helpers import SOON_S
+from agentstream.processes.launcher import die_with_parent
+from agentstream.processes.runtime import free_port
+from tests.helpers import TIMEOUT_S
 
 _POLL_S = 0.02
 
 
-async def until(holds: Callable[[], Awaitable[bool]], timeout_s: float = SOON_S) -> None:
+async def until(holds: Callable[[], Awaitable[bool]], timeout_s: float = TIMEOUT_S) -> None:
     """Return when another process has come to a state; raises TimeoutError."""
     async with asyncio.timeout(timeout_s):
         while not await holds():  # noqa: ASYNC110 -- nothing tells us but asking
@@ -43,7 +43,7 @@ class Broker:
         self._replica_of = replica_of
         self._process: asyncio.subprocess.Process | None = None
         # One connection, made anew when it breaks: faults must not wait for one another.
-        self.admin = redis_asyncio.Redis(port=self.port, socket_timeout=SOON_S, max_connections=4)
+        self.admin = redis_asyncio.Redis(port=self.port, socket_timeout=TIMEOUT_S, max_connections=4)
 
     async def __aenter__(self) -> Self:
         self._folder.mkdir(parents=True)
@@ -75,7 +75,7 @@ class Broker:
             options += ["--replicaof", f"127.0.0.1 {self._replica_of.port}"]
         with (self._folder / "output").open("ab") as output:
             self._process = await asyncio.create_subprocess_exec(
-                *tied(str(executable), *options), stdout=output, stderr=output, start_new_session=True
+                *die_with_parent(str(executable), *options), stdout=output, stderr=output, start_new_session=True
             )
         await until(self._answers)
 
@@ -146,19 +146,19 @@ async def forget_scripts(broker: Broker) -> None:
     await broker.admin.script_flush()
 
 
-async def times_out_of_memory(broker: Broker) -> int:
+async def count_oom_errors(broker: Broker) -> int:
     """Return how many commands were refused for want of memory."""
     stats: dict[str, Any] = await broker.admin.info("errorstats")
     return int(stats.get("errorstat_OOM", {}).get("count", 0))
 
 
-async def subscribers_cut(broker: Broker) -> int:
+async def count_cut_subscribers(broker: Broker) -> int:
     """Return how many connections were cut for an output buffer that grew too large."""
     stats: dict[str, Any] = await broker.admin.info("stats")
     return int(stats["client_output_buffer_limit_disconnections"])
 
 
-class Switch:
+class SwitchableProxy:
     """One address before several brokers: forwards to the chosen one; changing it cuts who was connected."""
 
     def __init__(self, broker: Broker) -> None:
@@ -181,7 +181,7 @@ class Switch:
     def url(self) -> str:
         return f"redis://127.0.0.1:{self.port}/0"
 
-    def to(self, broker: Broker) -> None:
+    def switch_to(self, broker: Broker) -> None:
         self._broker = broker
         self._cut()
 
@@ -216,7 +216,7 @@ async def _pipe(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> Non
     sink.transport.abort()
 
 
-def unread_socket(info: Any) -> socket.socket:
+def small_buffer_socket(info: Any) -> socket.socket:
     """Make a client's socket that takes little before its reader reads: a stalled client is felt at once."""
     family, kind, protocol, *_ = info
     made = socket.socket(family, kind, protocol)

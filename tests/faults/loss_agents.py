@@ -119,7 +119,7 @@ def scripted_in_a_thread(run: Run) -> AgentResult:
 
 def _break_second_beat() -> None:
     """Let this worker's heartbeat die of something unforeseen; its first beat is part of its start."""
-    beat, beats = JobQueue.beat, iter(range(2))
+    beat, beats = JobQueue.heartbeat, iter(range(2))
 
     async def broken(queue: JobQueue) -> None:
         if next(beats, 1):
@@ -127,7 +127,7 @@ def _break_second_beat() -> None:
             raise ValueError(message)
         await beat(queue)
 
-    JobQueue.beat = broken  # type: ignore[assignment,method-assign]
+    JobQueue.heartbeat = broken  # type: ignore[assignment,method-assign]
 
 
 if os.environ.get("TEST_BREAK_BEAT"):

@@ -19,7 +19,7 @@ import redis.asyncio
 from agentstream.protocol.jobs import new_run_id
 from agentstream.protocol.keys import Keys
 from tests.faults.clients import PATH, RawSocket, resident_bytes, start_frontend
-from tests.helpers import SOON_S, decode, texts
+from tests.helpers import TIMEOUT_S, decode, texts
 from tests.processes import Process, Processes
 
 MAX_BODY_BYTES = 1 << 20
@@ -67,7 +67,7 @@ class Target:
 
     async def raw(self, data: bytes) -> bytes:
         """Send bytes on a connection of their own and return all that comes back before it ends."""
-        async with asyncio.timeout(2 * SOON_S), RawSocket.open(self.url) as connection:
+        async with asyncio.timeout(2 * TIMEOUT_S), RawSocket.open(self.url) as connection:
             await connection.send(data)
             with contextlib.suppress(ConnectionError):
                 return (await connection.rest())[0]
@@ -97,7 +97,7 @@ async def target(processes: Processes, broker_url: str) -> AsyncIterator[Target]
         AGENTSTREAM_BODY_TIMEOUT_S=str(BODY_TIMEOUT_S),
     )
     await processes.worker("echo_request")
-    timeout = aiohttp.ClientTimeout(total=3 * SOON_S)
+    timeout = aiohttp.ClientTimeout(total=3 * TIMEOUT_S)
     async with (
         redis.asyncio.Redis.from_url(broker_url) as broker,
         aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0)) as session,
@@ -199,7 +199,7 @@ async def test_bodies_over_the_limit_are_refused(target: Target) -> None:
     for coding, body in [("gzip", bomb), ("gzip", gzip.compress(large)), ("deflate", zlib.compress(large))]:
         await target.refused(body, 413, Content_Encoding=coding)
         assert resident_bytes(target.frontend) < target.resident_before_bytes + GROWTH_BYTES
-    async with asyncio.timeout(2 * SOON_S), RawSocket.open(target.url) as connection:
+    async with asyncio.timeout(2 * TIMEOUT_S), RawSocket.open(target.url) as connection:
         await connection.send(head("Transfer-Encoding: chunked"))
         answer = asyncio.create_task(connection.until(b"request_too_large"))
         while not answer.done():
@@ -232,7 +232,7 @@ async def test_slow_bodies_are_given_up(target: Target) -> None:
                 await connection.send(b"{")
             return await answer
 
-    async with asyncio.timeout(3 * SOON_S):
+    async with asyncio.timeout(3 * TIMEOUT_S):
         for answer in await asyncio.gather(*(drip() for _ in range(50))):
             assert answer.startswith(b"HTTP/1.1 408")
 

@@ -4,7 +4,7 @@ import asyncio
 from pathlib import Path
 
 from tests.faults.clients import AGENT, frames, http_client, request, run_id_of
-from tests.helpers import SOON_S
+from tests.helpers import TIMEOUT_S
 from tests.processes import Processes
 
 
@@ -15,7 +15,7 @@ async def test_two_clients_of_one_run_get_the_same_whether_or_not_a_third_leaves
     url, gate = await processes.frontend(), tmp_path / "gate"
     await processes.worker(AGENT)
     body = request(["say", 5], ["gate", str(gate)], ["tool"], ["say", 20], background=True)
-    async with http_client() as client, asyncio.timeout(2 * SOON_S), client.streaming(url, body) as first:
+    async with http_client() as client, asyncio.timeout(2 * TIMEOUT_S), client.streaming(url, body) as first:
         began = await first.until(b'"content":"4 ')
         run_id = run_id_of(began)
         async with client.streaming(url, run_id=run_id) as second:

@@ -11,23 +11,23 @@ from typing import Self
 import aiohttp
 import pytest
 
-from agentstream.processes.process import free_port
+from agentstream.processes.runtime import free_port
 from tests.faults.chaos_agents import FOLDER_VARIABLE, Plan
+from tests.faults.checking_client import CheckingClient, StreamRecord, client_session
 from tests.faults.faults import (
     Broker,
-    Switch,
+    SwitchableProxy,
+    count_cut_subscribers,
+    count_oom_errors,
     cut_connections,
     forget_scripts,
     frozen,
     full_memory,
     leftovers,
     outage,
-    subscribers_cut,
-    times_out_of_memory,
     tiny_push_buffer,
     until,
 )
-from tests.faults.following import Follower, Received, client_session
 from tests.helpers import TIME_SCALE
 from tests.processes import Process, Processes
 
@@ -43,7 +43,7 @@ pytestmark = pytest.mark.timeout(120 * TIME_SCALE)
 
 
 @dataclass
-class Scene:
+class Deployment:
     """A front end, two workers, and clients that follow runs."""
 
     processes: Processes
@@ -51,21 +51,21 @@ class Scene:
     url: str
     workers: list[Process]
 
-    def follower(self) -> Follower:
-        return Follower(self.session, [self.url])
+    def follower(self) -> CheckingClient:
+        return CheckingClient(self.session, [self.url])
 
     def streams(self, plan: Plan, count: int = RUNS, **body: object) -> "Streams":
-        return Streams(self, [Received(plan) for _ in range(count)], body)
+        return Streams(self, [StreamRecord(plan) for _ in range(count)], body)
 
 
 class Streams:
     """Some runs, each followed by a client of its own, while the block is executed; all complete at its end."""
 
-    def __init__(self, scene: Scene, received: Sequence[Received], body: dict[str, object]) -> None:
-        self._scene = scene
+    def __init__(self, deployment: Deployment, received: Sequence[StreamRecord], body: dict[str, object]) -> None:
+        self._scene = deployment
         self.received = received
         self._body = body
-        self._clients: list[asyncio.Task[Received]] = []
+        self._clients: list[asyncio.Task[StreamRecord]] = []
 
     async def __aenter__(self) -> Self:
         self._clients = [
@@ -116,14 +116,14 @@ class Streams:
 
 
 @asynccontextmanager
-async def scene_on(url: str, folder: Path, agent: str = AGENT, **settings: str) -> AsyncIterator[Scene]:
+async def scene_on(url: str, folder: Path, agent: str = AGENT, **settings: str) -> AsyncIterator[Deployment]:
     marks = folder / "marks"
     marks.mkdir()
     env = {"AGENTSTREAM_LEASE_S": str(LEASE_S), FOLDER_VARIABLE: str(marks), **settings}
     async with Processes(url, folder) as processes, client_session() as session:
         frontend = await processes.frontend(**env)
         workers = [await processes.worker(agent, **env) for _ in range(2)]
-        yield Scene(processes, session, frontend, workers)
+        yield Deployment(processes, session, frontend, workers)
 
 
 @pytest.fixture
@@ -140,17 +140,17 @@ async def forgetful(tmp_path: Path) -> AsyncIterator[Broker]:
         yield started
 
 
-async def assert_nothing_left(broker: Broker, scene: Scene) -> None:
+async def assert_nothing_left(broker: Broker, deployment: Deployment) -> None:
     """Every job is done, no worker holds one, and every key but the queue has a TTL."""
 
     async def nothing_left() -> bool:
-        return not await leftovers(broker, scene.processes.queue)
+        return not await leftovers(broker, deployment.processes.queue)
 
     try:
         await until(nothing_left)
     except TimeoutError:
-        pytest.fail(f"left over: {await leftovers(broker, scene.processes.queue)}")
-    for process in scene.processes.started:
+        pytest.fail(f"left over: {await leftovers(broker, deployment.processes.queue)}")
+    for process in deployment.processes.started:
         assert "Traceback" not in process.output, process.output
 
 
@@ -180,39 +180,39 @@ async def test_streams_go_on_where_the_broker_kept_its_data(
     broker: Broker, tmp_path: Path, fault: Callable[[Broker], Awaitable[None]]
 ) -> None:
     """Streams in flight outlive a killed, absent, frozen or cutting broker, however long a lease is."""
-    async with scene_on(broker.url, tmp_path) as scene:
-        async with scene.streams(LONG) as streams:
+    async with scene_on(broker.url, tmp_path) as deployment:
+        async with deployment.streams(LONG) as streams:
             await streams.all_said(10)
             await fault(broker)
         streams.assert_complete()
-        await assert_nothing_left(broker, scene)
+        await assert_nothing_left(broker, deployment)
 
 
 async def test_workers_fill_an_emptied_log_again(forgetful: Broker, tmp_path: Path) -> None:
     """A broker that comes back empty gets each run's log from its worker again; the streams are whole."""
-    async with scene_on(forgetful.url, tmp_path) as scene:
-        async with scene.streams(LONG) as streams:
+    async with scene_on(forgetful.url, tmp_path) as deployment:
+        async with deployment.streams(LONG) as streams:
             await streams.all_said(10)
             await restart(forgetful)
         streams.assert_complete()
         for received in streams.received:
             assert await forgetful.admin.xlen(f"agentstream:{{{received.run_id}}}:events") > 0
-        await assert_nothing_left(forgetful, scene)
+        await assert_nothing_left(forgetful, deployment)
 
 
 async def test_queued_jobs_are_enqueued_again(forgetful: Broker, tmp_path: Path) -> None:
     """Jobs that an emptied broker forgot before a worker took them are run all the same, once."""
     settings = {"AGENTSTREAM_LEASE_S": str(LEASE_S), FOLDER_VARIABLE: str(tmp_path)}
     async with Processes(forgetful.url, tmp_path) as processes, client_session() as session:
-        scene = Scene(processes, session, await processes.frontend(**settings), [])
-        async with scene.streams(Plan(words=5, tools_first=1), count=3) as streams:
+        deployment = Deployment(processes, session, await processes.frontend(**settings), [])
+        async with deployment.streams(Plan(words=5, tools_first=1), count=3) as streams:
             await streams.all_begun()
             await restart(forgetful)
             await processes.worker(AGENT, **settings)
         streams.assert_complete()
         marks = [(tmp_path / received.run_id).read_text() for received in streams.received]
         assert marks == ["0\n"] * 3
-        await assert_nothing_left(forgetful, scene)
+        await assert_nothing_left(forgetful, deployment)
 
 
 async def test_a_job_handed_back_to_an_emptied_broker_leaves_no_key_for_ever(forgetful: Broker, tmp_path: Path) -> None:
@@ -223,85 +223,85 @@ async def test_a_job_handed_back_to_an_emptied_broker_leaves_no_key_for_ever(for
         return len([key async for key in forgetful.admin.scan_iter("*:events")]) == count
 
     async with (
-        scene_on(forgetful.url, tmp_path, AGENTSTREAM_DRAIN_TIMEOUT_S="0") as scene,
-        scene.streams(Plan(words=3, think_ms=60_000), count, background=True) as streams,
+        scene_on(forgetful.url, tmp_path, AGENTSTREAM_DRAIN_TIMEOUT_S="0") as deployment,
+        deployment.streams(Plan(words=3, think_ms=60_000), count, background=True) as streams,
     ):
         await until(under_way)
         await restart(forgetful)
-        for worker in scene.workers:
+        for worker in deployment.workers:
             await worker.stop()
         await streams.hang_up()
-        assert [line for line in await leftovers(forgetful, scene.processes.queue) if "TTL" in line] == []
+        assert [line for line in await leftovers(forgetful, deployment.processes.queue) if "TTL" in line] == []
 
 
 @pytest.mark.parametrize("agent", [AGENT, f"{AGENT}_in_a_thread"], ids=["async", "thread"])
 async def test_a_tool_does_not_run_before_its_start_is_stored(broker: Broker, tmp_path: Path, agent: str) -> None:
     """A worker killed while the broker is away has run no tool that the next attempt would run again."""
-    async with scene_on(broker.url, tmp_path, agent) as scene:
-        async with scene.streams(Plan(words=5, think_ms=1500, tools_first=1), background=True) as streams:
+    async with scene_on(broker.url, tmp_path, agent) as deployment:
+        async with deployment.streams(Plan(words=5, think_ms=1500, tools_first=1), background=True) as streams:
             await streams.all_begun()
             async with outage(broker):
                 await asyncio.sleep(2.5 * TIME_SCALE)  # the agents have thought, and announced their tool
-                scene.workers[0].send_signal(signal.SIGKILL)
+                deployment.workers[0].send_signal(signal.SIGKILL)
                 assert list((tmp_path / "marks").iterdir()) == []
         streams.assert_complete()
         marks = [(tmp_path / "marks" / received.run_id).read_text() for received in streams.received]
         assert marks == ["0\n"] * RUNS
-        await assert_nothing_left(broker, scene)
+        await assert_nothing_left(broker, deployment)
 
 
 async def test_bursts_over_the_output_buffer_are_read_from_the_log(broker: Broker, tmp_path: Path) -> None:
     """A front end that the broker cuts for its full output buffer reads on from the log."""
 
     async def some_cut() -> bool:
-        return await subscribers_cut(broker) > 0
+        return await count_cut_subscribers(broker) > 0
 
-    async with scene_on(broker.url, tmp_path) as scene:
-        async with scene.streams(BURSTS, count=4) as streams:
+    async with scene_on(broker.url, tmp_path) as deployment:
+        async with deployment.streams(BURSTS, count=4) as streams:
             await streams.all_said(1)
             async with tiny_push_buffer(broker):
                 await until(some_cut, PATIENCE_S)
         streams.assert_complete()
-        await assert_nothing_left(broker, scene)
+        await assert_nothing_left(broker, deployment)
 
 
 async def test_full_memory_turns_new_runs_away_and_lets_running_ones_wait(broker: Broker, tmp_path: Path) -> None:
     """While the broker is out of memory new requests get 503; running streams wait and then complete."""
     request = {"model": "m", "messages": [{"role": "user", "content": LONG.text()}], "stream": True}
-    async with scene_on(broker.url, tmp_path) as scene:
-        async with scene.streams(LONG) as streams:
+    async with scene_on(broker.url, tmp_path) as deployment:
+        async with deployment.streams(LONG) as streams:
             await streams.all_said(10)
             async with full_memory(broker):
-                async with scene.session.post(f"{scene.url}/v1/chat/completions", json=request) as response:
+                async with deployment.session.post(f"{deployment.url}/v1/chat/completions", json=request) as response:
                     assert response.status == 503
                     assert int(response.headers["Retry-After"]) > 0
                     assert (await response.json())["error"]["code"] == "broker_unavailable"
-                assert await times_out_of_memory(broker) > 0
+                assert await count_oom_errors(broker) > 0
                 said = [received.words for received in streams.received]
                 assert max(said) < LONG.words
         streams.assert_complete()
-        await assert_nothing_left(broker, scene)
+        await assert_nothing_left(broker, deployment)
 
 
 async def test_a_promoted_replica_is_given_what_it_lacks(broker: Broker, tmp_path: Path) -> None:
     """A replica that takes the primary's place with less than its data is noticed, and filled by the workers."""
     async with AsyncExitStack() as stack:
         replica = await stack.enter_async_context(Broker(tmp_path, append_only=True, replica_of=broker))
-        switch = await stack.enter_async_context(Switch(broker))
+        switch = await stack.enter_async_context(SwitchableProxy(broker))
 
         async def in_step() -> bool:
             return bool((await replica.admin.info("replication"))["master_link_status"] == "up")
 
         await until(in_step)
-        scene = await stack.enter_async_context(scene_on(switch.url, tmp_path))
-        async with scene.streams(LONG) as streams:
+        deployment = await stack.enter_async_context(scene_on(switch.url, tmp_path))
+        async with deployment.streams(LONG) as streams:
             await streams.all_said(10)
             await replica.admin.replicaof("127.0.0.1", free_port())  # cut off: what comes now it will lack
             await streams.all_said(30)
             await broker.kill()
-            switch.to(replica)  # still read-only: not now, not an error
+            switch.switch_to(replica)  # still read-only: not now, not an error
             await asyncio.sleep(1 * TIME_SCALE)
             await replica.admin.replicaof("NO", "ONE")
         streams.assert_complete()
-        assert any("storing" in worker.output for worker in scene.workers), "nothing was missing"
-        await assert_nothing_left(replica, scene)
+        assert any("storing" in worker.output for worker in deployment.workers), "nothing was missing"
+        await assert_nothing_left(replica, deployment)

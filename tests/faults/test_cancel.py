@@ -11,24 +11,24 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from tests.faults.loss_scene import (
+from tests.faults.deployment import (
     SAID_BY_A,
+    Deployment,
     Message,
-    Scene,
     begun,
     ended,
     error_of,
     kill_worker,
     said,
 )
-from tests.helpers import SOON_S
+from tests.helpers import TIMEOUT_S
 from tests.processes import Processes
 
 
 @pytest.fixture
-async def scene(processes: Processes, broker_url: str, tmp_path: Path) -> AsyncIterator[Scene]:
+async def deployment(processes: Processes, broker_url: str, tmp_path: Path) -> AsyncIterator[Deployment]:
     """A client, and a front end that serves."""
-    async with Scene.open(processes, broker_url, tmp_path) as opened:
+    async with Deployment.open(processes, broker_url, tmp_path) as opened:
         await opened.frontend()
         yield opened
 
@@ -49,24 +49,24 @@ def assert_cancelled(answer: dict[str, Any], messages: list[Message]) -> None:
 # -- the endpoint ---------------------------------------------------------------------------------------
 
 
-async def test_queued_run_is_cancelled_without_a_worker(scene: Scene) -> None:
+async def test_queued_run_is_cancelled_without_a_worker(deployment: Deployment) -> None:
     """A queued run ends at once when it is cancelled, though no worker is alive; one that comes later skips it."""
-    async with scene.stream("text") as stream:
-        answer = await scene.cancel(stream.run_id)
+    async with deployment.stream("text") as stream:
+        answer = await deployment.cancel(stream.run_id)
         messages = await stream.whole()
     assert_cancelled(answer, messages)
     assert content_of(answer) == ""
-    worker = await scene.worker("a")
-    await scene.complete("answer")  # behind it in the queue
+    worker = await deployment.worker("a")
+    await deployment.complete("answer")  # behind it in the queue
     assert f"begins text {stream.run_id}" not in worker.output
 
 
-async def test_running_async_agent_is_cancelled(scene: Scene) -> None:
+async def test_running_async_agent_is_cancelled(deployment: Deployment) -> None:
     """An async agent's task is cancelled and cleans up; the answer holds the text and usage up to then."""
-    worker = await scene.worker("a")
-    async with scene.stream("ticks") as stream:
+    worker = await deployment.worker("a")
+    async with deployment.stream("ticks") as stream:
         await stream.until("a:3 ")
-        answer = await scene.cancel(stream.run_id)
+        answer = await deployment.cancel(stream.run_id)
         assert await ended(worker, stream.run_id) == "CancelledError"
         messages = await stream.whole()
     assert_cancelled(answer, messages)
@@ -75,12 +75,12 @@ async def test_running_async_agent_is_cancelled(scene: Scene) -> None:
 
 
 @pytest.mark.parametrize("script", ["ticks", "silent"])
-async def test_running_threaded_agent_sees_the_cancel(scene: Scene, script: str) -> None:
+async def test_running_threaded_agent_sees_the_cancel(deployment: Deployment, script: str) -> None:
     """A threaded agent sees run.cancelled, and what it writes from then on raises RunCancelled."""
-    worker = await scene.worker("a", "loss_agents:scripted_in_a_thread")
-    async with scene.stream(script) as stream:
+    worker = await deployment.worker("a", "loss_agents:scripted_in_a_thread")
+    async with deployment.stream(script) as stream:
         await stream.until("a:3 " if script == "ticks" else "agent_turn_start")
-        answer = await scene.cancel(stream.run_id)
+        answer = await deployment.cancel(stream.run_id)
         if script == "silent":
             await worker.until(f"note a sees run.cancelled {stream.run_id}")
         assert await ended(worker, stream.run_id) == "RunCancelled"
@@ -89,12 +89,12 @@ async def test_running_threaded_agent_sees_the_cancel(scene: Scene, script: str)
     assert "too late" not in content_of(answer)
 
 
-async def test_cancel_is_noticed_without_its_message(scene: Scene) -> None:
+async def test_cancel_is_noticed_without_its_message(deployment: Deployment) -> None:
     """A cancel whose message to the worker is lost is noticed when the lease is renewed next."""
-    worker = await scene.worker("a")
-    async with scene.stream("text") as stream:
+    worker = await deployment.worker("a")
+    async with deployment.stream("text") as stream:
         await stream.until(SAID_BY_A[-1])
-        await scene.flag_cancel(stream.run_id)
+        await deployment.flag_cancel(stream.run_id)
         messages = await stream.whole()
     assert error_of(messages) == "cancelled"
     assert said(messages) == SAID_BY_A
@@ -102,14 +102,14 @@ async def test_cancel_is_noticed_without_its_message(scene: Scene) -> None:
 
 
 @pytest.mark.parametrize("script", ["text on a", "silent on a"])
-async def test_run_of_a_killed_worker_is_cancelled_by_the_next(scene: Scene, script: str) -> None:
+async def test_run_of_a_killed_worker_is_cancelled_by_the_next(deployment: Deployment, script: str) -> None:
     """A cancel of a run whose worker was killed is done by the worker that takes it over; no agent is called."""
-    first = await scene.worker("a")
-    async with scene.stream(script) as stream:
+    first = await deployment.worker("a")
+    async with deployment.stream(script) as stream:
         await stream.until(SAID_BY_A[-1] if script == "text on a" else "agent_turn_start")
         await kill_worker(first)
-        cancelling = asyncio.create_task(scene.cancel(stream.run_id))
-        second = await scene.worker("b")
+        cancelling = asyncio.create_task(deployment.cancel(stream.run_id))
+        second = await deployment.worker("b")
         messages = await stream.whole()
         answer = await cancelling
     assert_cancelled(answer, messages)
@@ -117,15 +117,15 @@ async def test_run_of_a_killed_worker_is_cancelled_by_the_next(scene: Scene, scr
     assert "begins" not in second.output
 
 
-async def test_cancelling_more_than_once_is_harmless(scene: Scene) -> None:
+async def test_cancelling_more_than_once_is_harmless(deployment: Deployment) -> None:
     """Cancels at the same time and afterwards get the same answer; the run ends once."""
-    await scene.worker("a")
-    async with scene.stream("text") as stream:
+    await deployment.worker("a")
+    async with deployment.stream("text") as stream:
         await stream.until(SAID_BY_A[-1])
-        answers = await asyncio.gather(*(scene.cancel(stream.run_id) for _ in range(5)))
+        answers = await asyncio.gather(*(deployment.cancel(stream.run_id) for _ in range(5)))
         messages = await stream.whole()
-        answers.append(await scene.cancel(stream.run_id))
-        log = await scene.log_of(stream.run_id)
+        answers.append(await deployment.cancel(stream.run_id))
+        log = await deployment.log_of(stream.run_id)
     for answer in answers:
         assert answer == answers[0]
         assert_cancelled(answer, messages)
@@ -133,64 +133,66 @@ async def test_cancelling_more_than_once_is_harmless(scene: Scene) -> None:
 
 
 @pytest.mark.parametrize(("script", "status"), [("answer", "completed"), ("unknown script", "failed")])
-async def test_cancelling_a_run_that_has_ended_changes_nothing(scene: Scene, script: str, status: str) -> None:
+async def test_cancelling_a_run_that_has_ended_changes_nothing(
+    deployment: Deployment, script: str, status: str
+) -> None:
     """A cancel of a run that has ended answers with the run as it ended."""
-    await scene.worker("a")
-    async with scene.stream(script) as stream:
+    await deployment.worker("a")
+    async with deployment.stream(script) as stream:
         messages = await stream.whole()
-    log = await scene.log_of(stream.run_id)
-    answer = await scene.cancel(stream.run_id)
+    log = await deployment.log_of(stream.run_id)
+    answer = await deployment.cancel(stream.run_id)
     assert (answer["http_status"], answer["status"]) == (200, status)
-    assert answer == await scene.retrieve(stream.run_id)
-    assert await scene.log_of(stream.run_id) == log
-    assert await scene.replay(stream.run_id) == messages
+    assert answer == await deployment.retrieve(stream.run_id)
+    assert await deployment.log_of(stream.run_id) == log
+    assert await deployment.replay(stream.run_id) == messages
 
 
 async def test_only_the_owner_of_a_run_may_cancel_it(processes: Processes, broker_url: str, tmp_path: Path) -> None:
     """An unknown, malformed or other key's run id is answered with the same 404, and the run goes on."""
     mine, theirs = ({"Authorization": f"Bearer {key}"} for key in ("sk-mine", "sk-theirs"))
-    async with Scene.open(processes, broker_url, tmp_path) as scene:
-        await scene.frontend(AGENTSTREAM_API_KEYS="sk-mine,sk-theirs")
-        await scene.worker("a")
-        async with scene.stream("gate", headers=mine) as stream:
+    async with Deployment.open(processes, broker_url, tmp_path) as deployment:
+        await deployment.frontend(AGENTSTREAM_API_KEYS="sk-mine,sk-theirs")
+        await deployment.worker("a")
+        async with deployment.stream("gate", headers=mine) as stream:
             await stream.until("agent_turn_start")
             for run_id in (stream.run_id, f"chatcmpl-{'0' * 32}", "chatcmpl-1", "x"):
-                answer = await scene.cancel(run_id, **theirs)
+                answer = await deployment.cancel(run_id, **theirs)
                 assert answer["http_status"] == 404
                 assert answer["error"]["code"] == "not_found"
-            assert (await scene.cancel(stream.run_id))["http_status"] == 401
-            assert await scene.field_of(stream.run_id, "cancel") is None
-            scene.open_gate()
+            assert (await deployment.cancel(stream.run_id))["http_status"] == 401
+            assert await deployment.field_of(stream.run_id, "cancel") is None
+            deployment.open_gate()
             assert error_of(await stream.whole()) is None
 
 
 # -- the client goes away -------------------------------------------------------------------------------
 
 
-async def test_streamed_run_is_cancelled_when_its_client_goes(scene: Scene) -> None:
+async def test_streamed_run_is_cancelled_when_its_client_goes(deployment: Deployment) -> None:
     """A run whose streaming client disconnects is cancelled."""
-    worker = await scene.worker("a")
-    async with scene.stream("text") as stream:
+    worker = await deployment.worker("a")
+    async with deployment.stream("text") as stream:
         await stream.until(SAID_BY_A[-1])
         stream.disconnect()
     assert await ended(worker, stream.run_id) == "CancelledError"
-    assert error_of(await scene.replay(stream.run_id)) == "cancelled"
+    assert error_of(await deployment.replay(stream.run_id)) == "cancelled"
 
 
-async def test_queued_run_is_cancelled_when_its_client_goes(scene: Scene) -> None:
+async def test_queued_run_is_cancelled_when_its_client_goes(deployment: Deployment) -> None:
     """A run whose client disconnects before any worker took it is never begun."""
-    async with scene.stream("text") as stream:
+    async with deployment.stream("text") as stream:
         stream.disconnect()
-    assert error_of(await scene.replay(stream.run_id)) == "cancelled"
-    worker = await scene.worker("a")
-    await scene.complete("answer")
+    assert error_of(await deployment.replay(stream.run_id)) == "cancelled"
+    worker = await deployment.worker("a")
+    await deployment.complete("answer")
     assert f"begins text {stream.run_id}" not in worker.output
 
 
-async def test_collected_run_is_cancelled_when_its_client_goes(scene: Scene) -> None:
+async def test_collected_run_is_cancelled_when_its_client_goes(deployment: Deployment) -> None:
     """A run whose client waits for the whole answer and disconnects is cancelled."""
-    worker = await scene.worker("a")
-    waiting = asyncio.create_task(scene.complete("text"))
+    worker = await deployment.worker("a")
+    waiting = asyncio.create_task(deployment.complete("text"))
     run_id = await begun(worker, "text")
     await gone(waiting)
     assert await ended(worker, run_id) == "CancelledError"
@@ -206,41 +208,43 @@ async def gone(waiting: asyncio.Task[Any]) -> None:
 @pytest.mark.parametrize(
     ("headers", "body"), [({}, {"background": True}), ({"Idempotency-Key": "k1"}, {})], ids=["background", "idempotent"]
 )
-async def test_run_that_outlives_its_client(scene: Scene, headers: dict[str, str], body: dict[str, Any]) -> None:
+async def test_run_that_outlives_its_client(
+    deployment: Deployment, headers: dict[str, str], body: dict[str, Any]
+) -> None:
     """A background run, and one with an Idempotency-Key, goes on without its client and can be read later."""
-    worker = await scene.worker("a")
-    async with scene.stream("text gate", headers=headers, **body) as stream:
+    worker = await deployment.worker("a")
+    async with deployment.stream("text gate", headers=headers, **body) as stream:
         await stream.until(SAID_BY_A[-1])
         stream.disconnect()
-    await another_disconnect_is_noticed(scene)
-    assert await scene.field_of(stream.run_id, "cancel") is None
-    scene.open_gate()
-    messages = await scene.replay(stream.run_id)
+    await another_disconnect_is_noticed(deployment)
+    assert await deployment.field_of(stream.run_id, "cancel") is None
+    deployment.open_gate()
+    messages = await deployment.replay(stream.run_id)
     assert error_of(messages) is None
     assert said(messages) == SAID_BY_A
     assert await ended(worker, stream.run_id) == "completed"
 
 
-async def test_collected_idempotent_run_outlives_its_client(scene: Scene) -> None:
+async def test_collected_idempotent_run_outlives_its_client(deployment: Deployment) -> None:
     """A repeat of a request whose client went before the answer gets the answer of the same run."""
-    worker = await scene.worker("a")
+    worker = await deployment.worker("a")
     key = {"Idempotency-Key": "k2"}
-    waiting = asyncio.create_task(scene.complete("gate", **key))
+    waiting = asyncio.create_task(deployment.complete("gate", **key))
     run_id = await begun(worker, "gate")
     await gone(waiting)
-    await another_disconnect_is_noticed(scene)
-    scene.open_gate()
-    answer = await scene.complete("gate", **key)
+    await another_disconnect_is_noticed(deployment)
+    deployment.open_gate()
+    answer = await deployment.complete("gate", **key)
     assert (answer["id"], content_of(answer)) == (run_id, "a passed")
     assert worker.output.count("begins gate") == 1
 
 
-async def another_disconnect_is_noticed(scene: Scene) -> None:
+async def another_disconnect_is_noticed(deployment: Deployment) -> None:
     """Disconnect from a plain run and see it cancelled: the front end has noticed every earlier disconnect by then."""
-    async with scene.stream("silent") as stream:
+    async with deployment.stream("silent") as stream:
         await stream.until("agent_turn_start")
         stream.disconnect()
-    assert error_of(await scene.replay(stream.run_id)) == "cancelled"
+    assert error_of(await deployment.replay(stream.run_id)) == "cancelled"
 
 
 # -- the model server behind the built-in agent ---------------------------------------------------------
@@ -289,17 +293,17 @@ async def model_server() -> AsyncIterator[tuple[ModelServer, str]]:
 
 
 @pytest.mark.parametrize("by", ["endpoint", "disconnect"])
-async def test_model_request_is_closed_when_the_run_is_cancelled(scene: Scene, by: str) -> None:
+async def test_model_request_is_closed_when_the_run_is_cancelled(deployment: Deployment, by: str) -> None:
     """The built-in agent's request to its model server is closed on a cancel, so no model generates for nobody."""
     async with model_server() as (model, base_url):
-        await scene.worker("a", None, OPENAI_BASE_URL=base_url, OPENAI_API_KEY="sk-test")
-        async with scene.stream("hello") as stream:
+        await deployment.worker("a", None, OPENAI_BASE_URL=base_url, OPENAI_API_KEY="sk-test")
+        async with deployment.stream("hello") as stream:
             await stream.until("upstream ")
             assert not model.left.is_set()
             if by == "disconnect":
                 stream.disconnect()
             else:
-                answer = await scene.cancel(stream.run_id)
+                answer = await deployment.cancel(stream.run_id)
                 assert (answer["status"], content_of(answer)) == ("cancelled", "upstream ")
-            async with asyncio.timeout(SOON_S):
+            async with asyncio.timeout(TIMEOUT_S):
                 await model.left.wait()

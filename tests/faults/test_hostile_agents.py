@@ -15,7 +15,7 @@ from agentstream.protocol.keys import Keys
 from agentstream.stream import sse
 from tests.faults.clients import PATH, Client, http_client, resident_bytes, start_frontend
 from tests.faults.hostile_agents import numbered_line
-from tests.helpers import SOON_S, decode, texts
+from tests.helpers import TIMEOUT_S, decode, texts
 from tests.processes import Processes
 
 AGENTS = "tests.faults.hostile_agents"
@@ -153,7 +153,7 @@ async def test_a_blocked_thread_costs_its_own_run_and_slot_only(processes: Proce
         AGENTSTREAM_CONCURRENCY="2",
         AGENTSTREAM_DRAIN_TIMEOUT_S="1",
     )
-    async with asyncio.timeout(2 * SOON_S):
+    async with asyncio.timeout(2 * TIMEOUT_S):
         blocked = asyncio.create_task(client.post(url, chat("block for ever")))
         assert content((await client.post(url, chat("x")))[1]) == "fine"
         status, answer = await blocked
@@ -161,7 +161,7 @@ async def test_a_blocked_thread_costs_its_own_run_and_slot_only(processes: Proce
         assert content((await client.post(url, chat("x")))[1]) == "fine"
     worker.send_signal(signal.SIGTERM)
     # Its drain (1 s), its last words (8 s), and air.
-    assert await worker.ended(9 + SOON_S) == 0, worker.output
+    assert await worker.ended(9 + TIMEOUT_S) == 0, worker.output
 
 
 async def test_an_agent_that_swallows_its_cancel_is_left_behind(processes: Processes, client: Client) -> None:
@@ -173,12 +173,12 @@ async def test_an_agent_that_swallows_its_cancel_is_left_behind(processes: Proce
         AGENTSTREAM_CONCURRENCY="2",
         AGENTSTREAM_DRAIN_TIMEOUT_S="1",
     )
-    async with asyncio.timeout(3 * SOON_S):
+    async with asyncio.timeout(3 * TIMEOUT_S):
         status, answer = await client.post(url, chat("ignore cancels"))
         assert (status, answer["error"]["code"]) == (504, "run_timeout")
         assert content((await client.post(url, chat("x")))[1]) == "fine"
     worker.send_signal(signal.SIGTERM)
-    assert await worker.ended(9 + SOON_S) >= 0, worker.output
+    assert await worker.ended(9 + TIMEOUT_S) >= 0, worker.output
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from agentstream.store.connection.link import Link
 from agentstream.store.queue import JobSubmitter
 from agentstream.store.runs import RunStore
 from tests.faults.clients import AGENT, Client, Step, frames, http_client, request, run_id_of
-from tests.helpers import SOON_S, decode, texts
+from tests.helpers import TIMEOUT_S, decode, texts
 from tests.processes import Processes
 
 SAID = "0 \u00fc\u2028\n1 \u00fc\u2028\n"
@@ -201,7 +201,7 @@ async def test_a_job_submitted_again_to_a_full_queue_stays_described(broker_url:
     link, keys = Link(Endpoint(broker_url), name="test"), Keys(f"test-{secrets.token_hex(6)}")
     link.open()
     try:
-        await link.wait_ready(SOON_S)
+        await link.wait_ready(TIMEOUT_S)
         submitter, runs = JobSubmitter(link, keys, "q", max_queued=1), RunStore(link, keys)
         admitted, refused = (
             Job(run_id=new_run_id(), request={"model": "m"}, created=1, start_by=2.0, owner="o") for _ in range(2)
@@ -210,8 +210,8 @@ async def test_a_job_submitted_again_to_a_full_queue_stays_described(broker_url:
         for job in (admitted, refused):
             with pytest.raises(QueueFull):
                 await submitter.submit(job, ttl_s=60)
-        assert await runs.describe(admitted.run_id) is not None
-        assert await runs.describe(refused.run_id) is None
+        assert await runs.get_info(admitted.run_id) is not None
+        assert await runs.get_info(refused.run_id) is None
     finally:
         await link.close()
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from agentstream.protocol.keys import Keys
-from agentstream.telemetry import names as told
+from agentstream.telemetry import names as metric_names
 from tests.faults.clients import (
     AGENT,
     PATH,
@@ -19,9 +19,9 @@ from tests.faults.clients import (
     request,
     run_id_of,
 )
+from tests.faults.deployment import LEASE_S, Deployment, begun, freeze, kill_worker
 from tests.faults.faults import Broker, cut_connections, frozen
-from tests.faults.loss_scene import LEASE_S, Scene, begun, freeze, kill_worker
-from tests.helpers import SOON_S
+from tests.helpers import TIMEOUT_S
 from tests.processes import Processes
 from tests.scrape import Scraper, metrics_port
 
@@ -95,21 +95,36 @@ async def test_a_run_counts_once_in_everything_it_passes(site: Site) -> None:
     worker = await site.worker()
     await site.client.whole(site.url, request(["note", 1], ["say", 5], ["tool"], ["say", 3], ["tool"]))
     front = await site.front.scrape()
-    assert front.of(told.TOKENS) == 5 + 3 + 1  # the line between the texts of two turns is one
-    for histogram in (told.DISPATCH_SECONDS, told.FIRST_TOKEN_SECONDS):
+    assert front.of(metric_names.TOKENS) == 5 + 3 + 1  # the line between the texts of two turns is one
+    for histogram in (metric_names.DISPATCH_SECONDS, metric_names.FIRST_TOKEN_SECONDS):
         assert front.of(histogram) == 1
-    assert front.of(told.REQUESTS, route=PATH, status="200") == 1
-    assert front.of(told.OPEN_RUNS) == front.of(told.OPEN_STREAMS) == front.of(told.BUFFERED_BYTES) == 0
+    assert front.of(metric_names.REQUESTS, route=PATH, status="200") == 1
+    assert (
+        front.of(metric_names.OPEN_RUNS)
+        == front.of(metric_names.OPEN_STREAMS)
+        == front.of(metric_names.BUFFERED_BYTES)
+        == 0
+    )
     queue = {"queue": site._processes.queue}
-    numbers = await worker.until(lambda numbers: not numbers.of(told.WORKER_ACTIVE_RUNS, **queue))
-    assert numbers.of(told.WORKER_RUNS, outcome="completed", **queue) == numbers.of(told.WORKER_RUNS) == 1
-    assert numbers.of(told.WORKER_TOKENS, **queue) == 5 + 3
-    assert numbers.of(told.WORKER_TOOL_CALLS, success="true", **queue) == numbers.of(told.WORKER_TOOL_CALLS) == 2
-    assert numbers.of(told.WORKER_CLAIMS, kind="new", **queue) == numbers.of(told.WORKER_CLAIMS) == 1
-    for histogram in (told.WORKER_RUN_SECONDS, told.WORKER_DISPATCH_SECONDS, told.WORKER_PUBLISH_SECONDS):
+    numbers = await worker.until(lambda numbers: not numbers.of(metric_names.WORKER_ACTIVE_RUNS, **queue))
+    assert (
+        numbers.of(metric_names.WORKER_RUNS, outcome="completed", **queue) == numbers.of(metric_names.WORKER_RUNS) == 1
+    )
+    assert numbers.of(metric_names.WORKER_TOKENS, **queue) == 5 + 3
+    assert (
+        numbers.of(metric_names.WORKER_TOOL_CALLS, success="true", **queue)
+        == numbers.of(metric_names.WORKER_TOOL_CALLS)
+        == 2
+    )
+    assert numbers.of(metric_names.WORKER_CLAIMS, kind="new", **queue) == numbers.of(metric_names.WORKER_CLAIMS) == 1
+    for histogram in (
+        metric_names.WORKER_RUN_SECONDS,
+        metric_names.WORKER_DISPATCH_SECONDS,
+        metric_names.WORKER_PUBLISH_SECONDS,
+    ):
         assert numbers.of(histogram) == 1
-    assert numbers.of(told.WORKER_SLOTS) == 32
-    for nothing in (told.WORKER_RETRIES, told.WORKER_LEASES_LOST, told.WORKER_PUBLISH_FAILURES):
+    assert numbers.of(metric_names.WORKER_SLOTS) == 32
+    for nothing in (metric_names.WORKER_RETRIES, metric_names.WORKER_LEASES_LOST, metric_names.WORKER_PUBLISH_FAILURES):
         assert numbers.of(nothing) == 0
 
 
@@ -120,8 +135,12 @@ async def test_an_answer_that_is_not_written_counts_by_its_words(site: Site) -> 
     await site.client.whole(site.url, request(["answer", "one two three"]))
     await site.client.whole(site.url, request(["fail", "no"]))
     front = await site.front.scrape()
-    assert (front.of(told.TOKENS), front.of(told.FIRST_TOKEN_SECONDS), front.of(told.DISPATCH_SECONDS)) == (3, 1, 2)
-    await worker.reaches(told.WORKER_RUNS, outcome="agent_error")
+    assert (
+        front.of(metric_names.TOKENS),
+        front.of(metric_names.FIRST_TOKEN_SECONDS),
+        front.of(metric_names.DISPATCH_SECONDS),
+    ) == (3, 1, 2)
+    await worker.reaches(metric_names.WORKER_RUNS, outcome="agent_error")
 
 
 async def test_runs_in_progress_are_seen(site: Site, tmp_path: Path) -> None:
@@ -132,15 +151,15 @@ async def test_runs_in_progress_are_seen(site: Site, tmp_path: Path) -> None:
     async with site.client.streaming(site.url, request(*steps)) as stream:
         await stream.until(b"3 ")
         waiting = asyncio.create_task(site.client.call("POST", site.url + PATH, request(*steps)))
-        front = await site.front.reaches(told.OPEN_RUNS, 2)
-        assert front.of(told.OPEN_STREAMS) == 1
-        assert front.of(told.TOKENS) == 4
-        numbers = await worker.reaches(told.WORKER_TOKENS, 8)
-        assert numbers.of(told.WORKER_ACTIVE_RUNS) == 2
+        front = await site.front.reaches(metric_names.OPEN_RUNS, 2)
+        assert front.of(metric_names.OPEN_STREAMS) == 1
+        assert front.of(metric_names.TOKENS) == 4
+        numbers = await worker.reaches(metric_names.WORKER_TOKENS, 8)
+        assert numbers.of(metric_names.WORKER_ACTIVE_RUNS) == 2
         (tmp_path / "gate").touch()
         await stream.rest()
         await waiting
-    await worker.reaches(told.WORKER_RUNS, 2, outcome="completed")
+    await worker.reaches(metric_names.WORKER_RUNS, 2, outcome="completed")
 
 
 async def test_jobs_that_wait_are_told_with_the_oldest_ones_age(site: Site, tmp_path: Path) -> None:
@@ -149,16 +168,20 @@ async def test_jobs_that_wait_are_told_with_the_oldest_ones_age(site: Site, tmp_
     gate = request(["gate", str(tmp_path / "gate")], background=True)
     for _ in range(2):
         await site.client.call("POST", site.url + PATH, gate)
-    front = await site.front.until(lambda numbers: numbers.of(told.OLDEST_WAITING_SECONDS) > 0.2)
-    assert (front.of(told.QUEUED), front.of(told.WAITING), front.of(told.WORKERS_ALIVE)) == (2, 2, 0)
+    front = await site.front.until(lambda numbers: numbers.of(metric_names.OLDEST_WAITING_SECONDS) > 0.2)
+    assert (front.of(metric_names.QUEUED), front.of(metric_names.WAITING), front.of(metric_names.WORKERS_ALIVE)) == (
+        2,
+        2,
+        0,
+    )
     worker = await site.worker(AGENTSTREAM_CONCURRENCY="1")
-    front = await site.front.until(lambda numbers: numbers.of(told.WAITING) == 1)
-    assert (front.of(told.QUEUED), front.of(told.WORKERS_ALIVE)) == (2, 1)
-    assert front.of(told.OLDEST_WAITING_SECONDS) > 0.2
+    front = await site.front.until(lambda numbers: numbers.of(metric_names.WAITING) == 1)
+    assert (front.of(metric_names.QUEUED), front.of(metric_names.WORKERS_ALIVE)) == (2, 1)
+    assert front.of(metric_names.OLDEST_WAITING_SECONDS) > 0.2
     (tmp_path / "gate").touch()
-    front = await site.front.until(lambda numbers: numbers.of(told.QUEUED) == 0)
-    assert (front.of(told.WAITING), front.of(told.OLDEST_WAITING_SECONDS)) == (0, 0)
-    assert (await worker.scrape()).of(told.WORKER_DISPATCH_SECONDS) == 2
+    front = await site.front.until(lambda numbers: numbers.of(metric_names.QUEUED) == 0)
+    assert (front.of(metric_names.WAITING), front.of(metric_names.OLDEST_WAITING_SECONDS)) == (0, 0)
+    assert (await worker.scrape()).of(metric_names.WORKER_DISPATCH_SECONDS) == 2
 
 
 async def test_refusals_are_told_by_reason(site: Site) -> None:
@@ -171,8 +194,8 @@ async def test_refusals_are_told_by_reason(site: Site) -> None:
     assert (await site.client.call("DELETE", site.url + PATH))[0] == 405
     front = await site.front.scrape()
     for reason in ("queue_full", "invalid_request_error", "not_found", "method_not_allowed"):
-        assert front.of(told.REJECTED, reason=reason) == 1, reason
-    assert front.of(told.REJECTED) == 4
+        assert front.of(metric_names.REJECTED, reason=reason) == 1, reason
+    assert front.of(metric_names.REJECTED) == 4
 
 
 async def test_no_client_can_widen_a_label(site: Site) -> None:
@@ -189,12 +212,12 @@ async def test_no_client_can_widen_a_label(site: Site) -> None:
         await site.client.whole(site.url, request(["note", evil], ["tool"], user=evil))
 
     await pester(0)
-    await worker.reaches(told.WORKER_RUNS, 2, outcome="completed")
+    await worker.reaches(metric_names.WORKER_RUNS, 2, outcome="completed")
     await site.front.scrape()  # a request like any other
     before = [(await scraper.scrape()).series() for scraper in (site.front, worker)]
     for number in range(1, 20):
         await pester(number)
-    await worker.reaches(told.WORKER_RUNS, 40, outcome="completed")
+    await worker.reaches(metric_names.WORKER_RUNS, 40, outcome="completed")
     assert [(await scraper.scrape()).series() for scraper in (site.front, worker)] == before
 
 
@@ -203,12 +226,12 @@ async def test_a_slow_client_is_seen_and_its_cut_counted(site: Site) -> None:
     await site.frontend(AGENTSTREAM_WRITE_TIMEOUT_S="2")
     worker = await site.worker()
     async with site.stalled(["flood", 100_000, 8192]):
-        await site.front.reaches(told.BUFFERED_BYTES, 64 << 10)
-        front = await site.front.reaches(told.SLOW_CLIENT_CUTS)
-        assert front.of(told.CANCELS, cause="abandoned") == front.of(told.CANCELS) == 1
-        assert (front.of(told.BUFFERED_BYTES), front.of(told.OPEN_STREAMS)) == (0, 0)
-    numbers = await worker.reaches(told.WORKER_RUNS, outcome="cancelled")
-    assert numbers.of(told.WORKER_CANCEL_SECONDS) == 1
+        await site.front.reaches(metric_names.BUFFERED_BYTES, 64 << 10)
+        front = await site.front.reaches(metric_names.SLOW_CLIENT_CUTS)
+        assert front.of(metric_names.CANCELS, cause="abandoned") == front.of(metric_names.CANCELS) == 1
+        assert (front.of(metric_names.BUFFERED_BYTES), front.of(metric_names.OPEN_STREAMS)) == (0, 0)
+    numbers = await worker.reaches(metric_names.WORKER_RUNS, outcome="cancelled")
+    assert numbers.of(metric_names.WORKER_CANCEL_SECONDS) == 1
 
 
 async def test_a_client_that_reads_on_has_its_stream_read_from_the_log(site: Site) -> None:
@@ -217,11 +240,11 @@ async def test_a_client_that_reads_on_has_its_stream_read_from_the_log(site: Sit
     await site.worker(AGENTSTREAM_LOG_MAX_BYTES=str(64 << 20))
     async with RawSocket.open(site.url, receive_buffer_bytes=4096) as raw:
         await raw.post(request(["flood", 1000, 8192]) | {"stream": True})
-        await site.front.reaches(told.BUFFERED_BYTES, 64 << 10)
+        await site.front.reaches(metric_names.BUFFERED_BYTES, 64 << 10)
         await raw.until(b"data: [DONE]")
-    front = await site.front.reaches(told.CATCH_UPS, cause="slow_client")
-    assert front.of(told.GAPS) == front.of(told.SLOW_CLIENT_CUTS) == 0
-    assert front.of(told.TOKENS) == 1000
+    front = await site.front.reaches(metric_names.CATCH_UPS, cause="slow_client")
+    assert front.of(metric_names.GAPS) == front.of(metric_names.SLOW_CLIENT_CUTS) == 0
+    assert front.of(metric_names.TOKENS) == 1000
 
 
 async def test_cancels_are_told_with_how_long_they_took(site: Site, tmp_path: Path) -> None:
@@ -232,64 +255,69 @@ async def test_cancels_are_told_with_how_long_they_took(site: Site, tmp_path: Pa
     async with site.client.streaming(site.url, request(*steps)) as stream:
         await site.cancel(run_id_of(await stream.until(b"0 ")))
     front = await site.front.scrape()
-    assert front.of(told.CANCELS, cause="request") == front.of(told.CANCELS) == front.of(told.CANCEL_SECONDS) == 1
+    assert (
+        front.of(metric_names.CANCELS, cause="request")
+        == front.of(metric_names.CANCELS)
+        == front.of(metric_names.CANCEL_SECONDS)
+        == 1
+    )
     async with site.client.streaming(site.url, request(*steps)) as stream:
         await stream.until(b"0 ")
-    front = await site.front.reaches(told.CANCELS, cause="abandoned")
-    assert front.of(told.CANCEL_SECONDS) == 1
-    numbers = await worker.reaches(told.WORKER_RUNS, 2, outcome="cancelled")
-    assert numbers.of(told.WORKER_CANCEL_SECONDS) == 2
+    front = await site.front.reaches(metric_names.CANCELS, cause="abandoned")
+    assert front.of(metric_names.CANCEL_SECONDS) == 1
+    numbers = await worker.reaches(metric_names.WORKER_RUNS, 2, outcome="cancelled")
+    assert numbers.of(metric_names.WORKER_CANCEL_SECONDS) == 2
 
 
 async def test_a_killed_workers_run_is_a_retry_elsewhere(processes: Processes, broker_url: str, tmp_path: Path) -> None:
     """The worker that takes a lost run over tells so, and the front end that its stream met a new attempt."""
-    async with Scene.open(processes, broker_url, tmp_path) as scene:
-        await scene.frontend()
-        lost = await scene.worker("a")
-        async with scene.stream("silent on a") as stream:
+    async with Deployment.open(processes, broker_url, tmp_path) as deployment:
+        await deployment.frontend()
+        lost = await deployment.worker("a")
+        async with deployment.stream("silent on a") as stream:
             await begun(lost, "silent")
             port, serving = metrics_port()
-            await scene.worker("b", **serving)
+            await deployment.worker("b", **serving)
             await kill_worker(lost)
             await stream.whole()
-        numbers = await Scraper.of_port(port).reaches(told.WORKER_RUNS, outcome="completed")
-        assert numbers.of(told.WORKER_CLAIMS, kind="reclaimed") == numbers.of(told.WORKER_RETRIES) == 1
-        assert numbers.of(told.WORKER_DISPATCH_SECONDS) == 0  # it had been dispatched before
-        front = await Scraper(scene.url).scrape()
-        assert front.of(told.CATCH_UPS, cause="attempt") == 1
-        assert front.of(told.DISPATCH_SECONDS) == 1
-        assert front.of(told.GAPS) == 0
+        numbers = await Scraper.of_port(port).reaches(metric_names.WORKER_RUNS, outcome="completed")
+        assert numbers.of(metric_names.WORKER_CLAIMS, kind="reclaimed") == numbers.of(metric_names.WORKER_RETRIES) == 1
+        assert numbers.of(metric_names.WORKER_DISPATCH_SECONDS) == 0  # it had been dispatched before
+        front = await Scraper(deployment.url).scrape()
+        assert front.of(metric_names.CATCH_UPS, cause="attempt") == 1
+        assert front.of(metric_names.DISPATCH_SECONDS) == 1
+        assert front.of(metric_names.GAPS) == 0
 
 
 async def test_a_frozen_worker_tells_what_it_lost(processes: Processes, broker_url: str, tmp_path: Path) -> None:
     """A worker that stood still for longer than a lease counts a lost lease, and that outcome."""
-    async with Scene.open(processes, broker_url, tmp_path) as scene:
-        await scene.frontend()
+    async with Deployment.open(processes, broker_url, tmp_path) as deployment:
+        await deployment.frontend()
         port, serving = metrics_port()
-        frozen_one = await scene.worker("a", **serving)
-        async with scene.stream("silent on a") as stream:
+        frozen_one = await deployment.worker("a", **serving)
+        async with deployment.stream("silent on a") as stream:
             await begun(frozen_one, "silent")
-            await scene.worker("b")
+            await deployment.worker("b")
             with freeze(frozen_one):
                 await stream.whole()
-        numbers = await Scraper.of_port(port).reaches(told.WORKER_LEASES_LOST)
-        assert numbers.of(told.WORKER_RUNS, outcome="lease_lost") == numbers.of(told.WORKER_RUNS) == 1
+        numbers = await Scraper.of_port(port).reaches(metric_names.WORKER_LEASES_LOST)
+        assert numbers.of(metric_names.WORKER_RUNS, outcome="lease_lost") == numbers.of(metric_names.WORKER_RUNS) == 1
 
 
 async def test_a_fenced_worker_tells_so(processes: Processes, broker_url: str, tmp_path: Path) -> None:
     """A worker that learns of its loss by a refused append counts a fenced publisher and the batch asked for again."""
-    async with Scene.open(processes, broker_url, tmp_path) as scene:
-        await scene.frontend()
+    async with Deployment.open(processes, broker_url, tmp_path) as deployment:
+        await deployment.frontend()
         port, serving = metrics_port()
-        frozen_one = await scene.worker("a", AGENTSTREAM_LEASE_S=str(60 * LEASE_S), **serving)
-        async with scene.stream("ticks on a") as stream:
+        frozen_one = await deployment.worker("a", AGENTSTREAM_LEASE_S=str(60 * LEASE_S), **serving)
+        async with deployment.stream("ticks on a") as stream:
             await begun(frozen_one, "ticks")
-            await scene.worker("b")  # whose leases are short
+            await deployment.worker("b")  # whose leases are short
             with freeze(frozen_one):
                 await stream.whole()
-        numbers = await Scraper.of_port(port).reaches(told.WORKER_PUBLISH_FAILURES, reason="fenced")
-        assert numbers.of(told.WORKER_PUBLISH_RETRIES) >= 1
-        await Scraper.of_port(port).reaches(told.WORKER_LEASES_LOST)
+        numbers = await Scraper.of_port(port).reaches(metric_names.WORKER_PUBLISH_FAILURES, reason="fenced")
+        assert numbers.of(metric_names.WORKER_PUBLISH_RETRIES) >= 1
+        await Scraper.of_port(port).reaches(metric_names.WORKER_LEASES_LOST)
 
 
 async def test_reconnects_are_told_by_both_sides(own_site: Site, broker: Broker) -> None:
@@ -298,13 +326,13 @@ async def test_reconnects_are_told_by_both_sides(own_site: Site, broker: Broker)
     worker = await own_site.worker(LOSS_AGENT)
     async with own_site.client.streaming(own_site.url, loss_request("ticks")) as stream:
         await stream.until(b"worker:1 ")
-        async with asyncio.timeout(3 * SOON_S):
-            while not (front := await own_site.front.scrape()).of(told.GAPS):
+        async with asyncio.timeout(3 * TIMEOUT_S):
+            while not (front := await own_site.front.scrape()).of(metric_names.GAPS):
                 await cut_connections(broker)
                 await asyncio.sleep(0.5)
-        assert front.of(told.BROKER_RECONNECTS) >= 1
-        assert front.of(told.CATCH_UPS, cause="reconnect") >= front.of(told.GAPS)
-        await worker.reaches(told.WORKER_RECONNECTS)
+        assert front.of(metric_names.BROKER_RECONNECTS) >= 1
+        assert front.of(metric_names.CATCH_UPS, cause="reconnect") >= front.of(metric_names.GAPS)
+        await worker.reaches(metric_names.WORKER_RECONNECTS)
         await own_site.cancel(run_id_of(await stream.until(b"data")))
 
 
@@ -318,22 +346,22 @@ async def test_what_a_feed_meets_is_told(own_site: Site, broker: Broker, tmp_pat
         run_id = run_id_of(await stream.until(b"0 "))
         log = Keys().events(run_id)
         await broker.admin.publish(log, batch_of(await broker.admin.xrange(log)))
-        front = await own_site.front.reaches(told.DUPLICATES)
-        assert (front.of(told.DUPLICATES), front.of(told.CATCH_UPS)) == (1, 0)
+        front = await own_site.front.reaches(metric_names.DUPLICATES)
+        assert (front.of(metric_names.DUPLICATES), front.of(metric_names.CATCH_UPS)) == (1, 0)
         await broker.admin.publish(log, b'{"v":1,"a":1,"s":99,"e":["x"]}')
-        front = await own_site.front.reaches(told.CATCH_UPS, cause="gap")
-        assert front.of(told.GAPS) == 0  # the log had nothing more
+        front = await own_site.front.reaches(metric_names.CATCH_UPS, cause="gap")
+        assert front.of(metric_names.GAPS) == 0  # the log had nothing more
         async with own_site.client.streaming(own_site.url, run_id=run_id) as joined:
             await joined.until(b"0 ")
-            front = await own_site.front.reaches(told.CATCH_UPS, cause="joined")
-        assert (front.of(told.CATCH_UPS, cause="joined"), front.of(told.GAPS)) == (1, 0)
-        assert front.of(told.FIRST_TOKEN_SECONDS) == 1  # of the new run, not of who joined it
-        await own_site.front.reaches(told.CATCH_UPS, cause="silence")
+            front = await own_site.front.reaches(metric_names.CATCH_UPS, cause="joined")
+        assert (front.of(metric_names.CATCH_UPS, cause="joined"), front.of(metric_names.GAPS)) == (1, 0)
+        assert front.of(metric_names.FIRST_TOKEN_SECONDS) == 1  # of the new run, not of who joined it
+        await own_site.front.reaches(metric_names.CATCH_UPS, cause="silence")
         await broker.admin.publish(log, b"nonsense")
         await stream.rest()
     front = await own_site.front.scrape()
-    assert front.of(told.GIVEN_UP, code="stream_lost") == front.of(told.GIVEN_UP) == 1
-    assert front.of(told.CANCELS, cause="abandoned") == 1
+    assert front.of(metric_names.GIVEN_UP, code="stream_lost") == front.of(metric_names.GIVEN_UP) == 1
+    assert front.of(metric_names.CANCELS, cause="abandoned") == 1
 
 
 async def test_a_job_nobody_takes_is_given_up(site: Site) -> None:
@@ -341,8 +369,8 @@ async def test_a_job_nobody_takes_is_given_up(site: Site) -> None:
     await site.frontend(AGENTSTREAM_QUEUE_TIMEOUT_S="0.5")
     await site.client.whole(site.url, request(["say", 1]))
     front = await site.front.scrape()
-    assert front.of(told.GIVEN_UP, code="queue_timeout") == front.of(told.GIVEN_UP) == 1
-    assert front.of(told.DISPATCH_SECONDS) == 0
+    assert front.of(metric_names.GIVEN_UP, code="queue_timeout") == front.of(metric_names.GIVEN_UP) == 1
+    assert front.of(metric_names.DISPATCH_SECONDS) == 0
 
 
 async def test_a_log_that_vanishes_is_filled_again_and_told(own_site: Site, broker: Broker) -> None:
@@ -352,7 +380,7 @@ async def test_a_log_that_vanishes_is_filled_again_and_told(own_site: Site, brok
     async with own_site.client.streaming(own_site.url, loss_request("ticks")) as stream:
         run_id = run_id_of(await stream.until(b"worker:3 "))
         await broker.admin.delete(Keys().events(run_id))
-        await worker.reaches(told.WORKER_PUBLISH_RETRIES, 3)
+        await worker.reaches(metric_names.WORKER_PUBLISH_RETRIES, 3)
         await stream.until(b"worker:20 ")
         await own_site.cancel(run_id)
 
@@ -367,10 +395,10 @@ async def test_a_refused_append_ends_the_run_and_is_told(own_site: Site, broker:
         await broker.admin.delete(log)
         await broker.admin.set(log, "no log")
         (tmp_path / "gate").touch()
-        numbers = await worker.reaches(told.WORKER_RUNS, outcome="not_stored")
-    assert numbers.of(told.WORKER_PUBLISH_FAILURES, reason="refused") == 1
-    assert numbers.of(told.WORKER_PUBLISH_FAILURES) == numbers.of(told.WORKER_RUNS) == 1
-    assert numbers.of(told.WORKER_LEASES_LOST) == 0
+        numbers = await worker.reaches(metric_names.WORKER_RUNS, outcome="not_stored")
+    assert numbers.of(metric_names.WORKER_PUBLISH_FAILURES, reason="refused") == 1
+    assert numbers.of(metric_names.WORKER_PUBLISH_FAILURES) == numbers.of(metric_names.WORKER_RUNS) == 1
+    assert numbers.of(metric_names.WORKER_LEASES_LOST) == 0
 
 
 async def test_a_log_over_its_bound_is_told(site: Site) -> None:
@@ -379,8 +407,8 @@ async def test_a_log_over_its_bound_is_told(site: Site) -> None:
     worker = await site.worker(AGENTSTREAM_LOG_MAX_BYTES=str(64 << 10))
     await site.client.whole(site.url, request(["flood", 64, 8192]))
     await site.client.whole(site.url, request(["say", 3]))
-    numbers = await worker.reaches(told.WORKER_RUNS, 2, outcome="completed")
-    assert numbers.of(told.WORKER_LOG_TRIMS) == 1
+    numbers = await worker.reaches(metric_names.WORKER_RUNS, 2, outcome="completed")
+    assert numbers.of(metric_names.WORKER_LOG_TRIMS) == 1
 
 
 async def test_what_waits_for_a_broker_that_stands_still_is_told(own_site: Site, broker: Broker) -> None:
@@ -390,15 +418,15 @@ async def test_what_waits_for_a_broker_that_stands_still_is_told(own_site: Site,
     async with own_site.client.streaming(own_site.url, loss_request("ticks")) as stream:
         run_id = run_id_of(await stream.until(b"worker:1 "))
         with frozen(broker.pid):
-            await worker.reaches(told.WORKER_UNFLUSHED_BYTES, 500)
-        await worker.until(lambda numbers: numbers.of(told.WORKER_UNFLUSHED_BYTES) < 500)
+            await worker.reaches(metric_names.WORKER_UNFLUSHED_BYTES, 500)
+        await worker.until(lambda numbers: numbers.of(metric_names.WORKER_UNFLUSHED_BYTES) < 500)
         await own_site.cancel(run_id)
 
 
 async def test_the_buss_latency_is_measured_without_any_run(site: Site) -> None:
     """A front end measures its way to the broker and back every few seconds."""
     await site.frontend()
-    await site.front.reaches(told.BUS_LATENCY_SECONDS, 2)
+    await site.front.reaches(metric_names.BUS_LATENCY_SECONDS, 2)
 
 
 def batch_of(log: Any) -> bytes:

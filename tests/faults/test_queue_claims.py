@@ -15,7 +15,7 @@ from agentstream.store.connection.link import Link
 from agentstream.store.queue import Claim, JobQueue, JobSubmitter
 from tests.conftest import open_link
 from tests.faults.faults import Broker, outage
-from tests.helpers import SOON_S
+from tests.helpers import TIMEOUT_S
 
 LEASE_S = 0.2
 RETRY_S = 0.05
@@ -48,14 +48,14 @@ async def queue(broker: Broker, link: Link, keys: Keys) -> AsyncIterator[JobQueu
 async def submitted(link: Link, keys: Keys) -> Job:
     """Return a job that was enqueued."""
     job = Job(run_id=new_run_id(), request={"model": "m"}, created=1, start_by=time.time() + 60, owner="me")
-    async with asyncio.timeout(SOON_S):
+    async with asyncio.timeout(TIMEOUT_S):
         await JobSubmitter(link, keys, "q", max_queued=3).submit(job, ttl_s=60)
     return job
 
 
 async def claimed(queue: JobQueue) -> Claim:
     """Return the next job; a broker that is not back yet is asked again, as a worker does."""
-    async with asyncio.timeout(SOON_S):
+    async with asyncio.timeout(TIMEOUT_S):
         while True:
             try:
                 if (claim := await queue.claim()) is not None:
@@ -67,7 +67,7 @@ async def claimed(queue: JobQueue) -> Claim:
 async def test_a_claim_outlives_the_queue_it_waits_for(queue: JobQueue, link: Link, keys: Keys) -> None:
     """If the queue goes while a claim waits for it, that claim ends without a job and the next ones find new jobs."""
     claiming = asyncio.create_task(queue.claim())
-    async with asyncio.timeout(SOON_S):
+    async with asyncio.timeout(TIMEOUT_S):
         while b"cmd=xreadgroup" not in await link.call("CLIENT", "LIST"):  # noqa: ASYNC110 -- nothing tells but asking
             await asyncio.sleep(RETRY_S)
         await link.call("DEL", keys.jobs("q"))
@@ -81,7 +81,7 @@ async def test_a_claim_without_a_broker_fails_in_bound_time(
 ) -> None:
     """While the broker is away every claim raises BrokerUnavailable; once it is back, the next ones take jobs."""
     monkeypatch.setattr("agentstream.store.queue.COMMAND_TIMEOUT_S", 0.2)
-    async with outage(broker), asyncio.timeout(SOON_S):
+    async with outage(broker), asyncio.timeout(TIMEOUT_S):
         for _ in range(2):
             with pytest.raises(BrokerUnavailable, match="did not answer within"):
                 await queue.claim()
@@ -97,20 +97,20 @@ async def test_a_job_whose_claim_was_lost_on_its_way_is_run_after_its_lease(
     broker: Broker, queue: JobQueue, link: Link, keys: Keys
 ) -> None:
     """If the connection is cut with the reply on its way, the job is run once its lease is over, and not before."""
-    wire = queue._claims._commands
-    assert wire is not None
-    deliver, lost = wire.on_reply, asyncio.Event()
+    connection = queue._claims._command_connection
+    assert connection is not None
+    deliver, lost = connection.on_reply, asyncio.Event()
 
     def cut(reply: object) -> None:
         if isinstance(reply, dict) and reply:
             lost.set()
-            wire.abort()
+            connection.abort()
         else:
             deliver(reply)
 
-    wire.on_reply = cut
+    connection.on_reply = cut
     job = await submitted(link, keys)
-    async with asyncio.timeout(SOON_S):
+    async with asyncio.timeout(TIMEOUT_S):
         assert await queue.claim() is None
         assert lost.is_set()
         assert queue._claims.reconnects == 1

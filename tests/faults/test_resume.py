@@ -87,7 +87,7 @@ async def test_pieces_of_a_cut_stream_joined_equal_the_whole(
         gate = tmp_path / f"{event_format}-{include_usage}"
         body = background(*STORY[:3], ["gate", str(gate)], *STORY[3:], include_usage=include_usage)
         async with client.streaming(urls[0], body, query=f"?agent_events={event_format}") as stream:
-            joined = frames(await stream.take(cuts.randrange(400, length // 4)))
+            joined = frames(await stream.read(cuts.randrange(400, length // 4)))
         run_id = run_id_of(joined[0])
         undisturbed = asyncio.create_task(
             client.whole(urls[0], run_id=run_id, **resuming(event_format, None, by_header=True))
@@ -98,7 +98,7 @@ async def test_pieces_of_a_cut_stream_joined_equal_the_whole(
             resumes += 1
             asked = resuming(event_format, last_id(joined), by_header=resumes % 2 == 1)
             async with client.streaming(urls[resumes % 2], run_id=run_id, **asked) as stream:
-                joined += frames(await stream.take(cuts.randrange(1, 1 + length // 3)))
+                joined += frames(await stream.read(cuts.randrange(1, 1 + length // 3)))
         whole = frames(await undisturbed)
         assert joined == whole, (event_format, include_usage, resumes)
         again = await client.whole(urls[1], run_id=run_id, **resuming(event_format, None, by_header=True))

@@ -23,7 +23,7 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from tests.faults.clients import start_frontend
-from tests.helpers import SOON_S
+from tests.helpers import TIMEOUT_S
 from tests.processes import Processes
 
 EXAMPLES = 25  # of each kind, for each operation: about 30 s in all
@@ -60,7 +60,7 @@ def check_operations(url: str, mode: GenerationMode) -> int:
             def check(case: Case[Any]) -> None:
                 nonlocal sent
                 sent += 1
-                case.call_and_validate(session=session, checks=[*CHECKS, KINDS[mode]], timeout=SOON_S)
+                case.call_and_validate(session=session, checks=[*CHECKS, KINDS[mode]], timeout=TIMEOUT_S)
 
             with contextlib.suppress(Unsatisfiable):  # nothing in this operation can be made wrong
                 check()

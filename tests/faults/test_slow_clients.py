@@ -15,7 +15,7 @@ from tests.faults.clients import (
     PATH,
     Client,
     RawSocket,
-    dechunked,
+    decode_chunked,
     frames,
     http_client,
     http_post,
@@ -25,12 +25,12 @@ from tests.faults.clients import (
     start_frontend,
 )
 from tests.faults.resume_agents import cancelled_at
-from tests.helpers import SOON_S, TIME_SCALE, decode, texts
+from tests.helpers import TIME_SCALE, TIMEOUT_S, decode, texts
 from tests.processes import Processes
 
 LARGE_LOG = {"AGENTSTREAM_LOG_MAX_BYTES": str(64 << 20)}
 SMALL_LOG = {"AGENTSTREAM_LOG_MAX_BYTES": str(64 << 10)}
-PATIENT = {"AGENTSTREAM_WRITE_TIMEOUT_S": str(3 * SOON_S)}
+PATIENT = {"AGENTSTREAM_WRITE_TIMEOUT_S": str(3 * TIMEOUT_S)}
 PIECES, PIECE_CHARACTERS = 5000, 8192  # 40 MB: far beyond what kernel and front end hold for one client
 # A page read from the log (2 MiB), its frames, and the allocator's slack: far below what the clients leave untaken.
 MEMORY_SLACK_BYTES = 14 << 20
@@ -57,7 +57,7 @@ async def stall_client(
 
 async def appeared(path: Path) -> None:
     """Return once an agent has made this file."""
-    async with asyncio.timeout(3 * SOON_S):
+    async with asyncio.timeout(3 * TIMEOUT_S):
         while not path.exists():  # noqa: ASYNC110, ASYNC240 -- another process makes it
             await asyncio.sleep(0.02)
 
@@ -94,14 +94,14 @@ async def test_a_stalled_client_costs_no_memory_delays_nobody_and_gets_everythin
         await asyncio.gather(read_quick_streams(client, url, 60), client.whole(url, request(flood)))
     before = resident_bytes(frontend)
     async with stall_client(url, body) as (stalled, start):
-        assert await read_quick_streams(client, url, 60) < SOON_S
+        assert await read_quick_streams(client, url, 60) < TIMEOUT_S
         await appeared(flooded)
-        assert await read_quick_streams(client, url, 60) < SOON_S
+        assert await read_quick_streams(client, url, 60) < TIMEOUT_S
         assert resident_bytes(frontend) - before < MEMORY_SLACK_BYTES
-        async with asyncio.timeout(3 * SOON_S):
+        async with asyncio.timeout(3 * TIMEOUT_S):
             await stalled.send(b"GET /health/live HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
             rest, _ = await stalled.rest()
-    streamed, whole = dechunked(start + rest)
+    streamed, whole = decode_chunked(start + rest)
     assert whole
     assert numbers(streamed) == list(range(PIECES))
     final, done = frames(streamed)[-2:]
@@ -122,12 +122,12 @@ async def test_a_replayed_answer_waits_for_its_client_outside_memory(
     before = resident_bytes(frontend)
     async with stall_client(url, request(["count", str(answered)], ["answer", "w " * words])) as (stalled, start):
         await appeared(answered)
-        assert await read_quick_streams(client, url, 20) < SOON_S
+        assert await read_quick_streams(client, url, 20) < TIMEOUT_S
         assert resident_bytes(frontend) - before < MEMORY_SLACK_BYTES
         await stalled.send(b"GET /health/live HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
-        async with asyncio.timeout(3 * SOON_S):
+        async with asyncio.timeout(3 * TIMEOUT_S):
             rest, _ = await stalled.rest()
-    streamed, whole = dechunked(start + rest)
+    streamed, whole = decode_chunked(start + rest)
     assert whole
     assert streamed.count(b'"content":" w"') == words - 1
     assert streamed.endswith(b"data: [DONE]\n\n")
@@ -142,16 +142,16 @@ async def test_a_client_that_never_wakes_is_cut_and_its_run_cancelled(
     await processes.worker(AGENT, **LARGE_LOG)
     body = request(["flood", 1500, PIECE_CHARACTERS], ["gate", str(tmp_path / "never")])
     async with stall_client(url, body, version=version) as (stalled, start):
-        async with asyncio.timeout(3 * SOON_S):
+        async with asyncio.timeout(3 * TIMEOUT_S):
             followed = await client.whole(url, run_id=run_id_of(start))
         assert decode(frames(followed)[-2])[0][1]["agent_error"]["code"] == "cancelled"
         rest, was_reset = await stalled.rest()
-        _, told_whole = dechunked(start + rest) if version == "1.1" else (b"", True)
+        _, told_whole = decode_chunked(start + rest) if version == "1.1" else (b"", True)
         assert was_reset or not told_whole
         assert b"[DONE]" not in rest
         received = numbers(start + rest)  # chunk sizes stand between frames, hence only what is whole
         assert received == list(range(len(received)))
-    assert await read_quick_streams(client, url, 5) < SOON_S
+    assert await read_quick_streams(client, url, 5) < TIMEOUT_S
 
 
 async def test_a_client_slower_than_its_log_is_told_so(processes: Processes, client: Client, tmp_path: Path) -> None:
@@ -163,9 +163,9 @@ async def test_a_client_slower_than_its_log_is_told_so(processes: Processes, cli
     async with stall_client(url, body) as (stalled, start):
         await appeared(flooded)
         await stalled.send(b"GET /health/live HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
-        async with asyncio.timeout(3 * SOON_S):
+        async with asyncio.timeout(3 * TIMEOUT_S):
             rest, _ = await stalled.rest()
-    streamed, whole = dechunked(start + rest)
+    streamed, whole = decode_chunked(start + rest)
     assert whole
     received = numbers(streamed)
     assert received == list(range(len(received)))
@@ -174,7 +174,7 @@ async def test_a_client_slower_than_its_log_is_told_so(processes: Processes, cli
     assert json.loads(final.removeprefix(b"data: "))["agent_error"]["code"] == "stream_lost"
     assert done == b"data: [DONE]\n\n"
     await appeared(cancelled_at(never))
-    assert await read_quick_streams(client, url, 5) < SOON_S
+    assert await read_quick_streams(client, url, 5) < TIMEOUT_S
 
 
 async def test_rude_clients_break_nobody_else(processes: Processes, client: Client, tmp_path: Path) -> None:
@@ -183,7 +183,7 @@ async def test_rude_clients_break_nobody_else(processes: Processes, client: Clie
     await processes.worker(AGENT)
     gate = tmp_path / "gate"
     patient = request(["say", 1], ["gate", str(gate)], ["say", 1])
-    async with client.streaming(url, patient) as stream, asyncio.timeout(4 * SOON_S):
+    async with client.streaming(url, patient) as stream, asyncio.timeout(4 * TIMEOUT_S):
         start = await stream.until(b'"content":')
         await _pipeline(url)
         await _half_close(url)
@@ -193,7 +193,7 @@ async def test_rude_clients_break_nobody_else(processes: Processes, client: Clie
         await _flood_garbage(url, tmp_path / "never")
         await appeared(cancelled_at(tmp_path / "never"))
         assert resident_bytes(frontend) - before < MEMORY_SLACK_BYTES
-        assert await read_quick_streams(client, url, 10) < SOON_S
+        assert await read_quick_streams(client, url, 10) < TIMEOUT_S
         gate.touch()
         whole = frames(start + await stream.rest())
     assert texts(decode(b"".join(whole))) == ["0 \u00fc\u2028\n"] * 2
@@ -211,7 +211,7 @@ async def _pipeline(url: str) -> None:
     first, second = answer.split(b"HTTP/1.1 200")[1:3]
     assert run_id_of(first) != run_id_of(second)
     for response in (first, second):
-        streamed, whole = dechunked(response)
+        streamed, whole = decode_chunked(response)
         assert whole
         assert len(texts(decode(streamed))) == 2
     assert answer.rindex(b"[DONE]") < answer.rindex(b'"status"')
@@ -222,7 +222,7 @@ async def _half_close(url: str) -> None:
         await rude.post(request(["say", 2], stream=True))
         rude.end_sending()
         answer, _ = await rude.rest()
-    streamed, whole = dechunked(answer)
+    streamed, whole = decode_chunked(answer)
     assert whole == streamed.endswith(b"data: [DONE]\n\n")  # served or cut, but never ended as if it were served
 
 
@@ -230,7 +230,7 @@ async def _garble_after_request(url: str) -> None:
     async with RawSocket.open(url) as rude:
         await rude.send(http_post(request(["say", 2], stream=True)) + b"\x00\xff NOT HTTP \r\n\r\n" * 100)
         answer, _ = await rude.rest()
-    streamed, whole = dechunked(answer)
+    streamed, whole = decode_chunked(answer)
     assert whole == streamed.endswith(b"data: [DONE]\n\n")
 
 
@@ -266,7 +266,7 @@ async def test_a_client_that_leaves_is_no_error(
     for _ in range(5):
         async with stall_client(url, body, version=version):
             pass
-    async with asyncio.timeout(SOON_S):
+    async with asyncio.timeout(TIMEOUT_S):
         while b"agentstream_open_runs 0.0" not in await metrics_of(client, url):  # noqa: ASYNC110 -- another process
             await asyncio.sleep(0.02)
     assert "Traceback" not in frontend.output

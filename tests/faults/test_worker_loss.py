@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.loss_scene import (
+from tests.faults.deployment import (
     LOSS_BOUND_S,
     SAID_BY_A,
     SAID_BY_B,
-    Scene,
+    Deployment,
     begun,
     ended,
     error_of,
@@ -25,9 +25,9 @@ from tests.processes import Processes
 
 
 @pytest.fixture
-async def scene(processes: Processes, broker_url: str, tmp_path: Path) -> AsyncIterator[Scene]:
+async def deployment(processes: Processes, broker_url: str, tmp_path: Path) -> AsyncIterator[Deployment]:
     """A front end that serves."""
-    async with Scene.open(processes, broker_url, tmp_path) as opened:
+    async with Deployment.open(processes, broker_url, tmp_path) as opened:
         await opened.frontend()
         yield opened
 
@@ -35,13 +35,13 @@ async def scene(processes: Processes, broker_url: str, tmp_path: Path) -> AsyncI
 # -- killed ---------------------------------------------------------------------------------------------
 
 
-async def test_run_is_tried_again_if_nothing_was_shown(scene: Scene) -> None:
+async def test_run_is_tried_again_if_nothing_was_shown(deployment: Deployment) -> None:
     """A run whose worker is killed before it showed anything is completed by another worker, each word once."""
-    first = await scene.worker("a")
-    async with scene.stream("silent on a") as stream:
+    first = await deployment.worker("a")
+    async with deployment.stream("silent on a") as stream:
         await begun(first, "silent")
         await stream.until("agent_turn_start")
-        await scene.worker("b")
+        await deployment.worker("b")
         await kill_worker(first)
         messages = await stream.whole()
     assert error_of(messages) is None
@@ -49,27 +49,27 @@ async def test_run_is_tried_again_if_nothing_was_shown(scene: Scene) -> None:
     assert messages[-2][1]["usage"]["total_tokens"] == 8
 
 
-async def test_killed_after_text_ends_with_an_error_in_time(scene: Scene) -> None:
+async def test_killed_after_text_ends_with_an_error_in_time(deployment: Deployment) -> None:
     """A run whose worker is killed after it showed text ends as worker_lost in time; its text is not repeated."""
-    first = await scene.worker("a")
-    async with scene.stream("text on a") as stream:
+    first = await deployment.worker("a")
+    async with deployment.stream("text on a") as stream:
         await stream.until(SAID_BY_A[-1])
-        second = await scene.worker("b")
+        second = await deployment.worker("b")
         await kill_worker(first)
         async with asyncio.timeout(LOSS_BOUND_S):
             messages = await stream.whole()
         assert said(messages) == SAID_BY_A
         assert error_of(messages) == "worker_lost"
-        assert await scene.replay(stream.run_id) == messages
+        assert await deployment.replay(stream.run_id) == messages
     assert "begins" not in second.output
 
 
-async def test_tool_is_not_run_twice_unasked(scene: Scene) -> None:
+async def test_tool_is_not_run_twice_unasked(deployment: Deployment) -> None:
     """A run whose worker is killed after it called a tool ends as worker_lost in time, its agent not called again."""
-    first = await scene.worker("a")
-    async with scene.stream("tool on a") as stream:
+    first = await deployment.worker("a")
+    async with deployment.stream("tool on a") as stream:
         await stream.until("tool_call_start")
-        second = await scene.worker("b")
+        second = await deployment.worker("b")
         await kill_worker(first)
         async with asyncio.timeout(LOSS_BOUND_S):
             messages = await stream.whole()
@@ -79,12 +79,12 @@ async def test_tool_is_not_run_twice_unasked(scene: Scene) -> None:
     assert "begins" not in second.output
 
 
-async def test_tool_is_run_again_if_that_was_asked_for(scene: Scene) -> None:
+async def test_tool_is_run_again_if_that_was_asked_for(deployment: Deployment) -> None:
     """With RETRY_AFTER_TOOLS a run killed after a tool call, but before text, is completed by another worker."""
-    first = await scene.worker("a")
-    async with scene.stream("tool on a") as stream:
+    first = await deployment.worker("a")
+    async with deployment.stream("tool on a") as stream:
         await stream.until("tool_call_start")
-        await scene.worker("b", AGENTSTREAM_RETRY_AFTER_TOOLS="true")
+        await deployment.worker("b", AGENTSTREAM_RETRY_AFTER_TOOLS="true")
         await kill_worker(first)
         messages = await stream.whole()
     assert error_of(messages) is None
@@ -92,26 +92,26 @@ async def test_tool_is_run_again_if_that_was_asked_for(scene: Scene) -> None:
     assert [name for name, _ in messages].count("tool_call_start") == 2
 
 
-async def test_text_is_never_repeated_even_if_tools_may_be(scene: Scene) -> None:
+async def test_text_is_never_repeated_even_if_tools_may_be(deployment: Deployment) -> None:
     """RETRY_AFTER_TOOLS does not touch what is promised of text: shown once, the run is not tried again."""
-    first = await scene.worker("a")
-    async with scene.stream("text on a") as stream:
+    first = await deployment.worker("a")
+    async with deployment.stream("text on a") as stream:
         await stream.until(SAID_BY_A[-1])
-        await scene.worker("b", AGENTSTREAM_RETRY_AFTER_TOOLS="true")
+        await deployment.worker("b", AGENTSTREAM_RETRY_AFTER_TOOLS="true")
         await kill_worker(first)
         messages = await stream.whole()
     assert error_of(messages) == "worker_lost"
     assert said(messages) == SAID_BY_A
 
 
-async def test_poison_job_takes_two_workers_and_nothing_else(scene: Scene) -> None:
+async def test_poison_job_takes_two_workers_and_nothing_else(deployment: Deployment) -> None:
     """A run that kills every worker is given up after two attempts; its neighbour in the queue completes."""
-    async with scene.stream("poison") as poison, scene.stream("answer") as innocent:
-        workers = [await scene.worker(name) for name in ("a", "b", "c")]
+    async with deployment.stream("poison") as poison, deployment.stream("answer") as innocent:
+        workers = [await deployment.worker(name) for name in ("a", "b", "c")]
         assert error_of(poisoned := await poison.whole()) == "worker_lost"
         answered = await innocent.whole()
         assert "2 workers" in poisoned[-2][1]["agent_error"]["message"]
-        assert await scene.field_of(poison.run_id, "attempt") == "3"  # the third said so, and called no agent
+        assert await deployment.field_of(poison.run_id, "attempt") == "3"  # the third said so, and called no agent
     assert error_of(answered) is None
     assert said(answered) in (SAID_BY_A, SAID_BY_B, [f"c:{number} " for number in range(5)])
     begins = [worker.output.count("begins poison") for worker in workers]
@@ -120,7 +120,7 @@ async def test_poison_job_takes_two_workers_and_nothing_else(scene: Scene) -> No
     for worker in workers:
         if worker is not survivor:
             assert await worker.ended() == 7
-    again = await scene.complete("answer")
+    again = await deployment.complete("answer")
     assert again["choices"][0]["finish_reason"] == "stop"
     await begun(survivor, "answer")
 
@@ -139,38 +139,38 @@ async def test_poison_job_takes_two_workers_and_nothing_else(scene: Scene) -> No
     ],
 )
 async def test_frozen_worker_that_wakes_keeps_silent(
-    scene: Scene, agent: str, script: str, stopped_by: str, end: str | None
+    deployment: Deployment, agent: str, script: str, stopped_by: str, end: str | None
 ) -> None:
     """A worker that wakes after its run was taken over adds nothing to it, stops its agent, says so, works on."""
-    first = await scene.worker("a", f"loss_agents:{agent}")
-    async with scene.stream(script) as stream:
+    first = await deployment.worker("a", f"loss_agents:{agent}")
+    async with deployment.stream(script) as stream:
         run_id = await begun(first, script.removesuffix(" on a"))
         await stream.until("agent_turn_start" if script.startswith("silent") else "a:3 ")
-        second = await scene.worker("b")
+        second = await deployment.worker("b")
         with freeze(first):
             messages = await stream.whole()
-            log = await scene.log_of(run_id)
+            log = await deployment.log_of(run_id)
     assert error_of(messages) == end
     assert await ended(first, run_id) in stopped_by.split("|")  # whichever comes first
     await first.until(rf"(the lease of the run was lost|attempt 1 of \S* was superseded).* run_id={run_id}")
-    assert await scene.log_of(run_id) == log
-    assert await scene.replay(run_id) == messages
+    assert await deployment.log_of(run_id) == log
+    assert await deployment.replay(run_id) == messages
     assert await terminate(second) == 0
-    async with scene.stream("answer") as stream:
+    async with deployment.stream("answer") as stream:
         assert said(await stream.whole()) == SAID_BY_A
 
 
-async def test_frozen_worker_wakes_while_the_next_attempt_runs(scene: Scene) -> None:
+async def test_frozen_worker_wakes_while_the_next_attempt_runs(deployment: Deployment) -> None:
     """A worker that wakes while another runs its job loses it for good: the other's attempt is not disturbed."""
-    first = await scene.worker("a")
-    async with scene.stream("gate") as stream:
+    first = await deployment.worker("a")
+    async with deployment.stream("gate") as stream:
         run_id = await begun(first, "gate")
-        second = await scene.worker("b")
+        second = await deployment.worker("b")
         with freeze(first):
             await begun(second, "gate")
         assert await ended(first, run_id) == "CancelledError"
         await first.until(f"the lease of the run was lost run_id={run_id}")
-        scene.open_gate()
+        deployment.open_gate()
         messages = await stream.whole()
     assert error_of(messages) is None
     assert said(messages) == ["b", " passed"]
@@ -180,39 +180,39 @@ async def test_frozen_worker_wakes_while_the_next_attempt_runs(scene: Scene) -> 
 # -- stopped --------------------------------------------------------------------------------------------
 
 
-async def test_stopped_worker_hands_back_what_was_not_shown(scene: Scene) -> None:
+async def test_stopped_worker_hands_back_what_was_not_shown(deployment: Deployment) -> None:
     """After a short drain a silent run goes to another worker, not counted as an attempt; one with text ends."""
-    first = await scene.worker("a", AGENTSTREAM_DRAIN_TIMEOUT_S="0.2")
-    async with scene.stream("silent on a") as silent, scene.stream("text on a") as shown:
+    first = await deployment.worker("a", AGENTSTREAM_DRAIN_TIMEOUT_S="0.2")
+    async with deployment.stream("silent on a") as silent, deployment.stream("text on a") as shown:
         run_id = await begun(first, "silent")
         await shown.until(SAID_BY_A[-1])
-        await scene.worker("b", AGENTSTREAM_MAX_ATTEMPTS="1")
+        await deployment.worker("b", AGENTSTREAM_MAX_ATTEMPTS="1")
         assert await terminate(first) == 0
         cut, completed = await shown.whole(), await silent.whole()
     assert error_of(cut) == "worker_shutdown"
     assert said(cut) == SAID_BY_A
     assert error_of(completed) is None
     assert said(completed) == SAID_BY_B
-    assert await scene.field_of(run_id, "handed_back") == "1"
+    assert await deployment.field_of(run_id, "handed_back") == "1"
 
 
 @pytest.mark.parametrize("script", ["gate", "text gate"])
-async def test_stopped_worker_lets_its_runs_end(scene: Scene, script: str) -> None:
+async def test_stopped_worker_lets_its_runs_end(deployment: Deployment, script: str) -> None:
     """A run that ends within the drain timeout completes as if nothing were; the worker then exits with 0."""
-    worker = await scene.worker("a", AGENTSTREAM_DRAIN_TIMEOUT_S="20")
-    async with scene.stream(script) as stream:
+    worker = await deployment.worker("a", AGENTSTREAM_DRAIN_TIMEOUT_S="20")
+    async with deployment.stream(script) as stream:
         await begun(worker, script)
         worker.send_signal(signal.SIGTERM)
         await worker.until("draining: 1 runs")
-        scene.open_gate()
+        deployment.open_gate()
         messages = await stream.whole()
     assert error_of(messages) is None
     assert said(messages) == (["a", " passed"] if script == "gate" else SAID_BY_A)
     assert await worker.ended() == 0
 
 
-async def test_worker_whose_side_task_dies_exits_loudly(scene: Scene) -> None:
+async def test_worker_whose_side_task_dies_exits_loudly(deployment: Deployment) -> None:
     """A worker whose heartbeat dies of something unforeseen ends with a failure's exit code and says what it was."""
-    worker = await scene.worker("a", TEST_BREAK_BEAT="1")
+    worker = await deployment.worker("a", TEST_BREAK_BEAT="1")
     assert await worker.ended() not in (0, 2)
     assert re.search(r"in broken\n.*\n +ValueError\n", worker.output)

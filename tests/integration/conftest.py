@@ -7,7 +7,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from tests.helpers import SOON_S, decode
+from tests.helpers import TIMEOUT_S, decode
 
 Stream = list[tuple[str | None, Any]]
 
@@ -39,6 +39,6 @@ class Client:
 @pytest.fixture
 async def client() -> AsyncIterator[Client]:
     """A client that gives up in time."""
-    timeout = aiohttp.ClientTimeout(total=3 * SOON_S)
+    timeout = aiohttp.ClientTimeout(total=3 * TIMEOUT_S)
     async with aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0)) as session:
         yield Client(session)

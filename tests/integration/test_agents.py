@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from redis import Redis
 
 from agentstream.protocol.keys import Keys
-from tests.helpers import SOON_S, texts
+from tests.helpers import TIMEOUT_S, texts
 from tests.integration.conftest import Client
 from tests.processes import Process, Processes
 
@@ -169,7 +169,7 @@ async def test_runs_of_every_queue_go_to_another_worker(site: Site, end: signal.
     await first.until(r"(?s)(gated run.*){2}")
     second = await site.processes.worker(**settings)
     os.kill(first.pid, end)
-    await second.until(r"(?s)(gated run.*){2}", 2 * SOON_S)
+    await second.until(r"(?s)(gated run.*){2}", 2 * TIMEOUT_S)
     site.gate.touch()
     assert ["".join(texts(await stream)) for stream in streams] == ["one", "two"]
 

@@ -16,9 +16,9 @@ from openai.types.chat import (
     ChatCompletionToolParam,
 )
 
-from tests.helpers import SOON_S, decode
+from tests.helpers import TIMEOUT_S, decode
 from tests.integration.conftest import Client
-from tests.model_server import DONE, USAGE, WAIT, FakeServer, Script, call, chunk, model_server, text
+from tests.model_server import DONE, USAGE, WAIT, FakeModelServer, Script, call, chunk, model_server, text
 from tests.processes import Processes
 
 LEASE_S = "1"
@@ -74,21 +74,21 @@ def the_call(message: ChatCompletionMessage) -> ChatCompletionMessageFunctionToo
 
 
 @pytest.fixture
-async def model() -> AsyncIterator[FakeServer]:
+async def model() -> AsyncIterator[FakeModelServer]:
     async with model_server() as fake:
         yield fake
 
 
 @pytest.fixture
-async def sdk(processes: Processes, model: FakeServer) -> AsyncIterator[openai.AsyncOpenAI]:
+async def sdk(processes: Processes, model: FakeModelServer) -> AsyncIterator[openai.AsyncOpenAI]:
     """The openai client, talking to a front end whose worker asks the model server."""
     url = await processes.frontend()
     await processes.worker(OPENAI_BASE_URL=model.url, AGENTSTREAM_LEASE_S=LEASE_S)
-    async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", timeout=SOON_S, max_retries=0) as client:
+    async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", timeout=TIMEOUT_S, max_retries=0) as client:
         yield client
 
 
-async def test_a_round_trip(sdk: openai.AsyncOpenAI, model: FakeServer) -> None:
+async def test_a_round_trip(sdk: openai.AsyncOpenAI, model: FakeModelServer) -> None:
     """The model's call comes back whole, with null content and its reasoning; its result is answered."""
     model.scripts += [ASKS, ANSWERS]
     first = await sdk.chat.completions.create(model="m1", messages=QUESTION, tools=[WEATHER])
@@ -112,7 +112,7 @@ async def test_a_round_trip(sdk: openai.AsyncOpenAI, model: FakeServer) -> None:
     assert told[2] == {"role": "tool", "tool_call_id": "call_a", "content": "rain"}
 
 
-async def test_a_round_trip_streamed(sdk: openai.AsyncOpenAI, model: FakeServer) -> None:
+async def test_a_round_trip_streamed(sdk: openai.AsyncOpenAI, model: FakeModelServer) -> None:
     """Deltas come as the model server sent them: reasoning, id and name once, arguments in pieces, then tool_calls."""
     model.scripts += [ASKS, ANSWERS]
     stream = await sdk.chat.completions.create(model="m1", messages=QUESTION, tools=[WEATHER], stream=True)
@@ -137,7 +137,7 @@ async def test_a_round_trip_streamed(sdk: openai.AsyncOpenAI, model: FakeServer)
     ]
 
 
-async def test_the_stream_helper(sdk: openai.AsyncOpenAI, model: FakeServer) -> None:
+async def test_the_stream_helper(sdk: openai.AsyncOpenAI, model: FakeModelServer) -> None:
     """The helper of the openai package parses the strict tool's arguments and continues with the result."""
     model.scripts += [ASKS, ANSWERS]
     history: list[Any] = list(QUESTION)
@@ -154,7 +154,7 @@ async def test_the_stream_helper(sdk: openai.AsyncOpenAI, model: FakeServer) -> 
     assert final.choices[0].message.content == "It is raining."
 
 
-async def test_our_own_tools_stay_out_of_it(processes: Processes, model: FakeServer, client: Client) -> None:
+async def test_our_own_tools_stay_out_of_it(processes: Processes, model: FakeModelServer, client: Client) -> None:
     """Our own tool runs and shows as events; only the client's call is a delta, and tool_results precede the end."""
     url = await processes.frontend()
     await processes.worker(OPENAI_BASE_URL=model.url)
@@ -179,7 +179,7 @@ async def test_our_own_tools_stay_out_of_it(processes: Processes, model: FakeSer
     ]
 
 
-async def test_every_parameter_reaches_the_model_server(sdk: openai.AsyncOpenAI, model: FakeServer) -> None:
+async def test_every_parameter_reaches_the_model_server(sdk: openai.AsyncOpenAI, model: FakeModelServer) -> None:
     """What is the model's to follow is in the model server's request, images and the strict tool as they were sent."""
     model.scripts.append(ANSWERS)
     parameters: dict[str, Any] = {
@@ -202,7 +202,7 @@ async def test_every_parameter_reaches_the_model_server(sdk: openai.AsyncOpenAI,
 
 
 async def test_a_call_half_written_ends_in_an_exception(
-    sdk: openai.AsyncOpenAI, model: FakeServer, processes: Processes
+    sdk: openai.AsyncOpenAI, model: FakeModelServer, processes: Processes
 ) -> None:
     """A worker killed within a call leaves an error the client raises on, in time, and the call is not begun again."""
     model.scripts.append([*CALL[:2], WAIT])
@@ -222,7 +222,7 @@ async def test_a_call_half_written_ends_in_an_exception(
 
 
 async def test_a_resumed_stream_has_the_rest_of_the_call(
-    processes: Processes, model: FakeServer, client: Client
+    processes: Processes, model: FakeModelServer, client: Client
 ) -> None:
     """A stream resumed within a call continues byte for byte, and the run by its id holds the whole call."""
     url = await processes.frontend()
@@ -264,7 +264,7 @@ async def test_the_demo_shows_it_without_a_model(processes: Processes) -> None:
     await processes.worker()
     history: list[Any] = [{"role": "user", "content": "get_weather for Oslo"}]
     async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as sdk:
-        async with asyncio.timeout(SOON_S):
+        async with asyncio.timeout(TIMEOUT_S):
             message = (
                 (await sdk.chat.completions.create(model="m1", messages=history, tools=[WEATHER])).choices[0].message
             )

@@ -11,7 +11,7 @@ from typing import Self
 import aiohttp
 import pytest
 
-from tests.helpers import SOON_S, texts
+from tests.helpers import TIMEOUT_S, texts
 from tests.integration.conftest import Client, Stream
 from tests.processes import ROOT, Process, Processes
 
@@ -61,7 +61,7 @@ class Gate:
 
     async def arrival(self) -> tuple[int, Callable[[], None]]:
         """Return the pid of the worker that runs the next run, and what lets the run go on."""
-        async with asyncio.timeout(SOON_S):
+        async with asyncio.timeout(TIMEOUT_S):
             pid, writer = await self._arrivals.get()
         return pid, writer.close
 

@@ -17,7 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from redis import Redis
 
 from agentstream.protocol.keys import Keys
-from agentstream.telemetry import names as telemetry
+from agentstream.telemetry import names as metric_names
 from tests.integration.conftest import Client
 from tests.processes import Processes
 
@@ -396,13 +396,13 @@ async def test_metrics_are_prometheus_text(site: Site, client: Client) -> None:
         families = text_string_to_metric_families(await response.text())
     samples = [sample for family in families for sample in family.samples]
     plain = {sample.name: sample.value for sample in samples if set(sample.labels) <= {"queue"}}
-    assert plain[telemetry.WORKERS_ALIVE] == 1
-    assert plain[telemetry.BROKER_RECONNECTS] == 0
-    assert {telemetry.OPEN_RUNS, telemetry.QUEUED, telemetry.GAPS} <= set(plain)
+    assert plain[metric_names.WORKERS_ALIVE] == 1
+    assert plain[metric_names.BROKER_RECONNECTS] == 0
+    assert {metric_names.OPEN_RUNS, metric_names.QUEUED, metric_names.GAPS} <= set(plain)
     requests = {
         (sample.labels["route"], sample.labels["status"]): sample.value
         for sample in samples
-        if sample.name == telemetry.REQUESTS
+        if sample.name == metric_names.REQUESTS
     }
     assert requests["/health/live", "200"] >= 1
     assert requests["unknown", "404"] >= 2

@@ -15,9 +15,9 @@ import pytest
 from redis import Redis
 
 from agentstream.frontend.runs.watcher import GRACE_S, SWEEP_S
-from agentstream.processes.process import free_port
+from agentstream.processes.runtime import free_port
 from agentstream.protocol.keys import Keys
-from tests.helpers import SOON_S, TIME_SCALE, decode, texts
+from tests.helpers import TIME_SCALE, TIMEOUT_S, decode, texts
 from tests.integration.conftest import Client
 from tests.processes import Processes
 
@@ -52,7 +52,7 @@ async def http_1_0(url: str, more_headers: str) -> tuple[str, bytes]:
     reader, writer = await asyncio.open_connection(host, int(port))
     try:
         writer.write(f"{head}\r\n{body}".encode())
-        async with asyncio.timeout(SOON_S):
+        async with asyncio.timeout(TIMEOUT_S):
             headers, _, stream = (await reader.read()).partition(b"\r\n\r\n")
     finally:
         writer.close()
@@ -106,7 +106,7 @@ async def _record(broker_url: str, processes: Processes) -> Unserved:
                 async with session.post(url + CHAT, json=REQUEST) as refused:
                     refused_body = await refused.json()
                 runs_left = _runs(broker) - before
-            async with asyncio.timeout(3 * SOON_S):
+            async with asyncio.timeout(3 * TIMEOUT_S):
                 while line := await stream.content.readline():
                     lines.append((loop.time() - asked_s, line))
     return Unserved(ready, refused, refused_body, runs_left, lines)
@@ -167,7 +167,7 @@ def dead_address() -> Iterator[str]:
 
 async def until_listening(port: int) -> None:
     """Return when somebody accepts connections; a process that still waits for its broker prints no address."""
-    async with asyncio.timeout(SOON_S):
+    async with asyncio.timeout(TIMEOUT_S):
         while True:
             try:
                 _, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -204,7 +204,7 @@ async def test_without_a_broker_it_refuses_then_gives_up(processes: Processes, c
         async with client.session.get(f"{url}/health/ready") as ready:
             assert ready.status == 503
             assert (await ready.json())["status"] == "unavailable"
-        assert await process.ended(BROKER_WAIT_S + SOON_S) == 1
+        assert await process.ended(BROKER_WAIT_S + TIMEOUT_S) == 1
     assert f"Redis at {address} cannot be reached within {BROKER_WAIT_S} s" in process.output
     assert "serving on" not in process.output
     assert "hunter2" not in process.output

@@ -11,7 +11,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from tests.helpers import SOON_S
+from tests.helpers import TIMEOUT_S
 from tests.integration.conftest import Client
 from tests.processes import Process, Processes
 
@@ -47,7 +47,7 @@ async def send_bytes(url: str, request: bytes) -> None:
     """Send a request as it is, and read what comes."""
     reader, writer = await asyncio.open_connection("127.0.0.1", urllib.parse.urlsplit(url).port)
     writer.write(request)
-    async with asyncio.timeout(SOON_S):
+    async with asyncio.timeout(TIMEOUT_S):
         await reader.read()
     writer.close()
 
@@ -185,7 +185,7 @@ async def test_refusals_cannot_flood_the_log(processes: Processes, client: Clien
     for _ in range(200):
         await refused()
     assert processes.started[0].output.count("a request was refused") < 60
-    async with asyncio.timeout(SOON_S):
+    async with asyncio.timeout(TIMEOUT_S):
         while " omitted=" not in processes.started[0].output:
             await refused()
             await asyncio.sleep(0.1)

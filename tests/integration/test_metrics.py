@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from agentstream.processes.process import free_port
-from agentstream.telemetry import names as telemetry
+from agentstream.processes.runtime import free_port
+from agentstream.telemetry import names as metric_names
 from agentstream.telemetry.names import Metric
-from tests.helpers import SOON_S
+from tests.helpers import TIMEOUT_S
 from tests.integration.conftest import Client
 from tests.processes import Process, Processes, linux_only
 from tests.scrape import Scraper, metrics_port
 
-START_S = 3 * SOON_S  # several processes begin at once, on as few as two cores
+START_S = 3 * TIMEOUT_S  # several processes begin at once, on as few as two cores
 
 
 async def assert_tells(scraper: Scraper, table: Sequence[Metric]) -> None:
@@ -30,7 +30,7 @@ async def assert_tells(scraper: Scraper, table: Sequence[Metric]) -> None:
     assert set(families) == {metric.name for metric in table}
     for metric in table:
         family = families[metric.name]
-        assert (family.type, family.documentation) == (metric.kind, metric.means)
+        assert (family.type, family.documentation) == (metric.kind, metric.help_text)
         for sample in family.samples:
             labels = {name: value for name, value in sample.labels.items() if name != "le"}
             assert set(labels) == set(metric.labels or {}), metric.name
@@ -45,8 +45,8 @@ async def test_each_process_tells_its_whole_table(processes: Processes, client: 
     port, serving = metrics_port()
     await processes.worker("numbered", **serving)
     await client.stream(url, "go")
-    await assert_tells(Scraper(url), telemetry.FRONTEND)
-    await assert_tells(Scraper.of_port(port), telemetry.WORKER)
+    await assert_tells(Scraper(url), metric_names.FRONTEND_METRICS)
+    await assert_tells(Scraper.of_port(port), metric_names.WORKER_METRICS)
 
 
 @linux_only  # elsewhere the kernel need not spread connections
@@ -60,12 +60,12 @@ async def test_front_ends_on_one_port_tell_their_sums(processes: Processes, clie
     await asyncio.gather(*(client.stream(url, f"{number}") for number in range(runs)))
     tokens = 41 * runs  # 40 words, and the line between the texts of two turns
     for _ in range(6):
-        front = await Scraper(url).reaches(telemetry.TOKENS, tokens)
-        for histogram in (telemetry.DISPATCH_SECONDS, telemetry.FIRST_TOKEN_SECONDS):
+        front = await Scraper(url).reaches(metric_names.TOKENS, tokens)
+        for histogram in (metric_names.DISPATCH_SECONDS, metric_names.FIRST_TOKEN_SECONDS):
             assert front.of(histogram) == runs
-        assert front.of(telemetry.TOKENS) == tokens
-    await Scraper(url).reaches(telemetry.BUS_LATENCY_SECONDS)
-    await assert_tells(Scraper(url), telemetry.FRONTEND)
+        assert front.of(metric_names.TOKENS) == tokens
+    await Scraper(url).reaches(metric_names.BUS_LATENCY_SECONDS)
+    await assert_tells(Scraper(url), metric_names.FRONTEND_METRICS)
 
 
 def children_of(parent: Process) -> list[int]:
@@ -86,25 +86,25 @@ async def test_workers_of_one_parent_share_a_port_and_keep_count(
     )
     await parent.until(r"(?s)(takes jobs of queue.*){2}", START_S)
     scraper = Scraper.of_port(port)
-    numbers = await scraper.reaches(telemetry.WORKER_SLOTS, 2)
-    assert numbers.of(telemetry.WORKER_SLOTS) == 2
+    numbers = await scraper.reaches(metric_names.WORKER_SLOTS, 2)
+    assert numbers.of(metric_names.WORKER_SLOTS) == 2
     stream = asyncio.create_task(client.stream(url, "go"))
     busy = int((await parent.until(r"gated run in (\d+)"))[1])
-    await scraper.reaches(telemetry.WORKER_ACTIVE_RUNS, 1)
+    await scraper.reaches(metric_names.WORKER_ACTIVE_RUNS, 1)
     os.kill(busy, signal.SIGTERM)
     await parent.until(rf"\(pid {busy}\) ended with code 0")
-    numbers = await scraper.reaches(telemetry.WORKER_RUNS, outcome="handed_back")
+    numbers = await scraper.reaches(metric_names.WORKER_RUNS, outcome="handed_back")
     await parent.until(r"(?s)gated run in \d+.*gated run in \d+", START_S)
     gate.touch()
     await stream
-    await scraper.reaches(telemetry.WORKER_RUNS, outcome="completed")
+    await scraper.reaches(metric_names.WORKER_RUNS, outcome="completed")
     for _ in range(6):
         numbers = await scraper.scrape()
-        assert numbers.of(telemetry.WORKER_RUNS) == 2
-        assert numbers.of(telemetry.WORKER_CLAIMS, kind="reclaimed") == numbers.of(telemetry.WORKER_RETRIES) == 1
+        assert numbers.of(metric_names.WORKER_RUNS) == 2
+        assert numbers.of(metric_names.WORKER_CLAIMS, kind="reclaimed") == numbers.of(metric_names.WORKER_RETRIES) == 1
     await parent.until(r"(?s)(takes jobs of queue.*){3}", START_S)
-    await scraper.until(lambda numbers: numbers.of(telemetry.WORKER_SLOTS) == 2)
-    await assert_tells(scraper, telemetry.WORKER)
+    await scraper.until(lambda numbers: numbers.of(metric_names.WORKER_SLOTS) == 2)
+    await assert_tells(scraper, metric_names.WORKER_METRICS)
     assert len(children_of(parent)) == 3
 
 
@@ -149,5 +149,5 @@ async def test_up_tells_its_workers_numbers_if_asked(processes: Processes) -> No
     port, serving = metrics_port()
     process = await processes.start("up", AGENTSTREAM_PORT="0", AGENTSTREAM_WORKERS="2", **serving)
     await process.until(r"serving +http://", START_S)
-    numbers = await Scraper.of_port(port).reaches(telemetry.WORKER_SLOTS, 64)
-    assert numbers.of(telemetry.WORKER_SLOTS) == 64
+    numbers = await Scraper.of_port(port).reaches(metric_names.WORKER_SLOTS, 64)
+    assert numbers.of(metric_names.WORKER_SLOTS) == 64

@@ -11,13 +11,13 @@ import aiohttp
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.helpers import SOON_S, texts
+from tests.helpers import TIMEOUT_S, texts
 from tests.integration.conftest import Client
 from tests.processes import Process, Processes, ended, linux_only
 
 pytestmark = linux_only  # elsewhere the kernel need not spread connections, and a killed parent leaves children
 # Three processes begin at once, on as few as two cores.
-START_S = 3 * SOON_S
+START_S = 3 * TIMEOUT_S
 LIVE = b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
@@ -46,7 +46,7 @@ async def connect(url: str) -> Connection:
 
 
 async def answer(reader: asyncio.StreamReader) -> None:
-    async with asyncio.timeout(SOON_S):
+    async with asyncio.timeout(TIMEOUT_S):
         assert b" 200 OK\r\n" in await reader.readuntil(b"\r\n")
         await reader.readuntil(b'"ok"}')
 

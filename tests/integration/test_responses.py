@@ -10,7 +10,7 @@ import openai
 import pytest
 from openai.types.responses import ResponseFunctionToolCall
 
-from tests.helpers import SOON_S
+from tests.helpers import TIMEOUT_S
 from tests.integration.conftest import Client
 from tests.processes import Processes
 
@@ -28,7 +28,7 @@ SENT: dict[str, Any] = {"model": "m1", "input": "a"}
 async def sdk(url: str, **more: Any) -> AsyncIterator[openai.AsyncOpenAI]:
     """The real client, which may not hide a failure by trying again."""
     client = openai.AsyncOpenAI(base_url=f"{url}/v1", api_key=more.pop("api_key", "none"), max_retries=0, **more)
-    async with client, asyncio.timeout(3 * SOON_S):
+    async with client, asyncio.timeout(3 * TIMEOUT_S):
         yield client
 
 

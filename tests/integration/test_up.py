@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers import SOON_S, texts
+from tests.helpers import TIMEOUT_S, texts
 from tests.integration.conftest import Client
 from tests.processes import ROOT, Process, Processes, ended, linux_only
 
 # Four processes begin at once, on as few as two cores.
-START_S = 3 * SOON_S
+START_S = 3 * TIMEOUT_S
 QUESTION = "what is 17*23, and the time in Tokyo?"
 
 

@@ -11,8 +11,8 @@ import sys
 
 from aiohttp import web
 
-from tests.telemetry.received import Collector, application
-from tests.telemetry.tree import drawn
+from tests.telemetry.collector import Collector, application
+from tests.telemetry.trace_tree import format_trace
 
 QUIET_S = 6.0  # the SDK sends every 5 s: by then the spans of all processes are here
 
@@ -33,7 +33,7 @@ async def main(port: int) -> None:
             if len(spans) > count:
                 grown_s[trace] = len(spans), loop.time()
             elif loop.time() - since_s > QUIET_S:
-                print("", *drawn(spans), sep="\n", flush=True)
+                print("", *format_trace(spans), sep="\n", flush=True)
                 collector.spans = [span for span in collector.spans if span.trace != trace]
                 del grown_s[trace]
 

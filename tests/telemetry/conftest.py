@@ -12,17 +12,17 @@ from typing import Any
 import aiohttp
 import pytest
 
-from tests.helpers import SOON_S
+from tests.helpers import TIMEOUT_S
 from tests.processes import ROOT, Process, Processes
-from tests.telemetry.received import Collector, collecting
+from tests.telemetry.collector import Collector, running_collector
 
-OTHERS = str(Path(__file__).parent / "others.py")
+TRACED_SERVERS = str(Path(__file__).parent / "traced_servers.py")
 AGENTS = "tests.telemetry.traced_agents"
 CALLER = "00-0123456789abcdef0123456789abcdef-0123456789abcdef-01"
 
 
 @dataclass
-class Scene:
+class Deployment:
     """Processes on one broker, and a client; ``env`` makes a process send its spans to the collector."""
 
     collector: Collector
@@ -43,7 +43,7 @@ class Scene:
         """Start a model server, and return the settings of a worker that asks it and starts a tool server."""
         process = Process(
             await asyncio.create_subprocess_exec(
-                *(sys.executable, OTHERS, "model"),
+                *(sys.executable, TRACED_SERVERS, "model"),
                 env=os.environ | self.env,
                 cwd=ROOT,
                 stdout=asyncio.subprocess.PIPE,
@@ -53,7 +53,7 @@ class Scene:
         self.processes.started.append(process)
         port = (await process.until(r"model on (\d+)"))[1]
         servers = self.folder / "mcp.json"
-        tools = {"command": sys.executable, "args": [OTHERS, "tools"], "env": self.env}
+        tools = {"command": sys.executable, "args": [TRACED_SERVERS, "tools"], "env": self.env}
         servers.write_text(json.dumps({"mcpServers": {"forecast": tools}}))
         return {"OPENAI_BASE_URL": f"http://127.0.0.1:{port}/v1", "AGENTSTREAM_MCP_SERVERS": str(servers)}
 
@@ -78,12 +78,12 @@ class Scene:
 
 
 @pytest.fixture
-async def scene(processes: Processes, tmp_path: Path) -> AsyncIterator[Scene]:
+async def deployment(processes: Processes, tmp_path: Path) -> AsyncIterator[Deployment]:
     """A collector, and what starts the processes."""
-    timeout = aiohttp.ClientTimeout(total=SOON_S)
-    async with collecting() as collector, aiohttp.ClientSession(timeout=timeout) as session:
+    timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
+    async with running_collector() as collector, aiohttp.ClientSession(timeout=timeout) as session:
         env = {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.url, "OTEL_BSP_SCHEDULE_DELAY": "100"}
         try:
-            yield Scene(collector, processes, session, env, tmp_path)
+            yield Deployment(collector, processes, session, env, tmp_path)
         finally:  # before the collector, which their last spans go to
             await asyncio.gather(*(process.stop() for process in processes.started))

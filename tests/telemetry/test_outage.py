@@ -10,10 +10,10 @@ from contextlib import contextmanager
 
 import pytest
 
-from agentstream.processes.process import free_port
+from agentstream.processes.runtime import free_port
 from agentstream.telemetry.otel import FLUSH_TIMEOUT_S
 from tests.processes import Process
-from tests.telemetry.conftest import Scene
+from tests.telemetry.conftest import Deployment
 
 
 @contextmanager
@@ -31,21 +31,21 @@ async def stopped(process: Process) -> float:
     return time.monotonic() - begun_s
 
 
-async def runs_and_ends(scene: Scene, endpoint: str) -> list[Process]:
+async def runs_and_ends(deployment: Deployment, endpoint: str) -> list[Process]:
     """Serve many runs while spans go nowhere, and stop."""
     settings = {"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint, "OTEL_BSP_MAX_QUEUE_SIZE": "16"}
     settings |= {"OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "8", "OTEL_EXPORTER_OTLP_TIMEOUT": "1"}
-    await scene.frontend(**settings)
-    await scene.worker("on_the_loop", **settings)
+    await deployment.frontend(**settings)
+    await deployment.worker("on_the_loop", **settings)
     for _ in range(30):
-        assert (await scene.ask("anything"))["choices"]
-    await asyncio.gather(*(stopped(process) for process in scene.processes.started))
-    return scene.processes.started
+        assert (await deployment.ask("anything"))["choices"]
+    await asyncio.gather(*(stopped(process) for process in deployment.processes.started))
+    return deployment.processes.started
 
 
-async def test_a_collector_that_is_away_costs_spans_and_a_line(scene: Scene) -> None:
+async def test_a_collector_that_is_away_costs_spans_and_a_line(deployment: Deployment) -> None:
     """Runs go on without a collector, processes end in time, and each kind of complaint is logged once."""
-    processes = await runs_and_ends(scene, f"http://127.0.0.1:{free_port()}")
+    processes = await runs_and_ends(deployment, f"http://127.0.0.1:{free_port()}")
     for process in processes:
         complaints = [
             re.sub(r"[\d.]+s\b|0x\w+", "", line[24:]) for line in process.output.splitlines() if "otel" in line
@@ -55,14 +55,14 @@ async def test_a_collector_that_is_away_costs_spans_and_a_line(scene: Scene) -> 
         assert "Traceback" not in process.output
 
 
-async def test_a_collector_that_never_answers_delays_no_end(scene: Scene) -> None:
+async def test_a_collector_that_never_answers_delays_no_end(deployment: Deployment) -> None:
     """A process whose collector hangs ends all the same, after the time that its last spans have, and says so."""
     with black_hole() as endpoint:
         settings = {"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint, "OTEL_EXPORTER_OTLP_TIMEOUT": "60"}
-        await scene.frontend(**settings)
-        await scene.worker("on_the_loop", **settings)
-        assert (await scene.ask("anything"))["choices"]
-        worker = scene.processes.started[-1]
+        await deployment.frontend(**settings)
+        await deployment.worker("on_the_loop", **settings)
+        assert (await deployment.ask("anything"))["choices"]
+        worker = deployment.processes.started[-1]
         begun_s = asyncio.get_running_loop().time()
         await stopped(worker)
         assert asyncio.get_running_loop().time() - begun_s < 20
@@ -76,11 +76,13 @@ async def test_a_collector_that_never_answers_delays_no_end(scene: Scene) -> Non
         ({"OTEL_BSP_MAX_QUEUE_SIZE": "-1"}, "there are no traces: max_queue_size must be"),
     ],
 )
-async def test_wrong_settings_cost_traces_only(scene: Scene, settings: dict[str, str], complaint: str) -> None:
+async def test_wrong_settings_cost_traces_only(
+    deployment: Deployment, settings: dict[str, str], complaint: str
+) -> None:
     """A variable of OpenTelemetry that makes no sense is complained of, and runs go on without traces."""
-    await scene.frontend(**settings)
-    await scene.worker("on_the_loop", **settings)
-    answer = await scene.ask("anything")
+    await deployment.frontend(**settings)
+    await deployment.worker("on_the_loop", **settings)
+    answer = await deployment.ask("anything")
     assert answer["choices"][0]["message"]["content"] == f"none {answer['id']}"
-    for process in scene.processes.started:
+    for process in deployment.processes.started:
         await process.until(complaint)

@@ -7,13 +7,13 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.helpers import SOON_S
-from tests.telemetry.conftest import CALLER, Scene
-from tests.telemetry.received import Received
-from tests.telemetry.tree import drawn
+from tests.helpers import TIMEOUT_S
+from tests.telemetry.collector import ReceivedSpan
+from tests.telemetry.conftest import CALLER, Deployment
+from tests.telemetry.trace_tree import format_trace
 
 
-def parents(spans: list[Received]) -> dict[str, set[str]]:
+def parents(spans: list[ReceivedSpan]) -> dict[str, set[str]]:
     """Return the names of each span's parents, by its name and its service's."""
     by_id = {span.id: span for span in spans}
     found: dict[str, set[str]] = {}
@@ -23,21 +23,21 @@ def parents(spans: list[Received]) -> dict[str, set[str]]:
     return found
 
 
-def named(spans: list[Received], name: str) -> list[Received]:
+def named(spans: list[ReceivedSpan], name: str) -> list[ReceivedSpan]:
     """Return the spans whose names begin so."""
     return [span for span in spans if span.name.startswith(name)]
 
 
-async def test_a_run_is_one_trace_across_four_processes(scene: Scene) -> None:
+async def test_a_run_is_one_trace_across_four_processes(deployment: Deployment) -> None:
     """Front end, worker, model server and tool server tell one run as one tree, which goes on the caller's trace."""
-    await scene.frontend()
-    await scene.worker(**await scene.model_and_tools())
+    await deployment.frontend()
+    await deployment.worker(**await deployment.model_and_tools())
     trace = CALLER.split("-")[1]
-    _, sent = await scene.stream("the weather, please", {"traceparent": CALLER, "tracestate": "caller=1"})
+    _, sent = await deployment.stream("the weather, please", {"traceparent": CALLER, "tracestate": "caller=1"})
     assert "sunny" in sent
-    queue = scene.processes.queue
+    queue = deployment.processes.queue
     post = "POST /v1/chat/completions"
-    received = await scene.collector.until(lambda spans: sum(span.trace == trace for span in spans) == 11)
+    received = await deployment.collector.until(lambda spans: sum(span.trace == trace for span in spans) == 11)
     spans = [span for span in received if span.trace == trace]
     assert parents(spans) == {
         f"agentstream-frontend: {post}": {CALLER.split("-")[2]},
@@ -49,7 +49,7 @@ async def test_a_run_is_one_trace_across_four_processes(scene: Scene) -> None:
         "agentstream-worker: MCP send tools/call weather": {"execute_tool forecast__weather"},
         "tools-server: tools/call weather": {"MCP send tools/call weather"},
         f"model-server: {post}": {"chat m1"},
-    }, "\n".join(drawn(spans))
+    }, "\n".join(format_trace(spans))
     assert len({span.process for span in spans}) == 4
     assert len({span.resource["service.instance.id"] for span in spans}) == 4
     kinds = {span.name.split()[0]: span.kind for span in spans if span.process[0].startswith("agentstream")}
@@ -59,12 +59,12 @@ async def test_a_run_is_one_trace_across_four_processes(scene: Scene) -> None:
     assert all(span.begin_s <= span.end_s for span in spans)
 
 
-async def test_spans_tell_what_the_conventions_name(scene: Scene) -> None:
+async def test_spans_tell_what_the_conventions_name(deployment: Deployment) -> None:
     """Spans carry the run's id, its usage, the time to the first chunk and the server asked; nothing anybody wrote."""
-    await scene.frontend()
-    await scene.worker(**await scene.model_and_tools())
-    answer = await scene.ask("the weather in Secretville, please", temperature=0.5, max_tokens=99)
-    spans = await scene.collector.run(answer["id"], "process", "tools/call")
+    await deployment.frontend()
+    await deployment.worker(**await deployment.model_and_tools())
+    answer = await deployment.ask("the weather in Secretville, please", temperature=0.5, max_tokens=99)
+    spans = await deployment.collector.run(answer["id"], "process", "tools/call")
     [request] = [span for span in named(spans, "POST") if span.process[0] == "agentstream-frontend"]
     [process], [agent], [tool] = (named(spans, name) for name in ("process", "invoke_agent", "execute_tool"))
     first, second = named(spans, "chat")
@@ -75,7 +75,7 @@ async def test_spans_tell_what_the_conventions_name(scene: Scene) -> None:
     assert process.attributes["agentstream.run.status"] == "completed"
     assert process.attributes["agentstream.run.attempt"] == 1
     assert 0 <= process.attributes["agentstream.queue.wait_s"] < 20
-    assert process.attributes["messaging.destination.name"] == scene.processes.queue
+    assert process.attributes["messaging.destination.name"] == deployment.processes.queue
     assert agent.attributes["gen_ai.operation.name"] == "invoke_agent"
     assert agent.attributes["gen_ai.agent.name"] == "orchestrator"
     assert (agent.attributes["gen_ai.usage.input_tokens"], agent.attributes["gen_ai.usage.output_tokens"]) == (40, 14)
@@ -101,13 +101,13 @@ async def test_spans_tell_what_the_conventions_name(scene: Scene) -> None:
     assert not any(text in written for text in ("Secretville", "Oslo", "sunny"))
 
 
-async def test_content_is_told_where_it_is_asked_for(scene: Scene) -> None:
+async def test_content_is_told_where_it_is_asked_for(deployment: Deployment) -> None:
     """With the conventions' own variable set, spans tell what user, model and tool wrote, in the conventions' form."""
-    await scene.frontend()
-    settings = await scene.model_and_tools()
-    await scene.worker(**settings, OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT="span_only")
-    answer = await scene.ask("the weather in Secretville, please")
-    spans = await scene.collector.run(answer["id"], "process")
+    await deployment.frontend()
+    settings = await deployment.model_and_tools()
+    await deployment.worker(**settings, OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT="span_only")
+    answer = await deployment.ask("the weather in Secretville, please")
+    spans = await deployment.collector.run(answer["id"], "process")
     _, second = named(spans, "chat")
     [tool] = named(spans, "execute_tool")
     user, assistant, result = json.loads(second.attributes["gen_ai.input.messages"])
@@ -119,18 +119,20 @@ async def test_content_is_told_where_it_is_asked_for(scene: Scene) -> None:
     assert json.loads(second.attributes["gen_ai.output.messages"]) == [said]
     assert tool.attributes["gen_ai.tool.call.arguments"] == '{"city": "Oslo"}'
     assert tool.attributes["gen_ai.tool.call.result"] == "sunny in Oslo"
-    await scene.ask("refuse, please")
-    spans = await scene.collector.until(lambda spans: any(span.failed and span.name == "chat m1" for span in spans))
+    await deployment.ask("refuse, please")
+    spans = await deployment.collector.until(
+        lambda spans: any(span.failed and span.name == "chat m1" for span in spans)
+    )
     assert "I was asked: refuse, please" in next(span.message for span in spans if span.failed)
 
 
-async def test_a_failed_run_shows_where_it_failed(scene: Scene) -> None:
+async def test_a_failed_run_shows_where_it_failed(deployment: Deployment) -> None:
     """The inference tells the model server's status, the agent and the job the failure's code; not its words."""
-    await scene.frontend()
-    await scene.worker(**await scene.model_and_tools())
-    run_id, sent = await scene.stream("refuse, please")
+    await deployment.frontend()
+    await deployment.worker(**await deployment.model_and_tools())
+    run_id, sent = await deployment.stream("refuse, please")
     assert "agent_error" in sent
-    spans = await scene.collector.run(run_id, "process")
+    spans = await deployment.collector.run(run_id, "process")
     failed = {span.name.split()[0]: span.attributes["error.type"] for span in spans if span.failed}
     code = failed["process"]
     assert failed == {"chat": "400", "invoke_agent": code, "process": code}
@@ -139,34 +141,35 @@ async def test_a_failed_run_shows_where_it_failed(scene: Scene) -> None:
     assert named(spans, "process")[0].attributes["agentstream.run.status"] == "failed"
 
 
-async def test_a_cancelled_run_is_no_failure_and_its_cancel_is_linked(scene: Scene) -> None:
+async def test_a_cancelled_run_is_no_failure_and_its_cancel_is_linked(deployment: Deployment) -> None:
     """The spans of a cancelled run say so without failing; the request that cancelled it points to its trace."""
-    await scene.frontend()
-    await scene.worker(**await scene.model_and_tools())
-    answer = await scene.ask("hang, please", background=True)
-    await scene.collector.until(lambda spans: any(span.name.startswith("send") for span in spans))
-    await scene.call("POST", f"/v1/chat/completions/{answer['id']}/cancel")
-    spans = await scene.collector.run(answer["id"], "process")
+    await deployment.frontend()
+    await deployment.worker(**await deployment.model_and_tools())
+    answer = await deployment.ask("hang, please", background=True)
+    await deployment.collector.until(lambda spans: any(span.name.startswith("send") for span in spans))
+    await deployment.call("POST", f"/v1/chat/completions/{answer['id']}/cancel")
+    spans = await deployment.collector.run(answer["id"], "process")
     assert not any(span.failed for span in spans if span.process[0] == "agentstream-worker")
     assert named(spans, "process")[0].attributes["agentstream.run.status"] == "cancelled"
     [cancel] = named(
-        await scene.collector.until(_has("POST /v1/chat/completions/{run_id}/cancel")), "POST /v1/chat/completions/{"
+        await deployment.collector.until(_has("POST /v1/chat/completions/{run_id}/cancel")),
+        "POST /v1/chat/completions/{",
     )
     assert cancel.attributes["agentstream.run.id"] == answer["id"]
     assert cancel.trace != spans[0].trace
     assert cancel.links == [(send.trace, send.id) for send in named(spans, "send")]
 
 
-async def test_an_inference_that_is_broken_off_says_so(scene: Scene) -> None:
+async def test_an_inference_that_is_broken_off_says_so(deployment: Deployment) -> None:
     """When the client leaves, the request tells that its stream was not whole, and the inference that it was ended."""
-    await scene.frontend()
-    await scene.worker(**await scene.model_and_tools())
+    await deployment.frontend()
+    await deployment.worker(**await deployment.model_and_tools())
     body = {"model": "m1", "messages": [{"role": "user", "content": "hang, please"}], "stream": True}
-    async with scene.session.post(f"{scene.url}/v1/chat/completions", json=body) as response:
+    async with deployment.session.post(f"{deployment.url}/v1/chat/completions", json=body) as response:
         while b'"I "' not in await response.content.readline():
             pass
-    spans = await scene.collector.until(_has("process"))
-    spans = await scene.collector.until(_has("POST /v1/chat/completions"))
+    spans = await deployment.collector.until(_has("process"))
+    spans = await deployment.collector.until(_has("POST /v1/chat/completions"))
     [request] = [span for span in named(spans, "POST") if span.process[0] == "agentstream-frontend"]
     assert request.attributes["agentstream.stream.whole"] is False
     [chat] = named(spans, "chat")
@@ -174,18 +177,18 @@ async def test_an_inference_that_is_broken_off_says_so(scene: Scene) -> None:
     assert not chat.failed
 
 
-async def test_attempts_are_siblings_in_one_trace(scene: Scene) -> None:
+async def test_attempts_are_siblings_in_one_trace(deployment: Deployment) -> None:
     """After a worker is killed, the attempt of the next one stands under the same request, as the second."""
-    gate = scene.folder / "gate"
-    await scene.frontend()
-    first = await scene.worker("gated", GATE=str(gate))
-    answer = await scene.ask("wait", background=True)
+    gate = deployment.folder / "gate"
+    await deployment.frontend()
+    first = await deployment.worker("gated", GATE=str(gate))
+    answer = await deployment.ask("wait", background=True)
     await first.until("gated run")
-    second = await scene.worker("gated", GATE=str(gate))
+    second = await deployment.worker("gated", GATE=str(gate))
     first.kill()
     await second.until("gated run")
     gate.touch()
-    spans = await scene.collector.run(answer["id"], "process")
+    spans = await deployment.collector.run(answer["id"], "process")
     [attempt] = named(spans, "process")
     assert attempt.process[1] == second.pid
     assert attempt.attributes["agentstream.run.attempt"] == 2
@@ -193,16 +196,16 @@ async def test_attempts_are_siblings_in_one_trace(scene: Scene) -> None:
     assert attempt.parent == named(spans, "send")[0].id
 
 
-async def test_a_lost_worker_is_told_by_the_next(scene: Scene) -> None:
+async def test_a_lost_worker_is_told_by_the_next(deployment: Deployment) -> None:
     """A run that cannot be tried again ends in a span of the worker that found it, which says what happened."""
-    await scene.frontend()
-    first = await scene.worker("gated", GATE=str(scene.folder / "never"))
-    answer = await scene.ask("text", background=True)
+    await deployment.frontend()
+    first = await deployment.worker("gated", GATE=str(deployment.folder / "never"))
+    answer = await deployment.ask("text", background=True)
     await first.until("gated run")
-    second = await scene.worker("gated", GATE=str(scene.folder / "never"))
-    await _written(scene, answer["id"])
+    second = await deployment.worker("gated", GATE=str(deployment.folder / "never"))
+    await _written(deployment, answer["id"])
     first.kill()
-    spans = await scene.collector.run(answer["id"], "process")
+    spans = await deployment.collector.run(answer["id"], "process")
     [attempt] = named(spans, "process")
     assert attempt.process[1] == second.pid
     assert attempt.failed
@@ -210,21 +213,21 @@ async def test_a_lost_worker_is_told_by_the_next(scene: Scene) -> None:
     assert not named(spans, "invoke_agent")
 
 
-async def test_a_stopped_worker_sends_its_last_spans(scene: Scene) -> None:
+async def test_a_stopped_worker_sends_its_last_spans(deployment: Deployment) -> None:
     """A worker that is told to stop hands its run back, and its attempt is in the trace beside the next one's."""
-    gate = scene.folder / "gate"
-    await scene.frontend()
-    first = await scene.worker(
+    gate = deployment.folder / "gate"
+    await deployment.frontend()
+    first = await deployment.worker(
         "gated", GATE=str(gate), AGENTSTREAM_DRAIN_TIMEOUT_S="0.1", OTEL_BSP_SCHEDULE_DELAY="60000"
     )
-    answer = await scene.ask("wait", background=True)
+    answer = await deployment.ask("wait", background=True)
     await first.until("gated run")
-    second = await scene.worker("gated", GATE=str(gate))
+    second = await deployment.worker("gated", GATE=str(gate))
     first.send_signal(signal.SIGTERM)
     assert await first.ended() == 0
     await second.until("gated run")
     gate.touch()
-    spans = await scene.collector.until(lambda spans: len(named(spans, "process")) == 2)
+    spans = await deployment.collector.until(lambda spans: len(named(spans, "process")) == 2)
     ended = {span.attributes["agentstream.run.attempt"]: span for span in named(spans, "process")}
     assert [ended[number].attributes["agentstream.run.status"] for number in (1, 2)] == ["hand_back", "completed"]
     assert ended[1].trace == ended[2].trace
@@ -233,44 +236,46 @@ async def test_a_stopped_worker_sends_its_last_spans(scene: Scene) -> None:
 
 
 @pytest.mark.parametrize("agent", ["on_the_loop", "in_a_thread"])
-async def test_what_an_agent_traces_itself_is_inside_its_call(scene: Scene, agent: str) -> None:
+async def test_what_an_agent_traces_itself_is_inside_its_call(deployment: Deployment, agent: str) -> None:
     """A span that an agent makes, on the loop or in a thread, is a child of its call; log records get its ids."""
-    await scene.frontend()
-    await scene.worker(agent)
-    answer = await scene.ask("anything")
-    spans = await scene.collector.run(answer["id"], "process", "own work")
+    await deployment.frontend()
+    await deployment.worker(agent)
+    answer = await deployment.ask("anything")
+    spans = await deployment.collector.run(answer["id"], "process", "own work")
     [own], [call] = named(spans, "own work"), named(spans, "invoke_agent")
     assert call.name == f"invoke_agent {agent}"
     assert own.parent == call.id
     assert answer["choices"][0]["message"]["content"] == f"{own.trace} {own.id}"
 
 
-async def test_an_agent_may_bring_its_own_provider(scene: Scene) -> None:
+async def test_an_agent_may_bring_its_own_provider(deployment: Deployment) -> None:
     """What an agent's module has set up to trace itself gets the worker's spans, in the same trace."""
-    await scene.frontend()
-    nowhere = dict.fromkeys(scene.env, "")
-    await scene.processes.worker("tests.telemetry.own_provider:agent", **nowhere, MY_COLLECTOR=scene.collector.url)
-    answer = await scene.ask("anything")
-    spans = await scene.collector.run(answer["id"], "process", "invoke_agent")
+    await deployment.frontend()
+    nowhere = dict.fromkeys(deployment.env, "")
+    await deployment.processes.worker(
+        "tests.telemetry.own_provider:agent", **nowhere, MY_COLLECTOR=deployment.collector.url
+    )
+    answer = await deployment.ask("anything")
+    spans = await deployment.collector.run(answer["id"], "process", "invoke_agent")
     services = {span.name.split()[0]: span.process[0] for span in spans}
     assert services["POST"] == services["send"] == "agentstream-frontend"
     assert services["process"] == services["invoke_agent"] == "mine"
 
 
-async def test_a_program_finds_the_context_in_its_environment(scene: Scene) -> None:
+async def test_a_program_finds_the_context_in_its_environment(deployment: Deployment) -> None:
     """A program that is run as an agent gets the call's context in TRACEPARENT."""
-    await scene.frontend()
-    await scene.worker("program")
-    answer = await scene.ask("anything")
-    [call] = named(await scene.collector.run(answer["id"], "process", "invoke_agent"), "invoke_agent")
+    await deployment.frontend()
+    await deployment.worker("program")
+    answer = await deployment.ask("anything")
+    [call] = named(await deployment.collector.run(answer["id"], "process", "invoke_agent"), "invoke_agent")
     assert answer["choices"][0]["message"]["content"].startswith(f"00-{call.trace}-{call.id}-")
 
 
-async def test_every_request_of_the_api_has_a_span_and_no_other_has(scene: Scene) -> None:
+async def test_every_request_of_the_api_has_a_span_and_no_other_has(deployment: Deployment) -> None:
     """Looking at a run and resuming it have spans, linked to its trace; probes, metrics and the page have none."""
-    await scene.frontend()
-    await scene.worker("on_the_loop")
-    answer = await scene.ask("anything")
+    await deployment.frontend()
+    await deployment.worker("on_the_loop")
+    answer = await deployment.ask("anything")
     run = f"/v1/chat/completions/{answer['id']}"
     for path in (
         "/health/live",
@@ -282,13 +287,13 @@ async def test_every_request_of_the_api_has_a_span_and_no_other_has(scene: Scene
         run,
         f"{run}?stream=true",
     ):
-        await scene.call("GET", path)
-    await scene.call("GET", "/v1/chat/completions/nothing")
+        await deployment.call("GET", path)
+    await deployment.call("GET", "/v1/chat/completions/nothing")
 
-    def all_there(spans: list[Received]) -> bool:
+    def all_there(spans: list[ReceivedSpan]) -> bool:
         return len([span for span in spans if span.kind == "server"]) >= 5
 
-    spans = await scene.collector.until(all_there)
+    spans = await deployment.collector.until(all_there)
     requests = [span for span in spans if span.kind == "server"]
     names = sorted((span.name, span.attributes["http.response.status_code"]) for span in requests)
     get = "GET /v1/chat/completions/{run_id}"
@@ -299,46 +304,46 @@ async def test_every_request_of_the_api_has_a_span_and_no_other_has(scene: Scene
     assert len({span.trace for span in requests}) == 5
 
 
-async def test_a_wrong_trace_context_begins_a_new_trace(scene: Scene) -> None:
+async def test_a_wrong_trace_context_begins_a_new_trace(deployment: Deployment) -> None:
     """A traceparent that is none is passed over, as W3C asks: the request is answered, in a trace of its own."""
-    await scene.frontend()
-    await scene.worker("on_the_loop")
+    await deployment.frontend()
+    await deployment.worker("on_the_loop")
     wrong = ["00-0-0-01", f"ff-{CALLER[3:]}", f"00-{'0' * 32}{CALLER[35:]}", f"{CALLER}-more", "x" * 3000, ""]
     traces = set()
     for sent in wrong:
-        answer = await scene.ask("anything", {"traceparent": sent})
+        answer = await deployment.ask("anything", {"traceparent": sent})
         assert answer["choices"]
-        spans = await scene.collector.run(answer["id"], "process")
+        spans = await deployment.collector.run(answer["id"], "process")
         assert [span.parent for span in named(spans, "POST")] == [""]
         traces |= {span.trace for span in spans}
     assert len(traces) == len(wrong)
     assert CALLER.split("-")[1] not in traces
 
 
-async def test_a_caller_decides_what_is_kept_of_its_own_trace(scene: Scene) -> None:
+async def test_a_caller_decides_what_is_kept_of_its_own_trace(deployment: Deployment) -> None:
     """A request of a trace that its caller does not keep makes no spans anywhere; the next one does."""
-    await scene.frontend()
-    await scene.worker("on_the_loop")
-    unkept = await scene.ask("anything", {"traceparent": f"{CALLER[:-2]}00"})
-    kept = await scene.ask("anything")
-    await scene.collector.run(kept["id"], "process", "own work")
+    await deployment.frontend()
+    await deployment.worker("on_the_loop")
+    unkept = await deployment.ask("anything", {"traceparent": f"{CALLER[:-2]}00"})
+    kept = await deployment.ask("anything")
+    await deployment.collector.run(kept["id"], "process", "own work")
     ids = unkept["choices"][0]["message"]["content"]
     assert ids.split()[0] == CALLER.split("-")[1]
-    assert {span.attributes.get("agentstream.run.id") for span in scene.collector.spans} == {kept["id"], None}
-    assert CALLER.split("-")[1] not in {span.trace for span in scene.collector.spans}
+    assert {span.attributes.get("agentstream.run.id") for span in deployment.collector.spans} == {kept["id"], None}
+    assert CALLER.split("-")[1] not in {span.trace for span in deployment.collector.spans}
 
 
-def _has(name: str) -> Callable[[list[Received]], bool]:
+def _has(name: str) -> Callable[[list[ReceivedSpan]], bool]:
     return lambda spans: bool(
         [span for span in spans if span.name.startswith(name) and span.process[0].startswith("agentstream")]
     )
 
 
-async def _written(scene: Scene, run_id: str) -> None:
+async def _written(deployment: Deployment, run_id: str) -> None:
     """Return once some of the run's text is stored."""
-    async with asyncio.timeout(SOON_S):
+    async with asyncio.timeout(TIMEOUT_S):
         while True:
-            answer = await scene.call("GET", f"/v1/chat/completions/{run_id}")
+            answer = await deployment.call("GET", f"/v1/chat/completions/{run_id}")
             if answer["choices"][0]["message"]["content"]:
                 return
             await asyncio.sleep(0.02)

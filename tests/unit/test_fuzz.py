@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from agentstream.errors import AgentStreamError, BusError, InvalidAgentOutput, LogTrimmed
 from agentstream.protocol.events import (
     MAX_EVENT_BYTES,
-    NAMED,
-    TERMINAL,
+    NAMED_EVENTS,
+    TERMINAL_EVENTS,
     TEXT,
     TOOL_CALL_END,
     Batch,
@@ -32,8 +32,8 @@ from agentstream.store.bus import feed as feed_module
 from agentstream.store.bus.feed import RunFeed
 from agentstream.store.connection.link import Command, Link
 from agentstream.stream import sse
-from agentstream.stream.chat import DONE, ChunkStream, EventFormat, StreamHead, StreamOptions
-from agentstream.stream.transcript import Completion
+from agentstream.stream.chat import DONE, ChatStream, EventFormat, StreamHead, StreamOptions
+from agentstream.stream.transcript import AnswerFold
 from tests.helpers import CHUNK_FIELDS, batch, completed, decode, events, texts
 
 FORMATS: Final[tuple[EventFormat, ...]] = ("named", "raw", "chunk", "off")
@@ -84,7 +84,7 @@ TOOL_END_DATA = st.fixed_dictionaries(
     },
 )
 EVENT_DATA = st.dictionaries(KEYS, JSON, max_size=5) | TOOL_END_DATA
-EVENT_TYPES = st.sampled_from(sorted(NAMED)) | st.sampled_from(["note", "agent_turn_end"])
+EVENT_TYPES = st.sampled_from(sorted(NAMED_EVENTS)) | st.sampled_from(["note", "agent_turn_end"])
 AGENT_FACTS = (
     st.tuples(EVENT_TYPES, EVENT_DATA)
     | st.tuples(st.just(TOOL_CALL_END), TOOL_END_DATA)
@@ -128,11 +128,11 @@ def run_events(draw: st.DrawFn) -> list[Event]:
         encoded = []
         for kind, data in facts:
             try:
-                if kind in NAMED:
+                if kind in NAMED_EVENTS:
                     check_agent_event(kind, data)
                 encoded.append(encode_event(TEXT if kind == TEXT else kind, data))
             except InvalidAgentOutput:
-                if kind in TERMINAL:
+                if kind in TERMINAL_EVENTS:
                     encoded.append(encode_event("run_failed", {"code": "x", "message": "y"}))
         log += decode_batch(encode_batch(attempt, 1, encoded)).events()
     return log
@@ -140,7 +140,7 @@ def run_events(draw: st.DrawFn) -> list[Event]:
 
 def stream(log: Sequence[Event], options: StreamOptions, after: Cursor | None = None) -> list[bytes]:
     """Return the frames of a run; one that holds no bytes is none."""
-    machine = ChunkStream(HEAD, options, after)
+    machine = ChatStream(HEAD, options, after)
     frames = [machine.open()]
     for event in log:
         data = machine.receive(batch([event]))
@@ -223,7 +223,7 @@ def test_resuming_behind_any_frame_gives_exactly_the_rest(
 @given(run_events())
 def test_a_folded_run_says_what_its_stream_says(log: list[Event]) -> None:
     """The completion's content is the joined deltas of the stream, whatever the events were."""
-    completion = Completion()
+    completion = AnswerFold()
     for event in log:
         completion.receive(event)
     assert completion.finished
@@ -233,7 +233,8 @@ def test_a_folded_run_says_what_its_stream_says(log: list[Event]) -> None:
 
 
 @given(
-    st.text(max_size=70) | st.sampled_from(sorted(NAMED)), NO_JSON | JSON | EVENT_DATA | st.dictionaries(KEYS, NO_JSON)
+    st.text(max_size=70) | st.sampled_from(sorted(NAMED_EVENTS)),
+    NO_JSON | JSON | EVENT_DATA | st.dictionaries(KEYS, NO_JSON),
 )
 def test_an_emitted_event_is_refused_or_survives_the_wire(event_type: str, data: Any) -> None:
     """An event is refused as InvalidAgentOutput, or decodes to one event of its type with a dict as data."""
@@ -253,7 +254,7 @@ def test_any_split_into_batches_gives_the_same_bytes(
     log: list[Event], options: StreamOptions, after: Cursor | None, data: st.DataObject
 ) -> None:
     """However a log is cut into batches, from wherever it is resumed, the stream is the same byte for byte."""
-    machine = ChunkStream(HEAD, options, after)
+    machine = ChatStream(HEAD, options, after)
     out = machine.open()
     start = 0
     for end, (event, following) in enumerate(itertools.pairwise([*log, None]), 1):
@@ -384,7 +385,7 @@ class ScriptedLink:
 
     def __init__(self) -> None:
         self.log: list[bytes] = []  # the entries' payloads; an entry's id is its last event's position
-        self.followers: set[RunFeed] = set()
+        self.subscribers: set[RunFeed] = set()
         self.handlers: list[Callable[[bytes], None]] = []
         self.asked: list[tuple[Command, str]] = []  # sent, not executed
         self.replies: list[tuple[Command, str, list[Any]]] = []  # executed, not received
@@ -429,8 +430,8 @@ class ScriptedLink:
         unanswered = [(command, after) for command, after, _ in self.replies] + self.asked
         self.asked = [(command, after) for command, after in unanswered if not command.cancelled]
         self.replies.clear()
-        for follower in list(self.followers):
-            follower.doubt()
+        for subscriber in list(self.subscribers):
+            subscriber.resync()
 
 
 class World:
@@ -549,9 +550,9 @@ class World:
 
     # -- the reader ---------------------------------------------------------------------------------
 
-    def doubt(self) -> None:
+    def resync(self) -> None:
         """Let the watcher doubt the feed."""
-        self.feed.doubt()
+        self.feed.resync()
 
     def pause_soon(self) -> None:
         """Let the consumer pause while it is being given events."""
@@ -591,7 +592,7 @@ class World:
                 self.execute()
                 self.answer()
             assert self.failures or len(self.delivered) >= self.promised, "a resumed feed did not catch up"
-            self.feed.doubt()
+            self.feed.resync()
         self.check()
         assert self.failures or self.delivered == self.published
 
@@ -605,7 +606,7 @@ USUAL: Final[dict[Callable[[World], None], int]] = {
 }
 TROUBLES: Final = (
     *(World.next_attempt, World.deliver_out_of_order, World.deliver_twice, World.lose, World.reconnect),
-    *(World.doubt, World.pause_soon, World.pause, World.trim, World.settle),
+    *(World.resync, World.pause_soon, World.pause, World.trim, World.settle),
 )
 
 

@@ -9,14 +9,14 @@ import pytest
 
 from agentstream.errors import STREAM_LOST, BusError, RunFailed
 from agentstream.frontend.runs.collector import Collector
-from agentstream.frontend.runs.pump import Outbox, StreamPump
+from agentstream.frontend.runs.pump import FlushScheduler, StreamPump
 from agentstream.frontend.runs.raw_writer import RawWriter
 from agentstream.protocol.events import Batch
 from agentstream.store.bus.feed import Consumer, RunFeed
 from agentstream.store.connection.link import Command, Link
-from agentstream.stream.chat import ChunkStream, StreamHead, StreamOptions
-from agentstream.stream.views import CHAT
-from tests.helpers import SOON_S, decode, texts
+from agentstream.stream.chat import ChatStream, StreamHead, StreamOptions
+from agentstream.stream.views import CHAT_VIEW
+from tests.helpers import TIMEOUT_S, decode, texts
 
 HEAD = StreamHead(run_id="chatcmpl-1", created=1, model="m")
 NO_EVENTS: list[Any] = [7, None, {}, [], ["x"], [1, {}], [["x"], {}]]
@@ -31,7 +31,7 @@ class OneRunLink:
     """A link with one channel and one log."""
 
     def __init__(self) -> None:
-        self.followers: set[RunFeed] = set()
+        self.subscribers: set[RunFeed] = set()
         self.handler: Callable[[bytes], None] | None = None
         self.log: list[bytes] = []
 
@@ -73,7 +73,7 @@ class TakesAll:
         self.sent += data
         return False
 
-    async def until_writable(self) -> None:
+    async def wait_writable(self) -> None:
         """At once."""
 
     async def end(self) -> None:
@@ -83,7 +83,7 @@ class TakesAll:
 @pytest.mark.parametrize("item", NO_EVENTS, ids=repr)
 def test_machine_refuses_an_item_that_is_no_event(item: Any) -> None:
     """``receive`` raises BusError with the item's place; the machine can still end its stream with an error frame."""
-    machine = ChunkStream(HEAD, StreamOptions())
+    machine = ChatStream(HEAD, StreamOptions())
     with pytest.raises(BusError, match=r"1-3"):
         machine.receive(Batch(1, 1, ["a", "b", item, "c"]))
     machine.fail("x", "y")
@@ -96,14 +96,16 @@ def test_machine_refuses_an_item_that_is_no_event(item: Any) -> None:
 async def test_a_stream_ends_at_a_message_that_cannot_be_read(item: Any) -> None:
     """Events before the bad item's message are sent, none of that message, and an error frame names where it stops."""
     link, client = OneRunLink(), TakesAll()
-    pump = StreamPump(ChunkStream(HEAD, StreamOptions()), cast("RawWriter", client), Outbox(), replay_word_delay_ms=0)
+    pump = StreamPump(
+        ChatStream(HEAD, StreamOptions()), cast("RawWriter", client), FlushScheduler(), replay_word_delay_ms=0
+    )
     feed = link.feed(pump)
     await feed.open()
     running = asyncio.create_task(pump.run())
     link.push(payload(1, "a"))
     link.push(payload(2, "b", item, "c"))
     assert link.handler is None
-    async with asyncio.timeout(SOON_S):
+    async with asyncio.timeout(TIMEOUT_S):
         await running
     messages = decode(client.sent)
     assert texts(messages) == ["a", "\n\n", messages[-2][1]["choices"][0]["delta"]["content"]]
@@ -117,13 +119,13 @@ async def test_a_stream_ends_at_a_message_that_cannot_be_read(item: Any) -> None
 
 async def test_a_past_that_cannot_be_read_is_told_and_not_waited_for() -> None:
     """A log with a bad item behind good ones fails ``open_from_log`` by name, and a collector's wait."""
-    link, collector = OneRunLink(), Collector(CHAT.fold(HEAD))
+    link, collector = OneRunLink(), Collector(CHAT_VIEW.fold(HEAD))
     link.log = [payload(1, "a"), payload(2, "b", 7)]
     feed = link.feed(collector)
-    async with asyncio.timeout(SOON_S):
+    async with asyncio.timeout(TIMEOUT_S):
         with pytest.raises(BusError, match="events 1-2 and after"):
             await feed.open_from_log()
         with pytest.raises(RunFailed, match="events 1-2 and after"):
-            await collector.until_ended()
+            await collector.wait_ended()
     assert collector.fold.body()["choices"][0]["message"]["content"] == "a"
     assert not collector.ended

@@ -13,6 +13,6 @@ and usage become events, its exceptions end the run with an error, and a cancell
 """
 
 
-def missing(extra: str) -> str:
+def missing_extra_message(extra: str) -> str:
     """Return what to tell someone whose framework is not installed."""
     return f"this adapter needs an optional dependency: pip install 'agentstream[{extra}]'"

@@ -37,15 +37,15 @@ import orjson
 
 from agentstream.agents import AgentResult, Run, ToolResult
 from agentstream.errors import AgentError, InvalidAgentOutput
-from agentstream.processes.child import tied
+from agentstream.processes.launcher import die_with_parent
 from agentstream.protocol.events import MAX_EVENT_BYTES
 from agentstream.protocol.openai import Usage
 from agentstream.telemetry import tracing
 
 PROTOCOL_VERSION: Final = 1
-TERM_S: Final = 2.0  # from SIGTERM to SIGKILL; less than a worker gives a cancelled agent
+TERM_TIMEOUT_S: Final = 2.0  # from SIGTERM to SIGKILL; less than a worker gives a cancelled agent
 # From the program's end to that of its output, which a process it left behind may hold open.
-EOF_S: Final = 1.0
+EOF_TIMEOUT_S: Final = 1.0
 # Of standard error: a program that shouts must not fill the log, nor a line memory.
 MAX_LOG_LINES: Final = 200
 MAX_LOG_CHARS: Final = 1000
@@ -69,7 +69,7 @@ class CommandAgent:
     async def __call__(self, run: Run) -> AgentResult:
         """Run the program; raises AgentError if it fails, says so, or breaks the protocol."""
         process = await asyncio.create_subprocess_exec(
-            *tied(*self._command),
+            *die_with_parent(*self._command),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
@@ -80,7 +80,7 @@ class CommandAgent:
         session = _Session(run, process)
         try:
             async with asyncio.TaskGroup() as group:
-                for part in (session.write_request(), session.log_errors(), session.end_what_is_left()):
+                for part in (session.write_request(), session.log_stderr(), session.kill_remaining_processes()):
                     group.create_task(part, name=f"command {run.id}")
                 await session.read_lines()
         except BaseExceptionGroup as failures:  # one reason is enough, and the worker knows it by its class
@@ -116,7 +116,7 @@ class _Session:
         with contextlib.suppress(ConnectionError):
             await self._stdin.wait_closed()
 
-    async def log_errors(self) -> None:
+    async def log_stderr(self) -> None:
         """Log standard error, bounded in lines and in their length; keep the last line."""
         lines = 0
         async for chunk in _lines(self._stderr):
@@ -136,20 +136,20 @@ class _Session:
                 message = f"the program wrote a line over {_LINE_BYTES} bytes"
                 raise InvalidAgentOutput(message)
             if line.strip():
-                self._take(line)
+                self._handle_line(line)
                 await self._run.drain()
 
-    async def end_what_is_left(self) -> None:
+    async def kill_remaining_processes(self) -> None:
         """End the processes that outlive the program: they may hold its output open."""
         while self._process.returncode is None:  # noqa: ASYNC110 -- wait() may wait for the end of the output, too
-            await asyncio.sleep(EOF_S / 10)
+            await asyncio.sleep(EOF_TIMEOUT_S / 10)
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(EOF_S):
+            async with asyncio.timeout(EOF_TIMEOUT_S):
                 while not (self._stdout.at_eof() and self._stderr.at_eof()):  # noqa: ASYNC110 -- tells its reader alone
-                    await asyncio.sleep(EOF_S / 10)
+                    await asyncio.sleep(EOF_TIMEOUT_S / 10)
         _signal_group(self._process, signal.SIGKILL)
 
-    def _take(self, line: bytes) -> None:
+    def _handle_line(self, line: bytes) -> None:
         shown = line[:_SHOWN_BYTES].decode(errors="replace").strip()
         if self._result is not None or self._failure is not None:
             message = f"the program wrote on after its end: {shown}"
@@ -227,7 +227,7 @@ async def _end(process: asyncio.subprocess.Process) -> None:
         if process.returncode is None:
             _signal_group(process, signal.SIGTERM)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(process.wait(), TERM_S)
+                await asyncio.wait_for(process.wait(), TERM_TIMEOUT_S)
     finally:
         _signal_group(process, signal.SIGKILL)
     await process.wait()

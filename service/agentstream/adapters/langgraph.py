@@ -16,8 +16,8 @@ from collections.abc import Callable
 from contextlib import aclosing
 from typing import Any
 
-from agentstream.adapters import missing
-from agentstream.adapters.journal import Journal, usage_of
+from agentstream.adapters import missing_extra_message
+from agentstream.adapters.run_reporter import RunReporter, usage_of
 from agentstream.agents import AgentResult, Run
 from agentstream.errors import AgentError
 from agentstream.protocol.openai import ChatCompletionRequest
@@ -29,7 +29,7 @@ try:
     from langgraph.constants import TAG_NOSTREAM
     from langgraph.pregel import Pregel
 except ImportError as exc:
-    raise ImportError(missing("langgraph")) from exc
+    raise ImportError(missing_extra_message("langgraph")) from exc
 
 # A mode of the messages makes LangGraph ask models for streams; the callbacks below hear them, in order with tools.
 _STREAM_MODES = ["updates", "messages"]
@@ -64,9 +64,9 @@ class LangGraphAgent:
 
     async def __call__(self, run: Run) -> AgentResult:
         """Run the graph; whatever it raises ends the run. Raises AgentError if it stops to ask a human."""
-        journal = Journal(run, self._graph.get_name())
-        journal.turn_start()
-        listener = _Listener(run, journal)
+        reporter = RunReporter(run, self._graph.get_name())
+        reporter.turn_start()
+        listener = _Listener(run, reporter)
         config = {"callbacks": [listener], "configurable": {"thread_id": run.id}}
         given = self._make_input(run.request)
         graph: Any = self._graph  # its astream has many forms; this one yields (mode, step)
@@ -76,7 +76,7 @@ class LangGraphAgent:
                 if mode == "updates":
                     listener.step_ended(step)
                 await run.drain()
-        return journal.result()
+        return reporter.result()
 
 
 class _Listener(AsyncCallbackHandler):
@@ -85,14 +85,14 @@ class _Listener(AsyncCallbackHandler):
     raise_error = True  # else LangChain logs what is raised here, a cancel included, and goes on
     run_inline = True
 
-    def __init__(self, run: Run, journal: Journal) -> None:
+    def __init__(self, run: Run, reporter: RunReporter) -> None:
         self._run = run
-        self._journal = journal
+        self._reporter = reporter
         self._loop = asyncio.get_running_loop()
         self._models: dict[Any, tuple[str, bool]] = {}  # by LangChain's run id: the model's name, and whether it shows
         self._streamed: set[Any] = set()  # of those, which have shown text
         # What was said already, by id and by text: nodes hand on messages of others, some under new ids.
-        self._said = {message.text for message in run.request.messages if message.role == "assistant"}
+        self._shown = {message.text for message in run.request.messages if message.role == "assistant"}
 
     # -- models -------------------------------------------------------------------------------------
 
@@ -101,7 +101,7 @@ class _Listener(AsyncCallbackHandler):
         metadata = about.get("metadata") or {}
         model = str(metadata.get("ls_model_name") or about.get("name") or "")
         self._models[about["run_id"]] = (model, TAG_NOSTREAM not in (about.get("tags") or ()))
-        self._journal.inference_start(model, str(metadata.get("ls_provider") or "langgraph"))
+        self._reporter.inference_start(model, str(metadata.get("ls_provider") or "langgraph"))
 
     on_llm_start = on_chat_model_start  # of models that complete text
 
@@ -125,12 +125,12 @@ class _Listener(AsyncCallbackHandler):
             text = str(message.text) if message is not None else answer.text
             if run_id not in self._streamed:  # a model that cannot stream
                 self._run.write(text)
-            self._said |= {text, getattr(message, "id", None) or text}
+            self._shown |= {text, getattr(message, "id", None) or text}
         self._streamed.discard(run_id)
         counted = getattr(message, "usage_metadata", None) or {}
         reason = getattr(message, "response_metadata", {}).get("finish_reason")
         usage = usage_of(counted.get("input_tokens"), counted.get("output_tokens"))
-        self._journal.inference_end(model, usage, reason if isinstance(reason, str) else None)
+        self._reporter.inference_end(model, usage, reason if isinstance(reason, str) else None)
 
     # -- tools --------------------------------------------------------------------------------------
 
@@ -139,19 +139,19 @@ class _Listener(AsyncCallbackHandler):
         name = str((serialized or {}).get("name") or about.get("name") or "")
         arguments, run_id = about.get("inputs"), about["run_id"]
         call_id = str(about.get("tool_call_id") or run_id)
-        self._journal.tool_start(run_id, name, input_str if arguments is None else arguments, call_id)
+        self._reporter.tool_start(run_id, name, input_str if arguments is None else arguments, call_id)
         await self._drain()
 
     async def on_tool_end(self, output: Any, **about: Any) -> None:  # noqa: ANN401 -- LangChain's
         """Hear a tool's result."""
         if isinstance(output, ToolMessage):
-            self._journal.tool_end(about["run_id"], str(output.text), success=output.status != "error")
+            self._reporter.tool_end(about["run_id"], str(output.text), success=output.status != "error")
         else:
-            self._journal.tool_end(about["run_id"], output, success=True)
+            self._reporter.tool_end(about["run_id"], output, success=True)
 
     async def on_tool_error(self, error: BaseException, **about: Any) -> None:  # noqa: ANN401 -- LangChain's
         """Hear that a tool failed."""
-        self._journal.tool_end(about["run_id"], f"{type(error).__name__}: {error}", success=False)
+        self._reporter.tool_end(about["run_id"], f"{type(error).__name__}: {error}", success=False)
 
     # -- nodes --------------------------------------------------------------------------------------
 
@@ -164,12 +164,12 @@ class _Listener(AsyncCallbackHandler):
             for value in update.values() if isinstance(update, dict) else [update]:
                 for message in value if isinstance(value, list) else [value]:
                     if isinstance(message, AIMessage):
-                        self._say(message)
+                        self._write_message(message)
 
-    def _say(self, message: AIMessage) -> None:
+    def _write_message(self, message: AIMessage) -> None:
         text = str(message.text)
-        if text and self._said.isdisjoint({text, message.id}):
-            self._said |= {text, message.id or text}
+        if text and self._shown.isdisjoint({text, message.id}):
+            self._shown |= {text, message.id or text}
             self._run.write(text)
 
     async def _drain(self) -> None:

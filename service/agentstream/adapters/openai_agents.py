@@ -14,21 +14,21 @@ import asyncio
 import contextlib
 from typing import Any, Final
 
-from agentstream.adapters import missing
-from agentstream.adapters.journal import Journal, as_text, usage_of
+from agentstream.adapters import missing_extra_message
+from agentstream.adapters.run_reporter import RunReporter, as_text, usage_of
 from agentstream.agents import AgentResult, Run
 from agentstream.protocol.openai import ChatMessage, ImagePart, TextPart
 
 try:
     from agents import Agent, ModelResponse, RunHooks, Runner, RunResultStreaming, Tool
 except ImportError as exc:
-    raise ImportError(missing("openai-agents")) from exc
+    raise ImportError(missing_extra_message("openai-agents")) from exc
 
 _TEXT_EVENTS: Final = frozenset({"response.output_text.delta", "response.refusal.delta"})
 # How the SDK begins the result of a tool that raised; it tells a hook nothing else.
-_FAILED: Final = "An error occurred while running the tool"
+_TOOL_ERROR_PREFIX: Final = "An error occurred while running the tool"
 # How often the SDK's side looks whether ours still listens; only when a guardrail ends a run does it not.
-_LISTENS_S: Final = 0.1
+_TEXT_POLL_S: Final = 0.1
 # How long a cancelled run may take to close its model request; less than a worker gives its agent.
 _CLOSE_S: Final = 4.0
 
@@ -43,8 +43,8 @@ class OpenAIAgent:
 
     async def __call__(self, run: Run) -> AgentResult:
         """Answer the request; whatever the SDK raises ends the run. When cancelled, the model request is closed."""
-        journal = Journal(run, self._agent.name)
-        hooks = _Hooks(run, journal)
+        reporter = RunReporter(run, self._agent.name)
+        hooks = _Hooks(run, reporter)
         given: Any = conversation(run.request.messages)
         result = Runner.run_streamed(self._agent, given, hooks=hooks, **self._options)
         hooks.result = result
@@ -57,12 +57,12 @@ class OpenAIAgent:
                     wrote = True
                     await run.drain()
                 elif part is not None and part.type == "response.completed":
-                    hooks.heard.set()
+                    hooks.text_done.set()
         finally:
             if result.run_loop_task is not None and not result.run_loop_task.done():
                 result.cancel()
                 await asyncio.wait({result.run_loop_task}, timeout=_CLOSE_S)
-        return journal.result("" if wrote else as_text(result.final_output))
+        return reporter.result("" if wrote else as_text(result.final_output))
 
 
 class _Hooks(RunHooks[Any]):
@@ -70,33 +70,33 @@ class _Hooks(RunHooks[Any]):
 
     result: RunResultStreaming
 
-    def __init__(self, run: Run, journal: Journal) -> None:
+    def __init__(self, run: Run, reporter: RunReporter) -> None:
         self._run = run
-        self._journal = journal
-        self.heard = asyncio.Event()  # all text of the model's present answer has been written
+        self._reporter = reporter
+        self.text_done = asyncio.Event()  # all text of the model's present answer has been written
 
     async def on_agent_start(self, _context: Any, agent: Any) -> None:  # noqa: ANN401 -- the SDK's generics
-        self._journal.turn_start(agent.name)
+        self._reporter.turn_start(agent.name)
 
     async def on_llm_start(self, _context: Any, agent: Any, *_: Any) -> None:  # noqa: ANN401 -- the SDK's generics
-        self.heard.clear()
-        self._journal.inference_start(_model_name(agent), "openai-agents")
+        self.text_done.clear()
+        self._reporter.inference_start(_model_name(agent), "openai-agents")
 
     async def on_llm_end(self, _context: Any, agent: Any, response: ModelResponse) -> None:  # noqa: ANN401 -- the SDK's generics
-        while not self.heard.is_set() and not self.result.is_complete:
+        while not self.text_done.is_set() and not self.result.is_complete:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self.heard.wait(), _LISTENS_S)
+                await asyncio.wait_for(self.text_done.wait(), _TEXT_POLL_S)
         used = usage_of(response.usage.input_tokens, response.usage.output_tokens)
-        self._journal.inference_end(_model_name(agent), used)
+        self._reporter.inference_end(_model_name(agent), used)
 
     async def on_tool_start(self, context: Any, _agent: Any, tool: Tool) -> None:  # noqa: ANN401 -- the SDK's generics
         call_id = getattr(context, "tool_call_id", "") or tool.name
-        self._journal.tool_start(call_id, tool.name, getattr(context, "tool_arguments", "{}"), call_id)
+        self._reporter.tool_start(call_id, tool.name, getattr(context, "tool_arguments", "{}"), call_id)
         await self._run.drain()
 
     async def on_tool_end(self, context: Any, _agent: Any, tool: Tool, result: object) -> None:  # noqa: ANN401 -- the SDK's generics
-        failed = isinstance(result, str) and result.startswith(_FAILED)
-        self._journal.tool_end(getattr(context, "tool_call_id", "") or tool.name, result, success=not failed)
+        failed = isinstance(result, str) and result.startswith(_TOOL_ERROR_PREFIX)
+        self._reporter.tool_end(getattr(context, "tool_call_id", "") or tool.name, result, success=not failed)
 
 
 def _model_name(agent: Any) -> str:  # noqa: ANN401 -- the SDK's generics

@@ -15,10 +15,10 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
 
-from agentstream.adapters import missing
-from agentstream.adapters.journal import total, usage_of
+from agentstream.adapters import missing_extra_message
+from agentstream.adapters.run_reporter import total, usage_of
 from agentstream.agents import AgentResult, Run, ToolResult
-from agentstream.protocol.events import NAMED
+from agentstream.protocol.events import NAMED_EVENTS
 from agentstream.protocol.openai import ChatMessage, ImagePart, Usage
 
 try:
@@ -26,7 +26,7 @@ try:
     from openjarvis.core.events import Event, EventBus, EventType
     from openjarvis.core.types import Conversation, Message, Role, ToolCall
 except ImportError as exc:
-    raise ImportError(missing("openjarvis")) from exc
+    raise ImportError(missing_extra_message("openjarvis")) from exc
 
 _ROLES = {"developer": Role.SYSTEM, **{role.value: role for role in Role}}
 
@@ -77,7 +77,7 @@ class _RunBus(EventBus):
 
     def publish(self, event_type: EventType, data: dict[str, Any] | None = None) -> Event:
         """Emit, then tell the bus's subscribers. Raises RunCancelled; a tool waits until its start is stored."""
-        if event_type.value in NAMED:
+        if event_type.value in NAMED_EVENTS:
             # What is published is for Python: enums, paths, times.
             self._run.emit(event_type.value, json.loads(json.dumps(data or {}, default=str)))
         if event_type is EventType.INFERENCE_END:

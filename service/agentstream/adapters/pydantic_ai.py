@@ -12,8 +12,8 @@ The text of its model streams as the answer; an output that is no text is writte
 from typing import Any
 from urllib.parse import urlsplit
 
-from agentstream.adapters import missing
-from agentstream.adapters.journal import Journal, as_text, usage_of
+from agentstream.adapters import missing_extra_message
+from agentstream.adapters.run_reporter import RunReporter, as_text, usage_of
 from agentstream.agents import AgentResult, Run
 from agentstream.errors import AgentError
 from agentstream.protocol.openai import ChatMessage, ImagePart, TextPart
@@ -41,7 +41,7 @@ try:
     from pydantic_ai.capabilities import ReinjectSystemPrompt
     from pydantic_core import to_json
 except ImportError as exc:
-    raise ImportError(missing("pydantic-ai")) from exc
+    raise ImportError(missing_extra_message("pydantic-ai")) from exc
 
 
 class PydanticAIAgent:
@@ -57,30 +57,30 @@ class PydanticAIAgent:
 
         A system prompt of the request takes the place of the agent's ``system_prompt``; its ``instructions`` stay.
         """
-        journal = Journal(run, self._agent.name or "pydantic-ai")
-        journal.turn_start()
+        reporter = RunReporter(run, self._agent.name or "pydantic-ai")
+        reporter.turn_start()
         history = conversation(run.request.messages)
         options = {**self._options, "capabilities": [ReinjectSystemPrompt(), *self._options.get("capabilities", ())]}
         answer = ""
         async with self._agent.iter(message_history=history, **options) as steps:
             async for step in steps:
                 if Agent.is_model_request_node(step):
-                    answer = await _infer(run, journal, step, steps.ctx)
+                    answer = await _infer(run, reporter, step, steps.ctx)
                 elif Agent.is_call_tools_node(step):
-                    await _call_tools(run, journal, step, steps.ctx)
+                    await _call_tools(run, reporter, step, steps.ctx)
         if steps.result is None:
             message = "the pydantic-ai agent ended without a result"
             raise AgentError(message)
         output = steps.result.output
         if output != answer:  # an output tool's, or one that a validator changed
             run.write(output if isinstance(output, str) else to_json(output, fallback=str).decode())
-        return journal.result()
+        return reporter.result()
 
 
-async def _infer(run: Run, journal: Journal, step: Any, context: Any) -> str:  # noqa: ANN401 -- generic in the agent's types
+async def _infer(run: Run, reporter: RunReporter, step: Any, context: Any) -> str:  # noqa: ANN401 -- generic in the agent's types
     """Stream one answer of the model; return its text."""
     model = context.deps.model
-    journal.inference_start(model.model_name, model.system)
+    reporter.inference_start(model.model_name, model.system)
     texts: list[str] = []
     async with step.stream(context) as stream:
         async for event in stream:
@@ -95,22 +95,22 @@ async def _infer(run: Run, journal: Journal, step: Any, context: Any) -> str:  #
             await run.drain()
         response = stream.response
     used = usage_of(response.usage.input_tokens, response.usage.output_tokens)
-    journal.inference_end(response.model_name or model.model_name, used, response.finish_reason)
+    reporter.inference_end(response.model_name or model.model_name, used, response.finish_reason)
     return "".join(texts)
 
 
-async def _call_tools(run: Run, journal: Journal, step: Any, context: Any) -> None:  # noqa: ANN401 -- generic in the agent's types
+async def _call_tools(run: Run, reporter: RunReporter, step: Any, context: Any) -> None:  # noqa: ANN401 -- generic in the agent's types
     """Let the agent run the tools that its model asked for."""
     async with step.stream(context) as events:
         async for event in events:
             if isinstance(event, FunctionToolCallEvent):
                 call = event.part
-                journal.tool_start(call.tool_call_id, call.tool_name, call.args or "{}", call.tool_call_id)
+                reporter.tool_start(call.tool_call_id, call.tool_name, call.args or "{}", call.tool_call_id)
                 await run.drain()  # the tool runs when the next event is asked for
             elif isinstance(event, FunctionToolResultEvent):
                 part = event.part
                 success = getattr(part, "outcome", "failed") == "success"  # a retry was once a part without an outcome
-                journal.tool_end(part.tool_call_id, as_text(part.content), success=success)
+                reporter.tool_end(part.tool_call_id, as_text(part.content), success=success)
 
 
 def conversation(messages: list[ChatMessage]) -> list[ModelMessage]:

@@ -3,11 +3,11 @@
 from collections.abc import Collection, Sequence
 
 from agentstream.agents.contract import Run, ToolCallWriter
-from agentstream.engines.base import CallPart, EngineToolCall, ToolChoice, ToolSchema
+from agentstream.engines.base import EngineToolCall, EngineToolCallDelta, ToolChoice, ToolSchema
 from agentstream.protocol.openai import ChatCompletionRequest, FunctionTool, NamedToolChoice
 
 
-class Offer:
+class ToolOffer:
     """Which tools the model may call, turn by turn.
 
     The client's request decides: its tool hides one of ours that has the same name, because the client knows what
@@ -25,7 +25,7 @@ class Offer:
         if client:
             self._choice = choice.model_dump() if isinstance(choice, NamedToolChoice) else choice
 
-    def of_turn(self, number: int, *, last: bool) -> tuple[list[ToolSchema], ToolChoice | None]:
+    def for_turn(self, number: int, *, last: bool) -> tuple[list[ToolSchema], ToolChoice | None]:
         """Return the tools and the choice of the turn with this number, from 1.
 
         A required call is required until it comes; in the ``last`` turn the model is left nothing else. A named one
@@ -37,7 +37,7 @@ class Offer:
         return [*self._client, *self._own], choice
 
 
-class CallsOut:
+class ClientToolCalls:
     """One turn's calls of the client's tools, streamed to the run as the model writes them."""
 
     def __init__(self, run: Run, names: Collection[str], used_ids: set[str]) -> None:
@@ -47,13 +47,13 @@ class CallsOut:
         self._used_ids = used_ids
         self._writers: dict[int, ToolCallWriter] = {}
 
-    def receive(self, part: CallPart) -> None:
+    def receive(self, part: EngineToolCallDelta) -> None:
         """Stream a part if it belongs to a call of the client's tools."""
         writer = self._writers.get(part.position)
         if writer is not None:
             writer.write(part.arguments)
         elif part.name in self._names:
-            call_id = own_id(part.id, self._used_ids)
+            call_id = unique_call_id(part.id, self._used_ids)
             self._writers[part.position] = self._run.write_tool_call(part.name, part.arguments, id=call_id)
 
     def finish(self, calls: Sequence[EngineToolCall]) -> list[EngineToolCall]:
@@ -61,14 +61,14 @@ class CallsOut:
         named: list[EngineToolCall] = []
         for position, call in enumerate(calls):
             if position not in self._writers:
-                self.receive(CallPart(position, call.id, call.name, call.arguments))
+                self.receive(EngineToolCallDelta(position, call.id, call.name, call.arguments))
             writer = self._writers.get(position)
-            call_id = writer.id if writer else own_id(call.id, self._used_ids)
+            call_id = writer.id if writer else unique_call_id(call.id, self._used_ids)
             named.append(EngineToolCall(call_id, call.name, call.arguments))
         return named
 
 
-def own_id(call_id: str, used_ids: set[str]) -> str:
+def unique_call_id(call_id: str, used_ids: set[str]) -> str:
     """Return an id no other call of the conversation has, and note it as used: results are matched by it."""
     unique, number = call_id or "call", 1
     while unique in used_ids:
@@ -78,7 +78,7 @@ def own_id(call_id: str, used_ids: set[str]) -> str:
     return unique
 
 
-def ids_of(request: ChatCompletionRequest) -> set[str]:
+def used_call_ids(request: ChatCompletionRequest) -> set[str]:
     """Return the ids of the calls in the conversation so far."""
     return {call.id for message in request.messages for call in message.tool_calls or ()}
 

@@ -17,7 +17,7 @@ NOTE_CHARS: Final = 50  # what is said in the place of what was cut out
 
 
 @dataclass(frozen=True, slots=True)
-class Trimmed:
+class TrimResult:
     """A smaller conversation, and what it has lost."""
 
     messages: list[Message]
@@ -30,7 +30,7 @@ def size_of(messages: Sequence[Message]) -> int:
     return sum(_size(message) for message in messages)
 
 
-def trim(messages: Sequence[Message], target_chars: int, keep: Collection[int]) -> Trimmed | None:
+def trim(messages: Sequence[Message], target_chars: int, keep: Collection[int]) -> TrimResult | None:
     """Return the conversation at about ``target_chars``, or at the least it can be; None if nothing can go.
 
     System and developer messages stay as they are, and so do the messages whose ``id()`` is in ``keep``: the question
@@ -96,10 +96,10 @@ class _Trimming:
                 self.size -= _size(self.messages[index])
                 self.messages[index] = None
 
-    def result(self) -> Trimmed | None:
+    def result(self) -> TrimResult | None:
         left = [message for message in self.messages if message is not None]
         dropped = len(self.messages) - len(left)
-        return Trimmed(left, self._shortened, dropped) if self._shortened or dropped else None
+        return TrimResult(left, self._shortened, dropped) if self._shortened or dropped else None
 
 
 def _split(messages: Sequence[Message], indexes: Sequence[int], first_role: str) -> list[list[int]]:

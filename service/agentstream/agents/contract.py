@@ -41,9 +41,12 @@ class AgentResult:
     def check(self) -> None:
         """Raise InvalidAgentOutput if a field has the wrong type; says which."""
         for name, fine in (
-            ("content", _is(self.content, str)),
-            ("tool_results", _is(self.tool_results, list, tuple) and all(map(_is_tool_result, self.tool_results))),
-            ("metadata", _is(self.metadata, dict)),
+            ("content", _has_type(self.content, str)),
+            (
+                "tool_results",
+                _has_type(self.tool_results, list, tuple) and all(map(_is_tool_result, self.tool_results)),
+            ),
+            ("metadata", _has_type(self.metadata, dict)),
             ("finish_reason", self.finish_reason in get_args(FinishReason)),
         ):
             if not fine:
@@ -71,7 +74,7 @@ def _json_text(arguments: dict[str, Any]) -> str:
         raise InvalidAgentOutput(message) from exc
 
 
-def _is(value: object, *types: type) -> bool:
+def _has_type(value: object, *types: type) -> bool:
     """Return whether a user's value really has the type it is declared with."""
     return isinstance(value, types)
 
@@ -79,9 +82,9 @@ def _is(value: object, *types: type) -> bool:
 def _is_tool_result(value: object) -> bool:
     return (
         isinstance(value, ToolResult)
-        and _is(value.tool_name, str)
-        and _is(value.content, str)
-        and _is(value.latency_seconds, int, float)
+        and _has_type(value.tool_name, str)
+        and _has_type(value.content, str)
+        and _has_type(value.latency_seconds, int, float)
         and math.isfinite(value.latency_seconds)
     )
 
@@ -92,7 +95,7 @@ class EventSink(Protocol):
     def put(self, event_type: str, data: Any) -> None:  # noqa: ANN401 -- JSON
         """Take one event."""
 
-    async def room(self) -> None:
+    async def wait_for_room(self) -> None:
         """Return when there is room for more."""
 
 
@@ -110,7 +113,7 @@ class ToolCallWriter:
 
     def write(self, arguments: str) -> None:
         """Stream more of the call's JSON text, from any thread. Raises as ``Run.write`` does."""
-        if not _is(arguments, str):
+        if not _has_type(arguments, str):
             message = f"a tool call's write takes a str, got {type(arguments).__name__}"
             raise InvalidAgentOutput(message)
         if arguments:
@@ -154,7 +157,7 @@ class Run:
     def write(self, text: str) -> None:
         """Stream answer text, from any thread. Raises RunCancelled after a cancel."""
         self._raise_if_cancelled()
-        if not _is(text, str):
+        if not _has_type(text, str):
             message = f"run.write takes a str, got {type(text).__name__}"
             raise InvalidAgentOutput(message)
         if text:
@@ -166,7 +169,7 @@ class Run:
         Raises as ``write`` does.
         """
         self._raise_if_cancelled()
-        if not _is(text, str):
+        if not _has_type(text, str):
             message = f"run.write_reasoning takes a str, got {type(text).__name__}"
             raise InvalidAgentOutput(message)
         if text:
@@ -186,16 +189,16 @@ class Run:
         ``tool`` message of its next request. Raises as ``write`` does.
         """
         self._raise_if_cancelled()
-        if not (_is(name, str) and name and _is(arguments, str, dict) and _is(id, str, type(None))):
+        if not (_has_type(name, str) and name and _has_type(arguments, str, dict) and _has_type(id, str, type(None))):
             message = f"run.write_tool_call takes a name, and arguments as str or dict; got {name!r:.120}"
             raise InvalidAgentOutput(message)
         text = arguments if isinstance(arguments, str) else _json_text(arguments)
         call_id = id or f"call_{secrets.token_hex(12)}"
-        call = ToolCallWriter(self._write_call_piece, next(self._call_numbers), call_id)
-        self._write_call_piece({"index": call.index, "id": call_id, "name": name, "arguments": text})
+        call = ToolCallWriter(self._write_tool_call_delta, next(self._call_numbers), call_id)
+        self._write_tool_call_delta({"index": call.index, "id": call_id, "name": name, "arguments": text})
         return call
 
-    def _write_call_piece(self, piece: dict[str, Any]) -> None:
+    def _write_tool_call_delta(self, piece: dict[str, Any]) -> None:
         self._raise_if_cancelled()
         self._sink.put(TOOL_CALL_DELTA, piece)
 
@@ -205,7 +208,7 @@ class Run:
         Await it between ``emit("tool_call_start", ...)`` and the tool itself: it returns when the start is stored, so
         that no later attempt runs the tool again. In a thread ``emit`` waits for that by itself.
         """
-        await self._sink.room()
+        await self._sink.wait_for_room()
 
     def _raise_if_cancelled(self) -> None:
         if self._cancelled:

@@ -8,9 +8,9 @@ from agentstream.engines.base import EngineToolCall
 from agentstream.tools.toolbox import ToolOutcome
 
 # Some results change by themselves: looking a second and a third time makes sense.
-MOST_RUNS: Final = 3
+MAX_SAME_CALLS: Final = 3
 # Who is told that nothing will change and makes the call yet again is not to be helped by being told once more.
-STOPPED_AT: Final = 5
+STOP_AT_SAME_CALLS: Final = 5
 
 
 class LoopGuard:
@@ -26,8 +26,8 @@ class LoopGuard:
         key = (call.name, _canonical(call.arguments))
         self._made[key] += 1
         times = self._made[key]
-        self.stuck = self.stuck or times >= STOPPED_AT
-        if times <= MOST_RUNS:
+        self.stuck = self.stuck or times >= STOP_AT_SAME_CALLS
+        if times <= MAX_SAME_CALLS:
             return None
         words = (
             f"{call.name} was not run: it was called with these very arguments {times - 1} times already. "

@@ -8,11 +8,11 @@ from typing import Any, Final
 
 import orjson
 
-from agentstream.agents.client_tools import Offer
+from agentstream.agents.client_tools import ToolOffer
 from agentstream.agents.contract import AgentResult, Run, ToolResult
 from agentstream.agents.loop_guard import LoopGuard
-from agentstream.agents.turn import Asker, Turn
-from agentstream.engines.base import SUM_UP, Engine, EngineError, EngineToolCall, ToolSchema
+from agentstream.agents.turn import Turn, TurnRunner
+from agentstream.engines.base import SUMMARY_PROMPT, Engine, EngineError, EngineToolCall, ToolSchema
 from agentstream.protocol.openai import ChatCompletionRequest, Usage
 from agentstream.telemetry import tracing
 from agentstream.tools.toolbox import Toolbox, ToolOutcome
@@ -25,7 +25,7 @@ FAILED_PREFIX: Final = "Error: "  # tells a model, which sees only text, that a 
 log = logging.getLogger(__name__)
 
 # A turn that ended so may have lost the end of its tool calls; running half a call is worse than none.
-_CUT_SHORT: Final = frozenset({"length", "content_filter"})
+_TRUNCATED_REASONS: Final = frozenset({"length", "content_filter"})
 
 
 class Orchestrator:
@@ -70,8 +70,8 @@ class Orchestrator:
         Raises EngineError; on cancellation the engine's request is closed first.
         """
         run.emit("agent_turn_start", {"agent": AGENT_NAME, "input": _last_user_text(run.request)})
-        asker = Asker(self._engine, run, self._context_tokens)
-        offer = Offer(run.request, self._toolbox.schemas())
+        turn_runner = TurnRunner(self._engine, run, self._context_tokens)
+        tool_offer = ToolOffer(run.request, self._toolbox.schemas())
         guard = LoopGuard()
         messages = self._conversation(run.request)
         texts: list[str] = []
@@ -80,12 +80,12 @@ class Orchestrator:
         turns = 0
         while not finish_reason:
             turns += 1
-            tools, choice = offer.of_turn(turns, last=turns == self._max_turns)
-            turn = await asker.turn(messages, tools, choice, offer.client_names)
+            tools, choice = tool_offer.for_turn(turns, last=turns == self._max_turns)
+            turn = await turn_runner.run_turn(messages, tools, choice, tool_offer.client_names)
             texts.append(turn.text)
-            if turn.finish_reason in _CUT_SHORT:
+            if turn.finish_reason in _TRUNCATED_REASONS:
                 finish_reason = turn.finish_reason
-            elif any(call.name in offer.client_names for call in turn.calls):
+            elif any(call.name in tool_offer.client_names for call in turn.calls):
                 finish_reason = "tool_calls"
             elif not turn.calls:
                 finish_reason = "stop"
@@ -94,36 +94,36 @@ class Orchestrator:
                 results += [ToolResult(o.tool, o.content, o.success, o.latency_s) for o in outcomes]
                 messages += _turn_as_messages(turn, outcomes)
                 if guard.stuck or turns == self._max_turns:
-                    texts.append(await self._sum_up(run, asker, messages, tools, turns, results))
+                    texts.append(await self._sum_up(run, turn_runner, messages, tools, turns, results))
                     finish_reason = "length"
         run.emit("agent_turn_end", {"agent": AGENT_NAME, "turns": turns})
         return AgentResult(
             content=TURN_SEPARATOR.join(text for text in texts if text),
             tool_results=results,
-            metadata=_summed(asker.usages),
+            metadata=_summed(turn_runner.usages),
             finish_reason=finish_reason,
         )
 
     async def _sum_up(  # noqa: PLR0913, PLR0917 -- all that the run has come to
         self,
         run: Run,
-        asker: Asker,
+        turn_runner: TurnRunner,
         messages: Sequence[dict[str, Any]],
         tools: Sequence[ToolSchema],
         turns: int,
         results: Sequence[ToolResult],
     ) -> str:
         """Stream the model's account of what was found and tried, or ours if it gives none; return it."""
-        prompted = [*messages, {"role": "user", "content": SUM_UP}]
+        prompted = [*messages, {"role": "user", "content": SUMMARY_PROMPT}]
         try:
-            said = (await asker.turn(prompted, tools, "none")).text
+            said = (await turn_runner.run_turn(prompted, tools, "none")).text
         except EngineError as exc:
-            if asker.latest.begun:
+            if turn_runner.last_turn.output_started:
                 raise
             log.warning("the model could not sum up: %s", exc)
             said = ""
         if not said:
-            said = _closing_words(turns, results)
+            said = _fallback_summary(turns, results)
             run.write(said)
         return said
 
@@ -176,7 +176,7 @@ class Orchestrator:
         }
         with tracing.span(f"execute_tool {name}", attributes=attributes) as span:
             outcome = await self._toolbox.call(call.name, call.arguments)
-            if tracing.content():
+            if tracing.content_enabled():
                 told = {"gen_ai.tool.call.arguments": call.arguments, "gen_ai.tool.call.result": outcome.content}
                 span.set({key: text[: tracing.MAX_CONTENT_CHARS] for key, text in told.items()})
             if not outcome.success:
@@ -232,7 +232,7 @@ def _summed(usages: Sequence[Usage | None]) -> dict[str, Any]:
     return {name: sum(getattr(usage, name) for usage in known) for name in Usage.model_fields}
 
 
-def _closing_words(count_of_turns: int, results: Sequence[ToolResult]) -> str:
+def _fallback_summary(count_of_turns: int, results: Sequence[ToolResult]) -> str:
     calls = Counter(result.tool_name for result in results)
     failures = Counter(result.tool_name for result in results if not result.success)
     tried = [

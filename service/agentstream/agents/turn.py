@@ -9,16 +9,16 @@ from typing import Any, Final
 import orjson
 
 from agentstream import errors
-from agentstream.agents.client_tools import CallsOut, ids_of
-from agentstream.agents.context_window import Message, Trimmed, size_of, trim
+from agentstream.agents.client_tools import ClientToolCalls, used_call_ids
+from agentstream.agents.context_window import Message, TrimResult, size_of, trim
 from agentstream.agents.contract import Run
 from agentstream.engines.base import (
-    CONTINUE,
-    SUM_UP,
+    CONTINUE_PROMPT,
+    SUMMARY_PROMPT,
     Engine,
+    EngineDelta,
     EngineError,
     EngineToolCall,
-    Piece,
     ToolChoice,
     ToolSchema,
 )
@@ -45,7 +45,7 @@ class Turn:
     finish_reason: str = ""  # not ended yet
     usage: Usage | None = None
     echo: dict[str, Any] = field(default_factory=dict)
-    begun: bool = False  # whether any of it was shown
+    output_started: bool = False  # whether any of it was shown
 
     @property
     def text(self) -> str:
@@ -53,7 +53,7 @@ class Turn:
         return "".join(self.texts)
 
 
-class Asker:
+class TurnRunner:
     """Asks the model on behalf of one run."""
 
     def __init__(self, engine: Engine, run: Run, context_tokens: int | None) -> None:
@@ -61,11 +61,11 @@ class Asker:
         self._engine = engine
         self._run = run
         self._context_tokens = context_tokens
-        self._used_ids = ids_of(run.request)
+        self._used_ids = used_call_ids(run.request)
         self.usages: list[Usage | None] = []  # of everything that was answered
-        self.latest = Turn()  # what was last asked for, also if it failed
+        self.last_turn = Turn()  # what was last asked for, also if it failed
 
-    async def turn(
+    async def run_turn(
         self,
         messages: list[Message],
         tools: Sequence[ToolSchema],
@@ -81,17 +81,17 @@ class Asker:
         for message in reversed(messages):
             if message["role"] == "user":
                 keep.insert(0, message)
-                if message.get("content") != SUM_UP:
+                if message.get("content") != SUMMARY_PROMPT:
                     break
-        turn = await self._ask(messages, tools, choice, client_names, keep)
+        turn = await self._stream_with_trimming(messages, tools, choice, client_names, keep)
         for _ in range(MAX_CONTINUATIONS):
-            if not self._makes_sense_to_continue(turn):
+            if not self._can_continue(turn):
                 break
-            said = [{"role": "assistant", "content": turn.text}, {"role": "user", "content": CONTINUE}]
+            said = [{"role": "assistant", "content": turn.text}, {"role": "user", "content": CONTINUE_PROMPT}]
             try:
-                more = await self._ask([*messages, *said], tools, choice, client_names, [*keep, *said])
+                more = await self._stream_with_trimming([*messages, *said], tools, choice, client_names, [*keep, *said])
             except EngineError as exc:
-                if self.latest.begun:
+                if self.last_turn.output_started:
                     raise
                 log.info("an answer that was cut short could not be continued: %s", exc)
                 break
@@ -103,14 +103,14 @@ class Asker:
                 break
         return turn
 
-    def _makes_sense_to_continue(self, turn: Turn) -> bool:
+    def _can_continue(self, turn: Turn) -> bool:
         """Whether more text would be more of the answer: half a JSON document is seldom continued as one."""
         request = self._run.request
         plain = request.response_format is None or request.response_format.get("type") == "text"
         cut = turn.finish_reason == "length" and request.output_token_limit is None
         return cut and plain and bool(turn.text.strip()) and not turn.calls
 
-    async def _ask(
+    async def _stream_with_trimming(
         self,
         messages: list[Message],
         tools: Sequence[ToolSchema],
@@ -119,9 +119,9 @@ class Asker:
         keep: Sequence[Message],
     ) -> Turn:
         """Stream one answer, with a shorter conversation if the model server finds it too long."""
-        turn = self.latest = Turn()
+        turn = self.last_turn = Turn()
         kept = {id(message) for message in keep}
-        trimmed = self._fitted(messages, tools, kept)
+        trimmed = self._trimmed_to_window(messages, tools, kept)
         if trimmed is not None:
             messages[:] = trimmed.messages
         whole = size_of(messages)
@@ -129,19 +129,19 @@ class Asker:
             try:
                 await self._stream(turn, messages, tools, choice, client_names, trimmed)
             except EngineError as exc:
-                too_long = errors.failure_code(str(exc)) == errors.CONTEXT_LENGTH and not turn.begun
+                too_long = errors.failure_code(str(exc)) == errors.CONTEXT_LENGTH and not turn.output_started
                 trimmed = trim(messages, int(whole * share), kept) if share and too_long else None
                 if trimmed is None:
                     raise
                 messages[:] = trimmed.messages
-                self._run.emit("inference_end", _ended(self._run.request, turn, errors.CONTEXT_LENGTH))
+                self._run.emit("inference_end", _inference_end_data(self._run.request, turn, errors.CONTEXT_LENGTH))
             else:
                 break
         return turn
 
-    def _fitted(
+    def _trimmed_to_window(
         self, messages: Sequence[Message], tools: Sequence[ToolSchema], kept: Collection[int]
-    ) -> Trimmed | None:
+    ) -> TrimResult | None:
         """Return the conversation trimmed to the known limit; None if there is none, or it fits."""
         if self._context_tokens is None:
             return None
@@ -157,7 +157,7 @@ class Asker:
         tools: Sequence[ToolSchema],
         choice: ToolChoice | None,
         client_names: Collection[str],
-        trimmed: Trimmed | None,
+        trimmed: TrimResult | None,
     ) -> None:
         run = self._run
         started: dict[str, Any] = {"model": run.request.model, "engine": self._engine.name}
@@ -165,28 +165,30 @@ class Asker:
             lost = {"results_shortened": trimmed.results_shortened, "messages_dropped": trimmed.messages_dropped}
             started["trimmed"] = lost
         run.emit("inference_start", started)
-        calls_out = CallsOut(run, client_names, self._used_ids)
-        async with _closing(self._engine.stream(run.request, messages, tools, choice)) as pieces:
-            async for piece in pieces:
-                turn.begun = turn.begun or bool(piece.text or piece.reasoning or piece.call_parts)
-                run.write_reasoning(piece.reasoning)
-                turn.texts.append(piece.text)
-                run.write(piece.text)
-                for part in piece.call_parts:
-                    calls_out.receive(part)
-                turn.calls += calls_out.finish(piece.tool_calls)
-                turn.finish_reason = piece.finish_reason or turn.finish_reason
-                turn.usage = piece.usage or turn.usage
-                turn.echo = piece.echo or turn.echo
+        client_tool_calls = ClientToolCalls(run, client_names, self._used_ids)
+        async with _closing(self._engine.stream(run.request, messages, tools, choice)) as deltas:
+            async for delta in deltas:
+                turn.output_started = turn.output_started or bool(
+                    delta.text or delta.reasoning or delta.tool_call_deltas
+                )
+                run.write_reasoning(delta.reasoning)
+                turn.texts.append(delta.text)
+                run.write(delta.text)
+                for part in delta.tool_call_deltas:
+                    client_tool_calls.receive(part)
+                turn.calls += client_tool_calls.finish(delta.tool_calls)
+                turn.finish_reason = delta.finish_reason or turn.finish_reason
+                turn.usage = delta.usage or turn.usage
+                turn.echo = delta.echo or turn.echo
                 await run.drain()
         if not turn.finish_reason:
             message = f"the engine {self._engine.name!r} ended its answer without a finish_reason"
             raise EngineError(message)
         self.usages.append(turn.usage)
-        run.emit("inference_end", _ended(run.request, turn, turn.finish_reason))
+        run.emit("inference_end", _inference_end_data(run.request, turn, turn.finish_reason))
 
 
-def _ended(request: ChatCompletionRequest, turn: Turn, finish_reason: str) -> dict[str, Any]:
+def _inference_end_data(request: ChatCompletionRequest, turn: Turn, finish_reason: str) -> dict[str, Any]:
     return {
         "model": request.model,
         **({"usage": turn.usage.model_dump()} if turn.usage else {}),
@@ -197,11 +199,11 @@ def _ended(request: ChatCompletionRequest, turn: Turn, finish_reason: str) -> di
 
 
 @asynccontextmanager
-async def _closing(pieces: AsyncIterator[Piece]) -> AsyncIterator[AsyncIterator[Piece]]:
+async def _closing(deltas: AsyncIterator[EngineDelta]) -> AsyncIterator[AsyncIterator[EngineDelta]]:
     """Close the engine's iterator on the way out: a cancelled run must not leave a model generating."""
     try:
-        yield pieces
+        yield deltas
     finally:
-        close = getattr(pieces, "aclose", None)  # every async generator has it; the protocol does not ask for it
+        close = getattr(deltas, "aclose", None)  # every async generator has it; the protocol does not ask for it
         if close is not None:
             await close()

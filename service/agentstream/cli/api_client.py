@@ -19,7 +19,7 @@ MAX_ERROR_CHARACTERS: Final = 300  # of an error that is not ours, such as a pro
 COMPLETIONS: Final = "/v1/chat/completions"
 
 # A proxy without a front end; Redis away, or draining; a run that a cancel has not ended yet.
-_NOT_NOW: Final = (502, 503, 504)
+_TEMPORARY_STATUSES: Final = (502, 503, 504)
 _SERVER_ERROR: Final = 500
 _OK: Final = 200
 
@@ -29,11 +29,11 @@ def run_path(run_id: str) -> str:
     return f"{COMPLETIONS}/{quote(run_id, safe='')}"
 
 
-class CutStream(Unreachable):
+class ConnectionLost(Unreachable):
     """The connection ended before the stream did."""
 
 
-class Api:
+class ApiClient:
     """Talks to one front end; an asynchronous context manager."""
 
     def __init__(self, url: str, api_key: str | None) -> None:
@@ -42,7 +42,7 @@ class Api:
         # Strict errors: an error is told as one, not as a sentence of the answer.
         self._headers = {"X-Agent-Errors": "strict"} | ({"Authorization": f"Bearer {api_key}"} if api_key else {})
         self._session: aiohttp.ClientSession | None = None
-        self.server = ""  # who answered last, as it names itself
+        self.server_header = ""  # who answered last, as it names itself
 
     async def __aenter__(self) -> Self:
         """Open."""
@@ -60,12 +60,12 @@ class Api:
     ) -> AsyncGenerator[list[sse.Message]]:
         """Yield the messages of each piece of a stream as it comes; none for a keepalive.
 
-        ``after`` is the id to resume behind. Raises Refused, Unreachable or Failed; CutStream once it has begun. A
+        ``after`` is the id to resume behind. Raises Refused, Unreachable or Failed; ConnectionLost once it has begun. A
         stream that ends properly but early is the caller's to notice.
         """
         headers = {"Last-Event-ID": after} if after else {}
         decoder = sse.Decoder()
-        async with self._answer(method, path, body, headers) as response:
+        async with self._request(method, path, body, headers) as response:
             if response.content_type != "text/event-stream":
                 message = f"{self.url} answers with {response.content_type} instead of a stream: is it a front end?"
                 raise Failed(message)
@@ -74,11 +74,11 @@ class Api:
                     yield list(decoder.feed(piece))
             except (aiohttp.ClientError, TimeoutError) as exc:
                 message = f"the stream from {self.url} was cut: {_reason(exc)}"
-                raise CutStream(message) from exc
+                raise ConnectionLost(message) from exc
 
     async def post(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         """Return the parsed answer; raises as ``stream``."""
-        async with self._answer("POST", path, body, {}, ANSWER_TIMEOUT_S) as response:
+        async with self._request("POST", path, body, {}, ANSWER_TIMEOUT_S) as response:
             try:
                 answer: dict[str, Any] = await response.json()
             except (aiohttp.ClientError, TimeoutError, ValueError) as exc:
@@ -91,7 +91,7 @@ class Api:
         return await self.post(f"{run_path(run_id)}/cancel")
 
     @contextlib.asynccontextmanager
-    async def _answer(
+    async def _request(
         self,
         method: str,
         path: str,
@@ -101,9 +101,9 @@ class Api:
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         assert self._session is not None, "enter the context first"  # noqa: S101 -- narrows the type
         timeout = aiohttp.ClientTimeout(total=None, connect=CONNECT_TIMEOUT_S, sock_read=read_timeout_s)
-        asking = self._session.request(method, self.url + path, json=body, headers=headers, timeout=timeout)
+        request = self._session.request(method, self.url + path, json=body, headers=headers, timeout=timeout)
         try:
-            response = await asking
+            response = await request
         except aiohttp.InvalidURL as exc:
             message = f"--url {self.url!r} is not an http:// or https:// URL"
             raise WrongSettings(message) from exc
@@ -114,7 +114,7 @@ class Api:
             message = f"no answer from {self.url}: {_reason(exc)}"
             raise Unreachable(message) from exc
         async with response:
-            self.server = response.headers.get("Server", "")
+            self.server_header = response.headers.get("Server", "")
             if response.status != _OK:
                 raise await _error_of(response)
             yield response
@@ -132,6 +132,6 @@ async def _error_of(response: aiohttp.ClientResponse) -> Failed:
     except (aiohttp.ClientError, TimeoutError, ValueError, KeyError, TypeError):
         message = text[:MAX_ERROR_CHARACTERS]
     message = f"{response.status}: {message}"
-    if response.status in _NOT_NOW:
+    if response.status in _TEMPORARY_STATUSES:
         return Unreachable(message)
     return Failed(message) if response.status >= _SERVER_ERROR else Refused(message)

@@ -12,7 +12,7 @@ from agentstream.store.admin.open_runs import Inspector
 from agentstream.store.connection.endpoint import Endpoint
 
 TIMEOUT_S: Final = 1.0  # a person waits at the prompt
-MOST_OFFERED: Final = 50
+MAX_SUGGESTIONS: Final = 50
 
 
 def open_run_ids(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
@@ -28,5 +28,5 @@ async def _open_run_ids() -> list[str]:
     if settings.redis_url is None:
         return []
     async with asyncio.timeout(TIMEOUT_S), Inspector(Endpoint(settings.redis_url), Keys()) as inspector:
-        listings = await inspector.open_runs(settings.served_queues, most=MOST_OFFERED)
+        listings = await inspector.open_runs(settings.served_queues, limit=MAX_SUGGESTIONS)
     return [run.run_id for listing in listings for run in listing.runs if run.run_id]

@@ -8,7 +8,7 @@ from typing import IO, Any, Final
 import click
 
 from agentstream.errors import BrokerUnavailable, BusError, StartupError
-from agentstream.processes.process import EXIT_FAILED, EXIT_WRONG_SETTINGS, run_loop
+from agentstream.processes.runtime import EXIT_FAILED, EXIT_WRONG_SETTINGS, run_loop
 
 EXIT_UNREACHABLE: Final = 3
 EXIT_REFUSED: Final = 4
@@ -53,7 +53,7 @@ class Interrupted(Failed):
         click.echo(self.message, file=file, err=file is None)
 
 
-def finish(work: Coroutine[Any, Any, int]) -> None:
+def run_command(work: Coroutine[Any, Any, int]) -> None:
     """Do a command's work on an event loop and exit with the code it returns."""
     try:
         code = run_loop(work)
@@ -67,7 +67,7 @@ def finish(work: Coroutine[Any, Any, int]) -> None:
 
 
 @contextlib.contextmanager
-def redis_errors() -> Iterator[None]:
+def exit_on_redis_errors() -> Iterator[None]:
     """Turn what the store raises into the matching exit."""
     try:
         yield

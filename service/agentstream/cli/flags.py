@@ -27,7 +27,7 @@ def setting_flags(*fields: str) -> Callable[[Command], Command]:
 
 def _setting_flag(field: str) -> Callable[[Command], Command]:
     info = Settings.model_fields[field]
-    default = "" if info.default in (None, ()) else f" [default: {shown(info.default)}]"
+    default = "" if info.default in (None, ()) else f" [default: {format_value(info.default)}]"
     flag = f"--{field.replace('_', '-')}"
     boolean = info.annotation is bool
     return click.option(
@@ -40,7 +40,7 @@ def _setting_flag(field: str) -> Callable[[Command], Command]:
     )
 
 
-def shown(value: object) -> str:
+def format_value(value: object) -> str:
     """Return a setting's value as it would be written in the environment."""
     if isinstance(value, bool):
         return str(value).lower()

@@ -8,8 +8,8 @@ from agentstream.errors import AgentError
 from agentstream.protocol.openai import ChatCompletionRequest, Usage
 
 # What the orchestrator says in the user's place; engines that are no language model know it by these words.
-CONTINUE: Final = "Your answer was cut off. Go on exactly where it stops, without repeating any of it."
-SUM_UP: Final = (
+CONTINUE_PROMPT: Final = "Your answer was cut off. Go on exactly where it stops, without repeating any of it."
+SUMMARY_PROMPT: Final = (
     "You cannot call any more tools. Answer now with what you have: say what was found, what was tried, and what is "
     "still missing."
 )
@@ -29,7 +29,7 @@ class EngineToolCall:
 
 
 @dataclass(frozen=True, slots=True)
-class CallPart:
+class EngineToolCallDelta:
     """A piece of a tool call as it comes. ``position`` counts the turn's calls from 0.
 
     ``name`` is there with a call's first part, and so is ``id`` if the model server gives one; empty later.
@@ -42,16 +42,16 @@ class CallPart:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Piece:
+class EngineDelta:
     """A part of a streamed answer: what comes as it comes; on the last piece also what the turn came to.
 
-    ``call_parts`` are pieces of what ``tool_calls`` holds whole, in the same order; an engine may leave them out.
+    ``tool_call_deltas`` are pieces of what ``tool_calls`` holds whole, in the same order; an engine may leave them out.
     ``echo`` are fields that the model server wants to see again in the turn's message when it is asked on.
     """
 
     text: str = ""
     reasoning: str = ""
-    call_parts: Sequence[CallPart] = ()
+    tool_call_deltas: Sequence[EngineToolCallDelta] = ()
     tool_calls: Sequence[EngineToolCall] = ()
     finish_reason: str | None = None
     usage: Usage | None = None
@@ -90,7 +90,7 @@ class Engine(Protocol):
         messages: Sequence[dict[str, Any]],
         tools: Sequence[ToolSchema],
         tool_choice: ToolChoice | None = None,
-    ) -> AsyncIterator[Piece]:
+    ) -> AsyncIterator[EngineDelta]:
         """Yield the model's answer to ``messages`` (OpenAI form, earlier turns of this run included).
 
         ``request`` gives the model name and sampling parameters; ``tools`` and ``tool_choice`` (OpenAI form) hold

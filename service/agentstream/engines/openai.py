@@ -9,13 +9,20 @@ from typing import Any, Final
 
 import openai
 
-from agentstream.engines.base import CallPart, EngineError, EngineToolCall, Piece, ToolChoice, ToolSchema
-from agentstream.engines.spans import inference, tell_answer, tell_output
+from agentstream.engines.base import (
+    EngineDelta,
+    EngineError,
+    EngineToolCall,
+    EngineToolCallDelta,
+    ToolChoice,
+    ToolSchema,
+)
+from agentstream.engines.spans import inference_span, record_output_messages, record_response
 from agentstream.protocol.openai import ChatCompletionRequest, Usage
 from agentstream.telemetry import tracing
 
 # The request's parameters that are the model's to follow, under the names the client sent.
-_PASSED_ON: Final = (
+_FORWARDED_PARAMETERS: Final = (
     "temperature",
     "top_p",
     "stop",
@@ -31,7 +38,7 @@ _PASSED_ON: Final = (
 )
 # Unknown fields are passed on too, but these: empty or off (anything else was refused), they would undo the tools
 # that this engine is given.
-_OURS: Final = frozenset({"functions", "function_call"})
+_DROPPED_FIELDS: Final = frozenset({"functions", "function_call"})
 
 CONNECT_TIMEOUT_S: Final = 10.0  # a server that is there answers the handshake in far less
 # The client's own retries: connection errors, 408, 409, 429 and 5xx before the answer begins, with backoff, or after
@@ -82,7 +89,7 @@ class OpenAIEngine:
         messages: Sequence[dict[str, Any]],
         tools: Sequence[ToolSchema],
         tool_choice: ToolChoice | None = None,
-    ) -> AsyncGenerator[Piece, None]:
+    ) -> AsyncGenerator[EngineDelta, None]:
         """Yield text, reasoning and calls as they arrive, then one last piece; see ``Engine.stream``.
 
         Raises EngineError if the server refuses, breaks off, or ends without a finish_reason: text that
@@ -90,8 +97,8 @@ class OpenAIEngine:
         """
         kind = ""
         model = self._model or request.model
-        with inference("openai", model, request, messages, self._where) as span:
-            turn = _Turn()
+        with inference_span("openai", model, request, messages, self._where) as span:
+            turn = _ChunkFold()
             try:
                 parameters = self._parameters(request, messages, tools, tool_choice)
                 chunks = await self._client.chat.completions.create(**parameters, extra_headers=span.carrier())
@@ -110,16 +117,16 @@ class OpenAIEngine:
                 message = f"the model server sent something that is not JSON: {exc}"
                 raise EngineError(message) from exc
             finally:
-                turn.tell(span)
+                turn.record_on(span)
             if turn.finish_reason is None:
                 message = "the model server ended its answer without a finish_reason: it was cut off"
-                if not turn.heard and "event-stream" not in kind:  # a web page, or a server that cannot stream
+                if not turn.received_any and "event-stream" not in kind:  # a web page, or a server that cannot stream
                     message = f"the model server answered with {kind[:80]!r} where a stream of events was due"
                 raise EngineError(message)
             if turn.finish_reason == "error":  # OpenRouter's word for an upstream that failed half-way
                 message = "the model server ended its answer with finish_reason 'error'"
                 raise EngineError(message)
-        yield Piece(
+        yield EngineDelta(
             tool_calls=turn.calls(),
             finish_reason=turn.finish_reason,
             usage=turn.usage,
@@ -143,10 +150,12 @@ class OpenAIEngine:
             "stream": True,
             "stream_options": {"include_usage": True},
             "extra_body": {
-                name: value for name, value in request.extra.items() if name not in _OURS and value is not None
+                name: value
+                for name, value in request.extra.items()
+                if name not in _DROPPED_FIELDS and value is not None
             },
         }
-        for name in _PASSED_ON:
+        for name in _FORWARDED_PARAMETERS:
             value = getattr(request, name)
             if value is not None:
                 parameters[name] = value
@@ -179,7 +188,7 @@ class OpenAIEngine:
 
 
 @dataclass(slots=True)
-class _CallInPieces:
+class _PartialToolCall:
     """A tool call as far as it has arrived."""
 
     position: int
@@ -188,26 +197,26 @@ class _CallInPieces:
     arguments: str = ""
 
 
-class _Turn:
+class _ChunkFold:
     """Folds chunks. Tolerant: servers leave out fields, and the client's models then hold None or other types."""
 
     def __init__(self) -> None:
-        self.heard = False
+        self.received_any = False
         self.began_s = time.perf_counter()
         self.first: tuple[float, object, object] | None = None  # when the first chunk came, its id and model
-        self.texts: list[str] | None = [] if tracing.content() else None
+        self.texts: list[str] | None = [] if tracing.content_enabled() else None
         self.finish_reason: str | None = None
         self.usage: Usage | None = None
         # DeepSeek refuses a conversation whose calls lack the reasoning that led to them; Groq, which says
         # "reasoning", refuses one that has it. So only what came under this name goes back.
         self.reasoning_content = ""
-        self._calls: list[_CallInPieces] = []
-        self._by_index: dict[int, _CallInPieces] = {}
+        self._calls: list[_PartialToolCall] = []
+        self._by_index: dict[int, _PartialToolCall] = {}
 
-    def receive(self, chunk: object) -> Piece | None:
+    def receive(self, chunk: object) -> EngineDelta | None:
         """Take a chunk and return what it says, if anything."""
-        if not self.heard:
-            self.heard = True
+        if not self.received_any:
+            self.received_any = True
             self.first = (time.perf_counter(), getattr(chunk, "id", None), getattr(chunk, "model", None))
         if usage := _usage(getattr(chunk, "usage", None)):
             self.usage = usage  # cumulative, where a server sends it with every chunk
@@ -223,13 +232,17 @@ class _Turn:
             reasoning = echoed or _text(delta, "reasoning")
             if self.texts is not None:
                 self.texts.append(text)
-            return Piece(text=text, reasoning=reasoning, call_parts=parts) if text or reasoning or parts else None
+            return (
+                EngineDelta(text=text, reasoning=reasoning, tool_call_deltas=parts)
+                if text or reasoning or parts
+                else None
+            )
         return None
 
-    def tell(self, span: tracing.Span) -> None:
+    def record_on(self, span: tracing.Span) -> None:
         """Tell a span what has come so far."""
         first_s, response_id, model = self.first or (None, None, None)
-        tell_answer(
+        record_response(
             span,
             usage=self.usage,
             finish_reason=self.finish_reason,
@@ -238,7 +251,7 @@ class _Turn:
             response_model=model,
         )
         if self.texts is not None:
-            tell_output(span, "".join(self.texts), self.calls(), self.finish_reason or "")
+            record_output_messages(span, "".join(self.texts), self.calls(), self.finish_reason or "")
 
     def calls(self) -> tuple[EngineToolCall, ...]:
         """Return the calls in the order they began; one without an id gets one."""
@@ -247,16 +260,16 @@ class _Turn:
             for number, call in enumerate(self._calls, 1)
         )
 
-    def _add(self, part: object) -> CallPart:
+    def _add(self, part: object) -> EngineToolCallDelta:
         function = getattr(part, "function", None)
         name = getattr(function, "name", None) or ""
         arguments = getattr(function, "arguments", None) or ""
         if not isinstance(arguments, str):  # an object, from servers that follow another API
             arguments = json.dumps(arguments)
         index, call_id = getattr(part, "index", None), getattr(part, "id", None) or ""
-        call = self._known(index, call_id)
-        if call is None or _begins_another(call, call_id, name, arguments):
-            call = _CallInPieces(len(self._calls))
+        call = self._find_call(index, call_id)
+        if call is None or _starts_new_call(call, call_id, name, arguments):
+            call = _PartialToolCall(len(self._calls))
             self._calls.append(call)
         if index is not None:
             self._by_index[index] = call
@@ -265,10 +278,10 @@ class _Turn:
         call.name = call.name or name
         call.arguments += arguments
         if known:
-            return CallPart(call.position, "", "", arguments)
-        return CallPart(call.position, call.id, call.name, call.arguments if call.name else "")
+            return EngineToolCallDelta(call.position, "", "", arguments)
+        return EngineToolCallDelta(call.position, call.id, call.name, call.arguments if call.name else "")
 
-    def _known(self, index: int | None, call_id: str) -> _CallInPieces | None:
+    def _find_call(self, index: int | None, call_id: str) -> _PartialToolCall | None:
         """Return the call a part may belong to: by index, else by id, else the latest."""
         if index is not None:
             return self._by_index.get(index)
@@ -281,7 +294,7 @@ def _error_type(exc: openai.OpenAIError) -> str:
     return str(exc.status_code) if isinstance(exc, openai.APIStatusError) else type(exc).__name__
 
 
-def _begins_another(call: _CallInPieces, call_id: str, name: str, arguments: str) -> bool:
+def _starts_new_call(call: _PartialToolCall, call_id: str, name: str, arguments: str) -> bool:
     """Whether a part that names a call is not more of ``call``: some servers give every whole call index 0."""
     if (call_id and call.id and call_id != call.id) or (name and call.name and name != call.name):
         return True

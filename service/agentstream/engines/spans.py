@@ -9,7 +9,7 @@ from agentstream.protocol.openai import ChatCompletionRequest, Usage
 from agentstream.telemetry import tracing
 
 
-def inference(
+def inference_span(
     provider: str,
     model: str,
     request: ChatCompletionRequest,
@@ -20,7 +20,7 @@ def inference(
 
     It is not current, as engines are generators: its ``carrier`` goes along with what they send.
     """
-    if not tracing.on():
+    if not tracing.enabled():
         return tracing.span("chat")
     attributes: dict[str, Any] = {
         "gen_ai.operation.name": "chat",
@@ -35,12 +35,12 @@ def inference(
         "gen_ai.request.presence_penalty": request.presence_penalty,
         **(where or {}),
     }
-    if tracing.content():
+    if tracing.content_enabled():
         attributes["gen_ai.input.messages"] = _latest(messages)
     return tracing.span(f"chat {model}", "client" if where else "internal", attributes, current=False)
 
 
-def tell_answer(  # noqa: PLR0913 -- all there is to tell
+def record_response(  # noqa: PLR0913 -- all there is to tell
     span: tracing.Span,
     *,
     usage: Usage | None,
@@ -62,7 +62,7 @@ def tell_answer(  # noqa: PLR0913 -- all there is to tell
     )
 
 
-def tell_output(span: tracing.Span, text: str, calls: Sequence[EngineToolCall], finish_reason: str) -> None:
+def record_output_messages(span: tracing.Span, text: str, calls: Sequence[EngineToolCall], finish_reason: str) -> None:
     """Tell what the model wrote, unless it is too long; to be called only if content may be told."""
     called = [{"id": call.id, "function": {"name": call.name, "arguments": call.arguments}} for call in calls]
     answer = _in_parts({"role": "assistant", "content": text, "tool_calls": called})

@@ -13,12 +13,12 @@ from agentstream.errors import StartupError
 from agentstream.frontend import middleware, spans
 from agentstream.frontend.api import routes
 from agentstream.frontend.auth import Authenticator
-from agentstream.frontend.background import Errands
+from agentstream.frontend.background import BackgroundTasks
 from agentstream.frontend.context import CONTEXT, Context
 from agentstream.frontend.metrics import FrontendMetrics
 from agentstream.frontend.page import routes as playground
-from agentstream.frontend.runs.dispatch import Dispatch
-from agentstream.frontend.runs.pump import Outbox
+from agentstream.frontend.runs.model_router import ModelRouter
+from agentstream.frontend.runs.pump import FlushScheduler
 from agentstream.frontend.runs.watcher import Watcher
 from agentstream.protocol.keys import Keys
 from agentstream.store.bus.bus import Bus
@@ -26,7 +26,7 @@ from agentstream.store.connection.endpoint import Endpoint
 from agentstream.store.connection.link import Link
 from agentstream.store.runs import RunStore
 from agentstream.telemetry import tracing
-from agentstream.telemetry.metrics import observe_for_ever
+from agentstream.telemetry.metrics import observe_periodically
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ def create_app(settings: Settings, *, keys: Keys | None = None, number: int | No
         settings=settings,
         link=link,
         bus=Bus(link, keys),
-        submitter=Dispatch(
+        model_router=ModelRouter(
             link,
             keys,
             queue_of={route.model: route.queue for route in settings.routes},
@@ -58,21 +58,21 @@ def create_app(settings: Settings, *, keys: Keys | None = None, number: int | No
         authenticator=Authenticator(settings.api_keys),
         runs=RunStore(link, keys),
         watcher=Watcher(),
-        outbox=Outbox(),
-        errands=Errands(),
+        flush_scheduler=FlushScheduler(),
+        background_tasks=BackgroundTasks(),
         metrics=FrontendMetrics(number),
     )
-    app[CONTEXT].metrics.watch(link)
+    app[CONTEXT].metrics.observe_pings(link)
     app.cleanup_ctx.append(_open_link)
     app.cleanup_ctx.append(_watch_runs)
-    app.cleanup_ctx.append(_finish_errands)
+    app.cleanup_ctx.append(_finish_background_tasks)
     if number is not None:
-        app.cleanup_ctx.append(_tell_the_others)
+        app.cleanup_ctx.append(_share_metrics)
     # Unprotected, it is a loopback address: the settings see to that.
     unprotected = not (settings.api_keys or settings.allow_open)
     for route in [*routes.ROUTES, *playground.routes(), web.route("*", "/{path:.*}", middleware.no_such_route)]:
         handler = middleware.openai_errors(route.handler, local_hosts_only=unprotected)
-        if tracing.on() and route.path.startswith(spans.TRACED):
+        if tracing.enabled() and route.path.startswith(spans.TRACED_PREFIX):
             handler = spans.traced(handler, route.path)
         web.RouteDef(route.method, route.path, handler, route.kwargs).register(app.router)
     return app
@@ -86,32 +86,32 @@ async def _open_link(app: web.Application) -> AsyncIterator[None]:
 
 
 async def _watch_runs(app: web.Application) -> AsyncIterator[None]:
-    async with _beside(app[CONTEXT].watcher.sweep(), "watcher"):
+    async with _lifetime_task(app[CONTEXT].watcher.sweep(), "watcher"):
         yield
 
 
-async def _tell_the_others(app: web.Application) -> AsyncIterator[None]:
-    async with _beside(observe_for_ever(app[CONTEXT].observe), "metrics"):
+async def _share_metrics(app: web.Application) -> AsyncIterator[None]:
+    async with _lifetime_task(observe_periodically(app[CONTEXT].observe), "metrics"):
         yield
 
 
 @contextlib.asynccontextmanager
-async def _beside(work: Coroutine[Any, Any, None], name: str) -> AsyncIterator[None]:
+async def _lifetime_task(work: Coroutine[Any, Any, None], name: str) -> AsyncIterator[None]:
     """Do something for as long as the process serves; if it fails, the process dies loudly."""
     task = asyncio.create_task(work, name=name)
-    task.add_done_callback(_die_loudly)
+    task.add_done_callback(_exit_on_failure)
     yield
     task.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await task
 
 
-async def _finish_errands(app: web.Application) -> AsyncIterator[None]:
+async def _finish_background_tasks(app: web.Application) -> AsyncIterator[None]:
     yield
-    await app[CONTEXT].errands.finish()
+    await app[CONTEXT].background_tasks.finish()
 
 
-def _die_loudly(task: asyncio.Task[None]) -> None:
+def _exit_on_failure(task: asyncio.Task[None]) -> None:
     """Log a side task's death; without the watcher no stream would have a deadline any more."""
     if not task.cancelled() and (error := task.exception()) is not None:
         log.critical("the %s died: %r", task.get_name(), error)

@@ -16,7 +16,7 @@ class Authenticator:
         """Keep only the keys' hashes."""
         self._hashes = [_hash(key) for key in api_keys]
 
-    def owner(self, request: web.Request) -> str:
+    def authenticate(self, request: web.Request) -> str:
         """Return the hash of the caller's key, to which its runs belong ("" without keys).
 
         Raises Unauthenticated. Every key is compared, in constant time.

@@ -9,20 +9,20 @@ from agentstream.errors import AgentStreamError
 
 log = logging.getLogger(__name__)
 
-ERRAND_TIMEOUT_S: Final = 30.0
+BACKGROUND_TASK_TIMEOUT_S: Final = 30.0
 FINISH_TIMEOUT_S: Final = 3.0
 
 
-class Errands:
+class BackgroundTasks:
     """Named tasks with a time limit, none of them lost or silent."""
 
     def __init__(self) -> None:
         """Start with none."""
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def run(self, errand: Coroutine[Any, Any, None], name: str) -> None:
+    def start(self, coroutine: Coroutine[Any, Any, None], name: str) -> None:
         """Do it in the background."""
-        task = asyncio.create_task(self._do(errand, name), name=name)
+        task = asyncio.create_task(self._run(coroutine, name), name=name)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -33,10 +33,10 @@ class Errands:
         for task in self._tasks:
             task.cancel()
 
-    async def _do(self, errand: Coroutine[Any, Any, None], name: str) -> None:
+    async def _run(self, coroutine: Coroutine[Any, Any, None], name: str) -> None:
         try:
-            async with asyncio.timeout(ERRAND_TIMEOUT_S):
-                await errand
+            async with asyncio.timeout(BACKGROUND_TASK_TIMEOUT_S):
+                await coroutine
         except (AgentStreamError, TimeoutError) as exc:
             log.warning("%s failed: %s", name, exc)
         except Exception:

@@ -6,10 +6,10 @@ from aiohttp import web
 
 from agentstream.config import Settings
 from agentstream.frontend.auth import Authenticator
-from agentstream.frontend.background import Errands
+from agentstream.frontend.background import BackgroundTasks
 from agentstream.frontend.metrics import FrontendMetrics
-from agentstream.frontend.runs.dispatch import Dispatch
-from agentstream.frontend.runs.pump import Outbox
+from agentstream.frontend.runs.model_router import ModelRouter
+from agentstream.frontend.runs.pump import FlushScheduler
 from agentstream.frontend.runs.watcher import Watcher
 from agentstream.store.bus.bus import Bus
 from agentstream.store.connection.link import Link
@@ -23,18 +23,18 @@ class Context:
     settings: Settings
     link: Link
     bus: Bus
-    submitter: Dispatch
+    model_router: ModelRouter
     authenticator: Authenticator
     runs: RunStore
     watcher: Watcher
-    outbox: Outbox
-    errands: Errands
+    flush_scheduler: FlushScheduler
+    background_tasks: BackgroundTasks
     metrics: FrontendMetrics
     draining: bool = False
 
     def observe(self) -> None:
         """Let the metrics take what this process knows of itself."""
-        self.metrics.observe(self.watcher, self.bus.feeds, self.link)
+        self.metrics.observe(self.watcher, self.bus.feed_counts, self.link)
 
 
 CONTEXT = web.AppKey("context", Context)

@@ -25,7 +25,7 @@ from agentstream.errors import (
     ServiceError,
 )
 from agentstream.frontend.context import CONTEXT
-from agentstream.frontend.request_log import RequestLog, begin
+from agentstream.frontend.request_log import RequestLog, assign_request_id
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 BROKER_RETRY_AFTER_S: Final = 2
@@ -41,7 +41,7 @@ def openai_errors(handler: Handler, *, local_hosts_only: bool) -> Handler:
     lines = RequestLog()
 
     async def guarded(request: web.Request) -> web.StreamResponse:
-        began_s, request_id = time.monotonic(), begin(request)
+        began_s, request_id = time.monotonic(), assign_request_id(request)
         route = _route_of(request, handler)
         error: RequestError | None = None
         try:
@@ -67,7 +67,7 @@ def openai_errors(handler: Handler, *, local_hosts_only: bool) -> Handler:
             response.headers["X-Request-Id"] = request_id
         lines.refused(error, route)
         lines.ended(response, route, began_s)
-        request.app[CONTEXT].metrics.answered(route, response.status, response.get(REJECTED_AS))
+        request.app[CONTEXT].metrics.request_answered(route, response.status, response.get(REJECTED_AS))
         return response
 
     return guarded

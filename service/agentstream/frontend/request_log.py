@@ -29,7 +29,7 @@ class Throttle:
         self._burst = burst
         self._left: dict[object, tuple[float, float, int]] = {}  # lines left, when that was (s), lines left out since
 
-    def pass_on(self, kind: object) -> int | None:
+    def try_acquire(self, kind: object) -> int | None:
         """Return None if a line must be left out, else how many were since the last one that was not."""
         now_s = time.monotonic()
         left, then_s, omitted = self._left.get(kind, (float(self._burst), now_s, 0))
@@ -39,7 +39,7 @@ class Throttle:
         return omitted if passes else None
 
 
-def begin(request: web.Request) -> str:
+def assign_request_id(request: web.Request) -> str:
     """Give a request its id, by which its run's lines can be found too: the caller's, if it has sent one."""
     sent = request.headers.get("X-Request-Id", "")
     request_id = sent if REQUEST_ID.fullmatch(sent) else new_request_id()
@@ -59,7 +59,7 @@ class RequestLog:
         if error is None:
             return
         status = error.run_status if isinstance(error, RunFailed) else error.status
-        omitted = self._throttle.pass_on(status)
+        omitted = self._throttle.try_acquire(status)
         if omitted is None:
             return
         fields: dict[str, Any] = {"route": route, "status": status, "code": error.error_code}
@@ -72,7 +72,7 @@ class RequestLog:
 
     def failed(self, error: Exception, route: str) -> None:
         """Tell of an error of ours."""
-        omitted = self._throttle.pass_on(type(error))
+        omitted = self._throttle.try_acquire(type(error))
         if omitted is not None:
             log.error("a request failed", exc_info=error, extra={"route": route, "omitted": omitted})
 

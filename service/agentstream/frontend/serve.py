@@ -15,7 +15,7 @@ from agentstream.config import Settings
 from agentstream.errors import BrokerUnavailable, StartupError
 from agentstream.frontend.app import create_app
 from agentstream.frontend.context import CONTEXT
-from agentstream.processes.process import stop_signals
+from agentstream.processes.runtime import stop_signals
 from agentstream.telemetry.otel import exported_spans
 
 log = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ CLOSE_TIMEOUT_S: Final = 1.0
 LAST_REQUESTS_S: Final = 0.5
 
 
-def _calmly(record: logging.LogRecord) -> bool:
+def _quiet_malformed_request(record: logging.LogRecord) -> bool:
     """Make one quiet line of a malformed request; aiohttp logs each with a traceback and what was sent."""
     if record.exc_info and isinstance(record.exc_info[1], HttpProcessingError | web.RequestPayloadError):
         record.levelno, record.levelname = logging.DEBUG, "DEBUG"
@@ -58,7 +58,7 @@ async def serve_frontend(settings: Settings, *, number: int | None = None) -> in
 async def _serve(settings: Settings, number: int | None) -> int:
     app = create_app(settings, number=number)
     context = app[CONTEXT]
-    logging.getLogger("aiohttp.server").addFilter(_calmly)
+    logging.getLogger("aiohttp.server").addFilter(_quiet_malformed_request)
     runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=CLOSE_TIMEOUT_S)
     await runner.setup()
     manager = cast("web.Server", runner.server)  # there is one since the setup
@@ -66,15 +66,15 @@ async def _serve(settings: Settings, number: int | None) -> int:
         with stop_signals() as stop, contextlib.ExitStack() as listening:
             shared = number is not None
             if shared:
-                await _until_connected(context.link.wait_ready(settings.broker_wait_s), stop)
+                await _wait_connected(context.link.wait_ready(settings.broker_wait_s), stop)
             else:
                 with contextlib.suppress(BrokerUnavailable):
                     await context.link.wait_ready(CONNECT_FIRST_S)
             server = listening.enter_context(contextlib.closing(await _listen(manager, settings, shared=shared)))
             if not shared:
-                await _until_connected(context.link.wait_ready(settings.broker_wait_s), stop)
+                await _wait_connected(context.link.wait_ready(settings.broker_wait_s), stop)
             if not stop.is_set():
-                log.info("serving on %s", address(settings.host, server))
+                log.info("serving on %s", server_url(settings.host, server))
             await stop.wait()
             await _stop_listening(server, manager)
             await asyncio.sleep(LAST_REQUESTS_S)
@@ -133,7 +133,7 @@ def _accept_all(listener: socket.socket) -> Iterator[socket.socket]:
             return
 
 
-async def _until_connected(connecting: object, stop: asyncio.Event) -> None:
+async def _wait_connected(connecting: object, stop: asyncio.Event) -> None:
     """Return once connected or told to stop; raises what connecting raised."""
     connected = asyncio.ensure_future(connecting)  # type: ignore[call-overload]
     stopping = asyncio.create_task(stop.wait(), name="stop")
@@ -146,7 +146,7 @@ async def _until_connected(connecting: object, stop: asyncio.Event) -> None:
         stopping.cancel()
 
 
-def address(host: str, server: asyncio.Server) -> str:
+def server_url(host: str, server: asyncio.Server) -> str:
     """Return the URL a server really listens on; port 0 has become a free one."""
     port = server.sockets[0].getsockname()[1]
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"

@@ -8,9 +8,9 @@ from agentstream.frontend.middleware import Handler
 from agentstream.protocol.jobs import Job
 from agentstream.store.runs import RunInfo
 from agentstream.telemetry import tracing
-from agentstream.telemetry.log_context import current
+from agentstream.telemetry.log_context import current_log_context
 
-TRACED: Final = "/v1/"  # health, metrics and the page would drown what matters
+TRACED_PREFIX: Final = "/v1/"  # health, metrics and the page would drown what matters
 MAX_CHARS: Final = 256  # of what a caller chooses; a header may have 8 KB, and spans wait in memory
 
 
@@ -35,7 +35,7 @@ def traced(handler: Handler, route: str) -> Handler:
         }
         with tracing.span(f"{request.method} {route}", "server", attributes, parent=request.headers) as span:
             response = await handler(request)
-            told = {"http.response.status_code": response.status, tracing.REQUEST_ID: current().request_id}
+            told = {"http.response.status_code": response.status, tracing.REQUEST_ID: current_log_context().request_id}
             span.set(told)
             if response.status >= 500:  # noqa: PLR2004
                 span.fail(str(response.status))
@@ -44,12 +44,12 @@ def traced(handler: Handler, route: str) -> Handler:
     return inside_a_span
 
 
-def sending(job: Job, queue: str) -> tracing.Span:
+def enqueue_span(job: Job, queue: str) -> tracing.Span:
     """Return the span of enqueueing a job, a child of the request that it came with.
 
     Also when it is enqueued again, long after: then nothing of the request is current any more.
     """
-    if not tracing.on():
+    if not tracing.enabled():
         return tracing.span("send")
     attributes = {
         "messaging.system": "redis",
@@ -61,7 +61,7 @@ def sending(job: Job, queue: str) -> tracing.Span:
     return tracing.span(f"send {queue}", "producer", attributes, parent=job.trace)
 
 
-def tell_run(run: Job | RunInfo) -> None:
+def set_run_attributes(run: Job | RunInfo) -> None:
     """Tell of a request which run it is about; one that was created by another request is linked to that trace."""
     span = tracing.current()
     span.set({tracing.RUN_ID: run.run_id, "gen_ai.request.model": _model(run)})

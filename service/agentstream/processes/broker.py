@@ -23,13 +23,13 @@ from pathlib import Path
 from typing import IO, Literal, Self
 
 from agentstream.errors import StartupError
-from agentstream.processes.child import LISTENING, fake_redis, tied
-from agentstream.processes.process import free_port
+from agentstream.processes.launcher import LISTENING, die_with_parent, fake_redis_command
+from agentstream.processes.runtime import free_port
 
 START_TIMEOUT_S = 10  # a server starts in about 50 ms, fakeredis in 1 s; a loaded machine gets ten times that
 STOP_TIMEOUT_S = 5  # an empty server ends at once; after this it is killed
 PORT_TRIES = 3  # between finding a free port and the server's taking it, another process may
-OLDEST_VERSION = (6, 2)  # the first with XAUTOCLAIM
+MIN_VERSION = (6, 2)  # the first with XAUTOCLAIM
 
 _POLL_S = 0.02
 _ANSWER_S = 0.5  # for one PING; whoever else holds the port may never answer
@@ -66,7 +66,7 @@ def find_server() -> ServerChoice:
 def usable_servers() -> Iterator[ServerChoice]:
     """Yield every usable server, the best first, looking no further than asked."""
     for origin, path in _executables():
-        if _version(path) >= OLDEST_VERSION:
+        if _version(path) >= MIN_VERSION:
             yield ServerChoice("server", origin, path)
     if importlib.util.find_spec("fakeredis") and importlib.util.find_spec("lupa"):
         yield ServerChoice("fake", "fakeredis", warning=FAKE_WARNING)
@@ -211,8 +211,8 @@ class EmbeddedBroker:
 
     def _command(self) -> list[str]:
         if self._choice.executable is None:
-            return fake_redis(self._port)
-        return tied(str(self._choice.executable), "-")  # "-": the configuration comes by standard input
+            return fake_redis_command(self._port)
+        return die_with_parent(str(self._choice.executable), "-")  # "-": the configuration comes by standard input
 
     def _configuration(self) -> bytes:
         """Return the server's configuration: by standard input, so that no process list shows the password."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from agentstream.errors import StartupError
-from agentstream.processes.process import EXIT_FAILED, EXIT_WRONG_SETTINGS
+from agentstream.processes.runtime import EXIT_FAILED, EXIT_WRONG_SETTINGS
 
 log = logging.getLogger(__name__)
 
@@ -38,11 +38,13 @@ class _RefusedError(StartupError):
 class Children:
     """What one process supervises."""
 
-    def __init__(self, *ranks: Sequence[Child], drain_timeout_s: float, say: Callable[[str], None]) -> None:
-        """Take the children in the order in which they are ended, rank by rank; ``say`` prints a line for people."""
-        self._ranks = ranks
+    def __init__(
+        self, *stop_groups: Sequence[Child], drain_timeout_s: float, print_line: Callable[[str], None]
+    ) -> None:
+        """Take the children in the order in which they are ended, group by group; ``print_line`` is for people."""
+        self._stop_groups = stop_groups
         self._drain_timeout_s = drain_timeout_s
-        self._say = say
+        self._print_line = print_line
         self._stopping = asyncio.Event()
         self.restarts = 0  # how often one was started again
 
@@ -56,55 +58,55 @@ class Children:
     async def serve(
         self,
         stop: asyncio.Event,
-        *vital: Coroutine[Any, Any, None],
+        *critical: Coroutine[Any, Any, None],
         announce: Callable[[], Coroutine[Any, Any, None]] | None = None,
     ) -> int:
         """Keep them running until ``stop`` is set, then end them all; returns the exit code.
 
         ``announce`` is awaited once they are started (by default their pids are said). Whatever cannot go on ends
-        everything: it raising, a ``vital`` wait that raises, or a child that refuses its settings.
+        everything: it raising, a ``critical`` wait that raises, or a child that refuses its settings.
         """
         stopped = asyncio.create_task(stop.wait(), name="stop")
-        others: list[asyncio.Task[Any]] = [stopped, *(asyncio.create_task(wait, name="vital") for wait in vital)]
+        others: list[asyncio.Task[Any]] = [stopped, *(asyncio.create_task(wait, name="critical") for wait in critical)]
         keeping: list[asyncio.Task[None]] = []
         try:
             for child in self._all():
                 await _start(child)
-                keeping.append(asyncio.create_task(self._keep(child), name=child.name))
-            announcing = asyncio.create_task((announce or self.tell)(), name="announce")
+                keeping.append(asyncio.create_task(self._keep_running(child), name=child.name))
+            announcing = asyncio.create_task((announce or self.print_pids)(), name="announce")
             others.append(announcing)
             done, _ = await asyncio.wait({*others, *keeping}, return_when=asyncio.FIRST_COMPLETED)
             if done == {announcing} and announcing.exception() is None:
                 others.remove(announcing)
                 done, _ = await asyncio.wait({*others, *keeping}, return_when=asyncio.FIRST_COMPLETED)
             if stopped in done:
-                self._say("stopping")
+                self._print_line("stopping")
                 return 0
             errors = [error for task in done if (error := task.exception())]  # of one that refuses, or is never ready
             for error in errors:
-                self._say(f"error: {error}")
+                self._print_line(f"error: {error}")
             return EXIT_WRONG_SETTINGS if any(isinstance(error, _RefusedError) for error in errors) else EXIT_FAILED
         finally:
             self._stopping.set()
-            for rank in self._ranks:
+            for rank in self._stop_groups:
                 await self._end(rank)
             for task in others:
                 task.cancel()
             await asyncio.gather(*others, *keeping, return_exceptions=True)  # the keepers end by themselves
 
-    async def tell(self) -> None:
+    async def print_pids(self) -> None:
         """Say every child's pid, those that are ended first at the top."""
         for child in self._all():
-            self._tell(child)
+            self._print_pid(child)
 
-    def _tell(self, child: Child) -> None:
+    def _print_pid(self, child: Child) -> None:
         if child.process is not None:
-            self._say(f"{child.name:<9} pid {child.process.pid}")
+            self._print_line(f"{child.name:<9} pid {child.process.pid}")
 
     def _all(self) -> list[Child]:
-        return [child for rank in self._ranks for child in rank]
+        return [child for rank in self._stop_groups for child in rank]
 
-    async def _keep(self, child: Child) -> None:
+    async def _keep_running(self, child: Child) -> None:
         """Start a child again whenever it ends, until we stop; raises StartupError if it refuses its settings."""
         loop = asyncio.get_running_loop()
         backoff_s = FIRST_BACKOFF_S
@@ -120,7 +122,7 @@ class Children:
                 raise _RefusedError(message)
             if loop.time() - started_s > HEALTHY_AFTER_S:
                 backoff_s = FIRST_BACKOFF_S
-            self._say(
+            self._print_line(
                 f"{child.name} (pid {child.process.pid}) ended with code {code}; starting it again in {backoff_s:g} s"
             )
             with contextlib.suppress(TimeoutError):
@@ -131,7 +133,7 @@ class Children:
             backoff_s = min(backoff_s * 2, MAX_BACKOFF_S)
             await _start(child)
             self.restarts += 1
-            self._tell(child)
+            self._print_pid(child)
             if self._stopping.is_set():  # too late for those who end what runs
                 await self._end([child])
 

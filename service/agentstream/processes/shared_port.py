@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from agentstream.errors import StartupError
 
 # A name such as localhost may have an address that this machine lacks: those it has are listened on.
-_NOT_HERE = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
+_ADDRESS_UNAVAILABLE = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 
 
 @contextlib.contextmanager
@@ -27,14 +27,14 @@ def shared_port(host: str, port: int, *, setting: str = "AGENTSTREAM_PORT") -> I
         raise StartupError(message)
     with contextlib.ExitStack() as stack:
         try:
-            port = _keep(stack, host, port)
+            port = _bind_all_addresses(stack, host, port)
         except OSError as exc:
             message = f"cannot listen on {host}:{port} ({setting}): {exc.strerror}"
             raise StartupError(message) from exc
         yield port
 
 
-def _keep(stack: contextlib.ExitStack, host: str, port: int) -> int:
+def _bind_all_addresses(stack: contextlib.ExitStack, host: str, port: int) -> int:
     """Bind every address of a host to one port, until the stack is left; returns it, or raises OSError."""
     kept, missing = 0, OSError(errno.EADDRNOTAVAIL, "no such address")
     for address in _addresses(host, port):
@@ -43,7 +43,7 @@ def _keep(stack: contextlib.ExitStack, host: str, port: int) -> int:
                 _bound(address, port, shared=False).close()
             bound = stack.enter_context(_bound(address, port, shared=True))
         except OSError as exc:
-            if exc.errno not in _NOT_HERE:
+            if exc.errno not in _ADDRESS_UNAVAILABLE:
                 raise
             missing = exc
         else:

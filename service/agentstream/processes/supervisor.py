@@ -15,11 +15,11 @@ import aiohttp
 from agentstream.config import BUILTIN, Settings, env_name, environment
 from agentstream.errors import StartupError
 from agentstream.processes.broker import EmbeddedBroker, find_server
-from agentstream.processes.child import tied
 from agentstream.processes.children import Child, Children
-from agentstream.processes.process import free_port, stop_signals
+from agentstream.processes.launcher import die_with_parent
+from agentstream.processes.runtime import free_port, stop_signals
 from agentstream.processes.shared_port import shared_port
-from agentstream.telemetry.metrics import common_metrics, forget_process
+from agentstream.telemetry.metrics import multiproc_env, remove_process_gauges
 
 Watch = Callable[[str, Children], Coroutine[Any, Any, None]]  # is given the address, and what runs
 
@@ -27,26 +27,28 @@ READY_TIMEOUT_S: Final = 30.0
 READY_POLL_S: Final = 0.1
 
 
-async def serve_processes(what: Literal["frontend", "worker"], settings: Settings, say: Callable[[str], None]) -> int:
+async def serve_processes(
+    what: Literal["frontend", "worker"], settings: Settings, print_line: Callable[[str], None]
+) -> int:
     """Run ``settings.processes`` front ends on one port, or workers, until SIGINT or SIGTERM; returns the exit code.
 
     Raises StartupError if the front ends cannot have the port.
     """
     with stop_signals() as stop, contextlib.ExitStack() as stack:
         if what == "frontend":
-            _, members = stack.enter_context(_front_ends(settings, say))
+            _, members = stack.enter_context(_front_ends(settings, print_line))
         else:
             members = stack.enter_context(_workers(settings, settings.processes))
-        return await Children(members, drain_timeout_s=settings.drain_timeout_s, say=say).serve(stop)
+        return await Children(members, drain_timeout_s=settings.drain_timeout_s, print_line=print_line).serve(stop)
 
 
 class Supervisor:
     """``agentstream up``: broker, workers and front ends as child processes, ended together."""
 
-    def __init__(self, settings: Settings, say: Callable[[str], None], watch: Watch | None = None) -> None:
-        """``say`` prints a line for the person at the terminal; ``watch`` is awaited once we serve, until the end."""
+    def __init__(self, settings: Settings, print_line: Callable[[str], None], watch: Watch | None = None) -> None:
+        """``print_line`` prints for the person at the terminal; ``watch`` is awaited once we serve, until the end."""
         self._settings = settings
-        self._say = say
+        self._print_line = print_line
         self._watch = watch
 
     async def run(self) -> int:
@@ -62,19 +64,24 @@ class Supervisor:
                 if settings.redis_url is None:
                     choice = find_server()
                     broker = await stack.enter_async_context(EmbeddedBroker(choice))
-                    self._say(f"broker    pid {broker.pid}  {broker.url}  ({choice.origin}; private, in memory)")
+                    self._print_line(f"broker    pid {broker.pid}  {broker.url}  ({choice.origin}; private, in memory)")
                     if choice.warning:
-                        self._say(f"warning   {choice.warning}")
+                        self._print_line(f"warning   {choice.warning}")
                     settings = settings.model_copy(update={"redis_url": broker.url})
                     return await self._supervise(settings, stop, broker)
                 return await self._supervise(settings, stop)
 
     async def _supervise(self, settings: Settings, stop: asyncio.Event, broker: EmbeddedBroker | None = None) -> int:
-        with _front_ends(settings, self._say) as (port, front_ends), _workers(settings, settings.workers) as workers:
+        with (
+            _front_ends(settings, self._print_line) as (port, front_ends),
+            _workers(settings, settings.workers) as workers,
+        ):
             # The front ends are ended first: they let their streams end while the workers still work.
-            children = Children(front_ends, workers, drain_timeout_s=settings.drain_timeout_s, say=self._say)
-            vital = [_while_alive(broker)] if broker is not None else []
-            return await children.serve(stop, *vital, announce=lambda: self._announce(port, children))
+            children = Children(
+                front_ends, workers, drain_timeout_s=settings.drain_timeout_s, print_line=self._print_line
+            )
+            critical = [_raise_when_broker_ends(broker)] if broker is not None else []
+            return await children.serve(stop, *critical, announce=lambda: self._announce(port, children))
 
     async def _announce(self, port: int, children: Children) -> None:
         """Say where and as what we serve, once we do; raises StartupError if that takes too long."""
@@ -84,28 +91,28 @@ class Supervisor:
         timeout = aiohttp.ClientTimeout(total=2)
         try:
             async with asyncio.timeout(READY_TIMEOUT_S), aiohttp.ClientSession(timeout=timeout) as session:
-                while not await _serves_with_workers(session, url, settings):  # noqa: ASYNC110 -- another process's state
+                while not await _is_ready(session, url, settings):  # noqa: ASYNC110 -- another process's state
                     await asyncio.sleep(READY_POLL_S)
         except TimeoutError as exc:
             message = f"not ready within {READY_TIMEOUT_S:g} s"
             raise StartupError(message) from exc
-        await children.tell()
+        await children.print_pids()
         engine = settings.openai_base_url or "built-in demo (no model: set OPENAI_BASE_URL for one)"
         for route in settings.routes:
-            self._say(f"agent     {route.model}: {engine if route.agent == BUILTIN else route.agent}")
+            self._print_line(f"agent     {route.model}: {engine if route.agent == BUILTIN else route.agent}")
         if not settings.routes:
-            self._say(f"agent     {settings.agent or engine}")
-        self._say(f"serving   {url}  (playground there; API at {url}/v1)")
+            self._print_line(f"agent     {settings.agent or engine}")
+        self._print_line(f"serving   {url}  (playground there; API at {url}/v1)")
         where = "" if url == "http://127.0.0.1:8000" else f"--url {url} "
         where += f"--model {shlex.quote(settings.routes[0].model)} " if settings.routes else ""
-        self._say(
+        self._print_line(
             f'try       agentstream chat {where}"what is 17*23, and the time in Tokyo?"    ctrl-C ends everything'
         )
         if self._watch is not None:
             await self._watch(url, children)
 
 
-async def _serves_with_workers(session: aiohttp.ClientSession, url: str, settings: Settings) -> bool:
+async def _is_ready(session: aiohttp.ClientSession, url: str, settings: Settings) -> bool:
     try:
         async with session.get(f"{url}/health/ready") as response:
             queues = (await response.json())["queues"]
@@ -116,7 +123,7 @@ async def _serves_with_workers(session: aiohttp.ClientSession, url: str, setting
         return False
 
 
-async def _while_alive(broker: EmbeddedBroker) -> None:
+async def _raise_when_broker_ends(broker: EmbeddedBroker) -> None:
     """Wait for the broker's end; raises StartupError then: its runs are gone with it."""
     code = await broker.wait()
     message = f"the broker ended with code {code}"
@@ -124,7 +131,7 @@ async def _while_alive(broker: EmbeddedBroker) -> None:
 
 
 @contextlib.contextmanager
-def _front_ends(settings: Settings, say: Callable[[str], None]) -> Iterator[tuple[int, list[Child]]]:
+def _front_ends(settings: Settings, print_line: Callable[[str], None]) -> Iterator[tuple[int, list[Child]]]:
     """Yield the port the front ends will listen on, and their processes; raises StartupError."""
     if settings.processes == 1:
         port = settings.port or free_port()
@@ -134,9 +141,9 @@ def _front_ends(settings: Settings, say: Callable[[str], None]) -> Iterator[tupl
     with contextlib.ExitStack() as stack:
         port = stack.enter_context(shared_port(settings.host, settings.port))
         if sys.platform != "linux":
-            say("warning   this system may not spread connections evenly over processes that share a port")
+            print_line("warning   this system may not spread connections evenly over processes that share a port")
         env = _env(settings.model_copy(update={"port": port}))
-        yield port, stack.enter_context(_counting_together("frontend", settings.processes, env))
+        yield port, stack.enter_context(_processes_sharing_metrics("frontend", settings.processes, env))
 
 
 @contextlib.contextmanager
@@ -148,21 +155,23 @@ def _workers(settings: Settings, count: int) -> Iterator[list[Child]]:
         return
     with (
         shared_port(settings.metrics_host, settings.metrics_port, setting=env_name("metrics_port")),
-        _counting_together("worker", count, env) as workers,
+        _processes_sharing_metrics("worker", count, env) as workers,
     ):
         yield workers
 
 
 @contextlib.contextmanager
-def _counting_together(what: Literal["frontend", "worker"], count: int, env: dict[str, str]) -> Iterator[list[Child]]:
+def _processes_sharing_metrics(
+    what: Literal["frontend", "worker"], count: int, env: dict[str, str]
+) -> Iterator[list[Child]]:
     """Yield processes that share a port and tell the sums of their metrics."""
     with tempfile.TemporaryDirectory(prefix="agentstream-metrics-") as folder:
         yield [
             Child(
                 name=f"{what} {number}",
                 command=_command(what, "--number", str(number)),
-                env=env | common_metrics(folder),
-                on_end=partial(forget_process, folder, number),
+                env=env | multiproc_env(folder),
+                on_end=partial(remove_process_gauges, folder, number),
             )
             for number in range(1, count + 1)
         ]
@@ -174,4 +183,4 @@ def _env(settings: Settings) -> dict[str, str]:
 
 def _command(*arguments: str) -> list[str]:
     """Return how to start a process of ours. ``-P``: a user's own folder ``service`` must not stand in for us."""
-    return tied(sys.executable, "-P", "-m", "agentstream", *arguments)
+    return die_with_parent(sys.executable, "-P", "-m", "agentstream", *arguments)

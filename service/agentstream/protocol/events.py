@@ -30,14 +30,14 @@ RUN_FAILED: Final = "run_failed"
 RUN_CANCELLED: Final = "run_cancelled"
 
 # Sent to clients under these names, in the order the agent emitted them (seed's event map).
-NAMED: Final = frozenset(
+NAMED_EVENTS: Final = frozenset(
     {"agent_turn_start", "inference_start", "inference_end", TOOL_CALL_START, TOOL_CALL_END},
 )
-TERMINAL: Final = frozenset({RUN_COMPLETED, RUN_FAILED, RUN_CANCELLED})
+TERMINAL_EVENTS: Final = frozenset({RUN_COMPLETED, RUN_FAILED, RUN_CANCELLED})
 # What an agent writes for the client to keep: an attempt that has written any of it is not run again.
-WRITTEN: Final = frozenset({TEXT, REASONING, TOOL_CALL_DELTA})
+WRITTEN_EVENTS: Final = frozenset({TEXT, REASONING, TOOL_CALL_DELTA})
 # The bridge's own; an agent may not emit them.
-RESERVED: Final = frozenset({RUN_STARTED, TOOL_RESULTS}) | WRITTEN | TERMINAL
+RESERVED_EVENTS: Final = frozenset({RUN_STARTED, TOOL_RESULTS}) | WRITTEN_EVENTS | TERMINAL_EVENTS
 
 # One event's encoded size. A 300 KB SSE line was measured harmless; a line over 1 MiB is a file.
 MAX_EVENT_BYTES: Final = 1 << 20
@@ -114,7 +114,7 @@ def check_agent_event(event_type: object, data: object) -> None:
     if not isinstance(event_type, str) or _TYPE.fullmatch(event_type) is None:
         message = f"event type {event_type!r} is not allowed: use a letter, then up to 63 letters, digits or _ . : -"
         raise InvalidAgentOutput(message)
-    if event_type in RESERVED:
+    if event_type in RESERVED_EVENTS:
         message = f"event type {event_type!r} belongs to agentstream; choose another name"
         raise InvalidAgentOutput(message)
     if not isinstance(data, dict):
@@ -123,7 +123,7 @@ def check_agent_event(event_type: object, data: object) -> None:
 
 
 def written_characters(event_type: str, data: Any) -> int:  # noqa: ANN401 -- JSON
-    """Return how much an event of ``WRITTEN`` says: its text, or a call's name and arguments."""
+    """Return how much an event of ``WRITTEN_EVENTS`` says: its text, or a call's name and arguments."""
     return len(data.get("name") or "") + len(data["arguments"]) if event_type == TOOL_CALL_DELTA else len(data)
 
 

@@ -32,31 +32,31 @@ def item_id(kind: str, run_id: str, index: int) -> str:
     return f"{_ITEM_PREFIX[kind]}_{run_id.removeprefix(RUN_PREFIX)}_{index}"
 
 
-def run_of(shown_id: str) -> str | None:
+def run_id_of(public_id: str) -> str | None:
     """Return the run that the id of a response or of an item stands for; None if it is no such id."""
-    match = RESPONSE_ID.fullmatch(shown_id) or ITEM_ID.fullmatch(shown_id)
+    match = RESPONSE_ID.fullmatch(public_id) or ITEM_ID.fullmatch(public_id)
     return RUN_PREFIX + match[1] if match else None
 
 
-class _Open(BaseModel):
+class _ExtensibleModel(BaseModel):
     model_config = ConfigDict(extra="allow")
 
 
-class TextContent(_Open):
+class TextContent(_ExtensibleModel):
     """Text of a message: given (input), or an earlier answer's (output)."""
 
     type: Literal["input_text", "output_text"]
     text: str
 
 
-class RefusalContent(_Open):
+class RefusalContent(_ExtensibleModel):
     """An earlier answer that was a refusal."""
 
     type: Literal["refusal"]
     refusal: str
 
 
-class ImageContent(_Open):
+class ImageContent(_ExtensibleModel):
     """An image, by https URL or data URL; there are no stored files."""
 
     type: Literal["input_image"]
@@ -67,7 +67,7 @@ class ImageContent(_Open):
 Content = Annotated[TextContent | RefusalContent | ImageContent, Field(discriminator="type")]
 
 
-class MessageItem(_Open):
+class MessageItem(_ExtensibleModel):
     """A message of the conversation."""
 
     type: Literal["message"] = "message"
@@ -75,7 +75,7 @@ class MessageItem(_Open):
     content: str | list[Content]
 
 
-class FunctionCallItem(_Open):
+class FunctionCallItem(_ExtensibleModel):
     """A call of a client's tool, from an earlier answer."""
 
     type: Literal["function_call"]
@@ -84,7 +84,7 @@ class FunctionCallItem(_Open):
     arguments: str
 
 
-class FunctionOutputItem(_Open):
+class FunctionOutputItem(_ExtensibleModel):
     """What the client's tool answered to a call."""
 
     type: Literal["function_call_output"]
@@ -92,13 +92,13 @@ class FunctionOutputItem(_Open):
     output: str | list[Content]
 
 
-class ReasoningItem(_Open):
+class ReasoningItem(_ExtensibleModel):
     """An earlier answer's reasoning. Clients send it back; models are not shown it again."""
 
     type: Literal["reasoning"]
 
 
-class ItemReference(_Open):
+class ItemReference(_ExtensibleModel):
     """An item of an earlier response, by its id."""
 
     type: Literal["item_reference"]
@@ -124,7 +124,7 @@ InputItem = Annotated[
 _ITEMS: Final = TypeAdapter(list[InputItem])
 
 
-class ResponseTool(_Open):
+class ResponseTool(_ExtensibleModel):
     """A tool of the client's own."""
 
     type: Literal["function"]
@@ -134,20 +134,20 @@ class ResponseTool(_Open):
     strict: bool | None = None
 
 
-class FunctionChoice(_Open):
+class FunctionChoice(_ExtensibleModel):
     """The one tool that is to be called."""
 
     type: Literal["function"]
     name: Name
 
 
-class PlainFormat(_Open):
+class PlainFormat(_ExtensibleModel):
     """Text, or any JSON object."""
 
     type: Literal["text", "json_object"]
 
 
-class SchemaFormat(_Open):
+class SchemaFormat(_ExtensibleModel):
     """JSON of a schema; it is passed on, not judged."""
 
     model_config = ConfigDict(extra="allow", populate_by_name=True)
@@ -159,14 +159,14 @@ class SchemaFormat(_Open):
     strict: bool | None = None
 
 
-class TextConfig(_Open):
+class TextConfig(_ExtensibleModel):
     """How the answer's text shall be."""
 
     format: Annotated[PlainFormat | SchemaFormat, Field(discriminator="type")] | None = None
     verbosity: str | None = None
 
 
-class ReasoningConfig(_Open):
+class ReasoningConfig(_ExtensibleModel):
     """How much a model shall think. What it thinks is shown as it tells, whatever ``summary`` says."""
 
     effort: str | None = None

@@ -32,7 +32,7 @@ from agentstream.store.scripts import SCRIPTS
 log = logging.getLogger(__name__)
 
 CLAIM_BLOCK_S: Final = 1.0  # one blocking read; ends sooner when a job comes; bounds how long a stop takes
-HURRIED_CLAIM_BLOCK_S: Final = 0.02  # the same, while another queue's turn waits for it to end
+SHORT_CLAIM_BLOCK_S: Final = 0.02  # the same, while another queue's turn waits for it to end
 # A server whose blocking read returns at once (fakeredis) must not make us spin.
 MIN_EMPTY_CLAIM_S: Final = 0.01
 # What a job handed back claims to have been idle: longer than any lease.
@@ -42,19 +42,23 @@ DEAD_CONSUMER_IDLE_MS: Final = 3600 * 1000
 # A command that takes longer met a broker that was away: a healthy one answers within milliseconds.
 STALL_S: Final = 1.0
 _STALLED: Final = "the broker stalled; leases that ran out meanwhile say nothing"
-BEAT_INTERVAL_S: Final = 3.0
-BEAT_VALID_S: Final = 10  # three beats: a worker that is alive but busy is not called dead
+HEARTBEAT_INTERVAL_S: Final = 3.0
+HEARTBEAT_VALID_S: Final = 10  # three beats: a worker that is alive but busy is not called dead
 FULL_QUEUE_RETRY_AFTER_S: Final = 5
 MAX_RETRY_AFTER_S: Final = 60
 MAX_CONVERSATION_BYTES: Final = 256 << 10  # a run's copy of it; about 64,000 tokens
-DRAIN_SAMPLE_VALID_S: Final = 60
+REMOVAL_SAMPLE_VALID_S: Final = 60
 # The second is fakeredis', whose "ERR " redis-py takes off and the link does not.
-_NO_QUEUE: Final = ("NOGROUP", "The XGROUP subcommand requires the key", "ERR The XGROUP subcommand requires the key")
+_NO_GROUP_ERRORS: Final = (
+    "NOGROUP",
+    "The XGROUP subcommand requires the key",
+    "ERR The XGROUP subcommand requires the key",
+)
 _FIRST_ENTRY: Final = "0"  # a group that starts at $ would skip jobs enqueued before its first worker
 
 
 @contextlib.contextmanager
-def _broker_errors() -> Iterator[None]:
+def _map_redis_errors() -> Iterator[None]:
     """Raise redis-py's errors as ours; redis stays inside ``store``."""
     try:
         yield
@@ -63,7 +67,7 @@ def _broker_errors() -> Iterator[None]:
         raise BrokerUnavailable(message) from exc
 
 
-async def _answer(asked: Awaitable[Reply], timeout_s: float) -> Reply:
+async def _reply_within(asked: Awaitable[Reply], timeout_s: float) -> Reply:
     """Return what was asked over a link, which would wait for a broker that is away; raises BrokerUnavailable."""
     try:
         async with asyncio.timeout(timeout_s):
@@ -91,21 +95,21 @@ class Claim:
 
     entry_id: str
     job: Job
-    since_s: float
+    lease_since_s: float
 
 
 @dataclass(frozen=True, slots=True)
-class Begun:
+class BegunAttempt:
     """A begun attempt: its number, whether a cancel was asked for, and its first batch as it is stored.
 
     ``waited_s`` is how long its job has been in the queue, by the server's clock.
     """
 
     attempt: int
-    cancelled: bool
-    handed_back: int
+    cancel_requested: bool
+    hand_backs: int
     waited_s: float
-    first: bytes
+    first_batch: bytes
 
 
 def _kept_for_responses(job: Job) -> tuple[str | bytes, ...]:
@@ -121,7 +125,7 @@ def _kept_for_responses(job: Job) -> tuple[str | bytes, ...]:
     return fields
 
 
-class _DrainRate:
+class _RemovalRate:
     """How fast the queue empties, from what refusals tell of it."""
 
     def __init__(self) -> None:
@@ -130,7 +134,7 @@ class _DrainRate:
     def retry_after_s(self, outstanding: int, removed: int, now_s: int) -> int:
         """Return when about a tenth of the queue will have been worked off; a guess without an earlier sample."""
         earlier = self._sample
-        if earlier is None or removed < earlier[0] or now_s - earlier[1] > DRAIN_SAMPLE_VALID_S:
+        if earlier is None or removed < earlier[0] or now_s - earlier[1] > REMOVAL_SAMPLE_VALID_S:
             self._sample = (removed, now_s)
             return FULL_QUEUE_RETRY_AFTER_S
         if now_s == earlier[1]:
@@ -148,7 +152,7 @@ class JobSubmitter:
         self._keys = keys
         self._queue = queue
         self._max_queued = max_queued
-        self._drain = _DrainRate()
+        self._removal_rate = _RemovalRate()
 
     def submit(self, job: Job, *, ttl_s: int) -> Awaitable[None]:
         """Enqueue; what is returned is done when it is, or raises QueueFull.
@@ -165,8 +169,8 @@ class JobSubmitter:
             *_kept_for_responses(job),
         )
         asked = asyncio.gather(  # in this order, and with the subscription before them
-            self._link.ask_script("describe", [run], ttl_s, *described),
-            self._link.ask_script("admit", [self._keys.jobs(self._queue)], self._max_queued, job.encode()),
+            self._link.start_script_call("create_run", [run], ttl_s, *described),
+            self._link.start_script_call("admit", [self._keys.jobs(self._queue)], self._max_queued, job.encode()),
         )
         return self._admitted(job, asked)
 
@@ -181,12 +185,14 @@ class JobSubmitter:
                 await self._link.call("ZREM", self._keys.active_runs(job.owner), job.run_id)
             outstanding, removed, now_s = admitted
             message = f"the queue is full ({outstanding} outstanding jobs); try again later"
-            raise QueueFull(message, retry_after_s=self._drain.retry_after_s(outstanding, removed, now_s))
+            raise QueueFull(message, retry_after_s=self._removal_rate.retry_after_s(outstanding, removed, now_s))
 
     async def check_limits(self, job: Job, *, max_runs: int, max_requests_per_minute: int, ttl_s: int) -> None:
         """Count a request against its owner's limits; raises LimitReached. 0 is no limit."""
         keys = [self._keys.active_runs(job.owner), self._keys.requests(job.owner)]
-        reached = await self._link.call_script("limit", keys, job.run_id, max_runs, max_requests_per_minute, ttl_s)
+        reached = await self._link.call_script(
+            "check_limits", keys, job.run_id, max_runs, max_requests_per_minute, ttl_s
+        )
         if reached is not None:
             which, used, retry_after_s = reached[0].decode(), int(reached[1]), max(1, int(reached[2]))
             message = (
@@ -207,7 +213,7 @@ class JobSubmitter:
 
     async def workers_alive(self) -> int:
         """Return how many workers of this queue beat lately."""
-        return int(await self._link.call_script("alive", [self._keys.workers(self._queue)], BEAT_VALID_S))
+        return int(await self._link.call_script("count_workers", [self._keys.workers(self._queue)], HEARTBEAT_VALID_S))
 
 
 class JobQueue:
@@ -242,48 +248,50 @@ class JobQueue:
         await self._create()
 
     async def _create(self) -> None:
-        with _broker_errors():
+        with _map_redis_errors():
             try:
                 await self._redis.xgroup_create(self._jobs, GROUP, id=_FIRST_ENTRY, mkstream=True)
             except ResponseError as exc:
                 if not str(exc).startswith("BUSYGROUP"):
                     raise
-        await self.beat()
+        await self.heartbeat()
 
     async def close(self) -> None:
         """Leave: no longer alive, no consumer left behind unless it still holds jobs."""
         try:
-            with _broker_errors():
+            with _map_redis_errors():
                 await self._redis.zrem(self._workers, self.worker_id)
                 try:
                     held = await self._redis.xpending_range(self._jobs, GROUP, "-", "+", 1, consumername=self.worker_id)
                     if not held:
                         await self._redis.xgroup_delconsumer(self._jobs, GROUP, self.worker_id)
                 except ResponseError as exc:
-                    if not str(exc).startswith(_NO_QUEUE):
+                    if not str(exc).startswith(_NO_GROUP_ERRORS):
                         raise
         finally:
             await self._claims.close()
             await self._redis.aclose()
 
-    async def beat(self) -> None:
-        """Say that this worker is alive; worth BEAT_VALID_S."""
-        await self._script("beat", [self._workers], self.worker_id, BEAT_VALID_S)
+    async def heartbeat(self) -> None:
+        """Say that this worker is alive; worth HEARTBEAT_VALID_S."""
+        await self._script("heartbeat", [self._workers], self.worker_id, HEARTBEAT_VALID_S)
 
-    async def claim(self, *, hurry: bool = False) -> Claim | None:
+    async def claim(self, *, short_block: bool = False) -> Claim | None:
         """Wait up to CLAIM_BLOCK_S, or less in a hurry, for a job and take it.
 
         One at a time, so idle workers share a burst. One queue at a time: XREADGROUP counts per stream, and several
         streams may lie in several slots of a cluster.
         """
         started = time.monotonic()
-        block_s = HURRIED_CLAIM_BLOCK_S if hurry else CLAIM_BLOCK_S
+        block_s = SHORT_CLAIM_BLOCK_S if short_block else CLAIM_BLOCK_S
         block = ("COUNT", 1, "BLOCK", int(block_s * 1000))
         try:
-            asked = self._claims.ask("XREADGROUP", "GROUP", GROUP, self.worker_id, *block, "STREAMS", self._jobs, ">")
-            reply = await _answer(asked, block_s + COMMAND_TIMEOUT_S)
+            asked = self._claims.start_call(
+                "XREADGROUP", "GROUP", GROUP, self.worker_id, *block, "STREAMS", self._jobs, ">"
+            )
+            reply = await _reply_within(asked, block_s + COMMAND_TIMEOUT_S)
         except BrokerUnavailable as exc:
-            if not str(exc.__cause__).startswith(_NO_QUEUE):
+            if not str(exc.__cause__).startswith(_NO_GROUP_ERRORS):
                 raise
             log.warning("the queue is gone (a broker that came back empty?); creating it again")
             await self._create()
@@ -294,7 +302,7 @@ class JobQueue:
             return None
         [entries] = reply.values() if isinstance(reply, dict) else (reply[0][1],)  # RESP3, RESP2
         entry_id, flat = entries[0]
-        return await self._claim_of(entry_id, dict(zip(flat[::2], flat[1::2], strict=True)), since_s=started)
+        return await self._decode_claim(entry_id, dict(zip(flat[::2], flat[1::2], strict=True)), lease_since_s=started)
 
     async def reclaim(self, lease_s: float) -> Claim | None:
         """Take over one job whose worker has not renewed its lease for ``lease_s``; None if there is none.
@@ -303,7 +311,7 @@ class JobQueue:
         BrokerUnavailable also if the broker stalled meanwhile: then leases ran out that nobody could renew.
         """
         asked = time.monotonic()
-        with _broker_errors():
+        with _map_redis_errors():
             seconds, microseconds = await self._redis.time()
         if time.monotonic() - asked > STALL_S:
             raise BrokerUnavailable(_STALLED)
@@ -313,7 +321,7 @@ class JobQueue:
                 "reclaim", [self._jobs], GROUP, self.worker_id, int(lease_s * 1000), now_ms, int(STALL_S * 1000)
             )
         except BrokerUnavailable as exc:
-            if not str(exc.__cause__).startswith(_NO_QUEUE):
+            if not str(exc.__cause__).startswith(_NO_GROUP_ERRORS):
                 raise
             await self._create()
             return None
@@ -322,28 +330,28 @@ class JobQueue:
         if not isinstance(reply, list):
             raise BrokerUnavailable(_STALLED)
         entry_id, flat = reply
-        return await self._claim_of(entry_id, dict(zip(flat[::2], flat[1::2], strict=True)), since_s=asked)
+        return await self._decode_claim(entry_id, dict(zip(flat[::2], flat[1::2], strict=True)), lease_since_s=asked)
 
-    async def begin(self, claim: Claim, *, ttl_s: int) -> Begun | None:
+    async def begin(self, claim: Claim, *, ttl_s: int) -> BegunAttempt | None:
         """Begin an attempt at a claimed job; None if the run has ended, or another entry carries it."""
         keys = [self._keys.run(claim.job.run_id), self._keys.events(claim.job.run_id)]
         token = secrets.token_hex(8)
-        asked = self._link.ask_script("begin", keys, claim.entry_id, self.worker_id, ttl_s, token)
+        asked = self._link.start_script_call("begin", keys, claim.entry_id, self.worker_id, ttl_s, token)
         self._link.flush()  # nothing is to go before it: a client waits
-        reply = await _answer(asked, COMMAND_TIMEOUT_S)
+        reply = await _reply_within(asked, COMMAND_TIMEOUT_S)
         if not isinstance(reply, list):
             log.info("the run needs no attempt: %s", reply)
             return None
         attempt, cancelled, handed_back, waited_ms = reply
         first = encode_batch(attempt, 1, [encode_event(RUN_STARTED, {"worker": self.worker_id})])
-        return Begun(attempt, bool(cancelled), handed_back, waited_ms / 1000, first)
+        return BegunAttempt(attempt, bool(cancelled), handed_back, waited_ms / 1000, first)
 
     async def renew(self, entry_ids: list[str]) -> list[str]:
         """Renew leases; returns the entries that another worker holds by now."""
         renewed = await self._script("renew", [self._jobs], GROUP, self.worker_id, *entry_ids)
         return [entry_id for entry_id, answer in zip(entry_ids, renewed, strict=True) if answer == 0]
 
-    async def cancelled(self, run_ids: list[str]) -> list[str]:
+    async def cancel_requested(self, run_ids: list[str]) -> list[str]:
         """Return those of the runs whose cancel was asked for: for cancels whose message was lost."""
         flags = await self._field(run_ids, "cancel")
         return [run_id for run_id, flag in zip(run_ids, flags, strict=True) if flag]
@@ -357,10 +365,10 @@ class JobQueue:
         mine = self.worker_id.encode()
         return [run_id for run_id, worker in zip(run_ids, workers, strict=True) if worker not in (None, mine)]
 
-    async def tell_progress(self, runs: Sequence[tuple[str, str, int]]) -> None:
+    async def report_progress(self, runs: Sequence[tuple[str, str, int]]) -> None:
         """Note for runs this worker began their agent's name and how many tokens it has written, for who lists them."""
         script = SCRIPTS["progress"]
-        with _broker_errors():
+        with _map_redis_errors():
             async with self._redis.pipeline(transaction=False) as pipeline:
                 pipeline.script_load(script.source)
                 for run_id, agent, tokens in runs:
@@ -369,30 +377,32 @@ class JobQueue:
 
     async def finish(self, claim: Claim) -> None:
         """Remove a job that needs no run any more: its terminal event is stored, or another entry carries it."""
-        asked = self._link.ask_script("finish", [self._jobs], GROUP, self.worker_id, claim.entry_id)
-        if not await _answer(asked, COMMAND_TIMEOUT_S):
+        asked = self._link.start_script_call("finish", [self._jobs], GROUP, self.worker_id, claim.entry_id)
+        if not await _reply_within(asked, COMMAND_TIMEOUT_S):
             log.warning("the job %s is no longer held by this worker", claim.entry_id)
         if claim.job.limited:
-            with _broker_errors():
+            with _map_redis_errors():
                 await self._redis.zrem(self._keys.active_runs(claim.job.owner), claim.job.run_id)
 
     async def hand_back(self, claim: Claim) -> None:
         """Let another worker take the job at its next reclaim; the attempt does not count against the run."""
-        with _broker_errors():
+        with _map_redis_errors():
             run = self._keys.run(claim.job.run_id)
             if await self._redis.exists(run):  # else a broker that came back empty would keep it for ever
                 await self._redis.hincrby(run, "handed_back", 1)
-        await self._script("release", [self._jobs], GROUP, self.worker_id, claim.entry_id, HANDED_BACK_IDLE_MS)
+        await self._script("hand_back", [self._jobs], GROUP, self.worker_id, claim.entry_id, HANDED_BACK_IDLE_MS)
 
     async def prune(self) -> None:
         """Forget consumers of workers that are long dead and hold nothing."""
-        await self._script("prune", [self._jobs], GROUP, DEAD_CONSUMER_IDLE_MS)
+        await self._script("prune_consumers", [self._jobs], GROUP, DEAD_CONSUMER_IDLE_MS)
 
-    async def _claim_of(self, entry_id: bytes | str, fields: dict[bytes, bytes], *, since_s: float) -> Claim | None:
+    async def _decode_claim(
+        self, entry_id: bytes | str, fields: dict[bytes, bytes], *, lease_since_s: float
+    ) -> Claim | None:
         """Return the claim of an entry; an entry that is no job is removed instead of coming back for ever."""
         name = entry_id.decode() if isinstance(entry_id, bytes) else entry_id
         try:
-            return Claim(name, Job.decode(fields[b"job"]), since_s)
+            return Claim(name, Job.decode(fields[b"job"]), lease_since_s)
         except (ValueError, KeyError):
             log.exception("entry %s of %s is not a job; removed", name, self._jobs)
             await self._script("finish", [self._jobs], GROUP, self.worker_id, name)
@@ -400,7 +410,7 @@ class JobQueue:
 
     async def _field(self, run_ids: list[str], field: str) -> list[bytes | None]:
         """Return one field of each run's hash."""
-        with _broker_errors():
+        with _map_redis_errors():
             async with self._redis.pipeline(transaction=False) as pipeline:
                 for run_id in run_ids:
                     pipeline.hget(self._keys.run(run_id), field)
@@ -408,5 +418,5 @@ class JobQueue:
         return values
 
     async def _script(self, name: str, keys: list[str], *args: str | int) -> Any:  # noqa: ANN401 -- a Redis reply
-        with _broker_errors():
+        with _map_redis_errors():
             return await self._scripts[name](keys=keys, args=list(args))

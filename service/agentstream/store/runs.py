@@ -51,7 +51,7 @@ class RunStore:
         self._link = link
         self._keys = keys
 
-    async def describe(self, run_id: str) -> RunInfo | None:
+    async def get_info(self, run_id: str) -> RunInfo | None:
         """Return what is known of a run; None if there is no such run (any more)."""
         names = ("status", "owner", "model", "created", "include_usage")
         reply = await self._link.call("HMGET", self._keys.run(run_id), *names, RESPONSE, TRACEPARENT)
@@ -81,7 +81,7 @@ class RunStore:
         names = [self._keys.run(run_id), self._keys.events(run_id)]
         await self._link.call_script("cancel", names, event, self._keys.control(""), run_id, ttl_s)
 
-    async def remember(
+    async def register_idempotency_key(
         self, owner: str, key: str, job: Job, fingerprint: str, *, ttl_s: int
     ) -> tuple[str, int, str] | None:
         """Let an idempotency key stand for a run, or return the (run id, created, fingerprint) it stands for already.
@@ -90,7 +90,9 @@ class RunStore:
         Who repeats the request before its run is described must show the same ``created``, too.
         """
         meaning = f"{job.run_id} {job.created} {fingerprint}"
-        earlier = await self._link.call_script("remember", [self._idempotency(owner, key)], meaning, ttl_s)
+        earlier = await self._link.call_script(
+            "register_idempotency_key", [self._idempotency(owner, key)], meaning, ttl_s
+        )
         if earlier is None:
             return None
         try:

@@ -18,7 +18,7 @@ from agentstream.errors import CANCELLED, CANCELLED_MESSAGE, error_body, failure
 from agentstream.protocol.events import (
     RUN_COMPLETED,
     START,
-    TERMINAL,
+    TERMINAL_EVENTS,
     TOOL_CALL_START,
     Batch,
     Cursor,
@@ -26,14 +26,14 @@ from agentstream.protocol.events import (
     event_of,
 )
 from agentstream.stream import sse
-from agentstream.stream.transcript import Failure, Finish, Named, Part, Reasoning, Text, ToolCallDelta, Transcript
+from agentstream.stream.transcript import Failure, Finish, NamedEvent, Part, Reasoning, Text, ToolCallDelta, Transcript
 
 EventFormat = Literal["named", "raw", "chunk", "off"]
 DONE = sse.frame(b"[DONE]")
 
 # Fields an event's flat data may not set: clients read them as the chunk's own. LangChain and pydantic-ai
 # add up every top-level "usage"; a top-level "error" kills SDK streams. "model" stays, if it is a string.
-_MOVED = frozenset({"id", "object", "created", "choices", "usage", "error"})
+_CHUNK_ONLY_FIELDS = frozenset({"id", "object", "created", "choices", "usage", "error"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,12 +58,12 @@ class StreamOptions:
     strict_errors: bool = False
 
 
-class Machine(Protocol):
+class StreamMachine(Protocol):
     """A run's events in, one client's frames out. The events go in by ``receive`` until there is a ``tail``."""
 
     tail: Iterator[bytes] | None  # the terminal event's frames, made one by one, once it was received
     completed: bool  # whether that event says so
-    texts: int  # pieces of answer text that its frames have held so far
+    text_count: int  # pieces of answer text that its frames have held so far
 
     def open(self) -> bytes:
         """Return what a stream begins with. Ask before all else."""
@@ -81,10 +81,10 @@ class Machine(Protocol):
         ...
 
 
-class ChunkStream:
+class ChatStream:
     """One client's view of one run."""
 
-    __slots__ = ("_after", "_head", "_options", "_reasoning", "_text", "_transcript", "completed", "tail", "texts")
+    __slots__ = ("_after", "_head", "_options", "_reasoning", "_text", "_transcript", "completed", "tail", "text_count")
 
     def __init__(self, head: StreamHead, options: StreamOptions, after: Cursor | None = None) -> None:
         """Render for ``options``; with ``after``, leave out every frame up to and including that cursor."""
@@ -93,7 +93,7 @@ class ChunkStream:
         self._after = after  # None from the first frame behind it on
         self.tail: Iterator[bytes] | None = None  # the terminal event's frames, once it was received
         self.completed = False  # whether that event says so
-        self.texts = 0
+        self.text_count = 0
         self._transcript = Transcript()
         self._text: sse.TextTemplate | None = None  # made when there is some: a stream may wait for long
         self._reasoning: sse.TextTemplate | None = None
@@ -117,7 +117,7 @@ class ChunkStream:
         transcript, text = self._transcript, self._text
         # What there is most of; a template is there once a frame was sent, and then nothing is left out any more.
         if len(items) == 1 and text is not None and transcript.in_text and items[0].__class__ is str:
-            self.texts += 1
+            self.text_count += 1
             return text.render_at(items[0], attempt, seq)
         frames: list[bytes] = []
         for item in items:
@@ -127,15 +127,15 @@ class ChunkStream:
                 frames.append(text.render_at(item, attempt, seq))
             else:
                 event = event_of(attempt, seq, item)
-                if event.type in TERMINAL:
+                if event.type in TERMINAL_EVENTS:
                     self.tail = self._end(event)
                     self.completed = event.type == RUN_COMPLETED
                     break
                 parts = tuple(transcript.receive(event))
                 frames += (made := list(self._frames(event, parts, numbered=len(parts) > 1)))
-                self.texts -= len(made)  # has counted the text among them itself
+                self.text_count -= len(made)  # has counted the text among them itself
             seq += 1
-        self.texts += len(frames)  # at once: most are made in the first branch, one by one
+        self.text_count += len(frames)  # at once: most are made in the first branch, one by one
         return b"".join(frames)
 
     def fail(self, code: str, message: str) -> None:
@@ -161,12 +161,12 @@ class ChunkStream:
                 yield from self._finish(part, cursor)
             elif self._is_new(cursor):
                 if isinstance(part, Text):
-                    self.texts += 1
+                    self.text_count += 1
                     yield self._text_template().render(part.text, str(cursor))
-                elif isinstance(part, Named):
+                elif isinstance(part, NamedEvent):
                     yield from self._named(part, cursor)
                 elif isinstance(part, Reasoning):
-                    yield self._reason(part.text, str(cursor))
+                    yield self._reasoning_chunk(part.text, str(cursor))
                 elif isinstance(part, ToolCallDelta):
                     yield self._tool_call_delta(part, cursor)
                 else:
@@ -182,7 +182,7 @@ class ChunkStream:
         before, after = sse.json_line(self._chunk([self._choice({field: ""})])).rsplit(b'""', 1)
         return sse.TextTemplate(before, after)
 
-    def _reason(self, text: str, event_id: str) -> bytes:
+    def _reasoning_chunk(self, text: str, event_id: str) -> bytes:
         if self._reasoning is None:
             self._reasoning = self._template("reasoning_content")
         return self._reasoning.render(text, event_id)
@@ -234,11 +234,11 @@ class ChunkStream:
             body["agent_error"] = _agent_error(part.code, part.message)
         return sse.frame(sse.json_line(body), event_id=str(cursor) if cursor else None)
 
-    def _named(self, part: Named, cursor: Cursor) -> Iterator[bytes]:
+    def _named(self, part: NamedEvent, cursor: Cursor) -> Iterator[bytes]:
         event_format = self._options.event_format
         if event_format == "off":
             return
-        data = shown_data(part)
+        data = public_data(part)
         name: str | None = part.name
         if event_format == "named":
             data = self._flat(data)
@@ -252,7 +252,7 @@ class ChunkStream:
         """Return the event's fields with the chunk's beside them, so that stock clients parse it as a chunk."""
         flat: dict[str, Any] = {}
         for key, value in data.items():
-            own = key in _MOVED or (key == "model" and not isinstance(value, str))
+            own = key in _CHUNK_ONLY_FIELDS or (key == "model" and not isinstance(value, str))
             flat[f"event_{key}" if own else key] = value
         return {**self._chunk([self._choice({})]), **flat}
 
@@ -270,7 +270,7 @@ class ChunkStream:
         return {"index": 0, "delta": delta, "finish_reason": finish_reason}
 
 
-def shown_data(part: Named) -> dict[str, Any]:
+def public_data(part: NamedEvent) -> dict[str, Any]:
     """Return an agent event's fields as clients see them: a tool's arguments are JSON text."""
     data = part.data
     if part.name == TOOL_CALL_START and not isinstance(data.get("arguments"), str):

@@ -4,11 +4,11 @@ from typing import Any
 
 from agentstream.protocol.completions import completion_id
 from agentstream.protocol.events import Cursor
-from agentstream.stream.chat import ChunkStream
+from agentstream.stream.chat import ChatStream
 from agentstream.stream.transcript import ToolCallDelta
 
 
-class CompletionStream(ChunkStream):
+class CompletionStream(ChatStream):
     """One client's view of one run, as ``text_completion`` chunks: no role chunk, no reasoning, no calls."""
 
     __slots__ = ()
@@ -24,7 +24,7 @@ class CompletionStream(ChunkStream):
     def _choice(self, delta: dict[str, Any], finish_reason: str | None = None) -> dict[str, Any]:
         return {"text": delta.get("content", ""), "index": 0, "logprobs": None, "finish_reason": finish_reason}
 
-    def _reason(self, text: str, event_id: str) -> bytes:  # noqa: ARG002 -- the text has no place here
+    def _reasoning_chunk(self, text: str, event_id: str) -> bytes:  # noqa: ARG002 -- the text has no place here
         return b""
 
     def _tool_call_delta(self, part: ToolCallDelta, cursor: Cursor) -> bytes:  # noqa: ARG002

@@ -27,7 +27,7 @@ _Kind = Literal["message", "reasoning", "function_call"]
 
 
 @dataclass(slots=True)
-class Piece:
+class OutputItem:
     """An item of the output, being written or whole."""
 
     kind: _Kind
@@ -37,7 +37,7 @@ class Piece:
     status: str = "in_progress"
 
     @property
-    def place(self) -> dict[str, Any]:
+    def location(self) -> dict[str, Any]:
         """What events of its content are told by."""
         number = {"message": {"content_index": 0}, "reasoning": {"summary_index": 0}, "function_call": {}}[self.kind]
         return {"item_id": self.fields["id"], "output_index": self.index, **number}
@@ -67,83 +67,85 @@ class Piece:
 class ResponseOutput:
     """A run's output items, and the events that tell how they come to be."""
 
-    __slots__ = ("_calls", "_pieces", "_run_id", "open")
+    __slots__ = ("_calls", "_items", "_run_id", "open_item")
 
     def __init__(self, run_id: str) -> None:
         """Start empty."""
         self._run_id = run_id
-        self._pieces: list[Piece] = []
-        self._calls: dict[int, Piece] = {}
-        self.open: Piece | None = None  # the message or reasoning that is being written
+        self._items: list[OutputItem] = []
+        self._calls: dict[int, OutputItem] = {}
+        self.open_item: OutputItem | None = None  # the message or reasoning that is being written
 
     @property
     def items(self) -> list[dict[str, Any]]:
         """The items as they are. A call that is not whole is none: clients run what they find."""
-        return [p.item() for p in self._pieces if p.kind != "function_call" or p.status == "completed"]
+        return [p.item() for p in self._items if p.kind != "function_call" or p.status == "completed"]
 
-    def take(self, part: Part) -> Iterator[TypedEvent]:
+    def receive(self, part: Part) -> Iterator[TypedEvent]:
         """Yield the events of a part; those that are no output have none."""
         if isinstance(part, Text):
-            piece = yield from self._writing("message")
-            piece.texts.append(part.text)
-            yield TEXT_DELTA, {**piece.place, "logprobs": [], "delta": part.text}
+            output_item = yield from self._ensure_open_item("message")
+            output_item.texts.append(part.text)
+            yield TEXT_DELTA, {**output_item.location, "logprobs": [], "delta": part.text}
         elif isinstance(part, Reasoning):
-            piece = yield from self._writing("reasoning")
-            piece.texts.append(part.text)
-            yield "response.reasoning_summary_text.delta", {**piece.place, "delta": part.text}
+            output_item = yield from self._ensure_open_item("reasoning")
+            output_item.texts.append(part.text)
+            yield "response.reasoning_summary_text.delta", {**output_item.location, "delta": part.text}
         elif isinstance(part, ToolCallDelta):
-            yield from self._take_call(part)
+            yield from self._receive_call(part)
 
     def close(self, *, whole: bool) -> Iterator[TypedEvent]:
         """Yield the events that end what is open; of what was cut short, calls do not end at all."""
-        yield from self._end_open(whole=whole)
+        yield from self._close_open_item(whole=whole)
         if whole:
-            for piece in self._calls.values():
-                piece.status = "completed"
-                yield "response.function_call_arguments.done", {**piece.place, "arguments": piece.text}
-                yield "response.output_item.done", {"output_index": piece.index, "item": piece.item()}
+            for output_item in self._calls.values():
+                output_item.status = "completed"
+                yield "response.function_call_arguments.done", {**output_item.location, "arguments": output_item.text}
+                yield "response.output_item.done", {"output_index": output_item.index, "item": output_item.item()}
 
-    def _writing(self, kind: _Kind) -> Generator[TypedEvent, None, Piece]:
+    def _ensure_open_item(self, kind: _Kind) -> Generator[TypedEvent, None, OutputItem]:
         """Return the open item of this kind; begin it if there is none."""
-        piece = self.open
-        if piece is None or piece.kind != kind:
-            yield from self._end_open(whole=True)
-            piece = self.open = self._begin(kind, {})
-            yield _added(piece)
+        output_item = self.open_item
+        if output_item is None or output_item.kind != kind:
+            yield from self._close_open_item(whole=True)
+            output_item = self.open_item = self._new_item(kind, {})
+            yield _added(output_item)
             name = "content_part" if kind == "message" else "reasoning_summary_part"
-            yield f"response.{name}.added", {**piece.place, "part": piece.content("")}
-        return piece
+            yield f"response.{name}.added", {**output_item.location, "part": output_item.content("")}
+        return output_item
 
-    def _take_call(self, part: ToolCallDelta) -> Iterator[TypedEvent]:
-        piece = self._calls.get(part.index)
-        if piece is None:
-            yield from self._end_open(whole=True)
-            piece = self._calls[part.index] = self._begin("function_call", {"call_id": part.id, "name": part.name})
-            yield _added(piece)
+    def _receive_call(self, part: ToolCallDelta) -> Iterator[TypedEvent]:
+        output_item = self._calls.get(part.index)
+        if output_item is None:
+            yield from self._close_open_item(whole=True)
+            output_item = self._calls[part.index] = self._new_item(
+                "function_call", {"call_id": part.id, "name": part.name}
+            )
+            yield _added(output_item)
         if part.arguments:
-            piece.texts.append(part.arguments)
-            yield "response.function_call_arguments.delta", {**piece.place, "delta": part.arguments}
+            output_item.texts.append(part.arguments)
+            yield "response.function_call_arguments.delta", {**output_item.location, "delta": part.arguments}
 
-    def _end_open(self, *, whole: bool) -> Iterator[TypedEvent]:
-        piece, self.open = self.open, None
-        if piece is None:
+    def _close_open_item(self, *, whole: bool) -> Iterator[TypedEvent]:
+        output_item, self.open_item = self.open_item, None
+        if output_item is None:
             return
-        piece.status = "completed" if whole else "incomplete"
-        text = piece.text
-        part = {"part": piece.content(text)}
-        if piece.kind == "message":
-            yield "response.output_text.done", {**piece.place, "text": text, "logprobs": []}
-            yield "response.content_part.done", {**piece.place, **part}
+        output_item.status = "completed" if whole else "incomplete"
+        text = output_item.text
+        part = {"part": output_item.content(text)}
+        if output_item.kind == "message":
+            yield "response.output_text.done", {**output_item.location, "text": text, "logprobs": []}
+            yield "response.content_part.done", {**output_item.location, **part}
         else:
-            yield "response.reasoning_summary_text.done", {**piece.place, "text": text}
-            yield "response.reasoning_summary_part.done", {**piece.place, **part}
-        yield "response.output_item.done", {"output_index": piece.index, "item": piece.item()}
+            yield "response.reasoning_summary_text.done", {**output_item.location, "text": text}
+            yield "response.reasoning_summary_part.done", {**output_item.location, **part}
+        yield "response.output_item.done", {"output_index": output_item.index, "item": output_item.item()}
 
-    def _begin(self, kind: _Kind, fields: dict[str, Any]) -> Piece:
-        index = len(self._pieces)
-        piece = Piece(kind, index, {"id": item_id(kind, self._run_id, index), **fields})
-        self._pieces.append(piece)
-        return piece
+    def _new_item(self, kind: _Kind, fields: dict[str, Any]) -> OutputItem:
+        index = len(self._items)
+        output_item = OutputItem(kind, index, {"id": item_id(kind, self._run_id, index), **fields})
+        self._items.append(output_item)
+        return output_item
 
 
 class ResponseFold:
@@ -170,16 +172,16 @@ class ResponseFold:
 
     def receive(self, event: Event) -> None:
         """Take the next event."""
-        for part in parts_of(self._transcript, event):
+        for part in response_parts(self._transcript, event):
             if isinstance(part, Finish | Failure):
-                for _ in end_of_output(self._output, part):
+                for _ in closing_events(self._output, part):
                     pass
                 if isinstance(part, Finish):
                     self.finish = part
                 else:
                     self.failure = part
             else:
-                for _ in self._output.take(part):
+                for _ in self._output.receive(part):
                     pass
 
     def body(self, *, status: str = "running") -> dict[str, Any]:
@@ -188,13 +190,13 @@ class ResponseFold:
         return response_body(self._head, self._echo, self.items, end=end, queued=status == "queued")
 
 
-def parts_of(transcript: Transcript, event: Event) -> Iterable[Part]:
+def response_parts(transcript: Transcript, event: Event) -> Iterable[Part]:
     """Return an event's parts, as far as they belong to a response: a failure's words are not the answer's."""
     parts = transcript.receive(event)
     return (part for part in parts if not isinstance(part, Text)) if event.type == RUN_FAILED else parts
 
 
-def end_of_output(output: ResponseOutput, end: Finish | Failure) -> Iterator[TypedEvent]:
+def closing_events(output: ResponseOutput, end: Finish | Failure) -> Iterator[TypedEvent]:
     """Yield the events of the items that end with the run."""
     return output.close(whole=isinstance(end, Finish) and incomplete_reason(end) is None)
 
@@ -276,5 +278,5 @@ def _usage(usage: dict[str, int]) -> dict[str, Any]:
     }
 
 
-def _added(piece: Piece) -> TypedEvent:
-    return "response.output_item.added", {"output_index": piece.index, "item": piece.item(empty=True)}
+def _added(output_item: OutputItem) -> TypedEvent:
+    return "response.output_item.added", {"output_index": output_item.index, "item": output_item.item(empty=True)}

@@ -10,19 +10,19 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from agentstream.errors import BusError, InvalidRequest, error_body, failure_text, failure_type
-from agentstream.protocol.events import RUN_COMPLETED, TERMINAL, Batch, Event, event_of
+from agentstream.protocol.events import RUN_COMPLETED, TERMINAL_EVENTS, Batch, Event, event_of
 from agentstream.stream import sse
-from agentstream.stream.chat import StreamHead, shown_data
+from agentstream.stream.chat import StreamHead, public_data
 from agentstream.stream.response_output import (
     TEXT_DELTA,
-    Piece,
+    OutputItem,
     ResponseOutput,
-    end_of_output,
+    closing_events,
     incomplete_reason,
-    parts_of,
     response_body,
+    response_parts,
 )
-from agentstream.stream.transcript import Failure, Finish, Named, Part, Transcript
+from agentstream.stream.transcript import Failure, Finish, NamedEvent, Part, Transcript
 
 # The last events repeat the whole answer, so a stream holds it in memory, as an answer that is not streamed does.
 MAX_OUTPUT_CHARACTERS: Final = 16 << 20
@@ -39,14 +39,14 @@ class ResponseStream:
         "_delta",
         "_echo",
         "_head",
+        "_last_number",
         "_next",
         "_output",
         "_templated",
-        "_told",
         "_transcript",
         "completed",
         "tail",
-        "texts",
+        "text_count",
     )
 
     def __init__(self, head: StreamHead, echo: dict[str, Any], *, agent_events: bool, after: int | None = None) -> None:
@@ -56,20 +56,20 @@ class ResponseStream:
         self._agent_events = agent_events
         self._after = -1 if after is None else after
         self._next = 0  # the next event's number
-        self._told = 0  # the last number handed out: a batch that cannot be read is not, though its beginning counted
+        self._last_number = 0  # handed out; a batch that cannot be read does not count
         self._characters = 0
         self._transcript = Transcript()
         self._output = ResponseOutput(head.run_id)
-        self._templated: Piece | None = None  # the message whose deltas _delta renders
+        self._templated: OutputItem | None = None  # the message whose deltas _delta renders
         self._delta: sse.NumberedTemplate | None = None
         self.tail: Iterator[bytes] | None = None
         self.completed = False
-        self.texts = 0  # pieces of answer text that frames have held
+        self.text_count = 0  # pieces of answer text that frames have held
 
     def open(self) -> bytes:
         """Return the events a response begins with, before anything has happened."""
         frames = [self._event(f"response.{name}", self._response()) for name in ("created", "in_progress")]
-        self._told = self._next - 1
+        self._last_number = self._next - 1
         return b"".join(frames)
 
     def empty_chunk(self) -> bytes:
@@ -85,22 +85,27 @@ class ResponseStream:
         attempt, seq, items = batch
         transcript, output = self._transcript, self._output
         for item in items:
-            piece = output.open
-            if item.__class__ is str and transcript.in_text and piece is not None and piece is self._templated:
-                piece.texts.append(item)
-                frames.append(self._text_delta(piece, item))
+            output_item = output.open_item
+            if (
+                item.__class__ is str
+                and transcript.in_text
+                and output_item is not None
+                and output_item is self._templated
+            ):
+                output_item.texts.append(item)
+                frames.append(self._text_delta(output_item, item))
             else:
                 event = event_of(attempt, seq, item)
-                if event.type in TERMINAL:
+                if event.type in TERMINAL_EVENTS:
                     self.tail = self._end(event)
                     self.completed = event.type == RUN_COMPLETED
                     break
                 made = [frame for part in transcript.receive(event) for frame in self._frames(part)]
                 frames += made
-                self.texts -= len(made) - made.count(b"")  # has counted the text among them itself
+                self.text_count -= len(made) - made.count(b"")  # has counted the text among them itself
             seq += 1
-        self.texts += len(frames) - frames.count(b"")  # at once: most are made in the first branch, one by one
-        self._told = self._next - 1
+        self.text_count += len(frames) - frames.count(b"")  # at once: most are made in the first branch, one by one
+        self._last_number = self._next - 1
         return b"".join(frames)
 
     def fail(self, code: str, message: str) -> None:
@@ -108,9 +113,9 @@ class ResponseStream:
         self.tail = iter((self._error(failure_text(code, message), failure_type(code), code),))
 
     def _end(self, event: Event) -> Iterator[bytes]:
-        for part in parts_of(self._transcript, event):
+        for part in response_parts(self._transcript, event):
             if isinstance(part, Finish | Failure):
-                for name, fields in end_of_output(self._output, part):
+                for name, fields in closing_events(self._output, part):
                     yield self._event(name, fields)
                 yield self._event(_last_event(part), self._response(part))
             else:
@@ -120,19 +125,19 @@ class ResponseStream:
             yield self._error(message, InvalidRequest.error_type, InvalidRequest.code)
 
     def _frames(self, part: Part) -> Iterator[bytes]:
-        if isinstance(part, Named):
+        if isinstance(part, NamedEvent):
             if self._agent_events:
-                yield self._event(f"agentstream.{part.name}", {"data": shown_data(part)})
+                yield self._event(f"agentstream.{part.name}", {"data": public_data(part)})
             return
-        for name, fields in self._output.take(part):
-            if name == TEXT_DELTA and (piece := self._output.open) is not None:
-                delta = self._text_delta(piece, fields["delta"])
-                self.texts += delta != b""
+        for name, fields in self._output.receive(part):
+            if name == TEXT_DELTA and (output_item := self._output.open_item) is not None:
+                delta = self._text_delta(output_item, fields["delta"])
+                self.text_count += delta != b""
                 yield delta
             else:
                 yield self._event(name, fields)
 
-    def _text_delta(self, piece: Piece, text: str) -> bytes:
+    def _text_delta(self, output_item: OutputItem, text: str) -> bytes:
         self._characters += len(text)
         if self._characters > MAX_OUTPUT_CHARACTERS:
             message = f"the answer exceeds {MAX_OUTPUT_CHARACTERS} characters; ask for it as a chat completion stream"
@@ -141,10 +146,10 @@ class ResponseStream:
         self._next = number + 1
         if number <= self._after:
             return b""
-        if piece is not self._templated or self._delta is None:
-            fields = {"type": TEXT_DELTA, **piece.place, "logprobs": [], "delta": ""}
+        if output_item is not self._templated or self._delta is None:
+            fields = {"type": TEXT_DELTA, **output_item.location, "logprobs": [], "delta": ""}
             self._delta = sse.NumberedTemplate(TEXT_DELTA, sse.json_line(fields).removesuffix(b'""}'), _NUMBER)
-            self._templated = piece
+            self._templated = output_item
         return self._delta.render(text, number)
 
     def _event(self, name: str, fields: dict[str, Any]) -> bytes:
@@ -160,7 +165,9 @@ class ResponseStream:
         return self._unnumbered("error", fields)
 
     def _unnumbered(self, name: str, fields: dict[str, Any]) -> bytes:
-        return sse.frame(sse.json_line({"type": name, **fields, _NUMBER: max(self._after, self._told)}), event=name)
+        return sse.frame(
+            sse.json_line({"type": name, **fields, _NUMBER: max(self._after, self._last_number)}), event=name
+        )
 
     def _response(self, end: Finish | Failure | None = None) -> dict[str, Any]:
         output = [] if end is None else self._output.items

@@ -1,7 +1,7 @@
 r"""From a run's events to the parts of its answer: what is said, before how it is written down.
 
 Sans-I/O and deterministic: the same events give the same parts. The SSE stream renders the parts as
-frames (``agentstream.stream.chat``); a non-streamed completion collects them (``Completion``).
+frames (``agentstream.stream.chat``); a non-streamed completion collects them (``AnswerFold``).
 
 What each event becomes (deploy/PROTOCOL.md, "The SSE sequence"):
 
@@ -9,14 +9,14 @@ What each event becomes (deploy/PROTOCOL.md, "The SSE sequence"):
     event             when                     parts
     ================  =======================  ===========================================================
     run_started       always                   none; tool results not yet reported are forgotten
-    agent's, named    always                   Named
+    agent's, named    always                   NamedEvent
     agent's, other    always                   none
-    text              first after tools ran    Named(tool_results), then Text
+    text              first after tools ran    NamedEvent(tool_results), then Text
     text              after text and tools     Text("\n\n") before it
     reasoning         always                   Reasoning; after reasoning and tools Reasoning("\n\n") before it
     tool_call_delta   always                   ToolCallDelta
-    run_completed     nothing was streamed     Named(tool_results) if any, a Text per word, Finish
-    run_completed     text was streamed        Named(tool_results) not yet reported, Finish
+    run_completed     nothing was streamed     NamedEvent(tool_results) if any, a Text per word, Finish
+    run_completed     text was streamed        NamedEvent(tool_results) not yet reported, Finish
     run_cancelled     always                   Finish
     run_failed        always                   Text("\n\n") if text was streamed, Failure
     ================  =======================  ===========================================================
@@ -28,17 +28,17 @@ from typing import Any, NamedTuple
 
 from agentstream.errors import BusError
 from agentstream.protocol.events import (
-    NAMED,
+    NAMED_EVENTS,
     REASONING,
     RUN_CANCELLED,
     RUN_COMPLETED,
     RUN_STARTED,
-    TERMINAL,
+    TERMINAL_EVENTS,
     TEXT,
     TOOL_CALL_END,
     TOOL_CALL_START,
     TOOL_RESULTS,
-    WRITTEN,
+    WRITTEN_EVENTS,
     Event,
 )
 
@@ -69,7 +69,7 @@ class ToolCallDelta(NamedTuple):
     arguments: str
 
 
-class Named(NamedTuple):
+class NamedEvent(NamedTuple):
     """An event the client sees under its name."""
 
     name: str
@@ -91,7 +91,7 @@ class Failure(NamedTuple):
     message: str
 
 
-Part = Text | Reasoning | ToolCallDelta | Named | Finish | Failure
+Part = Text | Reasoning | ToolCallDelta | NamedEvent | Finish | Failure
 
 
 class Transcript:
@@ -137,13 +137,13 @@ class Transcript:
         kind = event.type
         if kind == TEXT:
             return self._text(event.data)
-        if kind in NAMED:
+        if kind in NAMED_EVENTS:
             return (self._named(kind, event.data),)
-        if kind in WRITTEN:
+        if kind in WRITTEN_EVENTS:
             return self._reasoning(event.data) if kind == REASONING else self._tool_call_delta(event.data)
         if kind == RUN_STARTED:
             self._unreported = ()
-        elif kind in TERMINAL:
+        elif kind in TERMINAL_EVENTS:
             self.finished, self.in_text = True, False
             if kind == RUN_CANCELLED:
                 return iter((Finish("stop", event.data["usage"], cancelled=True),))
@@ -178,13 +178,13 @@ class Transcript:
         place = places.setdefault(data["index"], len(places))
         return (ToolCallDelta(place, data.get("id"), data.get("name"), data["arguments"]),)
 
-    def _named(self, kind: str, data: dict[str, Any]) -> Named:
+    def _named(self, kind: str, data: dict[str, Any]) -> NamedEvent:
         if kind in {TOOL_CALL_START, TOOL_CALL_END}:
             self._tools_since_text = self._tools_since_reasoning = True
             self.in_text = False
         if kind == TOOL_CALL_END:
             self._unreported += (_result_of_event(data),)
-        return Named(kind, data)
+        return NamedEvent(kind, data)
 
     def _completed(self, data: dict[str, Any]) -> Iterator[Part]:
         if self._text_sent:
@@ -194,7 +194,7 @@ class Transcript:
         else:
             results = data["tool_results"]
         if results:
-            yield Named(TOOL_RESULTS, {"results": results})
+            yield NamedEvent(TOOL_RESULTS, {"results": results})
         if not self._text_sent and (content := data["content"]):
             first, *others = content.split(" ")
             yield Text(first)
@@ -207,11 +207,11 @@ class Transcript:
             yield Text(TURN_SEPARATOR)
         yield Failure(data["code"], data["message"])
 
-    def _take_tool_results(self) -> Iterator[Named]:
+    def _take_tool_results(self) -> Iterator[NamedEvent]:
         if self._unreported:
             results, self._unreported = self._unreported, ()
             self._any_reported = True
-            yield Named(TOOL_RESULTS, {"results": results})
+            yield NamedEvent(TOOL_RESULTS, {"results": results})
 
 
 def tool_result(tool_name: str, *, success: bool, output: str, latency_s: float) -> dict[str, Any]:
@@ -235,13 +235,13 @@ def _result_of_event(data: dict[str, Any]) -> dict[str, Any]:
     )
 
 
-class _CallInPieces(NamedTuple):
+class _PartialToolCall(NamedTuple):
     id: str
     name: str
     arguments: list[str]
 
 
-class Completion:
+class AnswerFold:
     """A run folded into one answer, for requests that are not streamed."""
 
     def __init__(self) -> None:
@@ -249,7 +249,7 @@ class Completion:
         self._transcript = Transcript()
         self._texts: list[str] = []
         self._reasoning: list[str] = []
-        self._calls: dict[int, _CallInPieces] = {}
+        self._calls: dict[int, _PartialToolCall] = {}
         self.finish: Finish | None = None
         self.failure: Failure | None = None
 
@@ -288,7 +288,7 @@ class Completion:
             elif isinstance(part, Reasoning):
                 self._reasoning.append(part.text)
             elif isinstance(part, ToolCallDelta):
-                call = self._calls.setdefault(part.index, _CallInPieces(part.id or "", part.name or "", []))
+                call = self._calls.setdefault(part.index, _PartialToolCall(part.id or "", part.name or "", []))
                 call.arguments.append(part.arguments)
             elif isinstance(part, Finish):
                 self.finish = part

@@ -7,11 +7,11 @@ from typing import Any, Final, Protocol
 from agentstream.protocol.completions import text_completion_body
 from agentstream.protocol.events import Cursor, Event
 from agentstream.protocol.openai import Usage, completion_body
-from agentstream.stream.chat import ChunkStream, Machine, StreamHead, StreamOptions
+from agentstream.stream.chat import ChatStream, StreamHead, StreamMachine, StreamOptions
 from agentstream.stream.completions import CompletionStream
 from agentstream.stream.response_output import ResponseFold
 from agentstream.stream.responses import ResponseStream
-from agentstream.stream.transcript import Completion, Failure
+from agentstream.stream.transcript import AnswerFold, Failure
 
 _STATUS: Final = {"running": "in_progress"}
 
@@ -38,11 +38,11 @@ class Fold(Protocol):
 class View:
     """How an API shows a run: by which machine as a stream, and folded into what."""
 
-    machine: Callable[[StreamHead, StreamOptions, Cursor | None], Machine]
+    machine: Callable[[StreamHead, StreamOptions, Cursor | None], StreamMachine]
     fold: Callable[[StreamHead], Fold]
 
 
-class _ChatFold(Completion):
+class _ChatFold(AnswerFold):
     """A run as a chat completion."""
 
     def __init__(self, head: StreamHead) -> None:
@@ -86,8 +86,8 @@ class _TextFold(_ChatFold):
         )
 
 
-CHAT: Final = View(ChunkStream, _ChatFold)
-TEXT: Final = View(CompletionStream, _TextFold)
+CHAT_VIEW: Final = View(ChatStream, _ChatFold)
+COMPLETION_VIEW: Final = View(CompletionStream, _TextFold)
 
 
 def response_view(echo: dict[str, Any], after: int | None = None) -> View:
@@ -96,7 +96,7 @@ def response_view(echo: dict[str, Any], after: int | None = None) -> View:
     ``echo`` is what a response repeats of its request; ``after`` the sequence number behind which a stream begins.
     """
 
-    def machine(head: StreamHead, options: StreamOptions, _after: Cursor | None) -> Machine:
+    def machine(head: StreamHead, options: StreamOptions, _after: Cursor | None) -> StreamMachine:
         return ResponseStream(head, echo, agent_events=options.event_format != "off", after=after)
 
     return View(machine, lambda head: ResponseFold(head, echo))

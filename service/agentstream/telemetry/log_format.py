@@ -17,7 +17,7 @@ from typing import Any, Final
 import orjson
 
 from agentstream.errors import BusError, RunFailed, ServiceError, StartupError
-from agentstream.telemetry.log_context import Scope, current
+from agentstream.telemetry.log_context import LogContext, current_log_context
 
 # Of a line; so that none grows without bound. A traceback of depth 50 has about 5,000 characters.
 MAX_MESSAGE_CHARS: Final = 8000
@@ -32,11 +32,11 @@ _CONTROLS: Final = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _CONTROLS_BUT_NEWLINE: Final = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029]")
 _PLAIN_VALUE: Final = re.compile(r"[\w.:/@+-]+")
 # What a record holds besides what its caller gave by name, and the names that are taken.
-_NO_FIELDS: Final = (
+_RESERVED_FIELDS: Final = (
     frozenset(vars(logging.makeLogRecord({})))
-    | {"asctime", "scope", "taskName"}
+    | {"asctime", "log_context", "taskName"}
     | {"time", "level", "logger", "message", "process", "pid", "exception"}
-    | frozenset(Scope._fields)
+    | frozenset(LogContext._fields)
 )
 
 TraceIds = Callable[[], tuple[str, str] | None]
@@ -73,37 +73,41 @@ class LineFormatter(logging.Formatter):
 
     def message_of(self, record: logging.LogRecord) -> str:
         """Return a line's own words, exceptions among them told as they may be."""
-        message = str(self._told(record.msg))
+        message = str(self._redacted(record.msg))
         if isinstance(record.args, Mapping):
-            message %= {name: self._told(value) for name, value in record.args.items()}
+            message %= {name: self._redacted(value) for name, value in record.args.items()}
         elif record.args:
-            message %= tuple(map(self._told, record.args))
+            message %= tuple(map(self._redacted, record.args))
         if record.name == "asyncio" and record.exc_info and not self._content:
             message = message.partition("\n")[0]  # then come the parts of its context, with the exception's text
         return _cut(message, MAX_MESSAGE_CHARS)
 
     def fields_of(self, record: logging.LogRecord) -> list[tuple[str, Any]]:
         """Return what a line is about, and what else its caller gave by name."""
-        given = getattr(record, "scope", None)
-        scope = given if isinstance(given, Scope) else current()
-        fields = [field for field in zip(Scope._fields, scope, strict=True) if field[1]]
+        given = getattr(record, "log_context", None)
+        log_context = given if isinstance(given, LogContext) else current_log_context()
+        fields = [field for field in zip(LogContext._fields, log_context, strict=True) if field[1]]
         if self._trace_ids is not None and (ids := self._trace_ids()) is not None:
             fields += zip(("trace_id", "span_id"), ids, strict=True)
-        for name in [name for name in vars(record) if name not in _NO_FIELDS]:
+        for name in [name for name in vars(record) if name not in _RESERVED_FIELDS]:
             value = getattr(record, name)
             short = value is None or isinstance(value, int | float)
-            fields.append((name, value if short else _cut(str(self._told(value)), MAX_FIELD_CHARS)))
+            fields.append((name, value if short else _cut(str(self._redacted(value)), MAX_FIELD_CHARS)))
         return fields
 
     def exception_of(self, record: logging.LogRecord) -> str | None:
         """Return a line's traceback, if it has one."""
         if record.exc_info and record.exc_info[1] is not None:
-            told = "\n".join(_told_traceback(record.exc_info[1], content=self._content, seen=set()))
+            told = "\n".join(_format_traceback(record.exc_info[1], content=self._content, seen=set()))
             return _cut(told, MAX_EXCEPTION_CHARS)
         return _cut(record.stack_info, MAX_EXCEPTION_CHARS) if record.stack_info else None
 
-    def _told(self, value: object) -> object:
-        return _Told(describe(value, content=self._content)) if isinstance(value, BaseException) else value
+    def _redacted(self, value: object) -> object:
+        return (
+            _RedactedException(describe_exception(value, content=self._content))
+            if isinstance(value, BaseException)
+            else value
+        )
 
     def _masked(self, line: str) -> str:
         for secret in self._secrets:
@@ -147,7 +151,7 @@ class JsonFormatter(LineFormatter):
         return _escaped(text, _CONTROLS, r"\u{:04x}")
 
 
-class _Told:
+class _RedactedException:
     """Stands in for an exception among a line's arguments, whether they are formatted by %s or %r."""
 
     def __init__(self, text: str) -> None:
@@ -159,7 +163,7 @@ class _Told:
     __repr__ = __str__
 
 
-def describe(exc: BaseException, *, content: bool) -> str:
+def describe_exception(exc: BaseException, *, content: bool) -> str:
     """Return an exception as far as it may be told: its class, and its text if that holds nothing of users."""
     text = str(exc) if content else _harmless_text(exc)
     return f"{type(exc).__name__}: {text}" if text else type(exc).__name__
@@ -171,22 +175,22 @@ def _harmless_text(exc: BaseException) -> str:
     return (exc.strerror or "") if isinstance(exc, OSError) else ""
 
 
-def _told_traceback(exc: BaseException, *, content: bool, seen: set[int]) -> Iterator[str]:
+def _format_traceback(exc: BaseException, *, content: bool, seen: set[int]) -> Iterator[str]:
     """Yield the lines of a traceback: causes first, a group's members behind it, each exception once."""
     if id(exc) in seen or len(seen) == MAX_EXCEPTIONS:
         return
     seen.add(id(exc))
     before = exc.__cause__ or (None if exc.__suppress_context__ else exc.__context__)
-    if before is not None and (told := list(_told_traceback(before, content=content, seen=seen))):
+    if before is not None and (told := list(_format_traceback(before, content=content, seen=seen))):
         yield from (*told, "and then:")
     if exc.__traceback__ is not None:
         yield "Traceback (most recent call last):"
         yield from (line.rstrip("\n") for line in traceback.format_tb(exc.__traceback__, limit=-MAX_FRAMES))
-    yield describe(exc, content=content)
+    yield describe_exception(exc, content=content)
     if isinstance(exc, BaseExceptionGroup):
         for member in exc.exceptions:
             yield f"one of {len(exc.exceptions)}:"
-            yield from _told_traceback(member, content=content, seen=seen)
+            yield from _format_traceback(member, content=content, seen=seen)
 
 
 def _time_of(record: logging.LogRecord) -> str:

@@ -10,9 +10,26 @@ from typing import Final, Literal
 Kind = Literal["counter", "gauge", "histogram"]
 
 # Upper bounds in seconds: of one hop through the broker, of what somebody waits for, of a whole run.
-HOP_S: Final = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
-WAIT_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
-RUN_S: Final = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0)
+HOP_BUCKETS_S: Final = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+WAIT_BUCKETS_S: Final = (
+    0.001,
+    0.0025,
+    0.005,
+    0.01,
+    0.025,
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    1.0,
+    2.5,
+    5.0,
+    10.0,
+    30.0,
+    60.0,
+    120.0,
+)
+RUN_BUCKETS_S: Final = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0)
 
 # Why a stream read the log: a message did not follow, a newer attempt began, the connection to the broker was made
 # anew, the run was silent, its client had fallen behind, or a reader joined a run that exists.
@@ -115,15 +132,15 @@ class Metric:
 
     name: str
     kind: Kind
-    means: str
+    help_text: str
     labels: dict[str, tuple[str, ...]] | None = None
     buckets_s: tuple[float, ...] = ()
     shared: bool = False
 
 
-_QUEUE: Final[dict[str, tuple[str, ...]]] = {"queue": ()}
+_QUEUE_LABEL: Final[dict[str, tuple[str, ...]]] = {"queue": ()}
 
-FRONTEND: Final = (
+FRONTEND_METRICS: Final = (
     Metric(REQUESTS, "counter", "HTTP requests by route and status", {"route": (), "status": ()}),
     Metric(REJECTED, "counter", "Requests answered with an error of ours, by its code", {"reason": REJECTIONS}),
     Metric(OPEN_RUNS, "gauge", "Runs a client is waiting for, streamed or not"),
@@ -134,20 +151,20 @@ FRONTEND: Final = (
         DISPATCH_SECONDS,
         "histogram",
         "From a request's admission until its run's first event (a worker began it) arrived here",
-        buckets_s=WAIT_S,
+        buckets_s=WAIT_BUCKETS_S,
     ),
     Metric(
         FIRST_TOKEN_SECONDS,
         "histogram",
         "From a streamed request's admission to its first piece of answer text; of new runs whose answer had any",
-        buckets_s=WAIT_S,
+        buckets_s=WAIT_BUCKETS_S,
     ),
     Metric(
         BUS_LATENCY_SECONDS,
         "histogram",
         "From here through the broker and back, behind the messages of all streams, until those were written to "
         "their clients; by this process's clock alone, every 2 s",
-        buckets_s=HOP_S,
+        buckets_s=HOP_BUCKETS_S,
     ),
     Metric(CATCH_UPS, "counter", "Times a stream read its run's log, by cause", {"cause": CATCH_UP_CAUSES}),
     Metric(GAPS, "counter", "Times pub/sub had not brought all messages of a stream; the log gave them"),
@@ -155,59 +172,59 @@ FRONTEND: Final = (
     Metric(SLOW_CLIENT_CUTS, "counter", "Streams cut because their client took no bytes for the write timeout"),
     Metric(GIVEN_UP, "counter", "Runs whose end this front end had to make up, by code", {"code": GIVEN_UP_CODES}),
     Metric(CANCELS, "counter", "Cancels asked for, by a request or because nobody waits", {"cause": CANCEL_CAUSES}),
-    Metric(CANCEL_SECONDS, "histogram", "From a cancel's request until the run had ended", buckets_s=WAIT_S),
+    Metric(CANCEL_SECONDS, "histogram", "From a cancel's request until the run had ended", buckets_s=WAIT_BUCKETS_S),
     Metric(BROKER_RECONNECTS, "gauge", "Reconnects to Redis"),
-    Metric(WORKERS_ALIVE, "gauge", "Live workers; -1 if unknown", _QUEUE, shared=True),
-    Metric(QUEUED, "gauge", "Outstanding jobs, waiting and running; -1 if unknown", _QUEUE, shared=True),
-    Metric(WAITING, "gauge", "Jobs no worker has taken yet; -1 if unknown", _QUEUE, shared=True),
+    Metric(WORKERS_ALIVE, "gauge", "Live workers; -1 if unknown", _QUEUE_LABEL, shared=True),
+    Metric(QUEUED, "gauge", "Outstanding jobs, waiting and running; -1 if unknown", _QUEUE_LABEL, shared=True),
+    Metric(WAITING, "gauge", "Jobs no worker has taken yet; -1 if unknown", _QUEUE_LABEL, shared=True),
     Metric(
         OLDEST_WAITING_SECONDS,
         "gauge",
         "Age of the oldest job no worker has taken, by the broker's clock; 0 if there is none, -1 if unknown",
-        _QUEUE,
+        _QUEUE_LABEL,
         shared=True,
     ),
 )
 
-WORKER: Final = (
+WORKER_METRICS: Final = (
     Metric(WORKER_SLOTS, "gauge", "Runs that may go on at once"),
-    Metric(WORKER_ACTIVE_RUNS, "gauge", "Runs that hold a slot", _QUEUE),
-    Metric(WORKER_RUNS, "counter", "Runs that ended here, by outcome", {**_QUEUE, "outcome": OUTCOMES}),
-    Metric(WORKER_RUN_SECONDS, "histogram", "From an attempt's begin to its end, stored", _QUEUE, RUN_S),
+    Metric(WORKER_ACTIVE_RUNS, "gauge", "Runs that hold a slot", _QUEUE_LABEL),
+    Metric(WORKER_RUNS, "counter", "Runs that ended here, by outcome", {**_QUEUE_LABEL, "outcome": OUTCOMES}),
+    Metric(WORKER_RUN_SECONDS, "histogram", "From an attempt's begin to its end, stored", _QUEUE_LABEL, RUN_BUCKETS_S),
     Metric(
         WORKER_DISPATCH_SECONDS,
         "histogram",
         "From enqueueing a job to the begin of its first attempt, by the broker's clock, to the millisecond",
-        _QUEUE,
-        WAIT_S,
+        _QUEUE_LABEL,
+        WAIT_BUCKETS_S,
     ),
     Metric(
         WORKER_CLAIMS,
         "counter",
         "Jobs taken: new ones, and those whose worker was lost or had handed them back",
-        {**_QUEUE, "kind": CLAIM_KINDS},
+        {**_QUEUE_LABEL, "kind": CLAIM_KINDS},
     ),
-    Metric(WORKER_RETRIES, "counter", "Runs whose agent was called again, in a later attempt", _QUEUE),
-    Metric(WORKER_LEASES_LOST, "counter", "Runs that went on at another worker while this one held them", _QUEUE),
+    Metric(WORKER_RETRIES, "counter", "Runs whose agent was called again, in a later attempt", _QUEUE_LABEL),
+    Metric(WORKER_LEASES_LOST, "counter", "Runs that went on at another worker while this one held them", _QUEUE_LABEL),
     Metric(
         WORKER_CANCEL_SECONDS,
         "histogram",
         "From hearing of a run's cancel until its end was stored",
-        _QUEUE,
-        WAIT_S,
+        _QUEUE_LABEL,
+        WAIT_BUCKETS_S,
     ),
-    Metric(WORKER_TOKENS, "counter", "Pieces of answer text that agents wrote", _QUEUE),
+    Metric(WORKER_TOKENS, "counter", "Pieces of answer text that agents wrote", _QUEUE_LABEL),
     Metric(
         WORKER_TOOL_CALLS,
         "counter",
         "Ends of tool calls that agents announced, by success",
-        {**_QUEUE, "success": ("true", "false")},
+        {**_QUEUE_LABEL, "success": ("true", "false")},
     ),
     Metric(
         WORKER_PUBLISH_SECONDS,
         "histogram",
         "From a run's last event until it and all before it were stored and published",
-        buckets_s=HOP_S,
+        buckets_s=HOP_BUCKETS_S,
     ),
     Metric(WORKER_PUBLISH_RETRIES, "counter", "Batches sent again because the log did not take or have them"),
     Metric(

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 # For the last spans, when all runs have ended: what starts us waits no longer than the drain and a little more.
 FLUSH_TIMEOUT_S: Final = 2.0
-SAME_COMPLAINT_S: Final = 60.0
+REPEAT_INTERVAL_S: Final = 60.0
 
 log = logging.getLogger(__name__)
 
@@ -41,17 +41,17 @@ def exported_spans(process: str) -> Iterator[None]:
     settings = trace_settings()
     api = sys.modules.get("opentelemetry.trace")
     if api is not None and not isinstance(api.get_tracer_provider(), api.ProxyTracerProvider):
-        tracing.switch_on(content=settings.content)
+        tracing.enable(content=settings.content)
         provider = None
     else:
         provider = _provider(settings, process) if settings.exporters else None
         if provider is not None:
-            tracing.switch_on(content=settings.content)
+            tracing.enable(content=settings.content)
             log.info("traces go to %s", ", ".join(settings.exporters))
     try:
         yield
     finally:
-        tracing.switch_off()
+        tracing.disable()
         if provider is not None:
             _shut_down(provider)
 
@@ -66,7 +66,7 @@ def _provider(settings: TraceSettings, process: str) -> "TracerProvider | None":
         reason, missing = settings.reason, str(exc)
         log.warning("%s is set, but there are no traces: pip install 'agentstream[otel]' (%s)", reason, missing)
         return None
-    _listen_to_the_sdk()
+    _forward_sdk_logs()
     try:
         processors = [BatchSpanProcessor(_exporter(name)) for name in settings.exporters]
         provider = TracerProvider(resource=_resource(process), shutdown_on_exit=False)
@@ -113,13 +113,13 @@ def _shut_down(provider: "TracerProvider") -> None:
         log.warning("the last spans could not be sent in %g s, and are lost", FLUSH_TIMEOUT_S)
 
 
-def _listen_to_the_sdk() -> None:
+def _forward_sdk_logs() -> None:
     logger = logging.getLogger("opentelemetry")
-    logger.addHandler(_Complaints())
+    logger.addHandler(_RateLimitedHandler())
     logger.propagate = False
 
 
-class _Complaints(logging.Handler):
+class _RateLimitedHandler(logging.Handler):
     """Passes on what the SDK logs, each kind of complaint once a minute: a collector may be away for long."""
 
     def __init__(self) -> None:
@@ -129,6 +129,6 @@ class _Complaints(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Pass a record on under our name."""
         kind, now_s = (record.name, str(record.msg)), time.monotonic()
-        if now_s - self._last_s.get(kind, -SAME_COMPLAINT_S) >= SAME_COMPLAINT_S:
+        if now_s - self._last_s.get(kind, -REPEAT_INTERVAL_S) >= REPEAT_INTERVAL_S:
             self._last_s[kind] = now_s
-            log.log(record.levelno, "%s (not repeated for %g s)", record.getMessage(), SAME_COMPLAINT_S)
+            log.log(record.levelno, "%s (not repeated for %g s)", record.getMessage(), REPEAT_INTERVAL_S)

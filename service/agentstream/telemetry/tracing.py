@@ -1,7 +1,7 @@
 """Spans: what a run did, where, and for how long, as OpenTelemetry has them; nothing, and at no cost, if it is off.
 
 The only module that knows OpenTelemetry's API, which is an optional dependency: it is not imported before
-``switch_on`` (``telemetry.otel`` does that, and tells where the spans go). Context travels by W3C's
+``enable`` (``telemetry.otel`` does that, and tells where the spans go). Context travels by W3C's
 ``traceparent`` and ``tracestate``, in headers and in jobs. Nothing here is called for a token: a run, an inference or
 a tool call is the finest grain. Names are those of OpenTelemetry's conventions for HTTP, messaging and generative AI
 (https://github.com/open-telemetry/semantic-conventions-genai, October 2026); what they have no name for is
@@ -79,7 +79,7 @@ class Span:
     def set(self, attributes: Attributes) -> None:
         """Say more of it; what is None is left out."""
         if self._span is not None:
-            self._span.set_attributes(_told(attributes))
+            self._span.set_attributes(_span_attributes(attributes))
 
     def fail(self, error_type: str, message: str = "") -> None:
         """Call it failed; the first call counts. ``message`` may hold what users wrote: told where content may be."""
@@ -112,10 +112,10 @@ class _Api:
 
 
 _api: Final = _Api()
-_OFF: Final = Span()
+_NOOP_SPAN: Final = Span()
 
 
-def switch_on(*, content: bool = False) -> None:
+def enable(*, content: bool = False) -> None:
     """Start to make spans; raises ImportError if OpenTelemetry's API is not installed.
 
     ``content`` allows what users, models and tools wrote, in the attributes that the conventions have for it.
@@ -128,17 +128,17 @@ def switch_on(*, content: bool = False) -> None:
     _api.tracer = trace.get_tracer(SCOPE)
 
 
-def switch_off() -> None:
+def disable() -> None:
     """Make no more spans; those that are open may still be ended."""
     _api.tracer = None
 
 
-def on() -> bool:
+def enabled() -> bool:
     """Whether spans are made."""
     return _api.tracer is not None
 
 
-def content() -> bool:
+def content_enabled() -> bool:
     """Whether spans may tell what users, models and tools wrote."""
     return _api.tracer is not None and _api.content
 
@@ -156,19 +156,19 @@ def span(
     Inside an asynchronous generator it must not be ``current``: a generator shares its caller's context.
     """
     if _api.tracer is None:
-        return _OFF
+        return _NOOP_SPAN
     started = _api.tracer.start_span(
         _sendable(name),
         context=None if parent is None else _extracted(parent),
         kind=_api.trace.SpanKind[kind.upper()],
-        attributes=_told(attributes or {}),
+        attributes=_span_attributes(attributes or {}),
     )
     return Span(started, current=current)
 
 
 def current() -> Span:
     """Return the span that is current, to say more of it."""
-    return _OFF if _api.tracer is None else Span(_api.trace.get_current_span())
+    return _NOOP_SPAN if _api.tracer is None else Span(_api.trace.get_current_span())
 
 
 def carrier() -> dict[str, str]:
@@ -198,7 +198,7 @@ def _extracted(carrier: Carrier) -> "Context":
     return context
 
 
-def _told(attributes: Attributes) -> dict[str, Any]:
+def _span_attributes(attributes: Attributes) -> dict[str, Any]:
     return {name: _sendable(value) for name, value in attributes.items() if value is not None}
 
 

@@ -82,7 +82,7 @@ def evaluate(expression: str) -> Number:
         raise ToolError(message)
     parser = _Parser(_tokens(expression.strip().rstrip("=? \t\r\n")))
     try:
-        return parser.whole()
+        return parser.parse_expression()
     except ZeroDivisionError as exc:
         message = "division by zero"
         raise ToolError(message) from exc
@@ -153,7 +153,7 @@ class _Parser:
         self._position = 0
         self._depth = 0
 
-    def whole(self) -> Number:
+    def parse_expression(self) -> Number:
         value = self._sum()
         if self._next.kind != "end":
             self._refuse("an operator")
@@ -163,7 +163,7 @@ class _Parser:
     def _next(self) -> _Token:
         return self._tokens[self._position]
 
-    def _take(self, *symbols: str) -> str | None:
+    def _accept(self, *symbols: str) -> str | None:
         token = self._next
         if token.kind == "symbol" and token.text in symbols:
             self._position += 1
@@ -177,13 +177,13 @@ class _Parser:
 
     def _sum(self) -> Number:
         value = self._product()
-        while symbol := self._take("+", "-"):
+        while symbol := self._accept("+", "-"):
             value = _apply(_OPERATORS[symbol], value, self._product())
         return value
 
     def _product(self) -> Number:
         value = self._unary()
-        while symbol := self._take("*", "/", "//", "%"):
+        while symbol := self._accept("*", "/", "//", "%"):
             value = _apply(_OPERATORS[symbol], value, self._unary())
         return value
 
@@ -192,14 +192,14 @@ class _Parser:
         if self._depth > MAX_DEPTH:
             message = f"the expression is nested more than {MAX_DEPTH} levels deep"
             raise ToolError(message)
-        sign = self._take("+", "-")
+        sign = self._accept("+", "-")
         value = self._unary() if sign else self._power()
         self._depth -= 1
         return -value if sign == "-" else value
 
     def _power(self) -> Number:
         base = self._atom()
-        return _power(base, self._unary()) if self._take("**") else base
+        return _power(base, self._unary()) if self._accept("**") else base
 
     def _atom(self) -> Number:
         token = self._next
@@ -209,10 +209,10 @@ class _Parser:
         if token.kind == "name":
             self._position += 1
             return self._named(token.text)
-        if not self._take("("):
+        if not self._accept("("):
             self._refuse("a number")
         value = self._sum()
-        if not self._take(")"):
+        if not self._accept(")"):
             self._refuse("')'")
         return value
 
@@ -223,12 +223,12 @@ class _Parser:
         if name not in _FUNCTIONS:
             message = f"unknown name {written!r}; known are {', '.join([*_CONSTANTS, *_FUNCTIONS])}"
             raise ToolError(message)
-        if not self._take("("):
+        if not self._accept("("):
             self._refuse(f"'(' after {name}")
         arguments = [self._sum()]
-        while self._take(","):
+        while self._accept(","):
             arguments.append(self._sum())
-        if not self._take(")"):
+        if not self._accept(")"):
             self._refuse(f"',' or ')' in the arguments of {name}")
         function, fewest, most = _FUNCTIONS[name]
         if not fewest <= len(arguments) <= most:

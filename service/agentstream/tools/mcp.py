@@ -28,12 +28,12 @@ from mcp.types import CONNECTION_CLOSED, INVALID_PARAMS
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from agentstream.errors import StartupError
-from agentstream.processes.child import tied
+from agentstream.processes.launcher import die_with_parent
 from agentstream.tools.base import Tool, ToolError
 
 CONNECT_TIMEOUT_S: Final = 10.0  # of a session's opening; `npx` may have to download first, and is tried again
-FIRST_PAUSE_S: Final = 0.5
-LONGEST_PAUSE_S: Final = 30.0
+FIRST_RETRY_DELAY_S: Final = 0.5
+MAX_RETRY_DELAY_S: Final = 30.0
 STABLE_S: Final = 30.0  # a session that lasted so long starts the pauses anew
 CLOSE_TIMEOUT_S: Final = 8.0  # the client itself takes up to 6 to end a process that will not
 MAX_TOOLS: Final = 500  # of one server; no model chooses from more
@@ -75,7 +75,9 @@ def read_servers(path: str) -> dict[str, McpServerConfig]:
     """
     try:
         entries = json.loads(Path(path).read_bytes())["mcpServers"]
-        servers = {str(name): McpServerConfig.model_validate(_filled(entry)) for name, entry in entries.items()}
+        servers = {
+            str(name): McpServerConfig.model_validate(_expand_variables(entry)) for name, entry in entries.items()
+        }
     except ValidationError as exc:
         reasons = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'entry'}: {e['msg']}" for e in exc.errors())
         message = f"MCP servers in {path}: {reasons}"
@@ -90,12 +92,12 @@ def read_servers(path: str) -> dict[str, McpServerConfig]:
     return {name: server for name, server in servers.items() if not server.disabled}
 
 
-def _filled(value: Any) -> Any:  # noqa: ANN401 -- JSON
+def _expand_variables(value: Any) -> Any:  # noqa: ANN401 -- JSON
     """Return JSON with ``${NAME}`` in its strings replaced; raises ValueError for one that is not set."""
     if isinstance(value, dict):
-        return {key: _filled(item) for key, item in value.items()}
+        return {key: _expand_variables(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_filled(item) for item in value]
+        return [_expand_variables(item) for item in value]
     if not isinstance(value, str):
         return value
     filled = _VARIABLE.sub(lambda match: os.path.expandvars(match[0]), value)
@@ -121,7 +123,7 @@ class McpServers:
         """Connect to all at the same time; returns when each answers or has failed once, in a bounded time."""
         for connection in self._connections:
             connection.start()
-        await asyncio.gather(*(connection.tried.wait() for connection in self._connections))
+        await asyncio.gather(*(connection.first_attempt_done.wait() for connection in self._connections))
 
     def tools(self) -> list[Tool]:
         """Return the tools of every server that has connected at least once, each under a name of its own."""
@@ -193,25 +195,25 @@ class _Connection:
     def __init__(self, name: str, config: McpServerConfig) -> None:
         self.name = name
         self.listed: Sequence[types.Tool] = ()  # of the latest session
-        self.tried = asyncio.Event()
+        self.first_attempt_done = asyncio.Event()
         self._config = config
         self._client: Client | None = None
         self._reason = "it has not been tried yet"
         self._lost = asyncio.Event()
         self._stop = asyncio.Event()
-        self._keeper: asyncio.Task[None] | None = None
+        self._connection_task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        self._keeper = asyncio.create_task(self._keep(), name=f"MCP server {self.name}")
+        self._connection_task = asyncio.create_task(self._run_sessions(), name=f"MCP server {self.name}")
 
     async def close(self) -> None:
         self._stop.set()
         self._lost.set()
-        if self._keeper is not None:
-            _, late = await asyncio.wait({self._keeper}, timeout=CLOSE_TIMEOUT_S)
+        if self._connection_task is not None:
+            _, late = await asyncio.wait({self._connection_task}, timeout=CLOSE_TIMEOUT_S)
             if late:
                 log.warning("MCP server %s does not close in %g s; leaving it", self.name, CLOSE_TIMEOUT_S)
-                self._keeper.cancel()
+                self._connection_task.cancel()
 
     async def call(self, tool: str, arguments: dict[str, Any]) -> types.CallToolResult:
         """Call a tool on the present session; the caller limits the time."""
@@ -225,17 +227,17 @@ class _Connection:
             # By HTTP every failure but a refusal of the arguments may be the end of a session; no code is its own.
             by_http = self._config.url is not None and exc.error.code != INVALID_PARAMS
             if by_http or exc.error.code == CONNECTION_CLOSED:
-                self._lose(client, exc)
+                self._mark_lost(client, exc)
             message = f"the MCP server {self.name!r} failed: {exc}"
             raise ToolError(message) from exc
 
-    def _lose(self, client: Client, reason: object) -> None:
+    def _mark_lost(self, client: Client, reason: object) -> None:
         if self._client is client:
             self._client, self._reason = None, f"the session ended: {reason}"
             self._lost.set()
 
-    async def _keep(self) -> None:
-        pause_s = FIRST_PAUSE_S
+    async def _run_sessions(self) -> None:
+        retry_delay_s = FIRST_RETRY_DELAY_S
         loop = asyncio.get_running_loop()
         while not self._stop.is_set():
             began_s = loop.time()
@@ -250,17 +252,17 @@ class _Connection:
                 cause = _cause(exc)
                 self._reason = f"{type(cause).__name__}: {cause}".rstrip(": ")
             self._client = None
-            self.tried.set()
+            self.first_attempt_done.set()
             if self._stop.is_set():
                 return
             if loop.time() - began_s > STABLE_S:
-                pause_s = FIRST_PAUSE_S
+                retry_delay_s = FIRST_RETRY_DELAY_S
             # A reason's own words may repeat a tool's arguments, or an address with a key in it.
             told = cause or self._reason.partition(":")[0]
-            log.warning("MCP server %s: %s; again in %g s", self.name, told, pause_s)
+            log.warning("MCP server %s: %s; again in %g s", self.name, told, retry_delay_s)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stop.wait(), pause_s)
-            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+                await asyncio.wait_for(self._stop.wait(), retry_delay_s)
+            retry_delay_s = min(2 * retry_delay_s, MAX_RETRY_DELAY_S)
 
     async def _hold_session(self) -> None:
         """Connect, list the tools, and stay until the session is lost or the connection closed."""
@@ -273,7 +275,7 @@ class _Connection:
                 self.listed = await _all_tools(client)
             self._client, self._reason = client, ""
             log.info("MCP server %s: connected, %d tools", self.name, len(self.listed))
-            self.tried.set()
+            self.first_attempt_done.set()
             await self._lost.wait()
             self._client, self._reason = None, self._reason or "the server ended"
 
@@ -282,7 +284,7 @@ class _Connection:
         config = self._config
         async with contextlib.AsyncExitStack() as stack:
             if config.command is not None:
-                program, *arguments = tied(_absolute(config.command), *config.args)
+                program, *arguments = die_with_parent(_absolute(config.command), *config.args)
                 parameters = StdioServerParameters(command=program, args=arguments, env=config.env, cwd=config.cwd)
                 reading, writing = await stack.enter_async_context(stdio_client(parameters, errlog=sys.stderr))
             else:
@@ -292,10 +294,10 @@ class _Connection:
                 reading, writing = await stack.enter_async_context(
                     streamable_http_client(str(config.url), http_client=http)
                 )
-            yield _Watched(reading, self._lost), writing
+            yield _EndSignalingStream(reading, self._lost), writing
 
 
-class _Watched:
+class _EndSignalingStream:
     """A session's incoming messages; sets an event at their end, of which the client tells nobody."""
 
     def __init__(self, messages: Any, ended: asyncio.Event) -> None:  # noqa: ANN401 -- the client's own

@@ -12,7 +12,7 @@ import orjson
 from agentstream.engines.base import ToolSchema
 from agentstream.tools.base import Tool, ToolError
 from agentstream.tools.calculator import Calculator
-from agentstream.tools.clock import CurrentTime
+from agentstream.tools.current_time import CurrentTime
 from agentstream.tools.read_url import ReadUrl
 from agentstream.tools.text_statistics import TextStatistics
 
@@ -125,13 +125,13 @@ def _arguments(arguments_json: str, schema: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(arguments, dict):
         message = f"the arguments must be one JSON object, not {type(arguments).__name__}"
         raise ToolError(message)
-    if faults := _faults(arguments, schema):
+    if faults := _schema_errors(arguments, schema):
         message = f"wrong arguments: {'; '.join(faults)}"
         raise ToolError(message)
     return arguments
 
 
-def _faults(arguments: dict[str, Any], schema: dict[str, Any]) -> list[str]:
+def _schema_errors(arguments: dict[str, Any], schema: dict[str, Any]) -> list[str]:
     """Check what models get wrong (required, unknown, type, enum) at the top level; tools check the rest."""
     properties: dict[str, Any] = schema.get("properties", {})
     faults = [f"{name} is required" for name in schema.get("required", ()) if name not in arguments]

@@ -21,7 +21,7 @@ from agentstream.protocol.openai import ChatCompletionRequest
 from agentstream.store.bus.publisher import RunPublisher
 from agentstream.store.queue import Claim
 from agentstream.stream.transcript import tool_result
-from agentstream.worker.spans import agent_span, tell_end
+from agentstream.worker.spans import agent_span, record_end
 from agentstream.worker.tally import Tally
 
 log = logging.getLogger(__name__)
@@ -34,28 +34,28 @@ LEASE_LOST: Final = "lease_lost"
 
 Terminal = tuple[str, dict[str, Any]]
 # Tells the agent that answers for a model; raises ValueError if there is none here.
-AgentOf = Callable[[str], Agent]
+AgentResolver = Callable[[str], Agent]
 
 
 class Execution:
     """A claimed job's run on this worker."""
 
-    def __init__(self, agent_of: AgentOf, claim: Claim, on_tool_end: Callable[[bool], None]) -> None:
+    def __init__(self, resolve_agent: AgentResolver, claim: Claim, on_tool_end: Callable[[bool], None]) -> None:
         """Take the job, and what tells its agent; ``bind`` must follow.
 
         ``on_tool_end`` is told from any thread whether a tool call that ended was a success.
         """
         self.claim = claim
         self.tally = Tally()
-        self._agent_of = agent_of
+        self._resolve_agent = resolve_agent
         self._on_tool_end = on_tool_end
         self.agent_name = ""  # until it is called
         self._publisher: RunPublisher | None = None
-        self._others = 0  # events put that are no text
-        self.refused = False  # whether it was lost because the broker refused its events
-        self.cancel_heard_s: float | None = None  # when a cancel was asked for, monotonic
+        self._non_text_events = 0  # events put that are no text
+        self.broker_refused = False  # whether it was lost because the broker refused its events
+        self.cancel_requested_at_s: float | None = None  # when a cancel was asked for, monotonic
         self._stopped: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self._left: list[asyncio.Future[Any]] = []  # what still runs when the run is over
+        self._unfinished: list[asyncio.Future[Any]] = []  # what still runs when the run is over
 
     def bind(self, publisher: RunPublisher) -> None:
         """Take where the run's events go."""
@@ -80,13 +80,13 @@ class Execution:
 
     def cancel(self) -> None:
         """End the run as cancelled."""
-        if self.cancel_heard_s is None:
-            self.cancel_heard_s = time.monotonic()
+        if self.cancel_requested_at_s is None:
+            self.cancel_requested_at_s = time.monotonic()
         self.stop(errors.CANCELLED)
 
-    def lose(self, cause: AgentStreamError | None = None) -> None:
+    def abandon(self, cause: AgentStreamError | None = None) -> None:
         """End the run without a word: another worker has it, or ``cause`` says what else keeps it from speaking."""
-        self.refused |= not (cause is None or isinstance(cause, Fenced))
+        self.broker_refused |= not (cause is None or isinstance(cause, Fenced))
         self.stop(LEASE_LOST)
         if self._publisher is not None:
             self._publisher.close(BusError("the lease of the run was lost"))
@@ -99,52 +99,52 @@ class Execution:
             message = "the run has not begun"
             raise BusError(message)
         self._publisher.put(event_type, data)
-        self.tally.note(event_type, data)
+        self.tally.record(event_type, data)
         if event_type is not TEXT:
-            self._others += 1
+            self._non_text_events += 1
             if event_type == TOOL_CALL_END:
                 self._on_tool_end(bool(data.get("success", True)))
 
     @property
-    def texts(self) -> int:
+    def text_events(self) -> int:
         """How many pieces of text were put so far: all events but the others, the first, and the terminal one."""
         if self._publisher is None:
             return 0
-        return max(0, self._publisher.events_put - self._others - 1 - self._publisher.ended)
+        return max(0, self._publisher.events_put - self._non_text_events - 1 - self._publisher.ended)
 
     @property
     def unflushed_bytes(self) -> int:
         """How much waits to be published."""
         return 0 if self._publisher is None else self._publisher.unflushed_bytes
 
-    async def room(self) -> None:
+    async def wait_for_room(self) -> None:
         """Wait until there is room for more."""
         if self._publisher is not None:
-            await self._publisher.room()
+            await self._publisher.wait_for_room()
 
     # -- the run ------------------------------------------------------------------------------------
 
-    async def outcome(self, run_timeout_s: float) -> Terminal | None:
+    async def run_agent(self, run_timeout_s: float) -> Terminal | None:
         """Call the agent and return the terminal event that follows, or None if another worker will say it.
 
         Never raises for an agent's fault.
         """
         try:
             request = ChatCompletionRequest.model_validate(self.claim.job.request)
-            called = self._agent_of(request.model)
+            called = self._resolve_agent(request.model)
         except ValueError as exc:  # a newer front end's request, or one whose settings name other agents
-            return failed(errors.INVALID_REQUEST, f"this worker cannot serve the request: {exc}")
+            return failed_event(errors.INVALID_REQUEST, f"this worker cannot serve the request: {exc}")
         self.agent_name = name_of(called)
         with agent_span(self.agent_name, self.claim.job.run_id, request.model) as span:
-            terminal = await self._outcome_of(called, request, run_timeout_s)
-            tell_end(span, terminal, self.stop_reason)
+            terminal = await self._run_agent(called, request, run_timeout_s)
+            record_end(span, terminal, self.stop_reason)
         return terminal
 
-    async def _outcome_of(self, called: Agent, request: ChatCompletionRequest, run_timeout_s: float) -> Terminal | None:
+    async def _run_agent(self, called: Agent, request: ChatCompletionRequest, run_timeout_s: float) -> Terminal | None:
         run = Run(self.claim.job.run_id, request, self)
         agent = asyncio.create_task(self._call(called, run), name=f"agent {run.id}")
         agent.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # seen, even if it was lost
-        self._left.append(agent)
+        self._unfinished.append(agent)
         try:
             ends: set[asyncio.Future[Any]] = {agent, self._stopped}
             await asyncio.wait(ends, timeout=run_timeout_s, return_when=asyncio.FIRST_COMPLETED)
@@ -156,30 +156,30 @@ class Execution:
             return self._terminal_of(agent, request)
         await asyncio.wait({agent}, timeout=CLEANUP_TIMEOUT_S)
         if self.stop_reason is None:
-            return failed(errors.RUN_TIMEOUT, f"the run took longer than {run_timeout_s:g} s")
+            return failed_event(errors.RUN_TIMEOUT, f"the run took longer than {run_timeout_s:g} s")
         if self.stop_reason == errors.CANCELLED:
-            return self.cancellation(request)
+            return self.cancelled_event(request)
         if self.stop_reason == errors.WORKER_SHUTDOWN:
-            return failed(errors.WORKER_SHUTDOWN, "the worker was stopped before the run ended")
+            return failed_event(errors.WORKER_SHUTDOWN, "the worker was stopped before the run ended")
         return None
 
-    def cancellation(self, request: ChatCompletionRequest | None = None) -> Terminal:
+    def cancelled_event(self, request: ChatCompletionRequest | None = None) -> Terminal:
         """Return the terminal event of a cancelled run, with the usage so far (none if it never started)."""
         return RUN_CANCELLED, {"usage": self.tally.usage(request.messages if request else []).model_dump()}
 
-    async def until_left(self) -> None:
+    async def wait_until_finished(self) -> None:
         """Return when everything the agent started has ended; a thread cannot be killed, so its slot stays taken."""
-        left = [future for future in self._left if not future.done()]
+        left = [future for future in self._unfinished if not future.done()]
         if left:
             log.warning("the run is over, but its agent still runs; waiting for it")
             await asyncio.wait(left)
 
     async def _call(self, agent: Agent, run: Run) -> object:
         if is_async(agent):
-            return await _guarded(agent, run)
+            return await _await_agent(agent, run)
         done = asyncio.get_running_loop().create_future()
         done.add_done_callback(lambda future: future.cancelled() or future.exception())  # seen, even if late
-        self._left.append(done)
+        self._unfinished.append(done)
         context = contextvars.copy_context()
         thread = threading.Thread(
             target=context.run,
@@ -192,16 +192,16 @@ class Execution:
 
     def _terminal_of(self, agent: asyncio.Task[object], request: ChatCompletionRequest) -> Terminal:
         if agent.cancelled():
-            return failed(errors.AGENT_ERROR, "the agent cancelled itself")
+            return failed_event(errors.AGENT_ERROR, "the agent cancelled itself")
         try:
             return RUN_COMPLETED, self._completion(request, agent.result())
         except InvalidAgentOutput as exc:
             log.warning("the agent broke its contract: %s", exc)
-            return failed(errors.INVALID_AGENT_OUTPUT, str(exc))
+            return failed_event(errors.INVALID_AGENT_OUTPUT, str(exc))
         except Exception as exc:
             log.exception("the agent failed")
             message = str(exc) or type(exc).__name__
-            return failed(errors.failure_code(message), message)
+            return failed_event(errors.failure_code(message), message)
 
     def _completion(self, request: ChatCompletionRequest, result: object) -> dict[str, Any]:
         if not isinstance(result, AgentResult):
@@ -211,7 +211,7 @@ class Execution:
         streamed = self.tally.text_characters > 0
         usage = result.usage() or self.tally.estimate(request.messages, 0 if streamed else len(result.content))
         # An agent that forgets to say so: clients look at the reason before they look for calls.
-        calls = self.tally.client_calls and result.finish_reason == "stop"
+        calls = self.tally.has_client_calls and result.finish_reason == "stop"
         return {
             "content": None if streamed else result.content,
             "tool_results": [
@@ -225,12 +225,12 @@ class Execution:
         }
 
 
-def failed(code: str, message: str) -> Terminal:
+def failed_event(code: str, message: str) -> Terminal:
     """Return the terminal event of a failed run."""
     return RUN_FAILED, {"code": code, "message": message[: errors.MAX_MESSAGE_CHARACTERS]}
 
 
-async def _guarded(agent: Agent, run: Run) -> object:
+async def _await_agent(agent: Agent, run: Run) -> object:
     """Await the agent; its SystemExit would otherwise end the worker."""
     try:
         return await cast("Awaitable[AgentResult]", agent(run))

@@ -13,7 +13,7 @@ from agentstream.errors import BusError
 from agentstream.protocol.events import TEXT
 from agentstream.protocol.jobs import Job
 from agentstream.store.bus.bus import Bus
-from agentstream.store.queue import Begun, Claim, JobQueue
+from agentstream.store.queue import BegunAttempt, Claim, JobQueue
 from agentstream.telemetry.log_context import bind
 from agentstream.worker.execution import Terminal
 
@@ -36,12 +36,12 @@ class RunLog:
         job = claim.job
         bind(run_id=job.run_id, request_id=job.request_id, queue=queue.name, worker=queue.worker_id)
 
-    def begun(self, job: Job, begun: Begun) -> None:
+    def attempt_begun(self, job: Job, begun: BegunAttempt) -> None:
         """Tell of an attempt's beginning, at debug."""
         bind(attempt=begun.attempt)
         log.debug("the run begins")
         if self._content:
-            log.debug("asked: %s", _shown(job.request.get("messages")))
+            log.debug("asked: %s", _truncated(job.request.get("messages")))
 
     def ended(self, terminal: Terminal | None, outcome: str, *, seconds: float) -> None:
         """Tell of an attempt's end: how, as metrics have it, and after how long.
@@ -58,10 +58,10 @@ class RunLog:
     async def answered(self, bus: Bus, run_id: str, terminal: Terminal | None) -> None:
         """Tell what a run answered, at debug, if that may be. Its job is done by now: nothing waits for this."""
         if self._content and terminal is not None:
-            log.debug("answered: %s", _shown(await _answer(bus, run_id, terminal[1])))
+            log.debug("answered: %s", _truncated(await _read_answer(bus, run_id, terminal[1])))
 
 
-async def _answer(bus: Bus, run_id: str, data: dict[str, Any]) -> object:
+async def _read_answer(bus: Bus, run_id: str, data: dict[str, Any]) -> object:
     """Return what the run said, or why it failed."""
     if text := data.get("content") or data.get("message"):
         return text
@@ -72,6 +72,6 @@ async def _answer(bus: Bus, run_id: str, data: dict[str, Any]) -> object:
         return f"(not to be had: {str(exc) or 'the broker is away'})"
 
 
-def _shown(content: object) -> str:
+def _truncated(content: object) -> str:
     text = content if isinstance(content, str) else orjson.dumps(content, default=str).decode()
     return text if len(text) <= MAX_CONTENT_CHARS else f"{text[:MAX_CONTENT_CHARS]}... ({len(text)} characters)"

@@ -14,9 +14,9 @@ from agentstream.agents.loading import load_agent
 from agentstream.agents.orchestrator import Orchestrator
 from agentstream.config import BUILTIN, Settings, env_name
 from agentstream.engines.base import Engine
-from agentstream.engines.builtin import BuiltinEngine
+from agentstream.engines.demo import BuiltinEngine
 from agentstream.errors import StartupError
-from agentstream.processes.process import stop_signals
+from agentstream.processes.runtime import stop_signals
 from agentstream.protocol.jobs import open_ttl_s
 from agentstream.protocol.keys import Keys
 from agentstream.store.bus.bus import Bus
@@ -26,9 +26,9 @@ from agentstream.store.connection.link import Link
 from agentstream.store.queue import JobQueue
 from agentstream.telemetry.otel import exported_spans
 from agentstream.tools.toolbox import Toolbox, default_tools
-from agentstream.worker.execution import AgentOf
-from agentstream.worker.health import HealthPort
-from agentstream.worker.lease import Leases
+from agentstream.worker.execution import AgentResolver
+from agentstream.worker.health_server import HealthServer
+from agentstream.worker.leases import Leases
 from agentstream.worker.metrics import WorkerMetrics
 from agentstream.worker.runner import RunLimits, Runner
 from agentstream.worker.slots import Slots
@@ -52,15 +52,15 @@ async def serve_worker(settings: Settings, *, keys: Keys | None = None, number: 
     mcp = build_mcp(settings)
     agents, engine = build_agents(settings, mcp)
     with exported_spans("worker"):  # after the agents' modules, which may have set up a provider of their own
-        return await _work(settings, Endpoint(settings.redis_url), keys or Keys(), number, agents, engine, mcp)
+        return await _run_worker(settings, Endpoint(settings.redis_url), keys or Keys(), number, agents, engine, mcp)
 
 
-async def _work(  # noqa: PLR0913, PLR0917 -- what was made of the settings
+async def _run_worker(  # noqa: PLR0913, PLR0917 -- what was made of the settings
     settings: Settings,
     endpoint: Endpoint,
     keys: Keys,
     number: int | None,
-    agents: dict[str, AgentOf],
+    agents: dict[str, AgentResolver],
     engine: Engine | None,
     mcp: "McpServers | None",
 ) -> int:
@@ -99,12 +99,12 @@ async def _work(  # noqa: PLR0913, PLR0917 -- what was made of the settings
 
     def observe() -> None:
         reconnects = link.reconnects + sum(queue.reconnects for queue in queues.values())
-        metrics.observe(workers.items(), bus.published, reconnects=reconnects)
+        metrics.observe(workers.items(), bus.publish_counts, reconnects=reconnects)
 
     try:
         async with contextlib.AsyncExitStack() as stack:
             stop = stack.enter_context(stop_signals())
-            health = HealthPort(link, stop, observe=observe, render=metrics.render)
+            health = HealthServer(link, stop, observe=observe, render=metrics.render)
             if settings.metrics_port:
                 shared = number is not None
                 await stack.enter_async_context(
@@ -117,7 +117,7 @@ async def _work(  # noqa: PLR0913, PLR0917 -- what was made of the settings
             await link.subscribe(keys.control(worker_id).encode(), on_control)
             await asyncio.gather(*(queue.open() for queue in queues.values()))
             log.info("worker %s takes jobs of queue %s", worker_id, ", ".join(map(repr, agents)))
-            health.working = True
+            health.taking_jobs = True
             async with asyncio.TaskGroup() as working:  # if one of them dies, all do
                 for name, worker in workers.items():
                     working.create_task(worker.run(stop), name=f"queue {name}")
@@ -130,7 +130,7 @@ async def _work(  # noqa: PLR0913, PLR0917 -- what was made of the settings
     return 0
 
 
-def build_agents(settings: Settings, mcp: "McpServers | None" = None) -> tuple[dict[str, AgentOf], Engine | None]:
+def build_agents(settings: Settings, mcp: "McpServers | None" = None) -> tuple[dict[str, AgentResolver], Engine | None]:
     """Return what tells the agents of each queue to be served, and the built-in one's engine; raises StartupError.
 
     Only agents of those queues are imported.
@@ -150,10 +150,10 @@ def build_agents(settings: Settings, mcp: "McpServers | None" = None) -> tuple[d
         if builtin is None:
             builtin, engine = build_agent(settings, mcp)
         agents[route.queue][route.model] = builtin
-    return {queue: partial(_agent_of, of_queue) for queue, of_queue in agents.items()}, engine
+    return {queue: partial(_resolve_agent, of_queue) for queue, of_queue in agents.items()}, engine
 
 
-def _agent_of(agents: dict[str, Agent], model: str) -> Agent:
+def _resolve_agent(agents: dict[str, Agent], model: str) -> Agent:
     if model not in agents:
         message = f"there is no agent for the model {model!r} here (front ends and workers need the same agents)"
         raise ValueError(message)

@@ -12,7 +12,7 @@ class Slots:
         self._waiting = 0
 
     @property
-    def wanted(self) -> bool:
+    def contended(self) -> bool:
         """Whether somebody waits for one: a slot that is only waited with should be given back soon."""
         return self._waiting > 0
 

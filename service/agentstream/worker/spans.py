@@ -15,7 +15,7 @@ def job_span(claim: Claim, queue: JobQueue) -> tracing.Span:
     Attempts are siblings in one trace. They are not linked: of a lost one nothing is left to link to, as spans are
     sent when they end.
     """
-    if not tracing.on():
+    if not tracing.enabled():
         return tracing.span("process")
     job = claim.job
     attributes = {
@@ -32,7 +32,7 @@ def job_span(claim: Claim, queue: JobQueue) -> tracing.Span:
 
 def agent_span(name: str, run_id: str, model: str) -> tracing.Span:
     """Return the span of the call of an agent of this name; what its own instrumentation makes are its children."""
-    if not tracing.on():
+    if not tracing.enabled():
         return tracing.span("invoke_agent")
     attributes = {
         "gen_ai.operation.name": "invoke_agent",
@@ -44,10 +44,12 @@ def agent_span(name: str, run_id: str, model: str) -> tracing.Span:
     return tracing.span(f"invoke_agent {name}", attributes=attributes)
 
 
-def tell_end(span: tracing.Span, terminal: tuple[str, dict[str, Any]] | None, otherwise: str | None = None) -> None:
-    """Tell how it ended: by the terminal event, or, if another worker will say that, ``otherwise``."""
+def record_end(
+    span: tracing.Span, terminal: tuple[str, dict[str, Any]] | None, fallback_status: str | None = None
+) -> None:
+    """Tell how it ended: by the terminal event, or, if another worker will say that, ``fallback_status``."""
     if terminal is None:
-        span.set({tracing.RUN_STATUS: otherwise})
+        span.set({tracing.RUN_STATUS: fallback_status})
         return
     event_type, data = terminal
     usage = data.get("usage") or {}

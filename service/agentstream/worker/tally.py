@@ -4,7 +4,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from agentstream.protocol.events import TEXT, TOOL_CALL_DELTA, TOOL_CALL_START, WRITTEN, written_characters
+from agentstream.protocol.events import TEXT, TOOL_CALL_DELTA, TOOL_CALL_START, WRITTEN_EVENTS, written_characters
 from agentstream.protocol.openai import ChatMessage, Usage, estimate_usage
 
 
@@ -15,26 +15,26 @@ class Tally:
         """Start with nothing."""
         self.text_characters = 0
         self.written_characters = 0  # of text, reasoning and calls of the client's tools
-        self.client_calls = False  # whether there was one
+        self.has_client_calls = False  # whether there was one
         self.tool_calls = 0  # of the agent's own tools
-        self._told = Usage()
-        self._untold_characters = 0
+        self._reported_usage = Usage()
+        self._unreported_characters = 0
 
     @property
     def retryable(self) -> bool:
         """Whether a new attempt would repeat nothing: nothing was written, no tool was run."""
         return not (self.written_characters or self.tool_calls)
 
-    def note(self, event_type: str, data: Any) -> None:  # noqa: ANN401 -- JSON
+    def record(self, event_type: str, data: Any) -> None:  # noqa: ANN401 -- JSON
         """Take note of a published event."""
-        if event_type in WRITTEN:
+        if event_type in WRITTEN_EVENTS:
             characters = written_characters(event_type, data)
             self.written_characters += characters
-            self._untold_characters += characters
+            self._unreported_characters += characters
             if event_type == TEXT:
                 self.text_characters += characters
             elif event_type == TOOL_CALL_DELTA:
-                self.client_calls = True
+                self.has_client_calls = True
         elif event_type == TOOL_CALL_START:
             self.tool_calls += 1
         elif event_type == "inference_end" and "usage" in data:
@@ -42,12 +42,12 @@ class Tally:
                 usage = Usage.model_validate(data["usage"])
             except ValidationError:
                 return  # an agent's own idea of usage: then it is estimated
-            self._told = Usage(
-                prompt_tokens=self._told.prompt_tokens + usage.prompt_tokens,
-                completion_tokens=self._told.completion_tokens + usage.completion_tokens,
-                total_tokens=self._told.total_tokens + usage.total_tokens,
+            self._reported_usage = Usage(
+                prompt_tokens=self._reported_usage.prompt_tokens + usage.prompt_tokens,
+                completion_tokens=self._reported_usage.completion_tokens + usage.completion_tokens,
+                total_tokens=self._reported_usage.total_tokens + usage.total_tokens,
             )
-            self._untold_characters = 0
+            self._unreported_characters = 0
 
     def estimate(self, messages: list[ChatMessage], content_characters: int = 0) -> Usage:
         """Return the seed's estimate for what was written, and for ``content_characters`` that were not."""
@@ -55,11 +55,11 @@ class Tally:
 
     def usage(self, messages: list[ChatMessage]) -> Usage:
         """Return the usage so far: what the inferences told, plus an estimate of what none has told yet."""
-        if not self._told.total_tokens:
+        if not self._reported_usage.total_tokens:
             return self.estimate(messages) if self.written_characters else Usage()
-        untold = self._untold_characters // 4
+        unreported = self._unreported_characters // 4
         return Usage(
-            prompt_tokens=self._told.prompt_tokens,
-            completion_tokens=self._told.completion_tokens + untold,
-            total_tokens=self._told.total_tokens + untold,
+            prompt_tokens=self._reported_usage.prompt_tokens,
+            completion_tokens=self._reported_usage.completion_tokens + unreported,
+            total_tokens=self._reported_usage.total_tokens + unreported,
         )

@@ -7,9 +7,9 @@ from functools import partial
 from typing import Final
 
 from agentstream.errors import AgentStreamError, BrokerUnavailable
-from agentstream.store.queue import BEAT_INTERVAL_S, Claim, JobQueue
-from agentstream.telemetry.log_context import Scope, about, scope_of
-from agentstream.worker.lease import Leases, tolerate
+from agentstream.store.queue import HEARTBEAT_INTERVAL_S, Claim, JobQueue
+from agentstream.telemetry.log_context import LogContext, log_context_of, log_extra
+from agentstream.worker.leases import Leases, warn_if_unavailable
 from agentstream.worker.runner import Runner
 from agentstream.worker.slots import Slots
 
@@ -19,7 +19,7 @@ BROKER_RETRY_S: Final = 0.5
 # Until every worker has reconnected to a broker that is back: the longest back-off of a link, and twice as much again.
 SETTLE_S: Final = 3.0
 # After the drain timeout the remaining runs get this long to store their terminal event or be handed back.
-LAST_WORDS_S: Final = 8.0
+SHUTDOWN_GRACE_S: Final = 8.0
 
 
 class Worker:
@@ -43,7 +43,7 @@ class Worker:
         self._drain_timeout_s = drain_timeout_s
         self._slots = slots
         self._runs: set[asyncio.Task[None]] = set()
-        self._trust_leases_at_s = 0.0
+        self._reclaim_after_s = 0.0
 
     @property
     def active(self) -> int:
@@ -53,7 +53,7 @@ class Worker:
     @property
     def tokens(self) -> int:
         """How many pieces of text its agents have written so far."""
-        return self._runner.texts
+        return self._runner.text_events
 
     @property
     def unflushed_bytes(self) -> int:
@@ -65,8 +65,8 @@ class Worker:
         try:
             async with asyncio.TaskGroup() as tasks:
                 side_tasks = [
-                    tasks.create_task(self._beat(), name="beat"),
-                    tasks.create_task(self._leases.keep(), name="leases"),
+                    tasks.create_task(self._send_heartbeats(), name="beat"),
+                    tasks.create_task(self._leases.renew_forever(), name="leases"),
                 ]
                 reclaiming = tasks.create_task(self._reclaim(), name="reclaim")
                 await self._claim_until(stop)
@@ -75,7 +75,7 @@ class Worker:
                 for task in side_tasks:
                     task.cancel()
         finally:
-            await tolerate(self._queue.close, "sign off")
+            await warn_if_unavailable(self._queue.close, "sign off")
 
     async def _claim_until(self, stop: asyncio.Event) -> None:
         stopping = asyncio.create_task(stop.wait(), name="stop")
@@ -100,7 +100,7 @@ class Worker:
 
     async def _claim(self) -> Claim | None:
         try:
-            return await self._queue.claim(hurry=self._slots.wanted)
+            return await self._queue.claim(short_block=self._slots.contended)
         except BrokerUnavailable as exc:
             log.warning("cannot claim jobs, trying again: %s", exc)
             await asyncio.sleep(BROKER_RETRY_S)
@@ -108,19 +108,19 @@ class Worker:
 
     def on_reconnect(self) -> None:
         """Renew our leases at once, and give others the time to do so."""
-        self._leases.hurry()
-        self._distrust_leases()
+        self._leases.renew_now()
+        self._pause_reclaim()
 
-    def _distrust_leases(self) -> None:
+    def _pause_reclaim(self) -> None:
         """Take nothing over for a while: leases ran out because the broker was away, not their workers."""
-        self._trust_leases_at_s = asyncio.get_running_loop().time() + self._leases.interval_s + SETTLE_S
+        self._reclaim_after_s = asyncio.get_running_loop().time() + self._leases.interval_s + SETTLE_S
 
-    def _trusts_leases(self) -> bool:
+    def _may_reclaim(self) -> bool:
         """Whether a lease that ran out tells of a dead worker.
 
         A link that is down says when it is up again, and distrust begins then.
         """
-        return self._is_connected() and asyncio.get_running_loop().time() >= self._trust_leases_at_s
+        return self._is_connected() and asyncio.get_running_loop().time() >= self._reclaim_after_s
 
     async def _reclaim(self) -> None:
         """Take over jobs whose lease ran out, in turn with new ones."""
@@ -130,7 +130,7 @@ class Worker:
                 await self._reclaim_all()
             except BrokerUnavailable as exc:
                 log.warning("cannot take over expired leases: %s", exc)
-                self._distrust_leases()
+                self._pause_reclaim()
 
     async def _reclaim_all(self) -> None:
         """Take over all that only needs its end told, and at most one job whose agent is called again.
@@ -142,14 +142,16 @@ class Worker:
             await self._slots.acquire()
             claim = None
             try:
-                if self._trusts_leases():
+                if self._may_reclaim():
                     claim = await asyncio.shield(self._queue.reclaim(self._leases.lease_s))
             finally:
                 if claim is None:
                     self._slots.release()
             if claim is None:
                 return
-            log.warning("taking over the run: the lease of its worker ran out", extra=about(scope_of(claim.job)))
+            log.warning(
+                "taking over the run: the lease of its worker ran out", extra=log_extra(log_context_of(claim.job))
+            )
             called_again: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
             self._start(claim, called_again)
             if await called_again:
@@ -158,14 +160,14 @@ class Worker:
     def _start(self, claim: Claim, called_again: asyncio.Future[bool] | None = None) -> None:
         task = asyncio.create_task(self._runner.execute(claim, called_again), name=f"run {claim.job.run_id}")
         self._runs.add(task)
-        task.add_done_callback(partial(self._on_run_done, scope_of(claim.job)))
+        task.add_done_callback(partial(self._on_run_done, log_context_of(claim.job)))
 
-    def _on_run_done(self, scope: Scope, task: asyncio.Task[None]) -> None:
+    def _on_run_done(self, log_context: LogContext, task: asyncio.Task[None]) -> None:
         self._runs.discard(task)
         self._slots.release()
         if not task.cancelled() and (error := task.exception()) is not None:
             known = isinstance(error, AgentStreamError)
-            log.error("the run ended badly: %s", error, exc_info=None if known else error, extra=about(scope))
+            log.error("the run ended badly: %s", error, exc_info=None if known else error, extra=log_extra(log_context))
 
     async def _drain(self) -> None:
         if self._runs:
@@ -173,12 +175,12 @@ class Worker:
             await asyncio.wait(self._runs, timeout=self._drain_timeout_s)
         self._runner.stop_all()
         if self._runs:
-            _, left = await asyncio.wait(self._runs, timeout=LAST_WORDS_S)
+            _, left = await asyncio.wait(self._runs, timeout=SHUTDOWN_GRACE_S)
             for task in left:
                 log.error("%s did not end", task.get_name())
                 task.cancel()
 
-    async def _beat(self) -> None:
+    async def _send_heartbeats(self) -> None:
         while True:
-            await tolerate(self._queue.beat, "say that this worker is alive")
-            await asyncio.sleep(BEAT_INTERVAL_S)
+            await warn_if_unavailable(self._queue.heartbeat, "say that this worker is alive")
+            await asyncio.sleep(HEARTBEAT_INTERVAL_S)

@@ -2,7 +2,7 @@
 
 import { z } from 'zod';
 
-import { BASE_URL, ENOUGH, PACKAGE, drive } from './reporting.mjs';
+import { BASE_URL, CANCEL_AFTER_PIECES, PACKAGE, drive } from './reporting.mjs';
 
 const [, provider, release] = PACKAGE.match(/^ai-sdk-(.*)-(\d)$/);
 const { generateText, isStepCount, stepCountIs, streamText, tool } = await import(`ai-${release}`);
@@ -12,9 +12,9 @@ const openai = provider === 'openai' && createOpenAI(at);
 const chat = openai ? openai.chat('m1') : createOpenAICompatible({ ...at, name: 'agentstream' })('m1');
 const asking = openai ? chat : createOpenAICompatible({ ...at, name: 'agentstream', includeUsage: true })('m1');
 
-async function tell(seen, result) {
+async function record(seen, result) {
   const usage = await result.usage;
-  seen.tell({ finish: await result.finishReason, usage: [usage.inputTokens, usage.outputTokens, usage.totalTokens] });
+  seen.record({ finish: await result.finishReason, usage: [usage.inputTokens, usage.outputTokens, usage.totalTokens] });
 }
 
 // Follows every part of the stream; an error part is what this SDK has for raising.
@@ -24,7 +24,7 @@ async function streamed(seen, model, prompt, more = {}) {
     if (part.type === 'text-delta') seen.add(part.text);
     if (part.type === 'error') throw part.error;
   }
-  await tell(seen, result);
+  await record(seen, result);
 }
 
 await drive({
@@ -34,13 +34,13 @@ await drive({
   async helper(seen) {
     const result = streamText({ model: chat, prompt: 'streamed', onError: ({ error }) => { throw error; } });
     for await (const text of result.textStream) seen.add(text);
-    await tell(seen, result);
+    await record(seen, result);
   },
 
   async whole(seen) {
     const result = await generateText({ model: chat, prompt: 'streamed' });
     seen.add(result.text);
-    await tell(seen, result);
+    await record(seen, result);
   },
 
   tools: (seen) => streamed(seen, chat, 'tools'),
@@ -53,7 +53,7 @@ await drive({
     for await (const part of result.fullStream) {
       if (part.type === 'error') throw part.error;
       if (part.type === 'text-delta') seen.add(part.text);
-      if (seen.told.pieces === ENOUGH) stop.abort();
+      if (seen.told.pieces === CANCEL_AFTER_PIECES) stop.abort();
     }
   },
 
@@ -63,7 +63,7 @@ await drive({
       weather: tool({
         inputSchema: z.object({ city: z.string() }),
         execute: async ({ city }) => {
-          seen.tell({ call: ['weather', { city }] });
+          seen.record({ call: ['weather', { city }] });
           return `sunny in ${city}`;
         },
       }),

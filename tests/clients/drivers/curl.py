@@ -4,7 +4,7 @@ import json
 import subprocess
 from typing import Any
 
-from reporting import BASE_URL, ENOUGH, Seen, counts, drive, mode
+from reporting import BASE_URL, CANCEL_AFTER_PIECES, Observation, counts, drive, mode
 
 MACHINES_OWN = "any"  # it is not ours to pin
 
@@ -15,7 +15,7 @@ def command(asked: str, **more: Any) -> list[str]:
     return ["curl", "-sSN", url, "-H", "Content-Type: application/json", "-d", json.dumps(body)]
 
 
-def streamed(seen: Seen, asked: str, *, enough: int | None = None, **more: Any) -> None:
+def streamed(seen: Observation, asked: str, *, enough: int | None = None, **more: Any) -> None:
     """Read line by line, as a script would; ending the program is how it is stopped."""
     with subprocess.Popen(command(asked, stream=True, **more), stdout=subprocess.PIPE, text=True) as curl:
         assert curl.stdout is not None
@@ -27,8 +27,8 @@ def streamed(seen: Seen, asked: str, *, enough: int | None = None, **more: Any) 
             chunk = json.loads(last)
             for choice in chunk["choices"]:
                 seen.add(choice["delta"].get("content"))
-                seen.tell(finish=choice["finish_reason"])
-            seen.tell(usage=counts(chunk.get("usage")))
+                seen.record(finish=choice["finish_reason"])
+            seen.record(usage=counts(chunk.get("usage")))
             if seen.pieces == enough:
                 curl.terminate()
                 return
@@ -36,41 +36,41 @@ def streamed(seen: Seen, asked: str, *, enough: int | None = None, **more: Any) 
 
 
 @mode("loop")
-def loop(seen: Seen) -> None:
+def loop(seen: Observation) -> None:
     streamed(seen, "streamed")
 
 
 @mode("safe")
-def safe(seen: Seen) -> None:
+def safe(seen: Observation) -> None:
     streamed(seen, "replayed", stream_options={"include_usage": True})
 
 
 @mode("whole")
-def whole(seen: Seen) -> None:
+def whole(seen: Observation) -> None:
     answer = subprocess.run(command("streamed"), stdout=subprocess.PIPE, check=True, timeout=60)
     completion = json.loads(answer.stdout)
     seen.add(completion["choices"][0]["message"]["content"])
-    seen.tell(finish=completion["choices"][0]["finish_reason"], usage=counts(completion["usage"]))
+    seen.record(finish=completion["choices"][0]["finish_reason"], usage=counts(completion["usage"]))
 
 
 @mode("tools")
-def tools(seen: Seen) -> None:
+def tools(seen: Observation) -> None:
     streamed(seen, "tools")
 
 
 @mode("error")
-def error(seen: Seen) -> None:
+def error(seen: Observation) -> None:
     streamed(seen, "error")
 
 
 @mode("silent")
-def silent(seen: Seen) -> None:
+def silent(seen: Observation) -> None:
     streamed(seen, "silent")
 
 
 @mode("cancel")
-def cancel(seen: Seen) -> None:
-    streamed(seen, "slow", enough=ENOUGH)
+def cancel(seen: Observation) -> None:
+    streamed(seen, "slow", enough=CANCEL_AFTER_PIECES)
 
 
 if __name__ == "__main__":

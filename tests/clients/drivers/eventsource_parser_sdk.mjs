@@ -2,7 +2,7 @@
 
 import { EventSourceParserStream } from 'eventsource-parser/stream';
 
-import { BASE_URL, ENOUGH, counts, drive } from './reporting.mjs';
+import { BASE_URL, CANCEL_AFTER_PIECES, counts, drive } from './reporting.mjs';
 
 function post(content, more) {
   return fetch(`${BASE_URL}/v1/chat/completions`, {
@@ -21,9 +21,9 @@ async function streamed(seen, scenario, { skipNamed = false, enough, ...more } =
     const chunk = JSON.parse(message.data);
     for (const choice of chunk.choices) {
       seen.add(choice.delta.content);
-      seen.tell({ finish: choice.finish_reason });
+      seen.record({ finish: choice.finish_reason });
     }
-    seen.tell({ usage: counts(chunk.usage) });
+    seen.record({ usage: counts(chunk.usage) });
     if (seen.told.pieces === enough) return;
   }
   throw new Error('the stream ended without [DONE]');
@@ -36,11 +36,11 @@ await drive({
   async whole(seen) {
     const completion = await (await post('streamed')).json();
     seen.add(completion.choices[0].message.content);
-    seen.tell({ finish: completion.choices[0].finish_reason, usage: counts(completion.usage) });
+    seen.record({ finish: completion.choices[0].finish_reason, usage: counts(completion.usage) });
   },
 
   tools: (seen) => streamed(seen, 'tools'),
   error: (seen) => streamed(seen, 'error'),
   silent: (seen) => streamed(seen, 'silent'),
-  cancel: (seen) => streamed(seen, 'slow', { enough: ENOUGH }),
+  cancel: (seen) => streamed(seen, 'slow', { enough: CANCEL_AFTER_PIECES }),
 });

@@ -6,10 +6,12 @@ from typing import Any
 
 import httpx
 from httpx_sse import connect_sse
-from reporting import BASE_URL, ENOUGH, Seen, counts, drive, mode
+from reporting import BASE_URL, CANCEL_AFTER_PIECES, Observation, counts, drive, mode
 
 
-def streamed(seen: Seen, asked: str, *, skip_named: bool = False, enough: int | None = None, **more: Any) -> None:
+def streamed(
+    seen: Observation, asked: str, *, skip_named: bool = False, enough: int | None = None, **more: Any
+) -> None:
     """Stream with httpx's own time limits: 5 s without a byte."""
     body = {"model": "m1", "messages": [{"role": "user", "content": asked}], "stream": True, **more}
     with (
@@ -24,8 +26,8 @@ def streamed(seen: Seen, asked: str, *, skip_named: bool = False, enough: int | 
             chunk = json.loads(message.data)
             for choice in chunk["choices"]:
                 seen.add(choice["delta"].get("content"))
-                seen.tell(finish=choice["finish_reason"])
-            seen.tell(usage=counts(chunk.get("usage")))
+                seen.record(finish=choice["finish_reason"])
+            seen.record(usage=counts(chunk.get("usage")))
             if seen.pieces == enough:
                 return
     message = "the stream ended without [DONE]"
@@ -33,41 +35,41 @@ def streamed(seen: Seen, asked: str, *, skip_named: bool = False, enough: int | 
 
 
 @mode("loop")
-def loop(seen: Seen) -> None:
+def loop(seen: Observation) -> None:
     streamed(seen, "streamed")
 
 
 @mode("safe")
-def safe(seen: Seen) -> None:
+def safe(seen: Observation) -> None:
     streamed(seen, "replayed", skip_named=True, stream_options={"include_usage": True})
 
 
 @mode("whole")
-def whole(seen: Seen) -> None:
+def whole(seen: Observation) -> None:
     body = {"model": "m1", "messages": [{"role": "user", "content": "streamed"}]}
     completion = httpx.post(f"{BASE_URL}/v1/chat/completions", json=body).json()
     seen.add(completion["choices"][0]["message"]["content"])
-    seen.tell(finish=completion["choices"][0]["finish_reason"], usage=counts(completion["usage"]))
+    seen.record(finish=completion["choices"][0]["finish_reason"], usage=counts(completion["usage"]))
 
 
 @mode("tools")
-def tools(seen: Seen) -> None:
+def tools(seen: Observation) -> None:
     streamed(seen, "tools")
 
 
 @mode("error")
-def error(seen: Seen) -> None:
+def error(seen: Observation) -> None:
     streamed(seen, "error")
 
 
 @mode("silent")
-def silent(seen: Seen) -> None:
+def silent(seen: Observation) -> None:
     streamed(seen, "silent")
 
 
 @mode("cancel")
-def cancel(seen: Seen) -> None:
-    streamed(seen, "slow", enough=ENOUGH)
+def cancel(seen: Observation) -> None:
+    streamed(seen, "slow", enough=CANCEL_AFTER_PIECES)
 
 
 if __name__ == "__main__":

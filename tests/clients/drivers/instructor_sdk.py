@@ -7,7 +7,7 @@ from typing import Any
 import instructor
 import openai
 from pydantic import BaseModel
-from reporting import BASE_URL, Seen, counts, drive, mode
+from reporting import BASE_URL, Observation, counts, drive, mode
 
 
 class City(BaseModel):
@@ -21,16 +21,16 @@ def client(how: Any) -> Any:
     return instructor.from_openai(openai.OpenAI(base_url=f"{BASE_URL}/v1", api_key="none"), mode=how)
 
 
-def structured(seen: Seen, how: Any, asked: str = "json") -> None:
+def structured(seen: Observation, how: Any, asked: str = "json") -> None:
     messages = [{"role": "user", "content": asked}]
     city, completion = client(how).chat.completions.create_with_completion(
         model="m1", messages=messages, response_model=City
     )
     seen.add(json.dumps(city.model_dump()))
-    seen.tell(finish=completion.choices[0].finish_reason, usage=counts(completion.usage))
+    seen.record(finish=completion.choices[0].finish_reason, usage=counts(completion.usage))
 
 
-def partial(seen: Seen, how: Any) -> None:
+def partial(seen: Observation, how: Any) -> None:
     messages = [{"role": "user", "content": "json"}]
     last = None
     for last in client(how).chat.completions.create_partial(model="m1", messages=messages, response_model=City):
@@ -40,22 +40,22 @@ def partial(seen: Seen, how: Any) -> None:
 
 
 @mode("loop")
-def loop(seen: Seen) -> None:
+def loop(seen: Observation) -> None:
     partial(seen, instructor.Mode.JSON)
 
 
 @mode("whole")
-def whole(seen: Seen) -> None:
+def whole(seen: Observation) -> None:
     structured(seen, instructor.Mode.JSON)
 
 
 @mode("silent")
-def silent(seen: Seen) -> None:
+def silent(seen: Observation) -> None:
     structured(seen, instructor.Mode.JSON, "silent-json")
 
 
 @mode("client tools", needs="tools")
-def client_tools(seen: Seen) -> None:
+def client_tools(seen: Observation) -> None:
     structured(seen, instructor.Mode.TOOLS)
 
 

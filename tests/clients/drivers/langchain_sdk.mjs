@@ -5,15 +5,15 @@ import { tool } from '@langchain/core/tools';
 import { ChatOpenAI } from '@langchain/openai';
 import { z } from 'zod';
 
-import { BASE_URL, ENOUGH, counts, drive } from './reporting.mjs';
+import { BASE_URL, CANCEL_AFTER_PIECES, counts, drive } from './reporting.mjs';
 
 const at = { model: 'm1', apiKey: 'none', configuration: { baseURL: `${BASE_URL}/v1` } };
 const model = new ChatOpenAI(at);
 const TOKENS = ['input_tokens', 'output_tokens', 'total_tokens'];
 
-function tell(seen, message) {
+function record(seen, message) {
   const { finish_reason: finish } = message.response_metadata; // responses have none
-  seen.tell({ ...(finish && { finish }), usage: counts(message.usage_metadata, TOKENS) });
+  seen.record({ ...(finish && { finish }), usage: counts(message.usage_metadata, TOKENS) });
 }
 
 // The loop of its documentation; its way to the whole message is to add the chunks up.
@@ -23,7 +23,7 @@ async function streamed(seen, runnable, asked) {
     seen.add(chunk.text);
     whole = whole ? whole.concat(chunk) : chunk;
   }
-  tell(seen, whole);
+  record(seen, whole);
   return whole;
 }
 
@@ -34,14 +34,14 @@ await drive({
   async helper(seen) {
     for await (const event of model.streamEvents('streamed', { version: 'v2' })) {
       if (event.event === 'on_chat_model_stream') seen.add(event.data.chunk.text);
-      if (event.event === 'on_chat_model_end') tell(seen, event.data.output);
+      if (event.event === 'on_chat_model_end') record(seen, event.data.output);
     }
   },
 
   async whole(seen) {
     const message = await model.invoke('streamed');
     seen.add(message.text);
-    tell(seen, message);
+    record(seen, message);
   },
 
   tools: (seen) => streamed(seen, model, 'tools'),
@@ -51,7 +51,7 @@ await drive({
   async cancel(seen) {
     for await (const chunk of await model.stream('slow')) {
       seen.add(chunk.text);
-      if (seen.told.pieces === ENOUGH) break;
+      if (seen.told.pieces === CANCEL_AFTER_PIECES) break;
     }
   },
 
@@ -59,10 +59,10 @@ await drive({
     const weather = tool(({ city }) => `sunny in ${city}`, { name: 'weather', schema: z.object({ city: z.string() }) });
     const bound = model.bindTools([weather]);
     const asked = new HumanMessage('weather');
-    const quiet = { add() {}, tell() {} };
+    const quiet = { add() {}, record() {} };
     const message = await streamed(quiet, bound, [asked]);
     const [call] = message.tool_calls;
-    seen.tell({ call: [call.name, call.args] });
+    seen.record({ call: [call.name, call.args] });
     const result = new ToolMessage({ content: await weather.invoke(call.args), tool_call_id: call.id });
     await streamed(seen, bound, [asked, message, result]);
   }],

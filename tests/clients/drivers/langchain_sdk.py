@@ -6,41 +6,41 @@ from typing import Any
 
 from langchain_core.messages import AIMessageChunk, HumanMessage, ToolMessage
 from langchain_openai import ChatOpenAI
-from reporting import BASE_URL, ENOUGH, Seen, counts, drive, mode
+from reporting import BASE_URL, CANCEL_AFTER_PIECES, Observation, counts, drive, mode
 
 model: Any = ChatOpenAI(base_url=f"{BASE_URL}/v1", api_key="none", model="m1")
 
 
-def tell(seen: Seen, message: Any) -> None:
-    seen.tell(
+def record(seen: Observation, message: Any) -> None:
+    seen.record(
         finish=message.response_metadata.get("finish_reason"),
         usage=counts(message.usage_metadata, "input_tokens", "output_tokens", "total_tokens"),
     )
 
 
-def streamed(seen: Seen, model: Any, asked: Any) -> Any:
+def streamed(seen: Observation, model: Any, asked: Any) -> Any:
     """The loop of its documentation; LangChain's way to the whole message is to add the chunks up."""
     whole: Any = None
     for chunk in model.stream(asked):
         seen.add(chunk.text)
         whole = chunk if whole is None else whole + chunk
     assert isinstance(whole, AIMessageChunk)
-    tell(seen, whole)
+    record(seen, whole)
     return whole
 
 
 @mode("loop")
-def loop(seen: Seen) -> None:
+def loop(seen: Observation) -> None:
     streamed(seen, model, "streamed")
 
 
 @mode("safe")
-def safe(seen: Seen) -> None:
+def safe(seen: Observation) -> None:
     streamed(seen, model.bind(stream_usage=True), "replayed")
 
 
 @mode("helper")
-def helper(seen: Seen) -> None:
+def helper(seen: Observation) -> None:
     """The events of a runnable."""
 
     async def follow() -> None:
@@ -48,39 +48,39 @@ def helper(seen: Seen) -> None:
             if event["event"] == "on_chat_model_stream":
                 seen.add(event["data"]["chunk"].text)
             elif event["event"] == "on_chat_model_end":
-                tell(seen, event["data"]["output"])
+                record(seen, event["data"]["output"])
 
     asyncio.run(follow())
 
 
 @mode("whole")
-def whole(seen: Seen) -> None:
+def whole(seen: Observation) -> None:
     message = model.invoke("streamed")
     seen.add(message.text)
-    tell(seen, message)
+    record(seen, message)
 
 
 @mode("tools")
-def tools(seen: Seen) -> None:
+def tools(seen: Observation) -> None:
     streamed(seen, model, "tools")
 
 
 @mode("error")
-def error(seen: Seen) -> None:
+def error(seen: Observation) -> None:
     streamed(seen, model, "error")
 
 
 @mode("silent")
-def silent(seen: Seen) -> None:
+def silent(seen: Observation) -> None:
     streamed(seen, model, "silent")
 
 
 @mode("cancel")
-def cancel(seen: Seen) -> None:
+def cancel(seen: Observation) -> None:
     stream = model.stream("slow")
     for chunk in stream:
         seen.add(chunk.text)
-        if seen.pieces == ENOUGH:
+        if seen.pieces == CANCEL_AFTER_PIECES:
             break
     stream.close()
 
@@ -91,24 +91,24 @@ def weather(city: str) -> str:
 
 
 @mode("client tools", needs="tools")
-def client_tools(seen: Seen) -> None:
+def client_tools(seen: Observation) -> None:
     bound = model.bind_tools([weather])
     asked: list[Any] = [HumanMessage("weather")]
-    message = streamed(Seen(), bound, asked)
+    message = streamed(Observation(), bound, asked)
     [call] = message.tool_calls
-    seen.tell(call=[call["name"], call["args"]])
+    seen.record(call=[call["name"], call["args"]])
     asked += [message, ToolMessage(weather(**call["args"]), tool_call_id=call["id"])]
     streamed(seen, bound, asked)
 
 
 @mode("responses", needs="responses")
-def responses(seen: Seen) -> None:
+def responses(seen: Observation) -> None:
     other: Any = ChatOpenAI(base_url=f"{BASE_URL}/v1", api_key="none", model="m1", use_responses_api=True)
     whole: Any = None
     for chunk in other.stream("tools"):
         seen.add(chunk.text)
         whole = chunk if whole is None else whole + chunk
-    seen.tell(usage=counts(whole.usage_metadata, "input_tokens", "output_tokens", "total_tokens"))
+    seen.record(usage=counts(whole.usage_metadata, "input_tokens", "output_tokens", "total_tokens"))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from importlib.metadata import version
 from typing import Any
 
 import litellm
-from reporting import BASE_URL, ENOUGH, Seen, counts, drive, mode
+from reporting import BASE_URL, CANCEL_AFTER_PIECES, Observation, counts, drive, mode
 
 WEATHER = {
     "type": "function",
@@ -21,79 +21,79 @@ def ask(asked: Any, **more: Any) -> Any:
     return litellm.completion(model="openai/m1", api_base=f"{BASE_URL}/v1", api_key="none", messages=messages, **more)
 
 
-def streamed(seen: Seen, asked: Any, **more: Any) -> list[Any]:
+def streamed(seen: Observation, asked: Any, **more: Any) -> list[Any]:
     chunks = []
     for chunk in ask(asked, stream=True, **more):
         chunks.append(chunk)
         if chunk.choices:
             seen.add(chunk.choices[0].delta.content)
-            seen.tell(finish=chunk.choices[0].finish_reason)
+            seen.record(finish=chunk.choices[0].finish_reason)
         if getattr(chunk, "usage", None):
-            seen.tell(usage=counts(chunk.usage))
+            seen.record(usage=counts(chunk.usage))
     return chunks
 
 
 @mode("loop")
-def loop(seen: Seen) -> None:
+def loop(seen: Observation) -> None:
     """The loop of its documentation; litellm hands usage on only if asked."""
     for chunk in ask("streamed", stream=True):
         seen.add(chunk.choices[0].delta.content or "")
-        seen.tell(finish=chunk.choices[0].finish_reason)
+        seen.record(finish=chunk.choices[0].finish_reason)
 
 
 @mode("safe")
-def safe(seen: Seen) -> None:
+def safe(seen: Observation) -> None:
     streamed(seen, "replayed", stream_options={"include_usage": True})
 
 
 @mode("helper")
-def helper(seen: Seen) -> None:
+def helper(seen: Observation) -> None:
     """Its helper puts the chunks together again; what it says of usage is its own count unless it was asked for."""
     chunks = list(ask("streamed", stream=True, stream_options={"include_usage": True}))
     whole: Any = litellm.stream_chunk_builder(chunks)
     seen.add(whole.choices[0].message.content)
-    seen.tell(finish=whole.choices[0].finish_reason, usage=counts(whole.usage))
+    seen.record(finish=whole.choices[0].finish_reason, usage=counts(whole.usage))
 
 
 @mode("whole")
-def whole(seen: Seen) -> None:
+def whole(seen: Observation) -> None:
     completion = ask("streamed")
     seen.add(completion.choices[0].message.content)
-    seen.tell(finish=completion.choices[0].finish_reason, usage=counts(completion.usage))
+    seen.record(finish=completion.choices[0].finish_reason, usage=counts(completion.usage))
 
 
 @mode("tools")
-def tools(seen: Seen) -> None:
+def tools(seen: Observation) -> None:
     streamed(seen, "tools", stream_options={"include_usage": True})
 
 
 @mode("error")
-def error(seen: Seen) -> None:
+def error(seen: Observation) -> None:
     streamed(seen, "error")
 
 
 @mode("silent")
-def silent(seen: Seen) -> None:
+def silent(seen: Observation) -> None:
     streamed(seen, "silent", stream_options={"include_usage": True})
 
 
 @mode("cancel")
-def cancel(seen: Seen) -> None:
+def cancel(seen: Observation) -> None:
     stream = ask("slow", stream=True)
     for chunk in stream:
         seen.add(chunk.choices[0].delta.content)
-        if seen.pieces == ENOUGH:
+        if seen.pieces == CANCEL_AFTER_PIECES:
             break
     stream.completion_stream.close()
 
 
 @mode("client tools", needs="tools")
-def client_tools(seen: Seen) -> None:
+def client_tools(seen: Observation) -> None:
     messages: list[Any] = [{"role": "user", "content": "weather"}]
-    whole: Any = litellm.stream_chunk_builder(streamed(Seen(), messages, tools=[WEATHER]))
+    whole: Any = litellm.stream_chunk_builder(streamed(Observation(), messages, tools=[WEATHER]))
     [call] = whole.choices[0].message.tool_calls
     arguments = json.loads(call.function.arguments)
-    seen.tell(call=[call.function.name, arguments])
+    seen.record(call=[call.function.name, arguments])
     result = {"role": "tool", "tool_call_id": call.id, "content": f"sunny in {arguments['city']}"}
     streamed(seen, [*messages, whole.choices[0].message, result], tools=[WEATHER])
 

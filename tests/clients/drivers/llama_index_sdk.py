@@ -7,20 +7,20 @@ from typing import Any
 
 from llama_index.core.llms import ChatMessage
 from llama_index.llms.openai_like import OpenAILike
-from reporting import BASE_URL, ENOUGH, Seen, counts, drive, mode
+from reporting import BASE_URL, CANCEL_AFTER_PIECES, Observation, counts, drive, mode
 
 model: Any = OpenAILike(model="m1", api_base=f"{BASE_URL}/v1", api_key="none", is_chat_model=True)
 
 
-def tell(seen: Seen, part: Any) -> None:
+def record(seen: Observation, part: Any) -> None:
     choices = part.raw.choices
-    seen.tell(finish=choices[0].finish_reason if choices else None, usage=counts(part.raw.usage))
+    seen.record(finish=choices[0].finish_reason if choices else None, usage=counts(part.raw.usage))
 
 
-def streamed(seen: Seen, parts: Any) -> None:
+def streamed(seen: Observation, parts: Any) -> None:
     for part in parts:
         seen.add(part.delta)
-        tell(seen, part)
+        record(seen, part)
 
 
 def asked(text: str) -> list[Any]:
@@ -28,66 +28,66 @@ def asked(text: str) -> list[Any]:
 
 
 @mode("loop")
-def loop(seen: Seen) -> None:
+def loop(seen: Observation) -> None:
     streamed(seen, model.stream_chat(asked("streamed")))
 
 
 @mode("safe")
-def safe(seen: Seen) -> None:
+def safe(seen: Observation) -> None:
     streamed(seen, model.stream_chat(asked("replayed"), stream_options={"include_usage": True}))
 
 
 @mode("helper")
-def helper(seen: Seen) -> None:
+def helper(seen: Observation) -> None:
     """A text completion, which it makes of a chat."""
     streamed(seen, model.stream_complete("streamed"))
 
 
 @mode("whole")
-def whole(seen: Seen) -> None:
+def whole(seen: Observation) -> None:
     answer = model.chat(asked("streamed"))
     seen.add(answer.message.content)
-    tell(seen, answer)
+    record(seen, answer)
 
 
 @mode("tools")
-def tools(seen: Seen) -> None:
+def tools(seen: Observation) -> None:
     streamed(seen, model.stream_chat(asked("tools")))
 
 
 @mode("error")
-def error(seen: Seen) -> None:
+def error(seen: Observation) -> None:
     streamed(seen, model.stream_chat(asked("error")))
 
 
 @mode("silent")
-def silent(seen: Seen) -> None:
+def silent(seen: Observation) -> None:
     async def follow() -> None:
         async for part in await model.astream_chat(asked("silent")):
             seen.add(part.delta)
-            tell(seen, part)
+            record(seen, part)
 
     asyncio.run(follow())
 
 
 @mode("cancel")
-def cancel(seen: Seen) -> None:
+def cancel(seen: Observation) -> None:
     """It has no way to stop but to let go of the stream; the connection closes once Python has collected it."""
     parts = model.stream_chat(asked("slow"))
     for part in parts:
         seen.add(part.delta)
-        if seen.pieces == ENOUGH:
+        if seen.pieces == CANCEL_AFTER_PIECES:
             break
     del parts, part
     gc.collect()
 
 
 @mode("completions", needs="completions")
-def completions(seen: Seen) -> None:
+def completions(seen: Observation) -> None:
     default: Any = OpenAILike(model="m1", api_base=f"{BASE_URL}/v1", api_key="none")
     for part in default.stream_complete("streamed"):
         seen.add(part.delta)
-        seen.tell(usage=counts(part.raw.usage))
+        seen.record(usage=counts(part.raw.usage))
 
 
 if __name__ == "__main__":

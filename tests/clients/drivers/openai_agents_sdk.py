@@ -6,7 +6,7 @@ from typing import Any
 
 from agents import Agent, OpenAIChatCompletionsModel, OpenAIResponsesModel, Runner, function_tool
 from openai import AsyncOpenAI
-from reporting import BASE_URL, ENOUGH, Seen, counts, drive, mode
+from reporting import BASE_URL, CANCEL_AFTER_PIECES, Observation, counts, drive, mode
 
 
 def agent(kind: Any = OpenAIChatCompletionsModel, **more: Any) -> Any:
@@ -15,11 +15,11 @@ def agent(kind: Any = OpenAIChatCompletionsModel, **more: Any) -> Any:
     return Agent(name="tester", model=kind(model="m1", openai_client=client), **more)
 
 
-def tell(seen: Seen, result: Any) -> None:
-    seen.tell(usage=counts(result.context_wrapper.usage, "input_tokens", "output_tokens", "total_tokens"))
+def record(seen: Observation, result: Any) -> None:
+    seen.record(usage=counts(result.context_wrapper.usage, "input_tokens", "output_tokens", "total_tokens"))
 
 
-def streamed(seen: Seen, agent: Any, asked: str, enough: int | None = None) -> None:
+def streamed(seen: Observation, agent: Any, asked: str, enough: int | None = None) -> None:
     async def follow() -> None:
         result = Runner.run_streamed(agent, asked)
         async for event in result.stream_events():
@@ -27,61 +27,61 @@ def streamed(seen: Seen, agent: Any, asked: str, enough: int | None = None) -> N
                 seen.add(event.data.delta)
                 if seen.pieces == enough:
                     result.cancel()
-        tell(seen, result)
+        record(seen, result)
 
     asyncio.run(follow())
 
 
 @mode("loop")
-def loop(seen: Seen) -> None:
+def loop(seen: Observation) -> None:
     streamed(seen, agent(), "streamed")
 
 
 @mode("safe")
-def safe(seen: Seen) -> None:
+def safe(seen: Observation) -> None:
     streamed(seen, agent(), "replayed")
 
 
 @mode("whole")
-def whole(seen: Seen) -> None:
+def whole(seen: Observation) -> None:
     result = Runner.run_sync(agent(), "streamed")
     seen.add(result.final_output)
-    tell(seen, result)
+    record(seen, result)
 
 
 @mode("tools")
-def tools(seen: Seen) -> None:
+def tools(seen: Observation) -> None:
     streamed(seen, agent(), "tools")
 
 
 @mode("error")
-def error(seen: Seen) -> None:
+def error(seen: Observation) -> None:
     streamed(seen, agent(), "error")
 
 
 @mode("silent")
-def silent(seen: Seen) -> None:
+def silent(seen: Observation) -> None:
     streamed(seen, agent(), "silent")
 
 
 @mode("cancel")
-def cancel(seen: Seen) -> None:
-    streamed(seen, agent(), "slow", enough=ENOUGH)
+def cancel(seen: Observation) -> None:
+    streamed(seen, agent(), "slow", enough=CANCEL_AFTER_PIECES)
 
 
 @mode("client tools", needs="tools")
-def client_tools(seen: Seen) -> None:
+def client_tools(seen: Observation) -> None:
     """It runs the tool and asks again by itself; its usage is that of both requests."""
 
     def weather(city: str) -> str:
-        seen.tell(call=["weather", {"city": city}])
+        seen.record(call=["weather", {"city": city}])
         return f"sunny in {city}"
 
     streamed(seen, agent(tools=[function_tool(weather)]), "weather")
 
 
 @mode("responses", needs="responses")
-def responses(seen: Seen) -> None:
+def responses(seen: Observation) -> None:
     streamed(seen, agent(OpenAIResponsesModel), "tools")
 
 

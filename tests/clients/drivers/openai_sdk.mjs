@@ -1,6 +1,6 @@
 // openai-node, of any age.
 
-import { BASE_URL, ENOUGH, PACKAGE, WEATHER, counts, drive } from './reporting.mjs';
+import { BASE_URL, CANCEL_AFTER_PIECES, PACKAGE, WEATHER, counts, drive } from './reporting.mjs';
 
 const { default: OpenAI } = await import(PACKAGE);
 const client = new OpenAI({ baseURL: `${BASE_URL}/v1`, apiKey: 'none' });
@@ -11,7 +11,7 @@ const ask = (content, more) =>
 async function readmeLoop(seen, scenario) {
   for await (const chunk of await ask(scenario, { stream: true })) {
     seen.add(chunk.choices[0].delta.content ?? '');
-    seen.tell({ finish: chunk.choices[0].finish_reason, usage: counts(chunk.usage) });
+    seen.record({ finish: chunk.choices[0].finish_reason, usage: counts(chunk.usage) });
   }
 }
 
@@ -22,8 +22,8 @@ await drive({
   async safe(seen) {
     for await (const chunk of await ask('replayed', { stream: true, stream_options: { include_usage: true } })) {
       seen.add(chunk.choices[0]?.delta?.content);
-      if (chunk.choices.length) seen.tell({ finish: chunk.choices[0].finish_reason });
-      seen.tell({ usage: counts(chunk.usage) });
+      if (chunk.choices.length) seen.record({ finish: chunk.choices[0].finish_reason });
+      seen.record({ usage: counts(chunk.usage) });
     }
   },
 
@@ -32,13 +32,13 @@ await drive({
     const stream = completions.stream({ model: 'm1', messages: [{ role: 'user', content: 'streamed' }] });
     stream.on('content', (delta) => seen.add(delta));
     const final = await stream.finalChatCompletion();
-    seen.tell({ finish: final.choices[0].finish_reason, usage: counts(final.usage) });
+    seen.record({ finish: final.choices[0].finish_reason, usage: counts(final.usage) });
   },
 
   async whole(seen) {
     const completion = await ask('streamed');
     seen.add(completion.choices[0].message.content);
-    seen.tell({ finish: completion.choices[0].finish_reason, usage: counts(completion.usage) });
+    seen.record({ finish: completion.choices[0].finish_reason, usage: counts(completion.usage) });
   },
 
   tools: (seen) => readmeLoop(seen, 'tools'),
@@ -48,7 +48,7 @@ await drive({
   async cancel(seen) {
     for await (const chunk of await ask('slow', { stream: true })) {
       seen.add(chunk.choices[0].delta.content);
-      if (seen.told.pieces === ENOUGH) break;
+      if (seen.told.pieces === CANCEL_AFTER_PIECES) break;
     }
   },
 
@@ -63,7 +63,7 @@ await drive({
           ...WEATHER.function,
           parse: JSON.parse,
           function({ city }) {
-            seen.tell({ call: ['weather', { city }] });
+            seen.record({ call: ['weather', { city }] });
             return `sunny in ${city}`;
           },
         },
@@ -71,14 +71,14 @@ await drive({
     });
     runner.on('content', (delta) => seen.add(delta));
     const final = await runner.finalChatCompletion();
-    seen.tell({ finish: final.choices[0].finish_reason, usage: counts(final.usage) });
+    seen.record({ finish: final.choices[0].finish_reason, usage: counts(final.usage) });
   }],
 
   responses: ['responses', async (seen) => {
     for await (const event of await client.responses.create({ model: 'm1', input: 'tools', stream: true })) {
       if (event.type === 'response.output_text.delta') seen.add(event.delta);
       if (event.type === 'response.completed') {
-        seen.tell({ usage: counts(event.response.usage, ['input_tokens', 'output_tokens', 'total_tokens']) });
+        seen.record({ usage: counts(event.response.usage, ['input_tokens', 'output_tokens', 'total_tokens']) });
       }
     }
   }],
@@ -86,7 +86,7 @@ await drive({
   completions: ['completions', async (seen) => {
     for await (const chunk of await client.completions.create({ model: 'm1', prompt: 'streamed', stream: true })) {
       seen.add(chunk.choices[0].text);
-      seen.tell({ finish: chunk.choices[0].finish_reason, usage: counts(chunk.usage) });
+      seen.record({ finish: chunk.choices[0].finish_reason, usage: counts(chunk.usage) });
     }
   }],
 });

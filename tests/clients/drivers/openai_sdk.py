@@ -5,7 +5,7 @@ import json
 from typing import Any
 
 import openai
-from reporting import BASE_URL, ENOUGH, Seen, counts, drive, mode
+from reporting import BASE_URL, CANCEL_AFTER_PIECES, Observation, counts, drive, mode
 
 Client: Any = openai.OpenAI
 client = Client(base_url=f"{BASE_URL}/v1", api_key="none")
@@ -23,31 +23,31 @@ def ask(text: str, **more: Any) -> Any:
     return client.chat.completions.create(model="m1", messages=[{"role": "user", "content": text}], **more)
 
 
-def readme_loop(seen: Seen, scenario: str) -> None:
+def readme_loop(seen: Observation, scenario: str) -> None:
     """The loop of the README: every chunk has a choice."""
     for chunk in ask(scenario, stream=True):
         seen.add(chunk.choices[0].delta.content or "")
-        seen.tell(finish=chunk.choices[0].finish_reason, usage=counts(chunk.usage))
+        seen.record(finish=chunk.choices[0].finish_reason, usage=counts(chunk.usage))
 
 
 @mode("loop")
-def loop(seen: Seen) -> None:
+def loop(seen: Observation) -> None:
     readme_loop(seen, "streamed")
 
 
 @mode("safe")
-def safe(seen: Seen) -> None:
+def safe(seen: Observation) -> None:
     """The loop that expects OpenAI's chunk of usage, with no choices, and asks for it."""
     for chunk in ask("replayed", stream=True, stream_options={"include_usage": True}):
         if chunk.choices:
             seen.add(chunk.choices[0].delta.content)
-            seen.tell(finish=chunk.choices[0].finish_reason)
+            seen.record(finish=chunk.choices[0].finish_reason)
         if chunk.usage:
-            seen.tell(usage=counts(chunk.usage))
+            seen.record(usage=counts(chunk.usage))
 
 
 @mode("helper")
-def helper(seen: Seen) -> None:
+def helper(seen: Observation) -> None:
     completions = client.chat.completions
     stream = getattr(completions, "stream", None) or client.beta.chat.completions.stream
     with stream(model="m1", messages=[{"role": "user", "content": "streamed"}]) as events:
@@ -56,28 +56,28 @@ def helper(seen: Seen) -> None:
                 seen.add(event.delta)
         final = events.get_final_completion()
     assert final.choices[0].message.content == events.current_completion_snapshot.choices[0].message.content
-    seen.tell(finish=final.choices[0].finish_reason, usage=counts(final.usage))
+    seen.record(finish=final.choices[0].finish_reason, usage=counts(final.usage))
 
 
 @mode("whole")
-def whole(seen: Seen) -> None:
+def whole(seen: Observation) -> None:
     completion = ask("streamed")
     seen.add(completion.choices[0].message.content)
-    seen.tell(finish=completion.choices[0].finish_reason, usage=counts(completion.usage))
+    seen.record(finish=completion.choices[0].finish_reason, usage=counts(completion.usage))
 
 
 @mode("tools")
-def tools(seen: Seen) -> None:
+def tools(seen: Observation) -> None:
     readme_loop(seen, "tools")
 
 
 @mode("error")
-def error(seen: Seen) -> None:
+def error(seen: Observation) -> None:
     readme_loop(seen, "error")
 
 
 @mode("silent")
-def silent(seen: Seen) -> None:
+def silent(seen: Observation) -> None:
     """The asynchronous client, for once."""
 
     async def follow() -> None:
@@ -85,23 +85,23 @@ def silent(seen: Seen) -> None:
         asked = [{"role": "user", "content": "silent"}]
         async for chunk in await client.chat.completions.create(model="m1", messages=asked, stream=True):
             seen.add(chunk.choices[0].delta.content or "")
-            seen.tell(finish=chunk.choices[0].finish_reason, usage=counts(chunk.usage))
+            seen.record(finish=chunk.choices[0].finish_reason, usage=counts(chunk.usage))
 
     asyncio.run(follow())
 
 
 @mode("cancel")
-def cancel(seen: Seen) -> None:
+def cancel(seen: Observation) -> None:
     stream = ask("slow", stream=True)
     for chunk in stream:
         seen.add(chunk.choices[0].delta.content or "")
-        if seen.pieces == ENOUGH:
+        if seen.pieces == CANCEL_AFTER_PIECES:
             break
     stream.close()
 
 
 @mode("client tools", needs="tools")
-def client_tools(seen: Seen) -> None:
+def client_tools(seen: Observation) -> None:
     """Run a tool of the client's own that the model asks for, and send its result."""
     messages: list[Any] = [{"role": "user", "content": "weather"}]
     calls: dict[int, Any] = {}
@@ -113,7 +113,7 @@ def client_tools(seen: Seen) -> None:
         reason = chunk.choices[0].finish_reason
     assert reason == "tool_calls", reason
     [call] = calls.values()
-    seen.tell(call=[call["name"], json.loads(call["arguments"])])
+    seen.record(call=[call["name"], json.loads(call["arguments"])])
     function = {"name": call["name"], "arguments": call["arguments"]}
     messages += [
         {"role": "assistant", "tool_calls": [{"id": call["id"], "type": "function", "function": function}]},
@@ -121,22 +121,22 @@ def client_tools(seen: Seen) -> None:
     ]
     for chunk in client.chat.completions.create(model="m1", messages=messages, tools=[WEATHER], stream=True):
         seen.add(chunk.choices[0].delta.content or "")
-        seen.tell(finish=chunk.choices[0].finish_reason, usage=counts(chunk.usage))
+        seen.record(finish=chunk.choices[0].finish_reason, usage=counts(chunk.usage))
 
 
 @mode("completions", needs="completions")
-def completions(seen: Seen) -> None:
+def completions(seen: Observation) -> None:
     for chunk in client.completions.create(model="m1", prompt="streamed", stream=True):
         seen.add(chunk.choices[0].text)
-        seen.tell(finish=chunk.choices[0].finish_reason, usage=counts(chunk.usage))
+        seen.record(finish=chunk.choices[0].finish_reason, usage=counts(chunk.usage))
 
 
-def responses(seen: Seen) -> None:
+def responses(seen: Observation) -> None:
     for event in client.responses.create(model="m1", input="tools", stream=True):
         if event.type == "response.output_text.delta":
             seen.add(event.delta)
         elif event.type == "response.completed":
-            seen.tell(usage=counts(event.response.usage, "input_tokens", "output_tokens", "total_tokens"))
+            seen.record(usage=counts(event.response.usage, "input_tokens", "output_tokens", "total_tokens"))
 
 
 if hasattr(client, "responses"):  # since 1.66

@@ -7,7 +7,7 @@ from typing import Any
 from pydantic_ai import Agent
 from pydantic_ai.models.openai import OpenAIChatModel, OpenAIResponsesModel
 from pydantic_ai.providers.openai import OpenAIProvider
-from reporting import BASE_URL, ENOUGH, Seen, counts, drive, mode
+from reporting import BASE_URL, CANCEL_AFTER_PIECES, Observation, counts, drive, mode
 
 
 def agent(model: Any = OpenAIChatModel) -> Any:
@@ -15,12 +15,12 @@ def agent(model: Any = OpenAIChatModel) -> Any:
     return Agent(model("m1", provider=OpenAIProvider(base_url=f"{BASE_URL}/v1", api_key="none")))
 
 
-def tell(seen: Seen, result: Any) -> None:
+def record(seen: Observation, result: Any) -> None:
     usage = result.usage() if callable(result.usage) else result.usage
-    seen.tell(usage=counts(usage, "input_tokens", "output_tokens", "total_tokens"))
+    seen.record(usage=counts(usage, "input_tokens", "output_tokens", "total_tokens"))
 
 
-def streamed(seen: Seen, agent: Any, asked: str, enough: int | None = None) -> None:
+def streamed(seen: Observation, agent: Any, asked: str, enough: int | None = None) -> None:
     """Stream as its documentation does; leaving the block is how it is stopped."""
 
     async def follow() -> None:
@@ -29,24 +29,24 @@ def streamed(seen: Seen, agent: Any, asked: str, enough: int | None = None) -> N
                 seen.add(piece)
                 if seen.pieces == enough:
                     return
-            seen.tell(finish=result.response.finish_reason)
-        tell(seen, result)
+            seen.record(finish=result.response.finish_reason)
+        record(seen, result)
 
     asyncio.run(follow())
 
 
 @mode("loop")
-def loop(seen: Seen) -> None:
+def loop(seen: Observation) -> None:
     streamed(seen, agent(), "streamed")
 
 
 @mode("safe")
-def safe(seen: Seen) -> None:
+def safe(seen: Observation) -> None:
     streamed(seen, agent(), "replayed")
 
 
 @mode("helper")
-def helper(seen: Seen) -> None:
+def helper(seen: Observation) -> None:
     """Its events, which a user interface follows."""
 
     async def follow() -> None:
@@ -57,45 +57,45 @@ def helper(seen: Seen) -> None:
                         async for piece in stream.stream_text(delta=True, debounce_by=None):
                             seen.add(piece)
         assert run.result is not None
-        tell(seen, run.result)
+        record(seen, run.result)
 
     asyncio.run(follow())
 
 
 @mode("whole")
-def whole(seen: Seen) -> None:
+def whole(seen: Observation) -> None:
     result = agent().run_sync("streamed")
     seen.add(result.output)
-    seen.tell(finish=result.response.finish_reason)
-    tell(seen, result)
+    seen.record(finish=result.response.finish_reason)
+    record(seen, result)
 
 
 @mode("tools")
-def tools(seen: Seen) -> None:
+def tools(seen: Observation) -> None:
     streamed(seen, agent(), "tools")
 
 
 @mode("error")
-def error(seen: Seen) -> None:
+def error(seen: Observation) -> None:
     streamed(seen, agent(), "error")
 
 
 @mode("silent")
-def silent(seen: Seen) -> None:
+def silent(seen: Observation) -> None:
     streamed(seen, agent(), "silent")
 
 
 @mode("cancel")
-def cancel(seen: Seen) -> None:
-    streamed(seen, agent(), "slow", enough=ENOUGH)
+def cancel(seen: Observation) -> None:
+    streamed(seen, agent(), "slow", enough=CANCEL_AFTER_PIECES)
 
 
 @mode("client tools", needs="tools")
-def client_tools(seen: Seen) -> None:
+def client_tools(seen: Observation) -> None:
     """It runs the tool and asks again by itself; its usage is that of both requests."""
 
     def weather(city: str) -> str:
-        seen.tell(call=["weather", {"city": city}])
+        seen.record(call=["weather", {"city": city}])
         return f"sunny in {city}"
 
     with_tool = agent()
@@ -104,7 +104,7 @@ def client_tools(seen: Seen) -> None:
 
 
 @mode("responses", needs="responses")
-def responses(seen: Seen) -> None:
+def responses(seen: Observation) -> None:
     streamed(seen, agent(OpenAIResponsesModel), "tools")
 
 

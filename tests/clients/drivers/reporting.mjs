@@ -6,10 +6,10 @@
 import { readFileSync } from 'node:fs';
 
 export const [BASE_URL, PACKAGE, ...FEATURES] = process.argv.slice(2);
-export const ENOUGH = 3; // pieces of a long answer, after which a user presses stop
+export const CANCEL_AFTER_PIECES = 3; // pieces of a long answer, after which a user presses stop
 
 // What a user of a client sees of one answer.
-class Seen {
+class Observation {
   #began = performance.now();
   told = { text: '', pieces: 0, raised: null };
 
@@ -21,7 +21,7 @@ class Seen {
   }
 
   // Takes what else the client told: usage, finish, call; null takes nothing back. What it cannot tell is absent.
-  tell(facts) {
+  record(facts) {
     for (const [name, value] of Object.entries(facts)) this.told[name] = value ?? this.told[name] ?? null;
     if (facts.usage) this.told.usages = (this.told.usages ?? 0) + 1;
   }
@@ -33,13 +33,13 @@ export function counts(usage, names = ['prompt_tokens', 'completion_tokens', 'to
 }
 
 async function attempt(name, run, needs) {
-  const seen = new Seen();
-  if (needs && !FEATURES.includes(needs)) seen.tell({ absent: needs });
+  const seen = new Observation();
+  if (needs && !FEATURES.includes(needs)) seen.record({ absent: needs });
   else {
     try {
       await run(seen);
     } catch (error) {
-      seen.tell({ raised: `${error?.name}: ${error?.message}` });
+      seen.record({ raised: `${error?.name}: ${error?.message}` });
     }
   }
   console.log(JSON.stringify({ mode: name, ...seen.told }));

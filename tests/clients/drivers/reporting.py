@@ -13,10 +13,10 @@ from typing import Any
 
 BASE_URL = sys.argv[1]
 FEATURES = sys.argv[2:]
-ENOUGH = 3  # pieces of a long answer, after which a user presses stop
+CANCEL_AFTER_PIECES = 3  # pieces of a long answer, after which a user presses stop
 
 
-class Seen:
+class Observation:
     """What a user of a client sees of one answer."""
 
     def __init__(self) -> None:
@@ -34,7 +34,7 @@ class Seen:
             self._told["pieces"] += 1
             self._told.setdefault("first_s", round(time.monotonic() - self._began, 3))
 
-    def tell(self, **facts: Any) -> None:
+    def record(self, **facts: Any) -> None:
         """Take what else the client told: usage, finish, call. None takes nothing back; the untold is left out."""
         for name, value in facts.items():
             if value is not None:
@@ -56,7 +56,7 @@ def counts(usage: Any, *names: str) -> list[Any] | None:
     return [usage.get(name) if isinstance(usage, dict) else getattr(usage, name) for name in names]
 
 
-Mode = Callable[[Seen], None]
+Mode = Callable[[Observation], None]
 _modes: dict[str, tuple[Mode, str | None]] = {}
 
 
@@ -86,12 +86,12 @@ def drive(version: str) -> None:
 
 def _attempt(name: str) -> None:
     function, needs = _modes[name]
-    seen = Seen()
+    seen = Observation()
     if needs is not None and needs not in FEATURES:
-        seen.tell(absent=needs)
+        seen.record(absent=needs)
     else:
         try:
             function(seen)
         except Exception as exc:  # noqa: BLE001 -- that nothing is raised is what is tested
-            seen.tell(raised=f"{type(exc).__name__}: {exc}")
+            seen.record(raised=f"{type(exc).__name__}: {exc}")
     print(seen.as_json(name), flush=True)

@@ -7,12 +7,12 @@ import pytest
 
 from agentstream.agents.contract import AgentResult, Run
 from agentstream.agents.orchestrator import Orchestrator
-from agentstream.engines.base import CallPart, Piece
+from agentstream.engines.base import EngineDelta, EngineToolCallDelta
 from agentstream.protocol.events import REASONING, TOOL_CALL_DELTA, Event
 from agentstream.protocol.openai import ChatCompletionRequest
-from agentstream.stream.transcript import Completion
+from agentstream.stream.transcript import AnswerFold
 from tests.helpers import RecordingSink
-from tests.scripted_engine import ScriptedEngine, call, data_of, kinds, said, toolbox, wants
+from tests.scripted_engine import ScriptedEngine, answer_turn, call, data_of, kinds, tool_call_turn, toolbox
 
 WEATHER = {
     "type": "function",
@@ -28,27 +28,27 @@ def tool_named(name: str) -> dict[str, Any]:
 
 async def outcome(
     engine: ScriptedEngine, *messages: dict[str, Any], max_turns: int = 10, **fields: Any
-) -> tuple[AgentResult, RecordingSink, Completion]:
+) -> tuple[AgentResult, RecordingSink, AnswerFold]:
     """Run a request and fold what was emitted as the stream does."""
     sink = RecordingSink()
     body = {"model": "m1", "messages": messages or [QUESTION], "tools": [WEATHER], **fields}
     request = ChatCompletionRequest.model_validate(body)
     result = await Orchestrator(engine, toolbox(), max_turns=max_turns)(Run("chatcmpl-1", request, sink))
     result.check()
-    completion = Completion()
+    completion = AnswerFold()
     for seq, (kind, data) in enumerate(sink.facts, 1):
         completion.receive(Event(1, seq, kind, data))
     assert completion.content == result.content
     return result, sink, completion
 
 
-def function_calls(completion: Completion) -> list[tuple[str, str, str]]:
+def function_calls(completion: AnswerFold) -> list[tuple[str, str, str]]:
     return [(each["id"], *each["function"].values()) for each in completion.tool_calls]
 
 
 async def test_a_clients_call_ends_the_run() -> None:
     """A call of the client's tool is handed back, nothing is run, and the run ends with finish_reason tool_calls."""
-    engine = ScriptedEngine(wants(call("get_weather", '{"city": "Oslo"}'), text="I will look."))
+    engine = ScriptedEngine(tool_call_turn(call("get_weather", '{"city": "Oslo"}'), text="I will look."))
     result, sink, completion = await outcome(engine)
     assert function_calls(completion) == [("c1", "get_weather", '{"city": "Oslo"}')]
     assert (result.content, result.finish_reason, result.tool_results) == ("I will look.", "tool_calls", [])
@@ -58,7 +58,7 @@ async def test_a_clients_call_ends_the_run() -> None:
 
 async def test_the_definition_reaches_the_engine_as_it_was_sent() -> None:
     """The engine is given the client's own definition, strict and absent fields included."""
-    engine = ScriptedEngine(said("Hi"))
+    engine = ScriptedEngine(answer_turn("Hi"))
     await outcome(engine)
     assert engine.schemas[0][0].in_openai_form() == WEATHER
 
@@ -66,11 +66,16 @@ async def test_the_definition_reaches_the_engine_as_it_was_sent() -> None:
 async def test_a_call_is_streamed_while_the_model_writes_it() -> None:
     """Parts of a client's call go out as they come; those of our own tool in between do not."""
     turn = [
-        Piece(reasoning="hm"),
-        Piece(call_parts=[CallPart(0, "a", "", "")]),
-        Piece(call_parts=[CallPart(0, "a", "get_weather", '{"ci'), CallPart(1, "b", "calculator", "{}")]),
-        Piece(call_parts=[CallPart(0, "", "", 'ty": 1}')]),
-        Piece(
+        EngineDelta(reasoning="hm"),
+        EngineDelta(tool_call_deltas=[EngineToolCallDelta(0, "a", "", "")]),
+        EngineDelta(
+            tool_call_deltas=[
+                EngineToolCallDelta(0, "a", "get_weather", '{"ci'),
+                EngineToolCallDelta(1, "b", "calculator", "{}"),
+            ]
+        ),
+        EngineDelta(tool_call_deltas=[EngineToolCallDelta(0, "", "", 'ty": 1}')]),
+        EngineDelta(
             tool_calls=[call("get_weather", '{"city": 1}', "a"), call("calculator", "{}", "b")],
             finish_reason="tool_calls",
         ),
@@ -88,7 +93,7 @@ async def test_a_call_is_streamed_while_the_model_writes_it() -> None:
 
 async def test_our_own_calls_beside_a_clients_are_not_run() -> None:
     """A turn that calls both kinds hands the client's back; ours wait, as no request could bring their results back."""
-    both = wants(call("calculator", '{"expression": "1+1"}', "a"), call("get_weather", "{}", "b"))
+    both = tool_call_turn(call("calculator", '{"expression": "1+1"}', "a"), call("get_weather", "{}", "b"))
     result, sink, completion = await outcome(ScriptedEngine(both))
     assert function_calls(completion) == [("b", "get_weather", "{}")]
     assert "tool_call_start" not in kinds(sink)
@@ -97,7 +102,9 @@ async def test_our_own_calls_beside_a_clients_are_not_run() -> None:
 
 async def test_our_own_tools_run_before_a_clients_is_called() -> None:
     """Turns that call our tools alone are run as ever; their results are the run's, the client's call its end."""
-    engine = ScriptedEngine(wants(call("calculator", '{"expression": "1+1"}')), wants(call("get_weather")))
+    engine = ScriptedEngine(
+        tool_call_turn(call("calculator", '{"expression": "1+1"}')), tool_call_turn(call("get_weather"))
+    )
     result, sink, completion = await outcome(engine)
     assert [each.content for each in result.tool_results] == ["2"]
     assert function_calls(completion) == [("c1_2", "get_weather", "{}")]
@@ -113,7 +120,7 @@ async def test_the_request_that_brings_the_results_goes_on() -> None:
         {"role": "tool", "tool_call_id": "c1", "content": "rain"},
         {"role": "tool", "tool_call_id": "nobody knows", "content": "?"},
     ]
-    engine = ScriptedEngine(wants(call("get_weather", "{}", "c1")))
+    engine = ScriptedEngine(tool_call_turn(call("get_weather", "{}", "c1")))
     _, _, completion = await outcome(engine, *history)
     assert engine.conversations == [history]
     assert function_calls(completion) == [("c1_2", "get_weather", "{}")]
@@ -121,7 +128,7 @@ async def test_the_request_that_brings_the_results_goes_on() -> None:
 
 async def test_a_clients_tool_hides_ours_of_the_same_name() -> None:
     """The request's own definition is the one offered, and its call is the client's."""
-    engine = ScriptedEngine(wants(call("calculator", '{"a": 1}')))
+    engine = ScriptedEngine(tool_call_turn(call("calculator", '{"a": 1}')))
     result, sink, completion = await outcome(engine, tools=[tool_named("calculator")])
     assert engine.offered == [["calculator", "current_time", "text_statistics"]]
     assert engine.schemas[0][0].description == "Mine."
@@ -131,7 +138,7 @@ async def test_a_clients_tool_hides_ours_of_the_same_name() -> None:
 
 async def test_none_takes_the_clients_tools_away_and_leaves_ours() -> None:
     """With tool_choice none only our tools are offered, and the model is told of no choice."""
-    engine = ScriptedEngine(said("Hi"))
+    engine = ScriptedEngine(answer_turn("Hi"))
     await outcome(engine, tool_choice="none")
     assert (engine.offered, engine.choices) == ([OWN], [None])
 
@@ -139,7 +146,7 @@ async def test_none_takes_the_clients_tools_away_and_leaves_ours() -> None:
 @pytest.mark.parametrize("choice", [None, "auto"])
 async def test_auto_is_passed_on(choice: str | None) -> None:
     """Without a forced choice every turn has both kinds of tools and the choice as it was sent."""
-    engine = ScriptedEngine(wants(call("current_time")), said("Hi"))
+    engine = ScriptedEngine(tool_call_turn(call("current_time")), answer_turn("Hi"))
     await outcome(engine, tool_choice=choice)
     assert engine.choices == [choice] * 2
     assert engine.offered == [["get_weather", *OWN]] * 2
@@ -147,7 +154,7 @@ async def test_auto_is_passed_on(choice: str | None) -> None:
 
 async def test_required_holds_until_a_clients_call_comes() -> None:
     """Our tools may come first; in the last turn the model is left nothing but the client's."""
-    engine = ScriptedEngine(*[wants(call("current_time"))] * 2, wants(call("get_weather")))
+    engine = ScriptedEngine(*[tool_call_turn(call("current_time"))] * 2, tool_call_turn(call("get_weather")))
     result, _, _ = await outcome(engine, tool_choice="required", max_turns=3)
     assert engine.choices == ["required"] * 3
     assert engine.offered == [["get_weather", *OWN]] * 2 + [["get_weather"]]
@@ -157,24 +164,27 @@ async def test_required_holds_until_a_clients_call_comes() -> None:
 async def test_a_named_tool_is_asked_for_once() -> None:
     """A named choice is the first turn's; a model that called ours instead is not forced again."""
     named = {"type": "function", "function": {"name": "get_weather"}}
-    engine = ScriptedEngine(wants(call("current_time")), said("Hi"))
+    engine = ScriptedEngine(tool_call_turn(call("current_time")), answer_turn("Hi"))
     await outcome(engine, tool_choice=named)
     assert engine.choices == [named, None]
 
 
 async def test_a_call_that_was_cut_short_is_told_as_cut() -> None:
     """If the model ran out of tokens within a client's call, the run ends with length, as OpenAI's does."""
-    part = Piece(call_parts=[CallPart(0, "a", "get_weather", '{"ci')])
-    cut = [part, Piece(tool_calls=[call("get_weather", '{"ci', "a")], finish_reason="length")]
+    part = EngineDelta(tool_call_deltas=[EngineToolCallDelta(0, "a", "get_weather", '{"ci')])
+    cut = [part, EngineDelta(tool_calls=[call("get_weather", '{"ci', "a")], finish_reason="length")]
     result, _, completion = await outcome(ScriptedEngine(cut))
     assert (result.finish_reason, function_calls(completion)) == ("length", [("a", "get_weather", '{"ci')])
 
 
 async def test_ids_are_one_call_s_own() -> None:
     """Calls that share an id, or have none, reach the client under ids of their own, streamed and whole."""
-    parts = [CallPart(0, "x", "get_weather", "{}"), CallPart(1, "x", "get_weather", "{}")]
+    parts = [EngineToolCallDelta(0, "x", "get_weather", "{}"), EngineToolCallDelta(1, "x", "get_weather", "{}")]
     calls = [call("get_weather", "{}", "x")] * 2 + [call("get_weather", "{}", "")] * 2
-    turn: Sequence[Piece] = [Piece(call_parts=parts), Piece(tool_calls=calls, finish_reason="stop")]
+    turn: Sequence[EngineDelta] = [
+        EngineDelta(tool_call_deltas=parts),
+        EngineDelta(tool_calls=calls, finish_reason="stop"),
+    ]
     result, _, completion = await outcome(ScriptedEngine(turn))
     assert [call_id for call_id, *_ in function_calls(completion)] == ["x", "x_2", "call", "call_2"]
     assert result.finish_reason == "tool_calls"
@@ -182,8 +192,8 @@ async def test_ids_are_one_call_s_own() -> None:
 
 async def test_what_the_model_wants_back_is_handed_back() -> None:
     """The fields an engine asks to see again stand in the message of the turn that called our tools."""
-    turn = [Piece(reasoning="hm"), Piece(tool_calls=[call("current_time")], finish_reason="tool_calls",
+    turn = [EngineDelta(reasoning="hm"), EngineDelta(tool_calls=[call("current_time")], finish_reason="tool_calls",
                                          echo={"reasoning_content": "hm"})]  # fmt: skip
-    engine = ScriptedEngine(turn, said("Noon."))
+    engine = ScriptedEngine(turn, answer_turn("Noon."))
     await outcome(engine)
     assert engine.conversations[1][1]["reasoning_content"] == "hm"

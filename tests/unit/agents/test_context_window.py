@@ -5,7 +5,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentstream.agents.context_window import LEAST_RESULT_CHARS, OLD_RESULT_CHARS, Message, Trimmed, size_of, trim
+from agentstream.agents.context_window import LEAST_RESULT_CHARS, OLD_RESULT_CHARS, Message, TrimResult, size_of, trim
 
 LONG = OLD_RESULT_CHARS * 4
 
@@ -35,7 +35,7 @@ LATEST = [called("b"), result("b")]
 WHOLE = [SYSTEM, *OLDER, *OLD, QUESTION, *FIRST_TURN, *LATEST]
 
 
-def trimmed(target_chars: int, messages: list[Message] = WHOLE) -> Trimmed:
+def trimmed(target_chars: int, messages: list[Message] = WHOLE) -> TrimResult:
     shorter = trim(messages, target_chars, {id(QUESTION)})
     assert shorter is not None
     return shorter

@@ -8,15 +8,15 @@ import pytest
 
 from agentstream.agents.contract import AgentResult, Run
 from agentstream.agents.orchestrator import Orchestrator
-from agentstream.engines.base import SUM_UP, EngineError, EngineToolCall, Piece
-from agentstream.engines.builtin import BuiltinEngine
+from agentstream.engines.base import SUMMARY_PROMPT, EngineDelta, EngineError, EngineToolCall
+from agentstream.engines.demo import BuiltinEngine
 from agentstream.errors import InvalidAgentOutput, RunCancelled
 from agentstream.protocol.events import TEXT, Event
 from agentstream.protocol.openai import ChatCompletionRequest, Usage
-from agentstream.stream.transcript import Completion
+from agentstream.stream.transcript import AnswerFold
 from agentstream.tools.base import Tool, ToolError
-from tests.helpers import SOON_S, RecordingSink
-from tests.scripted_engine import WAIT, ScriptedEngine, Turn, call, data_of, kinds, said, toolbox, wants
+from tests.helpers import TIMEOUT_S, RecordingSink
+from tests.scripted_engine import WAIT, ScriptedEngine, Turn, answer_turn, call, data_of, kinds, tool_call_turn, toolbox
 
 USAGE = {"prompt_tokens": 5, "completion_tokens": 2, "total_tokens": 7}
 
@@ -69,7 +69,7 @@ async def result_of(
     engine: ScriptedEngine,
     *tools: Tool,
     messages: Sequence[dict[str, Any]] = (),
-    timeout_s: float = SOON_S,
+    timeout_s: float = TIMEOUT_S,
     **options: Any,
 ) -> tuple[AgentResult, RecordingSink]:
     run, sink = run_of(*messages)
@@ -82,7 +82,7 @@ async def result_of(
 
 def assert_content_is_what_was_streamed(result: AgentResult, sink: RecordingSink) -> None:
     """Fold the emitted events as the stream does and compare."""
-    completion = Completion()
+    completion = AnswerFold()
     for seq, (kind, data) in enumerate(sink.facts, 1):
         completion.receive(Event(1, seq, kind, data))
     assert completion.content == result.content
@@ -100,7 +100,7 @@ async def emitted(sink: RecordingSink, kind: str) -> None:
 
 async def test_an_answer_is_streamed_as_it_comes() -> None:
     """Text goes to the run piece by piece between inference_start and inference_end, and is the content."""
-    result, sink = await result_of(ScriptedEngine(said("Hel|lo", usage(5, 2))))
+    result, sink = await result_of(ScriptedEngine(answer_turn("Hel|lo", usage(5, 2))))
     ended = {"model": "m1", "usage": USAGE, "content": "Hello", "tool_calls": [], "finish_reason": "stop"}
     assert sink.facts == [
         ("agent_turn_start", {"agent": "orchestrator", "input": "what is 17*23?"}),
@@ -115,8 +115,8 @@ async def test_an_answer_is_streamed_as_it_comes() -> None:
 
 async def test_tools_are_run_and_their_results_given_to_the_model() -> None:
     """A turn's calls are announced, run and told to the model, whose next text follows after an empty line."""
-    wanted = wants(call("calculator", '{"expression": "17*23"}'), text="Let me see.", usage=usage(20, 8))
-    engine = ScriptedEngine(wanted, said("It is |391.", usage(40, 7)))
+    wanted = tool_call_turn(call("calculator", '{"expression": "17*23"}'), text="Let me see.", usage=usage(20, 8))
+    engine = ScriptedEngine(wanted, answer_turn("It is |391.", usage(40, 7)))
     result, sink = await result_of(engine)
     assert " ".join(kinds(sink)) == (
         "agent_turn_start inference_start text inference_end tool_call_start tool_call_end "
@@ -140,7 +140,7 @@ async def test_tools_are_run_and_their_results_given_to_the_model() -> None:
         "tool_call_id": "c1",
         "agent": "orchestrator",
     }
-    assert 0 <= latency < SOON_S
+    assert 0 <= latency < TIMEOUT_S
     calls = [{"id": "c1", "type": "function", "function": function}]
     assert engine.conversations[1][1:] == [
         {"role": "assistant", "content": "Let me see.", "tool_calls": calls},
@@ -155,7 +155,7 @@ async def test_tools_are_run_and_their_results_given_to_the_model() -> None:
 
 async def test_usage_missing_for_a_turn_is_not_invented() -> None:
     """If the engine told no usage for one turn, neither that turn nor the run claims any."""
-    engine = ScriptedEngine(wants(call("current_time"), usage=usage(20, 8)), said("Noon."))
+    engine = ScriptedEngine(tool_call_turn(call("current_time"), usage=usage(20, 8)), answer_turn("Noon."))
     result, sink = await result_of(engine)
     assert "usage" not in data_of(sink, "inference_end")[1]
     assert result.metadata == {}
@@ -164,24 +164,24 @@ async def test_usage_missing_for_a_turn_is_not_invented() -> None:
 
 async def test_a_turn_without_text_leaves_no_gap() -> None:
     """Turns that only call tools add nothing to the text, and an empty answer is an empty content."""
-    silent = wants(call("current_time"))
-    engine = ScriptedEngine(silent, wants(call("current_time"), text="One."), silent, said("Two."))
+    silent = tool_call_turn(call("current_time"))
+    engine = ScriptedEngine(silent, tool_call_turn(call("current_time"), text="One."), silent, answer_turn("Two."))
     result, _ = await result_of(engine)
     assert result.content == "One.\n\nTwo."
-    empty, _ = await result_of(ScriptedEngine(silent, said("")))
+    empty, _ = await result_of(ScriptedEngine(silent, answer_turn("")))
     assert empty.content == ""
 
 
 async def test_the_models_way_of_ending_is_kept() -> None:
     """Of the last turn's finish_reason, length and content_filter are passed on; any other word is stop."""
     for word, expected in (("length", "length"), ("content_filter", "content_filter"), ("eos", "stop")):
-        result, _ = await result_of(ScriptedEngine(said("", finish_reason=word)))
+        result, _ = await result_of(ScriptedEngine(answer_turn("", finish_reason=word)))
         assert result.finish_reason == expected
 
 
 async def test_calls_of_a_turn_that_was_cut_short_are_not_run() -> None:
     """If the model ran out of tokens while it wrote its calls, none of them is run."""
-    engine = ScriptedEngine([Piece(tool_calls=[call("current_time", '{"pl')], finish_reason="length")])
+    engine = ScriptedEngine([EngineDelta(tool_calls=[call("current_time", '{"pl')], finish_reason="length")])
     result, sink = await result_of(engine)
     assert "tool_call_start" not in kinds(sink)
     assert (result.finish_reason, result.tool_results) == ("length", [])
@@ -190,11 +190,13 @@ async def test_calls_of_a_turn_that_was_cut_short_are_not_run() -> None:
 TRIED = "I stopped after 2 turns without reaching an answer. What I tried: "
 
 
-@pytest.mark.parametrize("summary", [said(""), [EngineError("no tools, no answer")], wants(call("current_time"))])
+@pytest.mark.parametrize(
+    "summary", [answer_turn(""), [EngineError("no tools, no answer")], tool_call_turn(call("current_time"))]
+)
 async def test_turns_come_to_an_end(summary: Turn) -> None:
     """A model that cannot sum up after max_turns has it said what was tried, finish_reason length."""
     calls = call("current_time"), call("failing", call_id="c2")
-    engine = ScriptedEngine(wants(*calls, text="Hm."), wants(calls[0]), summary)
+    engine = ScriptedEngine(tool_call_turn(*calls, text="Hm."), tool_call_turn(calls[0]), summary)
     result, sink = await result_of(engine, Failing(), max_turns=2)
     assert result.content == f"Hm.\n\n{TRIED}current_time (2 calls), failing (1 call, 1 failed)."
     assert result.finish_reason == "length"
@@ -204,19 +206,21 @@ async def test_turns_come_to_an_end(summary: Turn) -> None:
 
 async def test_the_model_sums_up_when_turns_run_out() -> None:
     """After max_turns the model, told so and forbidden more calls, says what was found; its usage counts."""
-    engine = ScriptedEngine(wants(call("current_time"), usage=usage(20, 8)), said("It is |late.", usage(40, 2)))
+    engine = ScriptedEngine(
+        tool_call_turn(call("current_time"), usage=usage(20, 8)), answer_turn("It is |late.", usage(40, 2))
+    )
     result, _ = await result_of(engine, max_turns=1)
     assert (result.content, result.finish_reason) == ("It is late.", "length")
     assert engine.choices == [None, "none"]
     assert engine.offered[1] == engine.offered[0]  # servers refuse a conversation with calls and no tools
-    assert engine.conversations[1][-1] == {"role": "user", "content": SUM_UP}
+    assert engine.conversations[1][-1] == {"role": "user", "content": SUMMARY_PROMPT}
     assert engine.conversations[1][-2]["role"] == "tool"
     assert result.metadata["total_tokens"] == 70
 
 
 async def test_a_summary_that_breaks_off_is_a_failure() -> None:
     """Once some of the summary was shown, an error in it is the run's: our words would run on from half a sentence."""
-    engine = ScriptedEngine(wants(call("current_time")), [Piece(text="half"), EngineError("cut")])
+    engine = ScriptedEngine(tool_call_turn(call("current_time")), [EngineDelta(text="half"), EngineError("cut")])
     with pytest.raises(EngineError, match="cut"):
         await Orchestrator(engine, toolbox(), max_turns=1)(run_of()[0])
 
@@ -240,7 +244,7 @@ def test_no_turns_are_refused() -> None:
 async def test_tools_of_a_turn_run_at_the_same_time() -> None:
     """All calls of a turn are under way together: three that wait for each other all return."""
     calls = [call("meeting", f'{{"n": {n}}}', f"c{n}") for n in (1, 2, 3)]
-    engine = ScriptedEngine(wants(*calls), said("Done."))
+    engine = ScriptedEngine(tool_call_turn(*calls), answer_turn("Done."))
     result, sink = await result_of(engine, Meeting(3))
     assert kinds(sink)[3:9] == ["tool_call_start"] * 3 + ["tool_call_end"] * 3
     assert [each.content for each in result.tool_results] == ["met 1", "met 2", "met 3"]
@@ -249,11 +253,13 @@ async def test_tools_of_a_turn_run_at_the_same_time() -> None:
 
 async def test_a_result_is_reported_when_it_is_there() -> None:
     """A quick tool's end is emitted while a slow one of the same turn still runs; the order of results stays."""
-    engine = ScriptedEngine(wants(call("meeting", call_id="slow"), call("current_time", call_id="quick")), said("Ok."))
+    engine = ScriptedEngine(
+        tool_call_turn(call("meeting", call_id="slow"), call("current_time", call_id="quick")), answer_turn("Ok.")
+    )
     run, sink = run_of()
     meeting = Meeting(2)
     task = asyncio.create_task(Orchestrator(engine, toolbox(meeting))(run))
-    async with asyncio.timeout(SOON_S):
+    async with asyncio.timeout(TIMEOUT_S):
         await emitted(sink, "tool_call_end")
         await meeting.run({})  # the second to arrive: now the slow one may end
         result = await task
@@ -275,7 +281,7 @@ async def test_a_result_is_reported_when_it_is_there() -> None:
 )
 async def test_a_failed_call_is_told_to_the_model(wanted: EngineToolCall, words: str, arguments_kept: str) -> None:
     """Failures of any kind end no run: the model reads what went wrong, and gets no unparsable JSON back."""
-    engine = ScriptedEngine(wants(wanted), said("Sorry."))
+    engine = ScriptedEngine(tool_call_turn(wanted), answer_turn("Sorry."))
     result, sink = await result_of(engine, Failing(), Meeting(2), timeout_s=0.05)
     assert data_of(sink, "tool_call_start")[0]["arguments"] == wanted.arguments
     assert data_of(sink, "tool_call_end")[0]["success"] is False
@@ -291,8 +297,8 @@ async def test_a_failed_call_is_told_to_the_model(wanted: EngineToolCall, words:
 async def test_a_call_made_again_and_again_is_refused_and_then_the_run_is_stopped() -> None:
     """The same call is run three times, then answered without running it, then the model must sum up."""
     spellings = ['{"expression": "1+1"}', '{"expression":"1+1"}', '{ "expression": "1+1" }']
-    turns = [wants(call("calculator", spellings[number % 3])) for number in range(5)]
-    engine = ScriptedEngine(*turns, said("I keep going in circles."))
+    turns = [tool_call_turn(call("calculator", spellings[number % 3])) for number in range(5)]
+    engine = ScriptedEngine(*turns, answer_turn("I keep going in circles."))
     result, sink = await result_of(engine)
     assert [each.success for each in result.tool_results] == [True] * 3 + [False] * 2
     assert len(data_of(sink, "tool_call_start")) == len(data_of(sink, "tool_call_end")) == 5
@@ -304,9 +310,9 @@ async def test_a_call_made_again_and_again_is_refused_and_then_the_run_is_stoppe
 
 async def test_other_calls_are_no_loop() -> None:
     """Calls that differ in their arguments, however many, are all run; so are two of the same in one turn."""
-    turns = [wants(call("calculator", f'{{"expression": "{number}"}}')) for number in range(8)]
+    turns = [tool_call_turn(call("calculator", f'{{"expression": "{number}"}}')) for number in range(8)]
     same = call("calculator", '{"expression": "7"}')
-    result, _ = await result_of(ScriptedEngine(*turns, wants(same, same), said("Done.")))
+    result, _ = await result_of(ScriptedEngine(*turns, tool_call_turn(same, same), answer_turn("Done.")))
     assert [each.success for each in result.tool_results] == [True] * 10
     assert result.finish_reason == "stop"
 
@@ -314,7 +320,9 @@ async def test_other_calls_are_no_loop() -> None:
 async def test_ids_are_made_unique_over_the_run() -> None:
     """Calls that share an id, or have none, get ids of their own, the same in events and conversation."""
     same = call("current_time")
-    engine = ScriptedEngine(wants(same, same, call("current_time", call_id="")), wants(same), said("Done."))
+    engine = ScriptedEngine(
+        tool_call_turn(same, same, call("current_time", call_id="")), tool_call_turn(same), answer_turn("Done.")
+    )
     _, sink = await result_of(engine)
     ids = [data["tool_call_id"] for data in data_of(sink, "tool_call_start")]
     assert ids == ["c1", "c1_2", "call", "c1_3"]
@@ -326,7 +334,7 @@ async def test_ids_are_made_unique_over_the_run() -> None:
 
 async def test_the_model_is_offered_the_tools() -> None:
     """Every turn offers the toolbox's tools."""
-    engine = ScriptedEngine(wants(call("current_time")), said("Done."))
+    engine = ScriptedEngine(tool_call_turn(call("current_time")), answer_turn("Done."))
     await result_of(engine)
     assert engine.offered == [["calculator", "current_time", "text_statistics"]] * 2
 
@@ -334,7 +342,7 @@ async def test_the_model_is_offered_the_tools() -> None:
 @pytest.mark.parametrize("role", ["system", "developer"])
 async def test_the_system_prompt_gives_way_to_the_clients(role: str) -> None:
     """Our system prompt comes first in conversations that have none, and is left out of those that do."""
-    engine = ScriptedEngine(said("Hi"), said("Hi"))
+    engine = ScriptedEngine(answer_turn("Hi"), answer_turn("Hi"))
     orchestrator = Orchestrator(engine, toolbox(), system_prompt="Be brief.")
     await orchestrator(run_of()[0])
     await orchestrator(run_of({"role": role, "content": "Be long."}, {"role": "user", "content": "hi"})[0])
@@ -349,7 +357,7 @@ async def test_the_conversation_is_passed_on_without_nulls() -> None:
         {"role": "assistant", "content": None, "mood": "good", "tool_calls": None},
         {"role": "user", "content": "again"},
     ]
-    engine = ScriptedEngine(said("Hi"))
+    engine = ScriptedEngine(answer_turn("Hi"))
     _, sink = await result_of(engine, messages=sent)
     sent[0].pop("name")
     assert engine.conversations[0] == [sent[0], {"role": "assistant", "mood": "good"}, sent[2]]
@@ -361,7 +369,7 @@ async def test_the_conversation_is_passed_on_without_nulls() -> None:
 
 async def test_an_engines_error_ends_the_run_with_its_text() -> None:
     """EngineError passes through unchanged: its words decide what the client is told."""
-    engine = ScriptedEngine([Piece(text="half"), EngineError("Error code: 400 - no")])
+    engine = ScriptedEngine([EngineDelta(text="half"), EngineError("Error code: 400 - no")])
     with pytest.raises(EngineError, match="Error code: 400 - no"):
         await Orchestrator(engine, toolbox())(run_of()[0])
 
@@ -369,14 +377,14 @@ async def test_an_engines_error_ends_the_run_with_its_text() -> None:
 async def test_an_answer_without_an_end_is_an_error() -> None:
     """An engine that stops without a finish_reason has failed."""
     with pytest.raises(EngineError, match="without a finish_reason"):
-        await Orchestrator(ScriptedEngine([Piece(text="half")]), toolbox())(run_of()[0])
+        await Orchestrator(ScriptedEngine([EngineDelta(text="half")]), toolbox())(run_of()[0])
 
 
 async def test_cancelling_closes_the_engines_iterator() -> None:
     """A run cancelled while the model is silent leaves no request open."""
-    engine = ScriptedEngine([Piece(text="half"), WAIT])
+    engine = ScriptedEngine([EngineDelta(text="half"), WAIT])
     task = asyncio.create_task(Orchestrator(engine, toolbox())(run_of()[0]))
-    async with asyncio.timeout(SOON_S):
+    async with asyncio.timeout(TIMEOUT_S):
         await engine.silent.wait()
         assert engine.open == 1
         task.cancel()
@@ -389,13 +397,13 @@ async def test_cancelling_while_there_is_no_room_closes_the_engines_iterator() -
     """A run cancelled while it waits for the sink, not the model, closes the request at once all the same."""
 
     class FullSink(RecordingSink):
-        async def room(self) -> None:
+        async def wait_for_room(self) -> None:
             await asyncio.get_running_loop().create_future()
 
-    engine = ScriptedEngine(said("Hel|lo"))
+    engine = ScriptedEngine(answer_turn("Hel|lo"))
     sink = FullSink()
     task = asyncio.create_task(Orchestrator(engine, toolbox())(Run("chatcmpl-1", run_of()[0].request, sink)))
-    async with asyncio.timeout(SOON_S):
+    async with asyncio.timeout(TIMEOUT_S):
         await emitted(sink, TEXT)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -406,9 +414,9 @@ async def test_cancelling_while_there_is_no_room_closes_the_engines_iterator() -
 async def test_cancelling_stops_the_tools() -> None:
     """A run cancelled while tools run cancels them all."""
     meeting = Meeting(3)
-    engine = ScriptedEngine(wants(call("meeting"), call("meeting", call_id="c2")))
+    engine = ScriptedEngine(tool_call_turn(call("meeting"), call("meeting", call_id="c2")))
     task = asyncio.create_task(Orchestrator(engine, toolbox(meeting))(run_of()[0]))
-    async with asyncio.timeout(SOON_S):
+    async with asyncio.timeout(TIMEOUT_S):
         await meeting.arrivals.acquire()
         await meeting.arrivals.acquire()
         task.cancel()
@@ -427,7 +435,7 @@ async def test_a_sink_that_refuses_a_tools_end_is_told_by_its_own_error(fault: E
             if event_type == "tool_call_end":
                 raise fault
 
-    engine = ScriptedEngine(wants(call("current_time"), call("current_time")))
+    engine = ScriptedEngine(tool_call_turn(call("current_time"), call("current_time")))
     with pytest.raises(type(fault), match=str(fault)):
         await Orchestrator(engine, toolbox())(Run("chatcmpl-1", run_of()[0].request, RefusingSink()))
 

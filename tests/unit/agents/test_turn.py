@@ -8,11 +8,11 @@ from agentstream.agents.context_window import size_of
 from agentstream.agents.contract import AgentResult, Run
 from agentstream.agents.orchestrator import Orchestrator
 from agentstream.agents.turn import MAX_CONTINUATIONS, TRIMMED_TO
-from agentstream.engines.base import CONTINUE, SUM_UP, EngineError, Piece
+from agentstream.engines.base import CONTINUE_PROMPT, SUMMARY_PROMPT, EngineDelta, EngineError
 from agentstream.errors import CONTEXT_LENGTH, failure_code
 from agentstream.protocol.openai import ChatCompletionRequest, Usage
 from tests.helpers import RecordingSink
-from tests.scripted_engine import ScriptedEngine, Turn, call, data_of, kinds, said, toolbox, wants
+from tests.scripted_engine import ScriptedEngine, Turn, answer_turn, call, data_of, kinds, tool_call_turn, toolbox
 
 TOO_LONG = EngineError("Error code: 400 - This model's maximum context length is 8192 tokens.")
 SYSTEM = {"role": "system", "content": "s" * 2000}
@@ -22,7 +22,7 @@ HISTORY = [
     for message in ({"role": "user", "content": f"{number} " * 100}, {"role": "assistant", "content": "a" * 300})
 ]
 QUESTION = {"role": "user", "content": "and now?"}
-CUT = said("One, |two, ", finish_reason="length")
+CUT = answer_turn("One, |two, ", finish_reason="length")
 
 
 async def outcome(
@@ -42,21 +42,21 @@ async def outcome(
 async def test_an_answer_cut_at_the_servers_limit_is_gone_on_with() -> None:
     """The model is asked to go on from what it said; the pieces are one text, and the usage is that of all of them."""
     each = Usage(prompt_tokens=5, completion_tokens=2, total_tokens=7)
-    engine = ScriptedEngine(said("One, |two, ", each, "length"), said("three.", each))
+    engine = ScriptedEngine(answer_turn("One, |two, ", each, "length"), answer_turn("three.", each))
     result, sink = await outcome(engine)
     assert (result.content, result.finish_reason) == ("One, two, three.", "stop")
     assert result.metadata["total_tokens"] == 14
     assert engine.conversations[1] == [
         QUESTION,
         {"role": "assistant", "content": "One, two, "},
-        {"role": "user", "content": CONTINUE},
+        {"role": "user", "content": CONTINUE_PROMPT},
     ]
     assert kinds(sink).count("inference_start") == kinds(sink).count("inference_end") == 2
 
 
 async def test_a_continuation_may_call_tools() -> None:
     """What the model calls when it goes on is run, and its whole text stands in the message it is told in."""
-    engine = ScriptedEngine(CUT, wants(call("current_time"), text="let me see."), said("Noon."))
+    engine = ScriptedEngine(CUT, tool_call_turn(call("current_time"), text="let me see."), answer_turn("Noon."))
     sink = RecordingSink()
     request = ChatCompletionRequest.model_validate({"model": "m1", "messages": [QUESTION]})
     result = await Orchestrator(engine, toolbox())(Run("chatcmpl-1", request, sink))
@@ -84,7 +84,9 @@ async def test_an_answer_that_was_meant_to_be_cut_stays_so(fields: dict[str, Any
     assert (result.content, result.finish_reason) == ("One, two, ", "length")
 
 
-@pytest.mark.parametrize("more", [said("", finish_reason="length"), [EngineError("busy")]], ids=["empty", "refused"])
+@pytest.mark.parametrize(
+    "more", [answer_turn("", finish_reason="length"), [EngineError("busy")]], ids=["empty", "refused"]
+)
 async def test_an_answer_that_cannot_be_gone_on_with_is_kept(more: Turn) -> None:
     """If the model adds nothing, or its server refuses, what was said stays the answer, finish_reason length."""
     result, _ = await outcome(ScriptedEngine(CUT, more))
@@ -94,15 +96,20 @@ async def test_an_answer_that_cannot_be_gone_on_with_is_kept(more: Turn) -> None
 async def test_a_continuation_that_breaks_off_is_a_failure() -> None:
     """An error after more text was shown is the run's, as it is in a first answer."""
     with pytest.raises(EngineError, match="cut"):
-        await outcome(ScriptedEngine(CUT, [Piece(text="thr"), EngineError("cut")]))
+        await outcome(ScriptedEngine(CUT, [EngineDelta(text="thr"), EngineError("cut")]))
 
 
 async def test_a_continuation_keeps_question_and_answer_when_it_is_too_long() -> None:
     """When the longer conversation does not fit any more, what goes is neither the question nor what was said."""
-    engine = ScriptedEngine(CUT, [TOO_LONG], said("three."))
+    engine = ScriptedEngine(CUT, [TOO_LONG], answer_turn("three."))
     result, _ = await outcome(engine, SYSTEM, *HISTORY, QUESTION)
     assert result.content == "One, two, three."
-    ends = [SYSTEM, QUESTION, {"role": "assistant", "content": "One, two, "}, {"role": "user", "content": CONTINUE}]
+    ends = [
+        SYSTEM,
+        QUESTION,
+        {"role": "assistant", "content": "One, two, "},
+        {"role": "user", "content": CONTINUE_PROMPT},
+    ]
     assert [engine.conversations[2][0], *engine.conversations[2][-3:]] == ends
     assert len(engine.conversations[2]) < len(engine.conversations[1])
 
@@ -112,7 +119,7 @@ async def test_a_continuation_keeps_question_and_answer_when_it_is_too_long() ->
 
 async def test_a_conversation_the_server_finds_too_long_is_trimmed_and_sent_again() -> None:
     """The oldest exchanges go, system prompt and question stay, and the events say what was lost."""
-    engine = ScriptedEngine([TOO_LONG], said("Fine."))
+    engine = ScriptedEngine([TOO_LONG], answer_turn("Fine."))
     result, sink = await outcome(engine, SYSTEM, *HISTORY, QUESTION)
     assert (result.content, result.finish_reason) == ("Fine.", "stop")
     whole, shorter = engine.conversations
@@ -127,7 +134,7 @@ async def test_a_conversation_the_server_finds_too_long_is_trimmed_and_sent_agai
 
 async def test_trimming_goes_on_over_the_turns() -> None:
     """What was trimmed stays trimmed in the run's later turns; it is not found out anew each time."""
-    engine = ScriptedEngine([TOO_LONG], wants(call("current_time")), said("Noon."))
+    engine = ScriptedEngine([TOO_LONG], tool_call_turn(call("current_time")), answer_turn("Noon."))
     _, sink = await outcome(engine, SYSTEM, *HISTORY, QUESTION)
     assert engine.conversations[2][: len(engine.conversations[1])] == engine.conversations[1]
     assert "trimmed" not in data_of(sink, "inference_start")[2]
@@ -155,12 +162,12 @@ async def test_what_cannot_be_trimmed_fails_at_once() -> None:
 async def test_an_answer_that_has_begun_is_not_begun_again() -> None:
     """A server that finds out half-way that the context is full has failed: nothing is said twice."""
     with pytest.raises(EngineError, match="context length"):
-        await outcome(ScriptedEngine([Piece(text="half"), TOO_LONG]), SYSTEM, *HISTORY, QUESTION)
+        await outcome(ScriptedEngine([EngineDelta(text="half"), TOO_LONG]), SYSTEM, *HISTORY, QUESTION)
 
 
 async def test_a_known_limit_is_kept_beforehand() -> None:
     """With a known context window nothing longer is sent, and a conversation that fits goes out as it is."""
-    engine = ScriptedEngine(said("Fine."), said("Fine."))
+    engine = ScriptedEngine(answer_turn("Fine."), answer_turn("Fine."))
     _, sink = await outcome(engine, SYSTEM, *HISTORY, QUESTION, context_tokens=4096)
     assert data_of(sink, "inference_start")[0]["trimmed"]["messages_dropped"] > 0
     assert size_of(engine.conversations[0]) < (4096 - 1024) * 3
@@ -172,11 +179,13 @@ async def test_a_known_limit_is_kept_beforehand() -> None:
 async def test_summing_up_keeps_the_question_when_it_is_too_long() -> None:
     """The words that ask for a summary do not take the place of the question that is kept."""
     long_ago = [call("text_statistics", f'{{"text": "{number}{"x" * 1500}"}}') for number in range(2)]
-    engine = ScriptedEngine(wants(long_ago[0]), wants(long_ago[1]), [TOO_LONG], said("In short."))
+    engine = ScriptedEngine(
+        tool_call_turn(long_ago[0]), tool_call_turn(long_ago[1]), [TOO_LONG], answer_turn("In short.")
+    )
     sink = RecordingSink()
     request = ChatCompletionRequest.model_validate({"model": "m1", "messages": [SYSTEM, QUESTION]})
     result = await Orchestrator(engine, toolbox(), max_turns=2)(Run("chatcmpl-1", request, sink))
     assert result.content == "In short."
     last = engine.conversations[-1]
-    assert [last[0], last[1], last[-1]] == [SYSTEM, QUESTION, {"role": "user", "content": SUM_UP}]
+    assert [last[0], last[1], last[-1]] == [SYSTEM, QUESTION, {"role": "user", "content": SUMMARY_PROMPT}]
     assert len(last) == len(engine.conversations[-2]) - 2

@@ -10,7 +10,7 @@ import pytest
 from compose_spec import PyOptions, parse_duration
 
 from agentstream.config import Settings, env_name
-from agentstream.telemetry import names as telemetry
+from agentstream.telemetry import names as metric_names
 
 ROOT = Path(__file__).parents[3]
 REQUIREMENTS = sorted((ROOT / "deploy/requirements").glob("*.txt"))
@@ -173,7 +173,7 @@ def test_nginx_matches_the_service() -> None:
 def test_the_operators_page_explains_every_metric() -> None:
     """Each metric of the service, and no other, is told in deploy/OPERATIONS.md."""
     told = set(re.findall(r"`(agentstream_[a-z_]+)", (ROOT / "deploy/OPERATIONS.md").read_text()))
-    assert told == {metric.name for metric in (*telemetry.FRONTEND, *telemetry.WORKER)}
+    assert told == {metric.name for metric in (*metric_names.FRONTEND_METRICS, *metric_names.WORKER_METRICS)}
 
 
 def test_requirements_name_no_host() -> None:

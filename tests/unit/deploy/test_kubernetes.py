@@ -9,7 +9,7 @@ import yaml
 
 from agentstream.config import Settings, env_name
 from agentstream.frontend.serve import LAST_REQUESTS_S
-from agentstream.telemetry import names as telemetry
+from agentstream.telemetry import names as metric_names
 
 FOLDER = Path(__file__).parents[3] / "deploy/kubernetes"
 VERSION = "1.30"  # the oldest supported; what is used here is older
@@ -149,6 +149,6 @@ def test_workers_scale_by_a_metric_that_exists() -> None:
     spec = of("HorizontalPodAutoscaler", "worker")["spec"]
     assert spec["scaleTargetRef"]["name"] == of("Deployment", "worker")["metadata"]["name"]
     external = spec["metrics"][0]["external"]
-    assert external["metric"]["name"] == telemetry.QUEUED
+    assert external["metric"]["name"] == metric_names.QUEUED
     assert external["metric"]["selector"]["matchLabels"] == {"queue": Settings.model_fields["queue"].default}
     assert int(external["target"]["averageValue"]) < int(environment("worker")["AGENTSTREAM_CONCURRENCY"] or 0)

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import yaml
 
-from agentstream.telemetry import names as telemetry
+from agentstream.telemetry import names as metric_names
 from agentstream.telemetry.names import Metric
 
 ROOT = Path(__file__).parents[3]
 FOLDER = ROOT / "deploy/observability"
-METRICS = {metric.name: metric for metric in (*telemetry.FRONTEND, *telemetry.WORKER)}
+METRICS = {metric.name: metric for metric in (*metric_names.FRONTEND_METRICS, *metric_names.WORKER_METRICS)}
 # What Prometheus itself makes of every target, and the labels it adds to every series.
 MADE_BY_PROMETHEUS = {"up", "scrape_duration_seconds"}
 ADDED_LABELS = {"job", "instance"}

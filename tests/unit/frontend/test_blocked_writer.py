@@ -8,13 +8,13 @@ import pytest
 import uvloop
 from aiohttp import web
 
-from agentstream.frontend.runs.pump import Outbox, StreamPump
+from agentstream.frontend.runs.pump import FlushScheduler, StreamPump
 from agentstream.frontend.runs.raw_writer import RawWriter
 from agentstream.frontend.runs.watcher import Deadlines
 from agentstream.protocol.events import TEXT, Event
 from agentstream.store.bus.feed import RunFeed
-from agentstream.stream.chat import ChunkStream, StreamHead, StreamOptions
-from tests.helpers import SOON_S, batch, completed
+from agentstream.stream.chat import ChatStream, StreamHead, StreamOptions
+from tests.helpers import TIMEOUT_S, batch, completed
 
 HEAD = StreamHead(run_id="chatcmpl-1", created=1, model="m")
 PIECE = "x" * 60_000
@@ -39,7 +39,7 @@ class Feed:
 class NoDeadlines:
     """Deadlines nobody looks at."""
 
-    def begun(self, now_s: float) -> None:
+    def attempt_started(self, now_s: float) -> None:
         """Nothing."""
 
     def postpone(self, now_s: float) -> None:
@@ -52,8 +52,8 @@ async def stall_and_read() -> None:
 
     async def answer(request: web.BaseRequest) -> web.StreamResponse:
         response = web.StreamResponse()
-        writer = RawWriter(request, response, write_timeout_s=SOON_S)
-        pump = StreamPump(ChunkStream(HEAD, StreamOptions()), writer, Outbox(), replay_word_delay_ms=0)
+        writer = RawWriter(request, response, write_timeout_s=TIMEOUT_S)
+        pump = StreamPump(ChatStream(HEAD, StreamOptions()), writer, FlushScheduler(), replay_word_delay_ms=0)
         pump.attach(cast("RunFeed", feed), cast("Deadlines", NoDeadlines()))
         pumps.put_nowait(pump)
         await pump.run()
@@ -90,7 +90,7 @@ def test_a_client_that_stops_reading_pauses_the_feed_until_it_reads(
     """Within one turn of the loop the feed is paused once the socket is full; a client that reads on gets all."""
 
     async def bounded() -> None:
-        async with asyncio.timeout(SOON_S):
+        async with asyncio.timeout(TIMEOUT_S):
             await stall_and_read()
 
     with asyncio.Runner(loop_factory=loop_factory) as runner:

@@ -8,15 +8,15 @@ import pytest
 
 from agentstream.errors import AGENT_ERROR, STREAM_LOST, LogTrimmed, RunFailed
 from agentstream.frontend.runs.collector import Collector
-from agentstream.frontend.runs.pump import EMPTY_CHUNK_AFTER_S, KEEPALIVE_AFTER_S, Outbox, StreamPump
-from agentstream.frontend.runs.raw_writer import HIGH_WATER_BYTES, ClientGone, RawWriter
+from agentstream.frontend.runs.pump import EMPTY_CHUNK_AFTER_S, KEEPALIVE_AFTER_S, FlushScheduler, StreamPump
+from agentstream.frontend.runs.raw_writer import HIGH_WATER_BYTES, ClientDisconnected, RawWriter
 from agentstream.frontend.runs.watcher import Deadlines
 from agentstream.protocol.events import RUN_CANCELLED, RUN_FAILED, Cursor, Event
 from agentstream.store.bus.feed import RunFeed
 from agentstream.stream import sse
-from agentstream.stream.chat import ChunkStream, StreamHead, StreamOptions
-from agentstream.stream.views import CHAT
-from tests.helpers import SOON_S, batch, completed, decode, events, texts
+from agentstream.stream.chat import ChatStream, StreamHead, StreamOptions
+from agentstream.stream.views import CHAT_VIEW
+from tests.helpers import TIMEOUT_S, batch, completed, decode, events, texts
 
 HEAD = StreamHead(run_id="chatcmpl-1", created=1, model="m")
 
@@ -53,12 +53,12 @@ class FakeWriter:
             self.writes.append(data)
         return self.blocked
 
-    async def until_writable(self) -> None:
+    async def wait_writable(self) -> None:
         if self.blocked:
             self.waited_blocked.set()
             await self._writable.wait()
         if self.gone:
-            raise ClientGone
+            raise ClientDisconnected
 
     async def end(self) -> None:
         self.ended = True
@@ -89,10 +89,10 @@ class FakeDeadlines:
         self.begun_s: list[float] = []
         self.heard_s: list[float] = []
 
-    def begun(self, now_s: float) -> None:
+    def attempt_started(self, now_s: float) -> None:
         self.begun_s.append(now_s)
 
-    def heard(self, now_s: float) -> None:
+    def events_received(self, now_s: float) -> None:
         self.heard_s.append(now_s)
 
     def postpone(self, _now_s: float) -> None:
@@ -106,13 +106,17 @@ class Scene:
     """A pump between fakes, running."""
 
     def __init__(
-        self, *, replay_word_delay_ms: int = 0, outbox: Outbox | None = None, after: Cursor | None = None
+        self,
+        *,
+        replay_word_delay_ms: int = 0,
+        flush_scheduler: FlushScheduler | None = None,
+        after: Cursor | None = None,
     ) -> None:
         self.writer, self.feed, self.deadlines = FakeWriter(), FakeFeed(), FakeDeadlines()
         self.pump = StreamPump(
-            ChunkStream(HEAD, StreamOptions(), after),
+            ChatStream(HEAD, StreamOptions(), after),
             cast("RawWriter", self.writer),
-            outbox or Outbox(),
+            flush_scheduler or FlushScheduler(),
             replay_word_delay_ms=replay_word_delay_ms,
         )
         self.pump.attach(cast("RunFeed", self.feed), cast("Deadlines", self.deadlines))
@@ -131,7 +135,7 @@ class Scene:
     async def ended(self) -> list[tuple[str | None, Any]]:
         """Return the whole stream once it ended cleanly."""
         assert self.running is not None
-        async with asyncio.timeout(SOON_S):
+        async with asyncio.timeout(TIMEOUT_S):
             await self.running
         assert self.writer.ended
         return decode(self.writer.sent)
@@ -173,8 +177,8 @@ async def test_a_resumed_stream_has_no_role_chunk_though_its_past_comes_first() 
 
 async def test_frames_of_one_turn_are_one_write_for_each_stream() -> None:
     """However many batches a turn of the loop brings, each stream writes its frames in one piece at the turn's end."""
-    outbox = Outbox()
-    scenes = [Scene(outbox=outbox) for _ in range(3)]
+    flush_scheduler = FlushScheduler()
+    scenes = [Scene(flush_scheduler=flush_scheduler) for _ in range(3)]
     for scene in scenes:
         await scene.start()
     before = [len(scene.writer.writes) for scene in scenes]
@@ -190,8 +194,8 @@ async def test_frames_of_one_turn_are_one_write_for_each_stream() -> None:
 
 async def test_a_stream_that_cannot_be_written_does_not_stop_the_others() -> None:
     """What writing one stream raises is logged and ends that stream with a reason; the others' frames are written."""
-    outbox = Outbox()
-    first, broken, last = (Scene(outbox=outbox) for _ in range(3))
+    flush_scheduler = FlushScheduler()
+    first, broken, last = (Scene(flush_scheduler=flush_scheduler) for _ in range(3))
     for scene in (first, broken, last):
         await scene.start()
     broken.writer.broken = True
@@ -272,7 +276,7 @@ async def test_a_long_past_is_paused_before_the_response_began() -> None:
 
 
 async def test_a_client_that_is_gone_ends_the_pump_without_an_end() -> None:
-    """ClientGone reaches the handler; the body is not ended."""
+    """ClientDisconnected reaches the handler; the body is not ended."""
     scene = Scene()
     await scene.start()
     scene.writer.block()
@@ -281,7 +285,7 @@ async def test_a_client_that_is_gone_ends_the_pump_without_an_end() -> None:
     scene.writer.gone = True
     scene.writer.unblock()
     assert scene.running is not None
-    with pytest.raises(ClientGone):
+    with pytest.raises(ClientDisconnected):
         await scene.running
     assert not scene.writer.ended
     assert not scene.pump.ended
@@ -293,7 +297,7 @@ async def test_the_tail_is_written_at_the_clients_pace() -> None:
     await scene.start()
     scene.writer.block()
     scene.pump.on_batch(batch(events(completed("w " * 20_000))))
-    async with asyncio.timeout(SOON_S):
+    async with asyncio.timeout(TIMEOUT_S):
         await scene.writer.waited_blocked.wait()
     assert len(scene.writer.sent) < HIGH_WATER_BYTES
     scene.writer.unblock()
@@ -419,7 +423,7 @@ async def test_a_run_is_not_given_up_while_its_client_is_what_is_slow() -> None:
 
 async def collected(*batches: Sequence[Event]) -> Collector:
     """Return a collector that got these batches."""
-    collector = Collector(CHAT.fold(HEAD))
+    collector = Collector(CHAT_VIEW.fold(HEAD))
     for run in batches:
         collector.on_batch(batch(run))
     return collector
@@ -428,8 +432,8 @@ async def collected(*batches: Sequence[Event]) -> Collector:
 async def test_collector_folds_a_run_to_its_end() -> None:
     """The joined texts are the content; what follows the terminal event is ignored."""
     collector = await collected(said("a", "b"), events(completed(), first_seq=3), said("late", first_seq=4))
-    await collector.until_ended()
-    collector.raise_failure()
+    await collector.wait_ended()
+    collector.raise_if_failed()
     assert collector.ended
     assert collector.fold.body()["choices"][0]["message"]["content"] == "ab"
 
@@ -437,13 +441,13 @@ async def test_collector_folds_a_run_to_its_end() -> None:
 async def test_collector_tells_failed_from_cancelled() -> None:
     """A failed run raises RunFailed with its code; a cancelled one is a completion."""
     failed = await collected(events((RUN_FAILED, {"code": AGENT_ERROR, "message": "no"})))
-    await failed.until_ended()
+    await failed.wait_ended()
     with pytest.raises(RunFailed, match="no"):
-        failed.raise_failure()
+        failed.raise_if_failed()
     usage = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
     cancelled = await collected(said("a"), events((RUN_CANCELLED, {"usage": usage}), first_seq=2))
-    await cancelled.until_ended()
-    cancelled.raise_failure()
+    await cancelled.wait_ended()
+    cancelled.raise_if_failed()
     assert cancelled.fold.body()["status"] == "cancelled"
 
 
@@ -460,6 +464,6 @@ async def test_collector_gives_up_but_does_not_call_the_run_ended() -> None:
     large = await collected(*(said("x" * (1 << 20), first_seq=seq) for seq in range(1, 18)))
     for collector, words in ((lost, "cut"), (judged, "too long"), (large, "request it streamed")):
         with pytest.raises(RunFailed, match=words) as raised:
-            await collector.until_ended()
+            await collector.wait_ended()
         assert raised.value.error_code == STREAM_LOST
         assert not collector.ended

@@ -11,7 +11,7 @@ import pytest
 from aiohttp import web
 
 from agentstream.frontend import serve
-from tests.helpers import SOON_S
+from tests.helpers import TIMEOUT_S
 
 
 class Listener:
@@ -67,7 +67,7 @@ async def test_one_connection_that_fails_is_lost_alone(
     clients = [await asyncio.open_connection(*address) for _ in range(2)]
     with caplog.at_level(logging.WARNING, "agentstream.frontend.serve"):
         await serve._stop_listening(server, manager)
-    async with asyncio.timeout(SOON_S):
+    async with asyncio.timeout(TIMEOUT_S):
         clients[1][1].write(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
         assert (await clients[1][0].read()).endswith(b"here")
         assert await clients[0][0].read() == b""

@@ -8,10 +8,16 @@ import pytest
 
 from agentstream.errors import QUEUE_TIMEOUT, STREAM_LOST
 from agentstream.frontend.runs import watcher as watch
-from agentstream.frontend.runs.watcher import FIRST_DOUBT_S, GRACE_S, LAST_DOUBT_S, Deadlines, Watcher
+from agentstream.frontend.runs.watcher import (
+    GRACE_S,
+    MAX_LOG_CHECK_INTERVAL_S,
+    MIN_LOG_CHECK_INTERVAL_S,
+    Deadlines,
+    Watcher,
+)
 from agentstream.store.bus.feed import RunFeed
-from agentstream.telemetry.log_context import Scope
-from tests.helpers import SOON_S
+from agentstream.telemetry.log_context import LogContext
+from tests.helpers import TIMEOUT_S
 
 QUEUE_TIMEOUT_S, RUN_TIMEOUT_S = 60.0, 600.0
 
@@ -22,7 +28,7 @@ class CountingFeed:
     def __init__(self) -> None:
         self.doubts = 0
 
-    def doubt(self, cause: str) -> None:
+    def resync(self, cause: str) -> None:
         assert cause == "silence"
         self.doubts += 1
 
@@ -38,16 +44,16 @@ class Scene:
             0.0,
             queue_timeout_s=QUEUE_TIMEOUT_S,
             run_timeout_s=RUN_TIMEOUT_S,
-            on_doubt_unstarted=self._on_doubt_unstarted if new else None,
+            on_silence_before_start=self._on_silence_before_start if new else None,
         )
 
-    def _on_doubt_unstarted(self) -> None:
+    def _on_silence_before_start(self) -> None:
         self.unstarted_doubts += 1
 
     def hear(self, now_s: float, *, seq: int) -> None:
         if seq == 1:
-            self.deadlines.begun(now_s)
-        self.deadlines.heard(now_s)
+            self.deadlines.attempt_started(now_s)
+        self.deadlines.events_received(now_s)
 
 
 def test_a_queued_run_is_given_up_after_queue_timeout_and_grace() -> None:
@@ -110,12 +116,20 @@ def test_a_silent_run_is_doubted_less_and_less_often() -> None:
         if scene.feed.doubts > before:
             doubted_at.append(now_s)
     gaps = [later - earlier for earlier, later in zip([0, *doubted_at], doubted_at, strict=False)]
-    assert gaps == [FIRST_DOUBT_S, 10, 20, 40, LAST_DOUBT_S, LAST_DOUBT_S, LAST_DOUBT_S]
+    assert gaps == [
+        MIN_LOG_CHECK_INTERVAL_S,
+        10,
+        20,
+        40,
+        MAX_LOG_CHECK_INTERVAL_S,
+        MAX_LOG_CHECK_INTERVAL_S,
+        MAX_LOG_CHECK_INTERVAL_S,
+    ]
     doubts = scene.feed.doubts
     scene.hear(300, seq=2)
-    scene.deadlines.check(300 + FIRST_DOUBT_S - 0.1)
+    scene.deadlines.check(300 + MIN_LOG_CHECK_INTERVAL_S - 0.1)
     assert scene.feed.doubts == doubts
-    scene.deadlines.check(300 + FIRST_DOUBT_S)
+    scene.deadlines.check(300 + MIN_LOG_CHECK_INTERVAL_S)
     assert scene.feed.doubts == doubts + 1
 
 
@@ -134,7 +148,7 @@ class Ticked:
     """An open run that counts its ticks, or fails at each."""
 
     def __init__(self, *, broken: bool = False) -> None:
-        self.scope = Scope()
+        self.log_context = LogContext()
         self.ticks = 0
         self.ticked_twice = asyncio.Event()
         self._broken = broken
@@ -161,7 +175,7 @@ async def test_the_sweep_survives_a_run_that_cannot_be_looked_after(
     watcher.remove(gone)
     assert len(watcher) == 2
     sweeping = asyncio.create_task(watcher.sweep())
-    async with asyncio.timeout(SOON_S):
+    async with asyncio.timeout(TIMEOUT_S):
         await fine.ticked_twice.wait()
         await broken.ticked_twice.wait()
     sweeping.cancel()
@@ -179,7 +193,7 @@ async def test_wait_empty_says_whether_all_runs_ended() -> None:
     for run in runs:
         watcher.add(run)
     assert not await watcher.wait_empty(0.001)
-    waiting = asyncio.create_task(watcher.wait_empty(SOON_S))
+    waiting = asyncio.create_task(watcher.wait_empty(TIMEOUT_S))
     watcher.remove(runs[0])
     watcher.remove(runs[0])
     assert not await watcher.wait_empty(0.001)

@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 from redis.exceptions import AuthenticationError
 
 from agentstream.errors import StartupError
-from agentstream.processes import broker, process
+from agentstream.processes import broker, runtime
 from agentstream.processes.broker import EmbeddedBroker, ServerChoice, find_server, usable_servers
 
 USABLE = list(usable_servers())
@@ -142,7 +142,7 @@ asyncio.run(main())
 async def test_a_port_taken_meanwhile_is_replaced(choice: ServerChoice, monkeypatch: pytest.MonkeyPatch) -> None:
     """If another process takes the chosen port first, the broker starts on the next."""
     with socket.create_server(("127.0.0.1", 0)) as other:
-        free_port = process.free_port
+        free_port = runtime.free_port
         ports = iter([other.getsockname()[1], free_port()])
         monkeypatch.setattr(broker, "free_port", lambda: next(ports))
         async with EmbeddedBroker(choice) as embedded, Redis.from_url(embedded.url) as client:
@@ -153,7 +153,7 @@ async def test_another_server_on_the_port_is_not_taken_for_ours(monkeypatch: pyt
     """A simulated server, which has no password to be known by, is never mixed up with another one on its port."""
     fake = USABLE[-1]
     async with EmbeddedBroker(fake) as other:
-        ports = iter([other._port, process.free_port()])
+        ports = iter([other._port, runtime.free_port()])
         monkeypatch.setattr(broker, "free_port", lambda: next(ports))
         async with EmbeddedBroker(fake) as embedded:
             assert embedded.url != other.url

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from agentstream.errors import BusError, InvalidAgentOutput
 from agentstream.protocol.events import (
     MAX_EVENT_BYTES,
-    NAMED,
-    RESERVED,
+    NAMED_EVENTS,
+    RESERVED_EVENTS,
     START,
     TEXT,
     Cursor,
@@ -35,7 +35,9 @@ json_values = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(unicode_text, inner, max_size=4),
     max_leaves=10,
 )  # fmt: skip
-event_types = st.from_regex(r"[A-Za-z][A-Za-z0-9_.:-]{0,63}", fullmatch=True).filter(lambda name: name not in RESERVED)
+event_types = st.from_regex(r"[A-Za-z][A-Za-z0-9_.:-]{0,63}", fullmatch=True).filter(
+    lambda name: name not in RESERVED_EVENTS
+)
 batch_like = st.fixed_dictionaries({"a": json_values, "s": json_values, "e": json_values | st.lists(json_values)})
 facts = st.tuples(st.just(TEXT), unicode_text) | st.tuples(event_types, st.dictionaries(unicode_text, json_values))
 
@@ -145,7 +147,7 @@ def test_no_message_raises_anything_else(payload: bytes) -> None:
     assert all(isinstance(event.type, str) for event in events)
 
 
-@pytest.mark.parametrize("event_type", sorted(RESERVED))
+@pytest.mark.parametrize("event_type", sorted(RESERVED_EVENTS))
 def test_an_agent_may_not_speak_for_the_bridge(event_type: str) -> None:
     """The bridge's own event types are refused to agents, by name."""
     with pytest.raises(InvalidAgentOutput, match=f"'{event_type}' belongs to agentstream"):
@@ -171,7 +173,7 @@ def test_event_data_must_be_a_dict(data: object) -> None:
 @given(event_types)
 def test_other_events_pass(event_type: str) -> None:
     """Any other short ASCII name is an agent's to use, the named events included."""
-    for allowed in (event_type, *NAMED):
+    for allowed in (event_type, *NAMED_EVENTS):
         check_agent_event(allowed, {})
 
 

@@ -12,11 +12,11 @@ from redis.asyncio import Redis
 
 from agentstream.errors import BrokerUnavailable, StartupError
 from agentstream.processes.broker import find_server
-from agentstream.processes.process import free_port
+from agentstream.processes.runtime import free_port
 from agentstream.protocol.keys import Keys
 from agentstream.store.connection.endpoint import Endpoint
+from tests.fake_broker import connected_link, connecting_link, fake_broker, in_time, reconnected
 from tests.helpers import TIME_SCALE
-from tests.peer import linked, linking, listening, reconnected, soon
 
 
 def with_login(url: str, login: str, database: int = 0) -> str:
@@ -30,7 +30,7 @@ async def test_a_wrong_password_is_said_not_shown(
 ) -> None:
     """With a wrong password wait_ready raises the server's refusal and the address, and no log shows the password."""
     url = with_login(broker_url, ":not-the-password")
-    async with linking(f"{url}?protocol={protocol}") as link:
+    async with connecting_link(f"{url}?protocol={protocol}") as link:
         with pytest.raises(BrokerUnavailable, match=r"127\.0\.0\.1:\d+ cannot be reached.*WRONGPASS") as refusal:
             await link.wait_ready(0.5 * TIME_SCALE)
     assert "not-the-password" not in str(refusal.value) + caplog.text
@@ -38,7 +38,7 @@ async def test_a_wrong_password_is_said_not_shown(
 
 async def test_a_missing_password_is_said(broker_url: str) -> None:
     """Without the password a server wants, wait_ready raises its refusal."""
-    async with linking(with_login(broker_url, "")) as link:
+    async with connecting_link(with_login(broker_url, "")) as link:
         with pytest.raises(BrokerUnavailable, match="NOAUTH"):
             await link.wait_ready(0.5 * TIME_SCALE)
 
@@ -46,7 +46,7 @@ async def test_a_missing_password_is_said(broker_url: str) -> None:
 async def test_nobody_there_is_said() -> None:
     """With nothing listening, wait_ready raises the address, the time it waited, and why."""
     port = free_port()
-    async with linking(f"redis://127.0.0.1:{port}") as link:
+    async with connecting_link(f"redis://127.0.0.1:{port}") as link:
         with pytest.raises(BrokerUnavailable, match=rf"127\.0\.0\.1:{port} .* within 0\.3 s: .*(?:refused|failed)"):
             await link.wait_ready(0.3)
 
@@ -55,10 +55,10 @@ async def test_nobody_there_is_said() -> None:
 async def test_user_password_and_database_are_those_of_the_url(broker_url: str, keys: Keys, protocol: int) -> None:
     """A URL's user, percent-encoded password and database number are what the server sees, with our name."""
     user = keys.prefix
-    async with Redis.from_url(broker_url) as admin, soon():
+    async with Redis.from_url(broker_url) as admin, in_time():
         await admin.acl_setuser(user, enabled=True, passwords=["+p@ss:/word"], categories=["+@all"], keys=["*"])
         url = with_login(broker_url, f"{user}:p%40ss%3A%2Fword", database=3)
-        async with linked(f"{url}?protocol={protocol}") as link:
+        async with connected_link(f"{url}?protocol={protocol}") as link:
             assert await link.call("ACL", "WHOAMI") == user.encode()
             info = (await link.call("CLIENT", "INFO")).split()
             assert {b"db=3", b"name=test-link", b"resp=%d" % protocol} <= set(info)
@@ -68,7 +68,11 @@ async def test_user_password_and_database_are_those_of_the_url(broker_url: str, 
 async def test_the_database_is_chosen_again_after_a_cut(broker_url: str, keys: Keys) -> None:
     """What is written after a reconnect is in the same database as what was written before."""
     name = keys.jobs("n")
-    async with linked(f"{broker_url.rpartition('/')[0]}/4") as link, linked(broker_url) as admin, soon():
+    async with (
+        connected_link(f"{broker_url.rpartition('/')[0]}/4") as link,
+        connected_link(broker_url) as admin,
+        in_time(),
+    ):
         await link.call("INCR", name)
         told = reconnected(link)
         await admin.call("CLIENT", "KILL", "ID", await link.call("CLIENT", "ID"))
@@ -85,7 +89,7 @@ async def test_a_unix_socket_is_an_address(tmp_path: Path) -> None:
         str(find_server().executable), *settings, cwd=tmp_path, stdout=asyncio.subprocess.DEVNULL
     )
     try:
-        async with linked(f"unix://:secret@{path}?db=2") as link, soon():
+        async with connected_link(f"unix://:secret@{path}?db=2") as link, in_time():
             info = await link.call("CLIENT", "INFO")
             assert str(path).encode() in info
             assert b" db=2 " in info
@@ -119,7 +123,7 @@ def test_tls_checks_certificate_and_name_unless_told_not_to() -> None:
 
 async def test_tls_is_never_given_up_for_plain_text() -> None:
     """A rediss:// URL sends no password to a server that speaks no TLS, and says what is wrong."""
-    async with listening() as peer, linking(f"rediss://:secret@127.0.0.1:{peer.port}") as link:
+    async with fake_broker() as peer, connecting_link(f"rediss://:secret@127.0.0.1:{peer.port}") as link:
         with pytest.raises(BrokerUnavailable, match=r"(?i)ssl"):
             await link.wait_ready(0.5 * TIME_SCALE)
         assert peer.received == []
@@ -145,18 +149,18 @@ async def tls_port(certificate: tuple[Path, Path]) -> AsyncIterator[int]:
     """The port of a peer that speaks TLS only."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(*certificate)
-    async with listening(context) as peer:
+    async with fake_broker(context) as peer:
         yield peer.port
 
 
 async def test_tls_to_a_known_server(tls_port: int, certificate: tuple[Path, Path]) -> None:
     """A server whose certificate the URL's authority file vouches for is reached."""
-    async with linked(f"rediss://localhost:{tls_port}?ssl_ca_certs={certificate[0]}") as link, soon():
+    async with connected_link(f"rediss://localhost:{tls_port}?ssl_ca_certs={certificate[0]}") as link, in_time():
         assert await link.call("SET", "key", "value") == b"OK"
 
 
 async def test_tls_to_a_stranger_is_refused(tls_port: int) -> None:
     """A server nobody vouches for is not talked to, and the reason is the certificate."""
-    async with linking(f"rediss://localhost:{tls_port}") as link:
+    async with connecting_link(f"rediss://localhost:{tls_port}") as link:
         with pytest.raises(BrokerUnavailable, match=r"(?i)certificate"):
             await link.wait_ready(0.5 * TIME_SCALE)

@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentstream.errors import BusError, failure_code
-from agentstream.protocol.events import NAMED, TERMINAL, Batch, Cursor, Event
+from agentstream.protocol.events import NAMED_EVENTS, TERMINAL_EVENTS, Batch, Cursor, Event
 from agentstream.protocol.openai import ChatCompletionRequest, estimate_usage
-from agentstream.stream.chat import ChunkStream, EventFormat, StreamHead, StreamOptions
-from agentstream.stream.transcript import Completion, tool_result
+from agentstream.stream.chat import ChatStream, EventFormat, StreamHead, StreamOptions
+from agentstream.stream.transcript import AnswerFold, tool_result
 from tests.helpers import assert_conforms, batch, completed, conformance_cases, decode, events, texts
 
 HEAD = StreamHead(run_id="chatcmpl-" + "0" * 32, created=1_700_000_000, model="m1")
@@ -21,11 +21,11 @@ FAILED = ("run_failed", {"code": "agent_error", "message": "it broke"})
 
 
 def stream(run: list[Event], *, after: Cursor | None = None, **options: Any) -> bytes:
-    machine = ChunkStream(HEAD, StreamOptions(**options), after)
+    machine = ChatStream(HEAD, StreamOptions(**options), after)
     return whole(machine, [batch([event]) for event in run])
 
 
-def whole(machine: ChunkStream, batches: Iterable[Batch]) -> bytes:
+def whole(machine: ChatStream, batches: Iterable[Batch]) -> bytes:
     """Return all a machine makes of a run, its tail included."""
     out = machine.open() + b"".join([machine.receive(each) for each in batches])
     return out + b"".join(machine.tail or ())
@@ -95,10 +95,10 @@ def test_pieces_of_text_are_counted_however_they_come() -> None:
     mark = ("inference_end", {"turn": 1})
     run = events(mark, *(("text", text) for text in "abc"), mark, *(("text", text) for text in "de"))
     for size in range(1, len(run) + 1):
-        machine = ChunkStream(HEAD, StreamOptions())
+        machine = ChatStream(HEAD, StreamOptions())
         for start in range(0, len(run), size):
             machine.receive(batch(run[start : start + size]))
-        assert machine.texts == 5, f"batches of {size}"
+        assert machine.text_count == 5, f"batches of {size}"
 
 
 def test_texts_of_turns_are_separated() -> None:
@@ -195,7 +195,7 @@ def test_frames_are_single_ascii_lines() -> None:
 
 def test_events_after_the_terminal_one_are_refused() -> None:
     """A second terminal event is our own fault and raises."""
-    machine = ChunkStream(HEAD, StreamOptions())
+    machine = ChatStream(HEAD, StreamOptions())
     whole(machine, [batch([Event(1, 1, *completed("x"))])])
     with pytest.raises(BusError, match="after the terminal event"):
         machine.receive(batch([Event(1, 2, "text", "more")]))
@@ -204,7 +204,7 @@ def test_events_after_the_terminal_one_are_refused() -> None:
 @pytest.mark.parametrize("model", ['a"', '""', '"content":""', "\\"])
 def test_a_model_name_may_hold_quotes(model: str) -> None:
     """Whatever the model's name, a text chunk carries both the name and the text unharmed."""
-    machine = ChunkStream(StreamHead(run_id="chatcmpl-1", created=1, model=model), StreamOptions())
+    machine = ChatStream(StreamHead(run_id="chatcmpl-1", created=1, model=model), StreamOptions())
     [(_, chunk)] = decode(machine.receive(batch(events(("text", 'said ""')))))
     assert chunk["model"] == model
     assert chunk["choices"][0]["delta"] == {"content": 'said ""'}
@@ -212,10 +212,10 @@ def test_a_model_name_may_hold_quotes(model: str) -> None:
 
 def test_silence_has_a_chunk_of_its_own() -> None:
     """The chunk that resets clients' timeouts is empty and has no position."""
-    [(name, data)] = decode(ChunkStream(HEAD, StreamOptions()).empty_chunk())
+    [(name, data)] = decode(ChatStream(HEAD, StreamOptions()).empty_chunk())
     assert name is None
     assert data["choices"] == [{"index": 0, "delta": {}, "finish_reason": None}]
-    assert b"id: " not in ChunkStream(HEAD, StreamOptions()).empty_chunk()
+    assert b"id: " not in ChatStream(HEAD, StreamOptions()).empty_chunk()
 
 
 def frames_with_ids(out: bytes) -> list[tuple[str | None, bytes]]:
@@ -264,7 +264,7 @@ def test_stream_and_completion_say_the_same(facts: list[Any], end: Any, event_fo
     if end[1].get("content", "") is None and not any(kind == "text" for kind, _ in facts):
         facts = [("text", "t"), *facts]
     run = events(*facts, end)
-    completion = Completion()
+    completion = AnswerFold()
     for event in run:
         completion.receive(event)
     messages = decode(stream(run, event_format=event_format))
@@ -278,7 +278,7 @@ def test_stream_and_completion_say_the_same(facts: list[Any], end: Any, event_fo
     assert [bool(chunk["choices"][0]["finish_reason"]) for chunk in chunks].count(True) == 1
     assert chunks[-1]["choices"][0]["finish_reason"]
     sent = [name for name, _ in messages if name]
-    emitted = [kind for kind, _ in facts if kind in NAMED]
+    emitted = [kind for kind, _ in facts if kind in NAMED_EVENTS]
     if event_format in ("named", "raw"):
         assert [name for name in sent if name != "tool_results"] == emitted
-    assert run[-1].type in TERMINAL
+    assert run[-1].type in TERMINAL_EVENTS

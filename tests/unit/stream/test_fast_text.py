@@ -6,7 +6,7 @@ from typing import Any, Final
 import pytest
 
 from agentstream.protocol.events import Batch, Cursor
-from agentstream.stream.chat import ChunkStream, EventFormat, StreamHead, StreamOptions
+from agentstream.stream.chat import ChatStream, EventFormat, StreamHead, StreamOptions
 from agentstream.stream.transcript import Transcript
 from tests.helpers import completed
 
@@ -58,7 +58,7 @@ def one_by_one(run: list[Batch]) -> list[Batch]:
     return [Batch(batch.attempt, seq, [item]) for batch in run for seq, item in enumerate(batch.items, batch.seq)]
 
 
-def rendered(machine: ChunkStream, run: list[Batch]) -> bytes:
+def rendered(machine: ChatStream, run: list[Batch]) -> bytes:
     """Return all bytes of a run's stream."""
     out = machine.open() + b"".join(map(machine.receive, run))
     return out + b"".join(machine.tail or ())
@@ -72,9 +72,9 @@ def test_a_text_takes_the_short_way_to_the_same_bytes(event_format: EventFormat)
     sequences = itertools.chain.from_iterable(itertools.product(FACTS, repeat=length) for length in lengths)
     for number, (facts, after) in enumerate(itertools.product(sequences, AFTER)):
         run = batches((*facts, "text", "text", ENDS[number % len(ENDS)]))
-        long = ChunkStream(HEAD, options, after)
+        long = ChatStream(HEAD, options, after)
         long._transcript = LongWay()
-        assert rendered(ChunkStream(HEAD, options, after), run) == rendered(long, one_by_one(run)), (facts, after)
+        assert rendered(ChatStream(HEAD, options, after), run) == rendered(long, one_by_one(run)), (facts, after)
 
 
 def test_texts_in_a_row_do_take_the_short_way(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,5 +87,5 @@ def test_texts_in_a_row_do_take_the_short_way(monkeypatch: pytest.MonkeyPatch) -
         return receive(self, event)
 
     monkeypatch.setattr(Transcript, "receive", note)
-    rendered(ChunkStream(HEAD, StreamOptions()), batches(("text",) * 10))
+    rendered(ChatStream(HEAD, StreamOptions()), batches(("text",) * 10))
     assert asked == ["run_started", "text"]

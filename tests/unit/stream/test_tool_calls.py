@@ -10,8 +10,8 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from agentstream.protocol.events import Cursor, Event
 from agentstream.protocol.openai import completion_body
-from agentstream.stream.chat import ChunkStream, StreamHead, StreamOptions
-from agentstream.stream.transcript import Completion, Reasoning, ToolCallDelta
+from agentstream.stream.chat import ChatStream, StreamHead, StreamOptions
+from agentstream.stream.transcript import AnswerFold, Reasoning, ToolCallDelta
 from tests.helpers import batch, completed, decode, events, texts
 
 HEAD = StreamHead(run_id="chatcmpl-" + "0" * 32, created=1_700_000_000, model="m1")
@@ -32,7 +32,7 @@ CANCELLED = ("run_cancelled", {"usage": {"prompt_tokens": 1, "completion_tokens"
 
 
 def stream(run: list[Event], *, after: Cursor | None = None, **options: Any) -> bytes:
-    machine = ChunkStream(HEAD, StreamOptions(**options), after)
+    machine = ChatStream(HEAD, StreamOptions(**options), after)
     out = machine.open() + b"".join([machine.receive(batch([event])) for event in run])
     return out + b"".join(machine.tail or ())
 
@@ -47,8 +47,8 @@ def deltas(out: bytes) -> list[Any]:
     ]
 
 
-def folded(run: list[Event]) -> Completion:
-    completion = Completion()
+def folded(run: list[Event]) -> AnswerFold:
+    completion = AnswerFold()
     for event in run:
         completion.receive(event)
     return completion
@@ -154,7 +154,7 @@ def test_half_a_call_never_ends_as_an_answer(end: tuple[str, Any]) -> None:
 
 def test_half_a_call_never_ends_as_an_answer_if_the_log_is_lost() -> None:
     """An end that the front end makes itself is a bare error object too, once a call has begun."""
-    machine = ChunkStream(HEAD, StreamOptions())
+    machine = ChatStream(HEAD, StreamOptions())
     machine.receive(batch(events(*CALLS[:2])))
     machine.fail("stream_lost", "gone")
     assert set(decode(b"".join(machine.tail or ()))[0][1]) == {"error"}

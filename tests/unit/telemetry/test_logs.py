@@ -13,7 +13,7 @@ import pytest
 from agentstream.errors import BrokerUnavailable, RunFailed
 from agentstream.frontend.request_log import Throttle
 from agentstream.protocol.jobs import Job, new_run_id
-from agentstream.telemetry.log_context import Scope, about, bind, current
+from agentstream.telemetry.log_context import LogContext, bind, current_log_context, log_extra
 from agentstream.telemetry.log_format import (
     MAX_EXCEPTIONS,
     MAX_MESSAGE_CHARS,
@@ -21,7 +21,7 @@ from agentstream.telemetry.log_format import (
     LineFormatter,
     TextFormatter,
 )
-from tests.helpers import SOON_S
+from tests.helpers import TIMEOUT_S
 
 FORMATS = [TextFormatter, JsonFormatter]
 each_format = pytest.mark.parametrize("form", FORMATS)
@@ -50,8 +50,8 @@ def raised(exc: ValueError) -> ValueError:
 
 def test_text_lines_say_what_they_are_about() -> None:
     """A text line has the time in UTC, level, process, logger, message, and then fields by name."""
-    scope = Scope(run_id="chatcmpl-1", request_id="req_1", attempt=2)
-    line = TextFormatter("worker").format(record("it %s", "ended", outcome="a b", took_s=0.5, scope=scope))
+    log_context = LogContext(run_id="chatcmpl-1", request_id="req_1", attempt=2)
+    line = TextFormatter("worker").format(record("it %s", "ended", outcome="a b", took_s=0.5, log_context=log_context))
     assert line == (
         "2023-11-14T22:13:20.062Z INFO    worker[42] agentstream.x: it ended "
         'run_id=chatcmpl-1 request_id=req_1 attempt=2 outcome="a b" took_s=0.5'
@@ -60,7 +60,7 @@ def test_text_lines_say_what_they_are_about() -> None:
 
 def test_json_lines_have_fixed_names() -> None:
     """A JSON line is one object: fixed names, what the line is about, the ids of its trace, the caller's own fields."""
-    made = record("it %s", "ended", outcome="fine", count=3, scope=Scope(run_id="chatcmpl-1", queue="q"))
+    made = record("it %s", "ended", outcome="fine", count=3, log_context=LogContext(run_id="chatcmpl-1", queue="q"))
     assert as_json(made, trace_ids=lambda: ("ab", "cd")) == {
         "time": "2023-11-14T22:13:20.062Z",
         "level": "info",
@@ -83,11 +83,11 @@ async def test_scopes_reach_what_a_task_starts_and_nobody_else() -> None:
     async def run(name: str) -> list[str | None]:
         bind(run_id=name)
         await asyncio.sleep(0)
-        inner = await asyncio.create_task(asyncio.to_thread(current))
-        return [current().run_id, inner.run_id]
+        inner = await asyncio.create_task(asyncio.to_thread(current_log_context))
+        return [current_log_context().run_id, inner.run_id]
 
     assert list(await asyncio.gather(run("a"), run("b"))) == [["a", "a"], ["b", "b"]]
-    assert current() == Scope()
+    assert current_log_context() == LogContext()
 
 
 def test_a_line_can_be_about_another_scope_as_a_whole() -> None:
@@ -95,7 +95,7 @@ def test_a_line_can_be_about_another_scope_as_a_whole() -> None:
 
     def told() -> dict[str, Any]:
         bind(run_id="caller", request_id="callers")
-        return as_json(record("x", scope=about(Scope(run_id="other"))["scope"]))
+        return as_json(record("x", log_context=log_extra(LogContext(run_id="other"))["log_context"]))
 
     line = contextvars.copy_context().run(told)
     assert (line["run_id"], line.get("request_id")) == ("other", None)
@@ -200,12 +200,12 @@ def test_throttle_lets_a_burst_pass_and_counts_the_rest(monkeypatch: pytest.Monk
     clock = [100.0]
     monkeypatch.setattr("agentstream.frontend.request_log.time.monotonic", lambda: clock[0])
     throttle = Throttle(per_s=2, burst=3)
-    assert [throttle.pass_on(404) for _ in range(5)] == [0, 0, 0, None, None]
-    assert throttle.pass_on(500) == 0
+    assert [throttle.try_acquire(404) for _ in range(5)] == [0, 0, 0, None, None]
+    assert throttle.try_acquire(500) == 0
     clock[0] += 0.5
-    assert [throttle.pass_on(404) for _ in range(2)] == [2, None]
+    assert [throttle.try_acquire(404) for _ in range(2)] == [2, None]
     clock[0] += 1000
-    assert [throttle.pass_on(404) for _ in range(4)] == [1, 0, 0, None]
+    assert [throttle.try_acquire(404) for _ in range(4)] == [1, 0, 0, None]
 
 
 @pytest.mark.parametrize(
@@ -232,7 +232,7 @@ def test_jobs_keep_request_ids_that_look_like_one(sent: object, kept: str) -> No
 UNCAUGHT = """
 import threading
 from agentstream.config import Settings
-from agentstream.processes.process import configure_logging
+from agentstream.processes.runtime import configure_logging
 def fail():
     raise ValueError("hidden")
 configure_logging(Settings(log_format="json"), "worker")
@@ -245,7 +245,7 @@ fail()
 
 def test_uncaught_errors_are_logged_like_others() -> None:
     """What ends a thread or the process uncaught is a line of the log, without its words."""
-    ended = subprocess.run([sys.executable, "-c", UNCAUGHT], capture_output=True, check=False, timeout=SOON_S)
+    ended = subprocess.run([sys.executable, "-c", UNCAUGHT], capture_output=True, check=False, timeout=TIMEOUT_S)
     assert ended.returncode == 1
     lines = [json.loads(line) for line in ended.stderr.splitlines()]
     assert [line["level"] for line in lines] == ["error", "critical"]

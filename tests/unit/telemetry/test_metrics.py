@@ -6,15 +6,15 @@ from typing import Any
 import pytest
 
 from agentstream import errors
-from agentstream.frontend.runs.run_clock import RunClock
+from agentstream.frontend.runs.latency_timer import LatencyTimer
 from agentstream.protocol.events import Batch, Cursor
 from agentstream.store.bus.counts import FeedCounts
-from agentstream.stream.chat import ChunkStream, Machine, StreamHead, StreamOptions
+from agentstream.stream.chat import ChatStream, StreamHead, StreamMachine, StreamOptions
 from agentstream.stream.completions import CompletionStream
 from agentstream.stream.responses import ResponseStream
-from agentstream.telemetry import names as telemetry
+from agentstream.telemetry import names as metric_names
 from agentstream.telemetry.metrics import Metrics
-from agentstream.telemetry.names import FRONTEND, WORKER, Metric
+from agentstream.telemetry.names import FRONTEND_METRICS, WORKER_METRICS, Metric
 
 HEAD = StreamHead(run_id=f"chatcmpl-{0:032x}", created=1_700_000_000, model="m1")
 STARTED = ["run_started", {"worker": "w"}]
@@ -32,7 +32,7 @@ def ending(content: str | None = None) -> list[Any]:
     return ["run_completed", {"content": content, "tool_results": [], "finish_reason": "stop", "usage": usage}]
 
 
-@pytest.mark.parametrize("metric", [*FRONTEND, *WORKER], ids=lambda metric: metric.name)
+@pytest.mark.parametrize("metric", [*FRONTEND_METRICS, *WORKER_METRICS], ids=lambda metric: metric.name)
 def test_names_follow_prometheus(metric: Metric) -> None:
     """Counters end in _total, histograms in a base unit, and only histograms have buckets; all are explained."""
     assert re.fullmatch(r"agentstream_[a-z]+(_[a-z]+)*", metric.name)
@@ -40,15 +40,17 @@ def test_names_follow_prometheus(metric: Metric) -> None:
     assert metric.kind != "histogram" or metric.name.endswith("_seconds")
     assert bool(metric.buckets_s) == (metric.kind == "histogram")
     assert list(metric.buckets_s) == sorted(set(metric.buckets_s))
-    assert len(metric.means) > 10
-    if any(word in metric.means for word in ("Bytes", "Age")):
+    assert len(metric.help_text) > 10
+    if any(word in metric.help_text for word in ("Bytes", "Age")):
         assert metric.name.endswith(UNITS)
 
 
 def test_every_name_is_in_a_table() -> None:
     """A name that is settled belongs to the front end's or the worker's table, once."""
-    names = [value for value in vars(telemetry).values() if isinstance(value, str) and value.startswith("agentstream_")]
-    assert sorted(names) == sorted(metric.name for metric in (*FRONTEND, *WORKER))
+    names = [
+        value for value in vars(metric_names).values() if isinstance(value, str) and value.startswith("agentstream_")
+    ]
+    assert sorted(names) == sorted(metric.name for metric in (*FRONTEND_METRICS, *WORKER_METRICS))
 
 
 def subclasses(root: type) -> set[type]:
@@ -59,28 +61,28 @@ def subclasses(root: type) -> set[type]:
 def test_every_error_has_its_reason() -> None:
     """Each code with which a request can be refused, or a run can fail, is a value of its label."""
     codes = {error.code for error in subclasses(errors.RequestError) if isinstance(error.code, str)}  # type: ignore[attr-defined]
-    assert codes <= set(telemetry.REJECTIONS)
+    assert codes <= set(metric_names.REJECTIONS)
     failures = {
         *(errors.INVALID_REQUEST, errors.CONTEXT_LENGTH, errors.MODEL_ERROR, errors.AGENT_ERROR),
         *(errors.INVALID_AGENT_OUTPUT, errors.QUEUE_TIMEOUT, errors.RUN_TIMEOUT, errors.WORKER_SHUTDOWN),
         *(errors.WORKER_LOST, errors.CANCELLED),
     }
-    assert failures <= set(telemetry.OUTCOMES)
+    assert failures <= set(metric_names.OUTCOMES)
 
 
-def machines(after: int | None = None) -> list[Machine]:
+def machines(after: int | None = None) -> list[StreamMachine]:
     """Return one of each kind; with ``after`` those that can go on do so from there."""
     options = StreamOptions()
     if after is None:
         return [
-            ChunkStream(HEAD, options),
+            ChatStream(HEAD, options),
             CompletionStream(HEAD, options),
             ResponseStream(HEAD, {}, agent_events=True),
         ]
-    return [ChunkStream(HEAD, options, Cursor(1, after))]
+    return [ChatStream(HEAD, options, Cursor(1, after))]
 
 
-def play(machine: Machine, items: list[Any], size: int) -> None:
+def play(machine: StreamMachine, items: list[Any], size: int) -> None:
     """Have a machine make all of a run's frames, its events in batches of ``size``."""
     machine.open()
     for start in range(0, len(items), size):
@@ -93,14 +95,14 @@ def test_machines_count_the_text_they_hand_over(size: int) -> None:
     """However a run is cut into batches, each piece of answer text counts once; reasoning, events and ends do not."""
     for machine in machines():
         play(machine, [*RUN, ending()], size)
-        assert machine.texts == 5 + 1, machine  # the line between the texts of two turns is one
+        assert machine.text_count == 5 + 1, machine  # the line between the texts of two turns is one
 
 
 def test_the_words_of_a_replayed_answer_count() -> None:
     """An answer that the agent did not write counts by the pieces it is sent in, as they are made."""
     for machine in machines():
         play(machine, [STARTED, ending("three short words")], 1)
-        assert machine.texts == 3, machine
+        assert machine.text_count == 3, machine
 
 
 @pytest.mark.parametrize("size", [1, 3, 100])
@@ -108,7 +110,7 @@ def test_what_a_client_has_already_is_not_counted(size: int) -> None:
     """A resumed stream counts only the text it sends."""
     for machine in machines(after=4):  # behind "is"
         play(machine, [*RUN, ending()], size)
-        assert machine.texts == 1 + 2 + 1
+        assert machine.text_count == 1 + 2 + 1
     every = ResponseStream(HEAD, {}, agent_events=True)
     play(every, [*RUN, ending()], size)
     for seen in range(30):
@@ -116,20 +118,20 @@ def test_what_a_client_has_already_is_not_counted(size: int) -> None:
         frames = resumed.open()
         for start in range(0, len(RUN), size):
             frames += resumed.receive(Batch(1, start + 1, RUN[start : start + size]))
-        assert resumed.texts == frames.count(b"event: response.output_text.delta\n")
+        assert resumed.text_count == frames.count(b"event: response.output_text.delta\n")
 
 
 def test_a_counter_follows_a_plain_integer() -> None:
     """What was counted elsewhere is told as it is, never less than before, and not twice."""
-    metrics = Metrics(FRONTEND)
+    metrics = Metrics(FRONTEND_METRICS)
     for total in (3, 3, 2, 5):
-        metrics.count_to(total, telemetry.TOKENS)
+        metrics.set_total(total, metric_names.TOKENS)
     assert b"agentstream_tokens_total 5.0" in metrics.render()
 
 
 def test_every_known_value_of_a_label_is_told_from_the_start() -> None:
     """A series that something may be counted in is there, at 0, before: its first count has a rate."""
-    text = Metrics(FRONTEND).render().decode()
+    text = Metrics(FRONTEND_METRICS).render().decode()
     for cause in FeedCounts().catch_ups:
         assert f'agentstream_catch_ups_total{{cause="{cause}"}} 0.0' in text
     assert "_created" not in text
@@ -138,11 +140,11 @@ def test_every_known_value_of_a_label_is_told_from_the_start() -> None:
 def test_a_clock_tells_the_first_attempts_begin_alone() -> None:
     """A later attempt, a cancel in the queue and a run's other events tell no dispatch."""
     told: list[str] = []
-    clock = RunClock(lambda _: told.append("begun"), lambda _: told.append("text"))
-    clock.begun(Batch(2, 1, [STARTED]))
-    clock.begun(Batch(1, 1, [["run_cancelled", {}]]))
-    clock.begun(Batch(1, 1, ["text"]))
+    clock = LatencyTimer(lambda _: told.append("begun"), lambda _: told.append("text"))
+    clock.attempt_started(Batch(2, 1, [STARTED]))
+    clock.attempt_started(Batch(1, 1, [["run_cancelled", {}]]))
+    clock.attempt_started(Batch(1, 1, ["text"]))
     assert told == []
-    clock.begun(Batch(1, 1, [STARTED]))
-    clock.spoke()
+    clock.attempt_started(Batch(1, 1, [STARTED]))
+    clock.first_text_received()
     assert told == ["begun", "text"]

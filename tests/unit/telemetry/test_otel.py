@@ -11,7 +11,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from agentstream.config import trace_settings
 from agentstream.telemetry import tracing
-from agentstream.telemetry.otel import _Complaints, _resource, exported_spans
+from agentstream.telemetry.otel import _RateLimitedHandler, _resource, exported_spans
 
 ENDPOINT = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4318"}
 
@@ -59,7 +59,7 @@ def test_without_the_extra_there_is_a_line_and_no_trace(
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://collector:4318")
     monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
     with exported_spans("worker"):
-        assert not tracing.on()
+        assert not tracing.enabled()
     assert "OTEL_EXPORTER_OTLP_ENDPOINT is set, but there are no traces" in caplog.text
     assert "pip install 'agentstream[otel]'" in caplog.text
 
@@ -72,7 +72,7 @@ def test_a_provider_that_is_there_gets_our_spans(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(trace, "get_tracer_provider", lambda: provider)
     with exported_spans("worker"), tracing.span("ours"):
         pass
-    assert not tracing.on()
+    assert not tracing.enabled()
     with provider.get_tracer("theirs").start_as_current_span("theirs"):
         pass
     assert [span.name for span in kept.get_finished_spans()] == ["ours", "theirs"]
@@ -93,7 +93,7 @@ def test_a_process_has_a_name_that_the_operator_may_change(monkeypatch: pytest.M
 
 def test_each_kind_of_complaint_is_passed_on_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
     """A collector that is away for long fills no log: texts that differ in their values are one kind."""
-    complaints = _Complaints()
+    complaints = _RateLimitedHandler()
     for number in range(5):
         for text in ("no answer in %s s", "queue full (%s)"):
             complaints.emit(logging.LogRecord("opentelemetry.x", logging.WARNING, "", 0, text, (number,), None))

@@ -1,11 +1,13 @@
 """The printed form of a trace."""
 
-from tests.telemetry.received import Received
-from tests.telemetry.tree import drawn
+from tests.telemetry.collector import ReceivedSpan
+from tests.telemetry.trace_tree import format_trace
 
 
-def span(name: str, begin_s: float, took_s: float, parent: str = "", pid: int = 1, **attributes: object) -> Received:
-    return Received(
+def span(
+    name: str, begin_s: float, took_s: float, parent: str = "", pid: int = 1, **attributes: object
+) -> ReceivedSpan:
+    return ReceivedSpan(
         trace="t" * 32,
         id=name,
         parent=parent,
@@ -28,7 +30,7 @@ def test_a_trace_is_drawn_as_a_tree_by_time() -> None:
         span("early", 1.1, 0.05, "root", pid=2, error__type="oops"),
         span("root", 1.0, 0.5, "a caller elsewhere"),
     ]
-    assert drawn(spans, shorten=True) == [
+    assert format_trace(spans, shorten=True) == [
         "trace tttttttt…: 3 spans of 2 processes, 500 ms",
         "root         +0.0    500.0 ms  ours 1",
         "  early    +100.0     50.0 ms  ours 2  error oops",

@@ -13,8 +13,8 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from agentstream.engines.builtin import BuiltinEngine
-from agentstream.engines.spans import inference, tell_output
+from agentstream.engines.demo import BuiltinEngine
+from agentstream.engines.spans import inference_span, record_output_messages
 from agentstream.protocol.jobs import Job, new_run_id
 from agentstream.protocol.openai import ChatCompletionRequest
 from agentstream.telemetry import tracing
@@ -36,10 +36,10 @@ def memory() -> Iterator[InMemorySpanExporter]:
     kept = InMemorySpanExporter()
     provider = TracerProvider(shutdown_on_exit=False)
     provider.add_span_processor(SimpleSpanProcessor(kept))
-    tracing.switch_on()
+    tracing.enable()
     tracing._api.tracer = provider.get_tracer("test")
     yield kept
-    tracing.switch_off()
+    tracing.disable()
 
 
 def job(**fields: str) -> Job:
@@ -60,8 +60,8 @@ def test_off_it_does_nothing() -> None:
         span.link({"traceparent": "f"})
         assert tracing.span("another") is span
         assert (span.carrier(), tracing.carrier(), tracing.current_ids()) == ({}, {}, None)
-    assert not tracing.on()
-    assert not tracing.content()
+    assert not tracing.enabled()
+    assert not tracing.content_enabled()
 
 
 def test_spans_are_nested_by_context_and_by_carrier(memory: InMemorySpanExporter) -> None:
@@ -152,12 +152,12 @@ def test_content_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tracing._api, "content", True)
     request = ChatCompletionRequest.model_validate({"model": "m1", "messages": [{"role": "user", "content": "x"}]})
     messages = [{"role": "user", "content": f"{number} {'x' * 4000}"} for number in range(100)]
-    with inference("openai", "m1", request, messages) as span:
+    with inference_span("openai", "m1", request, messages) as span:
         told = json.loads(attributes_of(span)["gen_ai.input.messages"])
         assert [message["parts"][0]["content"][:2] for message in told] == ["96", "97", "98", "99"]
-        tell_output(span, "y" * 20_000, [], "stop")
+        record_output_messages(span, "y" * 20_000, [], "stop")
         assert "gen_ai.output.messages" not in attributes_of(span)
-        tell_output(span, "y" * 10, [], "stop")
+        record_output_messages(span, "y" * 10, [], "stop")
         assert "y" * 10 in attributes_of(span)["gen_ai.output.messages"]
 
 
@@ -188,7 +188,7 @@ def test_content_of_any_shape_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
         {"role": "tool", "content": [{"type": "text", "text": "result"}]},
         {"role": "assistant"},
     ]
-    with inference("openai", "m1", request, messages) as span:
+    with inference_span("openai", "m1", request, messages) as span:
         told = [message["parts"] for message in json.loads(attributes_of(span)["gen_ai.input.messages"])]
     assert [part["type"] for parts in told for part in parts] == [
         "text",

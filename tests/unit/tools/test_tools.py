@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 
 import pytest
 
-from agentstream.tools import clock
+from agentstream.tools import current_time
 from agentstream.tools.base import ToolError
 from agentstream.tools.calculator import Calculator, evaluate, format_number
-from agentstream.tools.clock import CurrentTime
+from agentstream.tools.current_time import CurrentTime
 from agentstream.tools.text_statistics import TextStatistics
 from agentstream.tools.toolbox import MAX_RESULT_CHARS, Toolbox, default_tools
 
@@ -221,7 +221,7 @@ async def test_a_place_without_one_time_is_refused_with_advice(place: str, words
 
 async def test_every_place_in_the_table_has_a_zone() -> None:
     """No entry of the table of places names a zone that does not exist."""
-    for place in clock._PLACES:
+    for place in current_time._PLACES:
         assert "2026" in await time_in(place), place
 
 
@@ -229,11 +229,11 @@ async def test_every_place_in_the_table_has_a_zone() -> None:
 def no_system_zones() -> Iterator[None]:
     zoneinfo.reset_tzpath(to=[])
     zoneinfo.ZoneInfo.clear_cache()
-    clock._zones_by_key.cache_clear()
+    current_time._zones_by_key.cache_clear()
     yield
     zoneinfo.reset_tzpath()
     zoneinfo.ZoneInfo.clear_cache()
-    clock._zones_by_key.cache_clear()
+    current_time._zones_by_key.cache_clear()
 
 
 @pytest.mark.usefixtures("no_system_zones")

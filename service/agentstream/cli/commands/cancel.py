@@ -2,9 +2,9 @@
 
 import click
 
-from agentstream.cli.api_client import Api
+from agentstream.cli.api_client import ApiClient
 from agentstream.cli.completion import open_run_ids
-from agentstream.cli.exits import finish
+from agentstream.cli.exits import run_command
 from agentstream.cli.flags import front_end_flags
 
 
@@ -21,11 +21,11 @@ def cancel(run_id: str, url: str, api_key: str | None) -> None:
       agentstream cancel chatcmpl-6f1c…
       agentstream ps --json | jq -r '.runs[].run' | xargs -n1 agentstream cancel
     """
-    finish(_cancel(url, api_key, run_id))
+    run_command(_cancel(url, api_key, run_id))
 
 
 async def _cancel(url: str, api_key: str | None, run_id: str) -> int:
-    async with Api(url, api_key) as api:
+    async with ApiClient(url, api_key) as api:
         answer = await api.cancel(run_id)
     click.echo(f"{answer['status']}  {run_id}  {answer['usage']['completion_tokens']} tokens written")
     return 0

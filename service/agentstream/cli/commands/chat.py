@@ -7,8 +7,8 @@ from typing import Any, Final
 
 import click
 
-from agentstream.cli.api_client import COMPLETIONS, Api
-from agentstream.cli.exits import Failed, Interrupted, WrongSettings, finish
+from agentstream.cli.api_client import COMPLETIONS, ApiClient
+from agentstream.cli.exits import Failed, Interrupted, WrongSettings, run_command
 from agentstream.cli.flags import front_end_flags
 from agentstream.cli.terminal.display import Display
 from agentstream.cli.terminal.interrupts import until_interrupted
@@ -37,7 +37,7 @@ def chat(question: str | None, url: str, api_key: str | None, model: str) -> Non
       git diff | agentstream chat > review.txt
     """
     if question is None and sys.stdin.isatty() and sys.stdout.isatty():
-        _talk(url, api_key, model)
+        _run_conversation(url, api_key, model)
         return
     if question is None:
         piped = sys.stdin.buffer.read(MAX_QUESTION_BYTES + 1)
@@ -48,10 +48,10 @@ def chat(question: str | None, url: str, api_key: str | None, model: str) -> Non
     if not question.strip():
         message = "there is no QUESTION"
         raise WrongSettings(message)
-    finish(_ask(url, api_key, model, [_message("user", question)], Display()))
+    run_command(_ask(url, api_key, model, [_message("user", question)], Display()))
 
 
-def _talk(url: str, api_key: str | None, model: str) -> None:
+def _run_conversation(url: str, api_key: str | None, model: str) -> None:
     """Keep a conversation until ctrl-D; a question that failed is not part of it."""
     with contextlib.suppress(ImportError):  # not on Windows; it gives input() its line editing and history
         import readline  # noqa: F401, PLC0415
@@ -71,7 +71,7 @@ def _talk(url: str, api_key: str | None, model: str) -> None:
         display = Display()
         asked = [*messages, _message("user", question)]
         try:
-            finish(_ask(url, api_key, model, asked, display))
+            run_command(_ask(url, api_key, model, asked, display))
         except Failed as exc:
             exc.show()
             if not (isinstance(exc, Interrupted) and display.answer):
@@ -81,11 +81,11 @@ def _talk(url: str, api_key: str | None, model: str) -> None:
 
 async def _ask(url: str, api_key: str | None, model: str, messages: Messages, display: Display) -> int:
     """Show the answer to a conversation and return 0; ctrl-C cancels the run and raises Interrupted."""
-    async with Api(url, api_key) as api:
+    async with ApiClient(url, api_key) as api:
         try:
             await until_interrupted(_show(api, {"model": model, "messages": messages, "stream": True}, display))
         except Interrupted as exc:
-            display.leave()
+            display.end_line()
             if not display.run_id:
                 raise
             message = f"asked {display.run_id} to stop"
@@ -96,7 +96,7 @@ async def _ask(url: str, api_key: str | None, model: str, messages: Messages, di
     return 0
 
 
-async def _show(api: Api, body: dict[str, Any], display: Display) -> None:
+async def _show(api: ApiClient, body: dict[str, Any], display: Display) -> None:
     async with contextlib.aclosing(api.stream("POST", COMPLETIONS, body)) as pieces:
         async for messages in pieces:
             if any(map(display.receive, messages)):

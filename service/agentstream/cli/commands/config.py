@@ -5,9 +5,9 @@ from typing import Any
 
 import click
 
-from agentstream.cli.flags import setting_flags, settings_from, shown
-from agentstream.cli.terminal.layout import columns
-from agentstream.config import masked, origin_of, unknown_variables
+from agentstream.cli.flags import format_value, setting_flags, settings_from
+from agentstream.cli.terminal.layout import format_table
+from agentstream.config import masked, setting_source, unknown_variables
 
 
 @click.command()
@@ -26,7 +26,7 @@ def config(*, as_json: bool, **flags: Any) -> None:  # noqa: ANN401
     """
     settings = settings_from(flags)
     rows = [
-        (field, masked(field, getattr(settings, field)), origin_of(field, flags))
+        (field, masked(field, getattr(settings, field)), setting_source(field, flags))
         for field in type(settings).model_fields
     ]
     warnings = unknown_variables()
@@ -34,7 +34,9 @@ def config(*, as_json: bool, **flags: Any) -> None:  # noqa: ANN401
         told = {field: {"value": value, "from": origin} for field, value, origin in rows}
         click.echo(json.dumps({"settings": told, "warnings": warnings}))
         return
-    for line in columns([(field, "" if value is None else shown(value), origin) for field, value, origin in rows]):
+    for line in format_table(
+        [(field, "" if value is None else format_value(value), origin) for field, value, origin in rows]
+    ):
         click.echo(line)
     for warning in warnings:
         click.echo(f"warning: {warning}", err=True)

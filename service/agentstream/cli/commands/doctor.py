@@ -10,22 +10,22 @@ from typing import Any, Final, TypeVar
 import click
 
 from agentstream.cli.doctor import checks as findings
-from agentstream.cli.doctor.buffering import examine_stream
-from agentstream.cli.doctor.checks import Finding
-from agentstream.cli.exits import finish, redis_errors
+from agentstream.cli.doctor.buffering import check_buffering
+from agentstream.cli.doctor.checks import CheckResult
+from agentstream.cli.exits import exit_on_redis_errors, run_command
 from agentstream.cli.flags import redis_url_of, setting_flags, settings_from
-from agentstream.cli.terminal.display import harmless
+from agentstream.cli.terminal.display import sanitize
 from agentstream.config import Settings
 from agentstream.errors import BusError
-from agentstream.processes.process import EXIT_FAILED
+from agentstream.processes.runtime import EXIT_FAILED
 from agentstream.protocol.keys import Keys
-from agentstream.store.admin.server_state import Vitals
+from agentstream.store.admin.server_state import ServerState
 from agentstream.store.connection.endpoint import Endpoint
 
 Fact = TypeVar("Fact")
 
-_NAMES: Final[dict[findings.Level, str]] = {"fault": "to mend", "warning": "to consider", "unknown": "unknown"}
-_COLORS: Final = {"ok": "green", "warning": "yellow", "fault": "red", "unknown": "yellow"}
+_LEVEL_NAMES: Final[dict[findings.Level, str]] = {"fault": "to mend", "warning": "to consider", "unknown": "unknown"}
+_LEVEL_COLORS: Final = {"ok": "green", "warning": "yellow", "fault": "red", "unknown": "yellow"}
 
 
 @click.command()
@@ -56,64 +56,64 @@ def doctor(url: str | None, api_key: str | None, *, as_json: bool, **flags: Any)
     """
     settings = settings_from(flags)
     key = next(iter(settings.api_keys), None) if api_key is None else api_key
-    finish(_examine(settings, url, key, as_json=as_json))
+    run_command(_run_checks(settings, url, key, as_json=as_json))
 
 
-async def _examine(settings: Settings, url: str | None, api_key: str | None, *, as_json: bool) -> int:
+async def _run_checks(settings: Settings, url: str | None, api_key: str | None, *, as_json: bool) -> int:
     redis_url = redis_url_of(settings)
-    with redis_errors():
-        found = await examine_redis(redis_url, settings.served_queues, max_queued=settings.max_queued)
+    with exit_on_redis_errors():
+        results = await check_redis(redis_url, settings.served_queues, max_queued=settings.max_queued)
         if url is not None:
-            found.append(await examine_stream(redis_url, url, api_key))
-    count = Counter(finding.level for finding in found)
+            results.append(await check_buffering(redis_url, url, api_key))
+    count = Counter(result.level for result in results)
     if as_json:
-        told = {"redis": str(Endpoint(redis_url)), "checks": [asdict(finding) for finding in found]}
+        told = {"redis": str(Endpoint(redis_url)), "checks": [asdict(result) for result in results]}
         click.echo(json.dumps(told | {"faults": count["fault"], "warnings": count["warning"]}))
     else:
-        _tell(found)
+        _print_results(results)
     return EXIT_FAILED if count["fault"] else 0
 
 
-async def examine_redis(redis_url: str, queues: Sequence[str], *, max_queued: int) -> list[Finding]:
+async def check_redis(redis_url: str, queues: Sequence[str], *, max_queued: int) -> list[CheckResult]:
     """Return what is found in Redis. Raises BrokerUnavailable, and BusError if it does not let us in."""
-    async with Vitals(Endpoint(redis_url), Keys()) as vitals:
-        latency = findings.latency(await vitals.ping_times_s())  # first: nothing can be said of one that is away
-        found = [
-            await _found("version", vitals.info(), findings.version),
-            await _found("role", vitals.info(), findings.role),
-            await _found("append-only file", vitals.info(), findings.persistence),
-            await _found("eviction", vitals.info(), findings.eviction),
-            await _found("memory", vitals.info(), findings.memory),
-            await _found("output buffer", vitals.config("client-output-buffer-limit"), findings.output_buffer),
+    async with ServerState(Endpoint(redis_url), Keys()) as server:
+        latency = findings.latency(await server.ping_times_s())  # first: nothing can be said of one that is away
+        results = [
+            await _check("version", server.info(), findings.version),
+            await _check("role", server.info(), findings.role),
+            await _check("append-only file", server.info(), findings.persistence),
+            await _check("eviction", server.info(), findings.eviction),
+            await _check("memory", server.info(), findings.memory),
+            await _check("output buffer", server.config("client-output-buffer-limit"), findings.output_buffer),
             latency,
-            await _found("clock", vitals.clock(), findings.clock),
+            await _check("clock", server.clock(), findings.clock),
         ]
         for queue in queues:
-            found.append(await _found(f"workers of {queue}", vitals.queue(queue), partial(findings.workers, queue)))
+            results.append(await _check(f"workers of {queue}", server.queue(queue), partial(findings.workers, queue)))
             depth = partial(findings.depth, queue, max_queued=max_queued)
-            found.append(await _found(f"jobs of {queue}", vitals.queue(queue), depth))
-    return found
+            results.append(await _check(f"jobs of {queue}", server.queue(queue), depth))
+    return results
 
 
-async def _found(name: str, reading: Awaitable[Fact], judge: Callable[[Fact], Finding]) -> Finding:
+async def _check(name: str, reading: Awaitable[Fact], judge: Callable[[Fact], CheckResult]) -> CheckResult:
     """Return what a fact means; that it is unknown, if this user may not read it."""
     try:
         fact = await reading
     except BusError as exc:
         fix = ("run doctor with a user that may read it, such as the operator of deploy/redis-users.acl",)
-        return Finding(name, "unknown", f"could not be read: {exc}", "it is not looked at at all", fix)
+        return CheckResult(name, "unknown", f"could not be read: {exc}", "it is not looked at at all", fix)
     return judge(fact)
 
 
-def _tell(found: Sequence[Finding]) -> None:
-    width = max(len(finding.name) for finding in found)
-    for finding in found:
-        level = click.style(f"{finding.level:<7}", fg=_COLORS[finding.level])
-        click.echo(f"{level}  {finding.name:<{width}}  {harmless(finding.what)}")
-        if finding.why:
-            click.echo(f"         why  {finding.why}")
-        for line in finding.fix:
+def _print_results(results: Sequence[CheckResult]) -> None:
+    width = max(len(result.name) for result in results)
+    for result in results:
+        level = click.style(f"{result.level:<7}", fg=_LEVEL_COLORS[result.level])
+        click.echo(f"{level}  {result.name:<{width}}  {sanitize(result.what)}")
+        if result.why:
+            click.echo(f"         why  {result.why}")
+        for line in result.fix:
             click.echo(f"         do   {line}")
-    count = Counter(finding.level for finding in found)
-    told = [f"{count[level]} {name}" for level, name in _NAMES.items() if count[level]]
+    count = Counter(result.level for result in results)
+    told = [f"{count[level]} {name}" for level, name in _LEVEL_NAMES.items() if count[level]]
     click.echo(", ".join(told) or "nothing is wrong")

@@ -7,13 +7,13 @@ from typing import Any, Final
 
 import click
 
-from agentstream.cli.exits import finish, redis_errors
+from agentstream.cli.exits import exit_on_redis_errors, run_command
 from agentstream.cli.flags import redis_url_of, setting_flags, settings_from
-from agentstream.cli.terminal.display import harmless
-from agentstream.cli.terminal.layout import columns, duration
+from agentstream.cli.terminal.display import sanitize
+from agentstream.cli.terminal.layout import format_table, format_time
 from agentstream.config import Settings
 from agentstream.protocol.keys import Keys
-from agentstream.store.admin.open_runs import Inspector, Listing, OpenRun
+from agentstream.store.admin.open_runs import Inspector, OpenRun, QueueListing
 from agentstream.store.connection.endpoint import Endpoint
 
 MAX_MODEL_CHARACTERS: Final = 40
@@ -37,25 +37,27 @@ def ps(*, as_json: bool, **flags: Any) -> None:  # noqa: ANN401
       REDIS_URL=redis://… agentstream ps
       agentstream ps --queues research,writing --json
     """
-    finish(_list(settings_from(flags), as_json=as_json))
+    run_command(_list(settings_from(flags), as_json=as_json))
 
 
 async def _list(settings: Settings, *, as_json: bool) -> int:
-    with redis_errors():
+    with exit_on_redis_errors():
         async with Inspector(Endpoint(redis_url_of(settings)), Keys()) as inspector:
             listings = await inspector.open_runs(settings.served_queues)
     click.echo(_json(listings) if as_json else _table(listings))
     return 0
 
 
-def _json(listings: Sequence[Listing]) -> str:
+def _json(listings: Sequence[QueueListing]) -> str:
     runs = [{"run": run.pop("run_id"), **run} for listing in listings for run in map(asdict, listing.runs)]
     return json.dumps({"queues": {listing.queue: listing.outstanding for listing in listings}, "runs": runs})
 
 
-def _table(listings: Sequence[Listing]) -> str:
+def _table(listings: Sequence[QueueListing]) -> str:
     rows = [_row(run) for listing in listings for run in listing.runs]
-    lines = columns([HEADINGS, *rows]) if rows else [f"no open runs (queue {', '.join(x.queue for x in listings)})"]
+    lines = (
+        format_table([HEADINGS, *rows]) if rows else [f"no open runs (queue {', '.join(x.queue for x in listings)})"]
+    )
     for listing in listings:
         if more := listing.outstanding - len(listing.runs):
             lines.append(f"and {more} more in queue {listing.queue}")
@@ -66,12 +68,12 @@ def _row(run: OpenRun) -> tuple[str, ...]:
     return (
         run.run_id or "(not a job)",
         run.state,
-        duration(run.age_s),
-        harmless(run.model)[:MAX_MODEL_CHARACTERS],
-        harmless(run.agent)[:MAX_AGENT_CHARACTERS] or "-",
+        format_time(run.age_s),
+        sanitize(run.model)[:MAX_MODEL_CHARACTERS],
+        sanitize(run.agent)[:MAX_AGENT_CHARACTERS] or "-",
         str(run.tokens),
         run.queue,
         str(run.attempt),
         str(run.events),
-        harmless(run.worker)[:MAX_WORKER_CHARACTERS],
+        sanitize(run.worker)[:MAX_WORKER_CHARACTERS],
     )

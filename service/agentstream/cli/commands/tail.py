@@ -6,9 +6,9 @@ from typing import Final
 
 import click
 
-from agentstream.cli.api_client import Api, run_path
+from agentstream.cli.api_client import ApiClient, run_path
 from agentstream.cli.completion import open_run_ids
-from agentstream.cli.exits import Interrupted, Unreachable, finish
+from agentstream.cli.exits import Interrupted, Unreachable, run_command
 from agentstream.cli.flags import front_end_flags
 from agentstream.cli.terminal.display import Display
 from agentstream.cli.terminal.interrupts import until_interrupted
@@ -31,22 +31,22 @@ def tail(run_id: str, url: str, api_key: str | None) -> None:
     \b
       agentstream tail chatcmpl-6f1c…
     """
-    finish(_attend(url, api_key, run_id))
+    run_command(_tail(url, api_key, run_id))
 
 
-async def _attend(url: str, api_key: str | None, run_id: str) -> int:
+async def _tail(url: str, api_key: str | None, run_id: str) -> int:
     display = Display()
-    async with Api(url, api_key) as api:
+    async with ApiClient(url, api_key) as api:
         try:
             await until_interrupted(_follow(api, run_id, display))
         except Interrupted as exc:
-            display.leave()
+            display.end_line()
             message = "left; the run goes on"
             raise Interrupted(message) from exc
     return 0
 
 
-async def _follow(api: Api, run_id: str, display: Display) -> None:
+async def _follow(api: ApiClient, run_id: str, display: Display) -> None:
     """Show a run to its end; raises Refused, Failed, or Unreachable after GIVE_UP_S without news."""
     clock = asyncio.get_running_loop().time
     path = f"{run_path(run_id)}?stream=true"

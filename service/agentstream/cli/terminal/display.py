@@ -20,7 +20,7 @@ _CONTROLS: Final = dict.fromkeys((*range(32), *range(127, 160)), "\N{REPLACEMENT
 }
 
 
-def harmless(text: str) -> str:
+def sanitize(text: str) -> str:
     """Return text without the characters that terminals obey."""
     return text.translate(_CONTROLS)
 
@@ -76,12 +76,12 @@ class Display:
             click.echo()
         self._open_line = False
         if self._error is not None:
-            raise Failed(harmless(self._error))
+            raise Failed(sanitize(self._error))
         if not self._finished:
             message = "the stream ended without its final chunk"
             raise Failed(message)
 
-    def leave(self) -> None:
+    def end_line(self) -> None:
         """Go to a new line, for somebody else to write on."""
         self._end_reasoning()
         if self._open_line:
@@ -90,23 +90,23 @@ class Display:
 
     def note(self, text: str) -> None:
         """Say something beside the answer."""
-        self.leave()
-        one_line = " ".join(harmless(text).split("\n"))
+        self.end_line()
+        one_line = " ".join(sanitize(text).split("\n"))
         click.secho(f"  · {one_line[:MAX_ACTIVITY_CHARACTERS]}", dim=True, err=True)
 
     def _content(self, text: str) -> None:
         self._end_reasoning()
         self._answer.append(text)
-        click.echo(harmless(text) if self._for_a_person else text, nl=False)
+        click.echo(sanitize(text) if self._for_a_person else text, nl=False)
         sys.stdout.flush()
         self._open_line = self._for_a_person and not text.endswith("\n")
 
     def _reasoning(self, text: str) -> None:
         if not self._in_reasoning:
-            self.leave()
+            self.end_line()
             self._in_reasoning = True
             click.secho("  · ", dim=True, nl=False, err=True)
-        click.secho(harmless(text), dim=True, nl=False, err=True)
+        click.secho(sanitize(text), dim=True, nl=False, err=True)
 
     def _end_reasoning(self) -> None:
         if self._in_reasoning:

@@ -7,13 +7,13 @@ _MINUTE_S: Final = 60
 _HOUR_S: Final = 3600
 
 
-def columns(rows: Sequence[Sequence[str]]) -> list[str]:
+def format_table(rows: Sequence[Sequence[str]]) -> list[str]:
     """Return rows as lines, each column as wide as its widest cell."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
 
 
-def duration(seconds: float) -> str:
+def format_time(seconds: float) -> str:
     """Return a time as people read it: 7s, 3m20s, 2h05m."""
     whole = int(seconds)
     if whole < _MINUTE_S:

@@ -11,12 +11,12 @@ from typing import Final, Self, TextIO
 from agentstream.config import terminal_type
 
 # Fewer rows than this above it, and there is no panel: the log matters more.
-LEAST_ROWS_ABOVE: Final = 4
+MIN_SCROLL_ROWS: Final = 4
 
-_SAVE, _RESTORE = "\x1b7", "\x1b8"
-_WHOLE_SCREEN: Final = "\x1b[r"
+_SAVE_CURSOR, _RESTORE_CURSOR = "\x1b7", "\x1b8"
+_RESET_SCROLL_REGION: Final = "\x1b[r"
 _CLEAR_BELOW: Final = "\x1b[J"
-_REVERSED, _PLAIN = "\x1b[7m", "\x1b[0m"
+_REVERSED, _RESET_ATTRIBUTES = "\x1b[7m", "\x1b[0m"
 
 
 def is_terminal(stream: TextIO) -> bool:
@@ -41,7 +41,7 @@ class Panel:
         """Let the whole screen scroll again."""
         if self._fits():
             first = self._first_row()
-            self._write(f"{_SAVE}{_WHOLE_SCREEN}\x1b[{first};1H{_CLEAR_BELOW}{_RESTORE}")
+            self._write(f"{_SAVE_CURSOR}{_RESET_SCROLL_REGION}\x1b[{first};1H{_CLEAR_BELOW}{_RESTORE_CURSOR}")
         self._size = None
 
     def show(self, lines: Sequence[str]) -> None:
@@ -49,30 +49,30 @@ class Panel:
         size = os.get_terminal_size(self._stream.fileno())
         if size != self._size:
             self._size = size
-            self._take_rows()
+            self._reserve_rows()
         if not self._fits():
             return
         rows = [
-            f"\x1b[{row};1H{_REVERSED}{line[: size.columns].ljust(size.columns)}{_PLAIN}"
+            f"\x1b[{row};1H{_REVERSED}{line[: size.columns].ljust(size.columns)}{_RESET_ATTRIBUTES}"
             for row, line in enumerate(lines, self._first_row())
         ]
-        self._write(_SAVE + "".join(rows) + _RESTORE)
+        self._write(_SAVE_CURSOR + "".join(rows) + _RESTORE_CURSOR)
 
-    def _take_rows(self) -> None:
+    def _reserve_rows(self) -> None:
         """Free the rows, wherever the cursor is, and let the others scroll. To set a region moves the cursor."""
-        anew = f"{_SAVE}{_WHOLE_SCREEN}{_RESTORE}{_CLEAR_BELOW}"
+        anew = f"{_SAVE_CURSOR}{_RESET_SCROLL_REGION}{_RESTORE_CURSOR}{_CLEAR_BELOW}"
         if not self._fits():
             self._write(anew)
             return
         room = "\n" * self._height + f"\x1b[{self._height}A"
-        self._write(f"{anew}{room}{_SAVE}\x1b[1;{self._first_row() - 1}r{_RESTORE}")
+        self._write(f"{anew}{room}{_SAVE_CURSOR}\x1b[1;{self._first_row() - 1}r{_RESTORE_CURSOR}")
 
     def _first_row(self) -> int:
         assert self._size is not None  # noqa: S101 -- narrows the type
         return self._size.lines - self._height + 1
 
     def _fits(self) -> bool:
-        return self._size is not None and self._size.lines >= self._height + LEAST_ROWS_ABOVE
+        return self._size is not None and self._size.lines >= self._height + MIN_SCROLL_ROWS
 
     def _write(self, text: str) -> None:
         """Write in one piece: what other processes write goes before or after it."""

@@ -9,10 +9,10 @@ from typing import Final
 import aiohttp
 from prometheus_client.parser import text_string_to_metric_families
 
-from agentstream.cli.terminal.layout import duration
+from agentstream.cli.terminal.layout import format_time
 from agentstream.cli.terminal.panel import Panel
 from agentstream.processes.children import Children
-from agentstream.telemetry import names as telemetry
+from agentstream.telemetry import names as metric_names
 
 REFRESH_S: Final = 1.0
 METRICS_TIMEOUT_S: Final = 3.0  # a front end asks Redis for up to 2 s
@@ -20,7 +20,7 @@ HEIGHT: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
-class Figures:
+class LiveMetrics:
     """What a front end's metrics tell; None is unknown. ``tokens`` counts since its start."""
 
     open_runs: int | None
@@ -29,21 +29,21 @@ class Figures:
     tokens: float | None
 
 
-UNKNOWN: Final = Figures(None, None, None, None)  # the front end does not answer
+UNKNOWN: Final = LiveMetrics(None, None, None, None)  # the front end does not answer
 
 
-def figures(exposition: str) -> Figures:
+def parse_metrics(exposition: str) -> LiveMetrics:
     """Read what GET /metrics answers; raises ValueError if it is no such text."""
     found: dict[str, list[float]] = {}
     for family in text_string_to_metric_families(exposition):
         for sample in family.samples:
             found.setdefault(sample.name, []).append(sample.value)
-    workers, queued = found.get(telemetry.WORKERS_ALIVE, [-1]), found.get(telemetry.QUEUED, [-1])
-    return Figures(
-        open_runs=int(sum(found[telemetry.OPEN_RUNS])) if telemetry.OPEN_RUNS in found else None,
+    workers, queued = found.get(metric_names.WORKERS_ALIVE, [-1]), found.get(metric_names.QUEUED, [-1])
+    return LiveMetrics(
+        open_runs=int(sum(found[metric_names.OPEN_RUNS])) if metric_names.OPEN_RUNS in found else None,
         queued=None if min(queued) < 0 else int(sum(queued)),  # -1: Redis is away
         workers=None if min(workers) < 0 else int(min(workers)),  # of each queue; one worker serves several
-        tokens=sum(found[telemetry.TOKENS]) if telemetry.TOKENS in found else None,
+        tokens=sum(found[metric_names.TOKENS]) if metric_names.TOKENS in found else None,
     )
 
 
@@ -71,13 +71,13 @@ async def live_status(url: str, children: Children) -> None:
         with Panel(sys.stdout, HEIGHT) as panel:
             async with aiohttp.ClientSession(timeout=timeout) as session:
                 while True:
-                    told = await _ask(session, url)
-                    tokens_s = rate.update(told.tokens, clock())
+                    metrics = await _fetch_metrics(session, url)
+                    tokens_s = rate.update(metrics.tokens, clock())
                     panel.show(
                         status_lines(
                             url,
                             children.pids(),
-                            told,
+                            metrics,
                             restarts=children.restarts,
                             age_s=clock() - began_s,
                             tokens_s=tokens_s,
@@ -88,10 +88,10 @@ async def live_status(url: str, children: Children) -> None:
         return  # what it is said to is gone; the service is not
 
 
-async def _ask(session: aiohttp.ClientSession, url: str) -> Figures:
+async def _fetch_metrics(session: aiohttp.ClientSession, url: str) -> LiveMetrics:
     try:
         async with session.get(f"{url}/metrics") as response:
-            return figures(await response.text())
+            return parse_metrics(await response.text())
     except (aiohttp.ClientError, TimeoutError, ValueError):
         return UNKNOWN
 
@@ -99,7 +99,7 @@ async def _ask(session: aiohttp.ClientSession, url: str) -> Figures:
 def status_lines(  # noqa: PLR0913 -- all that is shown
     url: str,
     pids: Sequence[tuple[str, int | None]],
-    told: Figures,
+    metrics: LiveMetrics,
     *,
     restarts: int,
     age_s: float,
@@ -108,18 +108,20 @@ def status_lines(  # noqa: PLR0913 -- all that is shown
     """Return the HEIGHT lines of the status."""
     front_ends = [pid for name, pid in pids if name.startswith("frontend")]
     workers = [pid for name, pid in pids if name.startswith("worker")]
-    first = f" {url}   up {duration(age_s)}   front end {_listed(front_ends)}   restarts {restarts}   ctrl-C ends"
-    second = f" workers {_known(told.workers)}/{len(workers)} ({_listed(workers)})"
-    if told is UNKNOWN:
+    first = f" {url}   up {format_time(age_s)}   front end {_pid_list(front_ends)}   restarts {restarts}   ctrl-C ends"
+    second = f" workers {_format_count(metrics.workers)}/{len(workers)} ({_pid_list(workers)})"
+    if metrics is UNKNOWN:
         return [first, f"{second}   the front end does not answer"]
-    counts = f"open runs {_known(told.open_runs)}   queued {_known(told.queued)}"
-    speed = "" if told.tokens is None else f"   {_known(None if tokens_s is None else round(tokens_s))} tokens/s"
+    counts = f"open runs {_format_count(metrics.open_runs)}   queued {_format_count(metrics.queued)}"
+    speed = (
+        "" if metrics.tokens is None else f"   {_format_count(None if tokens_s is None else round(tokens_s))} tokens/s"
+    )
     return [first, f"{second}   {counts}{speed}"]
 
 
-def _listed(pids: Sequence[int | None]) -> str:
+def _pid_list(pids: Sequence[int | None]) -> str:
     return " ".join(str(pid) if pid is not None else "-" for pid in pids)
 
 
-def _known(number: int | None) -> str:
+def _format_count(number: int | None) -> str:
     return "?" if number is None else str(number)

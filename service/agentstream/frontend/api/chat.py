@@ -6,18 +6,18 @@ from typing import Final
 from aiohttp import web
 
 from agentstream.errors import InvalidRequest
-from agentstream.frontend.api.admission import Order, answer_with, own_run, place_order
+from agentstream.frontend.api.admission import AdmittedRun, admit, find_owned_run, respond_with_run
 from agentstream.frontend.api.negotiation import stream_options
 from agentstream.frontend.api.parsing import read_request
 from agentstream.frontend.context import CONTEXT, Context
-from agentstream.frontend.runs.attaching import Past
+from agentstream.frontend.runs.attaching import ExistingRun
 from agentstream.frontend.runs.cancelling import cancel_run
 from agentstream.frontend.runs.guards import refuse_if_draining
-from agentstream.frontend.runs.reading import fold_run
+from agentstream.frontend.runs.reading import snapshot_run
 from agentstream.frontend.runs.streaming import stream_run
 from agentstream.protocol.events import Cursor
 from agentstream.protocol.openai import ChatCompletionRequest
-from agentstream.stream.views import CHAT
+from agentstream.stream.views import CHAT_VIEW
 
 
 def create_chat_completion(request: web.Request) -> Awaitable[web.StreamResponse]:
@@ -25,32 +25,32 @@ def create_chat_completion(request: web.Request) -> Awaitable[web.StreamResponse
 
     No coroutine of its own, which every open stream would hold.
     """
-    return answer_with(request, _take_chat)
+    return respond_with_run(request, _admit_chat_completion)
 
 
-async def _take_chat(request: web.Request, context: Context, owner: str) -> Order:
+async def _admit_chat_completion(request: web.Request, context: Context, owner: str) -> AdmittedRun:
     chat = await read_request(request, context.settings, ChatCompletionRequest)
     options = stream_options(request, include_usage=chat.include_usage)
-    return await place_order(request, chat, owner, options, CHAT)
+    return await admit(request, chat, owner, options, CHAT_VIEW)
 
 
 async def retrieve_chat_completion(request: web.Request) -> web.StreamResponse:
     """GET /v1/chat/completions/{id}: the run as far as it is; with ?stream=true its stream, from a cursor on."""
     context = request.app[CONTEXT]
-    info = await own_run(context, request, request.match_info["run_id"])
+    info = await find_owned_run(context, request, request.match_info["run_id"])
     if request.query.get("stream", "false").lower() not in {"true", "1"}:
-        return await fold_run(context, info, CHAT)
+        return await snapshot_run(context, info, CHAT_VIEW)
     refuse_if_draining(context)
     options = stream_options(request, include_usage=info.include_usage)
-    past = Past(context, info, _cursor(request))
-    return await stream_run(request, context, past, CHAT, options, cancel_when_gone=False)
+    existing_run = ExistingRun(context, info, _cursor(request))
+    return await stream_run(request, context, existing_run, CHAT_VIEW, options, cancel_on_disconnect=False)
 
 
 async def cancel_chat_completion(request: web.Request) -> web.StreamResponse:
     """POST /v1/chat/completions/{id}/cancel: end the run, and answer when it has really ended."""
     context = request.app[CONTEXT]
-    info = await own_run(context, request, request.match_info["run_id"])
-    return await cancel_run(context, info, CHAT)
+    info = await find_owned_run(context, request, request.match_info["run_id"])
+    return await cancel_run(context, info, CHAT_VIEW)
 
 
 def _cursor(request: web.Request) -> Cursor | None:

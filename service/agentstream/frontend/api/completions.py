@@ -5,23 +5,23 @@ from typing import Final
 
 from aiohttp import web
 
-from agentstream.frontend.api.admission import Order, answer_with, place_order
+from agentstream.frontend.api.admission import AdmittedRun, admit, respond_with_run
 from agentstream.frontend.api.negotiation import stream_options
 from agentstream.frontend.api.parsing import read_request
 from agentstream.frontend.context import Context
 from agentstream.protocol.completions import CompletionRequest
-from agentstream.stream.views import TEXT
+from agentstream.stream.views import COMPLETION_VIEW
 
 
 def create_completion(request: web.Request) -> Awaitable[web.StreamResponse]:
     """POST /v1/completions: the same for a prompt; agent events are sent only if asked for."""
-    return answer_with(request, _take_prompt)
+    return respond_with_run(request, _admit_completion)
 
 
-async def _take_prompt(request: web.Request, context: Context, owner: str) -> Order:
+async def _admit_completion(request: web.Request, context: Context, owner: str) -> AdmittedRun:
     asked = await read_request(request, context.settings, CompletionRequest)
-    options = stream_options(request, include_usage=asked.include_usage, unasked="off")
-    return await place_order(request, asked.as_chat(), owner, options, TEXT)
+    options = stream_options(request, include_usage=asked.include_usage, default_format="off")
+    return await admit(request, asked.as_chat(), owner, options, COMPLETION_VIEW)
 
 
 ROUTES: Final = [

@@ -6,7 +6,7 @@ from typing import Any, Final
 from aiohttp import web
 
 from agentstream.frontend.context import CONTEXT
-from agentstream.frontend.runs.dispatch import QueueState
+from agentstream.frontend.runs.model_router import QueueState
 from agentstream.telemetry.metrics import CONTENT_TYPE
 
 HEALTH_TIMEOUT_S: Final = 2.0
@@ -25,7 +25,7 @@ async def ready(request: web.Request) -> web.Response:
     try:
         async with asyncio.timeout(HEALTH_TIMEOUT_S):
             await context.link.call("PING")
-            queues = await context.submitter.states()
+            queues = await context.model_router.states()
     except TimeoutError:
         return web.json_response({"status": "unavailable", "redis": "does not answer"}, status=503)
     body: dict[str, Any] = {
@@ -46,12 +46,12 @@ async def show_metrics(request: web.Request) -> web.Response:
     metrics = context.metrics
     try:
         async with asyncio.timeout(HEALTH_TIMEOUT_S):
-            states = await context.submitter.states()
+            states = await context.model_router.states()
     except TimeoutError:
         unknown = QueueState(workers=-1, queued=-1, waiting=-1, oldest_s=-1)
-        states = dict.fromkeys(context.submitter.queues, unknown)
+        states = dict.fromkeys(context.model_router.queues, unknown)
     for queue, state in states.items():
-        metrics.queue_is(queue, state)
+        metrics.set_queue_state(queue, state)
     context.observe()
     return web.Response(body=metrics.render(), headers={"Content-Type": CONTENT_TYPE})
 

@@ -6,7 +6,7 @@ from aiohttp import web
 
 from agentstream.errors import NotFound
 from agentstream.frontend.context import CONTEXT
-from agentstream.frontend.runs.guards import answering, require_broker
+from agentstream.frontend.runs.guards import broker_timeout, require_broker
 
 
 async def list_models(request: web.Request) -> web.Response:
@@ -19,7 +19,7 @@ async def retrieve_model(request: web.Request) -> web.Response:
     """GET /v1/models/{id}: one of them."""
     name = request.match_info["model"]
     if name not in await _available_models(request):
-        queue = request.app[CONTEXT].submitter.queue_of(name)
+        queue = request.app[CONTEXT].model_router.queue_of(name)
         message = f"the model {name[:80]!r} cannot be had now: its queue {queue!r} has no live worker"
         raise NotFound(message, code="model_not_found", param="model")
     return web.json_response(_model(name))
@@ -27,10 +27,10 @@ async def retrieve_model(request: web.Request) -> web.Response:
 
 async def _available_models(request: web.Request) -> list[str]:
     context = request.app[CONTEXT]
-    context.authenticator.owner(request)
+    context.authenticator.authenticate(request)
     require_broker(context)
-    async with answering():
-        return await context.submitter.available()
+    async with broker_timeout():
+        return await context.model_router.available_models()
 
 
 def _model(name: str) -> dict[str, Any]:

@@ -17,8 +17,10 @@ _NAMED_EVENTS_SINCE: Final = {"python": (1, 98, 0), "js": (5, 11, 0)}
 _VERSION = re.compile(r"(\d{1,6})\.(\d{1,6})\.(\d{1,6})")
 
 
-def stream_options(request: web.Request, *, include_usage: bool, unasked: EventFormat | None = None) -> StreamOptions:
-    """Return how to stream to this client, with ``unasked`` or what it can bear if it does not say.
+def stream_options(
+    request: web.Request, *, include_usage: bool, default_format: EventFormat | None = None
+) -> StreamOptions:
+    """Return how to stream to this client, with ``default_format`` or what it can bear if it does not say.
 
     Raises InvalidRequest for an unknown format.
     """
@@ -31,13 +33,13 @@ def stream_options(request: web.Request, *, include_usage: bool, unasked: EventF
         message = f"unknown error form {errors[:40]!r}; use strict or text"
         raise InvalidRequest(message, param=ERRORS_HEADER)
     return StreamOptions(
-        event_format=cast("EventFormat", asked) if asked else unasked or _bearable_format(request),
+        event_format=cast("EventFormat", asked) if asked else default_format or _supported_format(request),
         include_usage=include_usage,
         strict_errors=errors == "strict",
     )
 
 
-def _bearable_format(request: web.Request) -> EventFormat:
+def _supported_format(request: web.Request) -> EventFormat:
     since = _NAMED_EVENTS_SINCE.get(request.headers.get("X-Stainless-Lang", ""))
     version = _VERSION.match(request.headers.get("X-Stainless-Package-Version", ""))
     if since and version and tuple(map(int, version.groups())) < since:

@@ -47,7 +47,7 @@ async def read_request(request: web.Request, settings: Settings, model: type[Req
     try:
         return model.model_validate(body, strict=True)
     except ValidationError as exc:
-        raise explained(exc, body) from exc
+        raise to_invalid_request(exc, body) from exc
 
 
 async def _body_of(request: web.Request, timeout_s: float) -> bytes:
@@ -74,7 +74,7 @@ def idempotency_key(request: web.Request) -> str | None:
     return key
 
 
-def explained(exc: ValidationError, body: dict[str, Any]) -> InvalidRequest:
+def to_invalid_request(exc: ValidationError, body: dict[str, Any]) -> InvalidRequest:
     """Return the first problem in words; ``param`` is its path, such as messages[0].role."""
     errors = [(_path(error["loc"], body), error["msg"]) for error in exc.errors(include_url=False, include_input=False)]
     # A value that fits no member of a union gives an error for each: the deepest is the one that was meant.

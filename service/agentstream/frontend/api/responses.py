@@ -8,18 +8,18 @@ from aiohttp import web
 from pydantic import ValidationError
 
 from agentstream.errors import Gone, InvalidRequest, NotFound, RunFailed
-from agentstream.frontend.api.admission import Order, answer_with, own_run, place_order
+from agentstream.frontend.api.admission import AdmittedRun, admit, find_owned_run, respond_with_run
 from agentstream.frontend.api.negotiation import stream_options
-from agentstream.frontend.api.parsing import explained, read_request
+from agentstream.frontend.api.parsing import read_request, to_invalid_request
 from agentstream.frontend.context import CONTEXT, Context
-from agentstream.frontend.runs.attaching import Past
+from agentstream.frontend.runs.attaching import ExistingRun
 from agentstream.frontend.runs.cancelling import cancel_run
-from agentstream.frontend.runs.guards import answering, refuse_if_draining
-from agentstream.frontend.runs.reading import fold_run, read_run
+from agentstream.frontend.runs.guards import broker_timeout, refuse_if_draining
+from agentstream.frontend.runs.reading import read_run, snapshot_run
 from agentstream.frontend.runs.source import head_of
 from agentstream.frontend.runs.streaming import stream_run
 from agentstream.protocol.openai import ChatCompletionRequest
-from agentstream.protocol.responses import SEQUENCE_NUMBER, ResponseRequest, chat_messages, run_of
+from agentstream.protocol.responses import SEQUENCE_NUMBER, ResponseRequest, chat_messages, run_id_of
 from agentstream.store.runs import RunInfo
 from agentstream.stream.response_output import ResponseFold
 from agentstream.stream.views import response_view
@@ -30,13 +30,13 @@ MAX_ECHO_BYTES: Final = 256 << 10
 
 def create_response(request: web.Request) -> Awaitable[web.StreamResponse]:
     """POST /v1/responses: enqueue a run; stream it, wait for it, or leave it to the background."""
-    return answer_with(request, _take)
+    return respond_with_run(request, _admit_response)
 
 
-async def _take(request: web.Request, context: Context, owner: str) -> Order:
+async def _admit_response(request: web.Request, context: Context, owner: str) -> AdmittedRun:
     asked = await read_request(request, context.settings, ResponseRequest)
-    options = stream_options(request, include_usage=False, unasked="off")
-    reader = _Earlier(request, context)
+    options = stream_options(request, include_usage=False, default_format="off")
+    reader = _EarlierResponses(request, context)
     items = await reader.items(asked.references)
     history = await reader.conversation(asked.previous_response_id) if asked.previous_response_id else []
     echo = asked.echo()
@@ -46,7 +46,7 @@ async def _take(request: web.Request, context: Context, owner: str) -> Order:
         )
         raise InvalidRequest(message)
     chat = _as_chat(asked, items, history, context.settings.max_messages)
-    return await place_order(request, chat, owner, options, response_view(echo), response=echo)
+    return await admit(request, chat, owner, options, response_view(echo), response=echo)
 
 
 def _as_chat(
@@ -56,7 +56,7 @@ def _as_chat(
     try:
         chat = asked.as_chat(items, history)
     except ValidationError as exc:
-        raise explained(exc, {}) from exc
+        raise to_invalid_request(exc, {}) from exc
     except ValueError as exc:
         raise InvalidRequest(str(exc), param=str(exc).partition(":")[0]) from exc
     if len(chat.messages) > max_messages:
@@ -65,13 +65,13 @@ def _as_chat(
     return chat
 
 
-class _Earlier:
+class _EarlierResponses:
     """Reads what a request refers to: earlier responses of the same owner, folded from their logs."""
 
     def __init__(self, request: web.Request, context: Context) -> None:
         self._request = request
         self._context = context
-        self._room_bytes = context.settings.max_body_bytes  # what is referred to counts as if it had been sent
+        self._remaining_bytes = context.settings.max_body_bytes  # what is referred to counts as if it had been sent
 
     async def items(self, references: Iterable[str]) -> dict[str, dict[str, Any]]:
         """Return output items by their ids; raises NotFound, or InvalidRequest if they are too long."""
@@ -88,8 +88,8 @@ class _Earlier:
         """Return the chat messages of a conversation up to a response, its answer included."""
         param = "previous_response_id"
         answer = await self._output(response_id, param=param)
-        async with answering():
-            messages = await self._context.runs.conversation(run_of(response_id) or "")
+        async with broker_timeout():
+            messages = await self._context.runs.conversation(run_id_of(response_id) or "")
         if messages is None:
             message = (
                 f"{response_id} cannot be continued: it was not to be stored, or its conversation is too long; "
@@ -98,32 +98,32 @@ class _Earlier:
             raise InvalidRequest(message, param=param)
         return [*messages, *chat_messages(answer)]
 
-    async def _output(self, shown_id: str, *, param: str) -> list[dict[str, Any]]:
-        info = await self._info(shown_id, param)
+    async def _output(self, public_id: str, *, param: str) -> list[dict[str, Any]]:
+        info = await self._info(public_id, param)
         if not info.ended:
-            message = f"{shown_id} belongs to a response that has not ended; wait for its end"
+            message = f"{public_id} belongs to a response that has not ended; wait for its end"
             raise InvalidRequest(message, param=param)
         fold = ResponseFold(head_of(info), {})
         try:
             await read_run(self._context, info, fold)
         except (Gone, RunFailed) as exc:
-            raise _not_found(shown_id, param=param) from exc
-        self._room_bytes -= len(orjson.dumps(fold.items))
-        if self._room_bytes < 0:
+            raise _not_found(public_id, param=param) from exc
+        self._remaining_bytes -= len(orjson.dumps(fold.items))
+        if self._remaining_bytes < 0:
             message = f"what is referred to exceeds {self._context.settings.max_body_bytes} bytes"
             raise InvalidRequest(message, param=param)
         return fold.items
 
-    async def _info(self, shown_id: str, param: str) -> RunInfo:
+    async def _info(self, public_id: str, param: str) -> RunInfo:
         try:
-            return await own_run(self._context, self._request, shown_id, run_of(shown_id))
+            return await find_owned_run(self._context, self._request, public_id, run_id_of(public_id))
         except NotFound as exc:
-            raise _not_found(shown_id, param=param) from exc
+            raise _not_found(public_id, param=param) from exc
 
 
-def _not_found(shown_id: str, *, param: str) -> NotFound:
+def _not_found(public_id: str, *, param: str) -> NotFound:
     message = (
-        f"{shown_id} is not known (any more): what was answered is kept for a while, and for its creator only; "
+        f"{public_id} is not known (any more): what was answered is kept for a while, and for its creator only; "
         "send the conversation as input"
     )
     code = "previous_response_not_found" if param == "previous_response_id" else None
@@ -133,29 +133,29 @@ def _not_found(shown_id: str, *, param: str) -> NotFound:
 async def retrieve_response(request: web.Request) -> web.StreamResponse:
     """GET /v1/responses/{id}: the run as far as it is; with ?stream=true its stream, from a number on."""
     context = request.app[CONTEXT]
-    info = await _own_response(request)
+    info = await _find_owned_response(request)
     if request.query.get("stream", "false").lower() not in {"true", "1"}:
-        return await fold_run(context, info, response_view(info.response or {}))
+        return await snapshot_run(context, info, response_view(info.response or {}))
     refuse_if_draining(context)
-    options = stream_options(request, include_usage=False, unasked="off")
-    view = response_view(info.response or {}, _after(request))
-    return await stream_run(request, context, Past(context, info), view, options, cancel_when_gone=False)
+    options = stream_options(request, include_usage=False, default_format="off")
+    view = response_view(info.response or {}, _starting_after(request))
+    return await stream_run(request, context, ExistingRun(context, info), view, options, cancel_on_disconnect=False)
 
 
 async def cancel_response(request: web.Request) -> web.StreamResponse:
     """POST /v1/responses/{id}/cancel: end the run, and answer when it has really ended."""
     context = request.app[CONTEXT]
-    info = await _own_response(request)
+    info = await _find_owned_response(request)
     return await cancel_run(context, info, response_view(info.response or {}))
 
 
-async def _own_response(request: web.Request) -> RunInfo:
-    shown_id = request.match_info["response_id"]
-    run_id = run_of(shown_id) if shown_id.startswith("resp_") else None
-    return await own_run(request.app[CONTEXT], request, shown_id, run_id or "none")
+async def _find_owned_response(request: web.Request) -> RunInfo:
+    public_id = request.match_info["response_id"]
+    run_id = run_id_of(public_id) if public_id.startswith("resp_") else None
+    return await find_owned_run(request.app[CONTEXT], request, public_id, run_id or "none")
 
 
-def _after(request: web.Request) -> int | None:
+def _starting_after(request: web.Request) -> int | None:
     """Return the number after which to resume: query ``starting_after``, or header Last-Event-ID."""
     text = request.query.get("starting_after") or request.headers.get("Last-Event-ID")
     if not text:

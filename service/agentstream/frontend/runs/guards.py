@@ -14,7 +14,7 @@ ADMISSION_TIMEOUT_S: Final = 5.0
 
 
 @contextlib.asynccontextmanager
-async def answering() -> AsyncIterator[None]:
+async def broker_timeout() -> AsyncIterator[None]:
     """Bound a few commands to the broker; raises BrokerUnavailable if it takes too long."""
     try:
         async with asyncio.timeout(ADMISSION_TIMEOUT_S):

@@ -6,31 +6,31 @@ from collections.abc import Awaitable
 from typing import Any
 
 from agentstream.frontend.context import Context
-from agentstream.frontend.runs.guards import answering, require_broker
+from agentstream.frontend.runs.guards import broker_timeout, require_broker
 from agentstream.frontend.runs.source import deadlines_of
 from agentstream.frontend.runs.watcher import Deadlines
-from agentstream.frontend.spans import sending, tell_run
+from agentstream.frontend.spans import enqueue_span, set_run_attributes
 from agentstream.protocol.jobs import Job, new_run_id, open_ttl_s
 from agentstream.protocol.openai import ChatCompletionRequest
 from agentstream.store.bus.feed import RunFeed
 from agentstream.stream.chat import StreamHead
 from agentstream.telemetry import tracing
-from agentstream.telemetry.log_context import about, current, scope_of
+from agentstream.telemetry.log_context import current_log_context, log_context_of, log_extra
 
 log = logging.getLogger(__name__)
 
 
-class Admission:
+class NewRun:
     """A new run: subscribe, then enqueue, so nothing can be missed."""
 
-    __slots__ = ("_context", "_job", "begun", "head")
+    __slots__ = ("_context", "_job", "head", "may_exist")
     after = None
 
     def __init__(self, context: Context, job: Job) -> None:
         """Prepare; nothing is enqueued yet."""
         self._context = context
         self._job = job
-        self.begun = False
+        self.may_exist = False
         self.head = StreamHead(run_id=job.run_id, created=job.created, model=job.request["model"])
 
     def open(self, feed: RunFeed) -> Awaitable[None]:
@@ -40,32 +40,32 @@ class Admission:
         """
         context = self._context
         require_broker(context)
-        self.begun = True
-        if _has_limits(context) or not context.link.in_order:
+        self.may_exist = True
+        if _has_limits(context) or not context.link.subscribes_in_order:
             return self._open_in_steps(feed, self._job)
         subscribed, admitted = feed.open(), _enqueue(context, self._job)
         context.link.flush()
         return self._opened(subscribed, admitted)
 
     async def _open_in_steps(self, feed: RunFeed, job: Job) -> None:
-        async with answering():
+        async with broker_timeout():
             await _check_limits(self._context, job)
             subscribed = feed.open()
-            if not self._context.link.in_order:
+            if not self._context.link.subscribes_in_order:
                 await subscribed
             await _enqueue(self._context, job)
             await subscribed
 
     @staticmethod
     async def _opened(subscribed: Awaitable[None], admitted: Awaitable[None]) -> None:
-        async with answering():
+        async with broker_timeout():
             await admitted
             await subscribed
 
     async def start(self) -> None:
         """Enqueue a run nobody waits for; raises as ``open`` does."""
         require_broker(self._context)
-        async with answering():
+        async with broker_timeout():
             await _check_limits(self._context, self._job)
             await _enqueue(self._context, self._job)
 
@@ -73,7 +73,7 @@ class Admission:
         """Return the times of a run that waits in the queue first. Once only: the job is let go."""
         job = self._job
         del self._job  # a stream may be open for long, and hold what it was asked with no longer than it needs
-        return deadlines_of(self._context, feed, _Resubmission(self._context, job).look)
+        return deadlines_of(self._context, feed, _Resubmission(self._context, job).resubmit_if_lost)
 
 
 class _Resubmission:
@@ -88,26 +88,26 @@ class _Resubmission:
         self._context = context
         self._envelope = job.encode()
 
-    def look(self) -> None:
-        self._context.errands.run(self._look(), "look after a queued run")
+    def resubmit_if_lost(self) -> None:
+        self._context.background_tasks.start(self._resubmit_if_lost(), "look after a queued run")
 
-    async def _look(self) -> None:
+    async def _resubmit_if_lost(self) -> None:
         job = Job.decode(self._envelope)
-        if await self._context.runs.describe(job.run_id) is None and time.time() < job.start_by:
-            log.warning("the run is unknown to the broker; enqueueing it again", extra=about(scope_of(job)))
+        if await self._context.runs.get_info(job.run_id) is None and time.time() < job.start_by:
+            log.warning("the run is unknown to the broker; enqueueing it again", extra=log_extra(log_context_of(job)))
             await _enqueue(self._context, job)
 
 
 def _enqueue(context: Context, job: Job) -> Awaitable[None]:
     """Enqueue a job; see JobSubmitter.submit."""
-    if tracing.on():
+    if tracing.enabled():
         return _enqueue_traced(context, job)
-    return context.submitter.submit(job, ttl_s=run_open_ttl_s(context))
+    return context.model_router.submit(job, ttl_s=run_open_ttl_s(context))
 
 
 async def _enqueue_traced(context: Context, job: Job) -> None:
-    with sending(job, context.submitter.queue_for(job)) as span:
-        await context.submitter.submit(job.model_copy(update=span.carrier()), ttl_s=run_open_ttl_s(context))
+    with enqueue_span(job, context.model_router.queue_of_job(job)) as span:
+        await context.model_router.submit(job.model_copy(update=span.carrier()), ttl_s=run_open_ttl_s(context))
 
 
 def run_open_ttl_s(context: Context) -> int:
@@ -123,7 +123,7 @@ async def _check_limits(context: Context, job: Job) -> None:
     """Raise LimitReached if the job's owner has or has sent too much; shared by all front ends."""
     settings = context.settings
     if _has_limits(context):
-        await context.submitter.check_limits(
+        await context.model_router.check_limits(
             job,
             max_runs=settings.max_runs_per_key,
             max_requests_per_minute=settings.max_requests_per_minute,
@@ -133,19 +133,19 @@ async def _check_limits(context: Context, job: Job) -> None:
 
 def new_job(context: Context, chat: ChatCompletionRequest, owner: str, response: dict[str, Any] | None = None) -> Job:
     """Return the envelope of a new run; raises NotFound if nobody answers for its model."""
-    context.submitter.check(chat.model)
+    context.model_router.check(chat.model)
     now = time.time()
     job = Job(
         run_id=new_run_id(),
         request=chat.model_dump(mode="json", exclude_unset=True),
         created=int(now),
         start_by=now + context.settings.queue_timeout_s,
-        request_id=current().request_id or "",
+        request_id=current_log_context().request_id or "",
         include_usage=chat.include_usage,
         limited=context.settings.max_runs_per_key > 0,
         owner=owner,
         response=response,
         **tracing.carrier(),
     )
-    tell_run(job)
+    set_run_attributes(job)
     return job

@@ -10,14 +10,14 @@ from collections.abc import Iterable
 from typing import Final
 
 from agentstream.errors import STREAM_LOST, AgentStreamError
+from agentstream.frontend.runs.latency_timer import LatencyTimer
 from agentstream.frontend.runs.raw_writer import HIGH_WATER_BYTES, RawWriter
-from agentstream.frontend.runs.run_clock import RunClock
 from agentstream.frontend.runs.watcher import Deadlines
 from agentstream.protocol.events import Batch
 from agentstream.store.bus.feed import RunFeed
 from agentstream.stream import sse
-from agentstream.stream.chat import Machine
-from agentstream.telemetry.log_context import about, current
+from agentstream.stream.chat import StreamMachine
+from agentstream.telemetry.log_context import current_log_context, log_extra
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ _SWEEP_SLACK_S: Final = 1.0
 _TAIL_BLOCK_BYTES: Final = HIGH_WATER_BYTES // 4
 
 
-class Outbox:
+class FlushScheduler:
     """The streams that have something to send, written at the end of the loop's turn, one write for each.
 
     One for a front end. A turn reads many messages at once: taking them all first, then writing, sends a stream's
@@ -53,7 +53,7 @@ class Outbox:
             try:
                 pump.flush()
             except Exception as exc:  # one stream's fault must not end all others
-                log.exception("writing a stream failed", extra=about(pump.scope))
+                log.exception("writing a stream failed", extra=log_extra(pump.log_context))
                 pump.fail(STREAM_LOST, f"the stream could not be written: {exc!r}")
 
 
@@ -65,65 +65,67 @@ class StreamPump:
     """
 
     __slots__ = (
-        "_clock",
         "_deadlines",
         "_feed",
-        "_heard",
+        "_flush_scheduler",
         "_last_byte_s",
         "_last_chunk_s",
-        "_looked_s",
+        "_last_tick_s",
         "_loop",
         "_machine",
         "_out",
         "_out_bytes",
-        "_outbox",
         "_paced",
+        "_paused",
+        "_received",
         "_replay_delay_s",
         "_started",
-        "_stuck",
+        "_timer",
         "_wake",
         "_writer",
         "_wrote",
-        "given_up",
-        "scope",
+        "given_up_code",
+        "log_context",
     )
 
-    def __init__(self, machine: Machine, writer: RawWriter, outbox: Outbox, *, replay_word_delay_ms: int) -> None:
+    def __init__(
+        self, machine: StreamMachine, writer: RawWriter, flush_scheduler: FlushScheduler, *, replay_word_delay_ms: int
+    ) -> None:
         """Bind the machine and the client; ``attach`` must follow."""
         self._machine = machine
         self._writer = writer
-        self._outbox = outbox
+        self._flush_scheduler = flush_scheduler
         self._replay_delay_s = replay_word_delay_ms / 1000
         self._loop = asyncio.get_running_loop()
-        self.scope = current()
+        self.log_context = current_log_context()
         self._feed: RunFeed | None = None
         self._deadlines: Deadlines | None = None
-        self._clock: RunClock | None = None  # until the first text
+        self._timer: LatencyTimer | None = None  # until the first text
         self._out: list[bytes] = [machine.open()]  # now, as a past may be received before the response begins
         self._out_bytes = 0
         self._started = False
         self._paced = False
-        self._stuck = False
-        self.given_up = ""  # the code with which we did
+        self._paused = False
+        self.given_up_code = ""  # the code with which we did
         self._wake: asyncio.Future[None] | None = None
-        self._heard = self._wrote = False  # since the watcher last looked
-        self._last_byte_s = self._last_chunk_s = self._looked_s = self._loop.time()
+        self._received = self._wrote = False  # since the watcher last looked
+        self._last_byte_s = self._last_chunk_s = self._last_tick_s = self._loop.time()
 
-    def attach(self, feed: RunFeed, deadlines: Deadlines, clock: RunClock | None = None) -> None:
-        """Bind the feed whose callbacks are ``on_batch`` and ``on_failure``; a new run also has a clock."""
+    def attach(self, feed: RunFeed, deadlines: Deadlines, timer: LatencyTimer | None = None) -> None:
+        """Bind the feed whose callbacks are ``on_batch`` and ``on_failure``; a new run also has a latency timer."""
         self._feed = feed
         self._deadlines = deadlines
-        self._clock = clock
+        self._timer = timer
 
     @property
     def ended(self) -> bool:
         """Whether the run ended; the client may not have all of it yet. One that was given up may still go on."""
-        return self._machine.tail is not None and not self.given_up
+        return self._machine.tail is not None and not self.given_up_code
 
     @property
-    def texts(self) -> int:
+    def text_count(self) -> int:
         """How many pieces of answer text were handed over."""
-        return self._machine.texts
+        return self._machine.text_count
 
     @property
     def buffered_bytes(self) -> int:
@@ -131,14 +133,14 @@ class StreamPump:
         return self._out_bytes + self._writer.buffered_bytes
 
     async def run(self) -> None:
-        """Stream until the terminal frame is written; raises ClientGone."""
+        """Stream until the terminal frame is written; raises ClientDisconnected."""
         await self._writer.prepare()
         self._started = True
         self.flush()
         while self._machine.tail is None:
-            if self._stuck:
-                await self._writer.until_writable()
-                self._stuck = False
+            if self._paused:
+                await self._writer.wait_writable()
+                self._paused = False
                 if self._deadlines is not None:
                     self._deadlines.postpone(self._loop.time())
                 if self._feed is not None:
@@ -158,33 +160,33 @@ class StreamPump:
             return
         machine = self._machine
         data = machine.receive(batch)
-        self._heard = True
+        self._received = True
         if batch.seq == 1:
             self._begin(batch)
-        if self._clock is not None and machine.texts:
-            self._tell_first_text(self._clock)
+        if self._timer is not None and machine.text_count:
+            self._observe_first_text(self._timer)
         if data:  # an event may make no frames, and it is bytes that a client waits for
             self._wrote = True
             out = self._out
             if not out and self._started:
-                self._outbox.add(self)
+                self._flush_scheduler.add(self)
             out.append(data)
             self._out_bytes += len(data)
             if self._out_bytes > HIGH_WATER_BYTES:
-                self._relieve()
+                self._flush_early()
         if machine.tail is not None:
             self._paced = machine.completed and self._replay_delay_s > 0
             self._wake_up()
 
     def _begin(self, batch: Batch) -> None:
         if self._deadlines is not None:
-            self._deadlines.begun(self._loop.time())
-        if self._clock is not None:
-            self._clock.begun(batch)
+            self._deadlines.attempt_started(self._loop.time())
+        if self._timer is not None:
+            self._timer.attempt_started(batch)
 
-    def _tell_first_text(self, clock: RunClock) -> None:
-        self._clock = None
-        clock.spoke()
+    def _observe_first_text(self, timer: LatencyTimer) -> None:
+        self._timer = None
+        timer.first_text_received()
 
     def on_failure(self, error: AgentStreamError) -> None:
         """End with an error frame: the run's events cannot be had any more."""
@@ -193,7 +195,7 @@ class StreamPump:
     def fail(self, code: str, message: str) -> None:
         """End the stream with an error frame of our own."""
         if self._machine.tail is None:
-            self.given_up = code
+            self.given_up_code = code
             self._machine.fail(code, message)
             self._wake_up()
 
@@ -204,16 +206,16 @@ class StreamPump:
 
         What came since the last look counts as having come right after that: early rather than late.
         """
-        looked_s, self._looked_s = self._looked_s, now_s
-        if self._machine.tail is not None or not self._started or self._stuck:
+        last_tick_s, self._last_tick_s = self._last_tick_s, now_s
+        if self._machine.tail is not None or not self._started or self._paused:
             return  # a stuck client has a time limit of its own
-        if self._heard:
-            self._heard = False
+        if self._received:
+            self._received = False
             if self._deadlines is not None:
-                self._deadlines.heard(now_s)
+                self._deadlines.events_received(now_s)
         if self._wrote:
             self._wrote = False
-            self._last_byte_s = self._last_chunk_s = looked_s
+            self._last_byte_s = self._last_chunk_s = last_tick_s
         if now_s - self._last_chunk_s >= EMPTY_CHUNK_AFTER_S - _SWEEP_SLACK_S:
             self._writer.write(self._machine.empty_chunk())
             self._last_byte_s = self._last_chunk_s = now_s
@@ -221,12 +223,12 @@ class StreamPump:
             self._writer.write(sse.KEEPALIVE)
             self._last_byte_s = now_s
         if self._deadlines is not None and (verdict := self._deadlines.check(now_s)) is not None:
-            log.warning("the run is given up: %s", verdict[1], extra=about(self.scope))
+            log.warning("the run is given up: %s", verdict[1], extra=log_extra(self.log_context))
             self.fail(*verdict)
 
     # -- writing ------------------------------------------------------------------------------------
 
-    def _relieve(self) -> None:
+    def _flush_early(self) -> None:
         """Gather no more: one turn of the loop may read 8 MiB of messages."""
         if self._started:
             self.flush()
@@ -243,8 +245,8 @@ class StreamPump:
             self._pause()
 
     def _pause(self) -> None:
-        if not self._stuck:
-            self._stuck = True
+        if not self._paused:
+            self._paused = True
             if self._feed is not None:
                 self._feed.pause()
             self._wake_up()
@@ -261,15 +263,15 @@ class StreamPump:
             block.append(frame)
             size += len(frame)
             if size >= _TAIL_BLOCK_BYTES or self._paced:
-                await self._writer.until_writable()
+                await self._writer.wait_writable()
                 self._write_tail(block)
                 block, size = [], 0
                 if self._paced:
                     await asyncio.sleep(self._replay_delay_s)
-        await self._writer.until_writable()
+        await self._writer.wait_writable()
         self._write_tail(block)
 
     def _write_tail(self, block: list[bytes]) -> None:
         self._writer.write(b"".join(block))
-        if self._clock is not None and self._machine.texts:  # an answer that the agent did not stream
-            self._tell_first_text(self._clock)
+        if self._timer is not None and self._machine.text_count:  # an answer that the agent did not stream
+            self._observe_first_text(self._timer)

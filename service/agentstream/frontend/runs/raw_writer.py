@@ -21,11 +21,11 @@ LOW_WATER_BYTES: Final = 64 << 10
 POLL_S: Final = 0.05
 
 
-class ClientGone(AgentStreamError):
+class ClientDisconnected(AgentStreamError):
     """The client closed the connection, or was cut."""
 
 
-class ClientStuck(ClientGone):
+class ClientStalled(ClientDisconnected):
     """The client took nothing for too long, and was cut."""
 
 
@@ -44,7 +44,7 @@ class RawWriter:
         self._chunked = request.version >= HttpVersion11
 
     async def prepare(self) -> None:
-        """Send the headers; raises ClientGone if nobody is there any more."""
+        """Send the headers; raises ClientDisconnected if nobody is there any more."""
         if self._chunked:
             self._response.enable_chunked_encoding()
         else:
@@ -53,7 +53,7 @@ class RawWriter:
         self._response.headers.clear()  # they are sent, and would cost an open stream 0.6 KB
         self._transport = self._request.transport
         if self._transport is None:
-            raise ClientGone
+            raise ClientDisconnected
         self._transport.set_write_buffer_limits(HIGH_WATER_BYTES, LOW_WATER_BYTES)
 
     @property
@@ -73,31 +73,31 @@ class RawWriter:
             transport.write(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
         return self._protocol.writing_paused
 
-    async def until_writable(self) -> None:
-        """Return when the client has taken enough; raises ClientGone if it takes nothing for the write timeout."""
+    async def wait_writable(self) -> None:
+        """Return when the client has taken enough; raises ClientStalled after the write timeout."""
         loop = asyncio.get_running_loop()
         untaken, progress_at = -1, loop.time()
         while self.blocked:
             if self._transport is None or self._transport.is_closing():
-                raise ClientGone
+                raise ClientDisconnected
             now, size = loop.time(), self._transport.get_write_buffer_size()
             if size != untaken:
                 untaken, progress_at = size, now
             elif now - progress_at > self._write_timeout_s:
                 self.abort()
                 message = f"the client took no bytes for {self._write_timeout_s:g} s"
-                raise ClientStuck(message)
+                raise ClientStalled(message)
             await asyncio.sleep(POLL_S)
 
     async def end(self) -> None:
-        """End the body properly; raises ClientGone."""
-        await self.until_writable()
+        """End the body properly; raises ClientDisconnected."""
+        await self.wait_writable()
         try:
             async with asyncio.timeout(self._write_timeout_s):
                 await self._response.write_eof()
         except (ConnectionError, TimeoutError) as exc:
             self.abort()
-            raise (ClientStuck if isinstance(exc, TimeoutError) else ClientGone) from exc
+            raise (ClientStalled if isinstance(exc, TimeoutError) else ClientDisconnected) from exc
 
     def abort(self) -> None:
         """Cut the connection: the only honest way to say that a body is not whole."""

@@ -14,7 +14,7 @@ from agentstream.store.runs import RunInfo
 from agentstream.stream.chat import StreamHead
 
 
-class Source(Protocol):
+class RunSource(Protocol):
     """Where a session's run comes from."""
 
     @property
@@ -28,7 +28,7 @@ class Source(Protocol):
         ...
 
     @property
-    def begun(self) -> bool:
+    def may_exist(self) -> bool:
         """Whether the run may exist."""
         ...
 
@@ -49,7 +49,7 @@ def head_of(info: RunInfo) -> StreamHead:
     return StreamHead(run_id=info.run_id, created=info.created, model=info.model)
 
 
-def deadlines_of(context: Context, feed: RunFeed, on_doubt_unstarted: Callable[[], None] | None) -> Deadlines:
+def deadlines_of(context: Context, feed: RunFeed, on_silence_before_start: Callable[[], None] | None) -> Deadlines:
     """Return the deadlines of a run that is read from now on."""
     settings = context.settings
     return Deadlines(
@@ -57,7 +57,7 @@ def deadlines_of(context: Context, feed: RunFeed, on_doubt_unstarted: Callable[[
         asyncio.get_running_loop().time(),
         queue_timeout_s=settings.queue_timeout_s,
         run_timeout_s=settings.run_timeout_s,
-        on_doubt_unstarted=on_doubt_unstarted,
+        on_silence_before_start=on_silence_before_start,
     )
 
 
@@ -65,4 +65,4 @@ def leave(context: Context, run: StreamPump | Collector, feed: RunFeed) -> None:
     """Stop reading a run: nothing of it is delivered any more."""
     feed.close()
     context.watcher.remove(run)
-    context.metrics.left(run)
+    context.metrics.reader_closed(run)

@@ -7,14 +7,14 @@ from aiohttp import web
 
 from agentstream.frontend.context import Context
 from agentstream.frontend.runs.cancelling import cancel_abandoned
-from agentstream.frontend.runs.new_run import Admission
+from agentstream.frontend.runs.new_run import NewRun
 from agentstream.frontend.runs.pump import StreamPump
-from agentstream.frontend.runs.raw_writer import ClientGone, ClientStuck, RawWriter
-from agentstream.frontend.runs.source import Source, leave
+from agentstream.frontend.runs.raw_writer import ClientDisconnected, ClientStalled, RawWriter
+from agentstream.frontend.runs.source import RunSource, leave
 from agentstream.stream.chat import StreamOptions
 from agentstream.stream.views import View
 from agentstream.telemetry import tracing
-from agentstream.telemetry.log_context import current
+from agentstream.telemetry.log_context import current_log_context
 
 log = logging.getLogger(__name__)
 
@@ -28,11 +28,11 @@ STREAM_HEADERS: Final = {
 async def stream_run(  # noqa: PLR0913 -- the request, the run, and how to show it
     request: web.Request,
     context: Context,
-    source: Source,
+    source: RunSource,
     view: View,
     options: StreamOptions,
     *,
-    cancel_when_gone: bool,
+    cancel_on_disconnect: bool,
 ) -> web.StreamResponse:
     """Stream a run to its end."""
     feed = context.bus.feed(source.head.run_id)
@@ -40,17 +40,19 @@ async def stream_run(  # noqa: PLR0913 -- the request, the run, and how to show 
     response = web.StreamResponse(headers=STREAM_HEADERS | _extra_headers(request))
     writer = RawWriter(request, response, write_timeout_s=context.settings.write_timeout_s)
     machine = view.machine(source.head, options, source.after)
-    pump = StreamPump(machine, writer, context.outbox, replay_word_delay_ms=context.settings.replay_word_delay_ms)
+    pump = StreamPump(
+        machine, writer, context.flush_scheduler, replay_word_delay_ms=context.settings.replay_word_delay_ms
+    )
     feed.deliver_to(pump)
-    pump.attach(feed, source.deadlines(feed), context.metrics.clock() if isinstance(source, Admission) else None)
+    pump.attach(feed, source.deadlines(feed), context.metrics.latency_timer() if isinstance(source, NewRun) else None)
     context.watcher.add(pump)
     try:
         await opening
         del opening  # 0.4 KB of an open stream
         await pump.run()
-    except ClientGone as exc:
+    except ClientDisconnected as exc:
         log.debug("the client is gone before the end of its stream: %s", exc)
-        if isinstance(exc, ClientStuck):
+        if isinstance(exc, ClientStalled):
             context.metrics.slow_client_cut()
         writer.abort()
     except BaseException:
@@ -60,11 +62,11 @@ async def stream_run(  # noqa: PLR0913 -- the request, the run, and how to show 
     finally:
         tracing.current().set({tracing.STREAM_WHOLE: pump.ended})
         leave(context, pump, feed)
-        if cancel_when_gone and source.begun and not pump.ended:
+        if cancel_on_disconnect and source.may_exist and not pump.ended:
             cancel_abandoned(context, source.head.run_id)
     return response
 
 
 def _extra_headers(request: web.Request) -> dict[str, str]:
     cors_headers: dict[str, str] = request.get("cors_headers", {})
-    return {"X-Request-Id": current().request_id or "", **cors_headers}
+    return {"X-Request-Id": current_log_context().request_id or "", **cors_headers}

@@ -8,23 +8,23 @@ from typing import Final, Protocol
 
 from agentstream.errors import QUEUE_TIMEOUT, STREAM_LOST
 from agentstream.store.bus.feed import RunFeed
-from agentstream.telemetry.log_context import Scope, about
+from agentstream.telemetry.log_context import LogContext, log_extra
 
 log = logging.getLogger(__name__)
 
 SWEEP_S: Final = 1.0
 PARTS: Final = 10  # of a sweep: 10,000 runs doubted at once took 5 MB
 # A run silent for so long may have lost a message: compare with the log, then less and less often.
-FIRST_DOUBT_S: Final = 5.0
-LAST_DOUBT_S: Final = 60.0
+MIN_LOG_CHECK_INTERVAL_S: Final = 5.0
+MAX_LOG_CHECK_INTERVAL_S: Final = 60.0
 # Beyond the worker's own deadlines: its clock, its last flush and one broker reconnect.
 GRACE_S: Final = 10.0
 
 
 class OpenRun(Protocol):
-    """What the watcher can do with a run somebody waits for. ``scope`` is what log lines say of it."""
+    """What the watcher can do with a run somebody waits for. ``log_context`` is what log lines say of it."""
 
-    scope: Scope
+    log_context: LogContext
 
     def tick(self, now_s: float) -> None:
         """Be looked at. ``now_s`` is the loop's clock."""
@@ -34,11 +34,11 @@ class Deadlines:
     """When a run should be doubted, and when it must be given up. Times are the loop's clock, in seconds."""
 
     __slots__ = (
-        "_doubt_after_s",
-        "_doubt_at_s",
         "_feed",
         "_give_up_at_s",
-        "_on_doubt_unstarted",
+        "_log_check_interval_s",
+        "_next_log_check_s",
+        "_on_silence_before_start",
         "_run_timeout_s",
         "_started",
     )
@@ -50,34 +50,34 @@ class Deadlines:
         *,
         queue_timeout_s: float,
         run_timeout_s: float,
-        on_doubt_unstarted: Callable[[], None] | None = None,
+        on_silence_before_start: Callable[[], None] | None = None,
     ) -> None:
         """Begin with the time the job may wait in the queue.
 
-        ``on_doubt_unstarted`` is called when a run of which nothing was heard yet is doubted. Without it the run
+        ``on_silence_before_start`` is called when a run of which nothing was heard yet is doubted. Without it the run
         is one that exists, of unknown age.
         """
         self._feed = feed
-        self._on_doubt_unstarted = on_doubt_unstarted
+        self._on_silence_before_start = on_silence_before_start
         self._run_timeout_s = run_timeout_s
         self._started = False
-        patience_s = queue_timeout_s if on_doubt_unstarted else queue_timeout_s + run_timeout_s
+        patience_s = queue_timeout_s if on_silence_before_start else queue_timeout_s + run_timeout_s
         self._give_up_at_s = now_s + patience_s + GRACE_S
-        self._doubt_after_s = FIRST_DOUBT_S
-        self._doubt_at_s = now_s + FIRST_DOUBT_S
+        self._log_check_interval_s = MIN_LOG_CHECK_INTERVAL_S
+        self._next_log_check_s = now_s + MIN_LOG_CHECK_INTERVAL_S
 
-    def begun(self, now_s: float) -> None:
+    def attempt_started(self, now_s: float) -> None:
         """Take note of an attempt's first event: it starts the run's time."""
         self._started = True
-        self._on_doubt_unstarted = None
+        self._on_silence_before_start = None
         self._give_up_at_s = now_s + self._run_timeout_s + GRACE_S
 
-    def heard(self, now_s: float) -> None:
+    def events_received(self, now_s: float) -> None:
         """Take note that events came, some moments ago: the run is alive."""
-        self._doubt_after_s = FIRST_DOUBT_S
-        self._doubt_at_s = now_s + FIRST_DOUBT_S
+        self._log_check_interval_s = MIN_LOG_CHECK_INTERVAL_S
+        self._next_log_check_s = now_s + MIN_LOG_CHECK_INTERVAL_S
         if not self._started:
-            self.begun(now_s)
+            self.attempt_started(now_s)
         self.postpone(now_s)
 
     def postpone(self, now_s: float) -> None:
@@ -90,12 +90,12 @@ class Deadlines:
             if self._started:
                 return STREAM_LOST, "the run did not end within its time limit"
             return QUEUE_TIMEOUT, "no worker took the job up in time"
-        if now_s >= self._doubt_at_s:
-            self._feed.doubt("silence")
-            if self._on_doubt_unstarted is not None:
-                self._on_doubt_unstarted()
-            self._doubt_after_s = min(self._doubt_after_s * 2, LAST_DOUBT_S)
-            self._doubt_at_s = now_s + self._doubt_after_s
+        if now_s >= self._next_log_check_s:
+            self._feed.resync("silence")
+            if self._on_silence_before_start is not None:
+                self._on_silence_before_start()
+            self._log_check_interval_s = min(self._log_check_interval_s * 2, MAX_LOG_CHECK_INTERVAL_S)
+            self._next_log_check_s = now_s + self._log_check_interval_s
         return None
 
 
@@ -150,4 +150,4 @@ class Watcher:
                 try:
                     run.tick(now_s)
                 except Exception:  # one stream's fault must not end the others' keepalives
-                    log.exception("looking after a run failed", extra=about(run.scope))
+                    log.exception("looking after a run failed", extra=log_extra(run.log_context))

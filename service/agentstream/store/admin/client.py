@@ -12,7 +12,7 @@ from agentstream.store.connection.endpoint import Endpoint
 
 
 @contextlib.contextmanager
-def store_errors() -> Iterator[None]:
+def map_redis_errors() -> Iterator[None]:
     """Raise redis-py's errors as ours: BrokerUnavailable if Redis is away, BusError if it refuses."""
     try:
         yield
@@ -27,7 +27,7 @@ def store_errors() -> Iterator[None]:
         raise BrokerUnavailable(message) from exc
 
 
-class Asking:
+class AdminClient:
     """Asks Redis; an asynchronous context manager.
 
     Every method raises BrokerUnavailable if Redis cannot be reached, BusError if it refuses, as a restricted user is.

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from agentstream.store.admin.client import Asking, store_errors
+from agentstream.store.admin.client import AdminClient, map_redis_errors
 from agentstream.store.scripts import SCRIPTS
 
-MOST_RUNS: Final = 1000  # listed of one queue: its default bound
+MAX_LISTED_RUNS: Final = 1000  # listed of one queue: its default bound
 
 _FIELDS: Final = ("status", "model", "created", "attempt", "worker", "cancel", "agent", "tokens")
 
@@ -37,7 +37,7 @@ class OpenRun:
 
 
 @dataclass(frozen=True, slots=True)
-class Listing:
+class QueueListing:
     """A queue's oldest runs, and how many jobs it has in all."""
 
     queue: str
@@ -45,17 +45,17 @@ class Listing:
     runs: list[OpenRun]
 
 
-class Inspector(Asking):
+class Inspector(AdminClient):
     """Asks what goes on."""
 
-    async def open_runs(self, queues: Sequence[str], *, most: int = MOST_RUNS) -> list[Listing]:
+    async def open_runs(self, queues: Sequence[str], *, limit: int = MAX_LISTED_RUNS) -> list[QueueListing]:
         """List what each queue holds, in two round trips for all of them."""
-        with store_errors():
+        with map_redis_errors():
             async with self._redis.pipeline(transaction=False) as pipeline:
                 for name in ("open_runs", "last_entry"):
                     pipeline.script_load(SCRIPTS[name].source)
                 for queue in queues:
-                    pipeline.evalsha(SCRIPTS["open_runs"].sha.decode(), 1, self._keys.jobs(queue), most)
+                    pipeline.evalsha(SCRIPTS["open_runs"].sha.decode(), 1, self._keys.jobs(queue), limit)
                 replies = (await pipeline.execute())[2:]
             async with self._redis.pipeline(transaction=False) as pipeline:
                 for _, _, run_ids in replies:
@@ -64,7 +64,7 @@ class Inspector(Asking):
                         pipeline.evalsha(SCRIPTS["last_entry"].sha.decode(), 1, self._keys.events(run_id))
                 told = iter(await pipeline.execute())
         return [
-            Listing(
+            QueueListing(
                 queue,
                 outstanding,
                 [_open_run(run_id.decode(), queue, int(now_s), next(told), next(told)) for run_id in run_ids],

@@ -4,40 +4,40 @@ import time
 from dataclasses import dataclass
 from typing import Any, Final
 
-from agentstream.store.admin.client import Asking, store_errors
-from agentstream.store.queue import BEAT_VALID_S
+from agentstream.store.admin.client import AdminClient, map_redis_errors
+from agentstream.store.queue import HEARTBEAT_VALID_S
 
 PINGS: Final = 20  # few enough to take no time, enough for a median
 
 
 @dataclass(frozen=True, slots=True)
-class Clock:
+class ClockOffset:
     """How far the broker's clock is ahead of ours, and how wrong that may be, in s."""
 
-    ahead_s: float
-    uncertain_s: float
+    offset_s: float
+    uncertainty_s: float
 
 
 @dataclass(frozen=True, slots=True)
-class QueueVitals:
+class QueueSummary:
     """A queue's workers that beat lately, and its jobs that wait or run."""
 
     workers: int
     outstanding: int
 
 
-class Vitals(Asking):
+class ServerState(AdminClient):
     """Asks how the broker is."""
 
     async def info(self) -> dict[str, Any]:
         """Return what INFO tells, numbers as numbers."""
-        with store_errors():
+        with map_redis_errors():
             told: dict[str, Any] = await self._redis.info()
         return told
 
     async def config(self, name: str) -> str:
         """Return a parameter of its configuration, as CONFIG GET writes it; empty if it knows none."""
-        with store_errors():
+        with map_redis_errors():
             values: dict[Any, Any] = await self._redis.config_get(name)
         value = next(iter(values.values()), "")
         return value.decode() if isinstance(value, bytes) else str(value)
@@ -45,7 +45,7 @@ class Vitals(Asking):
     async def ping_times_s(self) -> list[float]:
         """Return how long each of PINGS pings took, shortest first; connecting is not among them."""
         times_s = []
-        with store_errors():
+        with map_redis_errors():
             await self._redis.ping()
             for _ in range(PINGS):
                 asked = time.monotonic()
@@ -53,19 +53,19 @@ class Vitals(Asking):
                 times_s.append(time.monotonic() - asked)
         return sorted(times_s)
 
-    async def clock(self) -> Clock:
+    async def clock(self) -> ClockOffset:
         """Compare its clock with ours: the answer was made between asking and hearing it."""
-        with store_errors():
+        with map_redis_errors():
             await self._redis.time()  # connects
             asked = time.time()
             seconds, microseconds = await self._redis.time()
             heard = time.time()
-        return Clock(seconds + microseconds / 1e6 - (asked + heard) / 2, (heard - asked) / 2)
+        return ClockOffset(seconds + microseconds / 1e6 - (asked + heard) / 2, (heard - asked) / 2)
 
-    async def queue(self, name: str) -> QueueVitals:
+    async def queue(self, name: str) -> QueueSummary:
         """Count a queue's live workers and its jobs."""
-        with store_errors():
+        with map_redis_errors():
             now_s, _ = await self._redis.time()
-            workers = await self._redis.zcount(self._keys.workers(name), now_s - BEAT_VALID_S, "+inf")
+            workers = await self._redis.zcount(self._keys.workers(name), now_s - HEARTBEAT_VALID_S, "+inf")
             outstanding = await self._redis.xlen(self._keys.jobs(name))
-        return QueueVitals(workers, outstanding)
+        return QueueSummary(workers, outstanding)

@@ -16,26 +16,26 @@ from agentstream.store.connection.wire import Reply
 MAX_RUNS: Final = 64
 
 
-class Speaker(Protocol):
+class AppendSource(Protocol):
     """A run that has something to say."""
 
-    def take(self) -> "Append | None":
+    def next_append(self) -> "Append | None":
         """Return the next batch to append, if there is one for now."""
         ...
 
-    def on_appended(self, *, stored: bool) -> None:
+    def on_append_result(self, *, stored: bool) -> None:
         """Learn whether it was appended."""
 
 
 class Append(NamedTuple):
-    """A batch on its way into a run's log. ``follows`` is the id of the log's last entry, as far as is known."""
+    """A batch on its way into a run's log. ``previous_id`` is the id of the log's last entry, as far as is known."""
 
-    speaker: Speaker
+    source: AppendSource
     log: str
     entry_id: str
     payload: bytes
-    follows: str
-    doubtful: bool  # whether the log must be asked for that entry
+    previous_id: str
+    verify: bool  # whether the log must be asked for that entry
 
 
 class Appender:
@@ -44,18 +44,18 @@ class Appender:
     def __init__(self, link: Link) -> None:
         """Bind the link."""
         self._link = link
-        self._ready: list[Speaker] = []
+        self._scheduled: list[AppendSource] = []
         self.counts = PublishCounts()  # of the runs' publishers
 
-    def ready(self, speaker: Speaker) -> None:
+    def schedule(self, source: AppendSource) -> None:
         """Take a batch of this run's at the end of the turn; to be told once a turn."""
-        if not self._ready:
+        if not self._scheduled:
             asyncio.get_running_loop().call_soon(self._send)
-        self._ready.append(speaker)
+        self._scheduled.append(source)
 
     def _send(self) -> None:
-        speakers, self._ready = self._ready, []
-        appends = [append for speaker in speakers if (append := speaker.take()) is not None]
+        sources, self._scheduled = self._scheduled, []
+        appends = [append for source in sources if (append := source.next_append()) is not None]
         for start in range(0, len(appends), MAX_RUNS):
             self._append(appends[start : start + MAX_RUNS])
         self._link.flush()  # this is the turn's end; the link would wait for the next one's
@@ -64,16 +64,16 @@ class Appender:
         def on_reply(reply: Reply) -> None:
             done = reply if isinstance(reply, list) else [0] * len(appends)  # an error says so for each
             for append, stored in zip(appends, done, strict=True):
-                append.speaker.on_appended(stored=stored == 1)
+                append.source.on_append_result(stored=stored == 1)
 
         logs = [append.log for append in appends]
         command = self._link.send_script("append", logs, *_arguments(appends), on_reply=on_reply)
-        command.again = lambda: self._link.pack_script("append", logs, *_arguments(appends, doubt=True))
+        command.repack = lambda: self._link.pack_script("append", logs, *_arguments(appends, verify=True))
 
 
-def _arguments(appends: Sequence[Append], *, doubt: bool = False) -> list[bytes | str]:
-    """Return append.lua's; with ``doubt``, after a reconnect, every log is asked for its last entry."""
+def _arguments(appends: Sequence[Append], *, verify: bool = False) -> list[bytes | str]:
+    """Return append.lua's; with ``verify``, after a reconnect, every log is asked for its last entry."""
     arguments: list[bytes | str] = []
     for append in appends:
-        arguments += (append.entry_id, append.payload, append.follows if doubt or append.doubtful else "")
+        arguments += (append.entry_id, append.payload, append.previous_id if verify or append.verify else "")
     return arguments

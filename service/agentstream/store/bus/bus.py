@@ -20,16 +20,16 @@ class Bus:
         self._link = link
         self._keys = keys
         self._appender = Appender(link)
-        self.feeds = FeedCounts()
+        self.feed_counts = FeedCounts()
 
     @property
-    def published(self) -> PublishCounts:
+    def publish_counts(self) -> PublishCounts:
         """What its publishers have counted."""
         return self._appender.counts
 
     def feed(self, run_id: str) -> RunFeed:
         """Return a reader of the run's events; not yet subscribed, and without a consumer."""
-        return RunFeed(self._link, self._keys.events(run_id), self.feeds)
+        return RunFeed(self._link, self._keys.events(run_id), self.feed_counts)
 
     def publisher(
         self,
@@ -37,11 +37,11 @@ class Bus:
         attempt: int,
         limits: LogLimits,
         on_lost: Callable[[AgentStreamError], None],
-        begun: bytes | None = None,
+        first_batch: bytes | None = None,
     ) -> RunPublisher:
-        """Return the writer of one attempt at the run; ``begun`` is its first batch, if that is stored already."""
+        """Return the writer of one attempt at the run; ``first_batch`` is given if it is stored already."""
         names = self._keys.events(run_id), self._keys.run(run_id)
-        return RunPublisher(self._link, self._appender, names, attempt, limits, on_lost, begun)
+        return RunPublisher(self._link, self._appender, names, attempt, limits, on_lost, first_batch)
 
     async def history(self, run_id: str) -> list[Event]:
         """Return the events that are in the run's log now; raises LogTrimmed if its beginning is not."""

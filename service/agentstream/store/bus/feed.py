@@ -22,7 +22,7 @@ from agentstream.protocol.events import Batch, decode_batch
 from agentstream.store.bus.counts import FeedCounts
 from agentstream.store.connection.link import Command, Link
 from agentstream.store.connection.wire import Reply
-from agentstream.telemetry.log_context import about, current
+from agentstream.telemetry.log_context import current_log_context, log_extra
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ class _State(enum.Enum):
 _LIVE: Final = _State.LIVE  # looked up for every message
 # After these a log that has more than was delivered tells of messages that did not come; after the others (telemetry's
 # CATCH_UP_CAUSES) it was known that they would not.
-_MISSED: Final = frozenset({"gap", "reconnect", "silence"})
+_MISSED_CAUSES: Final = frozenset({"gap", "reconnect", "silence"})
 
 
 class Consumer(Protocol):
@@ -62,11 +62,11 @@ class RunFeed:
         "_channel",
         "_consumer",
         "_counts",
-        "_heard",
+        "_furthest_dropped",
         "_link",
+        "_log_context",
         "_missed",
-        "_reading",
-        "_scope",
+        "_pending_read",
         "_seq",
         "_state",
         "_synced",
@@ -82,13 +82,13 @@ class RunFeed:
         """Prepare; nothing arrives before ``open``. ``counts`` are those of all feeds of the process."""
         self._link = link
         self._channel = channel.encode()
-        self._scope = current()
+        self._log_context = current_log_context()
         self._counts = counts or FeedCounts()
         self._state = _State.CLOSED
         self._attempt = self._seq = 0  # of the last event delivered
-        self._heard = (0, 0)  # the furthest position a dropped message told of
+        self._furthest_dropped = (0, 0)  # the furthest position a dropped message told of
         self._missed = False  # whether what the log has more is what messages should have brought
-        self._reading: Command | None = None
+        self._pending_read: Command | None = None
         self._synced: asyncio.Future[None] | None = None  # awaited by open_from_log
         self.failure: AgentStreamError | None = None
 
@@ -104,7 +104,7 @@ class RunFeed:
     def open(self) -> asyncio.Future[None]:
         """Subscribe to a run that has no past yet; what is returned is done when the server has confirmed it."""
         self._state = _LIVE
-        self._link.followers.add(self)
+        self._link.subscribers.add(self)
         return self._link.subscribe(self._channel, self._on_message)
 
     async def open_from_log(self) -> bool:
@@ -114,7 +114,7 @@ class RunFeed:
         """
         self._synced = asyncio.get_running_loop().create_future()
         await self.open()
-        self.doubt("joined")
+        self.resync("joined")
         await self._synced
         if self.failure is not None:
             raise self.failure
@@ -125,12 +125,12 @@ class RunFeed:
         if self._state is _State.CLOSED:
             return
         self._state = _State.CLOSED
-        self._link.followers.discard(self)
+        self._link.subscribers.discard(self)
         self._set_synced()
         self._link.unsubscribe(self._channel, self._on_message)
-        self._forget_reading()
+        self._cancel_read()
 
-    def doubt(self, cause: str = "reconnect") -> None:
+    def resync(self, cause: str = "reconnect") -> None:
         """Compare with the log: after a reconnect, or when the run has been silent for long.
 
         ``cause`` is one of telemetry.CATCH_UP_CAUSES.
@@ -142,7 +142,7 @@ class RunFeed:
         """Deliver nothing more until ``resume``; what comes meanwhile is read from the log then."""
         if self._state is not _State.CLOSED:
             self._state = _State.PAUSED
-            self._forget_reading()
+            self._cancel_read()
             self._set_synced()
 
     def resume(self) -> None:
@@ -164,13 +164,13 @@ class RunFeed:
             except Exception as exc:  # noqa: BLE001 -- whatever it is, the consumer must be told
                 self._on_consumer_failed(batch, exc)
         elif items:
-            self._on_doubtful(batch)
+            self._on_out_of_sequence(batch)
 
-    def _on_doubtful(self, batch: Batch) -> None:
+    def _on_out_of_sequence(self, batch: Batch) -> None:
         """Take a message that does not simply follow."""
         attempt, seq = self.position
         if self._state is not _LIVE:
-            self._heard = max(self._heard, (batch.attempt, batch.last_seq))
+            self._furthest_dropped = max(self._furthest_dropped, (batch.attempt, batch.last_seq))
         elif (attempt, seq, batch.attempt, batch.seq) == (0, 0, 1, 1):
             self._deliver(batch)
         elif batch.attempt == attempt and batch.seq <= seq:
@@ -184,36 +184,36 @@ class RunFeed:
     def _catch_up(self, cause: str) -> None:
         self._state = _State.CATCHING_UP
         self._counts.catch_ups[cause] += 1
-        self._missed = cause in _MISSED
+        self._missed = cause in _MISSED_CAUSES
         self._read_page()
 
     def _read_page(self) -> None:
         after = f"({self._attempt}-{self._seq}" if self._attempt else "-"
-        self._reading = self._link.send(
+        self._pending_read = self._link.send(
             "XRANGE", self._channel, after, "+", "COUNT", PAGE_ENTRIES, on_reply=self._on_page
         )
 
     def _on_page(self, page: Reply) -> None:
-        self._reading = None
+        self._pending_read = None
         if isinstance(page, hiredis.ReplyError):
             self._fail(BusError(f"the replay log cannot be read: {page}"))
             return
         try:
             for _entry_id, fields in page:
-                self._take_entry(decode_batch(fields[1]))
+                self._on_log_entry(decode_batch(fields[1]))
                 if self._state is not _State.CATCHING_UP:
                     return  # paused or closed by its consumer
         except BusError as exc:
             self._fail(exc)
             return
-        heard, self._heard = self._heard, (0, 0)
-        if len(page) == PAGE_ENTRIES or heard > self.position:
+        furthest_dropped, self._furthest_dropped = self._furthest_dropped, (0, 0)
+        if len(page) == PAGE_ENTRIES or furthest_dropped > self.position:
             self._read_page()
         else:
             self._state = _State.LIVE
             self._set_synced()
 
-    def _take_entry(self, batch: Batch) -> None:
+    def _on_log_entry(self, batch: Batch) -> None:
         expected = self._seq + 1 if batch.attempt == self._attempt else 1
         if batch.seq > expected:
             message = f"events {batch.attempt}-{expected} to {batch.attempt}-{batch.seq - 1} are no longer in the log"
@@ -234,20 +234,20 @@ class RunFeed:
 
     def _on_consumer_failed(self, batch: Batch, exc: Exception) -> None:
         """Tell a consumer that cannot go on, instead of leaving it to wait."""
-        log.error("what reads the run failed", exc_info=exc, extra=about(self._scope))
+        log.error("what reads the run failed", exc_info=exc, extra=log_extra(self._log_context))
         self._fail(BusError(f"events {batch.attempt}-{batch.seq} and after could not be handled: {type(exc).__name__}"))
 
     def _set_synced(self) -> None:
         if self._synced is not None and not self._synced.done():
             self._synced.set_result(None)
 
-    def _forget_reading(self) -> None:
-        if self._reading is not None:
-            self._reading.cancel()
-            self._reading = None
+    def _cancel_read(self) -> None:
+        if self._pending_read is not None:
+            self._pending_read.cancel()
+            self._pending_read = None
 
     def _fail(self, error: AgentStreamError) -> None:
-        log.warning("the run cannot be read: %s", error, extra=about(self._scope))
+        log.warning("the run cannot be read: %s", error, extra=log_extra(self._log_context))
         self.failure = error
         self.close()
         self._consumer.on_failure(error)

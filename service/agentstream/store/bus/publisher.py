@@ -18,11 +18,11 @@ from typing import Any, Final
 import hiredis
 
 from agentstream.errors import AgentStreamError, BufferFull, BusError, Fenced, RunCancelled
-from agentstream.protocol.events import START, TERMINAL, TOOL_CALL_START, Cursor, encode_batch, encode_event
+from agentstream.protocol.events import START, TERMINAL_EVENTS, TOOL_CALL_START, Cursor, encode_batch, encode_event
 from agentstream.store.bus.appender import Append, Appender
 from agentstream.store.connection.link import Link
 from agentstream.store.connection.wire import Reply
-from agentstream.telemetry.log_context import about, current
+from agentstream.telemetry.log_context import current_log_context, log_extra
 
 log = logging.getLogger(__name__)
 
@@ -64,25 +64,25 @@ class RunPublisher:
         attempt: int,
         limits: LogLimits,
         on_lost: Callable[[AgentStreamError], None],
-        begun: bytes | None = None,
+        first_batch: bytes | None = None,
     ) -> None:
         """Write to the log and the run called ``names``.
 
-        ``begun`` is the attempt's first batch, if it is stored already. ``on_lost`` is told once if nothing more
+        ``first_batch`` is the attempt's first batch, if it is stored already. ``on_lost`` is told once if nothing more
         can be published: fenced, or refused by the broker.
         """
         self._link = link
         self._appender = appender
         self._names = list(names)
         self._channel = names[0]
-        self._scope = current()
+        self._log_context = current_log_context()
         self._attempt = attempt
         self._limits = limits
         self._on_lost = on_lost
         self._loop = asyncio.get_running_loop()
         self._loop_thread = threading.get_ident()
         self._lock = threading.Lock()  # guards the seven lines below
-        self._news = threading.Condition(self._lock)  # for threads that wait
+        self._state_changed = threading.Condition(self._lock)  # for threads that wait
         self._threads_waiting = 0
         self._pending: deque[tuple[str, bytes]] = deque()
         self._pending_bytes = 0
@@ -95,13 +95,13 @@ class RunPublisher:
         self._log_exists = False
         self._epoch = link.reconnects
         self._in_flight: _Batch | None = None
-        self._again: deque[_Batch] = deque()  # kept batches on their way into a log that lost them
+        self._to_restore: deque[_Batch] = deque()  # kept batches on their way into a log that lost them
         self._kept: deque[_Batch] = deque()
         self._kept_bytes = 0
         self._trimmed = False
         self._waiters: list[asyncio.Future[None]] = []
-        if begun is not None:
-            self._keep(_Batch(1, begun))
+        if first_batch is not None:
+            self._keep(_Batch(1, first_batch))
             self._next_seq, self._stored_seq, self._put_seq, self._log_exists = 2, 1, 1, True
 
     @property
@@ -123,7 +123,7 @@ class RunPublisher:
     # -- from the agent, any thread -----------------------------------------------------------------
 
     def put(self, event_type: str, data: Any) -> None:  # noqa: ANN401 -- JSON
-        """Take an event for publishing. A thread waits until its tool_call_start is stored: see ``room``.
+        """Take an event for publishing. A thread waits until its tool_call_start is stored: see ``wait_for_room``.
 
         Raises InvalidAgentOutput if it is not JSON, BufferFull if the broker has been away too long, RunCancelled
         if the run is over for this attempt.
@@ -136,7 +136,7 @@ class RunPublisher:
             if self._ended or self._closed is not None:
                 message = f"nothing more can be published: {self._closed or 'the run is over'}"
                 raise RunCancelled(message)
-            self._ended = event_type in TERMINAL
+            self._ended = event_type in TERMINAL_EVENTS
             if not self._ended and self._pending_bytes > (HARD_BUFFER_BYTES if on_loop else MAX_BUFFER_BYTES):
                 message = f"{self._pending_bytes} bytes of events wait to be published; agents should await run.drain()"
                 raise BufferFull(message)
@@ -147,30 +147,30 @@ class RunPublisher:
                 self._tool_seq = self._put_seq
             wake, self._wake_scheduled = not self._wake_scheduled, True
         if wake and on_loop:
-            self._appender.ready(self)
+            self._appender.schedule(self)
         elif wake:
-            self._loop.call_soon_threadsafe(self._appender.ready, self)
+            self._loop.call_soon_threadsafe(self._appender.schedule, self)
         if event_type == TOOL_CALL_START and not on_loop:
             with self._lock:
-                self._wait(self._tools_told)
-            self._refuse_untold_tools()
+                self._wait(self._tool_calls_stored)
+            self._check_tool_calls_stored()
 
     def _wait(self, condition: Callable[[], bool], timeout_s: float | None = None) -> None:
         """Have a thread that holds the lock wait; ``close`` ends every wait."""
         self._threads_waiting += 1
         try:
-            self._news.wait_for(condition, timeout_s)
+            self._state_changed.wait_for(condition, timeout_s)
         finally:
             self._threads_waiting -= 1
 
-    def _tell_threads(self) -> None:
+    def _notify_threads(self) -> None:
         if self._threads_waiting:  # seldom: telling nobody would cost every token a microsecond
-            self._news.notify_all()
+            self._state_changed.notify_all()
 
-    def _tools_told(self) -> bool:
+    def _tool_calls_stored(self) -> bool:
         return self._stored_seq >= self._tool_seq or self._closed is not None
 
-    def _refuse_untold_tools(self) -> None:
+    def _check_tool_calls_stored(self) -> None:
         """Raise RunCancelled if a tool would run of which the log does not know: another attempt may run it too."""
         if self._stored_seq < self._tool_seq:
             message = f"the start of a tool could not be published: {self._closed}"
@@ -181,19 +181,19 @@ class RunPublisher:
 
     # -- on the loop --------------------------------------------------------------------------------
 
-    async def room(self) -> None:
+    async def wait_for_room(self) -> None:
         """Return when less than the buffer's bound waits to be published; at once if nothing more can be.
 
         Waits also until every tool_call_start is stored, and raises RunCancelled if it cannot be.
         """
-        while not (self._has_room() and self._tools_told()):
-            await self._progress()
-        self._refuse_untold_tools()
+        while not (self._has_room() and self._tool_calls_stored()):
+            await self._wait_for_progress()
+        self._check_tool_calls_stored()
 
     async def flush(self) -> None:
         """Return when everything put so far is in the log; raises what ended the publishing, if it ended."""
-        while self._closed is None and (self._pending or self._in_flight or self._again):
-            await self._progress()
+        while self._closed is None and (self._pending or self._in_flight or self._to_restore):
+            await self._wait_for_progress()
         if self._closed is not None:
             raise self._closed
 
@@ -203,52 +203,52 @@ class RunPublisher:
             self._closed = self._closed or reason
             self._pending.clear()
             self._pending_bytes = 0
-            self._tell_threads()
-        self._tell_waiters()
+            self._notify_threads()
+        self._wake_waiters()
 
-    async def _progress(self) -> None:
+    async def _wait_for_progress(self) -> None:
         waiter = self._loop.create_future()
         self._waiters.append(waiter)
         await waiter
 
-    def _tell_waiters(self) -> None:
+    def _wake_waiters(self) -> None:
         waiters, self._waiters = self._waiters, []
         for waiter in waiters:
             if not waiter.done():
                 waiter.set_result(None)
 
-    def take(self) -> Append | None:
+    def next_append(self) -> Append | None:
         """Return what is to be appended next, for the appender; None if nothing is, or if it needs publish.lua."""
         with self._lock:
             self._wake_scheduled = False
             if self._in_flight is not None or self._closed is not None:
                 return None
-            batch = self._again.popleft() if self._again else self._gather()
+            batch = self._to_restore.popleft() if self._to_restore else self._next_batch()
         if batch is None:
             return None
         self._in_flight = batch
         if not self._log_exists or self._trimmed or batch.terminal:
             self._publish(batch, verify=False)
             return None
-        doubtful, self._epoch = self._epoch != self._link.reconnects, self._link.reconnects
-        entry_id, follows = f"{self._attempt}-{batch.last_seq}", f"{self._attempt}-{self._stored_seq}"
-        return Append(self, self._channel, entry_id, batch.payload, follows, doubtful)
+        verify, self._epoch = self._epoch != self._link.reconnects, self._link.reconnects
+        entry_id, previous_id = f"{self._attempt}-{batch.last_seq}", f"{self._attempt}-{self._stored_seq}"
+        return Append(self, self._channel, entry_id, batch.payload, previous_id, verify)
 
-    def _gather(self) -> _Batch | None:
+    def _next_batch(self) -> _Batch | None:
         """Return what waits, as far as it fits a batch; the lock is held."""
         pending = self._pending
         taken: list[bytes] = []
         size, terminal = 0, ""
         while pending and size < MAX_BATCH_BYTES and len(taken) < MAX_BATCH_EVENTS:
             event_type, encoded = pending.popleft()
-            if event_type in TERMINAL:
+            if event_type in TERMINAL_EVENTS:
                 terminal = event_type
             size += len(encoded)
             taken.append(encoded)
         if not taken:
             return None
         self._pending_bytes -= size
-        self._tell_threads()
+        self._notify_threads()
         payload = encode_batch(self._attempt, self._next_seq, taken)
         self._next_seq += len(taken)
         batch = _Batch(self._next_seq - 1, payload, terminal)
@@ -269,9 +269,9 @@ class RunPublisher:
         command = self._link.send_script(
             "publish", self._names, *self._arguments(batch, verify=verify), on_reply=self._on_published
         )
-        command.again = lambda: self._link.pack_script("publish", self._names, *self._arguments(batch, verify=True))
+        command.repack = lambda: self._link.pack_script("publish", self._names, *self._arguments(batch, verify=True))
 
-    def on_appended(self, *, stored: bool) -> None:
+    def on_append_result(self, *, stored: bool) -> None:
         """Take note of it; what could not be appended goes by publish.lua, which says why or mends it."""
         batch = self._in_flight
         if batch is None:
@@ -284,7 +284,7 @@ class RunPublisher:
             self._publish(batch, verify=True)
         else:
             self._in_flight = None
-            self._tell_waiters()
+            self._wake_waiters()
 
     def _arguments(self, batch: _Batch, *, verify: bool) -> tuple[bytes | str | int, ...]:
         """Return publish.lua's; after a reconnect have it verified that the log still holds what it held."""
@@ -305,7 +305,7 @@ class RunPublisher:
         if reply in (b"OK", b"DUPLICATE") and batch is not None:
             self._on_stored(batch)
         elif isinstance(reply, list) and reply[0] == b"LOST":
-            self._fill_again(Cursor.parse(reply[1].decode()))
+            self._restore_log(Cursor.parse(reply[1].decode()))
         elif reply == b"FENCED":
             self._appender.counts.fenced += 1
             self._end(Fenced(f"attempt {self._attempt} of {self._channel} was superseded"))
@@ -313,29 +313,34 @@ class RunPublisher:
             self._appender.counts.refused += 1
             cause = str(reply) if isinstance(reply, hiredis.ReplyError) else repr(reply)
             self._end(BusError(f"the broker refused events of {self._channel}: {cause}"))
-        self._tell_waiters()
+        self._wake_waiters()
 
     def _on_stored(self, batch: _Batch) -> None:
         self._in_flight = None
         with self._lock:
             self._stored_seq, self._log_exists = batch.last_seq, True
-            more = bool(self._pending or self._again) and not self._wake_scheduled
+            more = bool(self._pending or self._to_restore) and not self._wake_scheduled
             self._wake_scheduled = self._wake_scheduled or more
-            self._tell_threads()
+            self._notify_threads()
         if more:
-            self._appender.ready(self)
-        self._tell_waiters()
+            self._appender.schedule(self)
+        self._wake_waiters()
 
-    def _fill_again(self, last: Cursor) -> None:
+    def _restore_log(self, last: Cursor) -> None:
         """Store once more what the log lost: everything kept after its last entry."""
         self._log_exists = last != START
         self._stored_seq = last.seq if last.attempt == self._attempt else 0
-        self._again = deque(batch for batch in self._kept if batch.last_seq > self._stored_seq)
-        self._appender.counts.retries += len(self._again)
-        log.warning("the log ends at %s; storing %d batches again", last, len(self._again), extra=about(self._scope))
-        self._appender.ready(self)
+        self._to_restore = deque(batch for batch in self._kept if batch.last_seq > self._stored_seq)
+        self._appender.counts.retries += len(self._to_restore)
+        log.warning(
+            "the log ends at %s; storing %d batches again",
+            last,
+            len(self._to_restore),
+            extra=log_extra(self._log_context),
+        )
+        self._appender.schedule(self)
 
     def _end(self, reason: AgentStreamError) -> None:
-        log.warning("the attempt is lost: %s", reason, extra=about(self._scope))
+        log.warning("the attempt is lost: %s", reason, extra=log_extra(self._log_context))
         self.close(reason)
         self._on_lost(reason)

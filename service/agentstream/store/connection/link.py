@@ -27,7 +27,7 @@ import hiredis
 
 from agentstream.errors import BrokerUnavailable, BusError
 from agentstream.store.connection.endpoint import Endpoint
-from agentstream.store.connection.wire import OnReply, Reply, Wire, pack, unless_lost
+from agentstream.store.connection.wire import OnReply, Reply, RespConnection, await_while_connected, pack
 from agentstream.store.scripts import SCRIPTS
 
 log = logging.getLogger(__name__)
@@ -38,10 +38,10 @@ CONNECT_TIMEOUT_S: Final = 5.0
 MIN_BACKOFF_S: Final = 0.05
 MAX_BACKOFF_S: Final = 1.0
 RESEND_DELAY_S: Final = 0.1
-SUBSCRIBE_AT_ONCE: Final = 1000  # channels per SUBSCRIBE when they are all renewed
+MAX_CHANNELS_PER_SUBSCRIBE: Final = 1000  # channels per SUBSCRIBE when they are all renewed
 
 # The server will do it, but not now. OOM: memory may be freed; the caller's own deadline bounds the wait.
-_NOT_NOW: Final = (
+_RETRYABLE_ERRORS: Final = (
     "LOADING",
     "READONLY",
     "MASTERDOWN",
@@ -56,26 +56,26 @@ _NOT_NOW: Final = (
 OnMessage = Callable[[bytes], None]
 
 
-class Follower(Protocol):
+class Subscriber(Protocol):
     """Who follows a channel and cannot do with less than all its messages."""
 
-    def doubt(self) -> None:
+    def resync(self) -> None:
         """Learn that messages may have been missed."""
 
 
 class Command:
     """A command on its way. ``cancel`` keeps it from being sent (again).
 
-    ``again``, if set, makes what is sent in its place after a reconnect: the same command, asking for certainty.
+    ``repack``, if set, makes what is sent in its place after a reconnect: the same command, asking for certainty.
     """
 
-    __slots__ = ("again", "cancelled", "on_reply", "payload")
+    __slots__ = ("cancelled", "on_reply", "payload", "repack")
 
     def __init__(self, payload: bytes, on_reply: OnReply) -> None:
         """Keep the packed command and what takes its reply."""
         self.payload = payload
         self.on_reply = on_reply
-        self.again: Callable[[], bytes] | None = None
+        self.repack: Callable[[], bytes] | None = None
         self.cancelled = False
 
     def cancel(self) -> None:
@@ -96,15 +96,15 @@ class Link:
         self._handlers: dict[bytes, OnMessage] = {}
         self._acks: dict[bytes, deque[asyncio.Future[None]]] = {}  # one for each confirmation to come, in order
         self._unconfirmed: list[asyncio.Future[None]] = []  # of connections that broke; the next one answers them
-        self._commands: Wire | None = None
-        self._pushes: Wire | None = None
+        self._command_connection: RespConnection | None = None
+        self._push_connection: RespConnection | None = None
         self._ready = asyncio.Event()
         self._last_error: Exception | None = None
         self._task: asyncio.Task[None] | None = None
         self.on_reconnect: dict[Callable[[], None], None] = {}  # an ordered set, told after every reconnect
-        self.followers: set[Follower] = set()  # likewise; there may be thousands
+        self.subscribers: set[Subscriber] = set()  # likewise; there may be thousands
         self.reconnects = 0
-        self.on_pong: Callable[[float], None] = _ignore_s  # told how long a ping took, seconds
+        self.on_pong: Callable[[float], None] = _ignore_ping_time  # told how long a ping took, seconds
 
     @property
     def connected(self) -> bool:
@@ -112,7 +112,7 @@ class Link:
         return self._ready.is_set()
 
     @property
-    def in_order(self) -> bool:
+    def subscribes_in_order(self) -> bool:
         """Whether a channel is subscribed before a command sent after it is carried out: one connection has both."""
         return self._endpoint.pushes_inline
 
@@ -136,7 +136,7 @@ class Link:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
-        self._drop_wires()
+        self._drop_connections()
 
     def send(self, *args: bytes | str | int, on_reply: OnReply) -> Command:
         """Send a command. ``on_reply`` gets the reply (or a hiredis.ReplyError) in the server's order."""
@@ -150,7 +150,7 @@ class Link:
 
     @staticmethod
     def pack_script(name: str, keys: list[str], *args: bytes | str | int) -> bytes:
-        """Return the bytes of a script's call, for ``Command.again``."""
+        """Return the bytes of a script's call, for ``Command.repack``."""
         return pack(("EVALSHA", SCRIPTS[name].sha, len(keys), *keys, *args))
 
     async def call(self, *args: bytes | str | int) -> Reply:
@@ -159,16 +159,16 @@ class Link:
         Waits as long as the broker is away: bound it with asyncio.timeout. Cancelling takes it back if it
         was not sent yet.
         """
-        return await self.ask(*args)
+        return await self.start_call(*args)
 
-    def ask(self, *args: bytes | str | int) -> "asyncio.Future[Reply]":
+    def start_call(self, *args: bytes | str | int) -> "asyncio.Future[Reply]":
         """Send a command with what else this turn of the loop sends; its reply is to come. Otherwise like ``call``."""
         future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
         command = self.send(*args, on_reply=lambda reply: _settle(future, reply))
-        future.add_done_callback(lambda done: self._take_back(command) if done.cancelled() else None)
+        future.add_done_callback(lambda done: self._withdraw(command) if done.cancelled() else None)
         return future
 
-    def _take_back(self, command: Command) -> None:
+    def _withdraw(self, command: Command) -> None:
         command.cancel()
         if not self._ready.is_set():
             with contextlib.suppress(ValueError):
@@ -176,16 +176,16 @@ class Link:
 
     async def call_script(self, name: str, keys: list[str], *args: bytes | str | int) -> Reply:
         """Run a script of ours; otherwise like ``call``."""
-        return await self.ask_script(name, keys, *args)
+        return await self.start_script_call(name, keys, *args)
 
-    def ask_script(self, name: str, keys: list[str], *args: bytes | str | int) -> "asyncio.Future[Reply]":
-        """Run a script of ours; otherwise like ``ask``."""
-        return self.ask("EVALSHA", SCRIPTS[name].sha, len(keys), *keys, *args)
+    def start_script_call(self, name: str, keys: list[str], *args: bytes | str | int) -> "asyncio.Future[Reply]":
+        """Run a script of ours; otherwise like ``start_call``."""
+        return self.start_call("EVALSHA", SCRIPTS[name].sha, len(keys), *keys, *args)
 
     def subscribe(self, channel: bytes, on_message: OnMessage) -> asyncio.Future[None]:
         """Subscribe; what is returned is done when the server has confirmed: from then on no message is missed.
 
-        Commands sent after it are carried out after it, if ``in_order``.
+        Commands sent after it are carried out after it, if ``subscribes_in_order``.
         """
         other = self._handlers.get(channel)
         self._handlers[channel] = on_message if other is None else _Fanout(other, on_message)
@@ -198,7 +198,7 @@ class Link:
             self._handlers[channel] = before.without(on_message)
         elif before == on_message:
             del self._handlers[channel]
-            self._write_to_pushes(pack(("UNSUBSCRIBE", channel)))
+            self._write_to_push_connection(pack(("UNSUBSCRIBE", channel)))
 
     # -- sending ------------------------------------------------------------------------------------
 
@@ -209,10 +209,10 @@ class Link:
         if self._ready.is_set():
             self._write(command.payload)
 
-    def _enqueue_again(self, command: Command) -> None:
+    def _resend(self, command: Command) -> None:
         """Send it after a wait, in which the connection may have become one to another server."""
-        if command.again is not None:
-            command.payload = command.again()
+        if command.repack is not None:
+            command.payload = command.repack()
         self._enqueue(command)
 
     def _write(self, packed: bytes) -> None:
@@ -226,8 +226,8 @@ class Link:
         """Send now what this turn of the loop has gathered."""
         self._flush_scheduled = False
         outbox, self._outbox = self._outbox, []
-        if outbox and self._commands is not None and self._ready.is_set():
-            self._commands.write(b"".join(outbox))
+        if outbox and self._command_connection is not None and self._ready.is_set():
+            self._command_connection.write(b"".join(outbox))
 
     def _subscribe(self, names: list[bytes]) -> asyncio.Future[None]:
         """Return a future for the last one's confirmation, as they come in order.
@@ -236,22 +236,25 @@ class Link:
         """
         ack: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._acks.setdefault(names[-1], deque()).append(ack)
-        parts = [names[start : start + SUBSCRIBE_AT_ONCE] for start in range(0, len(names), SUBSCRIBE_AT_ONCE)]
-        self._write_to_pushes(b"".join(pack(("SUBSCRIBE", *part)) for part in parts))
+        parts = [
+            names[start : start + MAX_CHANNELS_PER_SUBSCRIBE]
+            for start in range(0, len(names), MAX_CHANNELS_PER_SUBSCRIBE)
+        ]
+        self._write_to_push_connection(b"".join(pack(("SUBSCRIBE", *part)) for part in parts))
         return ack
 
-    def _write_to_pushes(self, packed: bytes) -> None:
-        if self._ready.is_set() and self._pushes is self._commands:
+    def _write_to_push_connection(self, packed: bytes) -> None:
+        if self._ready.is_set() and self._push_connection is self._command_connection:
             self._write(packed)  # with the commands that follow, such as the job whose run this is
-        elif self._pushes is not None:
-            self._pushes.write(packed)
+        elif self._push_connection is not None:
+            self._push_connection.write(packed)
 
     # -- receiving ----------------------------------------------------------------------------------
 
     def _on_reply(self, reply: Reply) -> None:
         if not self._pending:
             log.error("a reply nobody asked for; reconnecting")
-            self._drop_wires()
+            self._drop_connections()
             return
         command = self._pending.popleft()
         if command.cancelled:
@@ -260,11 +263,11 @@ class Link:
             text = str(reply)
             if text.startswith("NOSCRIPT"):
                 for script in SCRIPTS.values():
-                    self.send("SCRIPT", "LOAD", script.source, on_reply=_ignore)
+                    self.send("SCRIPT", "LOAD", script.source, on_reply=_ignore_reply)
                 self._enqueue(command)
                 return
-            if text.startswith(_NOT_NOW):
-                asyncio.get_running_loop().call_later(RESEND_DELAY_S, self._enqueue_again, command)
+            if text.startswith(_RETRYABLE_ERRORS):
+                asyncio.get_running_loop().call_later(RESEND_DELAY_S, self._resend, command)
                 return
         try:
             command.on_reply(reply)
@@ -299,42 +302,42 @@ class Link:
                 if self._last_error is None or str(exc) != str(self._last_error):
                     log.warning("broker: %s", str(exc) or type(exc).__name__)
                 self._last_error = exc
-                self._drop_wires()
+                self._drop_connections()
                 await asyncio.sleep(backoff_s * random.uniform(0.5, 1.0))  # noqa: S311 -- spreads reconnects
                 backoff_s = min(backoff_s * 2, MAX_BACKOFF_S)
                 continue
             backoff_s, self._last_error = MIN_BACKOFF_S, None
-            await self._watch()
+            await self._monitor()
             self._ready.clear()
-            self._drop_wires()
+            self._drop_connections()
             self.reconnects += 1
             log.warning("the connection to the broker broke; reconnecting")
 
     async def _connect(self) -> None:
-        """Open the wires, prove with a PONG that the server answers, subscribe, send what is unanswered."""
-        wire = await self._open(self._on_reply, load_scripts=True)
-        self._commands = wire
-        # Not before it is the right one: an UNSUBSCRIBE on the wire of commands would shift all its replies.
-        pushes = wire if self._endpoint.pushes_inline else await self._open(self._on_push, load_scripts=False)
-        self._pushes = pushes
+        """Open the connections, prove with a PONG that the server answers, subscribe, send what is unanswered."""
+        connection = await self._open(self._on_reply, load_scripts=True)
+        self._command_connection = connection
+        # Not before it is the right one: an UNSUBSCRIBE on the connection of commands would shift all its replies.
+        pushes = connection if self._endpoint.pushes_inline else await self._open(self._on_push, load_scripts=False)
+        self._push_connection = pushes
         self._unconfirmed += (ack for acks in self._acks.values() for ack in acks)
         self._acks.clear()
         if self._handlers:
-            await unless_lost(pushes, self._subscribe(list(self._handlers)))
+            await await_while_connected(pushes, self._subscribe(list(self._handlers)))
         for ack in self._unconfirmed:
             _confirm(ack)
         self._unconfirmed.clear()
         self._pending = deque(command for command in self._pending if not command.cancelled)
         self._outbox.clear()
-        wire.write(b"".join(command.again() if command.again else command.payload for command in self._pending))
+        connection.write(b"".join(command.repack() if command.repack else command.payload for command in self._pending))
         self._ready.set()
-        for tell in (*self.on_reconnect, *(follower.doubt for follower in self.followers)):
+        for tell in (*self.on_reconnect, *(subscriber.resync for subscriber in self.subscribers)):
             try:
                 tell()
             except Exception:  # one stream's fault must not end all others
                 log.exception("a reconnect handler failed")
 
-    async def _open(self, on_reply: OnReply, *, load_scripts: bool) -> Wire:
+    async def _open(self, on_reply: OnReply, *, load_scripts: bool) -> RespConnection:
         commands = self._endpoint.handshake(self._name)
         if load_scripts:
             commands += [("SCRIPT", "LOAD", script.source) for script in SCRIPTS.values()]
@@ -347,26 +350,28 @@ class Link:
             if len(replies) == len(commands) and not answered.done():
                 answered.set_result(None)
 
-        wire = Wire(collect, self._on_push)
+        connection = RespConnection(collect, self._on_push)
         try:
-            await self._endpoint.connect(lambda: wire)
-            wire.write(b"".join(map(pack, commands)))
-            await unless_lost(wire, answered)
+            await self._endpoint.connect(lambda: connection)
+            connection.write(b"".join(map(pack, commands)))
+            await await_while_connected(connection, answered)
             _check_handshake(commands, replies)
         except BaseException:
-            wire.abort()
+            connection.abort()
             raise
-        wire.on_reply = on_reply
-        return wire
+        connection.on_reply = on_reply
+        return connection
 
-    async def _watch(self) -> None:
-        """Return when a wire is lost or the server stops answering."""
-        wires = [wire for wire in {self._commands, self._pushes} if wire is not None]
-        lost = {wire.lost for wire in wires}
+    async def _monitor(self) -> None:
+        """Return when a connection is lost or the server stops answering."""
+        connections = [
+            connection for connection in {self._command_connection, self._push_connection} if connection is not None
+        ]
+        lost = {connection.lost for connection in connections}
         while not (await asyncio.wait(lost, timeout=PING_INTERVAL_S, return_when=asyncio.FIRST_COMPLETED))[0]:
             try:
                 async with asyncio.timeout(PONG_DEADLINE_S):
-                    await unless_lost(wires[0], self._ping())
+                    await await_while_connected(connections[0], self._ping())
             except TimeoutError:
                 log.warning("the broker has not answered a PING within %g s", PONG_DEADLINE_S)
                 return
@@ -379,12 +384,12 @@ class Link:
         await self.call("PING")
         self.on_pong(time.monotonic() - asked_s)
 
-    def _drop_wires(self) -> None:
+    def _drop_connections(self) -> None:
         self._ready.clear()
-        for wire in (self._commands, self._pushes):
-            if wire is not None:
-                wire.abort()
-        self._commands = self._pushes = None
+        for connection in (self._command_connection, self._push_connection):
+            if connection is not None:
+                connection.abort()
+        self._command_connection = self._push_connection = None
 
 
 class _Fanout:
@@ -419,11 +424,11 @@ def _check_handshake(commands: list[tuple[bytes | str | int, ...]], replies: lis
             raise BusError(message)
 
 
-def _ignore(_reply: Reply) -> None:
+def _ignore_reply(_reply: Reply) -> None:
     """Take a reply nobody waits for."""
 
 
-def _ignore_s(_seconds: float) -> None:
+def _ignore_ping_time(_seconds: float) -> None:
     """Take a time nobody asks for."""
 
 

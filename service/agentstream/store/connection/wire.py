@@ -15,7 +15,7 @@ Reply = Any
 OnReply = Callable[[Reply], None]
 
 
-class Wire(asyncio.Protocol):
+class RespConnection(asyncio.Protocol):
     """Bytes in, replies and pushes out. ``lost`` is done when the connection is."""
 
     def __init__(self, on_reply: OnReply, on_push: Callable[[list[Any]], None]) -> None:
@@ -63,11 +63,11 @@ class Wire(asyncio.Protocol):
             self._transport.abort()
 
 
-async def unless_lost(wire: Wire, work: Awaitable[None]) -> None:
+async def await_while_connected(connection: RespConnection, work: Awaitable[None]) -> None:
     """Await ``work``; raises BusError as soon as the connection is lost."""
     task = asyncio.ensure_future(work)
     try:
-        await asyncio.wait({task, wire.lost}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({task, connection.lost}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
             message = "the connection was closed"
             raise BusError(message)

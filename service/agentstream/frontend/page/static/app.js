@@ -1,22 +1,22 @@
 // The playground: a conversation of streamed runs, one at a time, each with what its agent does shown as it happens.
 // Text from outside (answers, events, errors, model names) enters the page as text nodes only.
 
-import { Failure, apiKey, cancelRun, isRunId, keepApiKey, modelNames, startRun } from "./api.js";
+import { Failure, apiKey, cancelRun, isRunId, storeApiKey, modelNames, startRun } from "./api.js";
 import { byId, now } from "./dom.js";
 import { Exchange } from "./exchange.js";
-import { follow } from "./follow.js";
-import * as journal from "./journal.js";
+import { followRun } from "./run_stream.js";
+import * as storage from "./storage.js";
 import { asCurl, asPython } from "./snippets.js";
 
 const SAVE_MS = 2000; // how often a running exchange is saved; leaving the page saves it too
 
 let exchanges = [];
 let running = null; // { exchange, controller, stopping } of the run under way
-let locked = null; // the exchange that waits for a key
+let exchangeAwaitingKey = null; // the exchange that waits for a key
 
 /** The messages of a request that asks an exchange's question: whole exchanges before it go along. */
 function messagesUpTo(exchange) {
-  const earlier = exchanges.slice(0, exchanges.indexOf(exchange)).filter((other) => other.kept);
+  const earlier = exchanges.slice(0, exchanges.indexOf(exchange)).filter((other) => other.inHistory);
   const said = earlier.flatMap(({ question, text }) => [
     { role: "user", content: question },
     { role: "assistant", content: text },
@@ -59,26 +59,26 @@ async function run(exchange, start = null) {
   const key = apiKey();
   let unlocked = false; // the key was entered while the request without it was under way
   try {
-    await follow(exchange, start && (await start(controller.signal)), controller.signal);
+    await followRun(exchange, start && (await start(controller.signal)), controller.signal);
   } catch (error) {
     controller.abort(); // lets go of a stream that failed half-way
     fail(exchange, error);
-    unlocked = locked === exchange && apiKey() !== key;
+    unlocked = exchangeAwaitingKey === exchange && apiKey() !== key;
   } finally {
     clearInterval(saving);
     setRunning(null);
     save();
   }
-  if (unlocked) await unlock();
+  if (unlocked) await resumeWithKey();
 }
 
 /** Go on with the run that waited for a key. */
-async function unlock() {
-  const exchange = locked;
+async function resumeWithKey() {
+  const exchange = exchangeAwaitingKey;
   if (!exchange || running) return;
-  locked = null;
+  exchangeAwaitingKey = null;
   closeAccess();
-  exchange.proceed();
+  exchange.resume();
   await run(exchange);
 }
 
@@ -87,9 +87,9 @@ function fail(exchange, error) {
   if (exchange.runId) {
     const gone = error.status === 404 || error.status === 410;
     exchange.suspend(gone ? told : `${told} Whether the run goes on is not known; reload the page to look again.`);
-    if (error.status === 401) locked = exchange;
+    if (error.status === 401) exchangeAwaitingKey = exchange;
   } else {
-    exchange.take({ kind: "failed", message: told }, now());
+    exchange.apply({ kind: "failed", message: told }, now());
     if (!byId("prompt").value) byId("prompt").value = exchange.question;
   }
   if (error.status === 401) askForKey();
@@ -124,7 +124,7 @@ function setRunning(next) {
   if (hadFocus) (next ? byId("stop") : byId("prompt")).focus();
 }
 
-const save = () => journal.save(exchanges.map((exchange) => exchange.record()));
+const save = () => storage.save(exchanges.map((exchange) => exchange.record()));
 
 // Copying
 
@@ -197,12 +197,12 @@ async function begin() {
   byId("key").value = apiKey();
   const models = loadModels();
   const linked = location.hash;
-  for (const record of journal.saved()) add(Exchange.restored(record));
+  for (const record of storage.load()) add(Exchange.restored(record));
   await Promise.resolve(); // each exchange whose run is known has put it into the address
   if (linked) history.replaceState(null, "", linked);
   for (const exchange of exchanges) {
     if (!exchange.ended && exchange.runId) await run(exchange);
-    else if (!exchange.ended) exchange.take({ kind: "failed", message: "The page was left before the run began." }, null);
+    else if (!exchange.ended) exchange.apply({ kind: "failed", message: "The page was left before the run began." }, null);
   }
   await models; // its notice would take the place of the next
   await openFragment();
@@ -225,7 +225,7 @@ byId("stop").addEventListener("click", stop);
 byId("restart").addEventListener("click", () => {
   for (const exchange of exchanges) exchange.root.remove();
   exchanges = [];
-  locked = null;
+  exchangeAwaitingKey = null;
   save();
   history.replaceState(null, "", location.pathname + location.search);
   byId("welcome").hidden = false;
@@ -233,9 +233,9 @@ byId("restart").addEventListener("click", () => {
   byId("prompt").focus();
 });
 byId("key").addEventListener("change", async () => {
-  keepApiKey(byId("key").value.trim());
+  storeApiKey(byId("key").value.trim());
   await loadModels();
-  await unlock();
+  await resumeWithKey();
 });
 window.addEventListener("hashchange", openFragment);
 window.addEventListener("pagehide", save);

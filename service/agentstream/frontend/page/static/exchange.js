@@ -1,7 +1,7 @@
 // One question and its reply: folds the run's facts, keeps the numbers, draws both.
 
 import { byId, element, fromTemplate, isNumber, keepingBottom, now, seconds } from "./dom.js";
-import { note } from "./journal.js";
+import { appendFact } from "./storage.js";
 import { MarkdownView } from "./markdown.js";
 import { Timeline } from "./timeline.js";
 
@@ -22,8 +22,8 @@ export class Exchange {
   #usage = null;
   #firstAt = null;
   #endedAt = null;
-  #undrawn = false;
-  #unspoken = "";
+  #drawScheduled = false;
+  #unannounced = "";
   #frame = 0;
   #resolveStarted;
 
@@ -36,7 +36,7 @@ export class Exchange {
     this.answer = new MarkdownView(this.part("answer"));
     this.part("question").textContent = question ?? "A run that was asked for elsewhere";
     this.root.classList.toggle("elsewhere", question === null);
-    if (runId) this.#know(runId);
+    if (runId) this.#setRunId(runId);
     byId("conversation").append(this.root);
     this.clock = setInterval(() => this.#showProgress(), CLOCK_MS);
   }
@@ -44,7 +44,7 @@ export class Exchange {
   /** An exchange as `record()` told it. */
   static restored({ facts, cursor, ...record }) {
     const exchange = new Exchange(record);
-    for (const { fact, at } of facts) exchange.take(fact, at, { silently: true });
+    for (const { fact, at } of facts) exchange.apply(fact, at, { silently: true });
     exchange.cursor = String(cursor ?? "");
     exchange.#draw();
     return exchange;
@@ -57,7 +57,7 @@ export class Exchange {
   }
 
   /** Whether follow-ups send it along: it has both sides. */
-  get kept() {
+  get inHistory() {
     return this.question !== null && this.ended !== "" && !this.failed && (this.text !== "" || !this.#cancelled);
   }
 
@@ -66,15 +66,15 @@ export class Exchange {
   }
 
   /** Fold one fact that came at `at` (seconds; null if it happened earlier and nobody here knows when). */
-  take(fact, at, { silently = false } = {}) {
+  apply(fact, at, { silently = false } = {}) {
     if (this.ended) return;
-    note(this.#facts, fact, at);
+    appendFact(this.#facts, fact, at);
     const say = silently || at === null ? () => {} : (text) => (byId("status").textContent = text);
-    if (fact.kind === "run") this.#know(fact.id);
-    else if (fact.kind === "text") this.#write(fact.text, at, silently);
-    else if (fact.kind === "reasoning") this.#think(fact.text, at);
-    else if (fact.kind === "event") keepingBottom(() => say(this.timeline.take(fact.event, fact.data, at)));
-    else if (fact.kind === "call") keepingBottom(() => this.timeline.takeCall(fact.call, at));
+    if (fact.kind === "run") this.#setRunId(fact.id);
+    else if (fact.kind === "text") this.#appendText(fact.text, at, silently);
+    else if (fact.kind === "reasoning") this.#appendReasoning(fact.text, at);
+    else if (fact.kind === "event") keepingBottom(() => say(this.timeline.showEvent(fact.event, fact.data, at)));
+    else if (fact.kind === "call") keepingBottom(() => this.timeline.showClientToolCall(fact.call, at));
     else if (fact.kind === "usage") this.#usage = fact.usage;
     else if (fact.kind === "finish") this.#finish = fact.reason;
     else if (fact.kind === "cancelled") this.#cancelled = true;
@@ -84,24 +84,24 @@ export class Exchange {
 
   /** Tell that nothing more will come for now, without an end: a reload tries again. */
   suspend(problem) {
-    this.reconnecting(false);
+    this.showReconnecting(false);
     this.#stopClock();
-    this.#tell(problem);
+    this.#showProblem(problem);
     this.#stat("ended", "not known");
   }
 
   /** Take back what `suspend` told. */
-  proceed() {
-    this.#tell("");
+  resume() {
+    this.#showProblem("");
     this.#stat("ended", "running");
     this.clock ||= setInterval(() => this.#showProgress(), CLOCK_MS);
   }
 
-  reconnecting(is) {
+  showReconnecting(is) {
     this.part("reconnecting").hidden = !is;
   }
 
-  #know(runId) {
+  #setRunId(runId) {
     this.runId = runId;
     this.part("link").href = `#run=${runId}`;
     this.part("link").hidden = false;
@@ -109,50 +109,50 @@ export class Exchange {
     this.#resolveStarted();
   }
 
-  #write(text, at, silently) {
+  #appendText(text, at, silently) {
     this.#firstAt ??= at;
     this.text += text;
-    if (!silently && at !== null) this.#unspoken += text;
-    this.#drawSoon();
+    if (!silently && at !== null) this.#unannounced += text;
+    this.#scheduleDraw();
   }
 
-  #think(text, at) {
+  #appendReasoning(text, at) {
     this.#firstAt ??= at;
     this.#reasoning += text;
-    this.#drawSoon();
+    this.#scheduleDraw();
   }
 
   /** Many tokens a screen refresh: one change of the page; fewer, where drawing takes long. */
-  #drawSoon() {
-    if (this.#undrawn) return;
-    this.#undrawn = true;
+  #scheduleDraw() {
+    if (this.#drawScheduled) return;
+    this.#drawScheduled = true;
     this.#frame = requestAnimationFrame(() => {
       const began = performance.now();
       this.#draw();
       const rest = (performance.now() - began) * (DRAWING_SHARE - 1);
       if (rest < CLOCK_MS / DRAWING_SHARE) return;
-      this.#undrawn = true; // what comes meanwhile waits
-      setTimeout(() => ((this.#undrawn = false), this.ended || this.#drawSoon()), rest);
+      this.#drawScheduled = true; // what comes meanwhile waits
+      setTimeout(() => ((this.#drawScheduled = false), this.ended || this.#scheduleDraw()), rest);
     });
   }
 
   #draw() {
     cancelAnimationFrame(this.#frame);
-    this.#undrawn = false;
+    this.#drawScheduled = false;
     keepingBottom(() => {
       this.part("waiting").hidden = Boolean(this.text || this.ended);
       this.part("reasoning").hidden = !this.#reasoning;
       this.part("thought").textContent = this.#reasoning;
       this.answer.show(this.text);
     });
-    this.#speak(/^[^]*(?:[.!?:]\s|\n)/);
+    this.#announce(/^[^]*(?:[.!?:]\s|\n)/);
   }
 
   /** Hand whole sentences to screen readers: token by token they would be read in shreds. */
-  #speak(pattern) {
-    const [ready] = this.#unspoken.match(pattern) ?? [""];
+  #announce(pattern) {
+    const [ready] = this.#unannounced.match(pattern) ?? [""];
     if (!ready.trim()) return;
-    this.#unspoken = this.#unspoken.slice(ready.length);
+    this.#unannounced = this.#unannounced.slice(ready.length);
     byId("spoken").append(element("p", "", ready));
     while (byId("spoken").childElementCount > 3) byId("spoken").firstElementChild.remove();
   }
@@ -169,18 +169,18 @@ export class Exchange {
     this.#endedAt = at;
     this.#stopClock();
     this.#draw();
-    this.#speak(/^[^]+$/);
+    this.#announce(/^[^]+$/);
     keepingBottom(() => {
       this.part("reply").setAttribute("aria-busy", "false");
       this.timeline.close();
-      this.#tell(problem);
+      this.#showProblem(problem);
       this.#stat("ended", how);
       this.#showProgress();
       this.#showUsage();
     });
   }
 
-  #tell(problem) {
+  #showProblem(problem) {
     this.part("failure").hidden = !problem;
     this.part("failure").textContent = problem;
   }

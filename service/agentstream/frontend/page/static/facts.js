@@ -1,6 +1,6 @@
 // What a stream's messages say, as small plain facts: an exchange folds them, and session storage keeps them.
 
-import { Failure, errorText, parsedObject } from "./api.js";
+import { Failure, errorText, parseJsonObject } from "./api.js";
 
 /**
  * The facts in one message of a stream, in order. Each is an object with a `kind`: `run` (id), `text` and `reasoning`
@@ -9,7 +9,7 @@ import { Failure, errorText, parsedObject } from "./api.js";
  */
 export function factsOf({ event, data }) {
   if (data === "[DONE]") return [{ kind: "done" }];
-  const body = parsedObject(data);
+  const body = parseJsonObject(data);
   if (body === null) throw new Failure(`The stream holds something that is not a JSON object: ${data.slice(0, 80)}`);
   if (body.error) return [ending(body.error, body.error)];
   if (event !== "message") return [{ kind: "event", event, data: withoutChunkFields(body) }];

@@ -146,7 +146,7 @@ function list(parent, lines, index, depth) {
     if (!mark || /[0-9]/.test(mark[2]) !== ordered || RULE.test(lines[next])) break;
     const own = [lines[next].slice(mark[0].length)];
     next += 1;
-    while (next < lines.length && belongs(lines, next, indent.length + 2)) {
+    while (next < lines.length && continuesItem(lines, next, indent.length + 2)) {
       own.push(lines[next].slice(Math.min(mark[0].length, INDENT.exec(lines[next])[0].length)));
       next += 1;
     }
@@ -160,7 +160,7 @@ function list(parent, lines, index, depth) {
 }
 
 /** Whether a line goes on with the list item before it: it is indented so far, or plain text right after text. */
-function belongs(lines, index, indent) {
+function continuesItem(lines, index, indent) {
   const line = lines[index];
   const isIndented = (other) => INDENT.exec(other)[0].length >= indent;
   if (!line.trim()) return isIndented(lines[index + 1] ?? "");
@@ -200,7 +200,7 @@ function inline(parent, text, { links = true, depth = 0 } = {}) {
     pattern.lastIndex = at;
     const found = pattern.exec(text);
     if (!found) break;
-    const made = piece(text, found.index, { links, depth });
+    const made = inlineNode(text, found.index, { links, depth });
     if (made) {
       parent.append(text.slice(plain, found.index), made.node);
       plain = made.end;
@@ -211,11 +211,11 @@ function inline(parent, text, { links = true, depth = 0 } = {}) {
 }
 
 /** What a special character begins: { node, end }, or null if it is just that character. */
-function piece(text, at, context) {
+function inlineNode(text, at, context) {
   const character = text[at];
   if (character === "\\") return /[!-/:-@[-`{-~]/.test(text[at + 1] ?? "") ? { node: text[at + 1], end: at + 2 } : null;
   if (character === "`") return codeSpan(text, at);
-  if (character === "h") return context.links ? address(text, at) : null;
+  if (character === "h") return context.links ? autolink(text, at) : null;
   if (character === "[" || character === "!") return context.links ? link(text, at, context) : null;
   return context.depth < DEEPEST ? emphasis(text, at, context) : null;
 }
@@ -265,7 +265,7 @@ function link(text, at, context) {
   return { node, end: open + 1 + end + 1 };
 }
 
-function address(text, at) {
+function autolink(text, at) {
   ADDRESS.lastIndex = at;
   const target = ADDRESS.exec(text)?.[0].replace(/[.,;:!?)\]*_]{1,50}$/, "");
   const node = target && anchor(target);

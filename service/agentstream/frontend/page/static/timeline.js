@@ -4,7 +4,7 @@ import { asText, element, fromTemplate, isNumber, seconds } from "./dom.js";
 
 const LONG_TEXT = 400; // characters; a longer argument or result starts folded
 const LONGEST_TEXT = 50_000; // characters of one that are shown
-const MOST_STEPS = 500; // more are counted, not drawn
+const MAX_STEPS = 500; // more are counted, not drawn
 
 /** A start event opens a step, its end event closes the same step. Events of unknown types and shapes are shown too. */
 export class Timeline {
@@ -24,28 +24,28 @@ export class Timeline {
   }
 
   /** Show an event that came at `at` (seconds, or null), and return what to tell a listener of it ("" for nothing). */
-  take(event, data, at) {
+  showEvent(event, data, at) {
     const name = asText(data.tool ?? "tool");
     const id = data.tool_call_id ?? data.event_id; // a field called id arrives as event_id
     if (event === "agent_turn_start") {
-      this.#finish(this.#step(at, "turn", "Turn", asText(data.agent ?? "")), "done");
+      this.#finish(this.#addStep(at, "turn", "Turn", asText(data.agent ?? "")), "done");
     } else if (event === "inference_start") {
-      this.#step(at, "inference", "Model", [data.model, data.engine].filter(Boolean).map(asText).join(" on "));
+      this.#addStep(at, "inference", "Model", [data.model, data.engine].filter(Boolean).map(asText).join(" on "));
     } else if (event === "inference_end") {
-      const step = this.#take("inference") ?? this.#step(at, "inference", "Model", asText(data.model ?? ""));
+      const step = this.#findOpenStep("inference") ?? this.#addStep(at, "inference", "Model", asText(data.model ?? ""));
       this.#endInference(step, data, at);
     } else if (event === "tool_call_start") {
-      this.#block(this.#step(at, "tool", "Tool", name, { name, id }), "Arguments", data.arguments);
+      this.#block(this.#addStep(at, "tool", "Tool", name, { name, id }), "Arguments", data.arguments);
       return `Tool ${name} is running.`;
     } else if (event === "tool_call_end") {
-      this.#endTool(this.#take("tool", name, id) ?? this.#step(at, "tool", "Tool", name, { name, id }), data, at);
+      this.#endTool(this.#findOpenStep("tool", name, id) ?? this.#addStep(at, "tool", "Tool", name, { name, id }), data, at);
       return `Tool ${name} ${data.success === false ? "failed" : "is done"}.`;
     } else if (event === "tool_results") {
       const results = Array.isArray(data.results) ? data.results : [];
       const told = results.map((r) => `${asText(r?.tool_name)} ${r?.success ? "ok" : "failed"}`).join(", ");
-      this.#finish(this.#step(at, "results", "Results", told), "done");
+      this.#finish(this.#addStep(at, "results", "Results", told), "done");
     } else {
-      const step = this.#step(at, "other", "Event", event);
+      const step = this.#addStep(at, "other", "Event", event);
       this.#block(step, "Data", data);
       this.#finish(step, "done");
     }
@@ -53,18 +53,18 @@ export class Timeline {
   }
 
   /** Show a piece of a call of the client's own tool: nobody here runs it. */
-  takeCall(delta, at) {
+  showClientToolCall(delta, at) {
     const index = delta?.index ?? 0;
     let call = this.#calls.get(index);
     if (!call) {
       call = { text: "", body: null };
-      const step = this.#step(at, "call", "Client tool", asText(delta?.function?.name ?? "tool"));
+      const step = this.#addStep(at, "call", "Client tool", asText(delta?.function?.name ?? "tool"));
       call.body = this.#block(step, "Arguments", "");
       this.#finish(step, "done", "for the client to run");
       this.#calls.set(index, call);
     }
     call.text += asText(delta?.function?.arguments ?? "");
-    call.body.textContent = shortened(call.text) || "(none yet)";
+    call.body.textContent = truncate(call.text) || "(none yet)";
   }
 
   /** Mark what never ended: the run stopped or failed while it was under way. */
@@ -91,7 +91,7 @@ export class Timeline {
     this.#finish(step, failed ? "failed" : "done", notes.join(" after "));
   }
 
-  #step(at, kind, title, detail, key = {}) {
+  #addStep(at, kind, title, detail, key = {}) {
     const item = fromTemplate("step-template");
     const step = { kind, ...key, item, at };
     const since = duration(this.#startedAt, at);
@@ -100,15 +100,15 @@ export class Timeline {
     item.querySelector(".detail").textContent = detail.length > LONG_TEXT ? `${detail.slice(0, LONG_TEXT)}…` : detail;
     item.querySelector(".at").textContent = since === null ? "" : `+${seconds(since)}`;
     this.#steps += 1;
-    if (this.#steps <= MOST_STEPS) this.#list.append(item);
+    if (this.#steps <= MAX_STEPS) this.#list.append(item);
     this.#root.hidden = false;
-    const hidden = this.#steps > MOST_STEPS ? `, of which the first ${MOST_STEPS} are shown` : "";
+    const hidden = this.#steps > MAX_STEPS ? `, of which the first ${MAX_STEPS} are shown` : "";
     this.#root.querySelector(".count").textContent = `${this.#steps}${hidden}`;
     this.#open.push(step);
     return step;
   }
 
-  #take(kind, name, id) {
+  #findOpenStep(kind, name, id) {
     const same = this.#open.filter((step) => step.kind === kind && step.name === name);
     return same.find((step) => id !== undefined && step.id === id) ?? same[0];
   }
@@ -123,7 +123,7 @@ export class Timeline {
     const text = asText(value);
     const long = text.length > LONG_TEXT;
     const box = element(long ? "details" : "div", "block");
-    const body = element("pre", "", shortened(text) || "(empty)");
+    const body = element("pre", "", truncate(text) || "(empty)");
     body.dir = "auto";
     box.append(element(long ? "summary" : "span", "", long ? `${label} (${text.length} characters)` : label), body);
     step.item.append(box);
@@ -134,7 +134,7 @@ export class Timeline {
 /** Seconds between two times, null if one of them is not known. */
 const duration = (from, to) => (from === null || to === null ? null : to - from);
 
-function shortened(text) {
+function truncate(text) {
   if (text.length <= LONGEST_TEXT) return text;
   return `${text.slice(0, LONGEST_TEXT)}\n… ${text.length - LONGEST_TEXT} more characters`;
 }

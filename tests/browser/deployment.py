@@ -8,7 +8,7 @@ from tests.processes import Process, Processes
 QUICK_LEASE_S = "1"
 
 
-class PageScene:
+class PageDeployment:
     """The page, served by real processes with the agents of page_agents.py."""
 
     def __init__(self, browser: Chromium, processes: Processes, gates: Path) -> None:

@@ -10,11 +10,11 @@ import pytest
 from agentstream.errors import BrokerUnavailable
 from agentstream.protocol.jobs import Job, new_run_id
 from agentstream.store.queue import Claim, JobQueue
-from agentstream.worker.lease import PRUNE_EVERY, Leases, tolerate
+from agentstream.worker.leases import PRUNE_EVERY, Leases, warn_if_unavailable
 from agentstream.worker.runner import Runner
 from agentstream.worker.slots import Slots
 from agentstream.worker.worker import Worker
-from tests.helpers import SOON_S
+from tests.helpers import TIMEOUT_S
 
 LEASE_S = 0.003
 
@@ -27,7 +27,7 @@ class HeldRun:
         self.claim = Claim(f"{run_id}-entry", Job(run_id=run_id, request={"model": "m"}, created=1, start_by=2), 0.0)
         self.begun = True
         self.agent_name = "herd"
-        self.texts = 7
+        self.text_events = 7
         self.told: list[str] = []
         self.news = asyncio.Event()
 
@@ -35,7 +35,7 @@ class HeldRun:
     def run_id(self) -> str:
         return self.claim.job.run_id
 
-    def lose(self) -> None:
+    def abandon(self) -> None:
         self._note("lose")
 
     def cancel(self) -> None:
@@ -73,11 +73,11 @@ class StubQueue:
         self._turn("superseded")
         return [run_id for run_id in self.taken if run_id in run_ids]
 
-    async def cancelled(self, run_ids: list[str]) -> list[str]:
+    async def cancel_requested(self, run_ids: list[str]) -> list[str]:
         self._turn("cancelled")
         return [run_id for run_id in self.flagged if run_id in run_ids]
 
-    async def tell_progress(self, runs: list[tuple[str, str, int]]) -> None:
+    async def report_progress(self, runs: list[tuple[str, str, int]]) -> None:
         self.progress = runs
         self._turn("progress")
 
@@ -88,11 +88,11 @@ class StubQueue:
     async def close(self) -> None:
         self.closed = True
 
-    async def beat(self) -> None:
+    async def heartbeat(self) -> None:
         self._turn("beat")
 
-    async def claim(self, *, hurry: bool = False) -> Claim | None:
-        self.hurried += hurry
+    async def claim(self, *, short_block: bool = False) -> Claim | None:
+        self.hurried += short_block
         self._turn("claim")
         await asyncio.sleep(LEASE_S)
         return None
@@ -104,7 +104,7 @@ class StubQueue:
 
     async def until(self, found: Callable[[], bool]) -> None:
         """Return when calls have made it true."""
-        async with asyncio.timeout(SOON_S):
+        async with asyncio.timeout(TIMEOUT_S):
             while not found():
                 self._turned.clear()
                 await self._turned.wait()
@@ -128,7 +128,7 @@ def leases(queue: StubQueue) -> Leases:
 
 
 async def told(run: HeldRun) -> list[str]:
-    async with asyncio.timeout(SOON_S):
+    async with asyncio.timeout(TIMEOUT_S):
         await run.news.wait()
     return run.told
 
@@ -140,7 +140,7 @@ class Keeping:
         self._leases = leases
 
     async def __aenter__(self) -> asyncio.Task[None]:
-        self._task = asyncio.create_task(self._leases.keep())
+        self._task = asyncio.create_task(self._leases.renew_forever())
         return self._task
 
     async def __aexit__(self, *_: object) -> None:
@@ -255,8 +255,8 @@ async def test_unforeseen_error_ends_the_keeping(queue: StubQueue, leases: Lease
     leases.hold(HeldRun())
     queue.errors["renew"] = ValueError("broken on purpose")
     with pytest.raises(ValueError, match="broken on purpose"):
-        async with asyncio.timeout(SOON_S):
-            await leases.keep()
+        async with asyncio.timeout(TIMEOUT_S):
+            await leases.renew_forever()
 
 
 async def test_dead_workers_are_forgotten_now_and_then(queue: StubQueue, leases: Leases) -> None:
@@ -269,14 +269,14 @@ async def test_dead_workers_are_forgotten_now_and_then(queue: StubQueue, leases:
 
 
 async def test_only_the_brokers_absence_is_tolerated() -> None:
-    """``tolerate`` lets every other error through."""
+    """``warn_if_unavailable`` lets every other error through."""
 
     async def broken() -> None:
         message = "broken on purpose"
         raise ValueError(message)
 
     with pytest.raises(ValueError, match="broken on purpose"):
-        await tolerate(broken, "do it")
+        await warn_if_unavailable(broken, "do it")
 
 
 def worker_of(
@@ -323,8 +323,8 @@ async def test_a_job_is_begun_before_the_next_is_asked_for(queue: StubQueue, lea
     jobs = [HeldRun().claim]
     asked_again = asyncio.Event()
 
-    async def claim(*, hurry: bool = False) -> Claim | None:
-        order.append(f"claim {hurry}")
+    async def claim(*, short_block: bool = False) -> Claim | None:
+        order.append(f"claim {short_block}")
         if jobs:
             return jobs.pop()
         asked_again.set()
@@ -339,7 +339,7 @@ async def test_a_job_is_begun_before_the_next_is_asked_for(queue: StubQueue, lea
     worker = worker_of(queue, leases, runner, slots=Slots(2))
     stop = asyncio.Event()
     working = asyncio.create_task(worker.run(stop))
-    async with asyncio.timeout(SOON_S):
+    async with asyncio.timeout(TIMEOUT_S):
         await asked_again.wait()
     stop.set()
     await working
@@ -358,7 +358,7 @@ async def test_worker_dies_with_its_side_task(queue: StubQueue, leases: Leases, 
         await worker.run(asyncio.Event())
     assert caught.group_contains(ValueError, match="broken on purpose")
     assert queue.closed
-    assert time.monotonic() - started < SOON_S
+    assert time.monotonic() - started < TIMEOUT_S
 
 
 @pytest.mark.parametrize("side_task", ["beat", "reclaim", "renew", "claim"])
@@ -373,7 +373,7 @@ async def test_worker_outlives_an_absent_broker(queue: StubQueue, leases: Leases
     await queue.until(lambda: len(queue.renewed) >= 3)
     assert not working.done()
     stop.set()
-    async with asyncio.timeout(SOON_S):
+    async with asyncio.timeout(TIMEOUT_S):
         await working
     assert queue.closed
 

@@ -15,15 +15,15 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from agentstream.engines.base import SUM_UP, EngineError, EngineToolCall, Piece, ToolChoice, ToolSchema
-from agentstream.engines.spans import inference, tell_answer
+from agentstream.engines.base import SUMMARY_PROMPT, EngineDelta, EngineError, EngineToolCall, ToolChoice, ToolSchema
+from agentstream.engines.spans import inference_span, record_response
 from agentstream.protocol.openai import ChatCompletionRequest, Usage
 
 CHARS_PER_TOKEN = 4  # the seed's rule
 # The patterns below look at a text several times over; a question is a few hundred characters.
 MAX_QUESTION_CHARS = 20_000
 MAX_COUNT = 10_000  # "count to ...": minutes of streaming, and only 48 KB of log
-MAX_WISHES = 20  # of one question: more calls at once than a person asks for
+MAX_INTENTS = 20  # of one question: more calls at once than a person asks for
 # How a failed call's message begins; the orchestrator writes it so.
 FAILED_PREFIX = "Error: "
 
@@ -40,7 +40,7 @@ _EXAMPLES = {
 
 
 @dataclass(frozen=True, slots=True)
-class _Wish:
+class _Intent:
     """Something asked for: where in the question, and which call answers it."""
 
     position: int
@@ -63,50 +63,50 @@ class BuiltinEngine:
         messages: Sequence[dict[str, Any]],
         tools: Sequence[ToolSchema],
         tool_choice: ToolChoice | None = None,
-    ) -> AsyncGenerator[Piece, None]:
+    ) -> AsyncGenerator[EngineDelta, None]:
         """Yield tool calls for what was asked, or, once their results are there, an answer word by word.
 
         Usage is always known: 4 characters a token. Raises EngineError for a choice of a tool that is not there.
         """
-        with inference("agentstream", request.model, request, messages) as span:
-            async with aclosing(self._pieces(request, messages, tools, tool_choice)) as pieces:
-                async for piece in pieces:
-                    if piece.finish_reason:
-                        tell_answer(span, usage=piece.usage, finish_reason=piece.finish_reason)
-                    yield piece
+        with inference_span("agentstream", request.model, request, messages) as span:
+            async with aclosing(self._stream_deltas(request, messages, tools, tool_choice)) as deltas:
+                async for delta in deltas:
+                    if delta.finish_reason:
+                        record_response(span, usage=delta.usage, finish_reason=delta.finish_reason)
+                    yield delta
 
-    async def _pieces(
+    async def _stream_deltas(
         self,
         request: ChatCompletionRequest,
         messages: Sequence[dict[str, Any]],
         tools: Sequence[ToolSchema],
         tool_choice: ToolChoice | None,
-    ) -> AsyncGenerator[Piece, None]:
+    ) -> AsyncGenerator[EngineDelta, None]:
         question, tail = _last_question(messages)
         offered = {tool.name for tool in tools}
-        wishes = _understand(question, tools)
+        intents = _parse_intents(question, tools)
         made = _calls_made(tail)
         forced = _forced(tools, tool_choice)
-        if forced and not any(wish.tool == tool.name for wish in wishes for tool in forced):
-            wishes.insert(0, _Wish(-1, forced[0].name, _arguments_for(forced[0], question)))
-        calls = [wish for wish in wishes if wish.tool in offered and tool_choice != "none"]
-        if todo := _not_made(calls, made):
+        if forced and not any(intent.tool == tool.name for intent in intents for tool in forced):
+            intents.insert(0, _Intent(-1, forced[0].name, _arguments_for(forced[0], question)))
+        calls = [intent for intent in intents if intent.tool in offered and tool_choice != "none"]
+        if todo := _pending_intents(calls, made):
             if request.parallel_tool_calls is False:
                 todo = todo[:1]
             asked = [
-                EngineToolCall(f"call_{number}", wish.tool, json.dumps(wish.arguments, ensure_ascii=False))
-                for number, wish in enumerate(todo, made.total() + 1)
+                EngineToolCall(f"call_{number}", intent.tool, json.dumps(intent.arguments, ensure_ascii=False))
+                for number, intent in enumerate(todo, made.total() + 1)
             ]
             spent = _usage(messages, "".join(call.arguments for call in asked))
-            yield Piece(tool_calls=asked, finish_reason="tool_calls", usage=spent)
+            yield EngineDelta(tool_calls=asked, finish_reason="tool_calls", usage=spent)
             return
-        missing = [wish.tool for wish in wishes if wish.tool not in offered]
+        missing = [intent.tool for intent in intents if intent.tool not in offered]
         own = next((tool.name for tool in tools if tool.definition), None)
-        text, finish_reason = _limited(_answer(question, tail, missing, _introduction(offered, own)), request)
+        text, finish_reason = _truncated(_answer(question, tail, missing, _introduction(offered, own)), request)
         for word in re.findall(r"\s*\S+|\s+$", text):
-            yield Piece(text=word)
+            yield EngineDelta(text=word)
             await asyncio.sleep(self._token_delay_s)
-        yield Piece(finish_reason=finish_reason, usage=_usage(messages, text))
+        yield EngineDelta(finish_reason=finish_reason, usage=_usage(messages, text))
 
     async def close(self) -> None:
         """Nothing to release."""
@@ -115,7 +115,7 @@ class BuiltinEngine:
 def _last_question(messages: Sequence[dict[str, Any]]) -> tuple[str, Sequence[dict[str, Any]]]:
     """Return the last user message's text, and the messages after it."""
     for index in range(len(messages) - 1, -1, -1):
-        if messages[index].get("role") == "user" and messages[index].get("content") != SUM_UP:
+        if messages[index].get("role") == "user" and messages[index].get("content") != SUMMARY_PROMPT:
             return _text_of(messages[index]), messages[index + 1 :]
     return "", messages
 
@@ -149,14 +149,14 @@ def _canonical(arguments: str) -> str:
         return arguments
 
 
-def _not_made(wishes: Sequence[_Wish], made: Counter[tuple[str, str]]) -> list[_Wish]:
+def _pending_intents(intents: Sequence[_Intent], made: Counter[tuple[str, str]]) -> list[_Intent]:
     left, todo = Counter(made), []
-    for wish in wishes:
-        key = (wish.tool, json.dumps(wish.arguments, sort_keys=True))
+    for intent in intents:
+        key = (intent.tool, json.dumps(intent.arguments, sort_keys=True))
         if left[key]:
             left[key] -= 1
         else:
-            todo.append(wish)
+            todo.append(intent)
     return todo
 
 
@@ -183,7 +183,7 @@ def _usage(messages: Sequence[dict[str, Any]], answer: str) -> Usage:
     return Usage(prompt_tokens=prompt, completion_tokens=completion, total_tokens=prompt + completion)
 
 
-def _limited(text: str, request: ChatCompletionRequest) -> tuple[str, str]:
+def _truncated(text: str, request: ChatCompletionRequest) -> tuple[str, str]:
     """Return the text as far as stop sequences and the token limit let it go, and the finish_reason."""
     stops = [request.stop] if isinstance(request.stop, str) else request.stop or []
     for stop in stops:
@@ -227,7 +227,7 @@ def _introduction(offered: set[str], own_tool: str | None) -> str:
     listed = "\n".join(f"- {ability}" for ability in abilities)
     return (
         "I am agentstream's built-in demo engine, a set of rules and not a language model. What I can do, "
-        f"also up to {MAX_WISHES} of them in one question:\n{listed}\n{_HOW_TO_CONNECT}"
+        f"also up to {MAX_INTENTS} of them in one question:\n{listed}\n{_HOW_TO_CONNECT}"
     )
 
 
@@ -268,7 +268,7 @@ _GREETING = re.compile(r"\s*(?:hi|hello|hey|greetings|good (?:morning|afternoon|
 _HELP = re.compile(r"\bhelp\b|\bwhat can you\b|\b(?:who|what) are you\b", re.IGNORECASE)
 
 # What follows a tool's name: a JSON object, or the rest of the clause.
-_SAID_TO_TOOL = re.compile(r"\s*:?\s*(?:with\s+)?\{[^{}]*\}|(?:(?!\s+and\b|,)[^?.!;\n])*", re.IGNORECASE)
+_TOOL_ARGUMENTS = re.compile(r"\s*:?\s*(?:with\s+)?\{[^{}]*\}|(?:(?!\s+and\b|,)[^?.!;\n])*", re.IGNORECASE)
 _FILLER = re.compile(r"^\s*:?\s*(?:(?:for|in|of|with|to|on|at|about)\s+)?", re.IGNORECASE)
 
 _TEXT = re.compile(
@@ -301,10 +301,10 @@ _NUMBER = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?(?:e[+-]?[0
 _FUNCTION = r"\b(?:sqrt|abs|round|floor|ceil|min|max|log10|log|ln|exp|sin|cos|tan)\s*\((?:[^()]|\([^()]*\))*\)"
 _PART = rf"(?:{_FUNCTION}|{_NUMBER}|\*\*|//|[-+*/%^×÷−()]|\b(?:pi|e)\b)"  # noqa: RUF001
 _EXPRESSION = re.compile(rf"{_PART}(?:\s*{_PART})*", re.IGNORECASE)
-_WORKS_SOMETHING_OUT = re.compile(rf"[0-9a-z)]\s*(?:\*\*|[-+*/%^×÷−])[-+*/\s]*[0-9a-z(]|{_FUNCTION}", re.IGNORECASE)  # noqa: RUF001
+_HAS_OPERATION = re.compile(rf"[0-9a-z)]\s*(?:\*\*|[-+*/%^×÷−])[-+*/\s]*[0-9a-z(]|{_FUNCTION}", re.IGNORECASE)  # noqa: RUF001
 # 24/7, 3-4 or a date: arithmetic only if asked for, or at the very beginning
-_PERHAPS_NO_SUM = re.compile(r"[0-9]+(?:\s*[-/]\s*[0-9]+)+")
-_ASKS_FOR_SUM = re.compile(
+_AMBIGUOUS_EXPRESSION = re.compile(r"[0-9]+(?:\s*[-/]\s*[0-9]+)+")
+_ASKS_TO_CALCULATE = re.compile(
     r"\bwhat(?:['’]s|\s+is)\b|\b(?:calculate|compute|evaluate|solve|how\s+much|work\s+out)\b",  # noqa: RUF001
     re.IGNORECASE,
 )
@@ -317,34 +317,34 @@ _OPERATOR_WORD = re.compile(
 _OPERATOR_OF_WORD = {"plus": "+", "minus": "-", "times": "*", "multiplied": "*", "x": "*", "divided": "/", "to": "**"}
 
 
-def _understand(question: str, tools: Sequence[ToolSchema]) -> list[_Wish]:
+def _parse_intents(question: str, tools: Sequence[ToolSchema]) -> list[_Intent]:
     """Return what is asked for, in the order asked. What one rule has read, the next do not see."""
     if len(question) > MAX_QUESTION_CHARS:
         return []
-    wishes: list[_Wish] = []
-    for rule in (partial(_named_tools, tools=tools), _texts, _pages, _times, _sums):
+    intents: list[_Intent] = []
+    for rule in (partial(_named_tools, tools=tools), _find_texts, _find_pages, _find_times, _find_sums):
         found = list(rule(question))
-        wishes += [wish for wish, _ in found]
+        intents += [intent for intent, _ in found]
         for _, (start, end) in found:
             question = _blanked(question, start, end)
-    return sorted(wishes, key=lambda wish: wish.position)[:MAX_WISHES]
+    return sorted(intents, key=lambda intent: intent.position)[:MAX_INTENTS]
 
 
 def _blanked(text: str, start: int, end: int) -> str:
     return text[:start] + " " * (end - start) + text[end:]
 
 
-_Found = Iterator[tuple[_Wish, tuple[int, int]]]
+_Matches = Iterator[tuple[_Intent, tuple[int, int]]]
 
 
-def _named_tools(question: str, *, tools: Sequence[ToolSchema]) -> _Found:
+def _named_tools(question: str, *, tools: Sequence[ToolSchema]) -> _Matches:
     for tool in tools:
         if tool.definition:
             for match in re.finditer(rf"(?<![\w-]){re.escape(tool.name)}(?![\w-])", question, re.IGNORECASE):
-                said = _SAID_TO_TOOL.match(question, match.end())
+                said = _TOOL_ARGUMENTS.match(question, match.end())
                 end = said.end() if said else match.end()
                 arguments = _arguments_for(tool, question[match.end() : end])
-                yield _Wish(match.start(), tool.name, arguments), (match.start(), end)
+                yield _Intent(match.start(), tool.name, arguments), (match.start(), end)
 
 
 def _arguments_for(tool: ToolSchema, said: str) -> dict[str, Any]:
@@ -362,32 +362,32 @@ def _arguments_for(tool: ToolSchema, said: str) -> dict[str, Any]:
     return {first: said} if said and first is not None and kind == "string" else {}
 
 
-def _texts(question: str) -> _Found:
+def _find_texts(question: str) -> _Matches:
     for match in _TEXT.finditer(question):
         text = next(group for group in match.groups() if group is not None)
-        yield _Wish(match.start(), "text_statistics", {"text": text}), match.span()
+        yield _Intent(match.start(), "text_statistics", {"text": text}), match.span()
 
 
-def _pages(question: str) -> _Found:
+def _find_pages(question: str) -> _Matches:
     for match in _URL.finditer(question):
-        yield _Wish(match.start(), "read_url", {"url": match[1].rstrip(".,;:!?)")}), match.span()
+        yield _Intent(match.start(), "read_url", {"url": match[1].rstrip(".,;:!?)")}), match.span()
 
 
-def _times(question: str) -> _Found:
+def _find_times(question: str) -> _Matches:
     for match in _PLACE.finditer(question):
         place = _AFTER_PLACE.split(match[1] + " ", maxsplit=1)[0].strip().removesuffix(".")
         end = match.start(1) + len(place)
         question = _blanked(question, match.start(), end)
-        yield _Wish(match.start(), "current_time", {"place": place}), (match.start(), end)
+        yield _Intent(match.start(), "current_time", {"place": place}), (match.start(), end)
         if more := _MORE_PLACES.match(question, end):
             for name in re.finditer(_NAME, more[0]):
                 start = end + name.start()
-                yield _Wish(start, "current_time", {"place": name[0]}), (start, end + name.end())
+                yield _Intent(start, "current_time", {"place": name[0]}), (start, end + name.end())
     for match in _TIME.finditer(question):  # what is left names no place
-        yield _Wish(match.start(), "current_time", {}), match.span()
+        yield _Intent(match.start(), "current_time", {}), match.span()
 
 
-def _sums(question: str) -> _Found:
+def _find_sums(question: str) -> _Matches:
     begins = question.lstrip()
     # Words become signs, padded so that nothing after them moves.
     question = _ROOT_OF.sub(lambda match: f"sqrt({match[1]})".ljust(len(match[0])), question)
@@ -398,11 +398,11 @@ def _sums(question: str) -> _Found:
     )
     for match in _EXPRESSION.finditer(question):
         expression = _trimmed(match[0])
-        if not _WORKS_SOMETHING_OUT.search(expression):
+        if not _HAS_OPERATION.search(expression):
             continue
-        asked = begins.startswith(expression) or _ASKS_FOR_SUM.search(question)
-        if asked or not _PERHAPS_NO_SUM.fullmatch(expression):
-            yield _Wish(match.start(), "calculator", {"expression": expression}), match.span()
+        asked = begins.startswith(expression) or _ASKS_TO_CALCULATE.search(question)
+        if asked or not _AMBIGUOUS_EXPRESSION.fullmatch(expression):
+            yield _Intent(match.start(), "calculator", {"expression": expression}), match.span()
 
 
 def _trimmed(expression: str) -> str:

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from agentstream.engines.base import EngineError, Piece, ToolChoice, ToolSchema
-from agentstream.engines.builtin import MAX_QUESTION_CHARS, MAX_WISHES, BuiltinEngine
+from agentstream.engines.base import EngineDelta, EngineError, ToolChoice, ToolSchema
+from agentstream.engines.demo import MAX_INTENTS, MAX_QUESTION_CHARS, BuiltinEngine
 from agentstream.protocol.openai import ChatCompletionRequest, Usage
 from agentstream.tools.toolbox import Toolbox, default_tools
 
@@ -27,7 +27,7 @@ async def pieces_of(
     tools: Sequence[ToolSchema] = ALL_TOOLS,
     choice: ToolChoice | None = None,
     **parameters: Any,
-) -> list[Piece]:
+) -> list[EngineDelta]:
     request = ChatCompletionRequest.model_validate({"model": "m", "messages": [user("unused")], **parameters})
     return [piece async for piece in BuiltinEngine().stream(request, messages, tools, choice)]
 
@@ -221,10 +221,10 @@ async def test_text_comes_word_by_word_and_ends_with_usage() -> None:
     """Each word is a piece of its own; the last piece says stop and counts 4 characters a token."""
     question = user("count to 3, if you would be so kind")
     assert await pieces_of(question) == [
-        Piece(text="1"),
-        Piece(text=" 2"),
-        Piece(text=" 3"),
-        Piece(finish_reason="stop", usage=Usage(prompt_tokens=8, completion_tokens=1, total_tokens=9)),
+        EngineDelta(text="1"),
+        EngineDelta(text=" 2"),
+        EngineDelta(text=" 3"),
+        EngineDelta(finish_reason="stop", usage=Usage(prompt_tokens=8, completion_tokens=1, total_tokens=9)),
     ]
 
 
@@ -258,7 +258,7 @@ async def test_no_question_takes_long(piece: str) -> None:
 
 async def test_bounds_of_a_question_are_kept() -> None:
     """At most so many calls are made of one question, and an endless one is answered with the bound."""
-    assert len(await calls_of("what is 1+1, " * 50)) == MAX_WISHES
+    assert len(await calls_of("what is 1+1, " * 50)) == MAX_INTENTS
     assert (await answer_to(user("1+1 " * MAX_QUESTION_CHARS))).startswith("That is longer than the 20000 characters")
 
 

@@ -19,7 +19,7 @@ from agentstream.telemetry.log_format import JsonFormatter, TextFormatter, Trace
 log = logging.getLogger(__name__)
 
 # How long tasks that nobody waits for any more may take to be cancelled.
-LAST_TASKS_S: Final = 2.0
+CANCEL_TASKS_TIMEOUT_S: Final = 2.0
 
 # Libraries of ours that log at debug what they send and receive.
 NOISY: Final = ("asyncio", "httpcore", "httpcore2", "httpx", "httpx2", "mcp", "openai")
@@ -79,7 +79,7 @@ async def _until_ended(main: Coroutine[Any, Any, int]) -> int:
         left = asyncio.all_tasks() - {asyncio.current_task()}
         for task in left:
             task.cancel()
-        if left and (stuck := (await asyncio.wait(left, timeout=LAST_TASKS_S))[1]):
+        if left and (stuck := (await asyncio.wait(left, timeout=CANCEL_TASKS_TIMEOUT_S))[1]):
             log.critical("%d tasks ignore their cancel; the process ends without them", len(stuck))
             os._exit(EXIT_FAILED)
 

@@ -8,7 +8,7 @@ from agentstream.protocol.events import RUN_COMPLETED, RUN_STARTED, TEXT, encode
 from agentstream.protocol.jobs import new_run_id
 from agentstream.protocol.keys import Keys
 from agentstream.protocol.openai import Usage
-from agentstream.store.admin.client import Asking, store_errors
+from agentstream.store.admin.client import AdminClient, map_redis_errors
 from agentstream.store.connection.endpoint import Endpoint
 from agentstream.store.scripts import SCRIPTS
 
@@ -18,7 +18,7 @@ _ATTEMPT: Final = 1
 _STATUS: Final = {RUN_COMPLETED: "completed"}
 
 
-class ProbeRun(Asking):
+class ProbeRun(AdminClient):
     """Inside this asynchronous context manager the run exists, open and never queued.
 
     It is written by the scripts of front ends and workers: its keys have their TTL from the first moment.
@@ -39,7 +39,7 @@ class ProbeRun(Asking):
             *("created", int(time.time()), "include_usage", 0),
         )
         try:
-            await self._script("describe", self._names[1:], TTL_S, *described)
+            await self._script("create_run", self._names[1:], TTL_S, *described)
             await self._append(RUN_STARTED, {"worker": "doctor"})
         except BaseException:
             await self._redis.aclose()
@@ -49,7 +49,7 @@ class ProbeRun(Asking):
     async def __aexit__(self, *_: object) -> None:
         """Remove every trace of it."""
         try:
-            with store_errors():
+            with map_redis_errors():
                 for name in self._names:
                     await self._redis.delete(name)
         finally:
@@ -78,6 +78,6 @@ class ProbeRun(Asking):
 
     async def _script(self, name: str, keys: list[str], *args: str | bytes | int) -> Any:  # noqa: ANN401 -- a reply
         script = SCRIPTS[name]
-        with store_errors():
+        with map_redis_errors():
             await self._redis.script_load(script.source)
             return await self._redis.evalsha(script.sha.decode(), len(keys), *keys, *args)

@@ -12,7 +12,7 @@ from typing import Final, Protocol
 
 from agentstream.errors import BrokerUnavailable
 from agentstream.store.queue import Claim, JobQueue
-from agentstream.telemetry.log_context import about, scope_of
+from agentstream.telemetry.log_context import log_context_of, log_extra
 
 log = logging.getLogger(__name__)
 
@@ -20,7 +20,7 @@ RENEWALS_PER_LEASE: Final = 3  # two may fail before the third decides
 PRUNE_EVERY: Final = 100  # renewals
 
 
-class Held(Protocol):
+class LeasedRun(Protocol):
     """A run under lease."""
 
     claim: Claim
@@ -36,11 +36,11 @@ class Held(Protocol):
         ...
 
     @property
-    def texts(self) -> int:
+    def text_events(self) -> int:
         """How many tokens it has written."""
         ...
 
-    def lose(self) -> None:
+    def abandon(self) -> None:
         """Publish nothing more: another worker holds the job by now."""
 
     def cancel(self) -> None:
@@ -55,14 +55,14 @@ class Leases:
         self._queue = queue
         self.lease_s = lease_s
         self.interval_s = lease_s / RENEWALS_PER_LEASE
-        self._held: dict[str, Held] = {}
-        self._hurry = asyncio.Event()
+        self._held: dict[str, LeasedRun] = {}
+        self._renew_now = asyncio.Event()
 
-    def hold(self, run: Held) -> None:
+    def hold(self, run: LeasedRun) -> None:
         """Renew this run's lease from now on."""
         self._held[run.claim.entry_id] = run
 
-    def release(self, run: Held) -> None:
+    def release(self, run: LeasedRun) -> None:
         """Renew it no more."""
         self._held.pop(run.claim.entry_id, None)
 
@@ -73,22 +73,22 @@ class Leases:
             if run.claim.job.run_id == run_id:
                 run.cancel()
 
-    def hurry(self) -> None:
+    def renew_now(self) -> None:
         """Renew at once: after a reconnect others may be about to take over what could not be renewed."""
-        self._hurry.set()
+        self._renew_now.set()
 
-    async def keep(self) -> None:
+    async def renew_forever(self) -> None:
         """Renew for ever, noting how far runs are; those whose lease is lost or whose cancel was asked for are told."""
         renewals = 0
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self.interval_s):
-                    await self._hurry.wait()
-            self._hurry.clear()
+                    await self._renew_now.wait()
+            self._renew_now.clear()
             renewals += 1
-            await tolerate(self._renew, "renew leases")
+            await warn_if_unavailable(self._renew, "renew leases")
             if renewals % PRUNE_EVERY == 0:
-                await tolerate(self._queue.prune, "forget dead workers")
+                await warn_if_unavailable(self._queue.prune, "forget dead workers")
 
     async def _renew(self) -> None:
         if not self._held:
@@ -98,17 +98,17 @@ class Leases:
         lost += [begun[run_id] for run_id in await self._queue.superseded(list(begun))]
         for run in lost:
             if run is not None and self._held.pop(run.claim.entry_id, None) is run:
-                log.warning("the lease of the run was lost", extra=about(scope_of(run.claim.job)))
-                run.lose()
+                log.warning("the lease of the run was lost", extra=log_extra(log_context_of(run.claim.job)))
+                run.abandon()
         by_run = {run.claim.job.run_id: run for run in self._held.values()}
-        for run_id in await self._queue.cancelled(list(by_run)):
+        for run_id in await self._queue.cancel_requested(list(by_run)):
             by_run[run_id].cancel()
-        called = [(run_id, run.agent_name, run.texts) for run_id, run in by_run.items() if run.agent_name]
+        called = [(run_id, run.agent_name, run.text_events) for run_id, run in by_run.items() if run.agent_name]
         if called:
-            await self._queue.tell_progress(called)
+            await self._queue.report_progress(called)
 
 
-async def tolerate(action: Callable[[], Awaitable[None]], what: str) -> None:
+async def warn_if_unavailable(action: Callable[[], Awaitable[None]], what: str) -> None:
     """Do something that the next turn makes up for if the broker is away now."""
     try:
         await action()

@@ -13,7 +13,7 @@ from agentstream.protocol.openai import Usage
 MAX_RESULT_CHARS: Final = 20_000
 
 # Reasons to stop that the client should hear of; all others (tool_calls, ...) are the framework's own affair.
-_TOLD_REASONS: Final = frozenset({"length", "content_filter"})
+_FORWARDED_REASONS: Final = frozenset({"length", "content_filter"})
 
 
 @dataclass(slots=True)
@@ -25,7 +25,7 @@ class _OpenCall:
     started: float = field(default_factory=time.perf_counter)
 
 
-class Journal:
+class RunReporter:
     """Emits a run's events and keeps what its AgentResult needs: tool results, usage, the reason to stop."""
 
     def __init__(self, run: Run, agent: str) -> None:
@@ -50,7 +50,7 @@ class Journal:
     def inference_end(self, model: str, usage: Usage | None, finish_reason: str | None = None) -> None:
         """Tell that a model has answered; ``usage`` is of this answer alone, None if it was not told."""
         self._usages.append(usage)
-        self._finish_reason = finish_reason if finish_reason in _TOLD_REASONS else "stop"
+        self._finish_reason = finish_reason if finish_reason in _FORWARDED_REASONS else "stop"
         told = {"usage": usage.model_dump()} if usage else {}
         self._run.emit("inference_end", {"model": model, **told, "finish_reason": finish_reason})
 

@@ -5,7 +5,7 @@ const MOST_CHARACTERS = 2_000_000; // browsers give a page about 5 million
 const LONGEST_TEXT = 20_000; // of one fact: texts that follow each other are joined up to here
 
 /** Add a fact to a list, joining texts: tokens are many, and each costs an entry otherwise. */
-export function note(facts, fact, at) {
+export function appendFact(facts, fact, at) {
   const last = facts.at(-1)?.fact;
   const joins = last?.kind === fact.kind && (fact.kind === "text" || fact.kind === "reasoning");
   if (joins && last.text.length < LONGEST_TEXT) last.text += fact.text;
@@ -34,7 +34,7 @@ export function save(records) {
 }
 
 /** What was saved, [] if nothing was or it is not ours. */
-export function saved() {
+export function load() {
   try {
     const records = JSON.parse(sessionStorage.getItem(ITEM) ?? "[]");
     return Array.isArray(records) ? records.filter((record) => Array.isArray(record?.facts)) : [];

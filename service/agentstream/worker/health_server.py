@@ -10,7 +10,7 @@ from aiohttp import web
 
 from agentstream.errors import BusError, StartupError
 from agentstream.store.connection.link import Link
-from agentstream.telemetry.metrics import CONTENT_TYPE, observe_for_ever
+from agentstream.telemetry.metrics import CONTENT_TYPE, observe_periodically
 
 log = logging.getLogger(__name__)
 
@@ -19,8 +19,8 @@ PING_TIMEOUT_S: Final = 2.0
 CLOSE_TIMEOUT_S: Final = 1.0
 
 
-class HealthPort:
-    """Tells how the worker is. ``working`` says that it takes jobs; ``stop`` being set, that it takes no more."""
+class HealthServer:
+    """Tells how the worker is. ``taking_jobs`` says that it takes jobs; ``stop`` being set, that it takes no more."""
 
     def __init__(
         self, link: Link, stop: asyncio.Event, *, observe: Callable[[], None], render: Callable[[], bytes]
@@ -30,7 +30,7 @@ class HealthPort:
         self._stop = stop
         self._observe = observe
         self._render = render
-        self.working = False
+        self.taking_jobs = False
 
     @contextlib.asynccontextmanager
     async def serve(self, host: str, port: int, *, shared: bool) -> AsyncIterator[None]:
@@ -45,7 +45,7 @@ class HealthPort:
         )
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=CLOSE_TIMEOUT_S)
         await runner.setup()
-        telling = asyncio.create_task(observe_for_ever(self._observe), name="metrics") if shared else None
+        telling = asyncio.create_task(observe_periodically(self._observe), name="metrics") if shared else None
         try:
             await _listen(web.TCPSite(runner, host, port, reuse_port=shared or None), host, port)
             yield
@@ -67,7 +67,7 @@ class HealthPort:
         """GET /health/ready: 200 while jobs are taken, busy or not."""
         if self._stop.is_set():
             return web.json_response({"status": "draining"}, status=503)
-        if not self.working:
+        if not self.taking_jobs:
             return web.json_response({"status": "starting"}, status=503)
         try:
             async with asyncio.timeout(PING_TIMEOUT_S):

@@ -1,4 +1,4 @@
-"""Takes the README's pictures: ``python -m tests.browser.pictures FOLDER``."""
+"""Takes the README's pictures: ``python -m tests.browser.screenshots FOLDER``."""
 
 import asyncio
 import sys
@@ -6,9 +6,9 @@ import tempfile
 from pathlib import Path
 
 from agentstream.processes.broker import EmbeddedBroker, usable_servers
-from tests.browser.chromium import Chromium, Tab, find
+from tests.browser.chromium import Chromium, Tab, find_chromium
+from tests.browser.deployment import PageDeployment, ask, ended
 from tests.browser.page_agents import WORDS
-from tests.browser.scene import PageScene, ask, ended
 from tests.processes import Processes
 
 HALF = f"[...document.querySelectorAll('.answer')].at(-1)?.textContent.includes('{WORDS[29].strip()}')"
@@ -25,7 +25,7 @@ async def seen(tab: Tab) -> bytes:
 
 async def pictures(made: Path) -> Pictures:
     """Play what the pictures show."""
-    executable = find()
+    executable = find_chromium()
     if executable is None:
         sys.exit("no Chromium is installed; `make browser` installs it on Debian")
     broker = EmbeddedBroker(next(choice for choice in usable_servers() if choice.executable))
@@ -35,40 +35,40 @@ async def pictures(made: Path) -> Pictures:
             Processes(broker.url, made) as processes,
             Chromium.started(executable, made / "profile") as browser,
         ):
-            return await _take(PageScene(browser, processes, made))
+            return await _take(PageDeployment(browser, processes, made))
     finally:
         await broker.stop()
 
 
-async def _take(scene: PageScene) -> Pictures:
+async def _take(deployment: PageDeployment) -> Pictures:
     taken: Pictures = {}
-    worker = await scene.worker("shown")
-    url = await scene.frontend(AGENTSTREAM_MODELS="herd-1")
-    tab = await scene.browser.tab(url)
+    worker = await deployment.worker("shown")
+    url = await deployment.frontend(AGENTSTREAM_MODELS="herd-1")
+    tab = await deployment.browser.tab(url)
     await tab.call("Emulation.setScrollbarsHidden", hidden=True)
-    await tab.look(width=560, height=900)
+    await tab.set_viewport(width=560, height=900)
     await ask(tab, "Which cows are in Oslo?")
     await tab.until(ended("stop"))
     taken["tool-run"] = await seen(tab)
-    await tab.look(width=560, height=900, dark=True)
+    await tab.set_viewport(width=560, height=900, dark=True)
     taken["dark"] = await seen(tab)
-    await tab.look(width=390, height=844)
+    await tab.set_viewport(width=390, height=844)
     taken["phone"] = await seen(tab)
-    await tab.look(width=600, height=720)
+    await tab.set_viewport(width=600, height=720)
     await tab.click("#restart")
     await ask(tab, "Count to 59, slowly")
     await tab.until(HALF)
     await tab.reload()
     await tab.until(HALF)
-    scene.open_gate("rest")
+    deployment.open_gate("rest")
     await tab.until(ended("stop"))
     taken["resumed"] = await seen(tab)
     await tab.click("#restart")
-    scene.close_gate("rest")
+    deployment.close_gate("rest")
     await ask(tab, "Count to 59, slowly")
     await tab.until(HALF)
     worker.kill()
-    await scene.worker("shown")
+    await deployment.worker("shown")
     await tab.until(ended("with an error"))
     taken["killed-worker"] = await seen(tab)
     return taken

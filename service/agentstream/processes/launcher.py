@@ -17,14 +17,14 @@ LISTENING = "fakeredis is listening"  # printed once the port is its own
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
-def tied(*command: str) -> list[str]:
+def die_with_parent(*command: str) -> list[str]:
     """Return the command that runs ``command`` as a child that ends with this process (on Linux)."""
     if sys.platform != "linux":
         return list(command)
     return [sys.executable, "-P", __file__, "exec", str(os.getpid()), *command]
 
 
-def fake_redis(port: int) -> list[str]:
+def fake_redis_command(port: int) -> list[str]:
     """Return the command of a child that serves fakeredis on a loopback port."""
     return [sys.executable, "-P", __file__, "fake", str(os.getpid()), str(port)]
 

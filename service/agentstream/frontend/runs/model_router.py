@@ -22,7 +22,7 @@ class QueueState:
     oldest_s: float
 
 
-class Dispatch:
+class ModelRouter:
     """The front end's side of all its queues, each with a bound of its own."""
 
     def __init__(  # noqa: PLR0913 -- the names and their bound
@@ -39,9 +39,9 @@ class Dispatch:
 
         Then ``default_models`` are listed.
         """
-        self._open = not queue_of
+        self._any_model = not queue_of
         self._queue_of = dict(queue_of) or dict.fromkeys(default_models, default_queue)
-        queues = dict.fromkeys([default_queue] if self._open else queue_of.values())
+        queues = dict.fromkeys([default_queue] if self._any_model else queue_of.values())
         self._submitters = {queue: JobSubmitter(link, keys, queue, max_queued=max_queued) for queue in queues}
         self._default_queue = next(iter(queues))
         self._default = self._submitters[self._default_queue]
@@ -53,7 +53,7 @@ class Dispatch:
 
     def check(self, model: str) -> None:
         """Raise NotFound if no agent answers for this model."""
-        if not self._open:
+        if not self._any_model:
             self.queue_of(model)
 
     def queue_of(self, model: str) -> str:
@@ -66,11 +66,11 @@ class Dispatch:
 
     def submit(self, job: Job, *, ttl_s: int) -> Awaitable[None]:
         """Enqueue a job where its model's agent is; see JobSubmitter.submit. Raises NotFound, too."""
-        return self._submitters[self.queue_for(job)].submit(job, ttl_s=ttl_s)
+        return self._submitters[self.queue_of_job(job)].submit(job, ttl_s=ttl_s)
 
-    def queue_for(self, job: Job) -> str:
+    def queue_of_job(self, job: Job) -> str:
         """Return the queue a job goes to; raises NotFound."""
-        return self._default_queue if self._open else self.queue_of(job.request["model"])
+        return self._default_queue if self._any_model else self.queue_of(job.request["model"])
 
     async def check_limits(self, job: Job, **limits: Any) -> None:  # noqa: ANN401 -- JobSubmitter's
         """Count a request against its owner's limits, whatever its queue; see JobSubmitter.check_limits."""
@@ -86,7 +86,7 @@ class Dispatch:
             for queue, alive, backlog in zip(self._submitters, workers, backlogs, strict=True)
         }
 
-    async def available(self) -> list[str]:
+    async def available_models(self) -> list[str]:
         """Return the models that have a live worker: a request for another would only wait."""
         submitters = self._submitters
         counts = await asyncio.gather(*(submitter.workers_alive() for submitter in submitters.values()))

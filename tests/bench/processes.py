@@ -140,7 +140,7 @@ class Rig:
         }
 
 
-def a_queue() -> str:
+def new_queue_name() -> str:
     """Return a name for a queue of a scenario's own."""
     return f"bench-{secrets.token_hex(4)}"
 

@@ -12,11 +12,11 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
-from tests.helpers import SOON_S
+from tests.helpers import TIMEOUT_S
 
 
 @dataclass(frozen=True, kw_only=True)
-class Received:
+class ReceivedSpan:
     """A span. Ids are hex, times Unix time in s; ``parent`` is empty for a root."""
 
     trace: str
@@ -43,11 +43,11 @@ class Collector:
     """What came so far. ``headers`` are those of the latest request."""
 
     url: str = ""
-    spans: list[Received] = field(default_factory=list)
+    spans: list[ReceivedSpan] = field(default_factory=list)
     headers: dict[str, str] = field(default_factory=dict)
     _news: asyncio.Event = field(default_factory=asyncio.Event)
 
-    async def take(self, request: web.Request) -> web.Response:
+    async def receive_spans(self, request: web.Request) -> web.Response:
         """POST /v1/traces."""
         asked = ExportTraceServiceRequest.FromString(await request.read())
         self.headers = dict(request.headers)
@@ -57,10 +57,10 @@ class Collector:
         self._news.set()
         return web.Response(content_type="application/x-protobuf")
 
-    async def until(self, found: Callable[[list[Received]], bool]) -> list[Received]:
+    async def until(self, found: Callable[[list[ReceivedSpan]], bool]) -> list[ReceivedSpan]:
         """Return the spans once they are as wanted; fails, with their names, if time is up."""
         try:
-            async with asyncio.timeout(SOON_S):
+            async with asyncio.timeout(TIMEOUT_S):
                 while not found(self.spans):
                     self._news.clear()
                     await self._news.wait()
@@ -70,15 +70,15 @@ class Collector:
             raise AssertionError(message) from None
         return self.spans
 
-    async def run(self, run_id: str, *names: str) -> list[Received]:
+    async def run(self, run_id: str, *names: str) -> list[ReceivedSpan]:
         """Return the spans of a run's trace: once the front end's is there, and one that begins with each name."""
 
-        def of_trace(spans: list[Received]) -> list[Received]:
+        def of_trace(spans: list[ReceivedSpan]) -> list[ReceivedSpan]:
             ours = (span for span in spans if span.attributes.get("agentstream.run.id") == run_id)
             trace = next((span.trace for span in ours if span.kind == "producer"), "")
             return [span for span in spans if span.trace == trace]
 
-        def complete(spans: list[Received]) -> bool:
+        def complete(spans: list[ReceivedSpan]) -> bool:
             here = of_trace(spans)
             asked = any(span.kind == "server" and span.process[0] == "agentstream-frontend" for span in here)
             return asked and all(any(span.name.startswith(name) for span in here) for name in names)
@@ -86,8 +86,8 @@ class Collector:
         return of_trace(await self.until(complete))
 
 
-def _read(span: Span, resource: dict[str, Any]) -> Received:
-    return Received(
+def _read(span: Span, resource: dict[str, Any]) -> ReceivedSpan:
+    return ReceivedSpan(
         trace=span.trace_id.hex(),
         id=span.span_id.hex(),
         parent=span.parent_span_id.hex(),
@@ -118,12 +118,12 @@ def _value(value: AnyValue) -> Any:
 def application(collector: Collector) -> web.Application:
     """Return the application that feeds a collector."""
     app = web.Application(client_max_size=64 << 20)
-    app.router.add_post("/v1/traces", collector.take)
+    app.router.add_post("/v1/traces", collector.receive_spans)
     return app
 
 
 @asynccontextmanager
-async def collecting() -> AsyncIterator[Collector]:
+async def running_collector() -> AsyncIterator[Collector]:
     """A collector on a free port."""
     collector = Collector()
     async with TestServer(application(collector)) as server:

@@ -61,7 +61,7 @@ _PLACES: dict[str, str] = {
 }
 
 # Countries where one answer would be wrong for most: say so instead.
-_SEVERAL: dict[str, str] = {
+_MULTI_ZONE_COUNTRIES: dict[str, str] = {
     **dict.fromkeys(
         ["usa", "us", "united states", "united states of america", "america"],
         "New York, Chicago, Denver or Los Angeles",
@@ -132,8 +132,8 @@ def find_zone(place: str) -> tzinfo:
     shown = place.strip()[:_SHOWN_CHARS]
     key = _key(place)
     for candidate in (key, key.removeprefix("the "), key.partition(",")[0].strip()):  # "Paris, France"
-        if candidate in _SEVERAL:
-            message = f"{shown} has several time zones; name a city, such as {_SEVERAL[candidate]}"
+        if candidate in _MULTI_ZONE_COUNTRIES:
+            message = f"{shown} has several time zones; name a city, such as {_MULTI_ZONE_COUNTRIES[candidate]}"
             raise ToolError(message)
         if name := _PLACES.get(candidate) or _zones_by_key().get(candidate):
             return _zone(name)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from agentstream.protocol.events import RUN_STARTED, Batch
 
 
-class RunClock:
+class LatencyTimer:
     """Runs from a request's admission on; tells each time once."""
 
     __slots__ = ("_on_begun", "_on_text", "_since_s")
@@ -17,12 +17,12 @@ class RunClock:
         self._on_text = on_text
         self._since_s = time.monotonic()
 
-    def begun(self, batch: Batch) -> None:
+    def attempt_started(self, batch: Batch) -> None:
         """Take the first events of an attempt; a later attempt tells nothing, nor does a cancel in the queue."""
         first = batch.items[0]
         if batch.attempt == 1 and first.__class__ is list and first[:1] == [RUN_STARTED]:
             self._on_begun(time.monotonic() - self._since_s)
 
-    def spoke(self) -> None:
+    def first_text_received(self) -> None:
         """Take note of the first text."""
         self._on_text(time.monotonic() - self._since_s)

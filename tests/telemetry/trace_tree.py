@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from tests.telemetry.received import Received
+from tests.telemetry.collector import ReceivedSpan
 
 SHOWN = {
     "http.response.status_code": "HTTP {}",
@@ -14,7 +14,7 @@ SHOWN = {
 }
 
 
-def drawn(spans: Sequence[Received], *, shorten: bool = False) -> list[str]:
+def format_trace(spans: Sequence[ReceivedSpan], *, shorten: bool = False) -> list[str]:
     """Return a trace's lines: when each span began and how long it took, in ms, and of which process it is."""
     ordered = sorted(spans, key=lambda span: span.begin_s)
     known = {span.id for span in ordered}
@@ -34,7 +34,7 @@ def drawn(spans: Sequence[Received], *, shorten: bool = False) -> list[str]:
     return lines
 
 
-def _rows(span: Received, spans: Sequence[Received], depth: int) -> Iterator[tuple[int, Received]]:
+def _rows(span: ReceivedSpan, spans: Sequence[ReceivedSpan], depth: int) -> Iterator[tuple[int, ReceivedSpan]]:
     yield depth, span
     for child in spans:
         if child.parent == span.id:

@@ -29,7 +29,7 @@ class Verdict(Counter[str]):
 
 
 @dataclass(slots=True)
-class Received:
+class StreamRecord:
     """One run's stream as it came, over any number of connections."""
 
     plan: Plan
@@ -46,7 +46,7 @@ class Received:
     _highest: int = -1
     _events: set[str] = field(default_factory=set)
 
-    def take(self, message: sse.Message) -> None:
+    def receive(self, message: sse.Message) -> None:
         """Take one frame."""
         data: Any = parse_data(message.data)
         if data == "[DONE]":
@@ -103,20 +103,20 @@ class Received:
             self.wrong["words doubled"] += 1
 
 
-class Follower:
+class CheckingClient:
     """Asks for a run at one front end, and follows it over any of them until its terminal frame."""
 
     def __init__(self, session: aiohttp.ClientSession, urls: Sequence[str], *, first: int = 0) -> None:
         self._session = session
         self._urls = urls
         self._turn = first
-        self.turned_away: Counter[int] = Counter()
+        self.rejected: Counter[int] = Counter()
 
     def _next_url(self) -> str:
         self._turn += 1
         return self._urls[(self._turn - 1) % len(self._urls)]
 
-    async def begin(self, received: Received, *, until_word: int | None = None, **body: Any) -> None:
+    async def begin(self, received: StreamRecord, *, until_word: int | None = None, **body: Any) -> None:
         """Ask until a run has begun, and take its stream as far as it comes, or up to a word and then hang up."""
         request = {
             "model": "m",
@@ -131,13 +131,13 @@ class Follower:
                     if response.status == 200:
                         await self._take(response, received, until_word)
                     else:
-                        self.turned_away[response.status] += 1
+                        self.rejected[response.status] += 1
             except _HTTP_TROUBLE:
-                self.turned_away[0] += 1
+                self.rejected[0] += 1
             if not received.run_id:
                 await asyncio.sleep(RETRY_S)
 
-    async def go_on(self, received: Received, *, until_word: int | None = None, stall_s: float = 0) -> None:
+    async def resume(self, received: StreamRecord, *, until_word: int | None = None, stall_s: float = 0) -> None:
         """Resume behind the last frame, as often as needed, at the other front end first."""
         refusals = 0
         while not received.done:
@@ -156,17 +156,17 @@ class Follower:
                             received.wrong[f"resumes refused: {await response.text()}"] += 1
                             return
             except _HTTP_TROUBLE:
-                self.turned_away[0] += 1
+                self.rejected[0] += 1
             if not received.done:
                 await asyncio.sleep(RETRY_S)
 
-    async def follow(self, received: Received, **body: Any) -> Received:
+    async def follow(self, received: StreamRecord, **body: Any) -> StreamRecord:
         """Ask for a run and follow it to its end."""
         await self.begin(received, **body)
-        await self.go_on(received)
+        await self.resume(received)
         return received
 
-    async def folded(self, run_id: str) -> str:
+    async def fetch_answer(self, run_id: str) -> str:
         """Return the run's answer as a completion."""
         while True:
             with contextlib.suppress(*_HTTP_TROUBLE):
@@ -179,7 +179,7 @@ class Follower:
     async def _take(
         self,
         response: aiohttp.ClientResponse,
-        received: Received,
+        received: StreamRecord,
         until_word: int | None,
         stall_s: float = 0,
     ) -> None:
@@ -189,7 +189,7 @@ class Follower:
             await asyncio.sleep(stall_s)
         async for piece in response.content.iter_any():
             for message in decoder.feed(piece):
-                received.take(message)
+                received.receive(message)
                 if until_word is not None and received.words > until_word and not received.outcome:
                     return
         if not received.done:

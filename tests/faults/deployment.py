@@ -13,7 +13,7 @@ import aiohttp
 
 from agentstream.protocol.keys import Keys
 from agentstream.store.connection.endpoint import Endpoint
-from tests.helpers import SOON_S, TIME_SCALE, decode, texts
+from tests.helpers import TIME_SCALE, TIMEOUT_S, decode, texts
 from tests.processes import ROOT, Process, Processes
 
 LEASE_S: Final = 1.0
@@ -26,7 +26,7 @@ SAID_BY_B: Final = [f"b:{number} " for number in range(5)]
 Message = tuple[str | None, Any]
 
 
-class Reading:
+class StreamedResponse:
     """One streamed response, read piece by piece."""
 
     def __init__(self, response: aiohttp.ClientResponse) -> None:
@@ -57,7 +57,7 @@ class Reading:
         self._response.close()
 
 
-class Scene:
+class Deployment:
     """One front end's client, and workers that are told their name."""
 
     def __init__(self, processes: Processes, session: aiohttp.ClientSession, broker_url: str, folder: Path) -> None:
@@ -71,14 +71,14 @@ class Scene:
     @classmethod
     @contextlib.asynccontextmanager
     async def open(cls, processes: Processes, broker_url: str, folder: Path) -> AsyncIterator[Self]:
-        """A scene whose client gives up in time."""
-        timeout = aiohttp.ClientTimeout(total=3 * SOON_S)
+        """A deployment whose client gives up in time."""
+        timeout = aiohttp.ClientTimeout(total=3 * TIMEOUT_S)
         async with aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0)) as session:
-            scene = cls(processes, session, broker_url, folder)
+            deployment = cls(processes, session, broker_url, folder)
             try:
-                yield scene
+                yield deployment
             finally:
-                await scene._redis.aclose()
+                await deployment._redis.aclose()
 
     # -- processes ----------------------------------------------------------------------------------
 
@@ -105,12 +105,12 @@ class Scene:
     @contextlib.asynccontextmanager
     async def stream(
         self, script: str, *, headers: dict[str, str] | None = None, **body: Any
-    ) -> AsyncIterator[Reading]:
+    ) -> AsyncIterator[StreamedResponse]:
         """Request a streamed run and read its role chunk."""
         request = chat(script) | {"stream": True} | body
         async with self._session.post(self.url + COMPLETIONS, json=request, headers=headers) as response:
             assert response.status == 200, await response.text()
-            reading = Reading(response)
+            reading = StreamedResponse(response)
             await reading.until("\n\n")
             yield reading
 
@@ -129,7 +129,7 @@ class Scene:
     async def replay(self, run_id: str) -> list[Message]:
         """Return an existing run's whole stream, once it has ended."""
         async with self._session.get(f"{self.url}{COMPLETIONS}/{run_id}?stream=true") as response:
-            return await Reading(response).whole()
+            return await StreamedResponse(response).whole()
 
     async def _answer(self, method: str, path: str, body: Any, headers: dict[str, str]) -> dict[str, Any]:
         async with self._session.request(method, self.url + path, json=body, headers=headers) as response:
@@ -200,5 +200,5 @@ def freeze(worker: Process) -> Iterator[None]:
 async def terminate(worker: Process) -> int:
     """Ask a worker to stop, and return its exit code."""
     worker.send_signal(signal.SIGTERM)
-    async with asyncio.timeout(2 * SOON_S):
-        return await worker.ended(2 * SOON_S)
+    async with asyncio.timeout(2 * TIMEOUT_S):
+        return await worker.ended(2 * TIMEOUT_S)

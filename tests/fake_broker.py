@@ -10,10 +10,10 @@ import hiredis
 from agentstream.store.connection.endpoint import Endpoint
 from agentstream.store.connection.link import Link
 from tests.conftest import open_link
-from tests.helpers import SOON_S
+from tests.helpers import TIMEOUT_S
 
-Words = list[bytes]
-Answer = Callable[[Words, int], bytes | None]
+Command = list[bytes]
+Answer = Callable[[Command, int], bytes | None]
 
 OK = b"+OK\r\n"
 PONG = b"+PONG\r\n"
@@ -31,7 +31,7 @@ def message(channel: bytes, payload: bytes) -> bytes:
     return push(b"message", channel, b"$%d\r\n%b\r\n" % (len(payload), payload))
 
 
-def healthy(words: Words, _connection: int) -> bytes | None:
+def answer_normally(words: Command, _connection: int) -> bytes | None:
     """Answer as a server in good health does."""
     if words[0] in {b"SUBSCRIBE", b"UNSUBSCRIBE"}:
         return b"".join(push(words[0].lower(), channel, b":1\r\n") for channel in words[1:])
@@ -42,12 +42,12 @@ class CutError(Exception):
     """Raised by an answer: the peer cuts the connection instead."""
 
 
-class Peer:
+class FakeBroker:
     """A broker that answers as ``answer(command, number of the connection)`` says; None is silence."""
 
     def __init__(self) -> None:
-        self.answer: Answer = healthy
-        self.received: list[tuple[int, Words]] = []
+        self.answer: Answer = answer_normally
+        self.received: list[tuple[int, Command]] = []
         self.connections = 0
         self._writers: list[asyncio.StreamWriter] = []
         self._news = asyncio.Event()
@@ -64,7 +64,7 @@ class Peer:
         return f"redis://127.0.0.1:{self.port}"
 
     @property
-    def asked(self) -> list[Words]:
+    def commands(self) -> list[Command]:
         """The commands beyond those of handshake, ping and subscription."""
         return [words for _, words in self.received if words[0] not in HANDSHAKE]
 
@@ -88,7 +88,7 @@ class Peer:
 
     async def until(self, done: Callable[[], bool]) -> None:
         """Return once ``done()`` holds; it is asked again whenever something came in."""
-        async with asyncio.timeout(SOON_S):
+        async with asyncio.timeout(TIMEOUT_S):
             while not done():
                 self._news.clear()
                 await self._news.wait()
@@ -116,9 +116,9 @@ class Peer:
 
 
 @contextlib.asynccontextmanager
-async def listening(tls: ssl.SSLContext | None = None) -> AsyncIterator[Peer]:
+async def fake_broker(tls: ssl.SSLContext | None = None) -> AsyncIterator[FakeBroker]:
     """A peer in good health."""
-    peer = Peer()
+    peer = FakeBroker()
     await peer.listen(tls=tls)
     try:
         yield peer
@@ -127,7 +127,7 @@ async def listening(tls: ssl.SSLContext | None = None) -> AsyncIterator[Peer]:
 
 
 @contextlib.asynccontextmanager
-async def linked(url: str) -> AsyncIterator[Link]:
+async def connected_link(url: str) -> AsyncIterator[Link]:
     """A connected link that is closed at the end."""
     link = await open_link(url, "test-link")
     try:
@@ -137,7 +137,7 @@ async def linked(url: str) -> AsyncIterator[Link]:
 
 
 @contextlib.asynccontextmanager
-async def linking(url: str) -> AsyncIterator[Link]:
+async def connecting_link(url: str) -> AsyncIterator[Link]:
     """A link that begins to connect."""
     link = Link(Endpoint(url), name="test-link")
     link.open()
@@ -148,9 +148,9 @@ async def linking(url: str) -> AsyncIterator[Link]:
 
 
 @contextlib.asynccontextmanager
-async def soon() -> AsyncIterator[None]:
+async def in_time() -> AsyncIterator[None]:
     """What is awaited in here must come in time."""
-    async with asyncio.timeout(SOON_S):
+    async with asyncio.timeout(TIMEOUT_S):
         yield
 
 

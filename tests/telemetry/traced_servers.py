@@ -1,7 +1,7 @@
 """Two processes that are not ours, and are traced by OpenTelemetry's own means: a model server and a tool server.
 
-others.py model      serves a model, and prints its port
-others.py tools      is an MCP server on its pipes
+traced_servers.py model      serves a model, and prints its port
+traced_servers.py tools      is an MCP server on its pipes
 """
 
 import asyncio
