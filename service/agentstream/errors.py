@@ -1,7 +1,7 @@
-"""Every error this project raises on purpose, drawn once.
+"""The tree of all errors that agentstream raises on purpose.
 
     AgentStreamError
-    |-- RequestError                 the caller's mistake; HTTP 4xx, nothing was enqueued
+    |-- RequestError                 the client's mistake: HTTP 4xx, no job was enqueued
     |   |-- InvalidRequest           400  invalid_request_error
     |   |-- Unauthenticated          401  invalid_api_key
     |   |-- ForbiddenHost            403  forbidden_host
@@ -14,21 +14,21 @@
     |   |-- UnsupportedMediaType     415  unsupported_media_type
     |   |-- QueueFull                429  queue_full (with Retry-After)
     |   `-- LimitReached             429  rate_limit_exceeded (with Retry-After)
-    |-- ServiceError                 our side; HTTP 5xx
+    |-- ServiceError                 our failure: HTTP 5xx
     |   |-- BrokerUnavailable        503  broker_unavailable (with Retry-After)
     |   |-- Draining                 503  draining (with Retry-After)
     |   |-- RunNotEnded              504  run_not_ended
-    |   `-- RunFailed                the run's own failure; status by its code
-    |-- BusError                     store internals, never shown as they are
-    |   |-- Fenced                   a newer attempt owns the run's log
-    |   |-- LogTrimmed               the log no longer reaches back to the cursor
-    |   `-- BufferFull               the broker is away and the run's buffer is full
-    |-- AgentError                   what an agent did wrong; ends its run, never the worker
-    |   |-- InvalidAgentOutput       wrong return type, forbidden event, unserialisable data
-    |   `-- RunCancelled             raised inside an agent whose run was cancelled
-    `-- StartupError                 a process cannot start: says which setting and what to do
+    |   `-- RunFailed                the run failed; the HTTP status depends on the failure code
+    |-- BusError                     an error of the store; clients get a ServiceError instead
+    |   |-- Fenced                   a newer attempt of the run has begun
+    |   |-- LogTrimmed               the replay log no longer holds the events that the reader needs
+    |   `-- BufferFull               too many events of the run wait to be published
+    |-- AgentError                   the agent's mistake; it ends the run, never the worker
+    |   |-- InvalidAgentOutput       wrong return type, forbidden event, data that is not JSON
+    |   `-- RunCancelled             raised inside an agent when its run is cancelled or over
+    `-- StartupError                 a process cannot start; the message names the setting and the fix
 
-A class has an HTTP ``status`` and an OpenAI-style ``code`` and ``error_type`` where a client can see it.
+A class that clients can see has an HTTP ``status``, and the ``code`` and ``error_type`` of an OpenAI error.
 """
 
 from typing import Any, ClassVar
@@ -39,7 +39,7 @@ class AgentStreamError(Exception):
 
 
 class RequestError(AgentStreamError):
-    """A request that is refused before anything happens. ``param`` names the offending field."""
+    """A request that is refused before it has any effect. ``param`` names the wrong field."""
 
     status: ClassVar[int] = 400
     code: ClassVar[str] = "invalid_request_error"
@@ -53,7 +53,7 @@ class RequestError(AgentStreamError):
         code: str | None = None,
         retry_after_s: int | None = None,
     ) -> None:
-        """Keep what the error body needs; ``code`` overrides the class's own."""
+        """Store the fields of the error body. ``code`` replaces the code of the class."""
         super().__init__(message)
         self.message = message
         self.param = param
@@ -70,7 +70,7 @@ class InvalidRequest(RequestError):
 
 
 class Unauthenticated(RequestError):
-    """401: no API key, or not one of ours."""
+    """401: the request has no API key, or an unknown one."""
 
     status = 401
     code = "invalid_api_key"
@@ -78,49 +78,49 @@ class Unauthenticated(RequestError):
 
 
 class ForbiddenHost(RequestError):
-    """403: the Host header names another machine; see ``middleware.openai_errors``."""
+    """403: the ``Host`` header does not name this machine; see ``middleware.openai_errors``."""
 
     status = 403
     code = "forbidden_host"
 
 
 class NotFound(RequestError):
-    """404: no such route or run (or not the caller's)."""
+    """404: the route or run does not exist, or the run belongs to another owner."""
 
     status = 404
     code = "not_found"
 
 
 class MethodNotAllowed(RequestError):
-    """405: the route exists, the method does not."""
+    """405: the route does not support the method."""
 
     status = 405
     code = "method_not_allowed"
 
 
 class BodyTimeout(RequestError):
-    """408: the body did not come in time."""
+    """408: the client did not send the whole body in time."""
 
     status = 408
     code = "request_timeout"
 
 
 class Conflict(RequestError):
-    """409: the idempotency key stands for a different request."""
+    """409: the idempotency key was used for a different request."""
 
     status = 409
     code = "idempotency_key_reused"
 
 
 class Gone(RequestError):
-    """410: the run's log no longer reaches back so far."""
+    """410: the replay log of the run is incomplete or gone."""
 
     status = 410
     code = "stream_trimmed"
 
 
 class BodyTooLarge(RequestError):
-    """413: the body is over the limit."""
+    """413: the body is larger than the limit."""
 
     status = 413
     code = "request_too_large"
@@ -134,7 +134,7 @@ class UnsupportedMediaType(RequestError):
 
 
 class QueueFull(RequestError):
-    """429: as many jobs as allowed are outstanding."""
+    """429: the queue holds the maximum number of outstanding jobs."""
 
     status = 429
     code = "queue_full"
@@ -142,7 +142,7 @@ class QueueFull(RequestError):
 
 
 class LimitReached(RequestError):
-    """429: the API key has as many runs, or has sent as many requests, as it may."""
+    """429: the API key has reached its limit of active runs or of requests per minute."""
 
     status = 429
     code = "rate_limit_exceeded"
@@ -150,7 +150,7 @@ class LimitReached(RequestError):
 
 
 class ServiceError(RequestError):
-    """5xx: the request was fine, we were not. Shares the body's shape with RequestError."""
+    """5xx: the request was valid, but the service failed. The error body has the form of RequestError."""
 
     status = 500
     code = "internal_error"
@@ -158,7 +158,7 @@ class ServiceError(RequestError):
 
 
 class BrokerUnavailable(ServiceError):
-    """503: Redis cannot be reached."""
+    """503: Redis is unreachable, refuses the command, or does not answer in time."""
 
     status = 503
     code = "broker_unavailable"
@@ -172,40 +172,40 @@ class Draining(ServiceError):
 
 
 class RunNotEnded(ServiceError):
-    """504: a cancel was stored, but the run has not ended in the time it should take."""
+    """504: the cancel was stored, but the run has not ended within the time limit."""
 
     status = 504
     code = "run_not_ended"
 
 
 class RunFailed(ServiceError):
-    """A run ended with ``run_failed`` and the request was not streamed."""
+    """The run of a request that is not streamed ended with ``run_failed``."""
 
     def __init__(self, message: str, *, code: str) -> None:
-        """Take the code of the run's terminal event; the status follows from it."""
+        """Store the failure code of the terminal event, and the HTTP status for that code."""
         super().__init__(message, code=code)
         self.run_status = RUN_FAILURE_STATUS.get(code, 500)
 
     def body(self) -> dict[str, Any]:
-        """Return the same error object as a strict stream's."""
+        """Return the error object that a strict stream sends for the same failure."""
         text = failure_text(self.error_code, self.message)
         return error_body(text, failure_type(self.error_code), code=self.error_code)
 
 
 class BusError(AgentStreamError):
-    """Something between us and Redis."""
+    """An error of the store: a command failed, or stored data is invalid."""
 
 
 class Fenced(BusError):
-    """A newer attempt owns the run: this one may publish nothing more."""
+    """A newer attempt of the run has begun: this attempt may publish nothing more."""
 
 
 class LogTrimmed(BusError):
-    """The replay log was cut at its cap (or lost) before the wanted position."""
+    """The replay log no longer holds the events at a position: they were trimmed at the size limit, or lost."""
 
 
 class BufferFull(BusError):
-    """A run's unpublished events are over their bound and nothing leaves."""
+    """The unpublished events of a run exceed their bound, for example because Redis is unreachable."""
 
 
 class AgentError(AgentStreamError):
@@ -213,18 +213,18 @@ class AgentError(AgentStreamError):
 
 
 class InvalidAgentOutput(AgentError):
-    """The agent returned or emitted something that cannot be sent."""
+    """The agent returned or emitted a value that cannot be sent."""
 
 
 class RunCancelled(AgentError):
-    """The run was cancelled; raised by ``emit`` and ``write`` inside threaded agents."""
+    """The run was cancelled, or this attempt is over; ``emit`` and ``write`` raise it inside the agent."""
 
 
 class StartupError(AgentStreamError):
-    """A process refuses to start; the message says why and what to do."""
+    """A process cannot start; the message says why and what to do."""
 
 
-# The code of a failed run: what ended it.
+# Failure codes: each says why a run ended without completing (PROTOCOL.md, 3.8).
 INVALID_REQUEST = "invalid_request"
 CONTEXT_LENGTH = "context_length_exceeded"
 MODEL_ERROR = "model_error"
@@ -238,10 +238,24 @@ WORKER_LOST = "worker_lost"
 CANCELLED = "cancelled"
 CANCELLED_MESSAGE = "the run was cancelled"
 
-MAX_MESSAGE_CHARACTERS = 4000  # of an agent's own error text: it ends up in a frame and a log line
+# When each failure code is used. The generated reference of errors shows these sentences.
+FAILURE_MEANINGS: dict[str, str] = {
+    CONTEXT_LENGTH: "The conversation is longer than the context window of the model.",
+    MODEL_ERROR: "The model server refused the request of the agent.",
+    AGENT_ERROR: "The agent raised any other error.",
+    INVALID_AGENT_OUTPUT: "The agent returned or emitted a value that cannot be sent.",
+    INVALID_REQUEST: "The worker cannot read the request, or has no agent for its model.",
+    QUEUE_TIMEOUT: "No worker began the job in time.",
+    RUN_TIMEOUT: "The attempt took longer than its time limit.",
+    WORKER_SHUTDOWN: "The worker was stopped before the run ended, and no other worker could continue it.",
+    WORKER_LOST: "The worker of the run died, and the run may not be tried again.",
+    STREAM_LOST: "The front end can no longer read the events of the run.",
+}
 
-# The HTTP status of a non-streamed request whose run failed. Context length and upstream 400s are
-# the caller's to mend; everything else is ours.
+MAX_MESSAGE_CHARACTERS = 4000  # limit for an agent's error text, because it goes into a frame and a log line
+
+# HTTP status by failure code, for requests that are not streamed; 500 for all other codes. The client
+# can correct a context length error and a 400 of the model server.
 RUN_FAILURE_STATUS: dict[str, int] = {
     CONTEXT_LENGTH: 400,
     MODEL_ERROR: 400,
@@ -251,14 +265,15 @@ RUN_FAILURE_STATUS: dict[str, int] = {
 
 
 def error_body(message: str, error_type: str, *, code: str | None, param: str | None = None) -> dict[str, Any]:
-    """Return ``{"error": {...}}`` with the four keys every OpenAI SDK reads."""
+    """Return ``{"error": {...}}`` with the four keys that every OpenAI SDK reads."""
     return {"error": {"message": message, "type": error_type, "param": param, "code": code}}
 
 
 def failure_code(message: str) -> str:
-    """Sort an agent's error text the way the seed does: context length, upstream 400, anything else.
+    """Return the failure code for an agent's error text: context length, a 400 of the model server, or any other error.
 
-    Beyond the seed's "context length", llama.cpp says "context size" and others "context window".
+    The original bridge has the same rules (PROTOCOL.md, section 6), but knows "context length" only. llama.cpp says
+    "context size", other engines say "context window".
     """
     lowered = message.lower()
     if any(f"context {word}" in lowered for word in ("length", "size", "window")) or (
@@ -278,9 +293,14 @@ def failure_type(code: str) -> str:
 
 
 def failure_text(code: str, message: str) -> str:
-    """Return the sentence shown to the user for a failed run; the seed's three texts."""
+    """Return the sentence that tells the user why a run failed: one of the original bridge's three texts."""
     if code == CONTEXT_LENGTH:
         return "The input is too long for the model's context window. Please try a shorter message."
     if code == MODEL_ERROR:
         return f"The model returned an error: {message}"
     return f"Sorry, an error occurred: {message}"
+
+
+def missing_extra(what: str, extra: str) -> str:
+    """Return the message about a missing optional dependency: what needs it, and the command that installs it."""
+    return f"{what} needs an optional dependency that is not installed: pip install 'agentstream[{extra}]'"

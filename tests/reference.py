@@ -1,0 +1,189 @@
+"""Writes the reference pages of the guides from the code: ``python -m tests.reference`` (``make reference``)."""
+
+import inspect
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import annotated_types
+
+import agentstream
+from agentstream import agents, errors
+from agentstream.cli.flags import format_value
+from agentstream.config import Settings, env_name
+from agentstream.protocol.event_types import EVENT_TYPES
+from agentstream.protocol.events import NAMED_EVENTS
+
+FOLDER: Final = Path(__file__).parents[1] / "deploy/guides/reference"
+NOTE: Final = "<!-- This page is generated from the code by `make reference`. Do not edit it. -->"
+BOUNDS: Final = {
+    annotated_types.Ge: ("at least", "ge"),
+    annotated_types.Gt: ("above", "gt"),
+    annotated_types.Le: ("at most", "le"),
+}
+
+
+def table(header: tuple[str, ...], rows: Iterator[tuple[str, ...]]) -> str:
+    """Return a Markdown table; a bar inside a cell is escaped."""
+    lines = [header, tuple("---" for _ in header), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in lines)
+
+
+def groups() -> dict[str, str]:
+    """Return the group of each setting: the comment above it in the source of Settings."""
+    group, found = "", {}
+    for line in inspect.getsource(Settings).splitlines():
+        if match := re.fullmatch(r"    # ([A-Z][\w ,]+)", line):
+            group = match[1]
+        elif (match := re.match(r"    (\w+): ", line)) and match[1] in Settings.model_fields:
+            found[match[1]] = group
+    return found
+
+
+def allowed(field: str) -> str:
+    """Return the allowed values of a setting, as far as its type says them."""
+    info = Settings.model_fields[field]
+    if info.annotation is bool:
+        return "`true`, `false`"
+    if literals := getattr(info.annotation, "__args__", ()) if "Literal" in str(info.annotation) else ():
+        return ", ".join(f"`{value}`" for value in literals)
+    bounds = [
+        f"{word} {getattr(bound, name)}"
+        for bound in info.metadata
+        for kind, (word, name) in BOUNDS.items()
+        if isinstance(bound, kind)
+    ]
+    return ", ".join(bounds) or ("a list, separated by commas" if "tuple" in str(info.annotation) else "")
+
+
+def setting_rows(group: str) -> Iterator[tuple[str, ...]]:
+    """Yield the rows of the settings of one group."""
+    for field, its_group in groups().items():
+        if its_group == group:
+            info = Settings.model_fields[field]
+            default = "" if info.default in (None, ()) else f"`{format_value(info.default)}`"
+            flag = f"`--{field.replace('_', '-')}`"
+            yield f"`{env_name(field)}`", flag, default, allowed(field), info.description or ""
+
+
+def settings_page() -> str:
+    """Return the page of all settings."""
+    parts = [
+        "# Settings",
+        NOTE,
+        "Every setting is an environment variable and a flag. An empty default means that the setting is not set.",
+        "[configuration.md](../configuration.md) says how settings are read.",
+    ]
+    for group in dict.fromkeys(groups().values()):
+        header = ("variable", "flag", "default", "allowed", "meaning")
+        parts += [f"## {group}", table(header, setting_rows(group))]
+    return "\n\n".join(parts)
+
+
+def request_errors(kind: type[errors.RequestError] = errors.RequestError) -> Iterator[type[errors.RequestError]]:
+    """Yield the classes of errors that are answered before a stream begins."""
+    for subclass in kind.__subclasses__():
+        yield subclass
+        yield from request_errors(subclass)
+
+
+def request_error_rows() -> Iterator[tuple[str, ...]]:
+    """Yield a row for each error that is answered before a stream begins."""
+    kinds = [kind for kind in request_errors() if kind is not errors.RunFailed]
+    for kind in sorted(kinds, key=lambda kind: (kind.status, kind.code)):
+        meaning = re.sub(r"^\d\w\w: ", "", inspect.cleandoc(kind.__doc__ or "").split("\n\n")[0])
+        yield str(kind.status), f"`{kind.code}`", f"`{kind.error_type}`", plain(meaning[:1].upper() + meaning[1:])
+
+
+def failure_rows() -> Iterator[tuple[str, ...]]:
+    """Yield a row for each code of a failed run."""
+    for code, meaning in errors.FAILURE_MEANINGS.items():
+        yield f"`{code}`", f"`{errors.failure_type(code)}`", str(errors.RUN_FAILURE_STATUS.get(code, 500)), meaning
+
+
+def errors_page() -> str:
+    """Return the page of error codes."""
+    return "\n\n".join(
+        [
+            "# Errors",
+            NOTE,
+            'Every error body is `{"error": {"message", "type", "param", "code"}}`.',
+            "[PROTOCOL.md](../../PROTOCOL.md), sections 2.6 and 3.8, has the details.",
+            "## Refused requests",
+            "The run did not begin. A model that nobody serves is a 404 with the code `model_not_found`.",
+            table(("status", "code", "type", "meaning"), request_error_rows()),
+            "## Failed runs",
+            "The run began and ended with an error. The status is that of an answer that is not streamed.",
+            table(("code", "type", "status", "meaning"), failure_rows()),
+        ]
+    )
+
+
+def event_rows(*, named: bool) -> Iterator[tuple[str, ...]]:
+    """Yield a row for each event type that clients receive by name, or for the others."""
+    for event in EVENT_TYPES:
+        if (event.name in NAMED_EVENTS) == named:
+            yield f"`{event.name}`", event.emitted_by, event.fields, event.meaning
+
+
+def events_page() -> str:
+    """Return the page of event types."""
+    header = ("type", "emitted by", "data", "meaning")
+    return "\n\n".join(
+        [
+            "# Events",
+            NOTE,
+            "[PROTOCOL.md](../../PROTOCOL.md), section 3, says how each event looks on the wire.",
+            "## Events that clients receive by name",
+            "An agent emits them with `run.emit(type, data)`. Other types are stored and not sent.",
+            table(header, event_rows(named=True)),
+            "## Events of agentstream",
+            "`run.emit` refuses these types. They become chunks, the final chunk or an error frame.",
+            table(header, event_rows(named=False)),
+        ]
+    )
+
+
+def plain(docstring: str) -> str:
+    """Return a docstring as Markdown."""
+    return re.sub(r"::\n", ":\n", docstring.replace("``", "`")).strip()
+
+
+def members(kind: type) -> Iterator[str]:
+    """Yield a section for each public method and property of a class."""
+    for name, value in vars(kind).items():
+        if name.startswith("_") or not (callable(value) or isinstance(value, property)) or not value.__doc__:
+            continue
+        heading = f"{kind.__name__}.{name}"
+        if not isinstance(value, property):
+            signature = str(inspect.signature(value)).replace("self, ", "").replace("(self)", "()")
+            heading = f"{'await ' if inspect.iscoroutinefunction(value) else ''}{heading}{signature}"
+        yield f"### `{heading}`\n\n{plain(inspect.cleandoc(value.__doc__))}"
+
+
+def agent_page() -> str:
+    """Return the page of the agent API."""
+    parts = ["# The agent API", NOTE, f"`from agentstream import {', '.join(sorted(agents.__all__))}`"]
+    parts.append(plain(inspect.cleandoc(agents.__doc__ or "")))
+    for name in ("Run", "AgentResult", "ToolResult", "ToolCallWriter", "RunCancelled"):
+        kind: Any = getattr(agentstream, name)
+        parts += [f"## {name}", plain(inspect.cleandoc(kind.__doc__ or "")), *members(kind)]
+    return "\n\n".join(parts)
+
+
+def pages() -> dict[str, str]:
+    """Return the text of each page by its file name."""
+    made = {
+        "settings.md": settings_page(),
+        "errors.md": errors_page(),
+        "events.md": events_page(),
+        "agent-api.md": agent_page(),
+    }
+    return {name: text + "\n" for name, text in made.items()}
+
+
+if __name__ == "__main__":
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    for name, text in pages().items():
+        (FOLDER / name).write_text(text, encoding="utf-8")

@@ -1,0 +1,34 @@
+"""The generated reference pages are those of the code, and they are complete."""
+
+import pytest
+
+from agentstream import errors
+from agentstream.config import Settings, env_name
+from agentstream.protocol.event_types import EVENT_TYPES
+from agentstream.protocol.events import NAMED_EVENTS, RESERVED_EVENTS
+from tests import reference
+
+
+@pytest.mark.parametrize("name", reference.pages())
+def test_reference_pages_are_current(name: str) -> None:
+    """Each committed reference page equals the page that ``make reference`` writes now."""
+    assert (reference.FOLDER / name).read_text(encoding="utf-8") == reference.pages()[name]
+
+
+@pytest.mark.parametrize("field", Settings.model_fields)
+def test_every_setting_is_in_the_reference(field: str) -> None:
+    """Each setting has a row with its variable, in a named group, and with a description."""
+    assert reference.groups()[field]
+    assert f"| `{env_name(field)}` |" in reference.settings_page()
+    assert Settings.model_fields[field].description
+
+
+def test_every_failure_code_has_a_meaning() -> None:
+    """Each failure code of the module of errors is in the table of meanings."""
+    codes = {value for name, value in vars(errors).items() if name.isupper() and isinstance(value, str)}
+    assert set(errors.FAILURE_MEANINGS) == codes - {errors.CANCELLED, errors.CANCELLED_MESSAGE}
+
+
+def test_every_event_type_is_in_the_table() -> None:
+    """The table of event types has exactly the named and the reserved types."""
+    assert {event.name for event in EVENT_TYPES} == NAMED_EVENTS | RESERVED_EVENTS
