@@ -11,8 +11,3 @@
 Name the result in ``AGENTSTREAM_AGENT``. The framework's text becomes the answer as it comes, its tools, inferences
 and usage become events, its exceptions end the run with an error, and a cancelled run stops it.
 """
-
-
-def missing_extra_message(extra: str) -> str:
-    """Return what to tell someone whose framework is not installed."""
-    return f"this adapter needs an optional dependency: pip install 'agentstream[{extra}]'"

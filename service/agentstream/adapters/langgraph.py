@@ -16,10 +16,9 @@ from collections.abc import Callable
 from contextlib import aclosing
 from typing import Any
 
-from agentstream.adapters import missing_extra_message
 from agentstream.adapters.run_reporter import RunReporter, usage_of
 from agentstream.agents import AgentResult, Run
-from agentstream.errors import AgentError
+from agentstream.errors import AgentError, missing_extra
 from agentstream.protocol.openai import ChatCompletionRequest
 
 try:
@@ -29,7 +28,7 @@ try:
     from langgraph.constants import TAG_NOSTREAM
     from langgraph.pregel import Pregel
 except ImportError as exc:
-    raise ImportError(missing_extra_message("langgraph")) from exc
+    raise ImportError(missing_extra("this adapter", "langgraph")) from exc
 
 # A mode of the messages makes LangGraph ask models for streams; the callbacks below hear them, in order with tools.
 _STREAM_MODES = ["updates", "messages"]

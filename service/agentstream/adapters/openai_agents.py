@@ -14,15 +14,15 @@ import asyncio
 import contextlib
 from typing import Any, Final
 
-from agentstream.adapters import missing_extra_message
 from agentstream.adapters.run_reporter import RunReporter, as_text, usage_of
 from agentstream.agents import AgentResult, Run
+from agentstream.errors import missing_extra
 from agentstream.protocol.openai import ChatMessage, ImagePart, TextPart
 
 try:
     from agents import Agent, ModelResponse, RunHooks, Runner, RunResultStreaming, Tool
 except ImportError as exc:
-    raise ImportError(missing_extra_message("openai-agents")) from exc
+    raise ImportError(missing_extra("this adapter", "openai-agents")) from exc
 
 _TEXT_EVENTS: Final = frozenset({"response.output_text.delta", "response.refusal.delta"})
 # How the SDK begins the result of a tool that raised; it tells a hook nothing else.

@@ -15,9 +15,9 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
 
-from agentstream.adapters import missing_extra_message
 from agentstream.adapters.run_reporter import total, usage_of
 from agentstream.agents import AgentResult, Run, ToolResult
+from agentstream.errors import missing_extra
 from agentstream.protocol.events import NAMED_EVENTS
 from agentstream.protocol.openai import ChatMessage, ImagePart, Usage
 
@@ -26,7 +26,7 @@ try:
     from openjarvis.core.events import Event, EventBus, EventType
     from openjarvis.core.types import Conversation, Message, Role, ToolCall
 except ImportError as exc:
-    raise ImportError(missing_extra_message("openjarvis")) from exc
+    raise ImportError(missing_extra("this adapter", "openjarvis")) from exc
 
 _ROLES = {"developer": Role.SYSTEM, **{role.value: role for role in Role}}
 

@@ -12,10 +12,9 @@ The text of its model streams as the answer; an output that is no text is writte
 from typing import Any
 from urllib.parse import urlsplit
 
-from agentstream.adapters import missing_extra_message
 from agentstream.adapters.run_reporter import RunReporter, as_text, usage_of
 from agentstream.agents import AgentResult, Run
-from agentstream.errors import AgentError
+from agentstream.errors import AgentError, missing_extra
 from agentstream.protocol.openai import ChatMessage, ImagePart, TextPart
 
 try:
@@ -41,7 +40,7 @@ try:
     from pydantic_ai.capabilities import ReinjectSystemPrompt
     from pydantic_core import to_json
 except ImportError as exc:
-    raise ImportError(missing_extra_message("pydantic-ai")) from exc
+    raise ImportError(missing_extra("this adapter", "pydantic-ai")) from exc
 
 
 class PydanticAIAgent:

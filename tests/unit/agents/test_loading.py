@@ -70,7 +70,7 @@ def test_an_instance_that_can_be_called_is_an_agent(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("source", "attribute", "reasons"),
     [
-        (None, "agent", ["ModuleNotFoundError", "No module named 'loaded_wrong'", "looked in"]),
+        (None, "agent", ["ModuleNotFoundError", "No module named 'loaded_wrong'", "searched "]),
         ("import loaded_nowhere", "agent", ["ModuleNotFoundError", "No module named 'loaded_nowhere'"]),
         ("def agent(run) return 1", "agent", ["SyntaxError"]),
         ("raise ValueError('no licence')", "agent", ["ValueError: no licence"]),
@@ -163,3 +163,36 @@ async def _with_option(run: Run, *, option: int) -> AgentResult:
 def test_async_agents_are_told_from_plain_ones(agent: Any, *, on_the_loop: bool) -> None:
     """Functions, methods, callable instances and partials run on the loop if async, in a thread if not."""
     assert is_async(agent) == on_the_loop
+
+
+@pytest.mark.parametrize(
+    ("spec", "hint"),
+    [
+        ("service.agents:Run", "write agentstream.agents instead of service.agents"),
+        ("service.adapters.command:x", "write agentstream.adapters.command instead of service.adapters.command"),
+    ],
+)
+def test_the_old_name_of_the_package_gets_a_hint(folder: Path, spec: str, hint: str) -> None:
+    """A specification that names the package by its old name is refused with the new name."""
+    assert folder.exists()
+    with pytest.raises(StartupError, match=hint):
+        load_agent(spec)
+
+
+def test_a_module_that_imports_the_old_name_gets_a_hint(folder: Path) -> None:
+    """An agent's module that still imports the package by its old name is refused with the new name."""
+    write(folder / "loaded_old.py", "from service.agents import AgentResult\n")
+    with pytest.raises(
+        StartupError, match="write agentstream instead of service"
+    ):
+        load_agent("loaded_old:agent")
+
+
+def test_a_package_of_the_user_called_service_gets_no_hint(folder: Path) -> None:
+    """A missing module of the user's own package ``service`` is reported as it is."""
+    (folder / "service").mkdir()
+    write(folder / "service" / "__init__.py", "")
+    with pytest.raises(StartupError) as refusal:
+        load_agent("service.billing:agent")
+    assert "No module named 'service.billing'" in str(refusal.value)
+    assert "called agentstream now" not in str(refusal.value)

@@ -178,7 +178,7 @@ def test_the_operators_page_explains_every_metric() -> None:
 
 def test_requirements_name_no_host() -> None:
     """Every line of every requirements file is a pin or a hash: no index, no address, no path."""
-    assert [path.name for path in REQUIREMENTS] == ["build.txt", "dev.txt", "openjarvis.txt", "runtime.txt"]
+    assert [path.name for path in REQUIREMENTS] == ["build.txt", "dev.txt", "openjarvis.txt", "run.txt", "runtime.txt"]
     for path in REQUIREMENTS:
         for line in path.read_text().splitlines():
             assert PIN.fullmatch(line) or HASH.fullmatch(line), f"{path.name}: {line}"
@@ -187,7 +187,7 @@ def test_requirements_name_no_host() -> None:
 def test_requirements_agree() -> None:
     """What runs in a container is, version by version, what the tests ran with."""
     tested = pins(ROOT / "deploy/requirements/dev.txt")
-    for name in ("build.txt", "runtime.txt"):
+    for name in ("build.txt", "run.txt", "runtime.txt"):
         assert pins(ROOT / "deploy/requirements" / name).items() <= tested.items()
 
 
@@ -200,7 +200,13 @@ def test_every_dependency_is_pinned() -> None:
     runtime = project["project"]["dependencies"]
     tools = [*groups["build"], *(line for line in groups["dev"] if isinstance(line, str))]
     everything = [*runtime, *itertools.chain(*extras.values()), *tools]
-    files = {"runtime.txt": runtime, "build.txt": groups["build"], "dev.txt": everything, "openjarvis.txt": jarvis}
+    files = {
+        "runtime.txt": [*runtime, *extras["openai"], *extras["otel"]],
+        "run.txt": [*runtime, *extras["embedded"], *extras["openai"]],
+        "build.txt": groups["build"],
+        "dev.txt": everything,
+        "openjarvis.txt": jarvis,
+    }
     for file, wanted in files.items():
         names = {match[0].lower() for line in wanted if (match := re.match(r"[\w-]+", line))}
         assert names <= pins(ROOT / "deploy/requirements" / file).keys()

@@ -60,7 +60,7 @@ def test_without_the_extra_there_is_a_line_and_no_trace(
     monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
     with exported_spans("worker"):
         assert not tracing.enabled()
-    assert "OTEL_EXPORTER_OTLP_ENDPOINT is set, but there are no traces" in caplog.text
+    assert "traces are off: OTEL_EXPORTER_OTLP_ENDPOINT" in caplog.text
     assert "pip install 'agentstream[otel]'" in caplog.text
 
 

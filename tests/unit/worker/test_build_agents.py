@@ -8,7 +8,7 @@ import pytest
 from agentstream.agents.orchestrator import Orchestrator
 from agentstream.config import load_settings
 from agentstream.errors import StartupError
-from agentstream.worker.serve import build_agents
+from agentstream.worker.serve import build_agents, build_mcp
 
 
 @pytest.fixture
@@ -56,3 +56,24 @@ def test_one_agent_answers_for_every_model(module: str) -> None:
     """Without a map the one agent answers for any model, on each queue."""
     agents, _ = build_agents(load_settings(agent=f"{module}:one", queues="x,y"))
     assert [agents["x"]("a"), agents["y"]("anything")] == [sys.modules[module].one] * 2
+
+
+@pytest.mark.parametrize(
+    ("missing", "setting", "extra"),
+    [
+        ("openai", {"openai_base_url": "http://127.0.0.1:9/v1"}, "openai"),
+        ("mcp", {"mcp_servers": "mcp.json"}, "mcp"),
+    ],
+)
+def test_a_missing_extra_is_named_with_the_command_that_installs_it(
+    monkeypatch: pytest.MonkeyPatch, missing: str, setting: dict[str, str], extra: str
+) -> None:
+    """A setting that needs an optional package which is not installed stops the start with the exact pip command."""
+    for name in [name for name in sys.modules if name.split(".")[0] == missing]:
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setitem(sys.modules, missing, None)
+    monkeypatch.delitem(sys.modules, "agentstream.engines.openai", raising=False)
+    monkeypatch.delitem(sys.modules, "agentstream.tools.mcp", raising=False)
+    settings = load_settings(**setting)
+    with pytest.raises(StartupError, match=rf"pip install 'agentstream\[{extra}\]'"):
+        build_agents(settings, build_mcp(settings))
