@@ -1,4 +1,4 @@
-"""The benchmark: ``make bench``. Prints a table, the hot path's profile and each layer's cost; writes README's table.
+"""The benchmark, ``make bench``: prints its table, a profile and each layer's cost; writes the table into the guide.
 
 Every figure of the front end is of one process on one core; what feeds it (broker, workers, load generator) has the
 other. Chunks a second are those of a core: chunks over the CPU time the front end spent, as the two cores of a small
@@ -29,7 +29,7 @@ SCENARIOS: Final[tuple[Callable[[Rig], Iterator[Row]], ...]] = (
     scenarios.pipeline,
     scenarios.scaling,
 )
-README: Final = ROOT / "README.md"
+GUIDE: Final = ROOT / "deploy" / "guides" / "performance.md"
 TABLE: Final = re.compile(r"(<!-- bench -->\n).*?(<!-- end of bench -->)", re.DOTALL)
 
 
@@ -75,7 +75,7 @@ async def main() -> int:
     for layer, cost_us in await layers.measure():
         print(f"  {cost_us:6.2f} us  {layer}")
     print(f"\n{choice.origin}, Python {sys.version.split()[0]}, {time.monotonic() - began_s:.0f} s")
-    README.write_text(TABLE.sub(lambda match: match[1] + table(rows) + match[2], README.read_text()))
+    GUIDE.write_text(TABLE.sub(lambda match: match[1] + table(rows) + match[2], GUIDE.read_text()))
     return 0
 
 
