@@ -1,7 +1,7 @@
 """agentstream: an OpenAI-compatible streaming front end for agents that run in other processes.
 
-These are the names that an agent's author needs. They are loaded on first use, so that importing the package, as the
-command line does, costs nothing.
+The package exports the names that the author of an agent needs. It loads them on first use, so that an import of the
+package stays fast: the command line imports it at every start.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ def __getattr__(name: str) -> Any:  # noqa: ANN401 -- a class, a type alias or a
     if name not in __all__:
         message = f"module {__name__!r} has no attribute {name!r}"
         raise AttributeError(message)
-    from agentstream import agents  # noqa: PLC0415 -- on first use
+    from agentstream import agents  # noqa: PLC0415 -- loaded on first use
 
     return getattr(agents, name)
 

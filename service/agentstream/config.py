@@ -1,7 +1,8 @@
-"""Frozen settings: the only reader of the environment.
+"""The settings. This module alone reads the environment.
 
-Every field has an environment variable ``AGENTSTREAM_<FIELD>`` (the conventional names of Redis and OpenAI
-are used as they are) and a command-line flag ``--field``. Each limit has its reason in its description.
+Every field has an environment variable ``AGENTSTREAM_<FIELD>`` and a command-line flag ``--field``. The settings for
+Redis and OpenAI have their conventional variables instead, such as ``REDIS_URL``. The text below a field describes it
+in ``--help`` and in error messages.
 """
 
 import difflib
@@ -19,7 +20,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from agentstream.errors import StartupError
 
 ENV_PREFIX = "AGENTSTREAM_"
-BUILTIN: Final = "builtin"  # in a map of agents: the built-in orchestrator
+BUILTIN: Final = "builtin"  # stands for the built-in orchestrator in ``agents``
 
 _QUEUE: Final = r"[A-Za-z0-9_.-]{1,64}"
 _AGENT: Final = r"[\w.]+:[\w.]+"
@@ -30,7 +31,7 @@ def _split(value: object) -> object:
     return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
 
-# Read by the commands that ask a front end: flags of theirs, not settings.
+# Variables of command-line flags that are no settings.
 _CLIENT_VARIABLES: Final = {"AGENTSTREAM_URL"}
 
 _URL_PASSWORD: Final = re.compile(r"(://[^/?#@:]*:)[^/?#]*@")
@@ -41,7 +42,7 @@ CommaList = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
 
 @dataclass(frozen=True, slots=True)
 class AgentRoute:
-    """An entry of ``agents``: who answers for a model (BUILTIN, or package.module:attribute), and where its jobs go."""
+    """An entry of ``agents``: the agent of a model, BUILTIN or package.module:attribute, and the queue of its jobs."""
 
     model: str
     agent: str
@@ -49,7 +50,7 @@ class AgentRoute:
 
 
 class Settings(BaseSettings):
-    """Everything that can be set, with units in the names."""
+    """All settings. The unit of a value is part of its name."""
 
     model_config = SettingsConfigDict(
         env_prefix=ENV_PREFIX,
@@ -58,147 +59,201 @@ class Settings(BaseSettings):
         extra="ignore",
         hide_input_in_errors=True,
         allow_inf_nan=False,
+        use_attribute_docstrings=True,
     )
 
-    # Where things are
-    host: str = Field("127.0.0.1", description="address the front end listens on")
-    port: int = Field(8000, ge=0, le=65535, description="port the front end listens on; 0 picks a free one")
-    metrics_port: int = Field(
-        0,
-        ge=0,
-        le=65535,
-        description="port on which a worker serves /metrics and /health, one for all its processes; 0: none. "
-        "Front ends serve theirs on `port`",
-    )
-    metrics_host: str = Field("127.0.0.1", description="address of that port")
-    redis_url: str | None = Field(
-        None,
-        validation_alias="REDIS_URL",
-        repr=False,
-        description="redis://, rediss:// or unix:// URL; without it `up` starts a private broker",
-    )
-    queue: str = Field("default", pattern=rf"^{_QUEUE}$", description="name of the job queue")
-    queues: CommaList = Field(
-        (), description="queues a worker serves, comma separated; default: every queue of `agents`, else `queue`"
-    )
+    # Addresses and queues
+    host: str = Field("127.0.0.1")
+    """Address that the front end listens on. The default is loopback: only this machine can reach it."""
+
+    port: int = Field(8000, ge=0, le=65535)
+    """Port that the front end listens on. 0 picks a free port."""
+
+    metrics_port: int = Field(0, ge=0, le=65535)
+    """Port on which a worker serves /metrics and /health; all processes of one `worker` command share it. The default 0
+    opens no port, because a worker needs none for its work. A front end serves both paths on AGENTSTREAM_PORT."""
+
+    metrics_host: str = Field("127.0.0.1")
+    """Address that a worker listens on for AGENTSTREAM_METRICS_PORT. The default is loopback, because metrics are not
+    meant for the public."""
+
+    redis_url: str | None = Field(None, validation_alias="REDIS_URL", repr=False)
+    """URL of Redis: redis://, rediss:// (with TLS) or unix://. If it is not set, `up` starts a private broker."""
+
+    queue: str = Field("default", pattern=rf"^{_QUEUE}$")
+    """Name of the job queue. Agents that name no other queue get their jobs from it."""
+
+    queues: CommaList = Field(())
+    """Queues that a worker takes jobs from, separated by commas. The default is every queue of AGENTSTREAM_AGENTS, or
+    AGENTSTREAM_QUEUE if there are no such agents."""
 
     # The agent
-    agent: str | None = Field(
-        None,
-        pattern=rf"^{_AGENT}$",
-        description="your agent as package.module:attribute; default: the built-in orchestrator",
-    )
-    agents: CommaList = Field(
-        (),
-        description=(
-            "several agents instead of one, each for a model: model=package.module:attribute or model=builtin, "
-            "each with @queue if its jobs go to another queue than `queue`; comma separated"
-        ),
-    )
-    models: CommaList = Field(("agentstream",), min_length=1, description="model names listed at /v1/models")
-    openai_base_url: str | None = Field(
-        None,
-        validation_alias="OPENAI_BASE_URL",
-        description="OpenAI-compatible server of the built-in agent; without it a demo engine answers by rule",
-    )
-    openai_api_key: str | None = Field(
-        None, validation_alias="OPENAI_API_KEY", repr=False, description="key for that server"
-    )
-    engine_model: str | None = Field(None, description="model asked of that server; default: the request's model")
-    engine_timeout_s: float = Field(120, gt=0, description="longest silence of the model server")
-    engine_context_tokens: int | None = Field(
-        None,
-        ge=1024,
-        description="context window of that server's model; longer conversations are trimmed to it before they are "
-        "sent. Default: unknown, trimmed when the server refuses one; some, such as Ollama, cut it without a word",
-    )
-    demo_token_delay_ms: int = Field(15, ge=0, le=10_000, description="pause between the demo engine's tokens")
-    max_turns: int = Field(10, ge=1, le=1000, description="turns of the built-in agent before it must stop")
-    tool_timeout_s: float = Field(30, gt=0, description="time limit of one tool call of the built-in agent")
-    mcp_servers: str | None = Field(
-        None, description='file of MCP servers ({"mcpServers": {...}}) whose tools the built-in agent gets'
-    )
-    read_url: bool = Field(default=False, description="offer the built-in agent the tool that reads public web pages")
+    agent: str | None = Field(None, pattern=rf"^{_AGENT}$")
+    """Your agent, as package.module:attribute. By default the built-in orchestrator answers."""
+
+    agents: CommaList = Field(())
+    """Several agents, one for each model, separated by commas. An entry is model=package.module:attribute, or
+    model=builtin for the built-in orchestrator. Add @queue to an entry to use another queue than AGENTSTREAM_QUEUE."""
+
+    models: CommaList = Field(("agentstream",), min_length=1)
+    """Model names that /v1/models lists, separated by commas. Requests may also name other models. If
+    AGENTSTREAM_AGENTS is set, leave this unset: the names come from there, and requests for other models get 404."""
+
+    openai_base_url: str | None = Field(None, validation_alias="OPENAI_BASE_URL")
+    """URL of the OpenAI-compatible model server that the built-in agent asks. If it is not set, a demo engine answers
+    some kinds of questions by fixed rules."""
+
+    openai_api_key: str | None = Field(None, validation_alias="OPENAI_API_KEY", repr=False)
+    """API key for the model server. Many local servers need none."""
+
+    engine_model: str | None = Field(None)
+    """Model that the built-in agent asks the model server for. The default is the model that the request names."""
+
+    engine_timeout_s: float = Field(120, gt=0)
+    """Longest silence of the model server in seconds, before the first token and between two tokens. Reasoning models
+    are silent for a minute or more."""
+
+    engine_context_tokens: int | None = Field(None, ge=1024)
+    """Context window of the model in tokens. The built-in agent trims longer conversations before it sends them. By
+    default it trims a conversation only after the server has refused it. Set this for servers that truncate long
+    prompts silently, such as Ollama."""
+
+    demo_token_delay_ms: int = Field(15, ge=0, le=10_000)
+    """Pause between two tokens of the demo engine in milliseconds. With the default you can watch the answer stream."""
+
+    max_turns: int = Field(10, ge=1, le=1000)
+    """Number of turns after which the built-in agent must answer without more tool calls. The limit ends a run whose
+    model would call tools for ever."""
+
+    tool_timeout_s: float = Field(30, gt=0)
+    """Time limit in seconds of one tool call of the built-in agent. A tool that hangs must not hang its run."""
+
+    mcp_servers: str | None = Field(None)
+    """Path of a JSON file that lists MCP servers ({"mcpServers": {...}}). The built-in agent can call their tools."""
+
+    read_url: bool = Field(default=False)
+    """Give the built-in agent a tool that reads public web pages. It is off by default, because the model would choose
+    the addresses that the worker connects to."""
 
     # Processes
-    workers: int = Field(2, ge=1, le=256, description="worker processes under `up`")
-    processes: int = Field(
-        1,
-        ge=1,
-        le=256,
-        description="processes of `frontend` (on one port), of `worker`, or front ends under `up`",
-    )
-    concurrency: int = Field(32, ge=1, le=10_000, description="runs one worker executes at once")
-    lease_s: float = Field(
-        10,
-        ge=0.5,
-        le=3600,
-        description="a worker silent for so long loses its runs to another; renewed three times as often",
-    )
-    max_attempts: int = Field(2, ge=1, le=100, description="attempts at a run whose workers were lost")
+    workers: int = Field(2, ge=1, le=256)
+    """Number of worker processes that `up` starts. The default is two: if one dies, the other takes over its runs."""
+
+    processes: int = Field(1, ge=1, le=256)
+    """Number of processes that `frontend` (on one shared port) or `worker` starts; under `up` the number of front ends.
+    One process uses at most one core."""
+
+    concurrency: int = Field(32, ge=1, le=10_000)
+    """Number of runs that one worker process executes at the same time. Most agents wait for a model most of the time,
+    so one process can execute many."""
+
+    lease_s: float = Field(10, ge=0.5, le=3600)
+    """Time in seconds after which another worker takes over the runs of a worker that has not renewed its leases. A
+    worker renews a lease three times in this time, so that two renewals may fail. It also loses its runs if an agent
+    blocks its event loop for so long."""
+
+    max_attempts: int = Field(2, ge=1, le=100)
+    """Number of attempts at a run whose workers died. The limit stops a run that kills every worker. Attempts that a
+    stopping worker handed back do not count."""
+
     retry_after_tools: bool = Field(
-        default=False,
-        validation_alias=AliasChoices(f"{ENV_PREFIX}RETRY_AFTER_TOOLS", "RETRY_AFTER_TOOLS"),
-        description="try a run again even if tools have run (they would run twice); never after text was shown",
+        default=False, validation_alias=AliasChoices(f"{ENV_PREFIX}RETRY_AFTER_TOOLS", "RETRY_AFTER_TOOLS")
     )
-    drain_timeout_s: float = Field(20, ge=0, description="time a stopping process gives its runs and streams to end")
-    broker_wait_s: float = Field(30, ge=0, description="time a starting process waits for Redis before it gives up")
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level logged")
-    log_format: Literal["text", "json"] = Field(
-        "text", description="log lines for people, or one JSON object a line for what collects them"
-    )
-    log_content: bool = Field(
-        default=False,
-        description="log what users, models and tools write as well: exceptions' texts, and at debug, cut short, "
-        "questions and answers; keys never",
-    )
+    """Try a run again after its worker died, even if its tools have run. Off by default, because the tools then run
+    twice. A run that has written text is never tried again."""
+
+    drain_timeout_s: float = Field(20, ge=0)
+    """Time in seconds that a stopping process gives its runs and streams to end. The default is below the 30 s after
+    which Kubernetes by default kills a pod that does not stop."""
+
+    broker_wait_s: float = Field(30, ge=0)
+    """Time in seconds that a starting process waits for Redis. Redis may start later, and must first load its data."""
+
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info")
+    """Lowest level of log lines that a process writes."""
+
+    log_format: Literal["text", "json"] = Field("text")
+    """Form of log lines: `text` for people, `json` (one object per line) for log collectors."""
+
+    log_content: bool = Field(default=False)
+    """Also log what users, models and tools write: the texts of exceptions, and at level debug the beginning of each
+    question and answer. Off by default, because these texts may be private. Known keys and passwords are masked in any
+    case."""
 
     # Admission
-    api_keys: CommaList = Field((), repr=False, description="accepted Bearer keys, comma separated; empty: no keys")
-    allow_open: bool = Field(
-        default=False, description="serve without keys on a public address, or to any Host on loopback"
-    )
-    cors_origins: CommaList = Field((), description="origins browsers may call from, comma separated, or *")
-    max_queued: int = Field(1000, ge=1, description="outstanding jobs of the queue; beyond it requests get 429")
-    max_body_bytes: int = Field(10 << 20, ge=1024, description="largest request body; room for images as data URLs")
-    body_timeout_s: float = Field(60, gt=0, description="time a client may take to send a request's body")
-    max_messages: int = Field(2000, ge=1, description="messages of one request")
-    max_runs_per_key: int = Field(0, ge=0, description="runs one API key may have at once; 0: no limit")
-    max_requests_per_minute: int = Field(0, ge=0, description="requests one API key may send a minute; 0: no limit")
-    queue_timeout_s: float = Field(60, gt=0, description="a job not started by then fails instead of running late")
+    api_keys: CommaList = Field((), repr=False)
+    """API keys that clients may use as Bearer tokens, separated by commas. Without keys every client that reaches the
+    front end may call it."""
+
+    allow_open: bool = Field(default=False)
+    """Serve without API keys on a public address, and accept any Host header on loopback. Use it only if something in
+    front checks the callers, such as a proxy."""
+
+    cors_origins: CommaList = Field(())
+    """Origins from which browsers may call the API, separated by commas, or * for any. By default there are none."""
+
+    max_queued: int = Field(1000, ge=1)
+    """Number of jobs, waiting and running, that one queue may hold. Beyond it a new request gets 429, because its
+    answer would come too late."""
+
+    max_body_bytes: int = Field(10 << 20, ge=1024)
+    """Largest request body in bytes. The default has room for images as data URLs."""
+
+    body_timeout_s: float = Field(60, gt=0)
+    """Time in seconds that a client may take to send a request body. A slow client must not hold its connection."""
+
+    max_messages: int = Field(2000, ge=1)
+    """Largest number of messages in one request. All streams wait while the event loop validates a request."""
+
+    max_runs_per_key: int = Field(0, ge=0)
+    """Number of runs that one API key may have at the same time, counted over all front ends. 0 means no limit."""
+
+    max_requests_per_minute: int = Field(0, ge=0)
+    """Number of new runs that one API key may request per minute, counted over all front ends. 0 means no limit."""
+
+    queue_timeout_s: float = Field(60, gt=0)
+    """Time in seconds within which a worker must begin a job. Then the run fails, because it would end too late."""
 
     # Runs and streams
-    run_timeout_s: float = Field(600, gt=0, description="time limit of one run")
-    run_ttl_s: int = Field(3600, ge=60, description="how long a finished run's log is kept")
-    log_max_bytes: int = Field(4 << 20, ge=64 << 10, description="replay log of one run; older events are cut off")
-    write_timeout_s: float = Field(30, gt=0, description="a client that takes no bytes for so long is cut")
+    run_timeout_s: float = Field(600, gt=0)
+    """Time limit in seconds of one attempt at a run. An agent that never returns must not hold its slot for ever."""
+
+    run_ttl_s: int = Field(3600, ge=60)
+    """Time in seconds for which a run is kept after its end. Until then clients can read and resume it."""
+
+    log_max_bytes: int = Field(4 << 20, ge=64 << 10)
+    """Largest replay log of one run in bytes; it limits the memory that the run needs in Redis. A run that exceeds it
+    loses its oldest events, and clients can no longer resume it."""
+
+    write_timeout_s: float = Field(30, gt=0)
+    """Time in seconds after which the front end cuts the stream of a client that takes no bytes. A client that hangs
+    must not hold a buffer for ever."""
+
     replay_word_delay_ms: int = Field(
-        0,
-        ge=0,
-        le=3000,
-        validation_alias=AliasChoices(f"{ENV_PREFIX}REPLAY_WORD_DELAY_MS", "REPLAY_WORD_DELAY_MS"),
-        description="pause between the words of an answer that was not streamed",
+        0, ge=0, le=3000, validation_alias=AliasChoices(f"{ENV_PREFIX}REPLAY_WORD_DELAY_MS", "REPLAY_WORD_DELAY_MS")
     )
+    """Pause in milliseconds between two words of an answer that the agent returned without streaming it. By default
+    there is no pause."""
 
     @property
     def routes(self) -> tuple[AgentRoute, ...]:
-        """What ``agents`` says; empty if one agent answers for every model."""
+        """The entries of ``agents``. Empty if one agent answers for every model."""
         entries = (_ROUTE.fullmatch(entry) for entry in self.agents)
         return tuple(
             AgentRoute(entry["model"], entry["agent"], entry["queue"] or self.queue) for entry in entries if entry
         )
 
     def secrets(self) -> tuple[str, ...]:
-        """Return what no log line may hold, whatever brings it there."""
+        """Return the keys and passwords that every log line must mask."""
         try:
             password = urlsplit(self.redis_url or "").password or ""
-        except ValueError:  # not a URL; refused where it is used
+        except ValueError:  # not a URL; ``Endpoint`` refuses it
             password = self.redis_url or ""
         return tuple(filter(None, [*self.api_keys, self.openai_api_key, password, unquote(password)]))
 
     @property
     def served_queues(self) -> tuple[str, ...]:
-        """The queues a worker takes jobs of, each once."""
+        """The queues that a worker takes jobs from, without duplicates."""
         return tuple(dict.fromkeys(self.queues or [route.queue for route in self.routes] or [self.queue]))
 
     @field_validator("agents")
@@ -210,11 +265,11 @@ class Settings(BaseSettings):
             if route is None:
                 message = (
                     f"entry {entry!r} should be model=package.module:attribute or model={BUILTIN}, "
-                    f"followed by @queue if need be (a queue's name is {_QUEUE})"
+                    f"optionally followed by @queue (the name of a queue matches {_QUEUE})"
                 )
                 raise ValueError(message)
             if route["model"] in models:
-                message = f"entry {entry!r}: the model {route['model']!r} has an agent already"
+                message = f"entry {entry!r}: an earlier entry already names an agent for the model {route['model']!r}"
                 raise ValueError(message)
             models.add(route["model"])
         return entries
@@ -224,7 +279,7 @@ class Settings(BaseSettings):
     def _queues_are_names(cls, queues: tuple[str, ...]) -> tuple[str, ...]:
         for queue in queues:
             if re.fullmatch(_QUEUE, queue) is None:
-                message = f"{queue!r} is not a queue's name, which is {_QUEUE}"
+                message = f"{queue!r} is not the name of a queue; a name matches {_QUEUE}"
                 raise ValueError(message)
         return queues
 
@@ -234,13 +289,13 @@ class Settings(BaseSettings):
             return self
         for field in ("agent", "models"):
             if getattr(self, field) != type(self).model_fields[field].default:
-                message = f"{env_name('agents')} names the models and their agents: leave {env_name(field)} unset"
+                message = f"{env_name('agents')} already names the models and their agents: unset {env_name(field)}"
                 raise ValueError(message)
         queues = {route.queue for route in self.routes}
         if unknown := [queue for queue in self.queues if queue not in queues]:
             message = (
-                f"{env_name('queues')}: no agent of {env_name('agents')} has the queue {unknown[0]!r}; "
-                f"they have {', '.join(sorted(queues))}"
+                f"{env_name('queues')}: no agent in {env_name('agents')} uses the queue {unknown[0]!r}; "
+                f"their queues are {', '.join(sorted(queues))}"
             )
             raise ValueError(message)
         return self
@@ -249,15 +304,19 @@ class Settings(BaseSettings):
     def _public_needs_keys(self) -> Self:
         if not (self.api_keys or self.allow_open or is_loopback(self.host)):
             message = (
-                f"host {self.host} is reachable from other machines and no API keys are set: "
-                f"set {ENV_PREFIX}API_KEYS, or {ENV_PREFIX}ALLOW_OPEN=true if something in front checks callers"
+                f"other machines can reach the host {self.host}, and no API keys are set: "
+                f"set {ENV_PREFIX}API_KEYS, or {ENV_PREFIX}ALLOW_OPEN=true if something in front checks the callers"
             )
             raise ValueError(message)
         return self
 
 
+for _field in Settings.model_fields.values():  # as one line each: readers of the texts wrap them
+    _field.description = " ".join((_field.description or "").split())
+
+
 def is_loopback(host: str) -> bool:
-    """Return whether ``host`` is an address only this machine can reach."""
+    """Return whether ``host`` is an address that only this machine can reach."""
     try:
         return ip_address(host.strip("[]")).is_loopback
     except ValueError:
@@ -265,7 +324,7 @@ def is_loopback(host: str) -> bool:
 
 
 def env_name(field: str) -> str:
-    """Return the environment variable of a settings field."""
+    """Return the name of the environment variable of a settings field."""
     alias = Settings.model_fields[field].validation_alias
     if isinstance(alias, AliasChoices):
         return str(alias.choices[0])
@@ -273,9 +332,9 @@ def env_name(field: str) -> str:
 
 
 def load_settings(**flags: Any) -> Settings:  # noqa: ANN401 -- raw flag values
-    """Read the environment, overridden by ``flags`` (None means not given).
+    """Return the settings of the environment. ``flags`` override it; a flag that is None was not given.
 
-    Raises StartupError naming each wrong setting, its value and what is allowed.
+    Raises StartupError. It names every wrong setting, its value and the allowed values.
     """
     given = {_init_name(name): value for name, value in flags.items() if value is not None}
     try:
@@ -286,7 +345,7 @@ def load_settings(**flags: Any) -> Settings:  # noqa: ANN401 -- raw flag values
 
 
 def environment(settings: Settings) -> dict[str, str]:
-    """Return the variables that give a child process these very settings."""
+    """Return the environment variables that give a child process the same settings."""
     values: dict[str, str] = {}
     for field in Settings.model_fields:
         value = getattr(settings, field)
@@ -296,33 +355,33 @@ def environment(settings: Settings) -> dict[str, str]:
 
 
 def setting_source(field: str, flags: Mapping[str, Any]) -> str:
-    """Return where a setting's value comes from: ``--flag``, the environment variable's name, or "default"."""
+    """Return the source of a setting: ``--flag``, the name of its environment variable, or "default"."""
     if flags.get(field) is not None:
         return f"--{field.replace('_', '-')}"
     alias = Settings.model_fields[field].validation_alias
     names = alias.choices if isinstance(alias, AliasChoices) else [env_name(field)]
-    given = {name.lower(): name for name, value in os.environ.items() if value}  # as pydantic-settings looks them up
+    given = {name.lower(): name for name, value in os.environ.items() if value}  # pydantic-settings ignores case
     return next((given[str(name).lower()] for name in names if str(name).lower() in given), "default")
 
 
 def masked(field: str, value: Any) -> Any:  # noqa: ANN401 -- a setting's
-    """Return a setting's value with what must stay secret in it replaced by stars."""
+    """Return the value of a setting with stars in the place of every secret."""
     if isinstance(value, tuple):
         return tuple(masked(field, item) for item in value)
     if not isinstance(value, str):
         return value
-    if Settings.model_fields[field].repr or field == "redis_url":  # an address is worth seeing
+    if Settings.model_fields[field].repr or field == "redis_url":  # the address is no secret
         return _URL_PASSWORD.sub(r"\1***@", _QUERY_PASSWORD.sub(r"\1***", value))
     return "***"
 
 
 def terminal_type() -> str:
-    """Return what kind of terminal the environment tells of; "dumb" if it tells of none."""
+    """Return the type of the terminal according to the environment, or "dumb" if it is unknown."""
     return os.environ.get("TERM") or "dumb"
 
 
 def unknown_variables() -> list[str]:
-    """Return a line for each AGENTSTREAM_ variable that is no setting; with the likely meant name."""
+    """Return one line for each AGENTSTREAM_ variable that is not a setting. The line suggests a similar name."""
     known = {env_name(field) for field in Settings.model_fields} | _CLIENT_VARIABLES
     lines = []
     for name in sorted(os.environ):
@@ -334,7 +393,7 @@ def unknown_variables() -> list[str]:
 
 
 def _init_name(field: str) -> str:
-    """Return the keyword Settings() takes for a field: its alias, if it has one."""
+    """Return the keyword argument of Settings for a field: its alias if it has one."""
     return env_name(field) if Settings.model_fields[field].validation_alias else field
 
 
@@ -345,20 +404,21 @@ def _explain(error: Any) -> str:  # noqa: ANN401 -- pydantic's ErrorDetails
     name = env_name(field) if field else str(error["loc"][0])
     message = str(error["msg"]).removeprefix("Value error, ")
     shown = "" if field in {"api_keys", "openai_api_key", "redis_url"} else f"={error['input']!r}"
-    meaning = f" ({Settings.model_fields[field].description})" if field else ""
+    meaning = f". {Settings.model_fields[field].description}" if field else ""
     return f"{name}{shown}: {message}{meaning}"
 
 
-# Either of these asks for traces; an endpoint alone does, as the exporter it is for is the default one.
+# Each of these variables switches traces on. An endpoint is enough: its exporter, otlp, is the default.
 _TRACES_WANTED: Final = ("OTEL_TRACES_EXPORTER", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 _CONTENT_IN_SPANS: Final = frozenset({"true", "span_only", "span_and_event"})
 
 
 @dataclass(frozen=True, slots=True)
 class TraceSettings:
-    """What OpenTelemetry's own variables ask for; the rest of them its SDK reads itself.
+    """The settings of traces, from OpenTelemetry's own variables. Its SDK reads the other variables itself.
 
-    ``exporters`` are names of entry points, ``reason`` is the variable that asks for them.
+    ``exporters`` are names of entry points. ``reason`` is the variable that switched traces on. ``content`` allows the
+    texts of users, models and tools in spans.
     """
 
     exporters: tuple[str, ...]
@@ -367,9 +427,10 @@ class TraceSettings:
 
 
 def trace_settings() -> TraceSettings:
-    """Return which exporters of traces are asked for, none if the variables are unset, empty or say so.
+    """Return the settings of traces; there are no exporters if traces are off.
 
-    By its specification traces go to a collector on this machine if nothing is said; not so here, where most have none.
+    By the OpenTelemetry specification, traces go to a collector on this machine if no variable is set. Here they are
+    then off, because most machines have no collector.
     """
     env = {name: value.strip() for name, value in os.environ.items() if name.startswith("OTEL_")}
     asked = env.get("OTEL_TRACES_EXPORTER", "")

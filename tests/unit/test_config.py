@@ -1,4 +1,4 @@
-"""Settings: where they come from, what is refused, and what is never shown."""
+"""Settings: their sources, the values that are refused, and the secrets that are never shown."""
 
 import os
 import re
@@ -20,7 +20,7 @@ from agentstream.config import (
 )
 from agentstream.errors import StartupError
 
-# A value for every setting, as its variable holds it, that is not the default; and what it means.
+# For every setting: the text of its variable, and the value that it becomes, which is not the default.
 EVERY_SETTING: dict[str, tuple[str, Any]] = {
     "host": ("::1", "::1"),
     "port": ("9000", 9000),
@@ -82,8 +82,8 @@ def refusal(**flags: Any) -> StartupError:
     return caught.value
 
 
-def test_the_table_above_knows_every_setting() -> None:
-    """No setting can be added without a value here that proves its variable works."""
+def test_the_table_above_has_every_setting() -> None:
+    """The table above has a value for every setting, and no value is the default."""
     assert set(EVERY_SETTING) == set(Settings.model_fields)
     defaults = load_settings()
     assert not [name for name, (_, value) in EVERY_SETTING.items() if getattr(defaults, name) == value]
@@ -91,7 +91,7 @@ def test_the_table_above_knows_every_setting() -> None:
 
 @pytest.mark.parametrize("field", EVERY_SETTING)
 def test_a_variable_sets_its_setting(monkeypatch: pytest.MonkeyPatch, field: str) -> None:
-    """Every setting is read from its environment variable, and described."""
+    """Every setting is read from its environment variable and has a description."""
     text, value = EVERY_SETTING[field]
     monkeypatch.setenv(env_name(field), text)
     assert getattr(load_settings(), field) == value
@@ -100,21 +100,21 @@ def test_a_variable_sets_its_setting(monkeypatch: pytest.MonkeyPatch, field: str
 
 @pytest.mark.parametrize("field", EVERY_SETTING)
 def test_a_flag_overrides_its_variable(monkeypatch: pytest.MonkeyPatch, field: str) -> None:
-    """Every setting's flag wins over its variable, even over one that is wrong."""
+    """The flag of every setting overrides its variable, even if the variable is wrong."""
     text, value = EVERY_SETTING[field]
     monkeypatch.setenv(env_name(field), "!")
     assert getattr(load_settings(**{field: text}), field) == value
 
 
 def test_a_flag_that_is_not_given_overrides_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """None means that a flag was not given: variable, then default."""
+    """A flag that is None was not given: the variable applies, or else the default."""
     monkeypatch.setenv("AGENTSTREAM_WORKERS", "7")
     settings = load_settings(workers=None, port=None)
     assert (settings.workers, settings.port) == (7, 8000)
 
 
 def test_an_empty_variable_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A variable that is set to nothing, as a compose file leaves it, means the default."""
+    """An empty variable, as a compose file may leave it, means the default."""
     for field in EVERY_SETTING:
         monkeypatch.setenv(env_name(field), "")
     assert load_settings() == Settings()
@@ -122,7 +122,7 @@ def test_an_empty_variable_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_conventional_names(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Redis, OpenAI and the seed keep the names of their variables."""
+    """Redis, OpenAI and the original bridge keep the names of their variables."""
     assert [env_name(name) for name in ("redis_url", "openai_base_url", "openai_api_key", "max_queued")] == [
         "REDIS_URL", "OPENAI_BASE_URL", "OPENAI_API_KEY", "AGENTSTREAM_MAX_QUEUED",
     ]  # fmt: skip
@@ -154,7 +154,7 @@ def test_the_conventional_names(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_a_wrong_value_is_refused(monkeypatch: pytest.MonkeyPatch, field: str, value: str, allowed: str) -> None:
-    """A wrong value is refused with its variable, the value and what is allowed, from variable and flag alike."""
+    """A wrong value is refused with its variable, the value and the allowed values, from a variable and from a flag."""
     from_flag = str(refusal(**{field: value}))
     monkeypatch.setenv(env_name(field), value)
     from_variable = str(refusal())
@@ -165,7 +165,7 @@ def test_a_wrong_value_is_refused(monkeypatch: pytest.MonkeyPatch, field: str, v
 
 
 def test_all_wrong_values_are_named_at_once() -> None:
-    """One start tells everything that is wrong."""
+    """One failed start reports every wrong setting."""
     message = str(refusal(port="x", workers="0", log_level="loud"))
     assert re.findall(r"^  (\w+)=", message, re.MULTILINE) == [
         "AGENTSTREAM_PORT", "AGENTSTREAM_WORKERS", "AGENTSTREAM_LOG_LEVEL",
@@ -174,9 +174,9 @@ def test_all_wrong_values_are_named_at_once() -> None:
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "[::]", "192.168.1.5", "agents.example", "127.0.0.1.example", ""])  # noqa: S104
 def test_a_public_address_needs_keys(host: str) -> None:
-    """An address others can reach is refused without keys, with both ways out; each of them is enough."""
+    """An address that others can reach is refused without keys, and either way out that the error names is enough."""
     message = str(refusal(host=host))
-    assert f"host {host} is reachable" in message
+    assert f"other machines can reach the host {host}," in message
     assert "AGENTSTREAM_API_KEYS" in message
     assert "AGENTSTREAM_ALLOW_OPEN=true" in message
     assert load_settings(host=host, api_keys="k").host == host
@@ -193,22 +193,22 @@ def test_a_loopback_address_needs_none(host: str) -> None:
 
 @pytest.fixture
 def secret(monkeypatch: pytest.MonkeyPatch) -> str:
-    """What all secrets that are set have in common."""
+    """The text that every secret contains."""
     for name, value in SECRETS.items():
         monkeypatch.setenv(name, value)
     return "hunter2"
 
 
 def test_settings_show_no_secret(secret: str) -> None:
-    """Printing settings shows neither keys nor the broker's password."""
+    """Printed settings show neither keys nor the password of the broker."""
     settings = load_settings()
     assert settings.api_keys == (f"{secret}-key",)
     assert secret not in repr(settings)
     assert secret not in str(settings)
 
 
-def test_a_refusal_shows_no_secret(monkeypatch: pytest.MonkeyPatch, secret: str) -> None:
-    """Neither a refusal nor its traceback shows a secret, whatever else is wrong."""
+def test_an_error_shows_no_secret(monkeypatch: pytest.MonkeyPatch, secret: str) -> None:
+    """Neither the error about wrong settings nor its traceback shows a secret."""
     for flags in ({"port": "x"}, {"redis_url": 5}, {"openai_api_key": [f"{secret}-list"]}, {"api_keys": 17}):
         assert secret not in "".join(traceback.format_exception(refusal(**flags)))
     for name in ("AGENTSTREAM_API_KEYS", "REDIS_URL"):
@@ -217,8 +217,8 @@ def test_a_refusal_shows_no_secret(monkeypatch: pytest.MonkeyPatch, secret: str)
 
 
 @pytest.mark.parametrize("unset", [{"agents"}, {"agent", "models"}], ids=["one agent", "several"])
-def test_a_child_gets_these_very_settings(monkeypatch: pytest.MonkeyPatch, unset: set[str]) -> None:
-    """The environment made of settings gives a child process equal settings, all that go together."""
+def test_a_child_gets_equal_settings(monkeypatch: pytest.MonkeyPatch, unset: set[str]) -> None:
+    """The environment that settings are turned into gives a child process equal settings."""
     settings = load_settings(**{field: text for field, (text, _) in EVERY_SETTING.items() if field not in unset})
     for name, value in environment(settings).items():
         monkeypatch.setenv(name, value)
@@ -232,7 +232,9 @@ def test_a_child_gets_these_very_settings(monkeypatch: pytest.MonkeyPatch, unset
 
 
 def test_a_map_of_agents_is_read() -> None:
-    """Each entry names a model, its agent and its queue, or takes the default queue; all queues are served."""
+    """Each entry names a model and its agent, and its queue or else the default queue; the worker serves all these
+    queues.
+    """
     settings = load_settings(queue="day", agents="org/big:1.5=pack.age:make.agent@night, b=builtin, c=m:f,")
     assert settings.routes == (
         AgentRoute("org/big:1.5", "pack.age:make.agent", "night"),
@@ -242,8 +244,8 @@ def test_a_map_of_agents_is_read() -> None:
     assert settings.served_queues == ("night", "day")
 
 
-def test_a_worker_serves_the_queues_it_is_told() -> None:
-    """Queues that are named are served, each once; with one agent any, else those of the map."""
+def test_a_worker_serves_the_named_queues() -> None:
+    """A worker serves the queues that are named, each once, and otherwise the queues of its agents."""
     assert load_settings(agents="a=m:f@x,b=m:f@y", queues="y,y").served_queues == ("y",)
     assert load_settings(queues="x,y").served_queues == ("x", "y")
     assert load_settings(queue="z").served_queues == ("z",)
@@ -267,7 +269,7 @@ def test_a_worker_serves_the_queues_it_is_told() -> None:
     ],
 )
 def test_a_wrong_entry_is_refused(entry: str) -> None:
-    """An entry that is none is refused by its own text, with the form it should have."""
+    """A malformed entry is refused, and the error shows the entry and the correct form."""
     message = str(refusal(agents=f"fine=m:f,{entry}"))
     assert "AGENTSTREAM_AGENTS=" in message
     assert f"entry {entry!r} should be model=package.module:attribute or model=builtin" in message
@@ -277,23 +279,23 @@ def test_a_wrong_entry_is_refused(entry: str) -> None:
 @pytest.mark.parametrize(
     ("flags", "reason"),
     [
-        ({"agents": "a=m:f,b=m:f,a=m:g"}, "entry 'a=m:g': the model 'a' has an agent already"),
-        ({"agents": "a=m:f", "agent": "m:f"}, "leave AGENTSTREAM_AGENT unset"),
-        ({"agents": "a=m:f", "models": "b"}, "leave AGENTSTREAM_MODELS unset"),
+        ({"agents": "a=m:f,b=m:f,a=m:g"}, "entry 'a=m:g': an earlier entry already names an agent for the model 'a'"),
+        ({"agents": "a=m:f", "agent": "m:f"}, "unset AGENTSTREAM_AGENT"),
+        ({"agents": "a=m:f", "models": "b"}, "unset AGENTSTREAM_MODELS"),
         (
             {"agents": "a=m:f@x,b=m:f", "queues": "x,z"},
-            "AGENTSTREAM_QUEUES: no agent of AGENTSTREAM_AGENTS has the queue 'z'; they have default, x",
+            "AGENTSTREAM_QUEUES: no agent in AGENTSTREAM_AGENTS uses the queue 'z'; their queues are default, x",
         ),
-        ({"queues": "a b"}, "'a b' is not a queue's name"),
+        ({"queues": "a b"}, "'a b' is not the name of a queue"),
     ],
 )
-def test_a_map_that_contradicts_is_refused(flags: dict[str, str], reason: str) -> None:
-    """A model named twice, a second way to name agents, and a queue without an agent are refused."""
+def test_contradicting_settings_are_refused(flags: dict[str, str], reason: str) -> None:
+    """A model that is named twice, a second setting that names agents, and a queue without an agent are refused."""
     assert reason in str(refusal(**flags))
 
 
-def test_defaults_survive_the_way_to_a_child(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Settings nobody set arrive as they are; what has no value gets no variable."""
+def test_defaults_reach_a_child_unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Default settings reach a child process unchanged, and a setting without a value becomes no variable."""
     settings = load_settings()
     variables = environment(settings)
     assert "REDIS_URL" not in variables
@@ -303,8 +305,8 @@ def test_defaults_survive_the_way_to_a_child(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @given(st.floats(min_value=1e-6, max_value=1e6), st.booleans(), st.lists(st.from_regex(r"[a-z/.:-]+", fullmatch=True)))
-def test_values_survive_the_way_to_a_child(seconds: float, switch: bool, names: list[str]) -> None:
-    """Fractions, switches and lists reach a child process without a change."""
+def test_values_reach_a_child_unchanged(seconds: float, switch: bool, names: list[str]) -> None:
+    """Fractions, booleans and lists reach a child process unchanged."""
     settings = load_settings(run_timeout_s=seconds, read_url=switch, api_keys=",".join(names))
     with pytest.MonkeyPatch.context() as patch:
         for name, value in environment(settings).items():
@@ -313,7 +315,7 @@ def test_values_survive_the_way_to_a_child(seconds: float, switch: bool, names: 
 
 
 def test_settings_cannot_be_changed() -> None:
-    """Settings are frozen once read."""
+    """Settings cannot be changed after they are read."""
     with pytest.raises(ValueError, match="frozen"):
         load_settings().port = 1  # type: ignore[misc]
 
@@ -328,14 +330,14 @@ def test_settings_cannot_be_changed() -> None:
         ("AGENTSTREAM_OPENAI_API_KEY", "OPENAI_API_KEY"),
     ],
 )
-def test_an_unknown_variable_is_hinted(monkeypatch: pytest.MonkeyPatch, name: str, meant: str) -> None:
-    """A variable of ours that is no setting is told with the name that was meant."""
+def test_an_unknown_variable_is_reported(monkeypatch: pytest.MonkeyPatch, name: str, meant: str) -> None:
+    """A variable AGENTSTREAM_... that is not a setting is reported, with the name that was probably meant."""
     monkeypatch.setenv(name, "x")
     assert unknown_variables() == [f"{name} is not a setting; did you mean {meant}?"]
 
 
-def test_known_and_foreign_variables_are_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Settings under any of their names, and variables of others, are no cause for a hint."""
+def test_known_and_foreign_variables_are_not_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the variables of settings, under any of their names, nor the variables of other programs are reported."""
     for field in EVERY_SETTING:
         monkeypatch.setenv(env_name(field), "x")
     monkeypatch.setenv("REPLAY_WORD_DELAY_MS", "1")
