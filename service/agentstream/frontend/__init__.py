@@ -1,1 +1,1 @@
-"""L3: the process that talks HTTP to clients. It meets the worker only through L0-L2."""
+"""The HTTP server that clients talk to. It exchanges data with workers through ``store`` and never imports them."""

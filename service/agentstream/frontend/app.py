@@ -1,4 +1,4 @@
-"""The front end's composition: settings in, an aiohttp application out."""
+"""Assembles the front end: ``create_app`` turns settings into an aiohttp application."""
 
 import asyncio
 import contextlib
@@ -32,12 +32,13 @@ log = logging.getLogger(__name__)
 
 
 def create_app(settings: Settings, *, keys: Keys | None = None, number: int | None = None) -> web.Application:
-    """Return the application; its link to Redis opens and closes with it. Raises StartupError without REDIS_URL.
+    """Return the application. It opens its link to Redis when it starts and closes it when it stops.
 
-    ``number`` is this process's among several that share a port, and count together; None without others.
+    ``number`` is the number of this process if several processes share a port and their metrics; None if it is alone.
+    Raises StartupError if REDIS_URL is not set.
     """
     if settings.redis_url is None:
-        message = "REDIS_URL is not set: a front end of its own needs a Redis (`agentstream up` brings one)"
+        message = "REDIS_URL is not set; set it, or run `agentstream up`, which starts its own Redis"
         raise StartupError(message)
     link = Link(Endpoint(settings.redis_url), name="agentstream-frontend")
     keys = keys or Keys()
@@ -68,7 +69,7 @@ def create_app(settings: Settings, *, keys: Keys | None = None, number: int | No
     app.cleanup_ctx.append(_finish_background_tasks)
     if number is not None:
         app.cleanup_ctx.append(_share_metrics)
-    # Unprotected, it is a loopback address: the settings see to that.
+    # The settings refuse an unprotected front end on an address that is not loopback.
     unprotected = not (settings.api_keys or settings.allow_open)
     for route in [*routes.ROUTES, *playground.routes(), web.route("*", "/{path:.*}", middleware.no_such_route)]:
         handler = middleware.openai_errors(route.handler, local_hosts_only=unprotected)
@@ -97,7 +98,7 @@ async def _share_metrics(app: web.Application) -> AsyncIterator[None]:
 
 @contextlib.asynccontextmanager
 async def _lifetime_task(work: Coroutine[Any, Any, None], name: str) -> AsyncIterator[None]:
-    """Do something for as long as the process serves; if it fails, the process dies loudly."""
+    """Run ``work`` in a task for as long as the application runs. If the task fails, the process exits."""
     task = asyncio.create_task(work, name=name)
     task.add_done_callback(_exit_on_failure)
     yield
@@ -112,7 +113,7 @@ async def _finish_background_tasks(app: web.Application) -> AsyncIterator[None]:
 
 
 def _exit_on_failure(task: asyncio.Task[None]) -> None:
-    """Log a side task's death; without the watcher no stream would have a deadline any more."""
+    """Log the failure of a lifetime task and exit with code 1: without the watcher, streams have no deadlines."""
     if not task.cancelled() and (error := task.exception()) is not None:
-        log.critical("the %s died: %r", task.get_name(), error)
+        log.critical("the %s task failed, so the process exits: %r", task.get_name(), error)
         raise SystemExit(1)

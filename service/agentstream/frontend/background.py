@@ -1,4 +1,4 @@
-"""Small things to do that no request waits for, such as cancelling the run of a client that went away."""
+"""Background tasks that no request waits for, such as cancelling a run after its client has disconnected."""
 
 import asyncio
 import logging
@@ -14,20 +14,20 @@ FINISH_TIMEOUT_S: Final = 3.0
 
 
 class BackgroundTasks:
-    """Named tasks with a time limit, none of them lost or silent."""
+    """Named tasks with a time limit of BACKGROUND_TASK_TIMEOUT_S. It keeps a reference to each and logs its failure."""
 
     def __init__(self) -> None:
-        """Start with none."""
+        """Start without tasks."""
         self._tasks: set[asyncio.Task[None]] = set()
 
     def start(self, coroutine: Coroutine[Any, Any, None], name: str) -> None:
-        """Do it in the background."""
+        """Run the coroutine in a background task; ``name`` appears in the log if it fails."""
         task = asyncio.create_task(self._run(coroutine, name), name=name)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     async def finish(self) -> None:
-        """Give what is under way a little time, then drop it."""
+        """Wait up to FINISH_TIMEOUT_S for the running tasks, then cancel the rest."""
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=FINISH_TIMEOUT_S)
         for task in self._tasks:

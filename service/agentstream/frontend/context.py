@@ -1,4 +1,4 @@
-"""What every handler of the front end shares."""
+"""The objects that all handlers of the front end share."""
 
 from dataclasses import dataclass
 
@@ -18,7 +18,7 @@ from agentstream.store.runs import RunStore
 
 @dataclass(slots=True)
 class Context:
-    """The front end's parts. ``draining`` turns new runs away while open ones end."""
+    """The parts of the front end. While ``draining`` is true, it refuses new runs and waits for open runs to end."""
 
     settings: Settings
     link: Link
@@ -33,7 +33,7 @@ class Context:
     draining: bool = False
 
     def observe(self) -> None:
-        """Let the metrics take what this process knows of itself."""
+        """Update the metrics of this process."""
         self.metrics.observe(self.watcher, self.bus.feed_counts, self.link)
 
 

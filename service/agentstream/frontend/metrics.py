@@ -1,4 +1,4 @@
-"""What the front end counts, for GET /metrics."""
+"""The metrics of the front end, for ``GET /metrics``."""
 
 from collections.abc import Iterable
 from typing import Final
@@ -17,53 +17,53 @@ _REASONS: Final = frozenset(metric_names.REJECTIONS)
 
 
 class FrontendMetrics:
-    """The numbers of one front-end process, or of all that share its port."""
+    """The metrics of one front-end process, or of all processes that share its port."""
 
     def __init__(self, number: int | None = None) -> None:
-        """Register everything; see ``agentstream.telemetry.metrics.Metrics`` for ``number``."""
+        """Register all metrics. ``agentstream.telemetry.metrics.Metrics`` explains ``number``."""
         self._metrics = metrics = Metrics(metric_names.FRONTEND_METRICS, number)
         self._requests = metrics.counter(metric_names.REQUESTS)
-        self._on_begun = metrics.histogram(metric_names.DISPATCH_SECONDS).observe  # bound once, for all timers
+        self._on_begun = metrics.histogram(metric_names.DISPATCH_SECONDS).observe  # one bound method for all timers
         self._on_text = metrics.histogram(metric_names.FIRST_TOKEN_SECONDS).observe
         self._slow_client_cuts = metrics.counter(metric_names.SLOW_CLIENT_CUTS)
         self._cancel_seconds = metrics.histogram(metric_names.CANCEL_SECONDS)
-        self._texts_before = 0  # of streams that have ended
+        self._texts_before = 0  # pieces of text in streams that have ended
 
-    # -- what happens -------------------------------------------------------------------------------
+    # -- counts and times ---------------------------------------------------------------------------
 
     def request_answered(self, route: str, status: int, rejected_as: str | None) -> None:
-        """Count a request by its route's pattern, not its path; one that was refused also by its error's code."""
+        """Count a request by its route's pattern (not its path) and status; a refusal also by its error code."""
         self._requests.labels(route, str(status)).inc()
         if rejected_as is not None:
             self._metrics.counter(metric_names.REJECTED, rejected_as if rejected_as in _REASONS else "other").inc()
 
     def reader_closed(self, run: StreamPump | Collector) -> None:
-        """Take over what a run's reader has counted, once: it ends."""
+        """Add the counts of a reader that ends. Call this once for each reader."""
         if isinstance(run, StreamPump):
             self._texts_before += run.text_count
         if run.given_up_code:
             self._metrics.counter(metric_names.GIVEN_UP, run.given_up_code).inc()
 
     def slow_client_cut(self) -> None:
-        """Count a stream cut because its client took nothing."""
+        """Count a stream that was cut because its client stopped reading."""
         self._slow_client_cuts.inc()
 
     def cancel_requested(self, cause: str) -> None:
-        """Count a cancel by who asked for it, one of metric_names.CANCEL_CAUSES."""
+        """Count a cancel by its cause, one of ``telemetry.names.CANCEL_CAUSES``."""
         self._metrics.counter(metric_names.CANCELS, cause).inc()
 
     def cancel_took(self, seconds: float) -> None:
-        """Take how long a run went on after its cancel was asked for."""
+        """Record the time from a cancel request to the end of the run."""
         self._cancel_seconds.observe(seconds)
 
     def latency_timer(self) -> LatencyTimer:
-        """Return what takes the times of a new run, from now on."""
+        """Return a started timer for a new run."""
         return LatencyTimer(self._on_begun, self._on_text)
 
-    # -- what is ------------------------------------------------------------------------------------
+    # -- current state ------------------------------------------------------------------------------
 
     def observe(self, runs: Iterable[OpenRun], feeds: FeedCounts, link: Link) -> None:
-        """Take what this process knows of itself: its open runs, what their feeds counted, and its link."""
+        """Update the metrics of this process from its open runs, the counts of their feeds, and its link."""
         metrics = self._metrics
         open_runs = streams = buffered_bytes = 0
         texts = self._texts_before
@@ -84,11 +84,11 @@ class FrontendMetrics:
         metrics.set_total(feeds.duplicates, metric_names.DUPLICATES)
 
     def observe_pings(self, link: Link) -> None:
-        """Take from now on how long the link's pings take."""
+        """Record the duration of each ping of the link from now on."""
         link.on_pong = self._metrics.histogram(metric_names.BUS_LATENCY_SECONDS).observe
 
     def set_queue_state(self, queue: str, state: QueueState) -> None:
-        """Take the state of a queue."""
+        """Update the metrics of a queue."""
         metrics = self._metrics
         metrics.gauge(metric_names.WORKERS_ALIVE, queue).set(state.workers)
         metrics.gauge(metric_names.QUEUED, queue).set(state.queued)

@@ -1,4 +1,4 @@
-"""Around every handler: errors in OpenAI's shape, a request id, and cross-origin headers."""
+"""Wraps every handler: errors in OpenAI's shape, a request id, and CORS headers."""
 
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -29,16 +29,17 @@ from agentstream.frontend.request_log import RequestLog, assign_request_id
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 BROKER_RETRY_AFTER_S: Final = 2
-REJECTED_AS: Final = "rejected_as"  # of a response: the code of the error it tells
+REJECTED_AS: Final = "rejected_as"  # a response's key for its error code
 
 
 def openai_errors(handler: Handler, *, local_hosts_only: bool) -> Handler:
-    """Return a handler that turns every error into ``{"error": {...}}`` with a fitting status, and counts requests.
+    """Return a handler that turns every error into ``{"error": {...}}`` with its status, and logs and counts requests.
 
-    ``local_hosts_only`` refuses requests whose Host header is not a name of this machine; used where nothing else
-    keeps others out. Around the handler, not an aiohttp middleware: that would cost every open stream 0.5 KB more.
+    ``local_hosts_only`` refuses requests whose Host header is not a name of this machine. It is set if nothing else
+    protects the front end. This is a wrapper and not an aiohttp middleware, because a middleware would cost 0.5 KB more
+    for each open stream.
     """
-    lines = RequestLog()
+    request_log = RequestLog()
 
     async def guarded(request: web.Request) -> web.StreamResponse:
         began_s, request_id = time.monotonic(), assign_request_id(request)
@@ -51,22 +52,23 @@ def openai_errors(handler: Handler, *, local_hosts_only: bool) -> Handler:
         except RequestError as exc:
             response = error_response(error := exc)
             if isinstance(exc, Draining):
-                response.force_close()  # so that a proxy or a client with kept connections goes elsewhere next
+                response.force_close()  # the client's next request opens a new connection, to another front end
         except web.HTTPException as exc:
             response = error_response(error := _from_aiohttp(exc, request))
             if isinstance(exc, web.HTTPMethodNotAllowed):
                 response.headers["Allow"] = ", ".join(sorted(exc.allowed_methods))
         except BusError as exc:
-            lines.failed(exc, route)
-            refused = BrokerUnavailable(f"Redis refused: {exc}", retry_after_s=BROKER_RETRY_AFTER_S)
+            request_log.failed(exc, route)
+            refused = BrokerUnavailable(f"Redis refused a command: {exc}", retry_after_s=BROKER_RETRY_AFTER_S)
             response = error_response(refused)
         except Exception as exc:  # noqa: BLE001 -- it is logged
-            lines.failed(exc, route)
-            response = error_response(ServiceError(f"internal error; it was logged as {request_id}"))
+            request_log.failed(exc, route)
+            message = f"internal error; the server's log has the details under the request id {request_id}"
+            response = error_response(ServiceError(message))
         if not response.prepared:
             response.headers["X-Request-Id"] = request_id
-        lines.refused(error, route)
-        lines.ended(response, route, began_s)
+        request_log.refused(error, route)
+        request_log.ended(response, route, began_s)
         request.app[CONTEXT].metrics.request_answered(route, response.status, response.get(REJECTED_AS))
         return response
 
@@ -74,13 +76,13 @@ def openai_errors(handler: Handler, *, local_hosts_only: bool) -> Handler:
 
 
 def _route_of(request: web.Request, handler: Handler) -> str:
-    """Return a route's name in metrics and logs; what a client makes up has none."""
+    """Return the pattern of the request's route, for metrics and logs; "unknown" if no route matches the path."""
     resource = request.match_info.route.resource
     return resource.canonical if resource and handler is not no_such_route else "unknown"
 
 
 async def no_such_route(request: web.Request) -> web.StreamResponse:
-    """Handle what no route takes; raises 404, or 405 if only the method is wrong."""
+    """Handle a request that no route matches; raises 404, or 405 if another method of the path has a route."""
     here = request.match_info.route.resource
     allowed: set[str] = set()
     for resource in request.app.router.resources():
@@ -92,7 +94,7 @@ async def no_such_route(request: web.Request) -> web.StreamResponse:
 
 
 def error_response(error: RequestError) -> web.Response:
-    """Return an error as HTTP."""
+    """Return the HTTP response for an error."""
     headers = {}
     if error.retry_after_s is not None:
         headers["Retry-After"] = str(error.retry_after_s)
@@ -100,7 +102,7 @@ def error_response(error: RequestError) -> web.Response:
     if isinstance(error, RunFailed):
         status = error.run_status
         if error.error_code != QUEUE_TIMEOUT:
-            headers["X-Should-Retry"] = "false"  # the agent ran: an SDK's retry would run it again
+            headers["X-Should-Retry"] = "false"  # the agent has run: a retry by an SDK would run it again
     response = web.json_response(error.body(), status=status, headers=headers)
     if not isinstance(error, RunFailed):
         response[REJECTED_AS] = error.error_code
@@ -121,21 +123,22 @@ def _from_aiohttp(exc: web.HTTPException, request: web.Request) -> RequestError:
 
 
 def _refuse_foreign_host(request: web.Request) -> None:
-    """Raise ForbiddenHost for a request to another machine.
+    """Raise ForbiddenHost if the Host header is not a name of this machine.
 
-    A web page whose name was made to point at 127.0.0.1 (DNS rebinding) is of the same origin as what it calls, so
-    its browser asks nobody; but it sends the page's own name. Clients other than browsers may leave Host out.
+    This stops DNS rebinding: an attacker makes the name of a web page point at 127.0.0.1. The browser then treats the
+    front end as the page's own origin and applies no CORS check. But it sends the page's name as Host. Clients that
+    are not browsers may omit Host.
     """
     host = request.headers.get("Host")
     if host and not _is_local(host):
         message = (
-            f"the front end listens on this machine only, without API keys, and does not answer for the host "
-            f"{host[:80]!r}; set API keys, or AGENTSTREAM_ALLOW_OPEN if something in front checks callers"
+            f"the host {host[:80]!r} is not a name of this machine, and a front end without API keys answers no other "
+            "host; set AGENTSTREAM_API_KEYS, or AGENTSTREAM_ALLOW_OPEN if a proxy checks the callers"
         )
         raise ForbiddenHost(message)
 
 
-@lru_cache(maxsize=64)  # clients of one front end send few different ones; parsing an address takes 20 us
+@lru_cache(maxsize=64)  # the clients of a front end send few different hosts, and parsing one takes 20 us
 def _is_local(host: str) -> bool:
     try:
         name = urlsplit(f"//{host}").hostname or ""
@@ -145,7 +148,7 @@ def _is_local(host: str) -> bool:
 
 
 def cors(origins: Sequence[str]) -> Middleware:
-    """Return a middleware that lets pages of these origins call; ``*`` is any, none by default."""
+    """Return a middleware that allows requests from web pages of these origins; ``*`` allows every origin."""
     allowed = frozenset(origins)
 
     @web.middleware
@@ -160,12 +163,13 @@ def cors(origins: Sequence[str]) -> Middleware:
         }
         if request.method == "OPTIONS" and "Access-Control-Request-Method" in request.headers:
             headers["Access-Control-Allow-Methods"] = "GET, POST"
-            # What it asks for: the openai SDK sends a dozen X-Stainless headers. The origin is trusted already.
+            # Allow all headers the page asks for: the openai SDK sends a dozen X-Stainless headers, and the operator
+            # trusts this origin.
             headers["Access-Control-Allow-Headers"] = request.headers.get("Access-Control-Request-Headers", "")
             headers["Access-Control-Max-Age"] = "600"
             return web.Response(status=204, headers=headers)
         response = await handler(request)
-        if not response.prepared:  # a stream has sent its headers already, these included
+        if not response.prepared:  # a stream has already sent its headers, including these
             response.headers.update(headers)
         return response
 

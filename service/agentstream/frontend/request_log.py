@@ -1,7 +1,8 @@
-"""What the front end logs of requests: failures and refusals, and at debug every one. Never what they held.
+"""The log lines about requests: failures and refusals, and at level debug the end of every request.
 
-A client can cause as many refusals as it likes, so of each status only so many lines are written a second; metrics
-count all of them. A refusal's own words are not told either: they may repeat what was sent.
+The lines never contain the text of a request. They also omit the message of a refusal, because it may quote the
+request. A client can cause any number of refusals, so the number of lines for each status is limited; the metrics count
+all refusals.
 """
 
 import logging
@@ -18,29 +19,33 @@ log = logging.getLogger(__name__)
 
 
 class Throttle:
-    """Bounds the lines that others can cause: ``burst`` of a kind at once, then ``per_s`` a second.
+    """Limits the log lines that clients can cause: ``burst`` lines of a kind at once, then ``per_s`` lines a second.
 
-    Kinds are to be few: each is remembered for ever.
+    Use few kinds: the throttle never forgets a kind.
     """
 
     def __init__(self, *, per_s: float = 2.0, burst: int = 20) -> None:
-        """Start with the whole burst for every kind."""
+        """Allow a full burst of each kind."""
         self._per_s = per_s
         self._burst = burst
-        self._left: dict[object, tuple[float, float, int]] = {}  # lines left, when that was (s), lines left out since
+        # For each kind: lines left, the time of that number (monotonic, s), lines omitted since the last written one.
+        self._left: dict[object, tuple[float, float, int]] = {}
 
     def try_acquire(self, kind: object) -> int | None:
-        """Return None if a line must be left out, else how many were since the last one that was not."""
+        """Return None if this line must be omitted, else the number of lines omitted since the last written one."""
         now_s = time.monotonic()
         left, then_s, omitted = self._left.get(kind, (float(self._burst), now_s, 0))
         left = min(left + (now_s - then_s) * self._per_s, self._burst)
-        passes = left >= 1
-        self._left[kind] = (left - 1, now_s, 0) if passes else (left, now_s, omitted + 1)
-        return omitted if passes else None
+        allowed = left >= 1
+        self._left[kind] = (left - 1, now_s, 0) if allowed else (left, now_s, omitted + 1)
+        return omitted if allowed else None
 
 
 def assign_request_id(request: web.Request) -> str:
-    """Give a request its id, by which its run's lines can be found too: the caller's, if it has sent one."""
+    """Return the request's id and add it to its log context: the client's valid ``X-Request-Id``, else a new id.
+
+    The log lines of the request's run have the same id.
+    """
     sent = request.headers.get("X-Request-Id", "")
     request_id = sent if REQUEST_ID.fullmatch(sent) else new_request_id()
     bind(request_id=request_id)
@@ -48,14 +53,14 @@ def assign_request_id(request: web.Request) -> str:
 
 
 class RequestLog:
-    """The lines of one route's requests."""
+    """Writes the log lines about the requests of one route."""
 
     def __init__(self) -> None:
-        """Start with nothing logged."""
+        """Start with a full burst of lines."""
         self._throttle = Throttle()
 
     def refused(self, error: RequestError | None, route: str) -> None:
-        """Tell of a request that got an error instead of an answer, if it did."""
+        """Log a request that was answered with an error; do nothing if ``error`` is None."""
         if error is None:
             return
         status = error.run_status if isinstance(error, RunFailed) else error.status
@@ -66,18 +71,18 @@ class RequestLog:
         if error.param is not None:
             fields["param"] = error.param
         if omitted:
-            fields["omitted"] = omitted  # of this status, since the last such line
+            fields["omitted"] = omitted  # lines with this status, since the last written one
         level = logging.INFO if status < 500 or isinstance(error, RunFailed) else logging.WARNING  # noqa: PLR2004
         log.log(level, "a request was refused", extra=fields)
 
     def failed(self, error: Exception, route: str) -> None:
-        """Tell of an error of ours."""
+        """Log an error that is the server's fault, with its traceback."""
         omitted = self._throttle.try_acquire(type(error))
         if omitted is not None:
             log.error("a request failed", exc_info=error, extra={"route": route, "omitted": omitted})
 
     def ended(self, response: web.StreamResponse, route: str, began_s: float) -> None:
-        """Tell of any request's end; ``began_s`` is monotonic."""
+        """Log the end of any request at level debug; ``began_s`` is its start on the monotonic clock."""
         if log.isEnabledFor(logging.DEBUG):
             took_ms = round((time.monotonic() - began_s) * 1000)
             fields = {"route": route, "status": response.status, "duration_ms": took_ms}

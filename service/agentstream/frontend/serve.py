@@ -1,4 +1,4 @@
-"""The front-end process: listens, waits for Redis, drains when told to stop."""
+"""The front-end process: it waits for Redis, serves requests, and drains after a stop signal."""
 
 import asyncio
 import contextlib
@@ -20,23 +20,23 @@ from agentstream.telemetry.otel import exported_spans
 
 log = logging.getLogger(__name__)
 
-# Connections the kernel may hold for us; a burst longer than that is told to try again by TCP.
+# Connections that may wait in the kernel's accept queue. If it is full, TCP makes further clients retry.
 BACKLOG: Final = 128
 
-# Redis gets this long to be there before we listen: a proxy sends requests to whoever listens, and without Redis they
-# get 503. After it, callers are better told so than refused.
+# How long to wait for Redis before listening. A proxy sends requests to every process that listens, and without Redis
+# they get 503. After this time a 503 helps clients more than a refused connection.
 CONNECT_FIRST_S: Final = 1.0
 
-# After the drain, handlers that were cut get this long to notice.
+# How long handlers may run after they were cancelled at the end of the drain.
 CLOSE_TIMEOUT_S: Final = 1.0
 
-# Who connected just before the listener closed gets this long to send a request that is still served. A proxy tries
-# another front end only when the connection is refused, so to turn this one away would be an error for its client.
+# A client that connected just before the listener closed has this long to send a request, which is still served. A
+# proxy retries with another front end only if the connection is refused; a 503 here would reach the client.
 LAST_REQUESTS_S: Final = 0.5
 
 
 def _quiet_malformed_request(record: logging.LogRecord) -> bool:
-    """Make one quiet line of a malformed request; aiohttp logs each with a traceback and what was sent."""
+    """Turn aiohttp's error about a malformed request into one debug line without a traceback or request data."""
     if record.exc_info and isinstance(record.exc_info[1], HttpProcessingError | web.RequestPayloadError):
         record.levelno, record.levelname = logging.DEBUG, "DEBUG"
         record.msg, record.args, record.exc_info = "a malformed request was refused", (), None
@@ -45,11 +45,14 @@ def _quiet_malformed_request(record: logging.LogRecord) -> bool:
 
 
 async def serve_frontend(settings: Settings, *, number: int | None = None) -> int:
-    """Serve until SIGTERM or SIGINT; returns the exit code.
+    """Serve until SIGTERM or SIGINT and return the exit code.
 
-    Raises StartupError if the port is taken, BrokerUnavailable if Redis is not there in ``broker_wait_s``;
-    until then requests get 503. With a ``number`` this is one of several processes on the port, and listens only
-    once it is connected: until then the others get the requests.
+    Without a ``number`` the process listens before Redis is reachable; requests get 503 until it is. With a ``number``
+    it is one of several processes on the port. It then listens only after it has connected to Redis, and the other
+    processes get the requests until then.
+
+    Raises StartupError if it cannot listen on the port, BrokerUnavailable if it cannot reach Redis within
+    ``broker_wait_s`` seconds.
     """
     with exported_spans("frontend"):
         return await _serve(settings, number)
@@ -61,7 +64,7 @@ async def _serve(settings: Settings, number: int | None) -> int:
     logging.getLogger("aiohttp.server").addFilter(_quiet_malformed_request)
     runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=CLOSE_TIMEOUT_S)
     await runner.setup()
-    manager = cast("web.Server", runner.server)  # there is one since the setup
+    manager = cast("web.Server", runner.server)  # setup() has created it
     try:
         with stop_signals() as stop, contextlib.ExitStack() as listening:
             shared = number is not None
@@ -81,14 +84,18 @@ async def _serve(settings: Settings, number: int | None) -> int:
             context.draining = True
             log.info("draining: %d open runs", len(context.watcher))
             if not await context.watcher.wait_empty(settings.drain_timeout_s):
-                log.warning("cutting %d runs that did not end in %g s", len(context.watcher), settings.drain_timeout_s)
+                log.warning(
+                    "disconnecting the clients of %d runs that did not end within %g s",
+                    len(context.watcher),
+                    settings.drain_timeout_s,
+                )
     finally:
         await runner.cleanup()
     return 0
 
 
 async def _listen(manager: web.Server, settings: Settings, *, shared: bool) -> asyncio.Server:
-    """Listen, and take connections until the server is closed; raises StartupError."""
+    """Listen and accept connections until the server is closed; raises StartupError if the port cannot be used."""
     try:
         return await asyncio.get_running_loop().create_server(
             manager, settings.host, settings.port, backlog=BACKLOG, reuse_port=shared or None
@@ -99,24 +106,26 @@ async def _listen(manager: web.Server, settings: Settings, *, shared: bool) -> a
 
 
 async def _stop_listening(server: asyncio.Server, manager: web.Server) -> None:
-    """Refuse new connections, and take every one the kernel has accepted.
+    """Refuse new connections, and serve every connection that the kernel has already accepted.
 
-    Closing a listener resets those it still holds, their requests sent: an error that no proxy may mend by sending
-    them again. Duplicates outlive the server, so the last look and the close are microseconds apart. What cannot be
-    taken (a client that is gone, no descriptor left) is lost alone: the open streams must still be drained.
+    When a listening socket is closed, the kernel resets the connections in its accept queue. Their clients may have
+    sent a request, so a proxy must not retry it. Therefore this function duplicates the listening sockets, closes the
+    server, and then empties the accept queues through the duplicates, which it closes microseconds later. A connection
+    that cannot be served (its client has left, no file descriptor is free) is logged and dropped: the open streams must
+    still drain.
     """
     listeners = [socket.socket(fileno=os.dup(listener.fileno())) for listener in server.sockets]
     server.close()
-    held: list[socket.socket] = []
+    accepted: list[socket.socket] = []
     for listener in listeners:
         with listener:
             listener.settimeout(0)
-            held += _accept_all(listener)
-    for connection in held:
+            accepted += _accept_all(listener)
+    for connection in accepted:
         try:
             await asyncio.get_running_loop().connect_accepted_socket(manager, connection)
         except OSError as exc:
-            log.warning("a connection accepted at the last moment is lost: %s", exc)
+            log.warning("dropped a connection that was accepted during the stop: %s", exc)
             connection.close()
 
 
@@ -127,14 +136,14 @@ def _accept_all(listener: socket.socket) -> Iterator[socket.socket]:
         except BlockingIOError:
             return
         except ConnectionAbortedError:
-            continue  # that client has left; others may wait behind it
+            continue  # this client has left; other clients may follow in the queue
         except OSError as exc:
-            log.warning("connections that wait to be accepted are lost: %s", exc)
+            log.warning("dropped the connections that waited to be accepted during the stop: %s", exc)
             return
 
 
 async def _wait_connected(connecting: object, stop: asyncio.Event) -> None:
-    """Return once connected or told to stop; raises what connecting raised."""
+    """Return when ``connecting`` is done or ``stop`` is set; raises any error of ``connecting``."""
     connected = asyncio.ensure_future(connecting)  # type: ignore[call-overload]
     stopping = asyncio.create_task(stop.wait(), name="stop")
     try:
@@ -147,6 +156,6 @@ async def _wait_connected(connecting: object, stop: asyncio.Event) -> None:
 
 
 def server_url(host: str, server: asyncio.Server) -> str:
-    """Return the URL a server really listens on; port 0 has become a free one."""
+    """Return the URL of a server, with its real port if the port setting is 0."""
     port = server.sockets[0].getsockname()[1]
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"

@@ -1,4 +1,4 @@
-"""The spans of a front end: one for each request of the API, and inside it one for putting a job into its queue."""
+"""The spans of a front end: one for each API request, and one for each job that it enqueues."""
 
 from typing import Final
 
@@ -10,14 +10,15 @@ from agentstream.store.runs import RunInfo
 from agentstream.telemetry import tracing
 from agentstream.telemetry.log_context import current_log_context
 
-TRACED_PREFIX: Final = "/v1/"  # health, metrics and the page would drown what matters
-MAX_CHARS: Final = 256  # of what a caller chooses; a header may have 8 KB, and spans wait in memory
+TRACED_PREFIX: Final = "/v1/"  # health checks, scrapes and page files would hide the API requests in a trace list
+MAX_CHARS: Final = 256  # of an attribute that the client sends: a header may have 8 KB, and spans wait in memory
 
 
 def traced(handler: Handler, route: str) -> Handler:
-    """Return a handler inside a span, which goes on a trace that the caller sent by W3C's headers.
+    """Return a handler that calls ``handler`` inside a span.
 
-    It is around everything else, so that it sees the status that is sent; a wrong ``traceparent`` begins a new trace.
+    The span continues the trace in the request's W3C headers. Without a valid ``traceparent`` it starts a new trace.
+    Apply this wrapper last: the span then records the status that is sent.
     """
 
     async def inside_a_span(request: web.Request) -> web.StreamResponse:
@@ -35,8 +36,8 @@ def traced(handler: Handler, route: str) -> Handler:
         }
         with tracing.span(f"{request.method} {route}", "server", attributes, parent=request.headers) as span:
             response = await handler(request)
-            told = {"http.response.status_code": response.status, tracing.REQUEST_ID: current_log_context().request_id}
-            span.set(told)
+            request_id = current_log_context().request_id
+            span.set({"http.response.status_code": response.status, tracing.REQUEST_ID: request_id})
             if response.status >= 500:  # noqa: PLR2004
                 span.fail(str(response.status))
         return response
@@ -45,9 +46,10 @@ def traced(handler: Handler, route: str) -> Handler:
 
 
 def enqueue_span(job: Job, queue: str) -> tracing.Span:
-    """Return the span of enqueueing a job, a child of the request that it came with.
+    """Return the span of enqueueing a job, as a child of the span of the request that created the job.
 
-    Also when it is enqueued again, long after: then nothing of the request is current any more.
+    The parent comes from the job, not from the current context: a job may be enqueued again after its request has
+    ended.
     """
     if not tracing.enabled():
         return tracing.span("send")
@@ -62,7 +64,10 @@ def enqueue_span(job: Job, queue: str) -> tracing.Span:
 
 
 def set_run_attributes(run: Job | RunInfo) -> None:
-    """Tell of a request which run it is about; one that was created by another request is linked to that trace."""
+    """Record the run's id and model in the current span.
+
+    If another request created the run, the span also gets a link to the trace of that request.
+    """
     span = tracing.current()
     span.set({tracing.RUN_ID: run.run_id, "gen_ai.request.model": _model(run)})
     if isinstance(run, RunInfo) and run.traceparent:

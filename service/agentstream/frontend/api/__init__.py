@@ -1,1 +1,1 @@
-"""What clients may ask for: routes, validation and answers of each API. How a run is streamed belongs to ``runs``."""
+"""The HTTP APIs: their routes and the validation of requests. Code that answers with a run belongs in ``runs``."""

@@ -1,4 +1,4 @@
-"""From a validated request to a run, new or known, and the answer with it: what the routes of all APIs share."""
+"""Finds or creates the run of a validated request and answers with it. The routes of all APIs use this."""
 
 import hmac
 from collections.abc import Awaitable, Callable
@@ -28,7 +28,10 @@ from agentstream.telemetry.log_context import bind
 
 @dataclass(frozen=True, slots=True)
 class AdmittedRun:
-    """What a request comes to: which run, and how to answer with it. ``outlives_client``: it goes on without it."""
+    """The run of a request, and how to answer with it. ``outlives_client``: the run continues if the client leaves.
+
+    ``run`` is a ``RunInfo`` if the run exists already.
+    """
 
     run: NewRun | RunInfo
     view: View
@@ -41,9 +44,10 @@ class AdmittedRun:
 async def respond_with_run(
     request: web.Request, admit_request: Callable[[web.Request, Context, str], Awaitable[AdmittedRun]]
 ) -> web.StreamResponse:
-    """Answer with a new run, or the one that the request's idempotency key stands for.
+    """Answer with a new run, or with the run that the request's idempotency key stands for.
 
-    What was sent is let go with the end of ``admit_request``: a stream may be open for long.
+    Only ``admit_request`` reads the request body, so the body is released before a stream begins. A stream may stay
+    open for hours.
     """
     context = request.app[CONTEXT]
     owner = context.authenticator.authenticate(request)
@@ -56,23 +60,23 @@ async def respond_with_run(
         admitted.stream,
         admitted.outlives_client,
     )
-    at_once = admitted.background and not stream
-    del admitted  # an open stream holds what it needs
+    answer_at_once = admitted.background and not stream
+    del admitted  # saves memory in each open stream
     if isinstance(run, RunInfo):
-        if at_once:
-            return await snapshot_run(context, run, view)  # as the first
+        if answer_at_once:
+            return await snapshot_run(context, run, view)
         source: RunSource = ExistingRun(context, run)
     else:
-        if at_once:
+        if answer_at_once:
             return await start_run(run, view)
         source = run
-    gone = not outlives_client and source is run  # whose own client is waiting
+    cancel_on_disconnect = not outlives_client and source is run  # a client that joined an existing run never cancels
     if stream:
-        return await stream_run(request, context, source, view, options, cancel_on_disconnect=gone)
-    return await wait_for_run(context, source, view, cancel_on_disconnect=gone)
+        return await stream_run(request, context, source, view, options, cancel_on_disconnect=cancel_on_disconnect)
+    return await wait_for_run(context, source, view, cancel_on_disconnect=cancel_on_disconnect)
 
 
-async def admit(  # noqa: PLR0913 -- what was asked, and how to answer it
+async def admit(  # noqa: PLR0913 -- the parsed request, and how to answer it
     request: web.Request,
     chat: ChatCompletionRequest,
     owner: str,
@@ -81,7 +85,11 @@ async def admit(  # noqa: PLR0913 -- what was asked, and how to answer it
     *,
     response: dict[str, Any] | None = None,
 ) -> AdmittedRun:
-    """Admit a new run, or find the one that its idempotency key stands for."""
+    """Return a new run, or the run that the request's idempotency key stands for. Nothing is enqueued yet.
+
+    Raises NotFound if no agent serves the model, InvalidRequest or Conflict for a wrong idempotency key, and
+    BrokerUnavailable.
+    """
     context = request.app[CONTEXT]
     job = new_job(context, chat, owner, response)
     key = idempotency_key(request)
@@ -102,9 +110,10 @@ async def admit(  # noqa: PLR0913 -- what was asked, and how to answer it
 
 
 async def find_owned_run(context: Context, request: web.Request, public_id: str, run_id: str | None = None) -> RunInfo:
-    """Return the run that an id stands for; NotFound if there is none, or it was created with another key.
+    """Return the run with this id; raises NotFound if it does not exist or belongs to another owner.
 
-    ``public_id`` is the id as it was sent, ``run_id`` the run's own if that is another.
+    ``public_id`` is the id as the client sent it. ``run_id`` is the run's own id, if it differs from ``public_id``.
+    Also raises Unauthenticated and BrokerUnavailable.
     """
     owner = context.authenticator.authenticate(request)
     require_broker(context)
@@ -116,5 +125,8 @@ async def find_owned_run(context: Context, request: web.Request, public_id: str,
             bind(run_id=run_id)
             set_run_attributes(info)
             return info
-    message = f"no such run: {public_id[:60]!r}; runs are kept for a while after their end and for their creator only"
+    message = (
+        f"no such run: {public_id[:60]!r}; a run is kept for a limited time after its end, and only the API key that "
+        "created it can read it"
+    )
     raise NotFound(message, param="id")

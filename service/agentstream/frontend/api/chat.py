@@ -21,9 +21,9 @@ from agentstream.stream.views import CHAT_VIEW
 
 
 def create_chat_completion(request: web.Request) -> Awaitable[web.StreamResponse]:
-    """POST /v1/chat/completions: enqueue a run; stream it, or wait for it.
+    """POST /v1/chat/completions: enqueue a run; stream it, wait for its end, or leave it to the background.
 
-    No coroutine of its own, which every open stream would hold.
+    This is not a coroutine function, because each open stream would keep the coroutine in memory.
     """
     return respond_with_run(request, _admit_chat_completion)
 
@@ -35,7 +35,7 @@ async def _admit_chat_completion(request: web.Request, context: Context, owner: 
 
 
 async def retrieve_chat_completion(request: web.Request) -> web.StreamResponse:
-    """GET /v1/chat/completions/{id}: the run as far as it is; with ?stream=true its stream, from a cursor on."""
+    """GET /v1/chat/completions/{id}: the run's current state; with ?stream=true its stream, after a cursor if given."""
     context = request.app[CONTEXT]
     info = await find_owned_run(context, request, request.match_info["run_id"])
     if request.query.get("stream", "false").lower() not in {"true", "1"}:
@@ -47,14 +47,14 @@ async def retrieve_chat_completion(request: web.Request) -> web.StreamResponse:
 
 
 async def cancel_chat_completion(request: web.Request) -> web.StreamResponse:
-    """POST /v1/chat/completions/{id}/cancel: end the run, and answer when it has really ended."""
+    """POST /v1/chat/completions/{id}/cancel: cancel the run, and answer after it has ended."""
     context = request.app[CONTEXT]
     info = await find_owned_run(context, request, request.match_info["run_id"])
     return await cancel_run(context, info, CHAT_VIEW)
 
 
 def _cursor(request: web.Request) -> Cursor | None:
-    """Return the position after which to resume: query ``starting_after``, or header Last-Event-ID."""
+    """Return the cursor after which to resume: query ``starting_after``, else header Last-Event-ID."""
     text = request.query.get("starting_after") or request.headers.get("Last-Event-ID")
     if not text:
         return None

@@ -1,4 +1,4 @@
-"""The route of the older completions API: one prompt, one text."""
+"""The route of the older completions API: the request has one prompt, the answer is one text."""
 
 from collections.abc import Awaitable
 from typing import Final
@@ -14,14 +14,18 @@ from agentstream.stream.views import COMPLETION_VIEW
 
 
 def create_completion(request: web.Request) -> Awaitable[web.StreamResponse]:
-    """POST /v1/completions: the same for a prompt; agent events are sent only if asked for."""
+    """POST /v1/completions: enqueue a run for a prompt; stream it, or wait for its end.
+
+    Agent events are sent only if the client asks for them. This is not a coroutine function: see
+    ``create_chat_completion``.
+    """
     return respond_with_run(request, _admit_completion)
 
 
 async def _admit_completion(request: web.Request, context: Context, owner: str) -> AdmittedRun:
-    asked = await read_request(request, context.settings, CompletionRequest)
-    options = stream_options(request, include_usage=asked.include_usage, default_format="off")
-    return await admit(request, asked.as_chat(), owner, options, COMPLETION_VIEW)
+    completion_request = await read_request(request, context.settings, CompletionRequest)
+    options = stream_options(request, include_usage=completion_request.include_usage, default_format="off")
+    return await admit(request, completion_request.as_chat(), owner, options, COMPLETION_VIEW)
 
 
 ROUTES: Final = [

@@ -18,7 +18,10 @@ async def live(_request: web.Request) -> web.Response:
 
 
 async def ready(request: web.Request) -> web.Response:
-    """GET /health/ready: 200 if requests can be taken; says if they would wait for a worker."""
+    """GET /health/ready: 200 if the front end accepts requests, else 503.
+
+    The status is "degraded" if a queue has no live worker: its requests are accepted and wait.
+    """
     context = request.app[CONTEXT]
     if context.draining:
         return web.json_response({"status": "draining"}, status=503)

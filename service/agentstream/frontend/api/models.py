@@ -10,17 +10,17 @@ from agentstream.frontend.runs.guards import broker_timeout, require_broker
 
 
 async def list_models(request: web.Request) -> web.Response:
-    """GET /v1/models: those that have a live worker."""
+    """GET /v1/models: the models that have a live worker."""
     names = await _available_models(request)
     return web.json_response({"object": "list", "data": [_model(name) for name in names]})
 
 
 async def retrieve_model(request: web.Request) -> web.Response:
-    """GET /v1/models/{id}: one of them."""
+    """GET /v1/models/{id}: one model; 404 if it has no live worker."""
     name = request.match_info["model"]
     if name not in await _available_models(request):
         queue = request.app[CONTEXT].model_router.queue_of(name)
-        message = f"the model {name[:80]!r} cannot be had now: its queue {queue!r} has no live worker"
+        message = f"the model {name[:80]!r} is not available now: its queue {queue!r} has no live worker; try again"
         raise NotFound(message, code="model_not_found", param="model")
     return web.json_response(_model(name))
 

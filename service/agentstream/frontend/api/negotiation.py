@@ -1,4 +1,4 @@
-"""How a client wants its events: asked for by header or query, or known from what its SDK can bear."""
+"""Chooses the event format and the error form of a stream, from the request or from the client's SDK version."""
 
 import re
 from typing import Final, cast, get_args
@@ -12,7 +12,8 @@ FORMAT_HEADER: Final = "X-Agent-Events"
 FORMAT_QUERY: Final = "agent_events"
 ERRORS_HEADER: Final = "X-Agent-Errors"
 
-# Older SDKs turn any message with an ``event:`` line into {data, event} and break README loops (measured).
+# Older SDKs turn every message with an ``event:`` line into {data, event}, which breaks the loop in their README
+# (measured).
 _NAMED_EVENTS_SINCE: Final = {"python": (1, 98, 0), "js": (5, 11, 0)}
 _VERSION = re.compile(r"(\d{1,6})\.(\d{1,6})\.(\d{1,6})")
 
@@ -20,20 +21,21 @@ _VERSION = re.compile(r"(\d{1,6})\.(\d{1,6})\.(\d{1,6})")
 def stream_options(
     request: web.Request, *, include_usage: bool, default_format: EventFormat | None = None
 ) -> StreamOptions:
-    """Return how to stream to this client, with ``default_format`` or what it can bear if it does not say.
+    """Return how to stream to this client.
 
-    Raises InvalidRequest for an unknown format.
+    The event format comes from the query or else the header. Without either it is ``default_format``, and if that is
+    None, the format that the client's SDK supports. Raises InvalidRequest for an unknown event format or error form.
     """
-    asked = request.query.get(FORMAT_QUERY, request.headers.get(FORMAT_HEADER))
-    if asked is not None and asked not in get_args(EventFormat):
-        message = f"unknown event format {asked[:40]!r}; use one of {', '.join(get_args(EventFormat))}"
+    requested = request.query.get(FORMAT_QUERY, request.headers.get(FORMAT_HEADER))
+    if requested is not None and requested not in get_args(EventFormat):
+        message = f"unknown event format {requested[:40]!r}; use one of {', '.join(get_args(EventFormat))}"
         raise InvalidRequest(message, param=FORMAT_QUERY)
     errors = request.headers.get(ERRORS_HEADER)
     if errors not in (None, "strict", "text"):
         message = f"unknown error form {errors[:40]!r}; use strict or text"
         raise InvalidRequest(message, param=ERRORS_HEADER)
     return StreamOptions(
-        event_format=cast("EventFormat", asked) if asked else default_format or _supported_format(request),
+        event_format=cast("EventFormat", requested) if requested else default_format or _supported_format(request),
         include_usage=include_usage,
         strict_errors=errors == "strict",
     )

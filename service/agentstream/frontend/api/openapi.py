@@ -1,6 +1,6 @@
-"""The OpenAPI document at ``/openapi.json``: made from the models that validate, so it cannot say something else."""
+"""The OpenAPI document at ``/openapi.json``. It contains the models that validate requests, so the two always agree."""
 
-from typing import Any, Final, get_args
+from typing import Any, Final
 
 from aiohttp import web
 
@@ -21,157 +21,72 @@ from agentstream.errors import (
     Unauthenticated,
     UnsupportedMediaType,
 )
-from agentstream.frontend.api.parsing import MAX_IDEMPOTENCY_KEY
-from agentstream.protocol.completions import COMPLETION_PREFIX, CompletionRequest
-from agentstream.protocol.events import CURSOR
+from agentstream.frontend.api.openapi_schemas import (
+    CHAT_COMPLETION,
+    COMPONENTS,
+    CURSOR_ID,
+    ERROR,
+    EVENT,
+    IDEMPOTENCY_KEY,
+    RESPONSE,
+    SEQUENCE_NUMBER_ID,
+    TEXT_COMPLETION,
+    USAGE,
+)
+from agentstream.protocol.completions import CompletionRequest
 from agentstream.protocol.jobs import RUN_ID
-from agentstream.protocol.openai import ChatCompletionRequest, FinishReason
-from agentstream.protocol.responses import ITEM_ID, RESPONSE_ID, SEQUENCE_NUMBER, ResponseRequest
+from agentstream.protocol.openai import ChatCompletionRequest
+from agentstream.protocol.responses import RESPONSE_ID, SEQUENCE_NUMBER, ResponseRequest
 
-_COMPONENTS: Final = "#/components/schemas/{model}"
 _JSON: Final = "application/json"
-# Printable ASCII; space around a header's value is no part of it.
-_IDEMPOTENCY_KEY: Final = {"type": "string", "maxLength": MAX_IDEMPOTENCY_KEY, "pattern": "^[!-~]([ -~]*[!-~])?$"}
-_POSITION: Final = {"type": "string", "pattern": f"^{CURSOR.pattern}$"}
-# OpenAPI 3.1 cannot say that a body is a sequence; as in 3.2's itemSchema, this is one event of it.
-_EVENT_SCHEMA: Final[dict[str, Any]] = {
-    "type": "object",
-    "description": "one server-sent event: a chunk, an agent's event, [DONE], or a response's typed event",
-    "required": ["data"],
-    "properties": {"data": {"type": "string"}, "event": {"type": "string"}, "id": {"type": "string"}},
-}
-_NUMBER: Final = {"type": "integer", "minimum": 0, "maximum": 10**15 - 1}
-_STREAM: Final = {"text/event-stream": {"schema": _EVENT_SCHEMA}}
+_STREAM: Final = {"text/event-stream": {"schema": EVENT}}
 
-_ERROR_SCHEMA: Final[dict[str, Any]] = {
-    "type": "object",
-    "required": ["error"],
-    "properties": {
-        "error": {
-            "type": "object",
-            "required": ["message", "type", "param", "code"],
-            "properties": {
-                "message": {"type": "string"},
-                "type": {"type": "string"},
-                "param": {"type": ["string", "null"]},
-                "code": {"type": ["string", "null"]},
-            },
-        },
-    },
-}
-_USAGE_SCHEMA: Final[dict[str, Any]] = {
-    "type": "object",
-    "required": ["prompt_tokens", "completion_tokens", "total_tokens"],
-    "properties": {
-        name: {"type": "integer", "minimum": 0} for name in ("prompt_tokens", "completion_tokens", "total_tokens")
-    },
-}
-_MESSAGE_SCHEMA: Final[dict[str, Any]] = {
-    "type": "object",
-    "required": ["role", "content"],
-    "properties": {
-        "role": {"const": "assistant"},
-        "content": {"type": ["string", "null"], "description": "null if the message only calls tools of the client's"},
-        "refusal": {"type": "null"},
-        "reasoning_content": {"type": "string"},
-        "tool_calls": {"type": "array", "minItems": 1, "items": {"$ref": _COMPONENTS.format(model="ToolCall")}},
-    },
-}
-_CHOICE_SCHEMA: Final[dict[str, Any]] = {
-    "type": "object",
-    "required": ["index", "message", "finish_reason"],
-    "properties": {
-        "index": {"const": 0},
-        "message": _MESSAGE_SCHEMA,
-        "logprobs": {"type": "null"},
-        "finish_reason": {"enum": [*get_args(FinishReason), None]},
-    },
-}
-_COMPLETION_SCHEMA: Final[dict[str, Any]] = {
-    "type": "object",
-    "required": ["id", "object", "created", "model", "status", "choices", "usage"],
-    "properties": {
-        "id": {"type": "string", "pattern": f"^{RUN_ID.pattern}$"},
-        "object": {"const": "chat.completion"},
-        "created": {"type": "integer"},
-        "model": {"type": "string"},
-        "status": {"enum": ["queued", "in_progress", "completed", "failed", "cancelled"]},
-        "choices": {"type": "array", "minItems": 1, "items": _CHOICE_SCHEMA},
-        "usage": {"$ref": _COMPONENTS.format(model="Usage")},
-        "error": {"type": "object", "required": ["code", "message"]},
-    },
-}
-_TEXT_COMPLETION_SCHEMA: Final[dict[str, Any]] = {
-    "type": "object",
-    "required": ["id", "object", "created", "model", "choices", "usage"],
-    "properties": {
-        "id": {"type": "string", "pattern": f"^{COMPLETION_PREFIX}[0-9a-f]{{32}}$"},
-        "object": {"const": "text_completion"},
-        "created": {"type": "integer"},
-        "model": {"type": "string"},
-        "choices": {"type": "array", "minItems": 1, "items": {"type": "object"}},
-        "usage": {"$ref": _COMPONENTS.format(model="Usage")},
-    },
-}
-_RESPONSE_SCHEMA: Final[dict[str, Any]] = {
-    "type": "object",
-    "required": ["id", "object", "created_at", "status", "error", "incomplete_details", "model", "output", "usage"],
-    "properties": {
-        "id": {"type": "string", "pattern": f"^{RESPONSE_ID.pattern}$"},
-        "object": {"const": "response"},
-        "created_at": {"type": "integer"},
-        "status": {"enum": ["queued", "in_progress", "completed", "incomplete", "failed", "cancelled"]},
-        "error": {"type": ["object", "null"], "required": ["code", "message"]},
-        "incomplete_details": {"type": ["object", "null"], "required": ["reason"]},
-        "model": {"type": "string"},
-        "output": {
-            "type": "array",
-            "items": {
-                "type": "object",
-                "required": ["id", "type", "status"],
-                "properties": {
-                    "id": {"type": "string", "pattern": f"^{ITEM_ID.pattern}$"},
-                    "type": {"enum": ["message", "reasoning", "function_call"]},
-                    "status": {"enum": ["in_progress", "completed", "incomplete"]},
-                },
-            },
-        },
-        "usage": {
-            "type": ["object", "null"],
-            "required": ["input_tokens", "output_tokens", "total_tokens"],
-        },
-    },
-}
 _RUN_ID: Final = {
     "name": "run_id",
     "in": "path",
+    "description": "The id of a chat completion.",
     "required": True,
     "schema": {"type": "string", "pattern": f"^{RUN_ID.pattern}$"},
 }
 _FORMAT: Final = {
     "name": "agent_events",
     "in": "query",
-    "description": "how agent events are sent; also as header X-Agent-Events",
+    "description": (
+        "The format of agent events in a stream. `named`: an event with its name, whose data is also a valid empty "
+        "chunk. `raw`: an event with its name and only its own data. `chunk`: an empty chunk with the event in "
+        "`agent_event`. `off`: no agent events. You may send the same values in the header X-Agent-Events; if you send "
+        "both, the query wins. The "
+        "default for chat completions is `named`, or `chunk` for old versions of the OpenAI SDKs. The default for the "
+        "other APIs is `off`. The Responses API has one format for agent events, so all values except `off` are equal "
+        "there."
+    ),
     "schema": {"enum": ["named", "raw", "chunk", "off"]},
 }
+_STREAMED: Final = {
+    "name": "stream",
+    "in": "query",
+    "description": "true: stream the run as server-sent events. false (default): return its current state as JSON.",
+    "schema": {"enum": ["true", "false"]},
+}
+_LAST_EVENT_ID: Final = "The same as starting_after. If both are sent, starting_after wins."
 
 
 def document() -> dict[str, Any]:
-    """Return the document."""
-    response_request = ResponseRequest.model_json_schema(ref_template=_COMPONENTS)
-    request = ChatCompletionRequest.model_json_schema(ref_template=_COMPONENTS)
-    text_request = CompletionRequest.model_json_schema(ref_template=_COMPONENTS)
-    text_request["properties"]["prompt"].pop("type")  # it may be a list of one as well
+    """Return the OpenAPI document."""
+    response_request = ResponseRequest.model_json_schema(ref_template=COMPONENTS)
+    request = ChatCompletionRequest.model_json_schema(ref_template=COMPONENTS)
+    text_request = CompletionRequest.model_json_schema(ref_template=COMPONENTS)
+    text_request["properties"]["prompt"].pop("type")  # it may also be a list with one text
     schemas = request.pop("$defs", {}) | text_request.pop("$defs", {}) | response_request.pop("$defs", {})
     schemas |= {
         "ChatCompletionRequest": request,
         "CompletionRequest": text_request,
         "ResponseRequest": response_request,
-        "Response": _RESPONSE_SCHEMA,
-        "Completion": _TEXT_COMPLETION_SCHEMA,
-        "ChatCompletion": _COMPLETION_SCHEMA,
-        "Usage": _USAGE_SCHEMA,
-        "Error": _ERROR_SCHEMA,
+        "Response": RESPONSE,
+        "Completion": TEXT_COMPLETION,
+        "ChatCompletion": CHAT_COMPLETION,
+        "Usage": USAGE,
+        "Error": ERROR,
     }
     run_errors = (InvalidRequest, Unauthenticated, BrokerUnavailable)
     own_run_errors = (*run_errors, NotFound)
@@ -180,19 +95,24 @@ def document() -> dict[str, Any]:
         "info": {
             "title": "agentstream",
             "version": __version__,
-            "description": "OpenAI-compatible chat completions, answered by agents in other processes.",
+            "description": (
+                "OpenAI-compatible chat completions, text completions and responses. Agents in other processes produce "
+                "the answers."
+            ),
         },
         "components": {
             "schemas": schemas,
-            "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
+            "securitySchemes": {
+                "key": {"type": "http", "scheme": "bearer", "description": "Required if the server has API keys."},
+            },
         },
         "security": [{}, {"key": []}],
         "paths": {
             "/v1/chat/completions": {
                 "post": _operation(
                     "createChatCompletion",
-                    "Run an agent; stream its answer, or wait for it",
-                    {"200": _answer("ChatCompletion", streamed=True)},
+                    "Run an agent for a conversation; stream the answer, wait for it, or run in the background",
+                    {"200": _answer("ChatCompletion", "The completion, or its stream", streamed=True)},
                     _CREATE_ERRORS,
                     parameters=_CREATE_PARAMETERS,
                     body="ChatCompletionRequest",
@@ -202,8 +122,8 @@ def document() -> dict[str, Any]:
             "/v1/completions": {
                 "post": _operation(
                     "createCompletion",
-                    "The same for a prompt",
-                    {"200": _answer("Completion", streamed=True)},
+                    "Run an agent for one prompt; stream the answer, or wait for it",
+                    {"200": _answer("Completion", "The completion, or its stream", streamed=True)},
                     _CREATE_ERRORS,
                     parameters=_CREATE_PARAMETERS,
                     body="CompletionRequest",
@@ -213,23 +133,31 @@ def document() -> dict[str, Any]:
             "/v1/chat/completions/{run_id}": {
                 "get": _operation(
                     "retrieveChatCompletion",
-                    "The run as far as it is; with stream=true its stream from a position on",
-                    {"200": _answer("ChatCompletion", streamed=True)},
+                    "Return the current state of a run; with stream=true, stream it from the start or after a cursor",
+                    {"200": _answer("ChatCompletion", "The run so far, or its stream", streamed=True)},
                     (*own_run_errors, Gone),
                     parameters=[
                         _RUN_ID,
                         _FORMAT,
-                        {"name": "stream", "in": "query", "schema": {"enum": ["true", "false"]}},
-                        {"name": "starting_after", "in": "query", "schema": _POSITION},
-                        _header("Last-Event-ID", _POSITION),
+                        _STREAMED,
+                        {
+                            "name": "starting_after",
+                            "in": "query",
+                            "description": (
+                                "With stream=true: the id of the last event that you received. The stream continues "
+                                "after it. Without it, the stream starts at the beginning."
+                            ),
+                            "schema": CURSOR_ID,
+                        },
+                        _header("Last-Event-ID", _LAST_EVENT_ID, CURSOR_ID),
                     ],
                 ),
             },
             "/v1/chat/completions/{run_id}/cancel": {
                 "post": _operation(
                     "cancelChatCompletion",
-                    "End a run; answers when it has ended",
-                    {"200": _answer("ChatCompletion")},
+                    "Cancel a run; the answer comes after the run has ended",
+                    {"200": _answer("ChatCompletion", "The run after its end")},
                     (*own_run_errors, Gone, RunNotEnded),
                     parameters=[_RUN_ID],
                 ),
@@ -238,23 +166,42 @@ def document() -> dict[str, Any]:
             "/v1/models": {
                 "get": _operation(
                     "listModels",
-                    "The models that have a live worker",
-                    {"200": _answer(None)},
+                    "List the models that have a live worker",
+                    {"200": _answer(None, "The list of models")},
                     (Unauthenticated, BrokerUnavailable),
                 ),
             },
             "/v1/models/{model}": {
                 "get": _operation(
                     "retrieveModel",
-                    "One of them",
-                    {"200": _answer(None)},
+                    "Return one model that has a live worker",
+                    {"200": _answer(None, "The model")},
                     (Unauthenticated, NotFound, BrokerUnavailable),
-                    parameters=[{**_RUN_ID, "name": "model", "schema": {"type": "string", "minLength": 1}}],
+                    parameters=[
+                        {
+                            **_RUN_ID,
+                            "name": "model",
+                            "description": "The name of a model.",
+                            "schema": {"type": "string", "minLength": 1},
+                        },
+                    ],
                 ),
             },
-            "/health/live": {"get": _operation("live", "The process answers", {"200": _answer(None)}, ())},
+            "/health/live": {
+                "get": _operation(
+                    "live", "Check that the process answers", {"200": _answer(None, "The process answers")}, ()
+                ),
+            },
             "/health/ready": {
-                "get": _operation("ready", "Requests can be taken", {"200": _answer(None), "503": _answer(None)}, ()),
+                "get": _operation(
+                    "ready",
+                    "Check that the front end accepts requests",
+                    {
+                        "200": _answer(None, "The front end accepts requests; `workers` is 0 if they must wait"),
+                        "503": _answer(None, "The front end is shutting down, or Redis is not available"),
+                    },
+                    (),
+                ),
             },
         },
     }
@@ -265,14 +212,15 @@ def _responses_paths() -> dict[str, Any]:
     response_id = {
         **_RUN_ID,
         "name": "response_id",
+        "description": "The id of a response.",
         "schema": {"type": "string", "pattern": f"^{RESPONSE_ID.pattern}$"},
     }
-    answer = {"200": _answer("Response", streamed=True)}
+    answer = {"200": _answer("Response", "The response, or its stream", streamed=True)}
     return {
         "/v1/responses": {
             "post": _operation(
                 "createResponse",
-                "Run an agent; stream its answer as typed events, wait for it, or leave it to the background",
+                "Run an agent; stream the answer as typed events, wait for it, or run in the background",
                 answer,
                 _CREATE_ERRORS,
                 parameters=_CREATE_PARAMETERS,
@@ -283,23 +231,33 @@ def _responses_paths() -> dict[str, Any]:
         "/v1/responses/{response_id}": {
             "get": _operation(
                 "retrieveResponse",
-                "The run as far as it is; with stream=true its events from a sequence number on",
+                "Return the current state of a response; with stream=true, stream it from the start or after an event",
                 answer,
                 run_errors,
                 parameters=[
                     response_id,
                     _FORMAT,
-                    {"name": "stream", "in": "query", "schema": {"enum": ["true", "false"]}},
-                    {"name": "starting_after", "in": "query", "schema": _NUMBER},
-                    _header("Last-Event-ID", {"type": "string", "pattern": f"^{SEQUENCE_NUMBER.pattern}$"}),
+                    _STREAMED,
+                    {
+                        "name": "starting_after",
+                        "in": "query",
+                        "description": (
+                            "With stream=true: the sequence_number of the last event that you received. The stream "
+                            "continues after it. Without it, the stream starts at the beginning."
+                        ),
+                        "schema": SEQUENCE_NUMBER_ID,
+                    },
+                    _header(
+                        "Last-Event-ID", _LAST_EVENT_ID, {"type": "string", "pattern": f"^{SEQUENCE_NUMBER.pattern}$"}
+                    ),
                 ],
             ),
         },
         "/v1/responses/{response_id}/cancel": {
             "post": _operation(
                 "cancelResponse",
-                "End a run; answers when it has ended",
-                {"200": _answer("Response")},
+                "Cancel the run of a response; the answer comes after the run has ended",
+                {"200": _answer("Response", "The response after the end of its run")},
                 (*run_errors, RunNotEnded),
                 parameters=[response_id],
             ),
@@ -307,7 +265,7 @@ def _responses_paths() -> dict[str, Any]:
     }
 
 
-def _operation(  # noqa: PLR0913 -- the fields of the wire object
+def _operation(  # noqa: PLR0913 -- the fields of an OpenAPI operation
     operation_id: str,
     summary: str,
     answers: dict[str, Any],
@@ -318,27 +276,42 @@ def _operation(  # noqa: PLR0913 -- the fields of the wire object
     extra_statuses: tuple[str, ...] = (),
 ) -> dict[str, Any]:
     responses = dict(answers)
-    may_always: tuple[type[RequestError], ...] = (ForbiddenHost,)
-    for status in [*(str(error.status) for error in errors + may_always), *extra_statuses]:
-        responses.setdefault(status, _answer("Error"))
+    always_possible: tuple[type[RequestError], ...] = (ForbiddenHost,)
+    for status in [*(str(error.status) for error in errors + always_possible), *extra_statuses]:
+        responses.setdefault(status, _answer("Error", _ERRORS[status]))
     operation: dict[str, Any] = {"operationId": operation_id, "summary": summary, "responses": responses}
     if parameters:
         operation["parameters"] = parameters
     if body:
-        schema = {"$ref": _COMPONENTS.format(model=body)}
+        schema = {"$ref": COMPONENTS.format(model=body)}
         operation["requestBody"] = {"required": True, "content": {_JSON: {"schema": schema}}}
     return operation
 
 
-def _answer(model: str | None, *, streamed: bool = False) -> dict[str, Any]:
-    schema = {"$ref": _COMPONENTS.format(model=model)} if model else {"type": "object"}
-    return {"description": model or "answer", "content": {_JSON: {"schema": schema}, **(_STREAM if streamed else {})}}
+def _answer(model: str | None, description: str, *, streamed: bool = False) -> dict[str, Any]:
+    schema = {"$ref": COMPONENTS.format(model=model)} if model else {"type": "object"}
+    return {"description": description, "content": {_JSON: {"schema": schema}, **(_STREAM if streamed else {})}}
 
 
-def _header(name: str, schema: dict[str, Any]) -> dict[str, Any]:
-    return {"name": name, "in": "header", "schema": schema}
+def _header(name: str, description: str, schema: dict[str, Any]) -> dict[str, Any]:
+    return {"name": name, "in": "header", "description": description, "schema": schema}
 
 
+_ERRORS: Final = {
+    "400": "The body, a header or a parameter is wrong; or the model refused the input of a run.",
+    "401": "The API key is missing or unknown.",
+    "403": "The Host header is not a name of the server's machine. Only a server without API keys checks this.",
+    "404": "The run or model does not exist, or another API key created the run.",
+    "408": "The body did not arrive in time.",
+    "409": "The idempotency key was used for a different request.",
+    "410": "The stored events of the run are no longer complete.",
+    "413": "The body is too large.",
+    "415": "The Content-Type is not application/json.",
+    "429": "The queue is full, or the API key has reached a limit. Retry-After says when to try again.",
+    "500": "The run failed, or the server has a fault.",
+    "503": "Redis is not available, the front end is shutting down, or no worker took the job in time.",
+    "504": "The run did not end in time.",
+}
 _CREATE_ERRORS: Final = (
     InvalidRequest,
     Unauthenticated,
@@ -354,13 +327,22 @@ _CREATE_ERRORS: Final = (
 )
 _CREATE_PARAMETERS: Final = [
     _FORMAT,
-    _header("Idempotency-Key", _IDEMPOTENCY_KEY),
-    _header("X-Agent-Errors", {"enum": ["text", "strict"]}),
+    _header(
+        "Idempotency-Key",
+        "If a request repeats the key of an earlier request, it gets the earlier run and starts no new one.",
+        IDEMPOTENCY_KEY,
+    ),
+    _header(
+        "X-Agent-Errors",
+        "The form of a failure in a stream. `text` (default): a chunk with a sentence for the user and `agent_error`. "
+        "`strict`: an OpenAI error object. It has no effect on the Responses API.",
+        {"enum": ["text", "strict"]},
+    ),
 ]
 
 
 async def show_openapi(_request: web.Request) -> web.Response:
-    """GET /openapi.json: this document."""
+    """GET /openapi.json: the OpenAPI document."""
     return web.json_response(_DOCUMENT)
 
 

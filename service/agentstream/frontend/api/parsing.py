@@ -1,4 +1,4 @@
-"""From a request's bytes to a validated request of one of our APIs, or a 400 that names the field."""
+"""Reads and validates a request body. An invalid body gets a 400 that names the wrong field."""
 
 import asyncio
 from typing import Any, Final, TypeVar
@@ -11,20 +11,21 @@ from agentstream.config import Settings
 from agentstream.errors import BodyTimeout, InvalidRequest, UnsupportedMediaType
 from agentstream.protocol.openai import SharedFields
 
-# Nesting of a body. OpenAI's deepest (a JSON schema in a tool) stays below 30; recursion elsewhere is bounded too.
+# Nesting levels of a body. The deepest body for OpenAI's API (a JSON schema in a tool) has fewer than 30. This also
+# limits recursion in later code.
 MAX_DEPTH: Final = 64
-# Values on one level of it: each wrong one costs a validation error of about 1 KB, and time on the loop.
+# Values on one nesting level. Each invalid value costs a validation error of about 1 KB, and time on the event loop.
 MAX_VALUES: Final = 50_000
-MAX_REASON_CHARACTERS: Final = 500  # pydantic quotes some of what was sent, however long
-MAX_IDEMPOTENCY_KEY: Final = 255  # as elsewhere
+MAX_REASON_CHARACTERS: Final = 500  # pydantic's messages quote the body, and a quote may be long
+MAX_IDEMPOTENCY_KEY: Final = 255  # characters; other APIs have the same limit
 
 RequestT = TypeVar("RequestT", bound=SharedFields)
 
 
 async def read_request(request: web.Request, settings: Settings, model: type[RequestT]) -> RequestT:
-    """Read and validate the body; raises InvalidRequest, UnsupportedMediaType, BodyTimeout or aiohttp's 413."""
+    """Return the validated body; raises InvalidRequest, UnsupportedMediaType, BodyTimeout or aiohttp's 413."""
     if request.content_type != "application/json":
-        # Also keeps web pages of other origins out: a JSON content type makes their browser ask first.
+        # This also blocks web pages of other origins: for a JSON content type, a browser sends a CORS preflight first.
         message = f"the body must be JSON: send 'Content-Type: application/json', not {request.content_type[:80]!r}"
         raise UnsupportedMediaType(message)
     raw = await _body_of(request, settings.body_timeout_s)
@@ -42,7 +43,7 @@ async def read_request(request: web.Request, settings: Settings, model: type[Req
     for name in ("messages", "input"):
         messages = body.get(name)
         if isinstance(messages, list) and len(messages) > settings.max_messages:
-            message = f"{len(messages)} messages are too many; the limit is {settings.max_messages}"
+            message = f"the request has {len(messages)} messages; the limit is {settings.max_messages}"
             raise InvalidRequest(message, param=name)
     try:
         return model.model_validate(body, strict=True)
@@ -53,12 +54,12 @@ async def read_request(request: web.Request, settings: Settings, model: type[Req
 async def _body_of(request: web.Request, timeout_s: float) -> bytes:
     """Return the body; raises InvalidRequest, BodyTimeout or aiohttp's 413."""
     try:
-        if request.content.is_eof():  # most come together with their head
+        if request.content.is_eof():  # most bodies arrive together with the headers and need no timer
             return await request.read()
         async with asyncio.timeout(timeout_s):
             return await request.read()
     except TimeoutError as exc:
-        message = f"the body did not come within {timeout_s:g} s"
+        message = f"the body did not arrive within {timeout_s:g} s"
         raise BodyTimeout(message) from exc
     except web.RequestPayloadError as exc:
         message = f"the body cannot be read: {' '.join(str(exc).split())}"
@@ -66,7 +67,7 @@ async def _body_of(request: web.Request, timeout_s: float) -> bytes:
 
 
 def idempotency_key(request: web.Request) -> str | None:
-    """Return the Idempotency-Key, if one was sent; raises InvalidRequest if it is unusable."""
+    """Return the Idempotency-Key header, or None without it; raises InvalidRequest if it is malformed."""
     key = request.headers.get("Idempotency-Key")
     if key is not None and not (0 < len(key) <= MAX_IDEMPOTENCY_KEY and key.isprintable() and key.isascii()):
         message = f"Idempotency-Key must have 1 to {MAX_IDEMPOTENCY_KEY} printable ASCII characters"
@@ -75,31 +76,34 @@ def idempotency_key(request: web.Request) -> str | None:
 
 
 def to_invalid_request(exc: ValidationError, body: dict[str, Any]) -> InvalidRequest:
-    """Return the first problem in words; ``param`` is its path, such as messages[0].role."""
+    """Return the first problem of a body as an error; its ``param`` is the path of the field, like messages[0].role."""
     errors = [(_path(error["loc"], body), error["msg"]) for error in exc.errors(include_url=False, include_input=False)]
-    # A value that fits no member of a union gives an error for each: the deepest is the one that was meant.
-    place = errors[0][0]
-    here = [error for error in errors if error[0] == place or error[0].startswith((f"{place}.", f"{place}["))]
-    param, message = max(here, key=lambda error: len(error[0]))
+    # A value that matches no member of a union has one error for each member. The member with the deepest error is the
+    # one that the client most likely meant.
+    first_path = errors[0][0]
+    candidates = [
+        error for error in errors if error[0] == first_path or error[0].startswith((f"{first_path}.", f"{first_path}["))
+    ]
+    param, message = max(candidates, key=lambda error: len(error[0]))
     message = message.removeprefix("Value error, ")[:MAX_REASON_CHARACTERS]
-    if not param:  # our own validators say "field: what is wrong"
+    if not param:  # the messages of our own validators begin with "field: "
         param = message.partition(":")[0]
-    more = len(errors) - len(here)
+    more = len(errors) - len(candidates)
     others = f" (and {more} more problems)" if more else ""
-    shown = "" if message.startswith(param) else f"{param}: "
-    return InvalidRequest(f"{shown}{message}{others}", param=param)
+    prefix = "" if message.startswith(param) else f"{param}: "
+    return InvalidRequest(f"{prefix}{message}{others}", param=param)
 
 
 def _path(location: tuple[int | str, ...], body: Any) -> str:  # noqa: ANN401 -- JSON
-    """Return where in the body an error is; pydantic's location also names the union branches it tried."""
-    path, here = "", body
+    """Return the path of a pydantic error in the body, without the names of union members in its location."""
+    path, value = "", body
     for step in location:
-        if isinstance(step, int) and isinstance(here, list):
+        if isinstance(step, int) and isinstance(value, list):
             path += f"[{step}]"
-            here = here[step] if step < len(here) else None
-        elif isinstance(here, dict) and (step in here or (step == location[-1] and "[" not in str(step))):
+            value = value[step] if step < len(value) else None
+        elif isinstance(value, dict) and (step in value or (step == location[-1] and "[" not in str(step))):
             path += f".{step}" if path else str(step)
-            here = here.get(step)
+            value = value.get(step)
     return path
 
 
@@ -107,7 +111,7 @@ def _depth_exceeds(value: Any, limit: int) -> bool:  # noqa: ANN401 -- JSON
     level = [value]
     for _ in range(limit):
         if sum(map(len, level)) > MAX_VALUES:
-            message = f"the body holds more than {MAX_VALUES} values on one level"
+            message = f"the body has more than {MAX_VALUES} values on one nesting level"
             raise InvalidRequest(message)
         level = [
             child

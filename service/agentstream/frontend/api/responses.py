@@ -1,4 +1,4 @@
-"""The routes of the Responses API: the same runs as the chat's, asked for and shown in another way."""
+"""The routes of the Responses API. Its runs are the same as those of chat completions."""
 
 from collections.abc import Awaitable, Iterable
 from typing import Any, Final
@@ -24,57 +24,69 @@ from agentstream.store.runs import RunInfo
 from agentstream.stream.response_output import ResponseFold
 from agentstream.stream.views import response_view
 
-# It is kept with the run, for as long: as much as is kept of a conversation.
+# The echo is the part of a request that its response repeats, as JSON. Redis keeps it as long as the run. The limit is
+# the same as that of a stored conversation.
 MAX_ECHO_BYTES: Final = 256 << 10
 
 
 def create_response(request: web.Request) -> Awaitable[web.StreamResponse]:
-    """POST /v1/responses: enqueue a run; stream it, wait for it, or leave it to the background."""
+    """POST /v1/responses: enqueue a run; stream it, wait for its end, or leave it to the background."""
     return respond_with_run(request, _admit_response)
 
 
 async def _admit_response(request: web.Request, context: Context, owner: str) -> AdmittedRun:
-    asked = await read_request(request, context.settings, ResponseRequest)
+    response_request = await read_request(request, context.settings, ResponseRequest)
     options = stream_options(request, include_usage=False, default_format="off")
-    reader = _EarlierResponses(request, context)
-    items = await reader.items(asked.references)
-    history = await reader.conversation(asked.previous_response_id) if asked.previous_response_id else []
-    echo = asked.echo()
+    earlier = _EarlierResponses(request, context)
+    items = await earlier.items(response_request.references)
+    previous_id = response_request.previous_response_id
+    history = await earlier.conversation(previous_id) if previous_id else []
+    echo = response_request.echo()
     if len(orjson.dumps(echo)) > MAX_ECHO_BYTES:
         message = (
-            f"what a response repeats of its request (instructions, tools, metadata) exceeds {MAX_ECHO_BYTES} bytes"
+            "the fields that a response repeats (instructions, tools, metadata and others) must not exceed "
+            f"{MAX_ECHO_BYTES} bytes together; shorten them"
         )
         raise InvalidRequest(message)
-    chat = _as_chat(asked, items, history, context.settings.max_messages)
+    chat = _as_chat(response_request, items, history, context.settings.max_messages)
     return await admit(request, chat, owner, options, response_view(echo), response=echo)
 
 
 def _as_chat(
-    asked: ResponseRequest, items: dict[str, dict[str, Any]], history: list[dict[str, Any]], max_messages: int
+    response_request: ResponseRequest,
+    items: dict[str, dict[str, Any]],
+    history: list[dict[str, Any]],
+    max_messages: int,
 ) -> ChatCompletionRequest:
-    """Return what an agent sees of a request; raises InvalidRequest."""
+    """Return the chat request that the agent gets; raises InvalidRequest."""
     try:
-        chat = asked.as_chat(items, history)
+        chat = response_request.as_chat(items, history)
     except ValidationError as exc:
         raise to_invalid_request(exc, {}) from exc
     except ValueError as exc:
         raise InvalidRequest(str(exc), param=str(exc).partition(":")[0]) from exc
     if len(chat.messages) > max_messages:
-        message = f"{len(chat.messages)} messages, earlier ones included, are too many; the limit is {max_messages}"
+        message = (
+            f"the request has {len(chat.messages)} messages, including those of earlier responses; "
+            f"the limit is {max_messages}"
+        )
         raise InvalidRequest(message, param="input")
     return chat
 
 
 class _EarlierResponses:
-    """Reads what a request refers to: earlier responses of the same owner, folded from their logs."""
+    """Reads the earlier responses that a request refers to: those of the same owner, folded from their replay logs."""
 
     def __init__(self, request: web.Request, context: Context) -> None:
         self._request = request
         self._context = context
-        self._remaining_bytes = context.settings.max_body_bytes  # what is referred to counts as if it had been sent
+        self._remaining_bytes = context.settings.max_body_bytes  # the limit is that of a body with the same items
 
     async def items(self, references: Iterable[str]) -> dict[str, dict[str, Any]]:
-        """Return output items by their ids; raises NotFound, or InvalidRequest if they are too long."""
+        """Return the referenced output items by id, with the other items of the same responses.
+
+        Raises NotFound, and InvalidRequest if a response has not ended or the items are too large.
+        """
         found: dict[str, dict[str, Any]] = {}
         for reference in references:
             if reference not in found:
@@ -85,15 +97,18 @@ class _EarlierResponses:
         return found
 
     async def conversation(self, response_id: str) -> list[dict[str, Any]]:
-        """Return the chat messages of a conversation up to a response, its answer included."""
+        """Return the chat messages of a conversation up to and including the answer of this response.
+
+        Raises NotFound, and InvalidRequest if the response cannot be continued.
+        """
         param = "previous_response_id"
         answer = await self._output(response_id, param=param)
         async with broker_timeout():
             messages = await self._context.runs.conversation(run_id_of(response_id) or "")
         if messages is None:
             message = (
-                f"{response_id} cannot be continued: it was not to be stored, or its conversation is too long; "
-                "send the conversation as input"
+                f"{response_id} cannot be continued: it was created with store=false, or its conversation is too long "
+                "to be kept; send the conversation as input"
             )
             raise InvalidRequest(message, param=param)
         return [*messages, *chat_messages(answer)]
@@ -101,7 +116,7 @@ class _EarlierResponses:
     async def _output(self, public_id: str, *, param: str) -> list[dict[str, Any]]:
         info = await self._info(public_id, param)
         if not info.ended:
-            message = f"{public_id} belongs to a response that has not ended; wait for its end"
+            message = f"{public_id} belongs to a response that has not ended; wait for its end, then try again"
             raise InvalidRequest(message, param=param)
         fold = ResponseFold(head_of(info), {})
         try:
@@ -110,7 +125,8 @@ class _EarlierResponses:
             raise _not_found(public_id, param=param) from exc
         self._remaining_bytes -= len(orjson.dumps(fold.items))
         if self._remaining_bytes < 0:
-            message = f"what is referred to exceeds {self._context.settings.max_body_bytes} bytes"
+            limit = self._context.settings.max_body_bytes
+            message = f"the earlier items that the request refers to exceed {limit} bytes together; refer to fewer"
             raise InvalidRequest(message, param=param)
         return fold.items
 
@@ -123,15 +139,15 @@ class _EarlierResponses:
 
 def _not_found(public_id: str, *, param: str) -> NotFound:
     message = (
-        f"{public_id} is not known (any more): what was answered is kept for a while, and for its creator only; "
-        "send the conversation as input"
+        f"{public_id} was not found: a response is kept for a limited time, and only the API key that created it can "
+        "read it; send the conversation as input"
     )
     code = "previous_response_not_found" if param == "previous_response_id" else None
     return NotFound(message, param=param, code=code)
 
 
 async def retrieve_response(request: web.Request) -> web.StreamResponse:
-    """GET /v1/responses/{id}: the run as far as it is; with ?stream=true its stream, from a number on."""
+    """GET /v1/responses/{id}: the run's current state; with ?stream=true its stream, after a number if given."""
     context = request.app[CONTEXT]
     info = await _find_owned_response(request)
     if request.query.get("stream", "false").lower() not in {"true", "1"}:
@@ -143,7 +159,7 @@ async def retrieve_response(request: web.Request) -> web.StreamResponse:
 
 
 async def cancel_response(request: web.Request) -> web.StreamResponse:
-    """POST /v1/responses/{id}/cancel: end the run, and answer when it has really ended."""
+    """POST /v1/responses/{id}/cancel: cancel the run, and answer after it has ended."""
     context = request.app[CONTEXT]
     info = await _find_owned_response(request)
     return await cancel_run(context, info, response_view(info.response or {}))
@@ -156,12 +172,12 @@ async def _find_owned_response(request: web.Request) -> RunInfo:
 
 
 def _starting_after(request: web.Request) -> int | None:
-    """Return the number after which to resume: query ``starting_after``, or header Last-Event-ID."""
+    """Return the sequence number after which to resume: query ``starting_after``, else header Last-Event-ID."""
     text = request.query.get("starting_after") or request.headers.get("Last-Event-ID")
     if not text:
         return None
     if SEQUENCE_NUMBER.fullmatch(text) is None:
-        message = f"not a sequence number: {text[:40]!r}"
+        message = f"{text[:40]!r} is not a sequence number; send the number of the last event that you received"
         raise InvalidRequest(message, param="starting_after")
     return int(text)
 

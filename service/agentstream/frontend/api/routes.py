@@ -1,4 +1,4 @@
-"""Every route of the HTTP server except the playground's. A new API is a new module here and one line below."""
+"""All routes of the HTTP server except those of the playground. To add an API, add its module and one line below."""
 
 from typing import Final
 

@@ -1,1 +1,1 @@
-"""The playground: its routes, and in ``static`` its files. Nothing here is needed by an API client."""
+"""The playground page: its routes, and its files in ``static``. Nothing that an API client needs belongs here."""

@@ -1,4 +1,4 @@
-"""The playground page at ``/``: static files, nothing fetched from elsewhere."""
+"""The routes of the playground page at ``/``: static files that load nothing from other servers."""
 
 from importlib.resources import files
 from typing import Final
@@ -6,7 +6,8 @@ from typing import Final
 from aiohttp import web
 
 _CONTENT_TYPES: Final = {"html": "text/html", "js": "text/javascript", "css": "text/css"}
-# Trusted Types on top: the page builds elements and text, and a browser that knows them refuses anything else.
+# The last two directives enable Trusted Types: a browser that supports them refuses to parse strings as HTML. The page
+# does not need that: it creates elements and text nodes.
 _HEADERS: Final = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
@@ -31,6 +32,6 @@ def _file(name: str, content: bytes) -> web.RouteDef:
 
 
 def routes() -> list[web.RouteDef]:
-    """Return the page's routes, one for each of its files, which are read once."""
+    """Read each file of the page once, and return one route for each file."""
     found = sorted(files("agentstream.frontend.page").joinpath("static").iterdir(), key=lambda file: file.name)
     return [_file(file.name, file.read_bytes()) for file in found]

@@ -1,4 +1,4 @@
-"""How a request is answered with a run: admitted, attached to, streamed, collected or cancelled.
+"""Answers a request with a run: creates it or attaches to it, and streams, collects or cancels it.
 
-Nothing here parses a request.
+Code that parses requests does not belong here.
 """

@@ -1,4 +1,4 @@
-"""Attaching to a run that exists: by its id, or by an idempotency key."""
+"""Attaches to an existing run, by its id or by an idempotency key."""
 
 import hashlib
 
@@ -19,46 +19,55 @@ from agentstream.store.runs import RunInfo
 
 
 class ExistingRun:
-    """A run that exists: its log from the start, what lies behind ``after`` left out, then live."""
+    """An existing run as a source: its replay log from the start, then its live events.
+
+    The stream machine needs all events, so the feed delivers all of them. The stream machine then omits the frames up
+    to and including the cursor ``after``.
+    """
 
     may_exist = True
 
     def __init__(self, context: Context, info: RunInfo, after: Cursor | None = None) -> None:
-        """Prepare; nothing is read yet."""
+        """Bind the run. Nothing is read before ``open``."""
         self._context = context
         self._info = info
         self.after = after
         self.head = head_of(info)
 
     async def open(self, feed: RunFeed) -> None:
-        """Raise Gone if the log is not whole any more, InvalidRequest for a position the run has not reached."""
+        """Subscribe, and deliver the replay log.
+
+        Raises Gone if the log is no longer complete, InvalidRequest if the run has not reached the cursor ``after``,
+        and BrokerUnavailable.
+        """
         try:
             async with broker_timeout():
-                whole = await feed.open_from_log()
+                caught_up = await feed.open_from_log()
         except LogTrimmed as exc:
             message = f"the stream of {self._info.run_id} cannot be resumed: {exc}"
             raise Gone(message) from exc
         if self._info.ended and feed.position == (0, 0):
-            message = f"the stream of {self._info.run_id} is no longer kept"
+            message = f"the stream of {self._info.run_id} cannot be resumed: its events are no longer stored"
             raise Gone(message)
-        if whole and self.after is not None and (self.after.attempt, self.after.seq) > feed.position:
-            message = f"the run has not reached {self.after} yet"
+        if caught_up and self.after is not None and (self.after.attempt, self.after.seq) > feed.position:
+            message = f"the run has not reached the cursor {self.after}; send the id of the last event you received"
             raise InvalidRequest(message, param="starting_after")
 
     def deadlines(self, feed: RunFeed) -> Deadlines:
-        """Return the time a run of unknown age may take at most."""
+        """Return the deadlines of a run of unknown age."""
         return deadlines_of(self._context, feed, None)
 
 
 async def resolve_idempotency_key(
     context: Context, owner: str, key: str, chat: ChatCompletionRequest, job: Job
 ) -> RunInfo | Job:
-    """Return the run an idempotency key stands for, or the job to enqueue under it.
+    """Return the existing run of an idempotency key, or the job to enqueue under this key.
 
-    Raises Conflict if the key was used for another request. How the answer is delivered (``stream``) may differ.
+    Raises Conflict if the key was used for a different request. The fields ``stream`` and ``stream_options`` are not
+    compared: they only change how the answer is sent.
     """
-    asked = chat.model_dump(mode="json", exclude_unset=True, exclude={"stream", "stream_options"})
-    fingerprint = hashlib.sha256(orjson.dumps(asked, option=orjson.OPT_SORT_KEYS)).hexdigest()
+    compared_fields = chat.model_dump(mode="json", exclude_unset=True, exclude={"stream", "stream_options"})
+    fingerprint = hashlib.sha256(orjson.dumps(compared_fields, option=orjson.OPT_SORT_KEYS)).hexdigest()
     settings = context.settings
     ttl_s = run_open_ttl_s(context) + settings.run_ttl_s
     earlier = await context.runs.register_idempotency_key(owner, key, job, fingerprint, ttl_s=ttl_s)
@@ -66,13 +75,14 @@ async def resolve_idempotency_key(
         return job
     run_id, created, earlier_fingerprint = earlier
     if earlier_fingerprint != fingerprint:
-        message = f"Idempotency-Key {key[:40]!r} was used for a different request"
+        message = f"Idempotency-Key {key[:40]!r} was used for a different request; use a new key"
         raise Conflict(message, param="Idempotency-Key")
     info = await context.runs.get_info(run_id)
     if info is not None:
         set_run_attributes(info)
         return info
-    # Its first front end is between key and queue, or ended there.
+    # The key is registered, but the run is not: the first front end has not enqueued the job yet, or it never did, or
+    # the run has expired. Enqueue the job under the same run id. If both front ends enqueue it, it runs once.
     job = job.model_copy(update={"run_id": run_id, "created": created})
     set_run_attributes(job)
     return job

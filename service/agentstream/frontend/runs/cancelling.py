@@ -1,4 +1,4 @@
-"""Cancelling a run: because its client asks, or because its client is gone."""
+"""Cancels a run: because a client asks for it, or because the run's client has disconnected."""
 
 import time
 
@@ -12,20 +12,28 @@ from agentstream.stream.views import View
 
 
 async def cancel_run(context: Context, info: RunInfo, view: View) -> web.Response:
-    """End a run, and answer with it when it has really ended; raises RunNotEnded if that takes too long."""
-    asked_s = time.monotonic()
+    """Cancel a run, and answer with it after it has ended.
+
+    Raises RunNotEnded if that takes longer than ``cancel_timeout_s``, BrokerUnavailable, and the errors of
+    ``read_run``.
+    """
+    requested_s = time.monotonic()
     async with broker_timeout():
         await context.runs.cancel(info.run_id, ttl_s=context.settings.run_ttl_s)
     if not info.ended:
         context.metrics.cancel_requested("request")
     response = await snapshot_run(context, info, view, end_timeout_s=cancel_timeout_s(context.settings.lease_s))
     if not info.ended:
-        context.metrics.cancel_took(time.monotonic() - asked_s)
+        context.metrics.cancel_took(time.monotonic() - requested_s)
     return response
 
 
 def cancel_abandoned(context: Context, run_id: str) -> None:
-    """Cancel the run of a client that went away; not when we cut it ourselves, as it may come back elsewhere."""
+    """Cancel, in the background, a run whose client has disconnected.
+
+    Do nothing while the front end drains: then the front end closes the connections, and the client may resume the run
+    on another front end.
+    """
     if not context.draining:
         context.metrics.cancel_requested("abandoned")
         context.background_tasks.start(
@@ -34,5 +42,9 @@ def cancel_abandoned(context: Context, run_id: str) -> None:
 
 
 def cancel_timeout_s(lease_s: float) -> float:
-    """Return how long a cancel may take: a lost worker's lease and its reclaim, an agent's clean-up, and air."""
+    """Return how long a cancel may take, in seconds.
+
+    The worker may be lost: its lease expires after ``lease_s``, and a reclaim follows within ``lease_s / 3``. An async
+    agent has 5 s to clean up. The other 5 s are reserve.
+    """
     return lease_s * 4 / 3 + 10

@@ -1,4 +1,4 @@
-"""Waiting for the end of a run and broker_timeout with it as one JSON object."""
+"""Answers with a run as one JSON object: after its end, or at once for a background run."""
 
 from aiohttp import web
 
@@ -11,7 +11,11 @@ from agentstream.stream.views import View
 
 
 async def wait_for_run(context: Context, source: RunSource, view: View, *, cancel_on_disconnect: bool) -> web.Response:
-    """Wait for a run's end and answer with its completion; raises RunFailed."""
+    """Wait for the end of a run and answer with its completion.
+
+    Raises RunFailed if the run fails or the front end gives it up, and the errors of ``source.open``. If the client
+    disconnects first and ``cancel_on_disconnect`` is true, the run is cancelled.
+    """
     feed = context.bus.feed(source.head.run_id)
     opening = source.open(feed)
     collector = Collector(view.fold(source.head))
@@ -31,6 +35,6 @@ async def wait_for_run(context: Context, source: RunSource, view: View, *, cance
 
 
 async def start_run(new_run: NewRun, view: View) -> web.Response:
-    """Enqueue a run nobody waits for and answer with its id."""
+    """Enqueue a background run and answer at once with its id and the status "queued"."""
     await new_run.start()
     return web.json_response(view.fold(new_run.head).body(status="queued"))

@@ -1,4 +1,4 @@
-"""From a run's feed to one object: the answer of a request that is not streamed."""
+"""Folds the events of a run into one object, for answers that are not streamed."""
 
 import asyncio
 import logging
@@ -13,51 +13,56 @@ from agentstream.telemetry.log_context import current_log_context, log_extra
 
 log = logging.getLogger(__name__)
 
-# A non-streamed answer is held in memory whole.
+# The front end holds the whole text of a non-streamed answer in memory.
 MAX_COMPLETION_CHARACTERS: Final = 16 << 20
 
 
 class Collector:
-    """Folds one run into one object."""
+    """Consumes the feed of one run and folds its events into one object.
+
+    The front end gives a run up if its events are lost, it misses its deadlines, or its answer is too long. The run may
+    continue after that.
+    """
 
     def __init__(self, fold: Fold) -> None:
-        """Take what the events go into; ``attach`` adds deadlines."""
+        """Collect events into ``fold``. Call ``attach`` to set deadlines."""
         self.fold = fold
         self._loop = asyncio.get_running_loop()
         self._deadlines: Deadlines | None = None
         self.log_context = current_log_context()
         self._timer: LatencyTimer | None = None
-        self.given_up_code = ""  # the code with which we did
+        self.given_up_code = ""  # the error code, if this front end gave the run up
         self._characters = 0
         self._done: asyncio.Future[None] = self._loop.create_future()
-        self._done.add_done_callback(lambda done: done.cancelled() or done.exception())  # seen, even if not awaited
+        # asyncio logs an exception that nobody retrieves. The handler may end without awaiting this one.
+        self._done.add_done_callback(lambda done: done.cancelled() or done.exception())
 
     def attach(self, deadlines: Deadlines, timer: LatencyTimer | None = None) -> None:
-        """Bind the run's deadlines; a new run also has a latency timer."""
+        """Set the deadlines of the run and, for a new run, its latency timer."""
         self._deadlines = deadlines
         self._timer = timer
 
     @property
     def ended(self) -> bool:
-        """Whether the run ended; one that was given up may still go on."""
+        """Whether the terminal event was received. False for a run that was given up."""
         return self.fold.finished
 
     async def wait_ended(self) -> None:
         """Return when the run has ended; raises RunFailed if it was given up."""
-        await asyncio.shield(self._done)  # a client that goes must not pass for the run's end
+        await asyncio.shield(self._done)  # the task is cancelled if the client disconnects; the future must not be
 
     def raise_if_given_up(self) -> None:
-        """Raise RunFailed if the run was given up; what was collected is then not the whole."""
+        """Raise RunFailed if the run was given up: the collected events are then incomplete."""
         if self._done.done() and (error := self._done.exception()) is not None:
             raise error
 
     def raise_if_failed(self) -> None:
-        """Raise RunFailed unless the run completed or was cancelled."""
+        """Raise RunFailed if the run ended with ``run_failed``."""
         if (failure := self.fold.failure) is not None:
             raise RunFailed(failure.message, code=failure.code)
 
     def on_batch(self, batch: Batch) -> None:
-        """Take events in order."""
+        """Fold the next events of the run, in order; ignore events after the end."""
         if self._done.done():
             return
         for event in batch.events():
@@ -75,7 +80,7 @@ class Collector:
         if self.fold.finished:
             self._done.set_result(None)
         elif self._characters > MAX_COMPLETION_CHARACTERS:
-            self.fail(STREAM_LOST, f"the answer exceeds {MAX_COMPLETION_CHARACTERS} characters; request it streamed")
+            self.fail(STREAM_LOST, f"the answer exceeds {MAX_COMPLETION_CHARACTERS} characters; use stream: true")
 
     def _begin(self, batch: Batch) -> None:
         if self._deadlines is not None:
@@ -84,17 +89,17 @@ class Collector:
             self._timer.attempt_started(batch)
 
     def on_failure(self, error: AgentStreamError) -> None:
-        """End: the run's events cannot be had any more."""
+        """Give the run up: its events cannot be read."""
         self.fail(STREAM_LOST, str(error))
 
     def fail(self, code: str, message: str) -> None:
-        """End with an error of our own."""
+        """Give the run up with this error, unless it has ended."""
         if not self._done.done():
             self.given_up_code = code
             self._done.set_exception(RunFailed(message, code=code))
 
     def tick(self, now_s: float) -> None:
-        """Doubt or give up a silent run."""
-        if self._deadlines is not None and (verdict := self._deadlines.check(now_s)) is not None:
-            log.warning("the run is given up: %s", verdict[1], extra=log_extra(self.log_context))
-            self.fail(*verdict)
+        """Check the deadlines: compare a silent run with its replay log, or give it up."""
+        if self._deadlines is not None and (expired := self._deadlines.check(now_s)) is not None:
+            log.warning("giving up on the run: %s", expired[1], extra=log_extra(self.log_context))
+            self.fail(*expired)

@@ -1,4 +1,4 @@
-"""What every route asks before it answers: is the broker there, is this front end draining, how long may Redis take."""
+"""Checks before a route answers: Redis is connected and answers in time, and this front end is not draining."""
 
 import asyncio
 import contextlib
@@ -9,13 +9,13 @@ from agentstream.errors import BrokerUnavailable, Draining
 from agentstream.frontend.context import Context
 from agentstream.frontend.middleware import BROKER_RETRY_AFTER_S
 
-# Subscribing and enqueueing take about 1 ms; a broker that needs this long is as good as down.
+# Subscribing and enqueueing take about 1 ms. If the broker needs this long, treat it as unavailable.
 ADMISSION_TIMEOUT_S: Final = 5.0
 
 
 @contextlib.asynccontextmanager
 async def broker_timeout() -> AsyncIterator[None]:
-    """Bound a few commands to the broker; raises BrokerUnavailable if it takes too long."""
+    """Limit the commands in the block to ADMISSION_TIMEOUT_S; raises BrokerUnavailable if they take longer."""
     try:
         async with asyncio.timeout(ADMISSION_TIMEOUT_S):
             yield
@@ -25,14 +25,14 @@ async def broker_timeout() -> AsyncIterator[None]:
 
 
 def require_broker(context: Context) -> None:
-    """Raise BrokerUnavailable at once if the link is down."""
+    """Raise BrokerUnavailable if the link to Redis is not connected."""
     if not context.link.connected:
         message = "Redis cannot be reached; try again"
         raise BrokerUnavailable(message, retry_after_s=BROKER_RETRY_AFTER_S)
 
 
 def refuse_if_draining(context: Context) -> None:
-    """Raise Draining if this front end is about to end."""
+    """Raise Draining if this front end is shutting down."""
     if context.draining:
         message = "this front end is shutting down; try again"
         raise Draining(message, retry_after_s=1)

@@ -1,4 +1,4 @@
-"""Which models there are, and to which queue their jobs go."""
+"""Maps models to the queues of their jobs."""
 
 import asyncio
 from collections.abc import Awaitable, Mapping, Sequence
@@ -14,7 +14,11 @@ from agentstream.store.queue import JobSubmitter
 
 @dataclass(frozen=True, slots=True)
 class QueueState:
-    """How many workers of a queue beat lately, how many of its jobs wait or run, and those that wait."""
+    """The state of a queue; -1 is an unknown number.
+
+    ``workers`` is the number of workers with a recent heartbeat, ``queued`` the number of jobs that wait or run,
+    ``waiting`` the number that no worker has claimed, and ``oldest_s`` the age of the oldest of those in seconds.
+    """
 
     workers: int
     queued: int
@@ -23,9 +27,9 @@ class QueueState:
 
 
 class ModelRouter:
-    """The front end's side of all its queues, each with a bound of its own."""
+    """Submits jobs to the queues of this front end. Each queue has its own limit ``max_queued``."""
 
-    def __init__(  # noqa: PLR0913 -- the names and their bound
+    def __init__(  # noqa: PLR0913 -- the names of models and queues, and the limit
         self,
         link: Link,
         keys: Keys,
@@ -35,9 +39,10 @@ class ModelRouter:
         default_models: Sequence[str],
         max_queued: int,
     ) -> None:
-        """Take the models' queues; if there are none, any model goes to the default queue.
+        """Bind the queue of each model.
 
-        Then ``default_models`` are listed.
+        If ``queue_of`` is empty, the jobs of every model go to ``default_queue``, and the listed models are
+        ``default_models``.
         """
         self._any_model = not queue_of
         self._queue_of = dict(queue_of) or dict.fromkeys(default_models, default_queue)
@@ -52,28 +57,31 @@ class ModelRouter:
         return list(self._submitters)
 
     def check(self, model: str) -> None:
-        """Raise NotFound if no agent answers for this model."""
+        """Raise NotFound if no agent is configured for this model."""
         if not self._any_model:
             self.queue_of(model)
 
     def queue_of(self, model: str) -> str:
-        """Return the queue of a model that is listed if it has a worker; raises NotFound."""
+        """Return the queue of a configured model; raises NotFound for any other model."""
         queue = self._queue_of.get(model)
         if queue is None:
-            message = f"no such model: {model[:80]!r}; GET /v1/models lists those there are"
+            message = f"no such model: {model[:80]!r}; GET /v1/models lists the available models"
             raise NotFound(message, code="model_not_found", param="model")
         return queue
 
     def submit(self, job: Job, *, ttl_s: int) -> Awaitable[None]:
-        """Enqueue a job where its model's agent is; see JobSubmitter.submit. Raises NotFound, too."""
+        """Enqueue a job in the queue of its model. Raises NotFound and the errors of ``JobSubmitter.submit``."""
         return self._submitters[self.queue_of_job(job)].submit(job, ttl_s=ttl_s)
 
     def queue_of_job(self, job: Job) -> str:
-        """Return the queue a job goes to; raises NotFound."""
+        """Return the queue of a job; raises NotFound if no agent is configured for its model."""
         return self._default_queue if self._any_model else self.queue_of(job.request["model"])
 
     async def check_limits(self, job: Job, **limits: Any) -> None:  # noqa: ANN401 -- JobSubmitter's
-        """Count a request against its owner's limits, whatever its queue; see JobSubmitter.check_limits."""
+        """Count a request against the limits of its owner, which apply to all queues together.
+
+        Raises the errors of ``JobSubmitter.check_limits``.
+        """
         await self._default.check_limits(job, **limits)
 
     async def states(self) -> dict[str, QueueState]:
@@ -87,7 +95,7 @@ class ModelRouter:
         }
 
     async def available_models(self) -> list[str]:
-        """Return the models that have a live worker: a request for another would only wait."""
+        """Return the models whose queue has a live worker."""
         submitters = self._submitters
         counts = await asyncio.gather(*(submitter.workers_alive() for submitter in submitters.values()))
         alive = {queue for queue, workers in zip(submitters, counts, strict=True) if workers}

@@ -1,4 +1,4 @@
-"""A new run: its job, its limits, and its way into the queue."""
+"""Creates a new run: its job, the check of its limits, and the enqueueing."""
 
 import logging
 import time
@@ -21,22 +21,25 @@ log = logging.getLogger(__name__)
 
 
 class NewRun:
-    """A new run: subscribe, then enqueue, so nothing can be missed."""
+    """A new run as a source. ``open`` subscribes before it enqueues the job, so no event can be missed."""
 
     __slots__ = ("_context", "_job", "head", "may_exist")
     after = None
 
     def __init__(self, context: Context, job: Job) -> None:
-        """Prepare; nothing is enqueued yet."""
+        """Bind the job. Nothing is enqueued before ``open`` or ``start``."""
         self._context = context
         self._job = job
         self.may_exist = False
         self.head = StreamHead(run_id=job.run_id, created=job.created, model=job.request["model"])
 
     def open(self, feed: RunFeed) -> Awaitable[None]:
-        """Send the job at once if nothing must be known first: a worker is at it while the answer is prepared.
+        """Subscribe and enqueue the job; await the result to know that both succeeded.
 
-        Raises BrokerUnavailable, LimitReached or QueueFull.
+        If the owner has no limits to check, and the link keeps the order of SUBSCRIBE and XADD, both commands are sent
+        before this returns. A worker then begins the job while the front end prepares the answer.
+
+        Raises BrokerUnavailable, LimitReached or QueueFull, here or when the result is awaited.
         """
         context = self._context
         require_broker(context)
@@ -63,23 +66,23 @@ class NewRun:
             await subscribed
 
     async def start(self) -> None:
-        """Enqueue a run nobody waits for; raises as ``open`` does."""
+        """Enqueue a background run without subscribing; raises the same errors as ``open``."""
         require_broker(self._context)
         async with broker_timeout():
             await _check_limits(self._context, self._job)
             await _enqueue(self._context, self._job)
 
     def deadlines(self, feed: RunFeed) -> Deadlines:
-        """Return the times of a run that waits in the queue first. Once only: the job is let go."""
+        """Return the deadlines of a run that first waits in the queue. Call this only once: it releases the job."""
         job = self._job
-        del self._job  # a stream may be open for long, and hold what it was asked with no longer than it needs
+        del self._job  # saves memory: a stream may stay open for hours, and the job holds the whole request
         return deadlines_of(self._context, feed, _Resubmission(self._context, job).resubmit_if_lost)
 
 
 class _Resubmission:
-    """Enqueues a job once more if the broker came back without it; doubled entries run once.
+    """Enqueues a job again if the broker has restarted without it. If the job is queued twice, it runs once.
 
-    It keeps the job as its envelope, and is itself kept only until the run has begun.
+    This object holds the job in its encoded form. The deadlines drop it when the run begins.
     """
 
     __slots__ = ("_context", "_envelope")
@@ -89,17 +92,17 @@ class _Resubmission:
         self._envelope = job.encode()
 
     def resubmit_if_lost(self) -> None:
-        self._context.background_tasks.start(self._resubmit_if_lost(), "look after a queued run")
+        self._context.background_tasks.start(self._resubmit_if_lost(), "check that a queued run is not lost")
 
     async def _resubmit_if_lost(self) -> None:
         job = Job.decode(self._envelope)
         if await self._context.runs.get_info(job.run_id) is None and time.time() < job.start_by:
-            log.warning("the run is unknown to the broker; enqueueing it again", extra=log_extra(log_context_of(job)))
+            log.warning("the broker has lost the queued run; enqueueing it again", extra=log_extra(log_context_of(job)))
             await _enqueue(self._context, job)
 
 
 def _enqueue(context: Context, job: Job) -> Awaitable[None]:
-    """Enqueue a job; see JobSubmitter.submit."""
+    """Enqueue a job, inside a span if tracing is on; raises the errors of ``ModelRouter.submit``."""
     if tracing.enabled():
         return _enqueue_traced(context, job)
     return context.model_router.submit(job, ttl_s=run_open_ttl_s(context))
@@ -111,7 +114,7 @@ async def _enqueue_traced(context: Context, job: Job) -> None:
 
 
 def run_open_ttl_s(context: Context) -> int:
-    """Return how long the keys of a run live in Redis if nobody ends it, in seconds."""
+    """Return the TTL of an open run's keys in Redis, in seconds."""
     return open_ttl_s(context.settings.queue_timeout_s, context.settings.run_timeout_s)
 
 
@@ -120,7 +123,10 @@ def _has_limits(context: Context) -> bool:
 
 
 async def _check_limits(context: Context, job: Job) -> None:
-    """Raise LimitReached if the job's owner has or has sent too much; shared by all front ends."""
+    """Raise LimitReached if the job's owner has too many open runs, or has sent too many requests in this minute.
+
+    All front ends count together.
+    """
     settings = context.settings
     if _has_limits(context):
         await context.model_router.check_limits(
@@ -132,7 +138,7 @@ async def _check_limits(context: Context, job: Job) -> None:
 
 
 def new_job(context: Context, chat: ChatCompletionRequest, owner: str, response: dict[str, Any] | None = None) -> Job:
-    """Return the envelope of a new run; raises NotFound if nobody answers for its model."""
+    """Return the job of a new run; raises NotFound if no agent is configured for its model."""
     context.model_router.check(chat.model)
     now = time.time()
     job = Job(

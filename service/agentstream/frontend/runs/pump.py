@@ -1,7 +1,8 @@
-"""From a run's feed to a client, as SSE frames.
+"""Sends the events of a run's feed to a client as SSE frames.
 
-Frames are gathered by the feed's callback and written at the end of the loop's turn, without waking a task per
-message. The handler's task only does what must wait: a slow client, and the terminal event's frames.
+The feed's callback collects frames, and a callback at the end of the event loop's turn writes them. So no message has
+to wake a task. The handler's task only does the work that may wait: it waits for a slow client, and it sends the frames
+of the terminal event.
 """
 
 import asyncio
@@ -21,28 +22,28 @@ from agentstream.telemetry.log_context import current_log_context, log_extra
 
 log = logging.getLogger(__name__)
 
-# Bare httpx gives up after 5 s without a byte.
+# httpx with its default timeout gives up after 5 s without a byte.
 KEEPALIVE_AFTER_S: Final = 4.0
-# LangChain's per-chunk timeout (120 s) ignores comments; an empty delta resets it.
+# SSE comments do not reset LangChain's timeout for the next chunk (120 s). A chunk with an empty delta does.
 EMPTY_CHUNK_AFTER_S: Final = 30.0
-# The sweep comes once a second: be early rather than late.
+# The watcher ticks once a second. With this slack, keepalives and empty chunks are sent up to 1 s early, never late.
 _SWEEP_SLACK_S: Final = 1.0
 _TAIL_BLOCK_BYTES: Final = HIGH_WATER_BYTES // 4
 
 
 class FlushScheduler:
-    """The streams that have something to send, written at the end of the loop's turn, one write for each.
+    """Flushes the streams that have collected frames, at the end of the event loop's turn, with one write per stream.
 
-    One for a front end. A turn reads many messages at once: taking them all first, then writing, sends a stream's
-    frames in one piece, and keeps our own code in the processor's caches.
+    A front end has one scheduler. One turn of the loop may read many messages. If all messages are processed before
+    the first write, the frames of a stream leave in one write, and our code stays in the processor's caches.
     """
 
     def __init__(self) -> None:
-        """Start empty."""
+        """Start without streams."""
         self._pumps: list[StreamPump] = []
 
     def add(self, pump: "StreamPump") -> None:
-        """Flush this stream at the end of the turn."""
+        """Flush this stream at the end of the current turn of the event loop."""
         if not self._pumps:
             asyncio.get_running_loop().call_soon(self._flush)
         self._pumps.append(pump)
@@ -52,16 +53,16 @@ class FlushScheduler:
         for pump in pumps:
             try:
                 pump.flush()
-            except Exception as exc:  # one stream's fault must not end all others
+            except Exception as exc:  # an error in one stream must not end the other streams
                 log.exception("writing a stream failed", extra=log_extra(pump.log_context))
                 pump.fail(STREAM_LOST, f"the stream could not be written: {exc!r}")
 
 
 class StreamPump:
-    """Writes one run to one client.
+    """Consumes the feed of one run and writes its frames to one client.
 
-    ``__slots__`` here and in what else there is one of for every stream: an open stream costs less memory, and a
-    token fewer cache misses.
+    This class, and every other class with one instance per stream, has ``__slots__``: that saves memory for each open
+    stream, and cache misses for each token.
     """
 
     __slots__ = (
@@ -91,7 +92,7 @@ class StreamPump:
     def __init__(
         self, machine: StreamMachine, writer: RawWriter, flush_scheduler: FlushScheduler, *, replay_word_delay_ms: int
     ) -> None:
-        """Bind the machine and the client; ``attach`` must follow."""
+        """Bind the stream machine and the client. Call ``attach`` before ``run``."""
         self._machine = machine
         self._writer = writer
         self._flush_scheduler = flush_scheduler
@@ -101,39 +102,39 @@ class StreamPump:
         self._feed: RunFeed | None = None
         self._deadlines: Deadlines | None = None
         self._timer: LatencyTimer | None = None  # until the first text
-        self._out: list[bytes] = [machine.open()]  # now, as a past may be received before the response begins
+        self._out: list[bytes] = [machine.open()]  # first: events from the replay log may arrive before the headers
         self._out_bytes = 0
         self._started = False
         self._paced = False
         self._paused = False
-        self.given_up_code = ""  # the code with which we did
+        self.given_up_code = ""  # the error code, if this front end gave the run up
         self._wake: asyncio.Future[None] | None = None
-        self._received = self._wrote = False  # since the watcher last looked
+        self._received = self._wrote = False  # since the last tick
         self._last_byte_s = self._last_chunk_s = self._last_tick_s = self._loop.time()
 
     def attach(self, feed: RunFeed, deadlines: Deadlines, timer: LatencyTimer | None = None) -> None:
-        """Bind the feed whose callbacks are ``on_batch`` and ``on_failure``; a new run also has a latency timer."""
+        """Set the feed that delivers to this pump, the deadlines of the run and, for a new run, its latency timer."""
         self._feed = feed
         self._deadlines = deadlines
         self._timer = timer
 
     @property
     def ended(self) -> bool:
-        """Whether the run ended; the client may not have all of it yet. One that was given up may still go on."""
+        """Whether the terminal event was received; some of its frames may be unsent. False for a run given up."""
         return self._machine.tail is not None and not self.given_up_code
 
     @property
     def text_count(self) -> int:
-        """How many pieces of answer text were handed over."""
+        """How many pieces of answer text the frames so far contain."""
         return self._machine.text_count
 
     @property
     def buffered_bytes(self) -> int:
-        """How much waits for the client to take it."""
+        """How many bytes wait for the client to read them."""
         return self._out_bytes + self._writer.buffered_bytes
 
     async def run(self) -> None:
-        """Stream until the terminal frame is written; raises ClientDisconnected."""
+        """Stream until the terminal event's frames are written; raises ClientDisconnected if the client leaves."""
         await self._writer.prepare()
         self._started = True
         self.flush()
@@ -155,7 +156,7 @@ class StreamPump:
     # -- from the feed ------------------------------------------------------------------------------
 
     def on_batch(self, batch: Batch) -> None:
-        """Take events in order; write their frames this turn of the loop."""
+        """Process the next events of the run, in order; their frames are written in this turn of the event loop."""
         if self._machine.tail is not None:
             return
         machine = self._machine
@@ -165,7 +166,7 @@ class StreamPump:
             self._begin(batch)
         if self._timer is not None and machine.text_count:
             self._observe_first_text(self._timer)
-        if data:  # an event may make no frames, and it is bytes that a client waits for
+        if data:  # some events have no frames, and only bytes keep the connection open
             self._wrote = True
             out = self._out
             if not out and self._started:
@@ -189,11 +190,11 @@ class StreamPump:
         timer.first_text_received()
 
     def on_failure(self, error: AgentStreamError) -> None:
-        """End with an error frame: the run's events cannot be had any more."""
+        """End the stream with an error frame, because the events of the run cannot be read."""
         self.fail(STREAM_LOST, str(error))
 
     def fail(self, code: str, message: str) -> None:
-        """End the stream with an error frame of our own."""
+        """Give the run up: end the stream with an error frame, unless it has ended."""
         if self._machine.tail is None:
             self.given_up_code = code
             self._machine.fail(code, message)
@@ -202,13 +203,13 @@ class StreamPump:
     # -- from the watcher ---------------------------------------------------------------------------
 
     def tick(self, now_s: float) -> None:
-        """Keep a silent connection alive; doubt or give up a silent run.
+        """Keep a silent connection open, and check the deadlines of the run.
 
-        What came since the last look counts as having come right after that: early rather than late.
+        Frames since the last tick count as sent at the last tick. So a keepalive may be early but is never late.
         """
         last_tick_s, self._last_tick_s = self._last_tick_s, now_s
         if self._machine.tail is not None or not self._started or self._paused:
-            return  # a stuck client has a time limit of its own
+            return  # for a client that does not read, the writer has its own time limit
         if self._received:
             self._received = False
             if self._deadlines is not None:
@@ -222,21 +223,21 @@ class StreamPump:
         elif now_s - self._last_byte_s >= KEEPALIVE_AFTER_S - _SWEEP_SLACK_S:
             self._writer.write(sse.KEEPALIVE)
             self._last_byte_s = now_s
-        if self._deadlines is not None and (verdict := self._deadlines.check(now_s)) is not None:
-            log.warning("the run is given up: %s", verdict[1], extra=log_extra(self.log_context))
-            self.fail(*verdict)
+        if self._deadlines is not None and (expired := self._deadlines.check(now_s)) is not None:
+            log.warning("giving up on the run: %s", expired[1], extra=log_extra(self.log_context))
+            self.fail(*expired)
 
     # -- writing ------------------------------------------------------------------------------------
 
     def _flush_early(self) -> None:
-        """Gather no more: one turn of the loop may read 8 MiB of messages."""
+        """Flush before the end of the turn: one turn of the event loop may read 8 MiB of messages."""
         if self._started:
             self.flush()
         else:
-            self._pause()  # a long past, read faster than the response begins
+            self._pause()  # the replay log is read faster than the headers are sent
 
     def flush(self) -> None:
-        """Write what was gathered."""
+        """Write the collected frames; pause the feed if the client does not read them."""
         out = self._out
         data = out[0] if len(out) == 1 else b"".join(out)
         out.clear()
@@ -256,7 +257,10 @@ class StreamPump:
             self._wake.set_result(None)
 
     async def _send_tail(self, frames: Iterable[bytes]) -> None:
-        """Write the last event's frames in blocks, at the client's pace; one by one if they are paced."""
+        """Write the terminal event's frames in blocks, as fast as the client reads.
+
+        With a replay word delay, write them one by one and wait after each.
+        """
         block: list[bytes] = []
         size = 0
         for frame in frames:
@@ -273,5 +277,5 @@ class StreamPump:
 
     def _write_tail(self, block: list[bytes]) -> None:
         self._writer.write(b"".join(block))
-        if self._timer is not None and self._machine.text_count:  # an answer that the agent did not stream
+        if self._timer is not None and self._machine.text_count:  # the agent did not stream its answer
             self._observe_first_text(self._timer)

@@ -1,4 +1,4 @@
-"""Reading a run that exists from its log, and broker_timeout with it as far as it is."""
+"""Reads an existing run from its replay log, and answers with its current state."""
 
 import asyncio
 
@@ -16,9 +16,10 @@ from agentstream.stream.views import Fold, View
 async def snapshot_run(
     context: Context, info: RunInfo, view: View, *, end_timeout_s: float | None = None
 ) -> web.Response:
-    """Answer with a run as far as it is, or as it is when it has ended; a failed one says so in ``error``.
+    """Answer with the current state of a run or, with ``end_timeout_s``, with its state after its end.
 
-    Raises RunNotEnded if it has not ended after ``end_timeout_s``.
+    A failed run is not raised: the answer has the field ``error``. Raises RunNotEnded if the run has not ended within
+    ``end_timeout_s`` seconds, and the errors of ``read_run``.
     """
     fold = view.fold(head_of(info))
     await read_run(context, info, fold, end_timeout_s=end_timeout_s)
@@ -26,7 +27,11 @@ async def snapshot_run(
 
 
 async def read_run(context: Context, info: RunInfo, fold: Fold, *, end_timeout_s: float | None = None) -> None:
-    """Fold a run's log; raises as ``ExistingRun.open``, RunFailed if it cannot be read, and RunNotEnded."""
+    """Fold the replay log of a run into ``fold`` and, with ``end_timeout_s``, its live events up to its end.
+
+    Raises RunFailed if the run cannot be read, RunNotEnded if it has not ended within ``end_timeout_s`` seconds, and
+    the errors of ``ExistingRun.open``.
+    """
     collector = Collector(fold)
     feed = context.bus.feed(info.run_id)
     feed.deliver_to(collector)
@@ -37,7 +42,10 @@ async def read_run(context: Context, info: RunInfo, fold: Fold, *, end_timeout_s
             async with asyncio.timeout(end_timeout_s):
                 await collector.wait_ended()
     except TimeoutError as exc:
-        message = f"the cancel of {info.run_id} is stored, but the run has not ended within {end_timeout_s:g} s"
+        message = (
+            f"the cancel of {info.run_id} is stored, but the run has not ended within {end_timeout_s:g} s; "
+            "check its status later"
+        )
         raise RunNotEnded(message) from exc
     finally:
         leave(context, collector, feed)

@@ -1,4 +1,7 @@
-"""Where the run of a request comes from, and what all sources share."""
+"""The interface of a run source, and the helpers that all sources use.
+
+A source delivers the run of a request: a new run or an existing one.
+"""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -15,42 +18,43 @@ from agentstream.stream.chat import StreamHead
 
 
 class RunSource(Protocol):
-    """Where a session's run comes from."""
+    """Delivers the run that a request is answered with."""
 
     @property
     def head(self) -> StreamHead:
-        """What every chunk repeats."""
+        """The fields that every chunk of the run repeats."""
         ...
 
     @property
     def after(self) -> Cursor | None:
-        """The position behind which to begin; None for the whole."""
+        """The cursor after which the stream begins; None for the whole stream."""
         ...
 
     @property
     def may_exist(self) -> bool:
-        """Whether the run may exist."""
+        """Whether the run may exist: a new run exists once its job may have been enqueued."""
         ...
 
     def open(self, feed: RunFeed) -> Awaitable[None]:
-        """Begin to deliver, and return what is to be awaited; either raises what the client is told before all else.
+        """Start the delivery to ``feed``; await the result to know that it succeeded.
 
-        Nothing is delivered before that is awaited: until then the feed may do without its consumer.
+        Both the call and the await may raise an error, which the client gets instead of an answer. No event is
+        delivered before the caller awaits, so the caller may set the feed's consumer after this call.
         """
         ...
 
     def deadlines(self, feed: RunFeed) -> Deadlines:
-        """Return how long the run may take."""
+        """Return the deadlines of the run, which start now."""
         ...
 
 
 def head_of(info: RunInfo) -> StreamHead:
-    """Return what every chunk of a run that exists repeats."""
+    """Return the fields that every chunk of an existing run repeats."""
     return StreamHead(run_id=info.run_id, created=info.created, model=info.model)
 
 
 def deadlines_of(context: Context, feed: RunFeed, on_silence_before_start: Callable[[], None] | None) -> Deadlines:
-    """Return the deadlines of a run that is read from now on."""
+    """Return the deadlines of a run, which start now. ``Deadlines`` explains ``on_silence_before_start``."""
     settings = context.settings
     return Deadlines(
         feed,
@@ -62,7 +66,7 @@ def deadlines_of(context: Context, feed: RunFeed, on_silence_before_start: Calla
 
 
 def leave(context: Context, run: StreamPump | Collector, feed: RunFeed) -> None:
-    """Stop reading a run: nothing of it is delivered any more."""
+    """Stop reading a run: unsubscribe, stop watching its reader, and keep the reader's counts."""
     feed.close()
     context.watcher.remove(run)
     context.metrics.reader_closed(run)

@@ -1,4 +1,4 @@
-"""Looks at every open run once a second: keepalives, doubts, deadlines. One task for all of them."""
+"""Ticks every open run once a second, for its keepalives and deadlines. One task does this for all runs."""
 
 import asyncio
 import itertools
@@ -13,25 +13,30 @@ from agentstream.telemetry.log_context import LogContext, log_extra
 log = logging.getLogger(__name__)
 
 SWEEP_S: Final = 1.0
-PARTS: Final = 10  # of a sweep: 10,000 runs doubted at once took 5 MB
-# A run silent for so long may have lost a message: compare with the log, then less and less often.
+PARTS: Final = 10  # of a sweep: to compare 10,000 runs with their replay logs at once took 5 MB
+# A message of a silent run may be lost. So a silent run is compared with its replay log after the first interval. Each
+# further interval is twice as long, up to the second.
 MIN_LOG_CHECK_INTERVAL_S: Final = 5.0
 MAX_LOG_CHECK_INTERVAL_S: Final = 60.0
-# Beyond the worker's own deadlines: its clock, its last flush and one broker reconnect.
+# Added to the worker's own time limits: for the difference of the clocks, the worker's last flush, and one reconnect to
+# the broker.
 GRACE_S: Final = 10.0
 
 
 class OpenRun(Protocol):
-    """What the watcher can do with a run somebody waits for. ``log_context`` is what log lines say of it."""
+    """A run that a client waits for. ``log_context`` has the fields of log lines about it."""
 
     log_context: LogContext
 
     def tick(self, now_s: float) -> None:
-        """Be looked at. ``now_s`` is the loop's clock."""
+        """Send a keepalive or check deadlines, if it is time. ``now_s`` is a time of the event loop's clock."""
 
 
 class Deadlines:
-    """When a run should be doubted, and when it must be given up. Times are the loop's clock, in seconds."""
+    """Decides when to compare a run with its replay log, and when to give it up.
+
+    All times are seconds of the event loop's clock.
+    """
 
     __slots__ = (
         "_feed",
@@ -52,10 +57,11 @@ class Deadlines:
         run_timeout_s: float,
         on_silence_before_start: Callable[[], None] | None = None,
     ) -> None:
-        """Begin with the time the job may wait in the queue.
+        """Start the time that the job may wait in the queue.
 
-        ``on_silence_before_start`` is called when a run of which nothing was heard yet is doubted. Without it the run
-        is one that exists, of unknown age.
+        ``on_silence_before_start`` is called at each comparison with the replay log until the first event of the run
+        arrives. None means that the run exists and its age is unknown: it may wait in the queue and then run, each for
+        the full time.
         """
         self._feed = feed
         self._on_silence_before_start = on_silence_before_start
@@ -67,13 +73,13 @@ class Deadlines:
         self._next_log_check_s = now_s + MIN_LOG_CHECK_INTERVAL_S
 
     def attempt_started(self, now_s: float) -> None:
-        """Take note of an attempt's first event: it starts the run's time."""
+        """Note the first event of an attempt, which restarts the run timeout."""
         self._started = True
         self._on_silence_before_start = None
         self._give_up_at_s = now_s + self._run_timeout_s + GRACE_S
 
     def events_received(self, now_s: float) -> None:
-        """Take note that events came, some moments ago: the run is alive."""
+        """Note that events arrived, at ``now_s`` or up to a second earlier: the run is alive."""
         self._log_check_interval_s = MIN_LOG_CHECK_INTERVAL_S
         self._next_log_check_s = now_s + MIN_LOG_CHECK_INTERVAL_S
         if not self._started:
@@ -81,15 +87,18 @@ class Deadlines:
         self.postpone(now_s)
 
     def postpone(self, now_s: float) -> None:
-        """Give up no sooner than in GRACE_S: somebody reads a log, which may take longer than the run itself."""
+        """Do not give the run up for the next GRACE_S seconds.
+
+        A slow client may need more time to read the replay log than the run itself took.
+        """
         self._give_up_at_s = max(self._give_up_at_s, now_s + GRACE_S)
 
     def check(self, now_s: float) -> tuple[str, str] | None:
-        """Doubt the feed if it is time; return (code, message) if the run must be given up."""
+        """Compare the feed with the replay log if it is time; return (code, message) if the run must be given up."""
         if now_s >= self._give_up_at_s:
             if self._started:
                 return STREAM_LOST, "the run did not end within its time limit"
-            return QUEUE_TIMEOUT, "no worker took the job up in time"
+            return QUEUE_TIMEOUT, "no worker began the run within the queue timeout; try again later"
         if now_s >= self._next_log_check_s:
             self._feed.resync("silence")
             if self._on_silence_before_start is not None:
@@ -102,12 +111,12 @@ class Deadlines:
 class Watcher:
     """The open runs of this front end.
 
-    Each is looked at once a second, a tenth of them at a time: many runs are no burst of work, and the second between
-    two looks at a run is never longer.
+    Each run gets a tick once a second. The runs are divided into ten parts, which get their ticks in turn. So many runs
+    do not cause a burst of work.
     """
 
     def __init__(self) -> None:
-        """Start with none."""
+        """Start without runs."""
         self._parts: list[set[OpenRun]] = [set() for _ in range(PARTS)]
         self._none_left = asyncio.Event()
         self._none_left.set()
@@ -121,18 +130,18 @@ class Watcher:
         return itertools.chain.from_iterable(self._parts)
 
     def add(self, run: OpenRun) -> None:
-        """Look after a run from now on."""
+        """Tick this run from now on."""
         self._parts[hash(run) % PARTS].add(run)
         self._none_left.clear()
 
     def remove(self, run: OpenRun) -> None:
-        """Leave it alone."""
+        """Stop ticking this run. A run that was not added is ignored."""
         self._parts[hash(run) % PARTS].discard(run)
         if not len(self):
             self._none_left.set()
 
     async def wait_empty(self, timeout_s: float) -> bool:
-        """Return whether all runs ended within ``timeout_s``."""
+        """Wait until no run is open; return False if that takes longer than ``timeout_s`` seconds."""
         try:
             async with asyncio.timeout(timeout_s):
                 await self._none_left.wait()
@@ -141,7 +150,7 @@ class Watcher:
         return True
 
     async def sweep(self) -> None:
-        """Tick every run once a second, for ever."""
+        """Tick every run once a second, until cancelled."""
         loop = asyncio.get_running_loop()
         for part in itertools.cycle(self._parts):
             await asyncio.sleep(SWEEP_S / PARTS)
@@ -149,5 +158,5 @@ class Watcher:
             for run in tuple(part):
                 try:
                     run.tick(now_s)
-                except Exception:  # one stream's fault must not end the others' keepalives
-                    log.exception("looking after a run failed", extra=log_extra(run.log_context))
+                except Exception:  # an error in one run must not stop the keepalives of the others
+                    log.exception("the tick of a run failed", extra=log_extra(run.log_context))
