@@ -48,7 +48,7 @@ run: $(VENV)/.runtime ## start a broker, two workers and a front end; ctrl-C end
 test: install ## run the tests; they mostly wait for processes, so four at a time
 	@$(BIN)/pytest --numprocesses 4 --dist loadfile
 
-bench: install ## measure, beside the baselines, in about three minutes; writes README's table (Linux)
+bench: install ## measure, beside the baselines, in about three minutes; writes the table of deploy/guides/performance.md (Linux)
 	@$(BIN)/python -m tests.bench.main
 
 chaos: install ## break everything at random for SECONDS (600) by SEED (1), and print what was lost
