@@ -271,4 +271,4 @@ async def test_the_demo_shows_it_without_a_model(processes: Processes) -> None:
             asked = the_call(message)
             history += [message, {"role": "tool", "tool_call_id": asked.id, "content": "rain"}]
             answer = await sdk.chat.completions.create(model="m1", messages=history, tools=[WEATHER])
-    assert answer.choices[0].message.content == "The tool get_weather says: rain"
+    assert answer.choices[0].message.content == "The tool get_weather returned: rain"

@@ -1,26 +1,29 @@
-"""The public agent contract: what an agent is given, what it returns.
+"""The public agent contract (import it from ``agentstream``) and the built-in orchestrator; no Redis and no HTTP here.
 
-An agent is ``async def agent(run: Run) -> AgentResult``, or a plain ``def`` (it then runs in a thread)::
+An agent is ``async def agent(run: Run) -> AgentResult``. It may also be a plain ``def``; it then runs in a thread::
 
-    from agentstream.agents import AgentResult, Run
+    from agentstream import AgentResult, Run
 
     async def my_agent(run: Run) -> AgentResult:
         run.emit("tool_call_start", {"tool": "clock", "arguments": "{}"})
+        run.emit("tool_call_end", {"tool": "clock", "success": True, "latency": 0.0, "result": "noon"})
         run.write("It is ")          # streamed at once
         run.write("noon.")
         return AgentResult(content="It is noon.")
 
-An agent that never calls ``write`` has its ``content`` replayed word by word. One that does has its text
-streamed as written, and that text, not ``content``, is the answer.
+If an agent calls ``run.write``, the written text is the answer and ``content`` is ignored. If it never calls
+``run.write``, the service streams ``content`` word by word.
 
-A client may bring tools of its own: ``run.request.tools``. To have one called, hand the call back and end::
+A client can send its own tools in the request (``run.request.tools``). To call one, the agent writes the call and
+returns::
 
-    async def asks_its_client(run: Run) -> AgentResult:
+    async def call_client_tool(run: Run) -> AgentResult:
         run.write_tool_call("get_weather", {"city": "Oslo"})
         return AgentResult(content="")
 
-The client runs the tool and sends its result with the whole conversation, as a new request. What a model thinks
-before it answers goes to ``run.write_reasoning``.
+The client runs the tool. It then sends a new request, with the whole conversation and the tool's result.
+
+``run.write_reasoning`` streams the model's reasoning, which clients show apart from the answer.
 """
 
 from agentstream.agents.contract import Agent, AgentResult, Run, ToolCallWriter, ToolResult

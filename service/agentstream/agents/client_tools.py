@@ -1,4 +1,4 @@
-"""The client's own tools in a run of the orchestrator: offered to the model, their calls handed back to the client."""
+"""The client's own tools in a run of the orchestrator: which tools a turn offers, and how calls reach the client."""
 
 from collections.abc import Collection, Sequence
 
@@ -8,14 +8,15 @@ from agentstream.protocol.openai import ChatCompletionRequest, FunctionTool, Nam
 
 
 class ToolOffer:
-    """Which tools the model may call, turn by turn.
+    """The tools that the model may call in each turn: the client's tools and the orchestrator's own.
 
-    The client's request decides: its tool hides one of ours that has the same name, because the client knows what
-    it asked for and nothing of ours. ``tool_choice`` speaks of the client's tools alone; ours are always offered.
+    A client's tool replaces an own tool of the same name: the client knows its request, but not the own tools.
+    ``tool_choice`` applies to the client's tools only. The own tools are offered whatever it says, except in the last
+    turn of a required call.
     """
 
     def __init__(self, request: ChatCompletionRequest, own: Sequence[ToolSchema]) -> None:
-        """Offer the request's tools beside ``own``."""
+        """Combine the request's tools with the orchestrator's ``own``."""
         choice = request.tool_choice
         client = [] if choice == "none" else [_as_schema(tool) for tool in request.tools or ()]
         self.client_names = frozenset(tool.name for tool in client)
@@ -26,10 +27,11 @@ class ToolOffer:
             self._choice = choice.model_dump() if isinstance(choice, NamedToolChoice) else choice
 
     def for_turn(self, number: int, *, last: bool) -> tuple[list[ToolSchema], ToolChoice | None]:
-        """Return the tools and the choice of the turn with this number, from 1.
+        """Return the tools and the ``tool_choice`` of a turn; turns are numbered from 1.
 
-        A required call is required until it comes; in the ``last`` turn the model is left nothing else. A named one
-        is asked for once.
+        ``required`` applies to every turn, because the run ends at the first call of a client's tool. Its ``last``
+        turn offers the client's tools only, so that the model must call one of them. A choice that names a tool
+        applies to the first turn only.
         """
         if self._choice == "required":
             return (self._client if last else [*self._client, *self._own]), self._choice
@@ -38,17 +40,17 @@ class ToolOffer:
 
 
 class ClientToolCalls:
-    """One turn's calls of the client's tools, streamed to the run as the model writes them."""
+    """Streams one turn's calls of the client's tools to the run, while the model writes them."""
 
     def __init__(self, run: Run, names: Collection[str], used_ids: set[str]) -> None:
-        """Take the ``names`` of the client's tools, and the ids no call may have any more."""
+        """``names`` are the client's tools. ``used_ids`` are the call ids of the conversation; new ids are added."""
         self._run = run
         self._names = names
         self._used_ids = used_ids
         self._writers: dict[int, ToolCallWriter] = {}
 
     def receive(self, part: EngineToolCallDelta) -> None:
-        """Stream a part if it belongs to a call of the client's tools."""
+        """Stream a piece of a call if the call is of a client's tool; otherwise ignore it."""
         writer = self._writers.get(part.position)
         if writer is not None:
             writer.write(part.arguments)
@@ -57,19 +59,22 @@ class ClientToolCalls:
             self._writers[part.position] = self._run.write_tool_call(part.name, part.arguments, id=call_id)
 
     def finish(self, calls: Sequence[EngineToolCall]) -> list[EngineToolCall]:
-        """Stream what came without parts; return the turn's calls under ids that no other call has."""
-        named: list[EngineToolCall] = []
+        """Stream the client's calls that arrived without pieces; return all calls, each with an unused id."""
+        renamed: list[EngineToolCall] = []
         for position, call in enumerate(calls):
             if position not in self._writers:
                 self.receive(EngineToolCallDelta(position, call.id, call.name, call.arguments))
             writer = self._writers.get(position)
             call_id = writer.id if writer else unique_call_id(call.id, self._used_ids)
-            named.append(EngineToolCall(call_id, call.name, call.arguments))
-        return named
+            renamed.append(EngineToolCall(call_id, call.name, call.arguments))
+        return renamed
 
 
 def unique_call_id(call_id: str, used_ids: set[str]) -> str:
-    """Return an id no other call of the conversation has, and note it as used: results are matched by it."""
+    """Return ``call_id``, numbered if another call of the conversation has it, and add the result to ``used_ids``.
+
+    A tool result names its call by this id, so two calls must not share one.
+    """
     unique, number = call_id or "call", 1
     while unique in used_ids:
         number += 1
@@ -79,7 +84,7 @@ def unique_call_id(call_id: str, used_ids: set[str]) -> str:
 
 
 def used_call_ids(request: ChatCompletionRequest) -> set[str]:
-    """Return the ids of the calls in the conversation so far."""
+    """Return the ids of all tool calls in the request's messages."""
     return {call.id for message in request.messages for call in message.tool_calls or ()}
 
 

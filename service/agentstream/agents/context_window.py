@@ -1,4 +1,4 @@
-"""Making a conversation fit a model's context window: what is least missed goes first."""
+"""Shortens a conversation to fit a model's context window; the least important parts go first."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -6,19 +6,19 @@ from typing import Any, Final
 
 Message = dict[str, Any]
 
-# An old tool result was read and answered: its beginning and end say what it was.
+# The model has already used an old tool result. Its beginning and its end are enough to recognise it.
 OLD_RESULT_CHARS: Final = 1000
-# Below this a result of the turn that is being answered tells the model nothing.
+# A shorter piece of a result that the model has not used yet is of no use to it.
 LEAST_RESULT_CHARS: Final = 200
-# Models count an image by its tiles, not by the length of its data URL: about 1,000 tokens.
+# Models count an image by its tiles (about 1,000 tokens), not by the length of its data URL.
 IMAGE_CHARS: Final = 4000
-MESSAGE_CHARS: Final = 16  # the frame around each message
-NOTE_CHARS: Final = 50  # what is said in the place of what was cut out
+MESSAGE_CHARS: Final = 16  # role and separators of each message
+NOTE_CHARS: Final = 50  # the note that replaces the cut text
 
 
 @dataclass(frozen=True, slots=True)
 class TrimResult:
-    """A smaller conversation, and what it has lost."""
+    """A shorter conversation, with the numbers of shortened tool results and dropped messages."""
 
     messages: list[Message]
     results_shortened: int
@@ -26,22 +26,23 @@ class TrimResult:
 
 
 def size_of(messages: Sequence[Message]) -> int:
-    """Return a conversation's size in characters, images at a flat rate."""
+    """Return a conversation's size in characters; each image counts as ``IMAGE_CHARS``."""
     return sum(_size(message) for message in messages)
 
 
 def trim(messages: Sequence[Message], target_chars: int, keep: Collection[int]) -> TrimResult | None:
-    """Return the conversation at about ``target_chars``, or at the least it can be; None if nothing can go.
+    """Return the conversation shortened to about ``target_chars``, or None if nothing can be removed.
 
-    System and developer messages stay as they are, and so do the messages whose ``id()`` is in ``keep``: the question
-    that is being answered. Of the others goes, in this order and the oldest first, only as much as must:
+    The result can be longer than ``target_chars``: system and developer messages are never changed, nor are the
+    messages whose ``id()`` is in ``keep`` (the question that the model must answer). The other messages are shortened
+    in these steps, the oldest first, until the conversation is short enough:
 
-    1. all but the ends of tool results that are not the latest turn's,
-    2. whole exchanges (a user's message and what followed it) before the first message to keep,
-    3. whole turns (calls with their results) after it, but the latest,
-    4. all but the ends of the latest turn's results.
+    1. Cut tool results to their beginning and end, except those of the latest turn.
+    2. Drop whole exchanges (a user message and all messages up to the next one) before the first message to keep.
+    3. Drop whole turns (calls with their results) after it, except the latest.
+    4. Cut the results of the latest turn to their beginning and end.
 
-    Calls and their results go together: model servers refuse one without the other.
+    A call and its results are dropped together, because model servers refuse one without the other.
     """
     trimming = _Trimming(messages, keep)
     latest = trimming.latest_turn
@@ -57,18 +58,18 @@ def trim(messages: Sequence[Message], target_chars: int, keep: Collection[int]) 
 
 
 class _Trimming:
-    """A conversation that is being trimmed. Indexes are those of the whole; what is dropped is None."""
+    """A conversation during trimming. Indexes are those of the original list; a dropped message becomes None."""
 
     def __init__(self, messages: Sequence[Message], keep: Collection[int]) -> None:
         self.messages: list[Any] = list(messages)
         self.size = size_of(messages)
         self._shortened = 0
-        kept = [index for index, each in enumerate(messages) if id(each) in keep]
+        kept = [index for index, message in enumerate(messages) if id(message) in keep]
         boundary = kept[0] if kept else len(messages)
         free = [
             index
-            for index, each in enumerate(messages)
-            if index not in kept and each["role"] not in {"system", "developer"}
+            for index, message in enumerate(messages)
+            if index not in kept and message["role"] not in {"system", "developer"}
         ]
         self.results = [index for index in free if messages[index]["role"] == "tool"]
         self.exchanges = _split(messages, [index for index in free if index < boundary], "user")
@@ -76,7 +77,7 @@ class _Trimming:
         self.latest_turn = self.turns[-1] if self.turns else []
 
     def shorten(self, indexes: Sequence[int], target_chars: int, result_chars: int) -> None:
-        """Cut results to their ends, one after the other, until the whole is small enough."""
+        """Cut results to their beginning and end, one by one, until the conversation is short enough."""
         for index in indexes:
             if self.size <= target_chars:
                 return
@@ -88,7 +89,7 @@ class _Trimming:
                 self._shortened += 1
 
     def drop(self, groups: Sequence[Sequence[int]], target_chars: int) -> None:
-        """Leave out groups of messages, one after the other, until the whole is small enough."""
+        """Drop groups of messages, one by one, until the conversation is short enough."""
         for group in groups:
             if self.size <= target_chars:
                 return
@@ -103,7 +104,7 @@ class _Trimming:
 
 
 def _split(messages: Sequence[Message], indexes: Sequence[int], first_role: str) -> list[list[int]]:
-    """Return the messages in groups, each beginning with one of ``first_role``."""
+    """Split the indexes into groups; each message of ``first_role`` starts a new group."""
     groups: list[list[int]] = []
     for index in indexes:
         if not groups or messages[index]["role"] == first_role:

@@ -1,4 +1,4 @@
-"""Run, AgentResult, ToolResult: the types users write against. Kept stable."""
+"""The types that an agent's author uses: Run, AgentResult, ToolResult and ToolCallWriter. They only grow."""
 
 import itertools
 import math
@@ -16,7 +16,11 @@ from agentstream.protocol.openai import ChatCompletionRequest, FinishReason, Usa
 
 @dataclass(frozen=True, slots=True)
 class ToolResult:
-    """What one tool call came to. ``latency_seconds`` is its wall-clock duration."""
+    """The result of one tool call.
+
+    ``content`` is the tool's output, or the error text if ``success`` is False. ``latency_seconds`` is the
+    wall-clock time of the call, in seconds.
+    """
 
     tool_name: str
     content: str
@@ -26,11 +30,22 @@ class ToolResult:
 
 @dataclass(frozen=True, slots=True)
 class AgentResult:
-    """An agent's answer.
+    """The return value of an agent.
 
-    ``metadata`` may hold ``prompt_tokens``, ``completion_tokens`` and ``total_tokens``; without a total
-    the usage is estimated. ``finish_reason`` is one of stop, length, content_filter, tool_calls; a ``stop`` after
-    ``run.write_tool_call`` is sent as ``tool_calls``.
+    ``content`` is the answer of an agent that never called ``run.write``. Otherwise it is ignored, because the
+    written text is the answer.
+
+    ``tool_results`` are the results of the agent's tool calls. An agent that emitted ``tool_call_end`` events and
+    wrote text has reported its results already; then ``tool_results`` is ignored.
+
+    ``metadata`` may hold the token counts ``prompt_tokens``, ``completion_tokens`` and ``total_tokens``. Without
+    ``total_tokens``, or if it is 0, the usage is estimated. Other keys are ignored.
+
+    ``finish_reason`` is ``stop``, ``length``, ``content_filter`` or ``tool_calls``. After ``run.write_tool_call``,
+    ``stop`` is sent to the client as ``tool_calls``.
+
+    Creating an AgentResult checks nothing. The worker checks it after the agent returned; a wrong type ends the run
+    with the error code ``invalid_agent_output``.
     """
 
     content: str
@@ -39,8 +54,8 @@ class AgentResult:
     finish_reason: str = "stop"
 
     def check(self) -> None:
-        """Raise InvalidAgentOutput if a field has the wrong type; says which."""
-        for name, fine in (
+        """Raise InvalidAgentOutput, with the name and the value of the field, if a field has a wrong type or value."""
+        for name, valid in (
             ("content", _has_type(self.content, str)),
             (
                 "tool_results",
@@ -49,20 +64,23 @@ class AgentResult:
             ("metadata", _has_type(self.metadata, dict)),
             ("finish_reason", self.finish_reason in get_args(FinishReason)),
         ):
-            if not fine:
+            if not valid:
                 value = getattr(self, name)
                 message = f"AgentResult.{name} cannot be {value!r:.120} ({type(value).__name__})"
                 raise InvalidAgentOutput(message)
 
     def usage(self) -> Usage | None:
-        """Return the usage told in ``metadata``, or None if there is none (total 0 or absent)."""
+        """Return the token counts in ``metadata``, or None if ``total_tokens`` is absent or 0.
+
+        Raises InvalidAgentOutput if a count is not a whole number of at least 0.
+        """
         counts = {name: self.metadata.get(name) or 0 for name in Usage.model_fields}
         if not counts["total_tokens"]:
             return None
         try:
             return Usage.model_validate(counts)
         except ValueError as exc:
-            message = f"AgentResult.metadata has unusable token counts: {counts!r}"
+            message = f"AgentResult.metadata has invalid token counts: {counts!r}"
             raise InvalidAgentOutput(message) from exc
 
 
@@ -75,7 +93,7 @@ def _json_text(arguments: dict[str, Any]) -> str:
 
 
 def _has_type(value: object, *types: type) -> bool:
-    """Return whether a user's value really has the type it is declared with."""
+    """Return whether the value has one of the types: the type hints of a user's value are not checked at run time."""
     return isinstance(value, types)
 
 
@@ -90,72 +108,99 @@ def _is_tool_result(value: object) -> bool:
 
 
 class EventSink(Protocol):
-    """Where a run's events go. Callable from any thread; ``put`` may block a thread, never the loop."""
+    """The receiver of a run's events."""
 
     def put(self, event_type: str, data: Any) -> None:  # noqa: ANN401 -- JSON
-        """Take one event."""
+        """Queue one event for publishing. Any thread may call it; it may block a thread, but never the event loop."""
 
     async def wait_for_room(self) -> None:
-        """Return when there is room for more."""
+        """Wait until the queue has room for more events."""
 
 
 class ToolCallWriter:
-    """A call of one of the client's tools that is being written; made by ``Run.write_tool_call``.
+    """A call of one of the client's tools; ``Run.write_tool_call`` returns it, to write more of the arguments.
 
-    ``id`` is what the client's result will name; ``index`` numbers the run's calls from 0.
+    ``id`` is the call's id: the client sends its result with this id. ``index`` is the call's number in the run,
+    counted from 0.
     """
 
     def __init__(self, write: Callable[[dict[str, Any]], None], index: int, call_id: str) -> None:
-        """Bind the call to its run."""
+        """Create a writer that passes each piece of the call to ``write``."""
         self._write = write
         self.index = index
         self.id = call_id
 
     def write(self, arguments: str) -> None:
-        """Stream more of the call's JSON text, from any thread. Raises as ``Run.write`` does."""
+        """Stream the next piece of the call's arguments, a part of their JSON text. Any thread may call it.
+
+        Raises the same errors as ``Run.write``.
+        """
         if not _has_type(arguments, str):
-            message = f"a tool call's write takes a str, got {type(arguments).__name__}"
+            message = f"ToolCallWriter.write takes a str, got {type(arguments).__name__}"
             raise InvalidAgentOutput(message)
         if arguments:
             self._write({"index": self.index, "arguments": arguments})
 
 
 class Run:
-    """One execution of an agent for one request: what the agent sees of it.
+    """One execution of an agent for one request; the agent's only argument.
 
-    ``id`` is the completion id, ``request`` the validated request (``.model``, ``.messages`` ...).
+    ``id`` is the completion id (``chatcmpl-...``). ``request`` is the validated request: ``request.messages``,
+    ``request.model`` and the other fields of OpenAI's chat completions. ``request.extra`` holds unknown fields.
+
+    Any thread may call ``emit``, ``write``, ``write_reasoning`` and ``write_tool_call``. They return without waiting
+    for the broker, with two exceptions in a thread: ``emit("tool_call_start", ...)`` waits until the event is stored,
+    and every call waits, for up to 60 s, while more than 4 MiB of the run's events are not yet stored.
     """
 
     def __init__(self, run_id: str, request: ChatCompletionRequest, sink: EventSink) -> None:
-        """Bind the run to where its events go."""
+        """Create a run that sends its events to ``sink``."""
         self.id = run_id
         self.request = request
         self._sink = sink
         self._cancelled = False
-        self._call_numbers = itertools.count()  # each is given once, whichever threads ask
+        self._call_numbers = itertools.count()  # gives each number once, also to concurrent threads
 
     @property
     def cancelled(self) -> bool:
-        """Whether the run was cancelled; a threaded agent checks it in long loops that emit nothing."""
+        """Whether this attempt is over: by a cancel, the time limit, the worker's stop or the loss of its lease.
+
+        An async agent does not need it, because its task is cancelled. A threaded agent checks it in long loops that
+        emit and write nothing. Any thread may read it.
+        """
         return self._cancelled
 
     def cancel(self) -> None:
-        """Mark the run cancelled: from now on ``emit`` and ``write`` raise RunCancelled."""
+        """Mark the run as cancelled: from now on its methods raise RunCancelled. The worker calls it, not the agent."""
         self._cancelled = True
 
     def emit(self, type: str, data: dict[str, Any]) -> None:  # noqa: A002 -- the published name
-        """Publish an event, from any thread. ``data`` is JSON-serialisable.
+        """Publish an event. Any thread may call it.
 
-        Sent to clients: agent_turn_start, inference_start, inference_end, tool_call_start, tool_call_end;
-        other types are stored, not sent. Raises RunCancelled after a cancel, InvalidAgentOutput for a
-        reserved or malformed type or unserialisable data.
+        ``type`` is a letter, then up to 63 letters, digits or ``_ . : -``. Clients receive the types
+        ``agent_turn_start``, ``inference_start``, ``inference_end``, ``tool_call_start`` and ``tool_call_end``. Events
+        of other types are stored, but not sent. ``data`` is an object that can be written as JSON, up to 1 MiB.
+
+        After a ``tool_call_start`` no other attempt runs this agent again, so that no tool runs twice. In a thread the
+        call returns when that event is stored; on the event loop, await ``drain`` before you run the tool.
+
+        Raises RunCancelled if the run is cancelled or this attempt is over. Raises InvalidAgentOutput if the type is
+        malformed or reserved, or if ``data`` is no dict, cannot be written as JSON or is too large. Raises BufferFull
+        if too many bytes of events wait for the broker: 16 MiB on the event loop; in a thread 4 MiB, after 60 s.
         """
         self._raise_if_cancelled()
         check_agent_event(type, data)
         self._sink.put(type, data)
 
     def write(self, text: str) -> None:
-        """Stream answer text, from any thread. Raises RunCancelled after a cancel."""
+        """Stream the next piece of the answer's text. Any thread may call it.
+
+        An empty text sends nothing. A piece has at most 1 MiB as JSON. After the first piece no other attempt runs
+        this agent again, so that no text is shown twice.
+
+        Raises RunCancelled if the run is cancelled or this attempt is over. Raises InvalidAgentOutput if ``text`` is
+        no str or is too large, and BufferFull as ``emit`` does.
+        """
         self._raise_if_cancelled()
         if not _has_type(text, str):
             message = f"run.write takes a str, got {type(text).__name__}"
@@ -164,9 +209,9 @@ class Run:
             self._sink.put(TEXT, text)
 
     def write_reasoning(self, text: str) -> None:
-        """Stream what the model thinks before it answers, from any thread; clients keep it apart from the answer.
+        """Stream the next piece of the model's reasoning, which is no part of the answer. Any thread may call it.
 
-        Raises as ``write`` does.
+        Clients receive it as ``reasoning_content``. Raises the same errors as ``write``.
         """
         self._raise_if_cancelled()
         if not _has_type(text, str):
@@ -182,11 +227,15 @@ class Run:
         *,
         id: str | None = None,  # noqa: A002 -- the wire's name
     ) -> ToolCallWriter:
-        """Hand the client a call of one of its own tools (``run.request.tools``), from any thread.
+        """Send the client a call of one of its own tools (``run.request.tools``). Any thread may call it.
 
-        ``arguments`` is an object, or JSON text, of which more may follow by ``write`` on what is returned; without
-        an ``id`` the call gets one. The client runs the tool after the run has ended, and sends its result as a
-        ``tool`` message of its next request. Raises as ``write`` does.
+        ``arguments`` is the complete object as a dict, or the beginning of its JSON text as a str; then write the rest
+        with the ``write`` method of the returned ToolCallWriter. Without ``id`` the call gets a random id.
+
+        The client runs the tool after the run has ended. It sends the result as a ``tool`` message in its next request.
+
+        Raises the same errors as ``write``, and InvalidAgentOutput if ``name`` is empty or no str, or if ``arguments``
+        is a dict that cannot be written as JSON.
         """
         self._raise_if_cancelled()
         if not (_has_type(name, str) and name and _has_type(arguments, str, dict) and _has_type(id, str, type(None))):
@@ -203,10 +252,13 @@ class Run:
         self._sink.put(TOOL_CALL_DELTA, piece)
 
     async def drain(self) -> None:
-        """Wait until there is room for more output; for async agents that write a lot.
+        """Wait until less than 4 MiB of the run's events wait to be stored, and every ``tool_call_start`` is stored.
 
-        Await it between ``emit("tool_call_start", ...)`` and the tool itself: it returns when the start is stored, so
-        that no later attempt runs the tool again. In a thread ``emit`` waits for that by itself.
+        For async agents, on the event loop only. An agent that writes a lot awaits it between writes. An agent with
+        tools awaits it between ``emit("tool_call_start", ...)`` and the tool, so that no later attempt runs the tool
+        again. A threaded agent does not need it: there ``emit`` and ``write`` wait.
+
+        Raises RunCancelled if this attempt is over before a ``tool_call_start`` could be stored.
         """
         await self._sink.wait_for_room()
 

@@ -41,7 +41,7 @@ def load_agent(spec: str) -> Agent:
 
 
 def _new_name_hint(exc: BaseException, module_name: str) -> str:
-    """Return a hint if the missing module is one of ours by its old name: the package was called ``service`` once."""
+    """Return a hint with the new name if the failed import uses this package's old name, ``service``; else ""."""
     if not isinstance(exc, ModuleNotFoundError) or exc.name is None:
         return ""
     missing = module_name if exc.name == "service" and module_name.startswith("service.") else exc.name

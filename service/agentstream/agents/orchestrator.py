@@ -1,4 +1,4 @@
-"""The built-in agent: asks a model, runs the tools it wants, asks again, until there is an answer."""
+"""The built-in agent: asks a model and runs the tools that it calls, turn by turn, until the model answers."""
 
 import asyncio
 import logging
@@ -18,20 +18,20 @@ from agentstream.telemetry import tracing
 from agentstream.tools.toolbox import Toolbox, ToolOutcome
 
 AGENT_NAME: Final = "orchestrator"
-MAX_NAME_CHARS: Final = 128  # of a tool and its call, in a span; OpenAI's are 64 at most
-TURN_SEPARATOR: Final = "\n\n"  # what the stream puts between texts that tools ran between
-FAILED_PREFIX: Final = "Error: "  # tells a model, which sees only text, that a tool failed
+MAX_NAME_CHARS: Final = 128  # limit for tool names and call ids in a span; OpenAI allows 64
+TURN_SEPARATOR: Final = "\n\n"  # the stream inserts it where tools ran between two texts
+FAILED_PREFIX: Final = "Error: "  # marks a failed tool call for the model, which sees only text
 
 log = logging.getLogger(__name__)
 
-# A turn that ended so may have lost the end of its tool calls; running half a call is worse than none.
+# The tool calls of a turn with such a finish_reason may be incomplete. They are not run.
 _TRUNCATED_REASONS: Final = frozenset({"length", "content_filter"})
 
 
 class Orchestrator:
     """An agent: ``await orchestrator(run)`` streams the answer and returns it.
 
-    One instance serves any number of runs at once; it keeps nothing between them.
+    One instance serves any number of concurrent runs and keeps no state between them.
     """
 
     name = AGENT_NAME
@@ -44,10 +44,12 @@ class Orchestrator:
         system_prompt: str | None = None,
         context_tokens: int | None = None,
     ) -> None:
-        """Take the parts. A turn is one answer of the model and the tools it asked for in it.
+        """Create an agent from a model and its tools. A turn is one answer of the model and the tool calls in it.
 
-        ``system_prompt`` is put in front of conversations that bring none of their own. ``context_tokens`` is the
-        model's context window, if known: longer conversations are trimmed before they are sent, not when refused.
+        ``system_prompt`` is added to conversations without a system or developer message. ``context_tokens`` is the
+        model's context window in tokens: longer conversations are trimmed before they are sent. If it is None, a
+        conversation is trimmed only after the model server has refused it. Raises ValueError if ``max_turns`` is
+        less than 1.
         """
         if max_turns < 1:
             message = f"max_turns must be at least 1, not {max_turns}"
@@ -61,13 +63,18 @@ class Orchestrator:
     async def __call__(self, run: Run) -> AgentResult:
         """Answer ``run.request``.
 
-        Tools of one turn run at the same time; a tool that fails is told to the model, not raised. Without an answer
-        after ``max_turns``, or when the model makes the same call again and again, the model sums up without tools,
-        or if it cannot, the text says what was tried; finish_reason "length". A turn that calls a tool of the client's
-        ends the run, finish_reason "tool_calls"; our own tools it calls beside are not run, as the client's next
-        request could not carry their results: the model calls them again, if it still needs to.
-        ``metadata`` holds the usage summed over all the model was asked, if the engine told it every time.
-        Raises EngineError; on cancellation the engine's request is closed first.
+        The tools of one turn run concurrently. The result of a failed tool is its error text; the model reads it.
+
+        A turn that calls a client's tool ends the run with finish_reason "tool_calls". Own tools that the same turn
+        calls are not run, because the client's next request could not contain their results. The model can call them
+        again in that request.
+
+        If there is no answer after ``max_turns``, or if the model repeats the same call, the model is asked for a
+        summary without tools. If it gives none, the text lists the tools that were tried. The finish_reason is
+        "length".
+
+        ``metadata`` holds the sum of the usage of all inferences, or nothing if one inference reported no usage.
+        Raises EngineError if the model fails. A cancel closes the request to the model server.
         """
         run.emit("agent_turn_start", {"agent": AGENT_NAME, "input": _last_user_text(run.request)})
         turn_runner = TurnRunner(self._engine, run, self._context_tokens)
@@ -104,7 +111,7 @@ class Orchestrator:
             finish_reason=finish_reason,
         )
 
-    async def _sum_up(  # noqa: PLR0913, PLR0917 -- all that the run has come to
+    async def _sum_up(  # noqa: PLR0913, PLR0917 -- the whole state of the run
         self,
         run: Run,
         turn_runner: TurnRunner,
@@ -113,19 +120,19 @@ class Orchestrator:
         turns: int,
         results: Sequence[ToolResult],
     ) -> str:
-        """Stream the model's account of what was found and tried, or ours if it gives none; return it."""
+        """Stream and return the model's summary, or a list of the tools that were tried if the model gives none."""
         prompted = [*messages, {"role": "user", "content": SUMMARY_PROMPT}]
         try:
-            said = (await turn_runner.run_turn(prompted, tools, "none")).text
+            summary = (await turn_runner.run_turn(prompted, tools, "none")).text
         except EngineError as exc:
             if turn_runner.last_turn.output_started:
                 raise
-            log.warning("the model could not sum up: %s", exc)
-            said = ""
-        if not said:
-            said = _fallback_summary(turns, results)
-            run.write(said)
-        return said
+            log.warning("the model could not summarise the run: %s", exc)
+            summary = ""
+        if not summary:
+            summary = _fallback_summary(turns, results)
+            run.write(summary)
+        return summary
 
     def _conversation(self, request: ChatCompletionRequest) -> list[dict[str, Any]]:
         messages = [message.model_dump(exclude_none=True) for message in request.messages]
@@ -134,19 +141,19 @@ class Orchestrator:
         return messages
 
     async def _call_tools(self, run: Run, calls: Sequence[EngineToolCall], guard: LoopGuard) -> list[ToolOutcome]:
-        """Run the calls at the same time; return their outcomes in the order of the calls."""
+        """Run the calls concurrently; return their outcomes in the order of the calls."""
         refusals = [guard.refusal(call) for call in calls]
         for call in calls:
             started = {"tool": call.name, "arguments": call.arguments, "tool_call_id": call.id, "agent": AGENT_NAME}
             run.emit("tool_call_start", started)
-        await run.drain()  # once their start is stored, no later attempt runs them again
+        await run.drain()  # wait until their starts are stored: then no later attempt runs these tools again
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = [
                     group.create_task(self._call_tool(run, call, refused), name=f"tool {call.name}")
                     for call, refused in zip(calls, refusals, strict=True)
                 ]
-        except BaseExceptionGroup as failures:  # of emit: one reason is enough, and the worker knows it by its class
+        except BaseExceptionGroup as failures:  # from run.emit; the worker handles the error by its class
             raise failures.exceptions[0] from failures
         return [task.result() for task in tasks]
 
@@ -166,7 +173,7 @@ class Orchestrator:
         return outcome
 
     async def _execute(self, call: EngineToolCall) -> ToolOutcome:
-        name = str(call.name)[:MAX_NAME_CHARS]  # the model's words, whether there is such a tool or not
+        name = str(call.name)[:MAX_NAME_CHARS]  # the model wrote it: there may be no such tool
         attributes = {
             "gen_ai.operation.name": "execute_tool",
             "gen_ai.tool.name": name,
@@ -177,15 +184,15 @@ class Orchestrator:
         with tracing.span(f"execute_tool {name}", attributes=attributes) as span:
             outcome = await self._toolbox.call(call.name, call.arguments)
             if tracing.content_enabled():
-                told = {"gen_ai.tool.call.arguments": call.arguments, "gen_ai.tool.call.result": outcome.content}
-                span.set({key: text[: tracing.MAX_CONTENT_CHARS] for key, text in told.items()})
+                content = {"gen_ai.tool.call.arguments": call.arguments, "gen_ai.tool.call.result": outcome.content}
+                span.set({key: text[: tracing.MAX_CONTENT_CHARS] for key, text in content.items()})
             if not outcome.success:
                 span.fail("tool_error", outcome.content)
         return outcome
 
 
 def _turn_as_messages(turn: Turn, outcomes: Sequence[ToolOutcome]) -> list[dict[str, Any]]:
-    """Return what the model reads of a turn with tools: its own message, then one per result."""
+    """Return a turn with tools as messages for the model: the assistant's message, then one message per result."""
     assistant = {
         **turn.echo,
         "role": "assistant",
@@ -199,7 +206,7 @@ def _turn_as_messages(turn: Turn, outcomes: Sequence[ToolOutcome]) -> list[dict[
             for call in turn.calls
         ],
     }
-    answers = [
+    tool_messages = [
         {
             "role": "tool",
             "tool_call_id": call.id,
@@ -207,13 +214,13 @@ def _turn_as_messages(turn: Turn, outcomes: Sequence[ToolOutcome]) -> list[dict[
         }
         for call, outcome in zip(turn.calls, outcomes, strict=True)
     ]
-    return [assistant, *answers]
+    return [assistant, *tool_messages]
 
 
 def _json_object(arguments: str) -> str:
-    """Return the arguments, or ``{}`` if malformed: servers' chat templates fail on what they cannot parse.
+    """Return the arguments, or ``{}`` if they are no JSON object: chat templates of model servers would fail on them.
 
-    The tool's result quotes what was wrong.
+    The result of the tool call quotes the malformed arguments.
     """
     try:
         return arguments if isinstance(orjson.loads(arguments), dict) else "{}"
@@ -228,7 +235,7 @@ def _last_user_text(request: ChatCompletionRequest) -> str:
 def _summed(usages: Sequence[Usage | None]) -> dict[str, Any]:
     known = [usage for usage in usages if usage is not None]
     if len(known) < len(usages):
-        return {}  # a sum with a part missing would be taken for the whole
+        return {}  # an incomplete sum would look like the real usage
     return {name: sum(getattr(usage, name) for usage in known) for name in Usage.model_fields}
 
 
@@ -240,4 +247,4 @@ def _fallback_summary(count_of_turns: int, results: Sequence[ToolResult]) -> str
         for name, count in calls.items()
     ]
     turns = "1 turn" if count_of_turns == 1 else f"{count_of_turns} turns"
-    return f"I stopped after {turns} without reaching an answer. What I tried: {', '.join(tried)}."
+    return f"I stopped after {turns} without an answer. I tried: {', '.join(tried)}."

@@ -1,4 +1,4 @@
-"""One turn of a model: asked, streamed to the run, made to fit its context window, continued if it was cut short."""
+"""One turn of a model: streams its answer to the run, trims a long conversation and continues a truncated answer."""
 
 import logging
 from collections.abc import AsyncIterator, Collection, Sequence
@@ -26,44 +26,45 @@ from agentstream.protocol.openai import ChatCompletionRequest, Usage
 
 log = logging.getLogger(__name__)
 
-# The sizes tried, as shares of the first, when the model server says the conversation is too long: it seldom says by
-# how much, and each try costs a request.
+# If the model server refuses a conversation as too long, these shares of its size are tried in order. Large steps,
+# because servers seldom report their limit and each try costs a request.
 TRIMMED_TO: Final = (0.7, 0.4, 0.15)
-# Of an answer the model server cut short at its own limit: four times that limit is a long answer.
+# How often an answer is continued that the model server truncated at its own limit. Four times that limit is a long
+# answer.
 MAX_CONTINUATIONS: Final = 3
-# For a known limit: fewer than the usual 4, as too small a guess only trims a little early.
+# To convert a known context window. Fewer than the usual 4: a low estimate only trims a little too early.
 CHARS_PER_TOKEN: Final = 3
-ANSWER_TOKENS: Final = 1024  # room left for the answer, if the client set no limit of its own
+ANSWER_TOKENS: Final = 1024  # reserved for the answer if the client sets no limit
 
 
 @dataclass(slots=True)
 class Turn:
-    """One answer of the model, as it comes in. ``echo`` are fields its server wants to see again."""
+    """One answer of the model; it grows while the answer is streamed. For ``echo`` see ``EngineDelta``."""
 
     texts: list[str] = field(default_factory=list)
     calls: list[EngineToolCall] = field(default_factory=list)
-    finish_reason: str = ""  # not ended yet
+    finish_reason: str = ""  # empty until the answer has ended
     usage: Usage | None = None
     echo: dict[str, Any] = field(default_factory=dict)
-    output_started: bool = False  # whether any of it was shown
+    output_started: bool = False  # whether a part of it was streamed to the client
 
     @property
     def text(self) -> str:
-        """Everything said."""
+        """The text of the answer so far."""
         return "".join(self.texts)
 
 
 class TurnRunner:
-    """Asks the model on behalf of one run."""
+    """Asks the model, turn by turn, for one run."""
 
     def __init__(self, engine: Engine, run: Run, context_tokens: int | None) -> None:
-        """Take the engine; ``context_tokens`` is its context window, if it is known."""
+        """``context_tokens`` is the model's context window in tokens, or None if it is not known."""
         self._engine = engine
         self._run = run
         self._context_tokens = context_tokens
         self._used_ids = used_call_ids(run.request)
-        self.usages: list[Usage | None] = []  # of everything that was answered
-        self.last_turn = Turn()  # what was last asked for, also if it failed
+        self.usages: list[Usage | None] = []  # one of each completed inference; None if it was not reported
+        self.last_turn = Turn()  # the latest inference, also if it failed
 
     async def run_turn(
         self,
@@ -72,10 +73,12 @@ class TurnRunner:
         choice: ToolChoice | None,
         client_names: Collection[str] = (),
     ) -> Turn:
-        """Stream one answer to the run and return it. ``messages`` is trimmed in place if it is too long.
+        """Stream one answer to the run and return it.
 
-        Calls of ``client_names`` are streamed as well. An answer cut at the model server's own limit is asked on, a
-        few times; if that fails, it stays as it is. Raises EngineError.
+        ``messages`` is trimmed in place if it is too long. Calls of the tools in ``client_names`` are streamed to the
+        client. If the model server truncates the answer at its own limit, the model is asked to continue, up to
+        ``MAX_CONTINUATIONS`` times; if that fails, the truncated answer is returned. Raises EngineError if the model
+        fails.
         """
         keep: list[Message] = []
         for message in reversed(messages):
@@ -87,13 +90,14 @@ class TurnRunner:
         for _ in range(MAX_CONTINUATIONS):
             if not self._can_continue(turn):
                 break
-            said = [{"role": "assistant", "content": turn.text}, {"role": "user", "content": CONTINUE_PROMPT}]
+            added = [{"role": "assistant", "content": turn.text}, {"role": "user", "content": CONTINUE_PROMPT}]
+            longer = [*messages, *added]
             try:
-                more = await self._stream_with_trimming([*messages, *said], tools, choice, client_names, [*keep, *said])
+                more = await self._stream_with_trimming(longer, tools, choice, client_names, [*keep, *added])
             except EngineError as exc:
                 if self.last_turn.output_started:
                     raise
-                log.info("an answer that was cut short could not be continued: %s", exc)
+                log.info("a truncated answer could not be continued: %s", exc)
                 break
             turn.texts += more.texts
             turn.calls += more.calls
@@ -104,11 +108,14 @@ class TurnRunner:
         return turn
 
     def _can_continue(self, turn: Turn) -> bool:
-        """Whether more text would be more of the answer: half a JSON document is seldom continued as one."""
+        """Return whether the model server truncated the answer and the model can continue it.
+
+        Only plain text is continued: a model seldom continues half a JSON document correctly.
+        """
         request = self._run.request
         plain = request.response_format is None or request.response_format.get("type") == "text"
-        cut = turn.finish_reason == "length" and request.output_token_limit is None
-        return cut and plain and bool(turn.text.strip()) and not turn.calls
+        truncated = turn.finish_reason == "length" and request.output_token_limit is None
+        return truncated and plain and bool(turn.text.strip()) and not turn.calls
 
     async def _stream_with_trimming(
         self,
@@ -118,7 +125,7 @@ class TurnRunner:
         client_names: Collection[str],
         keep: Sequence[Message],
     ) -> Turn:
-        """Stream one answer, with a shorter conversation if the model server finds it too long."""
+        """Stream one answer. If the model server refuses the conversation as too long, trim it and ask again."""
         turn = self.last_turn = Turn()
         kept = {id(message) for message in keep}
         trimmed = self._trimmed_to_window(messages, tools, kept)
@@ -142,15 +149,15 @@ class TurnRunner:
     def _trimmed_to_window(
         self, messages: Sequence[Message], tools: Sequence[ToolSchema], kept: Collection[int]
     ) -> TrimResult | None:
-        """Return the conversation trimmed to the known limit; None if there is none, or it fits."""
+        """Return the conversation trimmed to the context window; None if the window is not known or large enough."""
         if self._context_tokens is None:
             return None
         answer_tokens = self._run.request.output_token_limit or min(ANSWER_TOKENS, self._context_tokens // 4)
-        offered = len(orjson.dumps([tool.in_openai_form() for tool in tools]))
-        target = (self._context_tokens - answer_tokens) * CHARS_PER_TOKEN - offered
+        tools_chars = len(orjson.dumps([tool.in_openai_form() for tool in tools]))
+        target = (self._context_tokens - answer_tokens) * CHARS_PER_TOKEN - tools_chars
         return trim(messages, max(target, 0), kept) if size_of(messages) > target else None
 
-    async def _stream(  # noqa: PLR0913, PLR0917 -- a request's parts
+    async def _stream(  # noqa: PLR0913, PLR0917 -- the parts of one request
         self,
         turn: Turn,
         messages: Sequence[Message],
@@ -162,8 +169,8 @@ class TurnRunner:
         run = self._run
         started: dict[str, Any] = {"model": run.request.model, "engine": self._engine.name}
         if trimmed is not None:
-            lost = {"results_shortened": trimmed.results_shortened, "messages_dropped": trimmed.messages_dropped}
-            started["trimmed"] = lost
+            removed = {"results_shortened": trimmed.results_shortened, "messages_dropped": trimmed.messages_dropped}
+            started["trimmed"] = removed
         run.emit("inference_start", started)
         client_tool_calls = ClientToolCalls(run, client_names, self._used_ids)
         async with _closing(self._engine.stream(run.request, messages, tools, choice)) as deltas:
@@ -200,10 +207,10 @@ def _inference_end_data(request: ChatCompletionRequest, turn: Turn, finish_reaso
 
 @asynccontextmanager
 async def _closing(deltas: AsyncIterator[EngineDelta]) -> AsyncIterator[AsyncIterator[EngineDelta]]:
-    """Close the engine's iterator on the way out: a cancelled run must not leave a model generating."""
+    """Close the engine's iterator on exit. Otherwise the model would continue to generate after a cancel."""
     try:
         yield deltas
     finally:
-        close = getattr(deltas, "aclose", None)  # every async generator has it; the protocol does not ask for it
+        close = getattr(deltas, "aclose", None)  # async generators have it; the Engine protocol does not require it
         if close is not None:
             await close()

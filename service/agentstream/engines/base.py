@@ -1,4 +1,4 @@
-"""What the orchestrator needs of a language model."""
+"""The interface between the orchestrator and a language model."""
 
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
@@ -7,21 +7,25 @@ from typing import Any, Final, Protocol
 from agentstream.errors import AgentError
 from agentstream.protocol.openai import ChatCompletionRequest, Usage
 
-# What the orchestrator says in the user's place; engines that are no language model know it by these words.
-CONTINUE_PROMPT: Final = "Your answer was cut off. Go on exactly where it stops, without repeating any of it."
+# User messages that the orchestrator adds. The demo engine recognises SUMMARY_PROMPT by its exact text.
+CONTINUE_PROMPT: Final = "Your answer was cut off. Continue exactly where it stops. Do not repeat any of it."
 SUMMARY_PROMPT: Final = (
-    "You cannot call any more tools. Answer now with what you have: say what was found, what was tried, and what is "
-    "still missing."
+    "You cannot call any more tools. Answer now with the results you have: say what you found, what you tried, and "
+    "what is still missing."
 )
 
 
 class EngineError(AgentError):
-    """The model could not answer. The text keeps the upstream status and words: clients' texts depend on it."""
+    """The model could not answer.
+
+    The message keeps the status and the text of the model server, because ``errors.failure_code`` derives the error
+    code from them.
+    """
 
 
 @dataclass(frozen=True, slots=True)
 class EngineToolCall:
-    """A tool the model wants called. ``arguments`` is the model's JSON text, possibly malformed."""
+    """A complete tool call of the model. ``arguments`` is JSON text as the model wrote it; it may be malformed."""
 
     id: str
     name: str
@@ -30,9 +34,10 @@ class EngineToolCall:
 
 @dataclass(frozen=True, slots=True)
 class EngineToolCallDelta:
-    """A piece of a tool call as it comes. ``position`` counts the turn's calls from 0.
+    """A piece of a tool call while the model writes it. ``position`` is the call's number in the turn, from 0.
 
-    ``name`` is there with a call's first part, and so is ``id`` if the model server gives one; empty later.
+    The first piece of a call has its ``name``, and its ``id`` if the model server sends one. Both are empty in later
+    pieces. ``arguments`` is the next piece of the JSON text.
     """
 
     position: int
@@ -43,10 +48,11 @@ class EngineToolCallDelta:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineDelta:
-    """A part of a streamed answer: what comes as it comes; on the last piece also what the turn came to.
+    """A piece of a streamed answer. The last piece has the ``finish_reason`` and the results of the whole turn.
 
-    ``tool_call_deltas`` are pieces of what ``tool_calls`` holds whole, in the same order; an engine may leave them out.
-    ``echo`` are fields that the model server wants to see again in the turn's message when it is asked on.
+    ``tool_calls`` are the complete calls. ``tool_call_deltas`` are pieces of the same calls, in the same order; an
+    engine may omit them. ``echo`` are fields that the model server requires in the assistant's message of the next
+    request.
     """
 
     text: str = ""
@@ -60,9 +66,9 @@ class EngineDelta:
 
 @dataclass(frozen=True, slots=True)
 class ToolSchema:
-    """A tool as the model is told of it. ``parameters`` is a JSON schema of type object.
+    """The description of a tool for the model. ``parameters`` is a JSON schema of type object.
 
-    ``definition`` is a client's own tool as the client sent it, to be passed on as it is.
+    ``definition`` is set for a client's tool: the definition that the client sent. It is passed on unchanged.
     """
 
     name: str
@@ -71,7 +77,7 @@ class ToolSchema:
     definition: dict[str, Any] | None = None
 
     def in_openai_form(self) -> dict[str, Any]:
-        """Return the tool as a request's ``tools`` holds it."""
+        """Return the tool as an entry of ``tools`` in an OpenAI request."""
         function = {"name": self.name, "description": self.description, "parameters": self.parameters}
         return self.definition or {"type": "function", "function": function}
 
@@ -80,7 +86,7 @@ ToolChoice = str | dict[str, Any]
 
 
 class Engine(Protocol):
-    """A language model, one turn at a time."""
+    """A language model that answers one turn at a time."""
 
     name: str
 
@@ -91,13 +97,13 @@ class Engine(Protocol):
         tools: Sequence[ToolSchema],
         tool_choice: ToolChoice | None = None,
     ) -> AsyncIterator[EngineDelta]:
-        """Yield the model's answer to ``messages`` (OpenAI form, earlier turns of this run included).
+        """Yield the model's answer to ``messages``, which have OpenAI's form and include the run's earlier turns.
 
-        ``request`` gives the model name and sampling parameters; ``tools`` and ``tool_choice`` (OpenAI form) hold
-        for this turn. The last piece carries ``finish_reason``, the ``tool_calls`` and, if known, the ``usage``.
-        Raises EngineError. Closing the iterator closes the upstream request.
+        ``request`` has the model name and the sampling parameters. ``tools`` and ``tool_choice`` (OpenAI's form) are
+        for this turn. The last piece has the ``finish_reason``, the ``tool_calls`` and, if known, the ``usage``.
+        Raises EngineError if the model fails. Closing the iterator closes the request to the model server.
         """
         ...
 
     async def close(self) -> None:
-        """Release connections."""
+        """Close the connections to the model server."""

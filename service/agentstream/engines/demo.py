@@ -1,8 +1,8 @@
-"""An engine without a model: a few kinds of question, understood by rule, answered with the real tools.
+"""The demo engine: it needs no model. It recognises a few kinds of questions by fixed rules and calls the real tools.
 
-It exists so that everything around it can be tried and tested without a model server: tool calls, streaming,
-long answers, failures. A client's own tool it calls when its name is in the question. Of the request's parameters it
-follows max_tokens, stop, tool_choice and parallel_tool_calls.
+Use it to try and test the service without a model server: tool calls, streaming, long answers, failures. It calls a
+client's tool if the question contains the tool's name. It applies these parameters of the request: max_tokens, stop,
+tool_choice and parallel_tool_calls. It ignores the others.
 """
 
 import asyncio
@@ -20,16 +20,16 @@ from agentstream.engines.spans import inference_span, record_response
 from agentstream.protocol.openai import ChatCompletionRequest, Usage
 
 CHARS_PER_TOKEN = 4  # the seed's rule
-# The patterns below look at a text several times over; a question is a few hundred characters.
+# Bounds the time of the patterns below, which scan a text several times. A normal question is much shorter.
 MAX_QUESTION_CHARS = 20_000
-MAX_COUNT = 10_000  # "count to ...": minutes of streaming, and only 48 KB of log
-MAX_INTENTS = 20  # of one question: more calls at once than a person asks for
-# How a failed call's message begins; the orchestrator writes it so.
+MAX_COUNT = 10_000  # for "count to ...": minutes of streaming, but only 48 KB of replay log
+MAX_INTENTS = 20  # calls for one question; people ask for fewer
+# The orchestrator starts the message of a failed call with this text.
 FAILED_PREFIX = "Error: "
 
 _HOW_TO_CONNECT = (
-    "To connect a language model, set OPENAI_BASE_URL (and OPENAI_API_KEY if it needs one) to any "
-    "OpenAI-compatible server and start again."
+    "To connect a language model, set OPENAI_BASE_URL to the address of an OpenAI-compatible server, set "
+    "OPENAI_API_KEY if the server needs a key, and start again."
 )
 _EXAMPLES = {
     "calculator": 'arithmetic, such as "what is 17*23"',
@@ -41,7 +41,7 @@ _EXAMPLES = {
 
 @dataclass(frozen=True, slots=True)
 class _Intent:
-    """Something asked for: where in the question, and which call answers it."""
+    """A part of the question that a tool can answer: its position in the text, and the call."""
 
     position: int
     tool: str
@@ -49,12 +49,12 @@ class _Intent:
 
 
 class BuiltinEngine:
-    """Answers by rule; says so when it does not understand."""
+    """Answers by fixed rules. It replies with an introduction if it does not understand the question."""
 
     name = "builtin"
 
     def __init__(self, *, token_delay_s: float = 0.0) -> None:
-        """Pause ``token_delay_s`` seconds between words; 0.02 looks like a model at work."""
+        """``token_delay_s`` is the pause after each word, in seconds; 0.02 looks like a real model."""
         self._token_delay_s = token_delay_s
 
     async def stream(
@@ -64,9 +64,10 @@ class BuiltinEngine:
         tools: Sequence[ToolSchema],
         tool_choice: ToolChoice | None = None,
     ) -> AsyncGenerator[EngineDelta, None]:
-        """Yield tool calls for what was asked, or, once their results are there, an answer word by word.
+        """Yield the tool calls for the last question or, after their results, an answer word by word.
 
-        Usage is always known: 4 characters a token. Raises EngineError for a choice of a tool that is not there.
+        The usage counts 4 characters as a token. Raises EngineError if ``tool_choice`` names a tool that is not in
+        ``tools``.
         """
         with inference_span("agentstream", request.model, request, messages) as span:
             async with aclosing(self._stream_deltas(request, messages, tools, tool_choice)) as deltas:
@@ -85,35 +86,36 @@ class BuiltinEngine:
         question, tail = _last_question(messages)
         offered = {tool.name for tool in tools}
         intents = _parse_intents(question, tools)
-        made = _calls_made(tail)
-        forced = _forced(tools, tool_choice)
+        made = _answered_calls(tail)
+        forced = _forced_tools(tools, tool_choice)
         if forced and not any(intent.tool == tool.name for intent in intents for tool in forced):
             intents.insert(0, _Intent(-1, forced[0].name, _arguments_for(forced[0], question)))
         calls = [intent for intent in intents if intent.tool in offered and tool_choice != "none"]
         if todo := _pending_intents(calls, made):
             if request.parallel_tool_calls is False:
                 todo = todo[:1]
-            asked = [
+            tool_calls = [
                 EngineToolCall(f"call_{number}", intent.tool, json.dumps(intent.arguments, ensure_ascii=False))
                 for number, intent in enumerate(todo, made.total() + 1)
             ]
-            spent = _usage(messages, "".join(call.arguments for call in asked))
-            yield EngineDelta(tool_calls=asked, finish_reason="tool_calls", usage=spent)
+            usage = _usage(messages, "".join(call.arguments for call in tool_calls))
+            yield EngineDelta(tool_calls=tool_calls, finish_reason="tool_calls", usage=usage)
             return
         missing = [intent.tool for intent in intents if intent.tool not in offered]
-        own = next((tool.name for tool in tools if tool.definition), None)
-        text, finish_reason = _truncated(_answer(question, tail, missing, _introduction(offered, own)), request)
+        client_tool = next((tool.name for tool in tools if tool.definition), None)
+        introduction = _introduction(offered, client_tool)
+        text, finish_reason = _truncated(_answer(question, tail, missing, introduction), request)
         for word in re.findall(r"\s*\S+|\s+$", text):
             yield EngineDelta(text=word)
             await asyncio.sleep(self._token_delay_s)
         yield EngineDelta(finish_reason=finish_reason, usage=_usage(messages, text))
 
     async def close(self) -> None:
-        """Nothing to release."""
+        """Do nothing: this engine holds no connections."""
 
 
 def _last_question(messages: Sequence[dict[str, Any]]) -> tuple[str, Sequence[dict[str, Any]]]:
-    """Return the last user message's text, and the messages after it."""
+    """Return the text of the last user message that is not SUMMARY_PROMPT, and the messages after it."""
     for index in range(len(messages) - 1, -1, -1):
         if messages[index].get("role") == "user" and messages[index].get("content") != SUMMARY_PROMPT:
             return _text_of(messages[index]), messages[index + 1 :]
@@ -127,11 +129,11 @@ def _text_of(message: dict[str, Any]) -> str:
     return "".join(part.get("text") or "" for part in content)
 
 
-# Calls
+# Tool calls
 
 
-def _calls_made(tail: Sequence[dict[str, Any]]) -> Counter[tuple[str, str]]:
-    """Return how often each call was made and answered since the question."""
+def _answered_calls(tail: Sequence[dict[str, Any]]) -> Counter[tuple[str, str]]:
+    """Count the calls, by name and arguments, that have a result in the messages after the question."""
     answered = {message.get("tool_call_id") for message in tail if message.get("role") == "tool"}
     return Counter(
         (call["function"]["name"], _canonical(call["function"]["arguments"]))
@@ -142,7 +144,7 @@ def _calls_made(tail: Sequence[dict[str, Any]]) -> Counter[tuple[str, str]]:
 
 
 def _canonical(arguments: str) -> str:
-    """Return JSON in one form: clients write what they send back their own way."""
+    """Return JSON text with sorted keys and fixed spacing, because clients may send it back in another format."""
     try:
         return json.dumps(json.loads(arguments), sort_keys=True)
     except ValueError:
@@ -160,15 +162,15 @@ def _pending_intents(intents: Sequence[_Intent], made: Counter[tuple[str, str]])
     return todo
 
 
-def _forced(tools: Sequence[ToolSchema], choice: ToolChoice | None) -> list[ToolSchema]:
-    """Return the tools of which one must be called; empty if none must."""
+def _forced_tools(tools: Sequence[ToolSchema], choice: ToolChoice | None) -> list[ToolSchema]:
+    """Return the tools of which the answer must call one, or an empty list if no call is required."""
     if choice == "required":
         return [tool for tool in tools if tool.definition] or list(tools)
     if isinstance(choice, str) or choice is None:
         return []
     name = choice["function"]["name"]
     if not (named := [tool for tool in tools if tool.name == name]):
-        message = f"Error code: 400 - tool_choice names {name!r}, which is not among the tools"
+        message = f"Error code: 400 - tool_choice names {name!r}, but the request has no such tool"
         raise EngineError(message)
     return named
 
@@ -184,7 +186,7 @@ def _usage(messages: Sequence[dict[str, Any]], answer: str) -> Usage:
 
 
 def _truncated(text: str, request: ChatCompletionRequest) -> tuple[str, str]:
-    """Return the text as far as stop sequences and the token limit let it go, and the finish_reason."""
+    """Return the text, cut at the first stop sequence and at the token limit, and its finish_reason."""
     stops = [request.stop] if isinstance(request.stop, str) else request.stop or []
     for stop in stops:
         if stop and stop in text:
@@ -195,21 +197,21 @@ def _truncated(text: str, request: ChatCompletionRequest) -> tuple[str, str]:
     return text, "stop"
 
 
-# What to say
+# Answers
 
 
 def _answer(question: str, tail: Sequence[dict[str, Any]], missing: Sequence[str], introduction: str) -> str:
     calls = {call["id"]: call["function"] for message in tail for call in message.get("tool_calls") or ()}
-    said = [
-        _worded(calls.get(message.get("tool_call_id"), {}), _text_of(message))
+    sentences = [
+        _result_sentence(calls.get(message.get("tool_call_id"), {}), _text_of(message))
         for message in tail
         if message.get("role") == "tool"
     ]
-    said += [f"For one thing you asked I need the tool {name}, which is not offered here." for name in missing]
-    if said:
-        return " ".join(said)
+    sentences += [f"A part of your question needs the tool {name}, which is not available here." for name in missing]
+    if sentences:
+        return " ".join(sentences)
     if len(question) > MAX_QUESTION_CHARS:
-        return f"That is longer than the {MAX_QUESTION_CHARS} characters I can read. {introduction}"
+        return f"Your question is too long: I can read up to {MAX_QUESTION_CHARS} characters. {introduction}"
     if count := _COUNT_TO.search(question):
         return _count(int(count[1] or 1), int(count[2]))
     if _GREETING.match(question):
@@ -219,55 +221,56 @@ def _answer(question: str, tail: Sequence[dict[str, Any]], missing: Sequence[str
     return f"I did not understand that. {introduction}"
 
 
-def _introduction(offered: set[str], own_tool: str | None) -> str:
+def _introduction(offered: set[str], client_tool: str | None) -> str:
     abilities = [example for tool, example in _EXAMPLES.items() if tool in offered]
-    if own_tool is not None:
-        abilities.append(f'calling a tool of yours by its name, such as "{own_tool} ..."')
+    if client_tool is not None:
+        abilities.append(f'calling your own tool by its name, such as "{client_tool} ..."')
     abilities.append('a long answer, such as "count to 200"')
     listed = "\n".join(f"- {ability}" for ability in abilities)
     return (
-        "I am agentstream's built-in demo engine, a set of rules and not a language model. What I can do, "
-        f"also up to {MAX_INTENTS} of them in one question:\n{listed}\n{_HOW_TO_CONNECT}"
+        "I am agentstream's built-in demo engine. I follow fixed rules; I am not a language model. These are the "
+        f"things I can do, up to {MAX_INTENTS} of them for one question:\n{listed}\n{_HOW_TO_CONNECT}"
     )
 
 
 def _count(first: int, last: int) -> str:
     if last > MAX_COUNT:
-        return f"I count to {MAX_COUNT} at most."
+        return f"I can count up to {MAX_COUNT}."
     if first > last:
-        return f"{first} is already past {last}."
+        return f"I cannot count from {first} to {last}: I only count upwards."
     return " ".join(str(number) for number in range(first, last + 1))
 
 
-# tool -> (how a result is told, how a failure is)
-_WORDING = {
-    "calculator": ("{subject} = {said}.", "I could not work out {subject}: {said}."),
-    "current_time": ("The time in {subject}: {said}.", "I could not tell the time in {subject}: {said}."),
-    "text_statistics": ("Your text: {said}.", "I could not count your text: {said}."),
-    "read_url": ("What I read at {subject}:\n{said}\n", "I could not read {subject}: {said}."),
+# tool -> (sentence for a result, sentence for a failure)
+_SENTENCES = {
+    "calculator": ("{subject} = {result}.", "I could not calculate {subject}: {result}."),
+    "current_time": ("The time in {subject}: {result}.", "I could not tell the time in {subject}: {result}."),
+    "text_statistics": ("Your text: {result}.", "I could not count your text: {result}."),
+    "read_url": ("The page {subject}:\n{result}\n", "I could not read {subject}: {result}."),
 }
 
 
-def _worded(call: dict[str, Any], content: str) -> str:
-    """Return a sentence for one result; a failure is called one."""
-    name = call.get("name", "a tool")
-    result, failure = _WORDING.get(name, (f"The tool {name} says: {{said}}", f"The tool {name} failed: {{said}}."))
+def _result_sentence(call: dict[str, Any], content: str) -> str:
+    """Return a sentence for the result of one call, successful or failed."""
+    name = call.get("name", "")
+    tool = f"The tool {name}" if name else "A tool"
+    success, failure = _SENTENCES.get(name, (f"{tool} returned: {{result}}", f"{tool} failed: {{result}}."))
     try:
         values = list(json.loads(call.get("arguments", "{}")).values())
     except (ValueError, AttributeError):  # not JSON, or no object
         values = []
     subject = values[0] if values else "UTC" if name == "current_time" else "that"
     failed = content.startswith(FAILED_PREFIX)
-    return (failure if failed else result).format(subject=subject, said=content.removeprefix(FAILED_PREFIX))
+    return (failure if failed else success).format(subject=subject, result=content.removeprefix(FAILED_PREFIX))
 
 
-# What was asked
+# Questions
 
 _COUNT_TO = re.compile(r"\bcount\s+(?:up\s+)?(?:from\s+([0-9]{1,9})\s+)?(?:up\s+)?to\s+([0-9]{1,9})\b", re.IGNORECASE)
 _GREETING = re.compile(r"\s*(?:hi|hello|hey|greetings|good (?:morning|afternoon|evening))\b", re.IGNORECASE)
 _HELP = re.compile(r"\bhelp\b|\bwhat can you\b|\b(?:who|what) are you\b", re.IGNORECASE)
 
-# What follows a tool's name: a JSON object, or the rest of the clause.
+# The arguments after a tool's name: a JSON object, or the rest of the clause.
 _TOOL_ARGUMENTS = re.compile(r"\s*:?\s*(?:with\s+)?\{[^{}]*\}|(?:(?!\s+and\b|,)[^?.!;\n])*", re.IGNORECASE)
 _FILLER = re.compile(r"^\s*:?\s*(?:(?:for|in|of|with|to|on|at|about)\s+)?", re.IGNORECASE)
 
@@ -302,7 +305,7 @@ _FUNCTION = r"\b(?:sqrt|abs|round|floor|ceil|min|max|log10|log|ln|exp|sin|cos|ta
 _PART = rf"(?:{_FUNCTION}|{_NUMBER}|\*\*|//|[-+*/%^×÷−()]|\b(?:pi|e)\b)"  # noqa: RUF001
 _EXPRESSION = re.compile(rf"{_PART}(?:\s*{_PART})*", re.IGNORECASE)
 _HAS_OPERATION = re.compile(rf"[0-9a-z)]\s*(?:\*\*|[-+*/%^×÷−])[-+*/\s]*[0-9a-z(]|{_FUNCTION}", re.IGNORECASE)  # noqa: RUF001
-# 24/7, 3-4 or a date: arithmetic only if asked for, or at the very beginning
+# 24/7, 3-4 or a date. It is arithmetic only if the question asks to calculate, or begins with it.
 _AMBIGUOUS_EXPRESSION = re.compile(r"[0-9]+(?:\s*[-/]\s*[0-9]+)+")
 _ASKS_TO_CALCULATE = re.compile(
     r"\bwhat(?:['’]s|\s+is)\b|\b(?:calculate|compute|evaluate|solve|how\s+much|work\s+out)\b",  # noqa: RUF001
@@ -318,7 +321,7 @@ _OPERATOR_OF_WORD = {"plus": "+", "minus": "-", "times": "*", "multiplied": "*",
 
 
 def _parse_intents(question: str, tools: Sequence[ToolSchema]) -> list[_Intent]:
-    """Return what is asked for, in the order asked. What one rule has read, the next do not see."""
+    """Return the intents in the order of the question. Later rules do not see text that an earlier rule has matched."""
     if len(question) > MAX_QUESTION_CHARS:
         return []
     intents: list[_Intent] = []
@@ -341,25 +344,28 @@ def _named_tools(question: str, *, tools: Sequence[ToolSchema]) -> _Matches:
     for tool in tools:
         if tool.definition:
             for match in re.finditer(rf"(?<![\w-]){re.escape(tool.name)}(?![\w-])", question, re.IGNORECASE):
-                said = _TOOL_ARGUMENTS.match(question, match.end())
-                end = said.end() if said else match.end()
+                following = _TOOL_ARGUMENTS.match(question, match.end())
+                end = following.end() if following else match.end()
                 arguments = _arguments_for(tool, question[match.end() : end])
                 yield _Intent(match.start(), tool.name, arguments), (match.start(), end)
 
 
-def _arguments_for(tool: ToolSchema, said: str) -> dict[str, Any]:
-    """Return the JSON object that was said, or what was said as the first parameter, if that is a text."""
-    said = _FILLER.sub("", said).strip(" \"'“”")
+def _arguments_for(tool: ToolSchema, text: str) -> dict[str, Any]:
+    """Return the arguments in ``text``: a JSON object, or else the text itself if the first parameter is a string.
+
+    The first parameter is the first required one, or else the first property.
+    """
+    text = _FILLER.sub("", text).strip(" \"'“”")
     try:
-        spoken = json.loads(said)
+        value = json.loads(text)
     except ValueError:
-        spoken = None
-    if isinstance(spoken, dict):
-        return spoken
+        value = None
+    if isinstance(value, dict):
+        return value
     properties = tool.parameters.get("properties") or {}
     first = next(iter([*tool.parameters.get("required", ()), *properties]), None)
     kind = properties[first].get("type") if first in properties and isinstance(properties[first], dict) else None
-    return {first: said} if said and first is not None and kind == "string" else {}
+    return {first: text} if text and first is not None and kind == "string" else {}
 
 
 def _find_texts(question: str) -> _Matches:
@@ -383,13 +389,13 @@ def _find_times(question: str) -> _Matches:
             for name in re.finditer(_NAME, more[0]):
                 start = end + name.start()
                 yield _Intent(start, "current_time", {"place": name[0]}), (start, end + name.end())
-    for match in _TIME.finditer(question):  # what is left names no place
+    for match in _TIME.finditer(question):  # the remaining questions name no place
         yield _Intent(match.start(), "current_time", {}), match.span()
 
 
 def _find_sums(question: str) -> _Matches:
-    begins = question.lstrip()
-    # Words become signs, padded so that nothing after them moves.
+    beginning = question.lstrip()
+    # Words become operators, padded to the same length so that positions stay valid.
     question = _ROOT_OF.sub(lambda match: f"sqrt({match[1]})".ljust(len(match[0])), question)
     question = _PERCENT_OF.sub(lambda match: "/100*".ljust(len(match[0])), question)
     question = _OPERATOR_WORD.sub(
@@ -400,13 +406,13 @@ def _find_sums(question: str) -> _Matches:
         expression = _trimmed(match[0])
         if not _HAS_OPERATION.search(expression):
             continue
-        asked = begins.startswith(expression) or _ASKS_TO_CALCULATE.search(question)
-        if asked or not _AMBIGUOUS_EXPRESSION.fullmatch(expression):
+        wanted = beginning.startswith(expression) or _ASKS_TO_CALCULATE.search(question)
+        if wanted or not _AMBIGUOUS_EXPRESSION.fullmatch(expression):
             yield _Intent(match.start(), "calculator", {"expression": expression}), match.span()
 
 
 def _trimmed(expression: str) -> str:
-    """Return the expression without the operators and brackets of the sentence around it."""
+    """Return the expression without operators and parentheses that belong to the surrounding sentence."""
     expression = re.sub(r"\s+", " ", expression).strip(" ").lstrip("*/%^×÷) ").rstrip("-+*/%^×÷−( ")  # noqa: RUF001
     while expression.count(")") > expression.count("(") and expression.endswith(")"):
         expression = expression[:-1].rstrip()

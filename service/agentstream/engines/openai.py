@@ -1,4 +1,4 @@
-"""Any OpenAI-compatible chat completions server, through the official client."""
+"""The engine for any OpenAI-compatible chat completions server; it uses the official ``openai`` client."""
 
 import json
 import logging
@@ -21,7 +21,7 @@ from agentstream.engines.spans import inference_span, record_output_messages, re
 from agentstream.protocol.openai import ChatCompletionRequest, Usage
 from agentstream.telemetry import tracing
 
-# The request's parameters that are the model's to follow, under the names the client sent.
+# Parameters of the client's request that are sent to the model server under the same names.
 _FORWARDED_PARAMETERS: Final = (
     "temperature",
     "top_p",
@@ -36,17 +36,18 @@ _FORWARDED_PARAMETERS: Final = (
     "metadata",
     "reasoning_effort",
 )
-# Unknown fields are passed on too, but these: empty or off (anything else was refused), they would undo the tools
-# that this engine is given.
+# Unknown fields are sent too, except these. Here they are empty or off, because the front end refuses other values. A
+# model server could take them as an order to use no tools.
 _DROPPED_FIELDS: Final = frozenset({"functions", "function_call"})
 
-CONNECT_TIMEOUT_S: Final = 10.0  # a server that is there answers the handshake in far less
-# The client's own retries: connection errors, 408, 409, 429 and 5xx before the answer begins, with backoff, or after
-# the Retry-After that the server asks for, if that is at most 2 minutes; a longer one is not waited for.
+CONNECT_TIMEOUT_S: Final = 10.0  # a running server completes the handshake much faster
+# Retries by the openai client, before the answer begins: after connection errors and the statuses 408, 409, 429 and
+# 5xx. It waits with backoff, or for the server's Retry-After if that is at most 2 minutes. With a longer Retry-After
+# it does not retry.
 MAX_RETRIES: Final = 2
-# A shorter key is a stand-in such as "none" and may be an ordinary word of the text.
+# Shorter keys are not masked in errors: they are placeholders such as "none", which may also be words of the text.
 SHORTEST_SECRET_CHARS: Final = 8
-# Of an upstream error text: some proxies answer with a whole web page.
+# Limit for the text of an upstream error: some proxies answer with a whole web page.
 MAX_ERROR_CHARS: Final = 1000
 _PORTS: Final = {"http": 80, "https": 443}
 
@@ -54,7 +55,7 @@ log = logging.getLogger(__name__)
 
 
 class OpenAIEngine:
-    """Streams chat completions from ``base_url`` (with its ``/v1``)."""
+    """Streams chat completions from the server at ``base_url``, which includes ``/v1``."""
 
     name = "openai"
 
@@ -67,16 +68,17 @@ class OpenAIEngine:
         timeout_s: float = 120.0,
         max_retries: int = MAX_RETRIES,
     ) -> None:
-        """Make the client; nothing is sent yet.
+        """Create the client; this sends nothing.
 
-        ``model`` is asked for instead of the request's. ``timeout_s`` is the longest silence, before the
-        first token and between two; reasoning models are silent for a minute or more.
+        ``model`` replaces the model name of the requests. ``timeout_s`` is the longest wait for the first token and
+        between two tokens, in seconds; reasoning models may need a minute or more. ``max_retries`` is the number of
+        retries before the answer begins.
         """
         self._model = model
         self._api_key = api_key or ""
         self._client = openai.AsyncOpenAI(
             base_url=base_url,
-            api_key=api_key or "none",  # local servers ask for no key, the client insists on one
+            api_key=api_key or "none",  # the client requires a key, also for local servers that need none
             timeout=openai.Timeout(timeout_s, connect=min(CONNECT_TIMEOUT_S, timeout_s)),
             max_retries=max_retries,
         )
@@ -90,10 +92,10 @@ class OpenAIEngine:
         tools: Sequence[ToolSchema],
         tool_choice: ToolChoice | None = None,
     ) -> AsyncGenerator[EngineDelta, None]:
-        """Yield text, reasoning and calls as they arrive, then one last piece; see ``Engine.stream``.
+        """Yield text, reasoning and calls while they arrive, then one last piece; see ``Engine.stream``.
 
-        Raises EngineError if the server refuses, breaks off, or ends without a finish_reason: text that
-        just stops is a failure, not an answer.
+        Raises EngineError if the server refuses the request, the connection breaks, or the answer ends without a
+        finish_reason: such an answer is incomplete.
         """
         kind = ""
         model = self._model or request.model
@@ -112,18 +114,18 @@ class OpenAIEngine:
                     explained = self._explained(exc)
                     span.fail(_error_type(exc), explained)
                     raise EngineError(explained) from exc
-                log.info("the model server broke off after the end of its answer: %s", exc)
+                log.info("the connection to the model server broke after the end of the answer: %s", exc)
             except (json.JSONDecodeError, UnicodeDecodeError) as exc:
-                message = f"the model server sent something that is not JSON: {exc}"
+                message = f"the model server sent invalid JSON: {exc}"
                 raise EngineError(message) from exc
             finally:
                 turn.record_on(span)
             if turn.finish_reason is None:
-                message = "the model server ended its answer without a finish_reason: it was cut off"
+                message = "the model server ended its answer without a finish_reason: the answer is incomplete"
                 if not turn.received_any and "event-stream" not in kind:  # a web page, or a server that cannot stream
-                    message = f"the model server answered with {kind[:80]!r} where a stream of events was due"
+                    message = f"the model server answered with content type {kind[:80]!r}, not with an event stream"
                 raise EngineError(message)
-            if turn.finish_reason == "error":  # OpenRouter's word for an upstream that failed half-way
+            if turn.finish_reason == "error":  # OpenRouter sends it if its upstream fails during the answer
                 message = "the model server ended its answer with finish_reason 'error'"
                 raise EngineError(message)
         yield EngineDelta(
@@ -163,23 +165,23 @@ class OpenAIEngine:
             parameters["tools"] = [tool.in_openai_form() for tool in tools]
             if tool_choice is not None:
                 parameters["tool_choice"] = tool_choice
-            if request.parallel_tool_calls is not None:  # servers refuse it without tools
+            if request.parallel_tool_calls is not None:  # only here: servers refuse it without tools
                 parameters["parallel_tool_calls"] = request.parallel_tool_calls
         return parameters
 
     def _explained(self, exc: openai.OpenAIError) -> str:
-        """Return the error's text with the upstream status and words, without our key or the server's address.
+        """Return the error's text with the upstream status and message, without the API key and the server's address.
 
-        The words matter: ``failure_code`` sorts by "400" and "context length". An address could hold "400".
+        ``errors.failure_code`` searches the text for "400" and "context length". An address could contain "400".
         """
         text = str(exc)
         if isinstance(exc, openai.APIConnectionError):
             reason = "no answer in time" if isinstance(exc, openai.APITimeoutError) else f"{exc.__cause__ or text}"
             text = f"the connection to the model server failed: {reason}"
         elif isinstance(exc, openai.APIStatusError):
-            if " - " not in text and exc.body:  # a body the client saw no message in
-                words = exc.body if isinstance(exc.body, str) else json.dumps(exc.body, default=str)
-                text = f"{text} - {words}"
+            if " - " not in text and exc.body:  # the client found no message in the body
+                body = exc.body if isinstance(exc.body, str) else json.dumps(exc.body, default=str)
+                text = f"{text} - {body}"
             if exc.code == "context_length_exceeded" and "context length" not in text.lower():
                 text = f"{text} (context length exceeded)"
         if len(self._api_key) >= SHORTEST_SECRET_CHARS:
@@ -189,7 +191,7 @@ class OpenAIEngine:
 
 @dataclass(slots=True)
 class _PartialToolCall:
-    """A tool call as far as it has arrived."""
+    """The received part of a tool call."""
 
     position: int
     id: str = ""
@@ -198,31 +200,34 @@ class _PartialToolCall:
 
 
 class _ChunkFold:
-    """Folds chunks. Tolerant: servers leave out fields, and the client's models then hold None or other types."""
+    """Combines chunks into an answer.
+
+    It expects incomplete chunks: servers omit fields, and the client's objects then have None or other types there.
+    """
 
     def __init__(self) -> None:
         self.received_any = False
         self.began_s = time.perf_counter()
-        self.first: tuple[float, object, object] | None = None  # when the first chunk came, its id and model
+        self.first: tuple[float, object, object] | None = None  # arrival time, id and model of the first chunk
         self.texts: list[str] | None = [] if tracing.content_enabled() else None
         self.finish_reason: str | None = None
         self.usage: Usage | None = None
-        # DeepSeek refuses a conversation whose calls lack the reasoning that led to them; Groq, which says
-        # "reasoning", refuses one that has it. So only what came under this name goes back.
+        # DeepSeek sends "reasoning_content" and requires it back beside the calls. Groq sends "reasoning" and refuses
+        # a conversation that contains it. So only "reasoning_content" is sent back.
         self.reasoning_content = ""
         self._calls: list[_PartialToolCall] = []
         self._by_index: dict[int, _PartialToolCall] = {}
 
     def receive(self, chunk: object) -> EngineDelta | None:
-        """Take a chunk and return what it says, if anything."""
+        """Add a chunk; return its content, or None if it has none."""
         if not self.received_any:
             self.received_any = True
             self.first = (time.perf_counter(), getattr(chunk, "id", None), getattr(chunk, "model", None))
         if usage := _usage(getattr(chunk, "usage", None)):
-            self.usage = usage  # cumulative, where a server sends it with every chunk
+            self.usage = usage  # the latest: servers that send it with every chunk send the sum so far
         for choice in getattr(chunk, "choices", None) or ():
             if getattr(choice, "index", 0):
-                continue  # a second answer nobody asked for
+                continue  # another answer; the request asks for one
             self.finish_reason = getattr(choice, "finish_reason", None) or self.finish_reason
             delta = getattr(choice, "delta", None)
             parts = tuple(self._add(part) for part in getattr(delta, "tool_calls", None) or ())
@@ -240,7 +245,7 @@ class _ChunkFold:
         return None
 
     def record_on(self, span: tracing.Span) -> None:
-        """Tell a span what has come so far."""
+        """Set the span's attributes from the chunks received so far."""
         first_s, response_id, model = self.first or (None, None, None)
         record_response(
             span,
@@ -254,7 +259,7 @@ class _ChunkFold:
             record_output_messages(span, "".join(self.texts), self.calls(), self.finish_reason or "")
 
     def calls(self) -> tuple[EngineToolCall, ...]:
-        """Return the calls in the order they began; one without an id gets one."""
+        """Return the calls in the order of their first pieces. A call without an id gets ``call_<number>``."""
         return tuple(
             EngineToolCall(call.id or f"call_{number}", call.name, call.arguments)
             for number, call in enumerate(self._calls, 1)
@@ -264,7 +269,7 @@ class _ChunkFold:
         function = getattr(part, "function", None)
         name = getattr(function, "name", None) or ""
         arguments = getattr(function, "arguments", None) or ""
-        if not isinstance(arguments, str):  # an object, from servers that follow another API
+        if not isinstance(arguments, str):  # some servers send an object, as in other APIs
             arguments = json.dumps(arguments)
         index, call_id = getattr(part, "index", None), getattr(part, "id", None) or ""
         call = self._find_call(index, call_id)
@@ -282,7 +287,7 @@ class _ChunkFold:
         return EngineToolCallDelta(call.position, call.id, call.name, call.arguments if call.name else "")
 
     def _find_call(self, index: int | None, call_id: str) -> _PartialToolCall | None:
-        """Return the call a part may belong to: by index, else by id, else the latest."""
+        """Return the call that a piece may belong to: the one with its index, or else its id, or else the latest."""
         if index is not None:
             return self._by_index.get(index)
         same_id = (call for call in self._calls if call_id and call.id == call_id)
@@ -290,12 +295,15 @@ class _ChunkFold:
 
 
 def _error_type(exc: openai.OpenAIError) -> str:
-    """Return a failure's kind, one of few: the status, or the client's class for it."""
+    """Return the span's ``error.type``: the HTTP status, or the name of the client's exception class."""
     return str(exc.status_code) if isinstance(exc, openai.APIStatusError) else type(exc).__name__
 
 
 def _starts_new_call(call: _PartialToolCall, call_id: str, name: str, arguments: str) -> bool:
-    """Whether a part that names a call is not more of ``call``: some servers give every whole call index 0."""
+    """Return whether a piece begins a new call instead of continuing ``call``.
+
+    The index does not decide it, because some servers send several complete calls with index 0.
+    """
     if (call_id and call.id and call_id != call.id) or (name and call.name and name != call.name):
         return True
     return bool(name and arguments) and _is_json(call.arguments)

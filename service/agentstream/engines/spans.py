@@ -1,4 +1,4 @@
-"""The span of one inference, in the names of OpenTelemetry's conventions for generative AI."""
+"""The trace span of one inference, with attribute names of OpenTelemetry's conventions for generative AI."""
 
 import json
 from collections.abc import Sequence
@@ -16,9 +16,10 @@ def inference_span(
     messages: Sequence[dict[str, Any]],
     where: tracing.Attributes | None = None,
 ) -> tracing.Span:
-    """Return the span of asking ``model``; ``where`` says which server is asked, None that it is this process.
+    """Return the span of one inference by ``model``.
 
-    It is not current, as engines are generators: its ``carrier`` goes along with what they send.
+    ``where`` has the attributes of the model server, or is None if the engine runs in this process. The span is not
+    made the current span, because engines are generators. An engine sends the span's ``carrier`` with its request.
     """
     if not tracing.enabled():
         return tracing.span("chat")
@@ -40,7 +41,7 @@ def inference_span(
     return tracing.span(f"chat {model}", "client" if where else "internal", attributes, current=False)
 
 
-def record_response(  # noqa: PLR0913 -- all there is to tell
+def record_response(  # noqa: PLR0913 -- one argument per attribute
     span: tracing.Span,
     *,
     usage: Usage | None,
@@ -49,7 +50,7 @@ def record_response(  # noqa: PLR0913 -- all there is to tell
     response_id: object = None,
     response_model: object = None,
 ) -> None:
-    """Tell what came of an inference; ``first_chunk_s`` is the time from the request to the first chunk, in seconds."""
+    """Set the attributes of the response. ``first_chunk_s`` is the time from request to first chunk, in seconds."""
     span.set(
         {
             "gen_ai.response.time_to_first_chunk": first_chunk_s,
@@ -63,34 +64,37 @@ def record_response(  # noqa: PLR0913 -- all there is to tell
 
 
 def record_output_messages(span: tracing.Span, text: str, calls: Sequence[EngineToolCall], finish_reason: str) -> None:
-    """Tell what the model wrote, unless it is too long; to be called only if content may be told."""
-    called = [{"id": call.id, "function": {"name": call.name, "arguments": call.arguments}} for call in calls]
-    answer = _in_parts({"role": "assistant", "content": text, "tool_calls": called})
-    told = _as_json([{**answer, "finish_reason": finish_reason}])
-    span.set({"gen_ai.output.messages": told if len(told) <= tracing.MAX_CONTENT_CHARS else None})
+    """Set the span's attribute with the model's answer, unless the answer is too long.
+
+    Call it only if ``tracing.content_enabled()``.
+    """
+    tool_calls = [{"id": call.id, "function": {"name": call.name, "arguments": call.arguments}} for call in calls]
+    answer = _in_parts({"role": "assistant", "content": text, "tool_calls": tool_calls})
+    encoded = _as_json([{**answer, "finish_reason": finish_reason}])
+    span.set({"gen_ai.output.messages": encoded if len(encoded) <= tracing.MAX_CONTENT_CHARS else None})
 
 
 def _latest(messages: Sequence[dict[str, Any]]) -> str:
-    """Return the end of a conversation, as much of it as a span may hold."""
+    """Return the last messages of a conversation as JSON, as many as fit into ``MAX_CONTENT_CHARS``."""
     kept: list[str] = []
     room = tracing.MAX_CONTENT_CHARS
     for message in reversed(messages):
-        told = _as_json(_in_parts(message))
-        room -= len(told)
+        encoded = _as_json(_in_parts(message))
+        room -= len(encoded)
         if room < 0:
             break
-        kept.insert(0, told)
+        kept.insert(0, encoded)
     return f"[{','.join(kept)}]"
 
 
 def _in_parts(message: dict[str, Any]) -> dict[str, Any]:
-    """Return a chat message (OpenAI's form) in the conventions' form."""
-    said = message.get("content") or ()
-    if isinstance(said, str):
-        said = [{"type": "text", "text": said}]
+    """Convert a chat message from OpenAI's form to the form of the conventions."""
+    content = message.get("content") or ()
+    if isinstance(content, str):
+        content = [{"type": "text", "text": content}]
     parts = [
         {"type": "text", "content": str(part["text"])} if "text" in part else {"type": part.get("type")}
-        for part in said
+        for part in content
     ]
     if message["role"] == "tool":
         text = "".join(part.get("content", "") for part in parts)
@@ -101,4 +105,4 @@ def _in_parts(message: dict[str, Any]) -> dict[str, Any]:
 
 
 def _as_json(value: object) -> str:
-    return json.dumps(value, default=str)  # not orjson: models write lone surrogates, too
+    return json.dumps(value, default=str)  # not orjson, which refuses lone surrogates; models write them

@@ -1,4 +1,4 @@
-"""The orchestrator with tools of the client's: offered, called, handed back, and followed up."""
+"""The orchestrator with the client's tools: which tools are offered, and how calls and results are exchanged."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -29,7 +29,7 @@ def tool_named(name: str) -> dict[str, Any]:
 async def outcome(
     engine: ScriptedEngine, *messages: dict[str, Any], max_turns: int = 10, **fields: Any
 ) -> tuple[AgentResult, RecordingSink, AnswerFold]:
-    """Run a request and fold what was emitted as the stream does."""
+    """Run a request; return the result, the sink, and the answer that a client assembles from the events."""
     sink = RecordingSink()
     body = {"model": "m1", "messages": messages or [QUESTION], "tools": [WEATHER], **fields}
     request = ChatCompletionRequest.model_validate(body)
@@ -43,11 +43,11 @@ async def outcome(
 
 
 def function_calls(completion: AnswerFold) -> list[tuple[str, str, str]]:
-    return [(each["id"], *each["function"].values()) for each in completion.tool_calls]
+    return [(tool_call["id"], *tool_call["function"].values()) for tool_call in completion.tool_calls]
 
 
 async def test_a_clients_call_ends_the_run() -> None:
-    """A call of the client's tool is handed back, nothing is run, and the run ends with finish_reason tool_calls."""
+    """A call of the client's tool is sent to the client, and the run ends with finish_reason tool_calls."""
     engine = ScriptedEngine(tool_call_turn(call("get_weather", '{"city": "Oslo"}'), text="I will look."))
     result, sink, completion = await outcome(engine)
     assert function_calls(completion) == [("c1", "get_weather", '{"city": "Oslo"}')]
@@ -57,14 +57,14 @@ async def test_a_clients_call_ends_the_run() -> None:
 
 
 async def test_the_definition_reaches_the_engine_as_it_was_sent() -> None:
-    """The engine is given the client's own definition, strict and absent fields included."""
+    """The engine receives the client's tool definition unchanged, with strict and without omitted fields."""
     engine = ScriptedEngine(answer_turn("Hi"))
     await outcome(engine)
     assert engine.schemas[0][0].in_openai_form() == WEATHER
 
 
 async def test_a_call_is_streamed_while_the_model_writes_it() -> None:
-    """Parts of a client's call go out as they come; those of our own tool in between do not."""
+    """Pieces of a call of the client's tool are streamed at once, but pieces of an own tool's call are not."""
     turn = [
         EngineDelta(reasoning="hm"),
         EngineDelta(tool_call_deltas=[EngineToolCallDelta(0, "a", "", "")]),
@@ -87,12 +87,12 @@ async def test_a_call_is_streamed_while_the_model_writes_it() -> None:
     ]
     assert data_of(sink, REASONING) == ["hm"]
     assert function_calls(completion) == [("a", "get_weather", '{"city": 1}')]
-    named = [(each["id"], each["name"]) for each in data_of(sink, "inference_end")[0]["tool_calls"]]
-    assert named == [("a", "get_weather"), ("b", "calculator")]
+    reported = [(tool_call["id"], tool_call["name"]) for tool_call in data_of(sink, "inference_end")[0]["tool_calls"]]
+    assert reported == [("a", "get_weather"), ("b", "calculator")]
 
 
-async def test_our_own_calls_beside_a_clients_are_not_run() -> None:
-    """A turn that calls both kinds hands the client's back; ours wait, as no request could bring their results back."""
+async def test_own_tools_do_not_run_in_a_turn_that_calls_a_clients_tool() -> None:
+    """If a turn calls a client's tool and an own tool, only the client's call is sent and no tool runs."""
     both = tool_call_turn(call("calculator", '{"expression": "1+1"}', "a"), call("get_weather", "{}", "b"))
     result, sink, completion = await outcome(ScriptedEngine(both))
     assert function_calls(completion) == [("b", "get_weather", "{}")]
@@ -100,19 +100,19 @@ async def test_our_own_calls_beside_a_clients_are_not_run() -> None:
     assert result.finish_reason == "tool_calls"
 
 
-async def test_our_own_tools_run_before_a_clients_is_called() -> None:
-    """Turns that call our tools alone are run as ever; their results are the run's, the client's call its end."""
+async def test_own_tools_run_in_earlier_turns() -> None:
+    """Own tools of earlier turns run, and their results are in the result of a run that a client's call ends."""
     engine = ScriptedEngine(
         tool_call_turn(call("calculator", '{"expression": "1+1"}')), tool_call_turn(call("get_weather"))
     )
     result, sink, completion = await outcome(engine)
-    assert [each.content for each in result.tool_results] == ["2"]
+    assert [tool_result.content for tool_result in result.tool_results] == ["2"]
     assert function_calls(completion) == [("c1_2", "get_weather", "{}")]
     assert kinds(sink).count("tool_call_end") == 1
 
 
-async def test_the_request_that_brings_the_results_goes_on() -> None:
-    """The follow-up's calls and results reach the model as sent, unknown ids too; its calls get ids not yet used."""
+async def test_the_next_request_brings_the_results() -> None:
+    """The model receives the calls and results of the next request unchanged, and its new calls get unused ids."""
     asked = {"id": "c1", "type": "function", "function": {"name": "get_weather", "arguments": "{}"}}
     history: list[dict[str, Any]] = [
         QUESTION,
@@ -126,8 +126,8 @@ async def test_the_request_that_brings_the_results_goes_on() -> None:
     assert function_calls(completion) == [("c1_2", "get_weather", "{}")]
 
 
-async def test_a_clients_tool_hides_ours_of_the_same_name() -> None:
-    """The request's own definition is the one offered, and its call is the client's."""
+async def test_a_clients_tool_replaces_an_own_tool_of_the_same_name() -> None:
+    """If a client's tool has the name of an own tool, only the client's is offered, and calls go to the client."""
     engine = ScriptedEngine(tool_call_turn(call("calculator", '{"a": 1}')))
     result, sink, completion = await outcome(engine, tools=[tool_named("calculator")])
     assert engine.offered == [["calculator", "current_time", "text_statistics"]]
@@ -136,8 +136,8 @@ async def test_a_clients_tool_hides_ours_of_the_same_name() -> None:
     assert (result.finish_reason, "tool_call_start" in kinds(sink)) == ("tool_calls", False)
 
 
-async def test_none_takes_the_clients_tools_away_and_leaves_ours() -> None:
-    """With tool_choice none only our tools are offered, and the model is told of no choice."""
+async def test_none_removes_the_clients_tools_only() -> None:
+    """With tool_choice none only the own tools are offered, and the engine receives no tool_choice."""
     engine = ScriptedEngine(answer_turn("Hi"))
     await outcome(engine, tool_choice="none")
     assert (engine.offered, engine.choices) == ([OWN], [None])
@@ -145,15 +145,15 @@ async def test_none_takes_the_clients_tools_away_and_leaves_ours() -> None:
 
 @pytest.mark.parametrize("choice", [None, "auto"])
 async def test_auto_is_passed_on(choice: str | None) -> None:
-    """Without a forced choice every turn has both kinds of tools and the choice as it was sent."""
+    """Without a forced choice every turn offers the client's and the own tools, with the client's tool_choice."""
     engine = ScriptedEngine(tool_call_turn(call("current_time")), answer_turn("Hi"))
     await outcome(engine, tool_choice=choice)
     assert engine.choices == [choice] * 2
     assert engine.offered == [["get_weather", *OWN]] * 2
 
 
-async def test_required_holds_until_a_clients_call_comes() -> None:
-    """Our tools may come first; in the last turn the model is left nothing but the client's."""
+async def test_required_applies_to_every_turn() -> None:
+    """With tool_choice required the model may call own tools first, but the last turn offers the client's only."""
     engine = ScriptedEngine(*[tool_call_turn(call("current_time"))] * 2, tool_call_turn(call("get_weather")))
     result, _, _ = await outcome(engine, tool_choice="required", max_turns=3)
     assert engine.choices == ["required"] * 3
@@ -161,24 +161,24 @@ async def test_required_holds_until_a_clients_call_comes() -> None:
     assert result.finish_reason == "tool_calls"
 
 
-async def test_a_named_tool_is_asked_for_once() -> None:
-    """A named choice is the first turn's; a model that called ours instead is not forced again."""
+async def test_a_named_tool_is_required_once() -> None:
+    """A tool_choice that names a tool applies to the first turn only."""
     named = {"type": "function", "function": {"name": "get_weather"}}
     engine = ScriptedEngine(tool_call_turn(call("current_time")), answer_turn("Hi"))
     await outcome(engine, tool_choice=named)
     assert engine.choices == [named, None]
 
 
-async def test_a_call_that_was_cut_short_is_told_as_cut() -> None:
-    """If the model ran out of tokens within a client's call, the run ends with length, as OpenAI's does."""
+async def test_a_truncated_call_ends_the_run_with_length() -> None:
+    """If the model ran out of tokens within a client's call, the finish_reason is length, as in OpenAI's API."""
     part = EngineDelta(tool_call_deltas=[EngineToolCallDelta(0, "a", "get_weather", '{"ci')])
-    cut = [part, EngineDelta(tool_calls=[call("get_weather", '{"ci', "a")], finish_reason="length")]
-    result, _, completion = await outcome(ScriptedEngine(cut))
+    truncated = [part, EngineDelta(tool_calls=[call("get_weather", '{"ci', "a")], finish_reason="length")]
+    result, _, completion = await outcome(ScriptedEngine(truncated))
     assert (result.finish_reason, function_calls(completion)) == ("length", [("a", "get_weather", '{"ci')])
 
 
-async def test_ids_are_one_call_s_own() -> None:
-    """Calls that share an id, or have none, reach the client under ids of their own, streamed and whole."""
+async def test_each_call_has_a_unique_id() -> None:
+    """Calls with the same id or without an id get unique ids, both streamed calls and complete ones."""
     parts = [EngineToolCallDelta(0, "x", "get_weather", "{}"), EngineToolCallDelta(1, "x", "get_weather", "{}")]
     calls = [call("get_weather", "{}", "x")] * 2 + [call("get_weather", "{}", "")] * 2
     turn: Sequence[EngineDelta] = [
@@ -190,8 +190,8 @@ async def test_ids_are_one_call_s_own() -> None:
     assert result.finish_reason == "tool_calls"
 
 
-async def test_what_the_model_wants_back_is_handed_back() -> None:
-    """The fields an engine asks to see again stand in the message of the turn that called our tools."""
+async def test_echo_fields_are_sent_back() -> None:
+    """The assistant's message of a turn with tool calls has the engine's echo fields."""
     turn = [EngineDelta(reasoning="hm"), EngineDelta(tool_calls=[call("current_time")], finish_reason="tool_calls",
                                          echo={"reasoning_content": "hm"})]  # fmt: skip
     engine = ScriptedEngine(turn, answer_turn("Noon."))

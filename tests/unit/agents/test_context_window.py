@@ -1,4 +1,4 @@
-"""Trimming a conversation: what goes, in which order, and what never does."""
+"""Trimming a conversation: which parts are removed, in which order, and which parts are always kept."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from agentstream.agents.context_window import LEAST_RESULT_CHARS, OLD_RESULT_CHA
 LONG = OLD_RESULT_CHARS * 4
 
 
-def said(role: str, text: str = "x" * 400, **fields: Any) -> Message:
+def message_of(role: str, text: str = "x" * 400, **fields: Any) -> Message:
     return {"role": role, "content": text, **fields}
 
 
@@ -23,13 +23,13 @@ def called(call_id: str) -> Message:
 
 
 def result(call_id: str, characters: int = LONG) -> Message:
-    return said("tool", "a" * (characters // 2) + "z" * (characters // 2), tool_call_id=call_id)
+    return message_of("tool", "a" * (characters // 2) + "z" * (characters // 2), tool_call_id=call_id)
 
 
-SYSTEM = said("system")
-QUESTION = said("user", "the question")
-OLD = [said("user", "old"), called("o"), result("o"), said("assistant")]
-OLDER = [said("user", "older"), called("p"), result("p"), said("assistant")]
+SYSTEM = message_of("system")
+QUESTION = message_of("user", "the question")
+OLD = [message_of("user", "old"), called("o"), result("o"), message_of("assistant")]
+OLDER = [message_of("user", "older"), called("p"), result("p"), message_of("assistant")]
 FIRST_TURN = [called("a"), result("a")]
 LATEST = [called("b"), result("b")]
 WHOLE = [SYSTEM, *OLDER, *OLD, QUESTION, *FIRST_TURN, *LATEST]
@@ -42,11 +42,11 @@ def trimmed(target_chars: int, messages: list[Message] = WHOLE) -> TrimResult:
 
 
 def lengths_of_results(messages: list[Message]) -> dict[str, int]:
-    return {each["tool_call_id"]: len(each["content"]) for each in messages if each["role"] == "tool"}
+    return {message["tool_call_id"]: len(message["content"]) for message in messages if message["role"] == "tool"}
 
 
-def test_old_results_go_first() -> None:
-    """Results that are not the latest turn's are cut to their ends, the oldest first and only as many as must."""
+def test_old_results_are_shortened_first() -> None:
+    """Results of earlier turns are cut to their beginning and end, the oldest first and no more than necessary."""
     shorter = trimmed(size_of(WHOLE) - 4000)
     assert (shorter.results_shortened, shorter.messages_dropped) == (2, 0)
     lengths = lengths_of_results(shorter.messages)
@@ -58,49 +58,50 @@ def test_old_results_go_first() -> None:
     assert f"[{LONG - OLD_RESULT_CHARS} characters left out]" in cut
 
 
-def test_exchanges_before_the_question_go_next() -> None:
-    """Whole exchanges are left out, the oldest first, so that a user's message still stands behind the system's."""
+def test_exchanges_before_the_question_are_dropped_next() -> None:
+    """Whole exchanges are dropped, the oldest first, so that a user message always follows the system message."""
     shorter = trimmed(LONG + 4000)
     assert shorter.messages_dropped == len(OLDER)
-    assert [each["role"] for each in shorter.messages[:2]] == ["system", "user"]
+    assert [message["role"] for message in shorter.messages[:2]] == ["system", "user"]
     assert shorter.messages[1] is OLD[0]
 
 
-def test_turns_before_the_latest_go_after_that() -> None:
-    """When nothing is left before the question, earlier turns go, calls with their results; the latest stays whole."""
+def test_turns_before_the_latest_are_dropped_after_that() -> None:
+    """After all earlier exchanges, earlier turns are dropped with their results, and the latest turn is kept."""
     assert trimmed(LONG + 600).messages == [SYSTEM, QUESTION, *LATEST]
 
 
-def test_the_latest_results_are_the_last_to_be_cut() -> None:
-    """At the very least the latest results keep their ends, and the question and the system prompt everything."""
-    system, question, call, told = trimmed(0).messages
+def test_the_latest_results_are_shortened_last() -> None:
+    """The system message and the question are never cut, and the latest results keep their beginning and end."""
+    system, question, call, tool_message = trimmed(0).messages
     assert (system, question, call) == (SYSTEM, QUESTION, LATEST[0])
-    assert LEAST_RESULT_CHARS < len(told["content"]) < LEAST_RESULT_CHARS + 50
+    assert LEAST_RESULT_CHARS < len(tool_message["content"]) < LEAST_RESULT_CHARS + 50
     shared = trimmed(size_of([SYSTEM, QUESTION, *LATEST]) - 1000).messages[-1]["content"]
     assert LONG - 1100 < len(shared) < LONG - 900
 
 
-def test_what_cannot_be_trimmed_is_told() -> None:
-    """A conversation of system prompt, question and short results is not trimmed: None."""
-    assert trim([SYSTEM, said("developer"), QUESTION], 0, {id(QUESTION)}) is None
+def test_a_conversation_without_removable_parts_is_not_trimmed() -> None:
+    """For a conversation of system message, question and short results, trim returns None."""
+    assert trim([SYSTEM, message_of("developer"), QUESTION], 0, {id(QUESTION)}) is None
     assert trim([SYSTEM, QUESTION, called("a"), result("a", 100)], 0, {id(QUESTION)}) is None
 
 
-def test_nothing_goes_from_what_is_small_enough() -> None:
-    """A conversation within the target is left alone."""
+def test_a_short_conversation_is_not_trimmed() -> None:
+    """For a conversation within the target, trim returns None."""
     assert trim(WHOLE, size_of(WHOLE), {id(QUESTION)}) is None
 
 
-def test_images_have_a_size_of_their_own() -> None:
-    """A data URL's length is not the size of its image; text parts count as text."""
-    picture = {"type": "image_url", "image_url": {"url": "data:," + "x" * 1_000_000}}
-    assert size_of([{"role": "user", "content": [picture]}]) < 10_000
-    assert size_of([said("user", "abc")]) == size_of([{"role": "user", "content": [{"type": "text", "text": "abc"}]}])
+def test_images_have_a_fixed_size() -> None:
+    """An image counts with a fixed size, whatever the length of its data URL, and a text part counts as text."""
+    image = {"type": "image_url", "image_url": {"url": "data:," + "x" * 1_000_000}}
+    assert size_of([{"role": "user", "content": [image]}]) < 10_000
+    in_parts = {"role": "user", "content": [{"type": "text", "text": "abc"}]}
+    assert size_of([message_of("user", "abc")]) == size_of([in_parts])
 
 
 MESSAGES = st.lists(
     st.one_of(
-        st.builds(said, st.sampled_from(["system", "user", "assistant"]), st.text(max_size=2000)),
+        st.builds(message_of, st.sampled_from(["system", "user", "assistant"]), st.text(max_size=2000)),
         st.integers(0, LONG).map(lambda characters: [called("x"), result("x", characters)]),
     ).map(lambda drawn: drawn if isinstance(drawn, list) else [drawn]),
     max_size=8,
@@ -108,19 +109,19 @@ MESSAGES = st.lists(
 
 
 @given(MESSAGES, MESSAGES, st.integers(0, 20_000))
-def test_what_is_trimmed_is_still_a_conversation(before: list[Message], after: list[Message], target: int) -> None:
-    """Whatever is trimmed gets smaller, keeps every system message and the question, and no result without its call."""
-    question = said("user", "q")
+def test_a_trimmed_conversation_is_valid(before: list[Message], after: list[Message], target: int) -> None:
+    """A trimmed conversation is shorter, has all system messages and the question, and no result without its call."""
+    question = message_of("user", "q")
     whole = [*before, question, *after]
     shorter = trim(whole, target, {id(question)})
     if shorter is None:
         return
     left = shorter.messages
     assert size_of(left) < size_of(whole)
-    assert any(each is question for each in left)
-    systems = [each for each in whole if each["role"] == "system"]
-    assert [each for each in left if each["role"] == "system"] == systems
-    for index, each in enumerate(left):
-        if each["role"] == "tool":
+    assert any(message is question for message in left)
+    systems = [message for message in whole if message["role"] == "system"]
+    assert [message for message in left if message["role"] == "system"] == systems
+    for index, message in enumerate(left):
+        if message["role"] == "tool":
             assert left[index - 1].get("tool_calls") or left[index - 1]["role"] == "system"
     assert len(whole) - len(left) == shorter.messages_dropped

@@ -1,4 +1,4 @@
-"""Finding the user's agent: by name, in the working directory first, refused with a reason."""
+"""Importing the user's agent: the working directory is searched first, and errors give the reason."""
 
 import functools
 import sys
@@ -17,7 +17,7 @@ AGENT = "def agent(run):\n    return {name!r}\n"
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty working directory; what is imported from it, and the search path, are forgotten afterwards."""
+    """An empty working directory; the test's imports and the search path are reset afterwards."""
     known = set(sys.modules)
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.chdir(tmp_path)
@@ -28,24 +28,24 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def write(path: Path, text: str) -> None:
-    """Write a module, with the packages it is in."""
+    """Write a module and create its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
 
 
 def load(spec: str) -> Any:
-    """Load, for agents that are called with anything."""
+    """Load an agent without its type, so that a test can call it with any argument."""
     return load_agent(spec)
 
 
 def test_a_module_of_the_working_directory_is_found(folder: Path) -> None:
-    """An agent is importable from the working directory without any further setting."""
+    """An agent in the working directory can be imported without another setting."""
     write(folder / "loaded_here.py", AGENT.format(name="here"))
     assert load("loaded_here:agent")(None) == "here"
 
 
 def test_the_working_directory_comes_first(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """A module of the working directory is taken before one of the same name elsewhere."""
+    """A module in the working directory wins over a module of the same name elsewhere."""
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     write(elsewhere / "loaded_twice.py", AGENT.format(name="elsewhere"))
     sys.path.insert(0, str(elsewhere))
@@ -53,14 +53,14 @@ def test_the_working_directory_comes_first(folder: Path, tmp_path_factory: pytes
     assert load("loaded_twice:agent")(None) == "here"
 
 
-def test_packages_and_dotted_attributes_are_followed(folder: Path) -> None:
-    """A specification may name a module inside a package, and an attribute of an attribute."""
+def test_packages_and_dotted_attributes_are_found(folder: Path) -> None:
+    """The module may be inside a package, and the attribute may be an attribute of another object."""
     write(folder / "loaded_package/inner.py", "class Agents:\n    @staticmethod\n    def one(run):\n        return 1\n")
     assert load("loaded_package.inner:Agents.one")(None) == 1
 
 
-def test_an_instance_that_can_be_called_is_an_agent(folder: Path) -> None:
-    """An object with state of its own is as good as a function."""
+def test_a_callable_object_is_an_agent(folder: Path) -> None:
+    """An object with a __call__ method can be an agent, like a function."""
     write(
         folder / "loaded_instance.py", "class Agent:\n    def __call__(self, run):\n        return 2\nagent = Agent()\n"
     )
@@ -79,23 +79,23 @@ def test_an_instance_that_can_be_called_is_an_agent(folder: Path) -> None:
         ("class A: pass\na = A()", "a.agent", ["has no attribute 'a.agent'"]),
         ("agent = 'me'", "agent", ["is a str", "expected a function"]),
         ("agent = None", "agent", ["is a NoneType", "expected a function"]),
-        ("class agent:\n    def __call__(self, run): ...", "agent", ["is a type", "an instance"]),
+        ("class agent:\n    def __call__(self, run): ...", "agent", ["is a type", "expected a function or object"]),
     ],
     ids=[
         "no module",
-        "an import of its own fails",
-        "no Python",
+        "the module's import fails",
+        "not Python",
         "raises",
         "exits",
         "no attribute",
         "no inner attribute",
-        "a text",
-        "nothing",
+        "a string",
+        "None",
         "a class",
     ],
 )
-def test_what_is_no_agent_is_refused(folder: Path, source: str | None, attribute: str, reasons: list[str]) -> None:
-    """A specification that leads to no agent is refused with the specification and the reason."""
+def test_a_wrong_agent_is_refused(folder: Path, source: str | None, attribute: str, reasons: list[str]) -> None:
+    """If a name leads to no agent, the error contains the name and the reason."""
     if source is not None:
         write(folder / "loaded_wrong.py", source)
     with pytest.raises(StartupError) as refusal:
@@ -105,14 +105,14 @@ def test_what_is_no_agent_is_refused(folder: Path, source: str | None, attribute
         assert reason in str(refusal.value)
 
 
-def test_the_refusal_says_where_it_looked(folder: Path) -> None:
-    """The message names the working directory, which is most often the mistake."""
+def test_the_error_names_the_working_directory(folder: Path) -> None:
+    """The error names the working directory, because a wrong one is the usual mistake."""
     with pytest.raises(StartupError, match=str(folder)):
         load_agent("loaded_wrong:agent")
 
 
 def test_the_cause_is_kept(folder: Path) -> None:
-    """The exception of the user's own module is chained, for its traceback."""
+    """The exception of the user's module is the cause of the error, so that its traceback is shown."""
     write(folder / "loaded_raising.py", "raise ValueError('no licence')")
     with pytest.raises(StartupError) as refusal:
         load_agent("loaded_raising:agent")
@@ -160,8 +160,8 @@ async def _with_option(run: Run, *, option: int) -> AgentResult:
         (functools.partial(_plain_function), False),
     ],
 )
-def test_async_agents_are_told_from_plain_ones(agent: Any, *, on_the_loop: bool) -> None:
-    """Functions, methods, callable instances and partials run on the loop if async, in a thread if not."""
+def test_async_agents_are_recognised(agent: Any, *, on_the_loop: bool) -> None:
+    """Async functions, methods, callable objects and partials run on the event loop, and plain ones in a thread."""
     assert is_async(agent) == on_the_loop
 
 
@@ -173,23 +173,21 @@ def test_async_agents_are_told_from_plain_ones(agent: Any, *, on_the_loop: bool)
     ],
 )
 def test_the_old_name_of_the_package_gets_a_hint(folder: Path, spec: str, hint: str) -> None:
-    """A specification that names the package by its old name is refused with the new name."""
+    """If the agent's name contains the old name of the package, the error gives the new name."""
     assert folder.exists()
     with pytest.raises(StartupError, match=hint):
         load_agent(spec)
 
 
 def test_a_module_that_imports_the_old_name_gets_a_hint(folder: Path) -> None:
-    """An agent's module that still imports the package by its old name is refused with the new name."""
+    """If the agent's module imports the package by its old name, the error gives the new name."""
     write(folder / "loaded_old.py", "from service.agents import AgentResult\n")
-    with pytest.raises(
-        StartupError, match="write agentstream instead of service"
-    ):
+    with pytest.raises(StartupError, match="write agentstream instead of service"):
         load_agent("loaded_old:agent")
 
 
 def test_a_package_of_the_user_called_service_gets_no_hint(folder: Path) -> None:
-    """A missing module of the user's own package ``service`` is reported as it is."""
+    """The error for a missing module of the user's own package ``service`` has no hint."""
     (folder / "service").mkdir()
     write(folder / "service" / "__init__.py", "")
     with pytest.raises(StartupError) as refusal:

@@ -22,10 +22,10 @@ USAGE = {"prompt_tokens": 5, "completion_tokens": 2, "total_tokens": 7}
 
 
 class Meeting:
-    """A tool whose calls all wait for each other: it returns only if ``size`` of them run at once."""
+    """A tool whose calls wait for each other: they return only if ``size`` of them run concurrently."""
 
     name = "meeting"
-    description = "Waits for the others."
+    description = "Waits for the other calls."
     parameters: ClassVar[dict[str, Any]] = {"type": "object", "properties": {"n": {"type": "integer"}}}
 
     def __init__(self, size: int) -> None:
@@ -75,13 +75,13 @@ async def result_of(
     run, sink = run_of(*messages)
     result = await Orchestrator(engine, toolbox(*tools, timeout_s=timeout_s), **options)(run)
     result.check()
-    assert_content_is_what_was_streamed(result, sink)
+    assert_content_is_the_streamed_text(result, sink)
     assert engine.open == 0
     return result, sink
 
 
-def assert_content_is_what_was_streamed(result: AgentResult, sink: RecordingSink) -> None:
-    """Fold the emitted events as the stream does and compare."""
+def assert_content_is_the_streamed_text(result: AgentResult, sink: RecordingSink) -> None:
+    """Assemble the answer from the events, as a client does, and compare."""
     completion = AnswerFold()
     for seq, (kind, data) in enumerate(sink.facts, 1):
         completion.receive(Event(1, seq, kind, data))
@@ -89,7 +89,7 @@ def assert_content_is_what_was_streamed(result: AgentResult, sink: RecordingSink
 
 
 async def emitted(sink: RecordingSink, kind: str) -> None:
-    """Wait until an event of this kind was emitted."""
+    """Wait for an event of this kind."""
     while kind not in kinds(sink):
         sink.new.clear()
         await sink.new.wait()
@@ -98,8 +98,8 @@ async def emitted(sink: RecordingSink, kind: str) -> None:
 # Turns
 
 
-async def test_an_answer_is_streamed_as_it_comes() -> None:
-    """Text goes to the run piece by piece between inference_start and inference_end, and is the content."""
+async def test_an_answer_is_streamed() -> None:
+    """The text is written piece by piece between inference_start and inference_end, and is the result's content."""
     result, sink = await result_of(ScriptedEngine(answer_turn("Hel|lo", usage(5, 2))))
     ended = {"model": "m1", "usage": USAGE, "content": "Hello", "tool_calls": [], "finish_reason": "stop"}
     assert sink.facts == [
@@ -114,9 +114,9 @@ async def test_an_answer_is_streamed_as_it_comes() -> None:
 
 
 async def test_tools_are_run_and_their_results_given_to_the_model() -> None:
-    """A turn's calls are announced, run and told to the model, whose next text follows after an empty line."""
-    wanted = tool_call_turn(call("calculator", '{"expression": "17*23"}'), text="Let me see.", usage=usage(20, 8))
-    engine = ScriptedEngine(wanted, answer_turn("It is |391.", usage(40, 7)))
+    """The calls of a turn run between their events, the model gets the results, and an empty line parts the texts."""
+    first_turn = tool_call_turn(call("calculator", '{"expression": "17*23"}'), text="Let me see.", usage=usage(20, 8))
+    engine = ScriptedEngine(first_turn, answer_turn("It is |391.", usage(40, 7)))
     result, sink = await result_of(engine)
     assert " ".join(kinds(sink)) == (
         "agent_turn_start inference_start text inference_end tool_call_start tool_call_end "
@@ -147,14 +147,14 @@ async def test_tools_are_run_and_their_results_given_to_the_model() -> None:
         {"role": "tool", "tool_call_id": "c1", "content": "391"},
     ]
     assert result.content == "Let me see.\n\nIt is 391."
-    (told,) = result.tool_results
-    assert (told.tool_name, told.content, told.success) == ("calculator", "391", True)
+    (tool_result,) = result.tool_results
+    assert (tool_result.tool_name, tool_result.content, tool_result.success) == ("calculator", "391", True)
     assert result.metadata == {"prompt_tokens": 60, "completion_tokens": 15, "total_tokens": 75}
     assert result.finish_reason == "stop"
 
 
-async def test_usage_missing_for_a_turn_is_not_invented() -> None:
-    """If the engine told no usage for one turn, neither that turn nor the run claims any."""
+async def test_without_the_usage_of_a_turn_there_is_no_sum() -> None:
+    """If the engine reports no usage for one turn, neither this turn nor the result has a usage."""
     engine = ScriptedEngine(tool_call_turn(call("current_time"), usage=usage(20, 8)), answer_turn("Noon."))
     result, sink = await result_of(engine)
     assert "usage" not in data_of(sink, "inference_end")[1]
@@ -163,7 +163,7 @@ async def test_usage_missing_for_a_turn_is_not_invented() -> None:
 
 
 async def test_a_turn_without_text_leaves_no_gap() -> None:
-    """Turns that only call tools add nothing to the text, and an empty answer is an empty content."""
+    """Turns without text add nothing to the content, not even an empty line."""
     silent = tool_call_turn(call("current_time"))
     engine = ScriptedEngine(silent, tool_call_turn(call("current_time"), text="One."), silent, answer_turn("Two."))
     result, _ = await result_of(engine)
@@ -172,29 +172,29 @@ async def test_a_turn_without_text_leaves_no_gap() -> None:
     assert empty.content == ""
 
 
-async def test_the_models_way_of_ending_is_kept() -> None:
-    """Of the last turn's finish_reason, length and content_filter are passed on; any other word is stop."""
-    for word, expected in (("length", "length"), ("content_filter", "content_filter"), ("eos", "stop")):
-        result, _ = await result_of(ScriptedEngine(answer_turn("", finish_reason=word)))
+async def test_the_models_finish_reason_is_kept() -> None:
+    """The last turn's finish_reason is the run's if it is length or content_filter, and any other becomes stop."""
+    for reason, expected in (("length", "length"), ("content_filter", "content_filter"), ("eos", "stop")):
+        result, _ = await result_of(ScriptedEngine(answer_turn("", finish_reason=reason)))
         assert result.finish_reason == expected
 
 
-async def test_calls_of_a_turn_that_was_cut_short_are_not_run() -> None:
-    """If the model ran out of tokens while it wrote its calls, none of them is run."""
+async def test_calls_of_a_truncated_turn_are_not_run() -> None:
+    """If the model ran out of tokens while it wrote its calls, none of them runs."""
     engine = ScriptedEngine([EngineDelta(tool_calls=[call("current_time", '{"pl')], finish_reason="length")])
     result, sink = await result_of(engine)
     assert "tool_call_start" not in kinds(sink)
     assert (result.finish_reason, result.tool_results) == ("length", [])
 
 
-TRIED = "I stopped after 2 turns without reaching an answer. What I tried: "
+TRIED = "I stopped after 2 turns without an answer. I tried: "
 
 
 @pytest.mark.parametrize(
     "summary", [answer_turn(""), [EngineError("no tools, no answer")], tool_call_turn(call("current_time"))]
 )
-async def test_turns_come_to_an_end(summary: Turn) -> None:
-    """A model that cannot sum up after max_turns has it said what was tried, finish_reason length."""
+async def test_without_a_summary_the_answer_lists_the_tools(summary: Turn) -> None:
+    """If the model gives no summary after max_turns, the text lists the tools, with finish_reason length."""
     calls = call("current_time"), call("failing", call_id="c2")
     engine = ScriptedEngine(tool_call_turn(*calls, text="Hm."), tool_call_turn(calls[0]), summary)
     result, sink = await result_of(engine, Failing(), max_turns=2)
@@ -204,8 +204,8 @@ async def test_turns_come_to_an_end(summary: Turn) -> None:
     assert data_of(sink, "agent_turn_end") == [{"agent": "orchestrator", "turns": 2}]
 
 
-async def test_the_model_sums_up_when_turns_run_out() -> None:
-    """After max_turns the model, told so and forbidden more calls, says what was found; its usage counts."""
+async def test_the_model_summarises_after_the_last_turn() -> None:
+    """After max_turns the model is asked for a summary without tool calls, and the usage includes the summary."""
     engine = ScriptedEngine(
         tool_call_turn(call("current_time"), usage=usage(20, 8)), answer_turn("It is |late.", usage(40, 2))
     )
@@ -218,22 +218,22 @@ async def test_the_model_sums_up_when_turns_run_out() -> None:
     assert result.metadata["total_tokens"] == 70
 
 
-async def test_a_summary_that_breaks_off_is_a_failure() -> None:
-    """Once some of the summary was shown, an error in it is the run's: our words would run on from half a sentence."""
+async def test_a_summary_that_breaks_is_a_failure() -> None:
+    """An error after a part of the summary was streamed ends the run."""
     engine = ScriptedEngine(tool_call_turn(call("current_time")), [EngineDelta(text="half"), EngineError("cut")])
     with pytest.raises(EngineError, match="cut"):
         await Orchestrator(engine, toolbox(), max_turns=1)(run_of()[0])
 
 
-async def test_the_demo_sums_up() -> None:
-    """The demo engine, out of turns, answers with the results it has."""
+async def test_the_demo_summarises() -> None:
+    """When the demo engine is asked for a summary, it answers with the results so far."""
     run, _ = run_of({"role": "user", "content": "what is 17*23?"})
     result = await Orchestrator(BuiltinEngine(), toolbox(), max_turns=1)(run)
     assert result.content == "17*23 = 391."
 
 
-def test_no_turns_are_refused() -> None:
-    """An orchestrator that may not ask the model even once is not made."""
+def test_max_turns_is_at_least_one() -> None:
+    """An orchestrator with max_turns 0 cannot be created."""
     with pytest.raises(ValueError, match="at least 1"):
         Orchestrator(ScriptedEngine(), toolbox(), max_turns=0)
 
@@ -241,18 +241,18 @@ def test_no_turns_are_refused() -> None:
 # Tools
 
 
-async def test_tools_of_a_turn_run_at_the_same_time() -> None:
-    """All calls of a turn are under way together: three that wait for each other all return."""
+async def test_tools_of_a_turn_run_concurrently() -> None:
+    """All calls of a turn run concurrently, so that three calls that wait for each other return."""
     calls = [call("meeting", f'{{"n": {n}}}', f"c{n}") for n in (1, 2, 3)]
     engine = ScriptedEngine(tool_call_turn(*calls), answer_turn("Done."))
     result, sink = await result_of(engine, Meeting(3))
     assert kinds(sink)[3:9] == ["tool_call_start"] * 3 + ["tool_call_end"] * 3
-    assert [each.content for each in result.tool_results] == ["met 1", "met 2", "met 3"]
+    assert [tool_result.content for tool_result in result.tool_results] == ["met 1", "met 2", "met 3"]
     assert [message["content"] for message in engine.conversations[1][-3:]] == ["met 1", "met 2", "met 3"]
 
 
-async def test_a_result_is_reported_when_it_is_there() -> None:
-    """A quick tool's end is emitted while a slow one of the same turn still runs; the order of results stays."""
+async def test_a_result_is_reported_at_once() -> None:
+    """A fast tool's tool_call_end is emitted while a slow tool runs, but the results keep the order of the calls."""
     engine = ScriptedEngine(
         tool_call_turn(call("meeting", call_id="slow"), call("current_time", call_id="quick")), answer_turn("Ok.")
     )
@@ -261,14 +261,14 @@ async def test_a_result_is_reported_when_it_is_there() -> None:
     task = asyncio.create_task(Orchestrator(engine, toolbox(meeting))(run))
     async with asyncio.timeout(TIMEOUT_S):
         await emitted(sink, "tool_call_end")
-        await meeting.run({})  # the second to arrive: now the slow one may end
+        await meeting.run({})  # the second call: now the slow tool can end
         result = await task
     assert [data["tool_call_id"] for data in data_of(sink, "tool_call_end")] == ["quick", "slow"]
-    assert [each.tool_name for each in result.tool_results] == ["meeting", "current_time"]
+    assert [tool_result.tool_name for tool_result in result.tool_results] == ["meeting", "current_time"]
 
 
 @pytest.mark.parametrize(
-    ("wanted", "words", "arguments_kept"),
+    ("tool_call", "reason", "arguments_kept"),
     [
         (call("failing"), "it rained", "{}"),
         (call("telepathy"), "there is no tool called 'telepathy'", "{}"),
@@ -279,46 +279,48 @@ async def test_a_result_is_reported_when_it_is_there() -> None:
         (call("meeting"), "took longer than 0.05 s", "{}"),
     ],
 )
-async def test_a_failed_call_is_told_to_the_model(wanted: EngineToolCall, words: str, arguments_kept: str) -> None:
-    """Failures of any kind end no run: the model reads what went wrong, and gets no unparsable JSON back."""
-    engine = ScriptedEngine(tool_call_turn(wanted), answer_turn("Sorry."))
+async def test_the_model_reads_why_a_call_failed(tool_call: EngineToolCall, reason: str, arguments_kept: str) -> None:
+    """A failed call does not end the run: the model gets the reason, and malformed arguments are replaced by {}."""
+    engine = ScriptedEngine(tool_call_turn(tool_call), answer_turn("Sorry."))
     result, sink = await result_of(engine, Failing(), Meeting(2), timeout_s=0.05)
-    assert data_of(sink, "tool_call_start")[0]["arguments"] == wanted.arguments
+    assert data_of(sink, "tool_call_start")[0]["arguments"] == tool_call.arguments
     assert data_of(sink, "tool_call_end")[0]["success"] is False
-    assert words in data_of(sink, "tool_call_end")[0]["result"]
-    assistant, told = engine.conversations[1][-2:]
-    assert told["content"].startswith("Error: ")
-    assert words in told["content"]
+    assert reason in data_of(sink, "tool_call_end")[0]["result"]
+    assistant, tool_message = engine.conversations[1][-2:]
+    assert tool_message["content"].startswith("Error: ")
+    assert reason in tool_message["content"]
     assert assistant["tool_calls"][0]["function"]["arguments"] == arguments_kept
     assert result.content == "Sorry."
-    assert [each.success for each in result.tool_results] == [False]
+    assert [tool_result.success for tool_result in result.tool_results] == [False]
 
 
-async def test_a_call_made_again_and_again_is_refused_and_then_the_run_is_stopped() -> None:
-    """The same call is run three times, then answered without running it, then the model must sum up."""
+async def test_a_repeated_call_is_refused_and_then_ends_the_run() -> None:
+    """The same call runs three times, is then refused, and at the fifth time the model must write a summary."""
     spellings = ['{"expression": "1+1"}', '{"expression":"1+1"}', '{ "expression": "1+1" }']
     turns = [tool_call_turn(call("calculator", spellings[number % 3])) for number in range(5)]
     engine = ScriptedEngine(*turns, answer_turn("I keep going in circles."))
     result, sink = await result_of(engine)
-    assert [each.success for each in result.tool_results] == [True] * 3 + [False] * 2
+    assert [tool_result.success for tool_result in result.tool_results] == [True] * 3 + [False] * 2
     assert len(data_of(sink, "tool_call_start")) == len(data_of(sink, "tool_call_end")) == 5
-    told = engine.conversations[4][-1]["content"]
-    assert told.startswith("Error: calculator was not run: it was called with these very arguments 3 times already.")
+    refusal = engine.conversations[4][-1]["content"]
+    assert refusal.startswith(
+        "Error: calculator was not run: you have already called it 3 times with the same arguments."
+    )
     assert engine.choices[-1] == "none"
     assert (result.content, result.finish_reason) == ("I keep going in circles.", "length")
 
 
-async def test_other_calls_are_no_loop() -> None:
-    """Calls that differ in their arguments, however many, are all run; so are two of the same in one turn."""
+async def test_different_calls_are_no_loop() -> None:
+    """Any number of calls with different arguments run, and so do two equal calls in one turn."""
     turns = [tool_call_turn(call("calculator", f'{{"expression": "{number}"}}')) for number in range(8)]
     same = call("calculator", '{"expression": "7"}')
     result, _ = await result_of(ScriptedEngine(*turns, tool_call_turn(same, same), answer_turn("Done.")))
-    assert [each.success for each in result.tool_results] == [True] * 10
+    assert [tool_result.success for tool_result in result.tool_results] == [True] * 10
     assert result.finish_reason == "stop"
 
 
-async def test_ids_are_made_unique_over_the_run() -> None:
-    """Calls that share an id, or have none, get ids of their own, the same in events and conversation."""
+async def test_call_ids_are_unique_in_a_run() -> None:
+    """Calls with the same id or without an id get unique ids, which are the same in the events and the conversation."""
     same = call("current_time")
     engine = ScriptedEngine(
         tool_call_turn(same, same, call("current_time", call_id="")), tool_call_turn(same), answer_turn("Done.")
@@ -329,19 +331,19 @@ async def test_ids_are_made_unique_over_the_run() -> None:
     assert [message["tool_call_id"] for message in engine.conversations[2] if message["role"] == "tool"] == ids
 
 
-# What the model is given
+# Requests to the model
 
 
-async def test_the_model_is_offered_the_tools() -> None:
-    """Every turn offers the toolbox's tools."""
+async def test_every_turn_offers_the_tools() -> None:
+    """Every turn offers the tools of the toolbox to the model."""
     engine = ScriptedEngine(tool_call_turn(call("current_time")), answer_turn("Done."))
     await result_of(engine)
     assert engine.offered == [["calculator", "current_time", "text_statistics"]] * 2
 
 
 @pytest.mark.parametrize("role", ["system", "developer"])
-async def test_the_system_prompt_gives_way_to_the_clients(role: str) -> None:
-    """Our system prompt comes first in conversations that have none, and is left out of those that do."""
+async def test_a_clients_system_message_replaces_the_system_prompt(role: str) -> None:
+    """The system prompt is the first message, unless the conversation has a system or developer message."""
     engine = ScriptedEngine(answer_turn("Hi"), answer_turn("Hi"))
     orchestrator = Orchestrator(engine, toolbox(), system_prompt="Be brief.")
     await orchestrator(run_of()[0])
@@ -351,7 +353,7 @@ async def test_the_system_prompt_gives_way_to_the_clients(role: str) -> None:
 
 
 async def test_the_conversation_is_passed_on_without_nulls() -> None:
-    """Messages reach the model as the client sent them, parts and unknown fields included, nulls left out."""
+    """The model receives the client's messages with content parts and unknown fields, but without null fields."""
     sent: list[dict[str, Any]] = [
         {"role": "user", "content": [{"type": "text", "text": "hi", "cache": True}], "name": None},
         {"role": "assistant", "content": None, "mood": "good", "tool_calls": None},
@@ -368,20 +370,20 @@ async def test_the_conversation_is_passed_on_without_nulls() -> None:
 
 
 async def test_an_engines_error_ends_the_run_with_its_text() -> None:
-    """EngineError passes through unchanged: its words decide what the client is told."""
+    """An EngineError is raised unchanged, because the client's error text depends on it."""
     engine = ScriptedEngine([EngineDelta(text="half"), EngineError("Error code: 400 - no")])
     with pytest.raises(EngineError, match="Error code: 400 - no"):
         await Orchestrator(engine, toolbox())(run_of()[0])
 
 
-async def test_an_answer_without_an_end_is_an_error() -> None:
-    """An engine that stops without a finish_reason has failed."""
+async def test_an_answer_without_a_finish_reason_is_an_error() -> None:
+    """If the engine's answer ends without a finish_reason, EngineError is raised."""
     with pytest.raises(EngineError, match="without a finish_reason"):
         await Orchestrator(ScriptedEngine([EngineDelta(text="half")]), toolbox())(run_of()[0])
 
 
 async def test_cancelling_closes_the_engines_iterator() -> None:
-    """A run cancelled while the model is silent leaves no request open."""
+    """Cancelling a run that waits for the model closes the engine's request."""
     engine = ScriptedEngine([EngineDelta(text="half"), WAIT])
     task = asyncio.create_task(Orchestrator(engine, toolbox())(run_of()[0]))
     async with asyncio.timeout(TIMEOUT_S):
@@ -394,7 +396,7 @@ async def test_cancelling_closes_the_engines_iterator() -> None:
 
 
 async def test_cancelling_while_there_is_no_room_closes_the_engines_iterator() -> None:
-    """A run cancelled while it waits for the sink, not the model, closes the request at once all the same."""
+    """Cancelling a run that waits for room in the sink closes the engine's request too."""
 
     class FullSink(RecordingSink):
         async def wait_for_room(self) -> None:
@@ -412,7 +414,7 @@ async def test_cancelling_while_there_is_no_room_closes_the_engines_iterator() -
 
 
 async def test_cancelling_stops_the_tools() -> None:
-    """A run cancelled while tools run cancels them all."""
+    """Cancelling a run cancels all its running tools."""
     meeting = Meeting(3)
     engine = ScriptedEngine(tool_call_turn(call("meeting"), call("meeting", call_id="c2")))
     task = asyncio.create_task(Orchestrator(engine, toolbox(meeting))(run_of()[0]))
@@ -426,8 +428,8 @@ async def test_cancelling_stops_the_tools() -> None:
 
 
 @pytest.mark.parametrize("fault", [RunCancelled("gone"), InvalidAgentOutput("too large")])
-async def test_a_sink_that_refuses_a_tools_end_is_told_by_its_own_error(fault: Exception) -> None:
-    """What emit raises while tools run reaches the worker as itself, not inside a group."""
+async def test_an_error_of_emit_is_raised_without_a_group(fault: Exception) -> None:
+    """An error that emit raises while tools run is raised itself, not inside an exception group."""
 
     class RefusingSink(RecordingSink):
         def put(self, event_type: str, data: Any) -> None:
@@ -440,14 +442,14 @@ async def test_a_sink_that_refuses_a_tools_end_is_told_by_its_own_error(fault: E
         await Orchestrator(engine, toolbox())(Run("chatcmpl-1", run_of()[0].request, RefusingSink()))
 
 
-# With the built-in engine
+# With the demo engine
 
 
 async def test_the_demo_answers_with_real_tools() -> None:
-    """Without a model, a question with two parts is answered through two tools in one turn, failures told."""
+    """The demo engine answers two parts of a question with two tool calls in one turn and reports the failed call."""
     run, sink = run_of({"role": "user", "content": "what is 17*23, and the time in Atlantis?"})
     result = await Orchestrator(BuiltinEngine(), toolbox())(run)
-    assert_content_is_what_was_streamed(result, sink)
+    assert_content_is_the_streamed_text(result, sink)
     assert result.content.startswith("17*23 = 391. I could not tell the time in Atlantis: no time zone is known")
     assert kinds(sink)[3:7] == ["tool_call_start", "tool_call_start", "tool_call_end", "tool_call_end"]
     assert result.metadata["total_tokens"] > 0

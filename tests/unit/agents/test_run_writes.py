@@ -1,4 +1,4 @@
-"""What an agent may write beside text: reasoning, and calls of its client's tools."""
+"""The reasoning and the calls of the client's tools that an agent writes."""
 
 import threading
 from typing import Any
@@ -25,8 +25,8 @@ def run(sink: RecordingSink) -> Run:
     return Run("chatcmpl-1", ChatCompletionRequest.model_validate(fields), sink)
 
 
-def test_a_whole_call_is_one_event(run: Run, sink: RecordingSink) -> None:
-    """A call with an object as its arguments is published at once, as JSON text, under an id of its own."""
+def test_a_complete_call_is_one_event(run: Run, sink: RecordingSink) -> None:
+    """A call with a dict as arguments is one event with JSON text, and it has a new id if the agent gives none."""
     call = run.write_tool_call("f", {"city": "Ålesund", "days": 2})
     other = run.write_tool_call("f", "{}", id="mine")
     arguments = '{"city":"Ålesund","days":2}'
@@ -40,7 +40,7 @@ def test_a_whole_call_is_one_event(run: Run, sink: RecordingSink) -> None:
 
 
 def test_arguments_may_be_written_piece_by_piece(run: Run, sink: RecordingSink) -> None:
-    """What is written to a call carries its index and nothing of its id and name; an empty piece is none."""
+    """A later piece of a call has only its index and its text, and an empty piece is not published."""
     first, second = run.write_tool_call("f"), run.write_tool_call("g")
     second.write("{")
     first.write('{"a"')
@@ -54,14 +54,14 @@ def test_arguments_may_be_written_piece_by_piece(run: Run, sink: RecordingSink) 
 
 
 def test_reasoning_is_published_as_written(run: Run, sink: RecordingSink) -> None:
-    """Each piece of reasoning is an event of its own; an empty one is none."""
+    """Each piece of reasoning is one event, and an empty piece is not published."""
     for piece in ("hm", "", "so"):
         run.write_reasoning(piece)
     assert sink.facts == [(REASONING, "hm"), (REASONING, "so")]
 
 
-def test_calls_begun_in_threads_get_numbers_of_their_own(run: Run, sink: RecordingSink) -> None:
-    """However many threads begin calls at once, no two have one number."""
+def test_calls_from_threads_have_different_numbers(run: Run, sink: RecordingSink) -> None:
+    """Calls that concurrent threads write have different numbers."""
     threads = [threading.Thread(target=run.write_tool_call, args=("f",)) for _ in range(50)]
     for thread in threads:
         thread.start()
@@ -71,7 +71,7 @@ def test_calls_begun_in_threads_get_numbers_of_their_own(run: Run, sink: Recordi
 
 
 def test_a_cancelled_run_writes_nothing_more(run: Run, sink: RecordingSink) -> None:
-    """After a cancel, reasoning, new calls and more of a call each raise RunCancelled."""
+    """After a cancel, writing reasoning, a new call or a piece of a call raises RunCancelled."""
     call = run.write_tool_call("f")
     run.cancel()
     for write in (lambda: run.write_reasoning("x"), lambda: run.write_tool_call("f"), lambda: call.write("{")):
@@ -87,28 +87,28 @@ def test_a_cancelled_run_writes_nothing_more(run: Run, sink: RecordingSink) -> N
 def test_a_call_that_cannot_be_sent_is_refused(
     run: Run, sink: RecordingSink, name: Any, arguments: Any, call_id: Any
 ) -> None:
-    """A call without a name, or with arguments that are no text and no JSON object, raises and publishes nothing."""
+    """A call without a name, or with arguments that are neither a str nor a JSON object, raises and sends nothing."""
     with pytest.raises(InvalidAgentOutput, match=r"run\.write_tool_call"):
         run.write_tool_call(name, arguments, id=call_id)
     assert sink.facts == []
 
 
 def test_pieces_that_are_no_text_are_refused(run: Run) -> None:
-    """Reasoning and more of a call are text; anything else raises and says what it was."""
+    """A piece of reasoning or of a call that is no str raises an error that names its type."""
     for write in (run.write_reasoning, run.write_tool_call("f").write):
         with pytest.raises(InvalidAgentOutput, match="takes a str, got bytes"):
             write(b"x")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("kind", [REASONING, TOOL_CALL_DELTA])
-def test_what_is_written_is_not_emitted(run: Run, kind: str) -> None:
-    """The bridge's own event types are reached by their methods only: emit refuses them."""
+def test_reserved_event_types_are_not_emitted(run: Run, kind: str) -> None:
+    """Emit refuses the event types that have their own write methods."""
     with pytest.raises(InvalidAgentOutput, match="belongs to agentstream"):
         run.emit(kind, {})
 
 
 def test_the_agent_sees_the_clients_tools(run: Run) -> None:
-    """A request's tools are there as they were sent, strict included."""
+    """The request has the client's tools unchanged, including strict."""
     assert run.request.tools is not None
     (tool,) = run.request.tools
     assert tool.model_dump(exclude_unset=True) == TOOL

@@ -1,4 +1,4 @@
-"""One turn of the model: continued when its server cut it short, made to fit when its server finds it too long."""
+"""One turn of the model: a truncated answer is continued, and a conversation that is too long is trimmed."""
 
 from typing import Any
 
@@ -22,7 +22,7 @@ HISTORY = [
     for message in ({"role": "user", "content": f"{number} " * 100}, {"role": "assistant", "content": "a" * 300})
 ]
 QUESTION = {"role": "user", "content": "and now?"}
-CUT = answer_turn("One, |two, ", finish_reason="length")
+TRUNCATED = answer_turn("One, |two, ", finish_reason="length")
 
 
 async def outcome(
@@ -36,13 +36,13 @@ async def outcome(
     return result, sink
 
 
-# Cut short
+# Truncated answers
 
 
-async def test_an_answer_cut_at_the_servers_limit_is_gone_on_with() -> None:
-    """The model is asked to go on from what it said; the pieces are one text, and the usage is that of all of them."""
-    each = Usage(prompt_tokens=5, completion_tokens=2, total_tokens=7)
-    engine = ScriptedEngine(answer_turn("One, |two, ", each, "length"), answer_turn("three.", each))
+async def test_a_truncated_answer_is_continued() -> None:
+    """The model is asked to continue, the pieces form one text, and the usage is the sum of all inferences."""
+    usage = Usage(prompt_tokens=5, completion_tokens=2, total_tokens=7)
+    engine = ScriptedEngine(answer_turn("One, |two, ", usage, "length"), answer_turn("three.", usage))
     result, sink = await outcome(engine)
     assert (result.content, result.finish_reason) == ("One, two, three.", "stop")
     assert result.metadata["total_tokens"] == 14
@@ -55,8 +55,8 @@ async def test_an_answer_cut_at_the_servers_limit_is_gone_on_with() -> None:
 
 
 async def test_a_continuation_may_call_tools() -> None:
-    """What the model calls when it goes on is run, and its whole text stands in the message it is told in."""
-    engine = ScriptedEngine(CUT, tool_call_turn(call("current_time"), text="let me see."), answer_turn("Noon."))
+    """Tool calls in a continuation are run, and the assistant's message then has the whole text of the answer."""
+    engine = ScriptedEngine(TRUNCATED, tool_call_turn(call("current_time"), text="let me see."), answer_turn("Noon."))
     sink = RecordingSink()
     request = ChatCompletionRequest.model_validate({"model": "m1", "messages": [QUESTION]})
     result = await Orchestrator(engine, toolbox())(Run("chatcmpl-1", request, sink))
@@ -65,9 +65,9 @@ async def test_a_continuation_may_call_tools() -> None:
     assert [message["role"] for message in engine.conversations[2]] == ["user", "assistant", "tool"]
 
 
-async def test_continuations_are_few() -> None:
-    """An answer that never ends is left as it is after a few continuations, finish_reason length."""
-    engine = ScriptedEngine(*[CUT] * (1 + MAX_CONTINUATIONS))
+async def test_continuations_are_limited() -> None:
+    """An answer that is always truncated is continued MAX_CONTINUATIONS times, and its finish_reason is length."""
+    engine = ScriptedEngine(*[TRUNCATED] * (1 + MAX_CONTINUATIONS))
     result, _ = await outcome(engine)
     assert result.content == "One, two, " * (1 + MAX_CONTINUATIONS)
     assert result.finish_reason == "length"
@@ -78,30 +78,30 @@ async def test_continuations_are_few() -> None:
     [{"max_tokens": 5}, {"max_completion_tokens": 5}, {"response_format": {"type": "json_object"}}],
     ids=str,
 )
-async def test_an_answer_that_was_meant_to_be_cut_stays_so(fields: dict[str, Any]) -> None:
-    """The client's own limit is final, and half a JSON document is not gone on with: finish_reason length."""
-    result, _ = await outcome(ScriptedEngine(CUT), **fields)
+async def test_not_every_truncated_answer_is_continued(fields: dict[str, Any]) -> None:
+    """An answer at the client's own limit, or a JSON answer, is not continued and has finish_reason length."""
+    result, _ = await outcome(ScriptedEngine(TRUNCATED), **fields)
     assert (result.content, result.finish_reason) == ("One, two, ", "length")
 
 
 @pytest.mark.parametrize(
     "more", [answer_turn("", finish_reason="length"), [EngineError("busy")]], ids=["empty", "refused"]
 )
-async def test_an_answer_that_cannot_be_gone_on_with_is_kept(more: Turn) -> None:
-    """If the model adds nothing, or its server refuses, what was said stays the answer, finish_reason length."""
-    result, _ = await outcome(ScriptedEngine(CUT, more))
+async def test_an_answer_without_continuation_is_kept(more: Turn) -> None:
+    """If the continuation is empty or refused, the truncated answer is kept with finish_reason length."""
+    result, _ = await outcome(ScriptedEngine(TRUNCATED, more))
     assert (result.content, result.finish_reason) == ("One, two, ", "length")
 
 
-async def test_a_continuation_that_breaks_off_is_a_failure() -> None:
-    """An error after more text was shown is the run's, as it is in a first answer."""
+async def test_a_continuation_that_breaks_is_a_failure() -> None:
+    """An error after a part of the continuation was streamed ends the run."""
     with pytest.raises(EngineError, match="cut"):
-        await outcome(ScriptedEngine(CUT, [EngineDelta(text="thr"), EngineError("cut")]))
+        await outcome(ScriptedEngine(TRUNCATED, [EngineDelta(text="thr"), EngineError("cut")]))
 
 
-async def test_a_continuation_keeps_question_and_answer_when_it_is_too_long() -> None:
-    """When the longer conversation does not fit any more, what goes is neither the question nor what was said."""
-    engine = ScriptedEngine(CUT, [TOO_LONG], answer_turn("three."))
+async def test_trimming_for_a_continuation_keeps_question_and_answer() -> None:
+    """If the conversation is too long for a continuation, the question and the truncated answer are kept."""
+    engine = ScriptedEngine(TRUNCATED, [TOO_LONG], answer_turn("three."))
     result, _ = await outcome(engine, SYSTEM, *HISTORY, QUESTION)
     assert result.content == "One, two, three."
     ends = [
@@ -114,11 +114,11 @@ async def test_a_continuation_keeps_question_and_answer_when_it_is_too_long() ->
     assert len(engine.conversations[2]) < len(engine.conversations[1])
 
 
-# Too long
+# Conversations that are too long
 
 
-async def test_a_conversation_the_server_finds_too_long_is_trimmed_and_sent_again() -> None:
-    """The oldest exchanges go, system prompt and question stay, and the events say what was lost."""
+async def test_a_refused_conversation_is_trimmed_and_sent_again() -> None:
+    """The oldest exchanges are dropped, the system message and the question are kept, and the events count the loss."""
     engine = ScriptedEngine([TOO_LONG], answer_turn("Fine."))
     result, sink = await outcome(engine, SYSTEM, *HISTORY, QUESTION)
     assert (result.content, result.finish_reason) == ("Fine.", "stop")
@@ -132,16 +132,16 @@ async def test_a_conversation_the_server_finds_too_long_is_trimmed_and_sent_agai
     assert [end["finish_reason"] for end in ends] == [CONTEXT_LENGTH, "stop"]
 
 
-async def test_trimming_goes_on_over_the_turns() -> None:
-    """What was trimmed stays trimmed in the run's later turns; it is not found out anew each time."""
+async def test_a_trimmed_conversation_stays_trimmed() -> None:
+    """Later turns of the run use the trimmed conversation, so that they are not refused again."""
     engine = ScriptedEngine([TOO_LONG], tool_call_turn(call("current_time")), answer_turn("Noon."))
     _, sink = await outcome(engine, SYSTEM, *HISTORY, QUESTION)
     assert engine.conversations[2][: len(engine.conversations[1])] == engine.conversations[1]
     assert "trimmed" not in data_of(sink, "inference_start")[2]
 
 
-async def test_tries_are_few_and_then_the_servers_word_stands() -> None:
-    """A conversation that is still too long after a few trims fails as context_length_exceeded."""
+async def test_trimming_is_tried_a_few_times() -> None:
+    """A conversation that the server still refuses after every step of TRIMMED_TO fails as context_length_exceeded."""
     engine = ScriptedEngine(*[[TOO_LONG]] * (1 + len(TRIMMED_TO)))
     with pytest.raises(EngineError) as caught:
         await outcome(engine, SYSTEM, *HISTORY, QUESTION)
@@ -151,22 +151,22 @@ async def test_tries_are_few_and_then_the_servers_word_stands() -> None:
     assert [engine.conversations[-1][0], engine.conversations[-1][-1]] == [SYSTEM, QUESTION]
 
 
-async def test_what_cannot_be_trimmed_fails_at_once() -> None:
-    """A question that is too long by itself is not cut: the server's refusal is the answer."""
+async def test_a_question_that_is_too_long_fails_at_once() -> None:
+    """A question that is too long by itself is not cut, and the server's refusal is raised."""
     engine = ScriptedEngine([TOO_LONG])
     with pytest.raises(EngineError, match="context length"):
         await outcome(engine, SYSTEM, QUESTION)
     assert len(engine.conversations) == 1
 
 
-async def test_an_answer_that_has_begun_is_not_begun_again() -> None:
-    """A server that finds out half-way that the context is full has failed: nothing is said twice."""
+async def test_a_started_answer_is_not_repeated() -> None:
+    """If the context is full in the middle of an answer, the error is raised and no text is streamed twice."""
     with pytest.raises(EngineError, match="context length"):
         await outcome(ScriptedEngine([EngineDelta(text="half"), TOO_LONG]), SYSTEM, *HISTORY, QUESTION)
 
 
-async def test_a_known_limit_is_kept_beforehand() -> None:
-    """With a known context window nothing longer is sent, and a conversation that fits goes out as it is."""
+async def test_a_known_context_window_is_respected() -> None:
+    """With a known context window, a longer conversation is trimmed before it is sent, and a shorter one is not."""
     engine = ScriptedEngine(answer_turn("Fine."), answer_turn("Fine."))
     _, sink = await outcome(engine, SYSTEM, *HISTORY, QUESTION, context_tokens=4096)
     assert data_of(sink, "inference_start")[0]["trimmed"]["messages_dropped"] > 0
@@ -176,11 +176,11 @@ async def test_a_known_limit_is_kept_beforehand() -> None:
     assert "trimmed" not in data_of(sink, "inference_start")[0]
 
 
-async def test_summing_up_keeps_the_question_when_it_is_too_long() -> None:
-    """The words that ask for a summary do not take the place of the question that is kept."""
-    long_ago = [call("text_statistics", f'{{"text": "{number}{"x" * 1500}"}}') for number in range(2)]
+async def test_trimming_for_a_summary_keeps_the_question() -> None:
+    """If the conversation is trimmed for the summary, both the question and the summary prompt are kept."""
+    long_calls = [call("text_statistics", f'{{"text": "{number}{"x" * 1500}"}}') for number in range(2)]
     engine = ScriptedEngine(
-        tool_call_turn(long_ago[0]), tool_call_turn(long_ago[1]), [TOO_LONG], answer_turn("In short.")
+        tool_call_turn(long_calls[0]), tool_call_turn(long_calls[1]), [TOO_LONG], answer_turn("In short.")
     )
     sink = RecordingSink()
     request = ChatCompletionRequest.model_validate({"model": "m1", "messages": [SYSTEM, QUESTION]})

@@ -1,4 +1,4 @@
-"""The engine without a model: what it understands, what it asks for, what it says."""
+"""The demo engine: the questions it understands, its tool calls and its answers."""
 
 import json
 import time
@@ -13,7 +13,7 @@ from agentstream.protocol.openai import ChatCompletionRequest, Usage
 from agentstream.tools.toolbox import Toolbox, default_tools
 
 ALL_TOOLS = Toolbox(default_tools(read_url=True), 1).schemas()
-QUICK_S = 1.0  # the costliest question found takes 70 ms
+QUICK_S = 1.0  # the slowest question that we found takes 70 ms
 
 Message = dict[str, Any]
 
@@ -42,7 +42,7 @@ async def answer_to(*messages: Message, **options: Any) -> str:
 
 
 def called(*calls: tuple[str, dict[str, str]]) -> Message:
-    """Return the assistant's message that asked for tools, with ids c1, c2 ..."""
+    """Return the assistant's message with these tool calls; their ids are c1, c2 ..."""
     return {
         "role": "assistant",
         "content": None,
@@ -113,31 +113,31 @@ async def test_questions_become_tool_calls_in_the_order_asked(
     question: str,
     expected: list[tuple[str, dict[str, str]]],
 ) -> None:
-    """Everything understood in one question is asked for in one turn, in order, and nothing else is."""
+    """One turn has a call for each part of the question that is understood, in the order of the question."""
     assert await calls_of(question) == expected
 
 
-async def test_a_turn_with_tool_calls_says_nothing_yet() -> None:
-    """A turn that asks for tools is one piece, without text, with finish_reason, distinct ids and usage."""
+async def test_a_turn_with_tool_calls_has_no_text() -> None:
+    """A turn with tool calls is one piece without text; it has a finish_reason, distinct ids and the usage."""
     (piece,) = await pieces_of(user("what is 17*23, and the time in Tokyo?"))
     assert (piece.text, piece.finish_reason) == ("", "tool_calls")
     assert len({call.id for call in piece.tool_calls}) == 2
     assert piece.usage is not None
 
 
-async def test_only_offered_tools_are_asked_for() -> None:
-    """A tool that is not offered is not called, and the answer says it was needed."""
+async def test_only_offered_tools_are_called() -> None:
+    """A tool that is not offered is not called, and the answer says that it is missing."""
     only_time = [tool for tool in ALL_TOOLS if tool.name == "current_time"]
     question = "what is 17*23, and the time in Tokyo?"
     assert await calls_of(question, tools=only_time) == [time_in("Tokyo")]
     answer = await answer_to(user(question), called(time_in("Tokyo")), result(1, "noon"), tools=only_time)
     assert answer == (
-        "The time in Tokyo: noon. For one thing you asked I need the tool calculator, which is not offered here."
+        "The time in Tokyo: noon. A part of your question needs the tool calculator, which is not available here."
     )
 
 
 async def test_one_call_a_turn_if_the_client_wants_no_parallel_calls() -> None:
-    """With parallel_tool_calls false the calls come one turn after another, then the answer."""
+    """With parallel_tool_calls false each turn has one call."""
     question = user("what is 17*23, and the time in Tokyo?")
     first = [question, called(calculator("17*23")), result(1, "391")]
     pieces = await pieces_of(*first, parallel_tool_calls=False)
@@ -145,44 +145,44 @@ async def test_one_call_a_turn_if_the_client_wants_no_parallel_calls() -> None:
     assert await calls_of("what is 17*23, and the time in Tokyo?", parallel_tool_calls=False) == [calculator("17*23")]
 
 
-async def test_results_are_worded_in_order() -> None:
-    """Once the results are there the answer tells each, in the order of the calls."""
+async def test_the_answer_states_each_result() -> None:
+    """The answer has one sentence for each result, in the order of the calls."""
     question = 'what is 17*23, the time in Tokyo, and how many words are in "a b"?'
     calls = called(calculator("17*23"), time_in("Tokyo"), statistics("a b"))
     answer = await answer_to(user(question), calls, result(1, "391"), result(2, "noon"), result(3, "2 words"))
     assert answer == "17*23 = 391. The time in Tokyo: noon. Your text: 2 words."
 
 
-async def test_failures_are_told_as_failures() -> None:
-    """A failed tool is reported with its reason, never as a result."""
+async def test_failures_are_reported_as_failures() -> None:
+    """The answer reports a failed tool as a failure, with the reason."""
     question = "what is 1/0, and the time in Atlantis?"
     calls = called(calculator("1/0"), time_in("Atlantis"))
     failed = [result(1, "Error: division by zero"), result(2, "Error: no time zone is known for 'Atlantis'")]
     assert await answer_to(user(question), calls, *failed) == (
-        "I could not work out 1/0: division by zero. "
+        "I could not calculate 1/0: division by zero. "
         "I could not tell the time in Atlantis: no time zone is known for 'Atlantis'."
     )
 
 
-async def test_results_of_tools_it_did_not_ask_for_are_told_plainly() -> None:
-    """Tool messages of a conversation from elsewhere, with odd arguments or unknown ids, still give an answer."""
+async def test_results_of_unknown_tools_are_reported() -> None:
+    """Results of unknown tools, with unusual arguments or unknown call ids, are reported too."""
     strange: Message = {
         "role": "assistant",
         "tool_calls": [{"id": "c1", "type": "function", "function": {"name": "weather", "arguments": "[1]"}}],
     }
     answer = await answer_to(user("Rain?"), strange, result(1, "{dry}"), result(2, "Error: no"))
-    assert answer == "The tool weather says: {dry} The tool a tool failed: no."
+    assert answer == "The tool weather returned: {dry} A tool failed: no."
 
 
 async def test_only_the_last_question_counts() -> None:
-    """Earlier questions and their results are history."""
+    """Earlier questions and their results are ignored."""
     history = [user("what is 1+1"), called(calculator("1+1")), result(1, "2"), {"role": "assistant", "content": "2"}]
     pieces = await pieces_of(*history, user("what is 2+2"))
     assert [call.arguments for call in pieces[-1].tool_calls] == ['{"expression": "2+2"}']
 
 
 async def test_text_parts_are_read() -> None:
-    """A question given as content parts is understood, images left out."""
+    """A question in content parts is understood, and images in it are ignored."""
     parts = [{"type": "text", "text": "what is "}, {"type": "image_url"}, {"type": "text", "text": "2+2"}]
     pieces = await pieces_of({"role": "user", "content": parts})
     assert [call.name for call in pieces[-1].tool_calls] == ["calculator"]
@@ -190,14 +190,14 @@ async def test_text_parts_are_read() -> None:
 
 @pytest.mark.parametrize("question", ["Why is the sky blue?", "hello", "help", "what can you do?", ""])
 async def test_it_says_that_it_is_a_demo(question: str) -> None:
-    """What it cannot answer it does not pretend to: it says what it is, what it can do, how to connect a model."""
+    """To a question that it does not understand, it replies what it is, what it can do and how to connect a model."""
     answer = await answer_to(user(question))
-    for words in ("demo engine", "not a language model", "17*23", "Tokyo", "count the words", "OPENAI_BASE_URL"):
-        assert words in answer
+    for expected in ("demo engine", "not a language model", "17*23", "Tokyo", "count the words", "OPENAI_BASE_URL"):
+        assert expected in answer
 
 
 async def test_it_names_only_abilities_it_has() -> None:
-    """Tools that are not offered are not advertised."""
+    """The introduction does not mention tools that are not offered."""
     answer = await answer_to(user("help"), tools=[])
     assert "Tokyo" not in answer
     assert "count to 200" in answer
@@ -208,17 +208,17 @@ async def test_it_names_only_abilities_it_has() -> None:
     [
         ("count to 200", " ".join(map(str, range(1, 201)))),
         ("Please count from 3 up to 5", "3 4 5"),
-        ("count from 9 to 5", "9 is already past 5."),
-        ("count to 10001", "I count to 10000 at most."),
+        ("count from 9 to 5", "I cannot count from 9 to 5: I only count upwards."),
+        ("count to 10001", "I can count up to 10000."),
     ],
 )
 async def test_it_counts_on_request(question: str, expected: str) -> None:
-    """A long answer is to be had on request, up to a bound."""
+    """It counts from one number up to another, within a limit."""
     assert await answer_to(user(question)) == expected
 
 
 async def test_text_comes_word_by_word_and_ends_with_usage() -> None:
-    """Each word is a piece of its own; the last piece says stop and counts 4 characters a token."""
+    """Each word is a separate piece, and the last piece has finish_reason stop and counts 4 characters as a token."""
     question = user("count to 3, if you would be so kind")
     assert await pieces_of(question) == [
         EngineDelta(text="1"),
@@ -229,15 +229,15 @@ async def test_text_comes_word_by_word_and_ends_with_usage() -> None:
 
 
 async def test_limits_of_the_request_are_kept() -> None:
-    """max_tokens cuts the answer with finish_reason length; a stop sequence ends it before itself."""
-    cut = await pieces_of(user("count to 200"), max_tokens=2)
-    assert ("".join(piece.text for piece in cut), cut[-1].finish_reason) == ("1 2 3 4 ", "length")
+    """max_tokens truncates the answer with finish_reason length, and a stop sequence ends it."""
+    truncated = await pieces_of(user("count to 200"), max_tokens=2)
+    assert ("".join(piece.text for piece in truncated), truncated[-1].finish_reason) == ("1 2 3 4 ", "length")
     stopped = await pieces_of(user("count to 200"), stop=[" 7", " 4"])
     assert ("".join(piece.text for piece in stopped), stopped[-1].finish_reason) == ("1 2 3", "stop")
 
 
 async def test_a_delay_between_words_is_kept() -> None:
-    """With token_delay_s the words come no faster than that."""
+    """With token_delay_s at least this time passes after each word."""
     request = ChatCompletionRequest.model_validate({"model": "m", "messages": [user("count to 5")]})
     started = time.perf_counter()
     assert [piece async for piece in BuiltinEngine(token_delay_s=0.01).stream(request, [user("count to 5")], [])]
@@ -249,17 +249,18 @@ async def test_a_delay_between_words_is_kept() -> None:
     ["sqrt(", "1,111", "count words '", 'count words "', "1+", "(", "time in ", "A, ", "read ", "and A "],
 )
 async def test_no_question_takes_long(piece: str) -> None:
-    """Questions made to send the patterns back and forth are read quickly."""
+    """Questions that are built to make the regular expressions backtrack are answered quickly."""
     question = user(piece * (MAX_QUESTION_CHARS // len(piece)))
     started = time.perf_counter()
     await pieces_of(question)
     assert time.perf_counter() - started < QUICK_S
 
 
-async def test_bounds_of_a_question_are_kept() -> None:
-    """At most so many calls are made of one question, and an endless one is answered with the bound."""
+async def test_limits_of_a_question_are_kept() -> None:
+    """One question makes at most MAX_INTENTS calls, and the answer to a question that is too long names the limit."""
     assert len(await calls_of("what is 1+1, " * 50)) == MAX_INTENTS
-    assert (await answer_to(user("1+1 " * MAX_QUESTION_CHARS))).startswith("That is longer than the 20000 characters")
+    answer = await answer_to(user("1+1 " * MAX_QUESTION_CHARS))
+    assert answer.startswith("Your question is too long: I can read up to 20000 characters.")
 
 
 # A client's own tools
@@ -288,20 +289,20 @@ WITH_CLIENTS = [clients("get_weather", CITY), clients("ping"), *ALL_TOOLS]
     ],
 )
 async def test_a_clients_tool_is_called_by_its_name(question: str, calls: list[tuple[str, dict[str, Any]]]) -> None:
-    """A client's tool named in the question is called, with the object or the words that follow its name."""
+    """A client's tool that the question names is called with the object or the words after its name."""
     assert await calls_of(question, tools=WITH_CLIENTS) == calls
 
 
-async def test_a_clients_result_is_told_and_what_is_left_is_done() -> None:
-    """Each call made is told from those still due by its name and arguments, however the client wrote them down."""
+async def test_after_a_clients_result_the_other_calls_follow() -> None:
+    """A call with a result is not repeated, even if the client sends its arguments back in another format."""
     question = user("what is 1+1 and get_weather for Oslo")
-    asked = called(("get_weather", {"city": "Oslo"}))
-    asked["tool_calls"][0]["function"]["arguments"] = '{ "city":"Oslo" }'
-    pieces = await pieces_of(question, asked, result(1, "rain"), tools=WITH_CLIENTS)
+    first = called(("get_weather", {"city": "Oslo"}))
+    first["tool_calls"][0]["function"]["arguments"] = '{ "city":"Oslo" }'
+    pieces = await pieces_of(question, first, result(1, "rain"), tools=WITH_CLIENTS)
     assert [call.name for call in pieces[-1].tool_calls] == ["calculator"]
     both = called(("get_weather", {"city": "Oslo"}), ("calculator", {"expression": "1+1"}))
     answer = await answer_to(question, both, result(1, "rain"), result(2, "2"), tools=WITH_CLIENTS)
-    assert answer == "The tool get_weather says: rain 1+1 = 2."
+    assert answer == "The tool get_weather returned: rain 1+1 = 2."
 
 
 @pytest.mark.parametrize(
@@ -309,18 +310,18 @@ async def test_a_clients_result_is_told_and_what_is_left_is_done() -> None:
     [("required", "get_weather"), ({"type": "function", "function": {"name": "ping"}}, "ping"), ("auto", None)],
 )
 async def test_a_forced_choice_is_followed(choice: ToolChoice, called_tool: str | None) -> None:
-    """A required or named tool is called though the question asks for none; auto forces nothing."""
+    """A required or named tool is called even if the question does not need it, and auto forces no call."""
     names = [name for name, _ in await calls_of("hello", tools=WITH_CLIENTS, choice=choice)]
     assert names == ([called_tool] if called_tool else [])
 
 
-async def test_a_choice_of_nothing_is_refused() -> None:
-    """A named choice of a tool that is not offered is refused as a model server would."""
+async def test_a_choice_of_an_unknown_tool_is_refused() -> None:
+    """A tool_choice that names a tool that is not offered raises the error of a model server, with status 400."""
     with pytest.raises(EngineError, match=r"400 - tool_choice names 'telepathy'"):
         await calls_of("hello", choice={"type": "function", "function": {"name": "telepathy"}})
 
 
-async def test_the_introduction_tells_of_a_clients_tools() -> None:
-    """With tools of a client's, the demo says how to have them called; without, it does not."""
-    assert '"get_weather ..."' in await answer_to(user("help"), tools=WITH_CLIENTS)
-    assert "tool of yours" not in await answer_to(user("help"))
+async def test_the_introduction_explains_a_clients_tools() -> None:
+    """The introduction explains how to call a client's tool, but only if the request has one."""
+    assert 'your own tool by its name, such as "get_weather ..."' in await answer_to(user("help"), tools=WITH_CLIENTS)
+    assert "your own tool" not in await answer_to(user("help"))

@@ -1,4 +1,4 @@
-"""The OpenAI engine against a local server that speaks the protocol, in good and bad dialects."""
+"""The OpenAI engine against a local fake server, which follows the protocol or deviates from it as real servers do."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -43,8 +43,8 @@ async def engine_for(server: FakeModelServer) -> AsyncIterator[MakeEngine]:
         await engine.close()
 
 
-def asked(**fields: Any) -> ChatCompletionRequest:
-    return ChatCompletionRequest.model_validate({"model": "asked-for", "messages": HELLO, **fields})
+def request_of(**fields: Any) -> ChatCompletionRequest:
+    return ChatCompletionRequest.model_validate({"model": "requested-model", "messages": HELLO, **fields})
 
 
 async def pieces_of(
@@ -52,20 +52,20 @@ async def pieces_of(
     request: ChatCompletionRequest | None = None,
     tools: Sequence[ToolSchema] = (),
 ) -> list[EngineDelta]:
-    return [piece async for piece in engine.stream(request or asked(), HELLO, tools)]
+    return [piece async for piece in engine.stream(request or request_of(), HELLO, tools)]
 
 
 async def calls_of(server: FakeModelServer, engine: OpenAIEngine, *parts: dict[str, Any]) -> list[tuple[str, str, str]]:
     server.scripts.append([*parts, chunk(finish_reason="tool_calls"), DONE])
     last = (await pieces_of(engine, tools=[CALCULATOR]))[-1]
-    return [(each.id, each.name, each.arguments) for each in last.tool_calls]
+    return [(tool_call.id, tool_call.name, tool_call.arguments) for tool_call in last.tool_calls]
 
 
 # Answers
 
 
 async def test_text_is_streamed_in_the_pieces_it_arrives_in(server: FakeModelServer, engine_for: MakeEngine) -> None:
-    """Each piece of text is yielded as it came; the last piece carries finish_reason and the usage trailer."""
+    """Each piece of text is yielded unchanged, and the last piece has the finish_reason and the usage of the stream."""
     trailer = {**chunk(), "choices": [], "usage": USAGE}
     server.scripts.append([chunk({"role": "assistant"}), text("Hel"), text("lo"), chunk({}, "stop"), trailer, DONE])
     assert await pieces_of(engine_for()) == [
@@ -76,28 +76,28 @@ async def test_text_is_streamed_in_the_pieces_it_arrives_in(server: FakeModelSer
 
 
 async def test_text_is_yielded_before_the_answer_is_over(server: FakeModelServer, engine_for: MakeEngine) -> None:
-    """A piece comes out while the server is still holding back the rest."""
+    """A piece is yielded before the server has sent the next one."""
     server.scripts.append([text("first"), WAIT])
-    async with asyncio.timeout(TIMEOUT_S), aclosing(engine_for().stream(asked(), HELLO, ())) as pieces:
+    async with asyncio.timeout(TIMEOUT_S), aclosing(engine_for().stream(request_of(), HELLO, ())) as pieces:
         assert await anext(pieces) == EngineDelta(text="first")
 
 
-async def test_usage_in_the_last_chunk_is_taken(server: FakeModelServer, engine_for: MakeEngine) -> None:
-    """Usage counts wherever a server puts it, the latest being the whole; a missing total is added up."""
+async def test_the_latest_usage_is_used(server: FakeModelServer, engine_for: MakeEngine) -> None:
+    """The usage may come in any chunk, the latest one counts, and a missing total is computed."""
     early = {"prompt_tokens": 7, "completion_tokens": 1, "total_tokens": 8}
     late = {"prompt_tokens": 7, "completion_tokens": 3}
     server.scripts.append([{**text("a"), "usage": early}, chunk({}, "stop", usage=late), DONE])
     assert (await pieces_of(engine_for()))[-1].usage == Usage(**USAGE)
 
 
-async def test_usage_that_was_never_told_is_not_invented(server: FakeModelServer, engine_for: MakeEngine) -> None:
-    """Without usable counts from the server the usage is None."""
+async def test_without_reported_usage_there_is_none(server: FakeModelServer, engine_for: MakeEngine) -> None:
+    """If the server reports no valid counts, the usage is None."""
     server.scripts.append([text("a"), chunk({}, "stop", usage={"prompt_tokens": None}), DONE])
     assert (await pieces_of(engine_for()))[-1].usage is None
 
 
 async def test_reasoning_is_kept_apart_and_a_refusal_is_text(server: FakeModelServer, engine_for: MakeEngine) -> None:
-    """Reasoning, under either name servers give it, is no part of the text; a refusal is."""
+    """Reasoning, under either of its two field names, is not part of the text, but a refusal is."""
     reasoning = [chunk({"reasoning_content": "hm"}), chunk({"reasoning": "mm", "content": None})]
     server.scripts.append([*reasoning, chunk({"refusal": "I would rather not."}), chunk({}, "stop"), DONE])
     *pieces, last = await pieces_of(engine_for())
@@ -106,16 +106,16 @@ async def test_reasoning_is_kept_apart_and_a_refusal_is_text(server: FakeModelSe
 
 
 @pytest.mark.parametrize(("name", "echo"), [("reasoning_content", {"reasoning_content": "so then"}), ("reasoning", {})])
-async def test_reasoning_goes_back_only_under_the_name_that_is_wanted_back(
+async def test_only_reasoning_content_is_sent_back(
     server: FakeModelServer, engine_for: MakeEngine, name: str, echo: dict[str, str]
 ) -> None:
-    """Servers that say reasoning_content refuse tool turns without it; those that say reasoning refuse those with."""
+    """Servers that send reasoning_content require it back after tool calls; servers that send reasoning refuse it."""
     server.scripts.append([chunk({name: "so "}), chunk({name: "then"}), text("hi"), chunk({}, "stop"), DONE])
     assert (await pieces_of(engine_for()))[-1].echo == echo
 
 
-async def test_a_sparse_dialect_is_understood(server: FakeModelServer, engine_for: MakeEngine) -> None:
-    """Chunks without ids, models, indexes or deltas, null choices, and a stream without [DONE] still answer."""
+async def test_incomplete_chunks_are_accepted(server: FakeModelServer, engine_for: MakeEngine) -> None:
+    """Chunks may lack id, model, index, delta and choices, and the stream may lack [DONE]."""
     sparse: list[dict[str, Any]] = [
         {"choices": None},
         {"choices": [{"delta": None}]},
@@ -130,8 +130,8 @@ async def test_a_sparse_dialect_is_understood(server: FakeModelServer, engine_fo
 # Tool calls
 
 
-async def test_tool_calls_in_pieces_are_put_together(server: FakeModelServer, engine_for: MakeEngine) -> None:
-    """Parts are joined by index, interleaved or not, and the arguments stay the model's own text."""
+async def test_pieces_of_tool_calls_are_joined(server: FakeModelServer, engine_for: MakeEngine) -> None:
+    """Pieces with the same index are joined, also if calls are interleaved, and the arguments stay unchanged."""
     calls = await calls_of(
         server,
         engine_for(),
@@ -145,8 +145,8 @@ async def test_tool_calls_in_pieces_are_put_together(server: FakeModelServer, en
     assert calls == [("a", "calculator", '{"expression": "1+"}'), ("b", "clock", "{}")]
 
 
-async def test_calls_are_handed_on_as_they_come(server: FakeModelServer, engine_for: MakeEngine) -> None:
-    """Each part of a call is yielded at once, its id and name with the first that has a name, by position."""
+async def test_pieces_of_calls_are_yielded_at_once(server: FakeModelServer, engine_for: MakeEngine) -> None:
+    """Each piece of a call is yielded with its position, and the first piece with a name has the call's id and name."""
     server.scripts.append(
         [
             call(index=4, id="a", type="function", function={}),
@@ -164,22 +164,23 @@ async def test_calls_are_handed_on_as_they_come(server: FakeModelServer, engine_
         EngineToolCallDelta(1, "", "y", ""),
         EngineToolCallDelta(0, "", "", ":1}"),
     ]
-    assert [(each.name, each.arguments) for each in last.tool_calls] == [("x", '{"n":1}'), ("y", "")]
+    calls = [(tool_call.name, tool_call.arguments) for tool_call in last.tool_calls]
+    assert calls == [("x", '{"n":1}'), ("y", "")]
 
 
 async def test_malformed_arguments_are_kept_as_they_are(server: FakeModelServer, engine_for: MakeEngine) -> None:
-    """Arguments that are not JSON reach the caller unchanged."""
-    cut = call(index=0, id="a", function={"name": "calculator", "arguments": '{"expression": '})
-    assert await calls_of(server, engine_for(), cut) == [("a", "calculator", '{"expression": ')]
+    """Arguments that are not valid JSON reach the caller unchanged."""
+    truncated = call(index=0, id="a", function={"name": "calculator", "arguments": '{"expression": '})
+    assert await calls_of(server, engine_for(), truncated) == [("a", "calculator", '{"expression": ')]
 
 
 def part(name: str | None, arguments: object, **position: object) -> dict[str, Any]:
-    """Return a chunk with one part of a call; ``position`` is its index and id, as far as a server gives them."""
+    """Return a chunk with one piece of a call; ``position`` holds its index and its id, if the server sends them."""
     return call(**position, function={"arguments": arguments, **({"name": name} if name else {})})
 
 
 DIALECTS: dict[str, tuple[list[dict[str, Any]], list[tuple[str, str, str]]]] = {
-    "whole calls without an index": (
+    "complete calls without an index": (
         [part("x", "{}", id="a"), part("y", "{}", id="b")],
         [("a", "x", "{}"), ("b", "y", "{}")],
     ),
@@ -196,11 +197,11 @@ DIALECTS: dict[str, tuple[list[dict[str, Any]], list[tuple[str, str, str]]]] = {
         [("call_1", "x", '{"n":1}'), ("call_2", "x", '{"n":2}')],
     ),
     "no index, id or arguments": ([part("x", ""), part("y", "")], [("call_1", "x", ""), ("call_2", "y", "")]),
-    "id and name repeated with every part": (
+    "id and name repeated in every piece": (
         [part("x", "{", index=0, id="a"), part("x", "}", index=0, id="a")],
         [("a", "x", "{}")],
     ),
-    "parts without an index": (
+    "pieces without an index": (
         [part("x", "{", id="a"), part(None, '"n": 1'), part(None, "}", id="a")],
         [("a", "x", '{"n": 1}')],
     ),
@@ -213,19 +214,19 @@ DIALECTS: dict[str, tuple[list[dict[str, Any]], list[tuple[str, str, str]]]] = {
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
-async def test_odd_dialects_of_calls_are_understood(
+async def test_calls_in_other_dialects_are_accepted(
     server: FakeModelServer, engine_for: MakeEngine, dialect: str
 ) -> None:
-    """Calls stay apart and whole where servers omit or repeat index, id and name, or send calls in one part."""
+    """Calls are separated and complete if servers omit or repeat index, id or name, or send a call in one piece."""
     parts, expected = DIALECTS[dialect]
     assert await calls_of(server, engine_for(), *parts) == expected
 
 
-# What is sent
+# Requests to the model server
 
 
 async def test_the_request_is_passed_on(server: FakeModelServer, engine_for: MakeEngine) -> None:
-    """Parameters reach the server as the client sent them, unknown fields too; ours and nulls do not."""
+    """The model server receives the client's parameters and unknown fields, but not this service's fields and nulls."""
     parameters: dict[str, Any] = {
         "temperature": 0.5,
         "top_p": 0.9,
@@ -244,23 +245,23 @@ async def test_the_request_is_passed_on(server: FakeModelServer, engine_for: Mak
     }
     ours: dict[str, Any] = {"background": True, "tools": [], "tool_choice": "none", "functions": None, "n": 1}
     server.scripts.append([chunk({}, "stop"), DONE])
-    await pieces_of(engine_for(), asked(**parameters, **ours, stream=True, parallel_tool_calls=False))
-    fixed = {"model": "asked-for", "messages": HELLO, "stream": True, "stream_options": {"include_usage": True}}
+    await pieces_of(engine_for(), request_of(**parameters, **ours, stream=True, parallel_tool_calls=False))
+    fixed = {"model": "requested-model", "messages": HELLO, "stream": True, "stream_options": {"include_usage": True}}
     assert server.bodies == [{**fixed, **parameters}]
     assert server.headers[0]["Authorization"] == "Bearer sk-secret-key"
 
 
 async def test_tools_are_offered_in_openai_form(server: FakeModelServer, engine_for: MakeEngine) -> None:
-    """The agent's tools are sent, with parallel_tool_calls, which servers refuse without them."""
+    """The agent's tools are sent in OpenAI's form, and only then parallel_tool_calls, which needs tools."""
     server.scripts.append([chunk({}, "stop"), DONE])
-    await pieces_of(engine_for(), asked(parallel_tool_calls=False), [CALCULATOR])
+    await pieces_of(engine_for(), request_of(parallel_tool_calls=False), [CALCULATOR])
     function = {"name": "calculator", "description": "Works things out.", "parameters": CALCULATOR.parameters}
     assert server.bodies[0]["tools"] == [{"type": "function", "function": function}]
     assert server.bodies[0]["parallel_tool_calls"] is False
 
 
 async def test_a_clients_tools_and_choice_are_passed_on(server: FakeModelServer, engine_for: MakeEngine) -> None:
-    """A client's definition reaches the server as it was sent, strict and unknown fields included; the choice too."""
+    """The model server receives the client's tool definition, with all its fields, and its tool_choice unchanged."""
     definition = {
         "type": "function",
         "function": {"name": "f", "parameters": {"type": "object"}, "strict": True},
@@ -270,20 +271,20 @@ async def test_a_clients_tools_and_choice_are_passed_on(server: FakeModelServer,
     choices: list[Any] = ["auto", "required", {"type": "function", "function": {"name": "f"}}]
     for choice in choices:
         server.scripts.append([chunk({}, "stop"), DONE])
-        assert [piece async for piece in engine_for().stream(asked(), HELLO, [CALCULATOR, tool], choice)]
+        assert [piece async for piece in engine_for().stream(request_of(), HELLO, [CALCULATOR, tool], choice)]
     assert [body["tools"][1] for body in server.bodies] == [definition] * 3
     assert [body["tool_choice"] for body in server.bodies] == choices
 
 
 async def test_the_engines_model_overrides_the_requests(server: FakeModelServer, engine_for: MakeEngine) -> None:
-    """With a model of its own the engine asks for that one."""
+    """If the engine has a model name, it sends this one instead of the request's."""
     server.scripts.append([chunk({}, "stop"), DONE])
-    await pieces_of(engine_for(model="its-own"))
-    assert server.bodies[0]["model"] == "its-own"
+    await pieces_of(engine_for(model="engine-model"))
+    assert server.bodies[0]["model"] == "engine-model"
 
 
 async def test_earlier_turns_are_sent_as_given(server: FakeModelServer, engine_for: MakeEngine) -> None:
-    """The conversation reaches the server as given, tool calls, results and images included."""
+    """The model server receives the conversation unchanged, with tool calls, results and images."""
     conversation: list[dict[str, Any]] = [
         {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:,x"}}]},
         {
@@ -294,7 +295,7 @@ async def test_earlier_turns_are_sent_as_given(server: FakeModelServer, engine_f
         {"role": "tool", "tool_call_id": "a", "content": "391"},
     ]
     server.scripts.append([chunk({}, "stop"), DONE])
-    assert [piece async for piece in engine_for().stream(asked(), conversation, ())]
+    assert [piece async for piece in engine_for().stream(request_of(), conversation, ())]
     assert server.bodies[0]["messages"] == conversation
 
 
@@ -320,30 +321,28 @@ REFUSALS = [
 
 
 @pytest.mark.parametrize("case", REFUSALS, ids=lambda case: case[4])
-async def test_upstream_errors_keep_status_and_words(
+async def test_upstream_errors_keep_status_and_message(
     server: FakeModelServer, engine_for: MakeEngine, case: Any
 ) -> None:
-    """An error's text keeps what failure_code sorts by, and never holds our key."""
-    status, message, fields, code, words = case
+    """An error keeps the status and message that failure_code needs, and never contains the API key."""
+    status, message, fields, code, expected = case
     server.scripts.append(error(status, message, **fields))
     explained = await refusal(engine_for())
-    assert explained == f"Error code: {words}"
+    assert explained == f"Error code: {expected}"
     assert failure_code(explained) == code
 
 
 @pytest.mark.parametrize("body", ['{"detail": "context length"}', '{"message": "context length"}', "context length"])
-async def test_errors_in_other_shapes_keep_their_words(
-    server: FakeModelServer, engine_for: MakeEngine, body: str
-) -> None:
-    """The words of an error body that is not OpenAI's are kept too."""
+async def test_error_bodies_in_other_forms_are_kept(server: FakeModelServer, engine_for: MakeEngine, body: str) -> None:
+    """The error contains the body of a refusal even if the body does not have OpenAI's form."""
     server.scripts.append(web.Response(text=body, status=400))
     explained = await refusal(engine_for())
     assert explained.startswith("Error code: 400 - ")
     assert failure_code(explained) == CONTEXT_LENGTH
 
 
-async def test_an_error_page_is_cut(server: FakeModelServer, engine_for: MakeEngine) -> None:
-    """A proxy's whole web page does not become the error text."""
+async def test_an_error_page_is_truncated(server: FakeModelServer, engine_for: MakeEngine) -> None:
+    """If a proxy answers with a web page, the error contains only its first MAX_ERROR_CHARS characters."""
     server.scripts.append(web.Response(text="<html>" + "x" * 5000, status=502))
     explained = await refusal(engine_for())
     assert explained.startswith("Error code: 502 - <html>")
@@ -358,31 +357,31 @@ def busy(status: int = 429, **headers: str) -> web.Response:
 
 @pytest.mark.parametrize("status", [408, 409, 429, 500, 502, 503, 529])
 async def test_a_busy_server_is_asked_again(server: FakeModelServer, engine_for: MakeEngine, status: int) -> None:
-    """A refusal that may pass is retried as the server asks; the answer then comes as if nothing had been."""
+    """After a temporary refusal the request is retried after the server's delay, and the answer is complete."""
     server.scripts += [busy(status, retry_after_ms="1"), [text("hi"), chunk({}, "stop"), DONE]]
     assert [piece.text for piece in await pieces_of(engine_for(max_retries=2))] == ["hi", ""]
 
 
-async def test_a_busy_server_is_not_asked_for_ever(server: FakeModelServer, engine_for: MakeEngine) -> None:
-    """After the retries the refusal stands."""
+async def test_retries_are_limited(server: FakeModelServer, engine_for: MakeEngine) -> None:
+    """After max_retries retries the refusal is raised."""
     server.scripts += [busy(retry_after_ms="1") for _ in range(3)]
     assert await refusal(engine_for(max_retries=2)) == "Error code: 429 - Slow down."
     assert server.scripts == []
 
 
-async def test_a_wait_of_hours_is_not_waited(server: FakeModelServer, engine_for: MakeEngine) -> None:
-    """A Retry-After beyond the bound is a refusal at once: a run would be over before."""
+async def test_a_long_retry_after_is_not_waited_for(server: FakeModelServer, engine_for: MakeEngine) -> None:
+    """A Retry-After above the limit raises the refusal at once, because the run would time out first."""
     server.scripts.append(busy(Retry_After="3600"))
     assert await refusal(engine_for(max_retries=2)) == "Error code: 429 - Slow down."
 
 
 async def test_a_cancel_ends_the_wait_for_a_busy_server(server: FakeModelServer, engine_for: MakeEngine) -> None:
-    """A run cancelled while a Retry-After is waited for ends at once and asks no more."""
+    """A run that is cancelled while it waits for a Retry-After ends at once and sends no more requests."""
     server.scripts.append(busy(Retry_After="60"))
     task = asyncio.create_task(pieces_of(engine_for(max_retries=2)))
     async with asyncio.timeout(TIMEOUT_S):
         await server.asked.wait()
-        done, _ = await asyncio.wait({task}, timeout=0.2)  # the answer is read, and waited upon
+        done, _ = await asyncio.wait({task}, timeout=0.2)  # the engine has read the refusal and waits
         assert not done
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -397,15 +396,15 @@ OTHER_KINDS = {
 
 
 @pytest.mark.parametrize("kind", OTHER_KINDS)
-async def test_an_answer_that_is_no_stream_is_told(server: FakeModelServer, engine_for: MakeEngine, kind: str) -> None:
-    """A proxy's sign-in page, or a whole completion where a stream was asked for, is named as what it is."""
+async def test_an_answer_that_is_no_stream_is_named(server: FakeModelServer, engine_for: MakeEngine, kind: str) -> None:
+    """If a web page or an unstreamed completion arrives instead of a stream, the error names its content type."""
     server.scripts.append(OTHER_KINDS[kind])
     explained = await refusal(engine_for())
-    assert explained.startswith(f"the model server answered with '{kind}")
+    assert explained.startswith(f"the model server answered with content type '{kind}")
 
 
-async def test_choices_that_never_come_are_a_failure(server: FakeModelServer, engine_for: MakeEngine) -> None:
-    """A stream of chunks without a choice in them ends as an answer that was cut off."""
+async def test_chunks_without_choices_are_a_failure(server: FakeModelServer, engine_for: MakeEngine) -> None:
+    """A stream whose chunks have no choices raises the error of an incomplete answer."""
     server.scripts.append([{**chunk(), "choices": []}, {**chunk(), "choices": []}, DONE])
     assert "without a finish_reason" in await refusal(engine_for())
 
@@ -414,9 +413,9 @@ async def test_choices_that_never_come_are_a_failure(server: FakeModelServer, en
 async def test_an_answer_that_stops_is_a_failure(
     server: FakeModelServer, engine_for: MakeEngine, ending: list[str]
 ) -> None:
-    """A stream without a finish_reason raises EngineError, and what has begun is not asked for again."""
+    """A stream that ends without a finish_reason raises EngineError, and the request is not retried."""
     server.scripts.append([text("half an ans"), *ending])
-    pieces = engine_for(max_retries=2).stream(asked(), HELLO, ())
+    pieces = engine_for(max_retries=2).stream(request_of(), HELLO, ())
     assert await anext(pieces) == EngineDelta(text="half an ans")
     with pytest.raises(EngineError, match=r"connection to the model server failed|without a finish_reason"):
         await anext(pieces)
@@ -424,35 +423,35 @@ async def test_an_answer_that_stops_is_a_failure(
 
 
 async def test_a_cut_after_the_end_of_the_answer_is_harmless(server: FakeModelServer, engine_for: MakeEngine) -> None:
-    """Once finish_reason is there the answer is whole, whatever becomes of the connection."""
+    """After the finish_reason the answer is complete, even if the connection then breaks."""
     server.scripts.append([text("whole"), chunk({}, "stop"), CUT])
     assert await pieces_of(engine_for()) == [EngineDelta(text="whole"), EngineDelta(finish_reason="stop")]
 
 
 FAULTS: dict[str, dict[str, Any] | str] = {
     "out of memory": {"error": {"message": "out of memory", "code": 500}},
-    "not JSON": "{not json",
+    "invalid JSON": "{not json",
     "finish_reason 'error'": chunk({}, "error"),
 }
 
 
-@pytest.mark.parametrize("words", FAULTS)
-async def test_a_failure_within_the_stream_is_one(server: FakeModelServer, engine_for: MakeEngine, words: str) -> None:
-    """An error object, broken JSON, or the word error as finish_reason raise EngineError."""
-    server.scripts.append([text("half"), FAULTS[words], DONE])
-    assert words in await refusal(engine_for())
+@pytest.mark.parametrize("fault", FAULTS)
+async def test_a_failure_within_the_stream_raises(server: FakeModelServer, engine_for: MakeEngine, fault: str) -> None:
+    """An error object, invalid JSON or the finish_reason error in the stream raises EngineError."""
+    server.scripts.append([text("half"), FAULTS[fault], DONE])
+    assert fault in await refusal(engine_for())
 
 
-async def test_a_stand_in_for_a_key_is_not_blotted_out(server: FakeModelServer) -> None:
-    """A short word given as the key is no secret, and error texts that hold it stay readable."""
+async def test_a_placeholder_key_is_not_masked(server: FakeModelServer) -> None:
+    """A short key is a placeholder, so error texts that contain it are not changed."""
     engine = OpenAIEngine(server.url, "none", max_retries=0)
     server.scripts.append(error(404, "none such"))
     assert await refusal(engine) == "Error code: 404 - none such"
     await engine.close()
 
 
-async def test_a_server_that_is_not_there_is_told_without_its_address(unused_tcp_port: int) -> None:
-    """A refused connection raises EngineError that does not hand the server's address to the client."""
+async def test_a_connection_error_hides_the_servers_address(unused_tcp_port: int) -> None:
+    """A refused connection raises an EngineError that does not contain the server's address."""
     engine = OpenAIEngine(f"http://127.0.0.1:{unused_tcp_port}/v1", None, max_retries=0)
     explained = await refusal(engine)
     await engine.close()
@@ -461,19 +460,19 @@ async def test_a_server_that_is_not_there_is_told_without_its_address(unused_tcp
 
 
 async def test_silence_over_the_limit_is_a_failure(server: FakeModelServer, engine_for: MakeEngine) -> None:
-    """A server that says nothing for timeout_s raises EngineError and sees the connection closed."""
+    """If the server sends nothing for timeout_s, EngineError is raised and the connection is closed."""
     server.scripts.append([text("one"), WAIT])
     assert await refusal(engine_for(timeout_s=0.05)) == "the connection to the model server failed: no answer in time"
     await asyncio.wait_for(server.client_gone.wait(), TIMEOUT_S)
 
 
-# Leaving early
+# Cancellation
 
 
 async def test_closing_the_iterator_closes_the_request(server: FakeModelServer, engine_for: MakeEngine) -> None:
-    """The server sees the client leave as soon as the iterator is closed."""
+    """Closing the iterator closes the connection to the server."""
     server.scripts.append([text("one"), WAIT])
-    pieces = engine_for().stream(asked(), HELLO, ())
+    pieces = engine_for().stream(request_of(), HELLO, ())
     assert await anext(pieces) == EngineDelta(text="one")
     await pieces.aclose()
     await asyncio.wait_for(server.client_gone.wait(), TIMEOUT_S)
@@ -481,12 +480,12 @@ async def test_closing_the_iterator_closes_the_request(server: FakeModelServer, 
 
 @pytest.mark.parametrize("before", [[text("one")], []], ids=["between tokens", "before the first"])
 async def test_cancelling_closes_the_request(server: FakeModelServer, engine_for: MakeEngine, before: Script) -> None:
-    """A task cancelled while it waits for a token leaves no request behind."""
+    """Cancelling a task that waits for a token closes the connection to the server."""
     server.scripts.append([*before, WAIT])
     received = asyncio.Event()
 
     async def reader() -> None:
-        async for _ in engine_for().stream(asked(), HELLO, ()):
+        async for _ in engine_for().stream(request_of(), HELLO, ()):
             received.set()
 
     task = asyncio.create_task(reader())
