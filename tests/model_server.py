@@ -1,4 +1,4 @@
-"""A model server that speaks OpenAI's protocol, in good and bad dialects, as a test scripts it."""
+"""A fake model server that speaks OpenAI's protocol. A test scripts its answers, including wrong ones."""
 
 import asyncio
 import contextlib
@@ -27,12 +27,12 @@ def text(words: str) -> dict[str, Any]:
 
 
 def call(**part: object) -> dict[str, Any]:
-    """Return a chunk with a part of a tool call."""
+    """Return a chunk with one part of a tool call."""
     return chunk({"tool_calls": [part]})
 
 
 def error(status: int, message: str, **fields: object) -> web.Response:
-    """Return a refusal in OpenAI's shape."""
+    """Return an error response in OpenAI's shape."""
     return web.json_response({"error": {"message": message, "type": "t", "param": None, **fields}}, status=status)
 
 
@@ -40,7 +40,7 @@ Script = Sequence[dict[str, Any] | str] | web.Response
 
 
 class FakeModelServer:
-    """Answers each request with the next script: chunks (or raw data) to stream, or a ready response."""
+    """Answers each request with the next script: a sequence of chunks or raw data to stream, or one response."""
 
     def __init__(self) -> None:
         self.url = ""
@@ -76,7 +76,7 @@ class FakeModelServer:
 
 @contextlib.asynccontextmanager
 async def model_server() -> AsyncIterator[FakeModelServer]:
-    """A server on a free port, for an engine of this process or of a worker's."""
+    """Serve on a free port, for an engine in this process or in a worker process."""
     fake = FakeModelServer()
     app = web.Application()
     app.router.add_post("/v1/chat/completions", fake.handle)

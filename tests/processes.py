@@ -22,7 +22,7 @@ linux_only = pytest.mark.skipif(sys.platform != "linux", reason="asks /proc, or 
 
 
 class Process:
-    """A child process whose output is read as it comes."""
+    """A child process. Its output is read continuously."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
@@ -36,15 +36,15 @@ class Process:
 
     @property
     def output(self) -> str:
-        """What it printed so far, both streams."""
+        """The text it has printed so far, to standard output and standard error."""
         return "".join(self._lines)
 
     async def until(self, pattern: str, timeout_s: float = TIMEOUT_S) -> re.Match[str]:
-        """Return the first match in the output; fails, with the output, if the process ends or time is up."""
+        """Return the first match in the output; raises AssertionError if the process ends or the time is up first."""
         return await self._when(lambda: re.search(pattern, self.output), f"{pattern!r} was not printed", timeout_s)
 
     async def ended(self, timeout_s: float = TIMEOUT_S) -> int:
-        """Return the exit code; all output has been read by then."""
+        """Return the exit code after the process has ended and all its output has been read."""
         async with asyncio.timeout(timeout_s):
             await asyncio.shield(self._reading)
             return await self._process.wait()
@@ -53,11 +53,11 @@ class Process:
         self._process.send_signal(number)
 
     def kill(self) -> None:
-        """End it as a crash does."""
+        """Send SIGKILL: the process ends without a cleanup, as in a crash."""
         self._process.kill()
 
     async def stop(self) -> None:
-        """End it if it still runs: SIGTERM, then SIGKILL."""
+        """End the process if it still runs: send SIGTERM and, after a timeout, SIGKILL."""
         if self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 self._process.terminate()
@@ -92,7 +92,7 @@ class Process:
 
 
 class Processes:
-    """Starts processes of ours on one broker and one queue, and stops them all at the end."""
+    """Starts agentstream processes with one broker and one queue, and stops all of them at the end."""
 
     def __init__(self, redis_url: str, folder: Path) -> None:
         self._redis_url = redis_url
@@ -138,7 +138,10 @@ class Processes:
         return (await process.until(r"serving on (http://[^\s\"]+)"))[1]
 
     async def worker(self, agent: str | None = None, **settings: str) -> Process:
-        """Start a worker with an agent of tests/integration/agents.py (or another module) once it takes jobs."""
+        """Start a worker and return it once it takes jobs.
+
+        ``agent`` is the name of an agent in tests/integration/agents.py, or ``module:attribute``.
+        """
         spec = f"agents:{agent}" if agent and ":" not in agent else agent or ""
         process = await self.start("worker", AGENTSTREAM_AGENT=spec, **settings)
         await process.until(r"takes jobs of queue")
@@ -146,16 +149,16 @@ class Processes:
 
 
 async def ended(pid: int) -> None:
-    """Return once a process has ended, whoever its parent is (Linux)."""
+    """Return once a process has ended; it need not be our child (Linux)."""
     try:
         descriptor = os.pidfd_open(pid)
     except ProcessLookupError:
         return
-    loop, over = asyncio.get_running_loop(), asyncio.Event()
-    loop.add_reader(descriptor, over.set)
+    loop, has_ended = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_reader(descriptor, has_ended.set)
     try:
         async with asyncio.timeout(TIMEOUT_S):
-            await over.wait()
+            await has_ended.wait()
     finally:
         loop.remove_reader(descriptor)
         os.close(descriptor)

@@ -1,4 +1,4 @@
-"""An engine that answers by script, for tests of the orchestrator, and what they ask of its run."""
+"""An engine that answers with a test's script, and helpers for tests of the orchestrator."""
 
 import asyncio
 import json
@@ -11,13 +11,13 @@ from agentstream.tools.base import Tool
 from agentstream.tools.toolbox import Toolbox, default_tools
 from tests.helpers import TIMEOUT_S, RecordingSink
 
-WAIT = "wait"  # in a turn's script: the model falls silent
+WAIT = "wait"  # an item of a script: from here on the model sends nothing
 
 Turn = Sequence[EngineDelta | str | Exception]
 
 
 class ScriptedEngine:
-    """Answers each turn with the next script; keeps what it was given and whether its iterators were closed."""
+    """Answers each turn with the next script; records its arguments and counts its open iterators."""
 
     name = "scripted"
 
@@ -56,7 +56,7 @@ class ScriptedEngine:
             self.open -= 1
 
     async def close(self) -> None:
-        """Nothing to release."""
+        """Do nothing: there is nothing to release."""
 
 
 def call(name: str, arguments: str = "{}", call_id: str = "c1") -> EngineToolCall:

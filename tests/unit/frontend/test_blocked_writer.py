@@ -1,4 +1,4 @@
-"""A pump before a real socket whose client stops reading, on either event loop."""
+"""A pump that writes to a real socket whose client stops reading, on asyncio's event loop and on uvloop."""
 
 import asyncio
 from collections.abc import Callable
@@ -18,11 +18,11 @@ from tests.helpers import TIMEOUT_S, batch, completed
 
 HEAD = StreamHead(run_id="chatcmpl-1", created=1, model="m")
 PIECE = "x" * 60_000
-MAX_PIECES = 2000  # 120 MB: no socket's buffers hold them
+MAX_PIECES = 2000  # 120 MB: more than the buffers of any socket hold
 
 
 class Feed:
-    """A feed that notes whether it is paused."""
+    """A feed that records the calls of ``pause`` and ``resume``."""
 
     def __init__(self) -> None:
         self.calls: list[str] = []
@@ -37,17 +37,17 @@ class Feed:
 
 
 class NoDeadlines:
-    """Deadlines nobody looks at."""
+    """Deadlines that do nothing."""
 
     def attempt_started(self, now_s: float) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def postpone(self, now_s: float) -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
 async def stall_and_read() -> None:
-    """Write in one turn until the feed is paused; only then read, and go on to the end."""
+    """Write in one turn of the event loop until the feed is paused; then read the stream to its end."""
     feed, pumps = Feed(), asyncio.Queue[StreamPump]()
 
     async def answer(request: web.BaseRequest) -> web.StreamResponse:
@@ -71,7 +71,7 @@ async def stall_and_read() -> None:
             sent += 1
             pump.on_batch(batch([Event(1, sent, TEXT, PIECE)]))
         assert feed.calls == ["pause"]
-        reading = asyncio.create_task(reader.read())  # to the end: a read for more may wait for what is not sent yet
+        reading = asyncio.create_task(reader.read())  # reads to the end: no further read can block
         await feed.resumed.wait()
         pump.on_batch(batch([Event(1, sent + 1, *completed())]))
         body = await reading
@@ -87,7 +87,7 @@ async def stall_and_read() -> None:
 def test_a_client_that_stops_reading_pauses_the_feed_until_it_reads(
     loop_factory: Callable[[], asyncio.AbstractEventLoop],
 ) -> None:
-    """Within one turn of the loop the feed is paused once the socket is full; a client that reads on gets all."""
+    """The feed is paused in the turn of the event loop that fills the socket; a client that reads again gets all."""
 
     async def bounded() -> None:
         async with asyncio.timeout(TIMEOUT_S):

@@ -1,4 +1,4 @@
-"""The pump and the collector, with a feed and a writer that do as the test says."""
+"""The pump and the collector, with a feed and a writer that the test controls."""
 
 import asyncio
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ HEAD = StreamHead(run_id="chatcmpl-1", created=1, model="m")
 
 
 class FakeWriter:
-    """A client that takes everything until ``block``, and again after ``unblock``."""
+    """A writer whose client reads everything, except between ``block`` and ``unblock``."""
 
     def __init__(self) -> None:
         self.writes: list[bytes] = []
@@ -69,7 +69,7 @@ class FakeWriter:
 
 
 class FakeFeed:
-    """A feed that notes what is asked of it."""
+    """A feed that records the calls of ``pause`` and ``resume``."""
 
     def __init__(self) -> None:
         self.calls: list[str] = []
@@ -82,28 +82,28 @@ class FakeFeed:
 
 
 class FakeDeadlines:
-    """Deadlines that say what the test wants."""
+    """Deadlines whose ``check`` returns the value of ``expired``, and that record the times of their other calls."""
 
     def __init__(self) -> None:
-        self.verdict: tuple[str, str] | None = None
-        self.begun_s: list[float] = []
-        self.heard_s: list[float] = []
+        self.expired: tuple[str, str] | None = None
+        self.started_s: list[float] = []
+        self.received_s: list[float] = []
 
     def attempt_started(self, now_s: float) -> None:
-        self.begun_s.append(now_s)
+        self.started_s.append(now_s)
 
     def events_received(self, now_s: float) -> None:
-        self.heard_s.append(now_s)
+        self.received_s.append(now_s)
 
     def postpone(self, _now_s: float) -> None:
-        self.verdict = None
+        self.expired = None
 
     def check(self, _now_s: float) -> tuple[str, str] | None:
-        return self.verdict
+        return self.expired
 
 
 class Scene:
-    """A pump between fakes, running."""
+    """A running pump between a fake feed and a fake writer."""
 
     def __init__(
         self,
@@ -128,12 +128,12 @@ class Scene:
         await self.turns()
 
     async def turns(self) -> None:
-        """Let everything that can happen now happen."""
+        """Let the event loop run all callbacks and tasks that are ready."""
         for _ in range(5):
             await asyncio.sleep(0)
 
     async def ended(self) -> list[tuple[str | None, Any]]:
-        """Return the whole stream once it ended cleanly."""
+        """Return the whole stream after it has ended as complete."""
         assert self.running is not None
         async with asyncio.timeout(TIMEOUT_S):
             await self.running
@@ -145,15 +145,15 @@ def said(*words: str, first_seq: int = 1) -> list[Event]:
     return events(*(("text", word) for word in words), first_seq=first_seq)
 
 
-async def test_role_chunk_leaves_before_any_event() -> None:
-    """The role chunk is written as soon as the client is there."""
+async def test_the_role_chunk_is_written_before_any_event() -> None:
+    """The role chunk is written right after the headers."""
     scene = Scene()
     await scene.start()
     assert decode(scene.writer.sent)[0][1]["choices"][0]["delta"] == {"role": "assistant"}
 
 
 async def test_events_that_come_before_the_headers_follow_the_role_chunk() -> None:
-    """A past read faster than the response begins is kept, in order, behind the role chunk."""
+    """Events that arrive before the headers are sent are written in order after the role chunk."""
     scene = Scene()
     scene.pump.on_batch(batch(said("a", "b")))
     assert scene.writer.sent == b""
@@ -164,8 +164,8 @@ async def test_events_that_come_before_the_headers_follow_the_role_chunk() -> No
     assert texts(messages) == ["a", "b"]
 
 
-async def test_a_resumed_stream_has_no_role_chunk_though_its_past_comes_first() -> None:
-    """A stream resumed behind a cursor begins with the frame after it, also if its past came before the headers."""
+async def test_a_resumed_stream_has_no_role_chunk() -> None:
+    """A resumed stream begins with the first frame after the cursor, even if events arrive before the headers."""
     scene = Scene(after=Cursor(1, 1))
     scene.pump.on_batch(batch(said("a", "b")))
     await scene.start()
@@ -175,8 +175,8 @@ async def test_a_resumed_stream_has_no_role_chunk_though_its_past_comes_first() 
     assert messages[0][1]["choices"][0]["delta"] == {"content": "b"}
 
 
-async def test_frames_of_one_turn_are_one_write_for_each_stream() -> None:
-    """However many batches a turn of the loop brings, each stream writes its frames in one piece at the turn's end."""
+async def test_each_stream_writes_once_per_turn() -> None:
+    """Each stream writes the frames of all batches in one turn of the event loop with one write at its end."""
     flush_scheduler = FlushScheduler()
     scenes = [Scene(flush_scheduler=flush_scheduler) for _ in range(3)]
     for scene in scenes:
@@ -193,7 +193,7 @@ async def test_frames_of_one_turn_are_one_write_for_each_stream() -> None:
 
 
 async def test_a_stream_that_cannot_be_written_does_not_stop_the_others() -> None:
-    """What writing one stream raises is logged and ends that stream with a reason; the others' frames are written."""
+    """An error in the write of one stream ends that stream with an error frame; the other streams continue."""
     flush_scheduler = FlushScheduler()
     first, broken, last = (Scene(flush_scheduler=flush_scheduler) for _ in range(3))
     for scene in (first, broken, last):
@@ -212,8 +212,8 @@ async def test_a_stream_that_cannot_be_written_does_not_stop_the_others() -> Non
         assert texts(await scene.ended()) == ["a"]
 
 
-async def test_a_turn_with_much_is_written_before_it_piles_up() -> None:
-    """A turn that brings more than the high-water mark is written meanwhile; a blocked client's feed is paused then."""
+async def test_many_bytes_are_written_before_the_end_of_the_turn() -> None:
+    """Frames above the high-water mark are written before the turn ends, and a blocked client's feed is paused."""
     scene = Scene()
     await scene.start()
     before = len(scene.writer.writes)
@@ -232,7 +232,7 @@ async def test_a_turn_with_much_is_written_before_it_piles_up() -> None:
 
 
 async def test_text_in_the_terminal_events_batch_comes_before_its_frames() -> None:
-    """What arrives together with the end is written before it, and nothing after [DONE]."""
+    """Text in the batch of the terminal event is written before its frames, and nothing is written after [DONE]."""
     scene = Scene()
     await scene.start()
     scene.pump.on_batch(batch([*said("a"), *events(completed(), first_seq=2)]))
@@ -245,7 +245,7 @@ async def test_text_in_the_terminal_events_batch_comes_before_its_frames() -> No
 
 
 async def test_a_blocked_client_pauses_its_feed_and_an_unblocked_one_resumes_it() -> None:
-    """At the high-water mark the feed is paused once; when the client has taken enough it goes on from the log."""
+    """The feed is paused once when the client is blocked, and resumed when the client has read enough."""
     scene = Scene()
     await scene.start()
     scene.writer.block()
@@ -262,8 +262,8 @@ async def test_a_blocked_client_pauses_its_feed_and_an_unblocked_one_resumes_it(
     assert texts(await scene.ended()) == ["a", "b"]
 
 
-async def test_a_long_past_is_paused_before_the_response_began() -> None:
-    """A past over the high-water mark is not read on until the client takes it."""
+async def test_a_long_replay_log_is_paused_before_the_headers() -> None:
+    """If more than the high-water mark arrives before the headers are sent, the feed is paused until they are."""
     scene = Scene()
     scene.pump.on_batch(batch(said("x" * (HIGH_WATER_BYTES // 2))))
     assert scene.feed.calls == []
@@ -275,8 +275,8 @@ async def test_a_long_past_is_paused_before_the_response_began() -> None:
     assert [len(text) for text in texts(await scene.ended())] == [HIGH_WATER_BYTES // 2, HIGH_WATER_BYTES]
 
 
-async def test_a_client_that_is_gone_ends_the_pump_without_an_end() -> None:
-    """ClientDisconnected reaches the handler; the body is not ended."""
+async def test_a_client_that_disconnects_ends_the_pump() -> None:
+    """The pump raises ClientDisconnected, and does not end the body as complete."""
     scene = Scene()
     await scene.start()
     scene.writer.block()
@@ -291,8 +291,8 @@ async def test_a_client_that_is_gone_ends_the_pump_without_an_end() -> None:
     assert not scene.pump.ended
 
 
-async def test_the_tail_is_written_at_the_clients_pace() -> None:
-    """A long replayed answer is not made further ahead than a block while its client is blocked."""
+async def test_the_tail_is_written_as_fast_as_the_client_reads() -> None:
+    """While the client is blocked, at most one block of a long replayed answer is written ahead."""
     scene = Scene()
     await scene.start()
     scene.writer.block()
@@ -307,7 +307,7 @@ async def test_the_tail_is_written_at_the_clients_pace() -> None:
 
 
 async def test_replayed_words_are_paced_and_failures_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a word delay each frame of a completed run waits for it; a failed run's frames never do."""
+    """With a replay word delay, a pause follows each frame of a completed run, but no frame of a failed run."""
     pauses: list[float] = []
     sleep = asyncio.sleep
 
@@ -330,7 +330,7 @@ async def test_replayed_words_are_paced_and_failures_are_not(monkeypatch: pytest
 
 
 async def test_silence_is_filled_with_keepalives_and_empty_chunks() -> None:
-    """A comment after 4 s without a byte, an empty chunk after 30 s without a chunk, neither with an id."""
+    """A comment is sent after 4 s without a byte and an empty chunk after 30 s without a chunk, both without an id."""
     scene = Scene()
     await scene.start()
     before = len(scene.writer.sent)
@@ -344,41 +344,41 @@ async def test_silence_is_filled_with_keepalives_and_empty_chunks() -> None:
     assert empty[1]["choices"] == [{"index": 0, "delta": {}, "finish_reason": None}]
 
 
-async def test_what_came_since_the_last_look_counts_from_that_look() -> None:
-    """A keepalive comes early rather than late: the silence is counted from the look before the last frame."""
+async def test_a_silence_is_counted_from_the_tick_before_the_last_frame() -> None:
+    """The silence is counted from the tick before the last frame, so a keepalive may be early but is never late."""
     scene = Scene()
     await scene.start()
     scene.pump.tick(scene.started_s + 1)
     scene.pump.on_batch(batch(said("a")))
     scene.pump.tick(scene.started_s + 2)
-    assert scene.deadlines.heard_s == [scene.started_s + 2]
+    assert scene.deadlines.received_s == [scene.started_s + 2]
     scene.pump.tick(scene.started_s + KEEPALIVE_AFTER_S - 1)
     assert sse.KEEPALIVE not in scene.writer.sent
     scene.pump.tick(scene.started_s + 1 + KEEPALIVE_AFTER_S)
     assert scene.writer.sent.count(sse.KEEPALIVE) == 1
 
 
-async def test_events_without_frames_do_not_put_a_keepalive_off() -> None:
-    """A client gets bytes in time though its run emits only what is not sent, which shows that the run is alive."""
+async def test_events_without_frames_do_not_delay_a_keepalive() -> None:
+    """If a run emits only events that are not sent, keepalives are still sent and the deadlines see the events."""
     scene = Scene()
     await scene.start()
     for second in range(1, int(KEEPALIVE_AFTER_S) + 1):
         scene.pump.on_batch(batch(events(("note", {}), first_seq=second)))
         scene.pump.tick(scene.started_s + second)
     assert scene.writer.sent.count(sse.KEEPALIVE) == 1
-    assert len(scene.deadlines.heard_s) == KEEPALIVE_AFTER_S
-    assert len(scene.deadlines.begun_s) == 1
+    assert len(scene.deadlines.received_s) == KEEPALIVE_AFTER_S
+    assert len(scene.deadlines.started_s) == 1
 
 
 async def test_nothing_is_written_before_the_headers() -> None:
-    """A tick before the response began writes nothing."""
+    """A tick before the headers are sent writes nothing."""
     scene = Scene()
     scene.pump.tick(scene.started_s + 100)
     assert scene.writer.sent == b""
 
 
-async def test_a_lost_feed_ends_the_stream_with_its_reason() -> None:
-    """A feed that cannot go on ends the stream with a stream_lost frame; the run itself may not have ended."""
+async def test_a_failed_feed_ends_the_stream_with_its_reason() -> None:
+    """If the feed fails, the stream ends with a stream_lost frame, and the run does not count as ended."""
     scene = Scene()
     await scene.start()
     scene.pump.on_batch(batch(said("a")))
@@ -391,11 +391,11 @@ async def test_a_lost_feed_ends_the_stream_with_its_reason() -> None:
     assert not scene.pump.ended
 
 
-async def test_a_verdict_ends_the_stream() -> None:
-    """When the deadlines give a run up, its client is told with their code, once."""
+async def test_an_expired_deadline_ends_the_stream() -> None:
+    """When a deadline expires, the client gets one error frame with the code of the deadline."""
     scene = Scene()
     await scene.start()
-    scene.deadlines.verdict = ("queue_timeout", "no worker")
+    scene.deadlines.expired = ("queue_timeout", "no worker")
     scene.pump.tick(scene.started_s)
     scene.pump.tick(scene.started_s + 1)
     messages = await scene.ended()
@@ -403,14 +403,14 @@ async def test_a_verdict_ends_the_stream() -> None:
     assert not scene.pump.ended
 
 
-async def test_a_run_is_not_given_up_while_its_client_is_what_is_slow() -> None:
-    """A verdict about a run whose feed is paused says nothing; once the client goes on, the log is read first."""
+async def test_a_run_is_not_given_up_while_its_client_is_slow() -> None:
+    """Deadlines are ignored while the feed is paused and extended when the client reads again."""
     scene = Scene()
     await scene.start()
     scene.writer.block()
     scene.pump.on_batch(batch(said("a")))
     await scene.turns()
-    scene.deadlines.verdict = (STREAM_LOST, "took too long")
+    scene.deadlines.expired = (STREAM_LOST, "took too long")
     scene.pump.tick(scene.started_s + 1000)
     scene.writer.unblock()
     await scene.turns()
@@ -422,7 +422,7 @@ async def test_a_run_is_not_given_up_while_its_client_is_what_is_slow() -> None:
 
 
 async def collected(*batches: Sequence[Event]) -> Collector:
-    """Return a collector that got these batches."""
+    """Return a collector that has received these batches."""
     collector = Collector(CHAT_VIEW.fold(HEAD))
     for run in batches:
         collector.on_batch(batch(run))
@@ -430,7 +430,7 @@ async def collected(*batches: Sequence[Event]) -> Collector:
 
 
 async def test_collector_folds_a_run_to_its_end() -> None:
-    """The joined texts are the content; what follows the terminal event is ignored."""
+    """The content is all texts joined; events after the terminal event are ignored."""
     collector = await collected(said("a", "b"), events(completed(), first_seq=3), said("late", first_seq=4))
     await collector.wait_ended()
     collector.raise_if_failed()
@@ -438,8 +438,8 @@ async def test_collector_folds_a_run_to_its_end() -> None:
     assert collector.fold.body()["choices"][0]["message"]["content"] == "ab"
 
 
-async def test_collector_tells_failed_from_cancelled() -> None:
-    """A failed run raises RunFailed with its code; a cancelled one is a completion."""
+async def test_collector_raises_for_failed_runs_only() -> None:
+    """A failed run raises RunFailed with its code; a cancelled run gives a completion."""
     failed = await collected(events((RUN_FAILED, {"code": AGENT_ERROR, "message": "no"})))
     await failed.wait_ended()
     with pytest.raises(RunFailed, match="no"):
@@ -451,18 +451,18 @@ async def test_collector_tells_failed_from_cancelled() -> None:
     assert cancelled.fold.body()["status"] == "cancelled"
 
 
-async def test_collector_gives_up_but_does_not_call_the_run_ended() -> None:
-    """A lost feed, a verdict or an answer too large raise RunFailed; the run may go on and is to be cancelled."""
+async def test_a_run_that_the_collector_gives_up_does_not_count_as_ended() -> None:
+    """A failed feed, an expired deadline and a too long answer each raise RunFailed, but the run has not ended."""
     lost = await collected(said("a"))
     lost.on_failure(LogTrimmed("cut"))
-    judged = await collected(said("a"))
+    expired = await collected(said("a"))
     deadlines = FakeDeadlines()
-    judged.attach(cast("Deadlines", deadlines))
-    judged.tick(0)
-    deadlines.verdict = (STREAM_LOST, "too long")
-    judged.tick(1)
+    expired.attach(cast("Deadlines", deadlines))
+    expired.tick(0)
+    deadlines.expired = (STREAM_LOST, "too long")
+    expired.tick(1)
     large = await collected(*(said("x" * (1 << 20), first_seq=seq) for seq in range(1, 18)))
-    for collector, words in ((lost, "cut"), (judged, "too long"), (large, "request it streamed")):
+    for collector, words in ((lost, "cut"), (expired, "too long"), (large, "use stream: true")):
         with pytest.raises(RunFailed, match=words) as raised:
             await collector.wait_ended()
         assert raised.value.error_code == STREAM_LOST

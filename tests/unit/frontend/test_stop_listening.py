@@ -1,4 +1,4 @@
-"""The last look at a listener before it is closed."""
+"""How a front end stops listening: it accepts the waiting connections before it closes the listener."""
 
 import asyncio
 import errno
@@ -15,7 +15,7 @@ from tests.helpers import TIMEOUT_S
 
 
 class Listener:
-    """A listening socket that answers each accept with the next of these."""
+    """A listening socket whose ``accept`` returns or raises the next answer."""
 
     def __init__(self, *answers: object) -> None:
         self._answers: Iterator[object] = iter(answers)
@@ -28,23 +28,23 @@ class Listener:
 
 
 @pytest.mark.parametrize(
-    ("answers", "taken"),
+    ("answers", "expected"),
     [
         (("a", ConnectionAbortedError(), "b", BlockingIOError()), ["a", "b"]),
         (("a", OSError(errno.EMFILE, "too many"), "b"), ["a"]),
     ],
     ids=["a client that left", "no descriptor left"],
 )
-def test_what_cannot_be_accepted_stops_no_drain(answers: tuple[object, ...], taken: list[str]) -> None:
-    """A client that left is passed over, and a lack of descriptors ends the look, but raises nothing."""
+def test_a_failed_accept_does_not_stop_the_drain(answers: tuple[object, ...], expected: list[str]) -> None:
+    """A client that has left is skipped, and a lack of file descriptors ends the accepting without an error."""
     accepted: list[object] = list(serve._accept_all(cast("socket.socket", Listener(*answers))))
-    assert accepted == taken
+    assert accepted == expected
 
 
-async def test_one_connection_that_fails_is_lost_alone(
+async def test_a_connection_that_fails_does_not_affect_the_others(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Of two connections the kernel had accepted, one that cannot be served is logged, and the other is answered."""
+    """If one of two waiting connections cannot be served, it is logged, and the other one is answered."""
 
     async def answer(_request: web.BaseRequest) -> web.Response:
         return web.Response(text="here")
@@ -71,7 +71,7 @@ async def test_one_connection_that_fails_is_lost_alone(
         clients[1][1].write(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
         assert (await clients[1][0].read()).endswith(b"here")
         assert await clients[0][0].read() == b""
-    assert "accepted at the last moment is lost" in caplog.text
+    assert "dropped a connection that was accepted during the stop" in caplog.text
     for _, writer in clients:
         writer.close()
     await manager.shutdown(1)

@@ -1,4 +1,4 @@
-"""Deadlines and the sweep, with a clock of the test's own."""
+"""Deadlines and the sweep of the watcher, with a clock that the test controls."""
 
 import asyncio
 import contextlib
@@ -23,22 +23,22 @@ QUEUE_TIMEOUT_S, RUN_TIMEOUT_S = 60.0, 600.0
 
 
 class CountingFeed:
-    """A feed that counts how often it was doubted."""
+    """A feed that counts its comparisons with the replay log."""
 
     def __init__(self) -> None:
-        self.doubts = 0
+        self.log_checks = 0
 
     def resync(self, cause: str) -> None:
         assert cause == "silence"
-        self.doubts += 1
+        self.log_checks += 1
 
 
 class Scene:
-    """Deadlines that begin at 0 s."""
+    """Deadlines that start at 0 s."""
 
     def __init__(self, *, new: bool = True) -> None:
         self.feed = CountingFeed()
-        self.unstarted_doubts = 0
+        self.checks_before_start = 0
         self.deadlines = Deadlines(
             cast("RunFeed", self.feed),
             0.0,
@@ -48,75 +48,75 @@ class Scene:
         )
 
     def _on_silence_before_start(self) -> None:
-        self.unstarted_doubts += 1
+        self.checks_before_start += 1
 
-    def hear(self, now_s: float, *, seq: int) -> None:
+    def receive(self, now_s: float, *, seq: int) -> None:
         if seq == 1:
             self.deadlines.attempt_started(now_s)
         self.deadlines.events_received(now_s)
 
 
 def test_a_queued_run_is_given_up_after_queue_timeout_and_grace() -> None:
-    """Nothing heard of a new run: queue_timeout, not a moment before the worker would say so itself."""
+    """A new run without any event is given up as queue_timeout after the queue timeout and the grace, not earlier."""
     scene = Scene()
     assert scene.deadlines.check(QUEUE_TIMEOUT_S + GRACE_S - 0.1) is None
-    verdict = scene.deadlines.check(QUEUE_TIMEOUT_S + GRACE_S)
-    assert verdict is not None
-    assert verdict[0] == QUEUE_TIMEOUT
+    expired = scene.deadlines.check(QUEUE_TIMEOUT_S + GRACE_S)
+    assert expired is not None
+    assert expired[0] == QUEUE_TIMEOUT
 
 
 def test_a_run_of_unknown_age_gets_its_whole_life() -> None:
-    """A run attached to may wait in the queue and then run, each for its full time."""
+    """An existing run may wait in the queue and then run, each for its full time."""
     scene = Scene(new=False)
     assert scene.deadlines.check(QUEUE_TIMEOUT_S + RUN_TIMEOUT_S + GRACE_S - 0.1) is None
     assert scene.deadlines.check(QUEUE_TIMEOUT_S + RUN_TIMEOUT_S + GRACE_S) is not None
-    assert scene.unstarted_doubts == 0
+    assert scene.checks_before_start == 0
 
 
 def test_a_started_run_is_given_up_after_run_timeout_and_grace() -> None:
-    """The first event starts the run's own time; later events of the attempt do not prolong it."""
+    """The first event of an attempt starts the run timeout; later events of the attempt do not extend it."""
     scene = Scene()
-    scene.hear(50, seq=1)
-    scene.hear(55, seq=2)
+    scene.receive(50, seq=1)
+    scene.receive(55, seq=2)
     assert scene.deadlines.check(50 + RUN_TIMEOUT_S + GRACE_S - 0.1) is None
-    verdict = scene.deadlines.check(50 + RUN_TIMEOUT_S + GRACE_S)
-    assert verdict is not None
-    assert verdict[0] == STREAM_LOST
+    expired = scene.deadlines.check(50 + RUN_TIMEOUT_S + GRACE_S)
+    assert expired is not None
+    assert expired[0] == STREAM_LOST
 
 
 def test_a_log_that_is_still_read_is_not_given_up() -> None:
-    """Events that a slow reader hears of after the run's time postpone the verdict by the grace, and so does a wait."""
+    """Events that a slow reader gets after the run timeout extend the deadline by the grace, as ``postpone`` does."""
     scene = Scene()
-    scene.hear(0, seq=1)
+    scene.receive(0, seq=1)
     over_s = RUN_TIMEOUT_S + GRACE_S
-    scene.hear(over_s - 1, seq=2)
+    scene.receive(over_s - 1, seq=2)
     assert scene.deadlines.check(over_s) is None
     scene.deadlines.postpone(over_s + 5)
     assert scene.deadlines.check(over_s + 5 + GRACE_S - 0.1) is None
     assert scene.deadlines.check(over_s + 5 + GRACE_S) is not None
 
 
-def test_a_new_attempt_has_its_own_time() -> None:
-    """The first event of a second attempt starts the run's time again."""
+def test_a_new_attempt_restarts_the_run_timeout() -> None:
+    """The first event of a second attempt restarts the run timeout."""
     scene = Scene()
-    scene.hear(10, seq=1)
-    scene.hear(400, seq=1)
+    scene.receive(10, seq=1)
+    scene.receive(400, seq=1)
     assert scene.deadlines.check(10 + RUN_TIMEOUT_S + GRACE_S) is None
     assert scene.deadlines.check(400 + RUN_TIMEOUT_S + GRACE_S) is not None
 
 
-def test_a_silent_run_is_doubted_less_and_less_often() -> None:
-    """Doubts come after 5, 10, 20, 40 and then every 60 s of silence; any event starts over."""
+def test_a_silent_run_is_compared_with_its_log_less_and_less_often() -> None:
+    """A silent run is compared with its replay log after 5, 10, 20, 40 and then every 60 s; an event resets this."""
     scene = Scene()
-    scene.hear(0, seq=1)
-    doubted_at = []
+    scene.receive(0, seq=1)
+    checked_at = []
     for now_s in range(300):
-        before = scene.feed.doubts
+        before = scene.feed.log_checks
         assert scene.deadlines.check(now_s) is None
-        if scene.feed.doubts > before:
-            doubted_at.append(now_s)
-    gaps = [later - earlier for earlier, later in zip([0, *doubted_at], doubted_at, strict=False)]
-    assert gaps == [
+        if scene.feed.log_checks > before:
+            checked_at.append(now_s)
+    intervals = [later - earlier for earlier, later in zip([0, *checked_at], checked_at, strict=False)]
+    assert intervals == [
         MIN_LOG_CHECK_INTERVAL_S,
         10,
         20,
@@ -125,27 +125,27 @@ def test_a_silent_run_is_doubted_less_and_less_often() -> None:
         MAX_LOG_CHECK_INTERVAL_S,
         MAX_LOG_CHECK_INTERVAL_S,
     ]
-    doubts = scene.feed.doubts
-    scene.hear(300, seq=2)
+    log_checks = scene.feed.log_checks
+    scene.receive(300, seq=2)
     scene.deadlines.check(300 + MIN_LOG_CHECK_INTERVAL_S - 0.1)
-    assert scene.feed.doubts == doubts
+    assert scene.feed.log_checks == log_checks
     scene.deadlines.check(300 + MIN_LOG_CHECK_INTERVAL_S)
-    assert scene.feed.doubts == doubts + 1
+    assert scene.feed.log_checks == log_checks + 1
 
 
-def test_an_unstarted_run_is_looked_after_until_it_is_heard_of() -> None:
-    """Each doubt about a run nothing was heard of asks whether its job was lost; none after its first event."""
+def test_silence_before_the_start_is_reported() -> None:
+    """Each comparison before a run's first event also calls ``on_silence_before_start``; later ones do not."""
     scene = Scene()
     scene.deadlines.check(5)
     scene.deadlines.check(15)
-    assert scene.unstarted_doubts == scene.feed.doubts == 2
-    scene.hear(16, seq=1)
+    assert scene.checks_before_start == scene.feed.log_checks == 2
+    scene.receive(16, seq=1)
     scene.deadlines.check(21)
-    assert (scene.unstarted_doubts, scene.feed.doubts) == (2, 3)
+    assert (scene.checks_before_start, scene.feed.log_checks) == (2, 3)
 
 
 class Ticked:
-    """An open run that counts its ticks, or fails at each."""
+    """An open run that counts its ticks. If ``broken``, each tick also raises."""
 
     def __init__(self, *, broken: bool = False) -> None:
         self.log_context = LogContext()
@@ -163,10 +163,10 @@ class Ticked:
             raise ValueError(message)
 
 
-async def test_the_sweep_survives_a_run_that_cannot_be_looked_after(
+async def test_the_sweep_continues_after_a_tick_that_raises(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """One run's fault is logged and takes no other run's ticks away; a removed run gets none."""
+    """An error in the tick of one run is logged, and all runs still get their ticks, except a removed run."""
     monkeypatch.setattr(watch, "SWEEP_S", 0.001)
     watcher = Watcher()
     broken, fine, gone = Ticked(broken=True), Ticked(), Ticked()
@@ -186,7 +186,7 @@ async def test_the_sweep_survives_a_run_that_cannot_be_looked_after(
 
 
 async def test_wait_empty_says_whether_all_runs_ended() -> None:
-    """True at once without runs, false when time is up, true as soon as the last run leaves."""
+    """It returns true at once without runs, false after the timeout, and true as soon as the last run is removed."""
     watcher = Watcher()
     assert await watcher.wait_empty(0.001)
     runs = [Ticked(), Ticked()]
