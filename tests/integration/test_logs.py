@@ -162,14 +162,14 @@ async def test_content_is_logged_if_asked_for_but_no_key(
     engine = {"OPENAI_BASE_URL": echoing_engine, "OPENAI_API_KEY": ENGINE_KEY}
     worker = await processes.worker("logging_agents:in_a_thread", **asked)
     await client.post(url, body_of(QUESTION))
-    await worker.until("answered: ")
+    await worker.until("answer: ")
     told = {line["message"] for line in lines_of(worker)}
-    assert f"answered: {QUESTION}" in told
-    assert any(message.startswith("asked: ") and QUESTION in message for message in told)
+    assert f"answer: {QUESTION}" in told
+    assert any(message.startswith("question: ") and QUESTION in message for message in told)
     await worker.stop()
     builtin = await processes.worker("", **engine, **asked)
     await client.post(url, body_of(QUESTION))
-    await builtin.until("answered: ")
+    await builtin.until("answer: ")
     assert "Bearer *** " in builtin.output
     assert ENGINE_KEY not in builtin.output
 

@@ -1,1 +1,1 @@
-"""L3: the process that runs agents."""
+"""The worker: it claims jobs, keeps their leases and runs agents. Nothing here serves clients."""

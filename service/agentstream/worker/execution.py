@@ -1,7 +1,7 @@
-"""One agent call, on the event loop or in a thread, and what came of it.
+"""One call of an agent, on the event loop or in a thread, and its terminal event.
 
-Besides its own end, four things end it: its time limit, a cancel, the worker's stop, and the loss of its lease.
-After a stop or a loss that another worker makes good, nothing is said here: the next attempt speaks.
+The call ends by itself, or at its time limit, a cancel, the stop of the worker, or the loss of its lease. If another
+worker will continue the run, this call has no terminal event: the next attempt publishes one.
 """
 
 import asyncio
@@ -26,75 +26,78 @@ from agentstream.worker.tally import Tally
 
 log = logging.getLogger(__name__)
 
-# How long a cancelled async agent may take to clean up, such as closing its model request.
+# Time for a cancelled async agent to clean up, for example to close its request to the model.
 CLEANUP_TIMEOUT_S: Final = 5.0
 
 HAND_BACK: Final = "hand_back"
 LEASE_LOST: Final = "lease_lost"
 
 Terminal = tuple[str, dict[str, Any]]
-# Tells the agent that answers for a model; raises ValueError if there is none here.
+# Returns the agent of a model. Raises ValueError if this worker has none.
 AgentResolver = Callable[[str], Agent]
 
 
 class Execution:
-    """A claimed job's run on this worker."""
+    """The execution of a claimed job on this worker."""
 
     def __init__(self, resolve_agent: AgentResolver, claim: Claim, on_tool_end: Callable[[bool], None]) -> None:
-        """Take the job, and what tells its agent; ``bind`` must follow.
+        """Take the job and the function that returns its agent. Call ``bind`` before ``run_agent``.
 
-        ``on_tool_end`` is told from any thread whether a tool call that ended was a success.
+        ``on_tool_end`` is called at the end of each tool call, from any thread, with whether the call succeeded.
         """
         self.claim = claim
         self.tally = Tally()
         self._resolve_agent = resolve_agent
         self._on_tool_end = on_tool_end
-        self.agent_name = ""  # until it is called
+        self.agent_name = ""  # empty until the agent is called
         self._publisher: RunPublisher | None = None
-        self._non_text_events = 0  # events put that are no text
-        self.broker_refused = False  # whether it was lost because the broker refused its events
-        self.cancel_requested_at_s: float | None = None  # when a cancel was asked for, monotonic
+        self._non_text_events = 0  # published so far
+        self.broker_refused = False  # whether the attempt was lost because the broker refused its events
+        self.cancel_requested_at_s: float | None = None  # monotonic time
         self._stopped: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self._unfinished: list[asyncio.Future[Any]] = []  # what still runs when the run is over
+        self._unfinished: list[asyncio.Future[Any]] = []  # may still be running when the run has ended
 
     def bind(self, publisher: RunPublisher) -> None:
-        """Take where the run's events go."""
+        """Set the publisher of the run's events."""
         self._publisher = publisher
 
-    # -- what others ask for ------------------------------------------------------------------------
+    # -- stopping the run ---------------------------------------------------------------------------
 
     @property
     def begun(self) -> bool:
-        """Whether its attempt was begun: only then can a newer one be told from the one before."""
+        """Whether the attempt has begun. Before that, the hash of the run names an earlier worker."""
         return self._publisher is not None
 
     @property
     def stop_reason(self) -> str | None:
-        """Why it was stopped, if it was."""
+        """The reason why the run was stopped, or None."""
         return self._stopped.result() if self._stopped.done() else None
 
     def stop(self, reason: str) -> None:
-        """End the run for ``reason``: a failure's code, HAND_BACK or LEASE_LOST. The first reason stands."""
+        """Stop the run. ``reason`` is the code of a failure, HAND_BACK or LEASE_LOST. The first reason counts."""
         if not self._stopped.done():
             self._stopped.set_result(reason)
 
     def cancel(self) -> None:
-        """End the run as cancelled."""
+        """Stop the run as cancelled."""
         if self.cancel_requested_at_s is None:
             self.cancel_requested_at_s = time.monotonic()
         self.stop(errors.CANCELLED)
 
     def abandon(self, cause: AgentStreamError | None = None) -> None:
-        """End the run without a word: another worker has it, or ``cause`` says what else keeps it from speaking."""
+        """Stop the run without a terminal event.
+
+        Another worker owns the run, or, if ``cause`` is not Fenced, the broker refuses its events.
+        """
         self.broker_refused |= not (cause is None or isinstance(cause, Fenced))
         self.stop(LEASE_LOST)
         if self._publisher is not None:
             self._publisher.close(BusError("the lease of the run was lost"))
 
-    # -- the run's sink -----------------------------------------------------------------------------
+    # -- the sink of the run ------------------------------------------------------------------------
 
     def put(self, event_type: str, data: Any) -> None:  # noqa: ANN401 -- JSON
-        """Publish an event, from any thread."""
+        """Publish an event. May be called from any thread."""
         if self._publisher is None:
             message = "the run has not begun"
             raise BusError(message)
@@ -107,32 +110,32 @@ class Execution:
 
     @property
     def text_events(self) -> int:
-        """How many pieces of text were put so far: all events but the others, the first, and the terminal one."""
+        """The number of texts published so far. Other types, ``run_started`` and the terminal event do not count."""
         if self._publisher is None:
             return 0
         return max(0, self._publisher.events_put - self._non_text_events - 1 - self._publisher.ended)
 
     @property
     def unflushed_bytes(self) -> int:
-        """How much waits to be published."""
+        """The number of bytes that are not yet stored."""
         return 0 if self._publisher is None else self._publisher.unflushed_bytes
 
     async def wait_for_room(self) -> None:
-        """Wait until there is room for more."""
+        """Wait until the publisher has room for more events."""
         if self._publisher is not None:
             await self._publisher.wait_for_room()
 
-    # -- the run ------------------------------------------------------------------------------------
+    # -- running the agent --------------------------------------------------------------------------
 
     async def run_agent(self, run_timeout_s: float) -> Terminal | None:
-        """Call the agent and return the terminal event that follows, or None if another worker will say it.
+        """Call the agent. Return the terminal event, or None if the next attempt will publish one.
 
-        Never raises for an agent's fault.
+        An error of the agent becomes a ``run_failed`` event and is never raised.
         """
         try:
             request = ChatCompletionRequest.model_validate(self.claim.job.request)
             called = self._resolve_agent(request.model)
-        except ValueError as exc:  # a newer front end's request, or one whose settings name other agents
+        except ValueError as exc:  # the front end is newer, or its settings name other agents
             return failed_event(errors.INVALID_REQUEST, f"this worker cannot serve the request: {exc}")
         self.agent_name = name_of(called)
         with agent_span(self.agent_name, self.claim.job.run_id, request.model) as span:
@@ -143,13 +146,13 @@ class Execution:
     async def _run_agent(self, called: Agent, request: ChatCompletionRequest, run_timeout_s: float) -> Terminal | None:
         run = Run(self.claim.job.run_id, request, self)
         agent = asyncio.create_task(self._call(called, run), name=f"agent {run.id}")
-        agent.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # seen, even if it was lost
+        agent.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # asyncio must not warn
         self._unfinished.append(agent)
         try:
             ends: set[asyncio.Future[Any]] = {agent, self._stopped}
             await asyncio.wait(ends, timeout=run_timeout_s, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            run.cancel()  # whatever still runs (a thread, a stray task) may publish nothing more
+            run.cancel()  # a thread or task of the agent that still runs cannot publish any more
             ended_itself = agent.done()
             agent.cancel()
         if ended_itself and self.stop_reason != LEASE_LOST:
@@ -164,28 +167,28 @@ class Execution:
         return None
 
     def cancelled_event(self, request: ChatCompletionRequest | None = None) -> Terminal:
-        """Return the terminal event of a cancelled run, with the usage so far (none if it never started)."""
+        """Return the terminal event of a cancelled run, with its usage so far, or no usage if the agent never ran."""
         return RUN_CANCELLED, {"usage": self.tally.usage(request.messages if request else []).model_dump()}
 
     async def wait_until_finished(self) -> None:
-        """Return when everything the agent started has ended; a thread cannot be killed, so its slot stays taken."""
+        """Wait until everything that the agent started has ended. A thread cannot be killed, so it keeps its slot."""
         left = [future for future in self._unfinished if not future.done()]
         if left:
-            log.warning("the run is over, but its agent still runs; waiting for it")
+            log.warning("the run has ended, but its agent still runs; its slot stays taken until the agent returns")
             await asyncio.wait(left)
 
     async def _call(self, agent: Agent, run: Run) -> object:
         if is_async(agent):
             return await _await_agent(agent, run)
         done = asyncio.get_running_loop().create_future()
-        done.add_done_callback(lambda future: future.cancelled() or future.exception())  # seen, even if late
+        done.add_done_callback(lambda future: future.cancelled() or future.exception())  # asyncio must not warn
         self._unfinished.append(done)
         context = contextvars.copy_context()
         thread = threading.Thread(
             target=context.run,
             args=(_call_in_thread, agent, run, done),
             name=f"agent {run.id}",
-            daemon=True,  # a blocked agent must not keep a stopped worker alive
+            daemon=True,  # a blocked agent must not keep a stopped worker process alive
         )
         thread.start()
         return await asyncio.shield(done)
@@ -210,7 +213,7 @@ class Execution:
         result.check()
         streamed = self.tally.text_characters > 0
         usage = result.usage() or self.tally.estimate(request.messages, 0 if streamed else len(result.content))
-        # An agent that forgets to say so: clients look at the reason before they look for calls.
+        # An agent may forget this reason. Clients look at it before they look for calls.
         calls = self.tally.has_client_calls and result.finish_reason == "stop"
         return {
             "content": None if streamed else result.content,
@@ -226,12 +229,12 @@ class Execution:
 
 
 def failed_event(code: str, message: str) -> Terminal:
-    """Return the terminal event of a failed run."""
+    """Return the terminal event of a failed run. The message is cut to MAX_MESSAGE_CHARACTERS."""
     return RUN_FAILED, {"code": code, "message": message[: errors.MAX_MESSAGE_CHARACTERS]}
 
 
 async def _await_agent(agent: Agent, run: Run) -> object:
-    """Await the agent; its SystemExit would otherwise end the worker."""
+    """Await the agent. Its SystemExit must not end the worker."""
     try:
         return await cast("Awaitable[AgentResult]", agent(run))
     except (SystemExit, KeyboardInterrupt) as exc:
@@ -240,16 +243,16 @@ async def _await_agent(agent: Agent, run: Run) -> object:
 
 
 def _call_in_thread(agent: Agent, run: Run, done: asyncio.Future[object]) -> None:
-    """Call the agent and hand its result or exception to the loop, if there still is one."""
+    """Call the agent and pass its result or exception to the event loop, unless the loop has closed."""
     result: object = None
     error: BaseException | None = None
     try:
         result = agent(run)
-    except StopIteration as exc:  # a future cannot carry it
+    except StopIteration as exc:  # a future cannot hold StopIteration
         error = RuntimeError(f"the agent raised StopIteration: {exc.value!r}")
     except (SystemExit, KeyboardInterrupt) as exc:
         error = errors.AgentError(f"the agent raised {type(exc).__name__}")
-    except BaseException as exc:  # noqa: BLE001 -- whatever it is, it is the run's outcome
+    except BaseException as exc:  # noqa: BLE001 -- every exception is the outcome of the run
         error = exc
 
     def settle() -> None:

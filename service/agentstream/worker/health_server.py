@@ -1,4 +1,4 @@
-"""The worker's small HTTP port: /metrics, /health/live and /health/ready. Off unless a port is set."""
+"""The worker's small HTTP port: /metrics, /health/live and /health/ready. It is closed unless a port is set."""
 
 import asyncio
 import contextlib
@@ -15,17 +15,17 @@ from agentstream.telemetry.metrics import CONTENT_TYPE, observe_periodically
 log = logging.getLogger(__name__)
 
 PING_TIMEOUT_S: Final = 2.0
-# Whoever is being answered when the worker ends gets this long; nobody streams from here.
+# Time for open requests to end when the worker stops. There are no streams here.
 CLOSE_TIMEOUT_S: Final = 1.0
 
 
 class HealthServer:
-    """Tells how the worker is. ``taking_jobs`` says that it takes jobs; ``stop`` being set, that it takes no more."""
+    """Serves metrics and health. Set ``taking_jobs`` when the worker takes jobs; ``stop`` is set when it drains."""
 
     def __init__(
         self, link: Link, stop: asyncio.Event, *, observe: Callable[[], None], render: Callable[[], bytes]
     ) -> None:
-        """Bind what is told; ``observe`` makes ``render`` tell the present."""
+        """Bind the parts. ``observe`` updates the metrics that ``render`` returns."""
         self._link = link
         self._stop = stop
         self._observe = observe
@@ -34,7 +34,10 @@ class HealthServer:
 
     @contextlib.asynccontextmanager
     async def serve(self, host: str, port: int, *, shared: bool) -> AsyncIterator[None]:
-        """Listen; with ``shared`` as one of several processes on the port. Raises StartupError if it is taken."""
+        """Listen while the block runs. With ``shared``, several processes listen on the port.
+
+        Raises StartupError if the port is taken.
+        """
         app = web.Application()
         app.add_routes(
             [
@@ -45,13 +48,13 @@ class HealthServer:
         )
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=CLOSE_TIMEOUT_S)
         await runner.setup()
-        telling = asyncio.create_task(observe_periodically(self._observe), name="metrics") if shared else None
+        observing = asyncio.create_task(observe_periodically(self._observe), name="metrics") if shared else None
         try:
             await _listen(web.TCPSite(runner, host, port, reuse_port=shared or None), host, port)
             yield
         finally:
-            if telling is not None:
-                telling.cancel()
+            if observing is not None:
+                observing.cancel()
             await runner.cleanup()
 
     async def _show_metrics(self, _request: web.Request) -> web.Response:
@@ -60,11 +63,11 @@ class HealthServer:
         return web.Response(body=self._render(), headers={"Content-Type": CONTENT_TYPE})
 
     async def _live(self, _request: web.Request) -> web.Response:
-        """GET /health/live: the event loop turns; an agent that blocks it for long is noticed here."""
+        """GET /health/live: 200 while the event loop runs. No answer: an agent blocks the event loop."""
         return web.json_response({"status": "ok"})
 
     async def _ready(self, _request: web.Request) -> web.Response:
-        """GET /health/ready: 200 while jobs are taken, busy or not."""
+        """GET /health/ready: 200 while the worker takes jobs, even if all slots are taken, and Redis answers."""
         if self._stop.is_set():
             return web.json_response({"status": "draining"}, status=503)
         if not self.taking_jobs:
@@ -78,7 +81,7 @@ class HealthServer:
 
 
 async def _listen(site: web.TCPSite, host: str, port: int) -> None:
-    """Begin to listen; raises StartupError."""
+    """Start to listen. Raises StartupError."""
     try:
         await site.start()
     except OSError as exc:

@@ -1,7 +1,8 @@
-"""Leases: this worker keeps what it runs, learns what it lost, and takes over what others left.
+"""Leases: this worker renews those that it holds and notices those that it lost.
 
-A lease lasts ``lease_s`` since its last renewal and is renewed three times as often. Expired ones are looked for
-as often, so a killed worker's run has its terminal event within lease + lease/3 + 1 s.
+A lease lasts ``lease_s`` from its last renewal. A worker renews its leases three times in this time, and looks as often
+for expired leases of other workers. So a run of a killed worker gets its terminal event, or begins again, within lease
++ lease/3 + 1 s.
 """
 
 import asyncio
@@ -16,42 +17,42 @@ from agentstream.telemetry.log_context import log_context_of, log_extra
 
 log = logging.getLogger(__name__)
 
-RENEWALS_PER_LEASE: Final = 3  # two may fail before the third decides
+RENEWALS_PER_LEASE: Final = 3  # so that two renewals may fail
 PRUNE_EVERY: Final = 100  # renewals
 
 
 class LeasedRun(Protocol):
-    """A run under lease."""
+    """A run whose lease this worker holds."""
 
     claim: Claim
 
     @property
     def begun(self) -> bool:
-        """Whether its attempt was begun."""
+        """Whether its attempt has begun."""
         ...
 
     @property
     def agent_name(self) -> str:
-        """What its agent is called; empty until it is called."""
+        """The name of its agent. Empty until the agent is called."""
         ...
 
     @property
     def text_events(self) -> int:
-        """How many tokens it has written."""
+        """The number of texts that its agent has written."""
         ...
 
     def abandon(self) -> None:
-        """Publish nothing more: another worker holds the job by now."""
+        """Stop the run and publish nothing more: another worker holds the job."""
 
     def cancel(self) -> None:
-        """End it: a cancel was asked for."""
+        """Stop the run as cancelled."""
 
 
 class Leases:
-    """What this worker holds."""
+    """The leases that this worker holds."""
 
     def __init__(self, queue: JobQueue, lease_s: float) -> None:
-        """Bind the queue; nothing is held yet."""
+        """Bind the queue. No lease is held yet."""
         self._queue = queue
         self.lease_s = lease_s
         self.interval_s = lease_s / RENEWALS_PER_LEASE
@@ -59,26 +60,29 @@ class Leases:
         self._renew_now = asyncio.Event()
 
     def hold(self, run: LeasedRun) -> None:
-        """Renew this run's lease from now on."""
+        """Renew the lease of this run from now on."""
         self._held[run.claim.entry_id] = run
 
     def release(self, run: LeasedRun) -> None:
-        """Renew it no more."""
+        """Stop renewing the lease of this run."""
         self._held.pop(run.claim.entry_id, None)
 
     def on_control(self, message: bytes) -> None:
-        """Cancel the run whose id was sent to this worker's control channel; it may have ended."""
+        """Cancel the run whose id came on this worker's control channel. Ignore it if the run has ended."""
         run_id = message.decode(errors="replace")
         for run in list(self._held.values()):
             if run.claim.job.run_id == run_id:
                 run.cancel()
 
     def renew_now(self) -> None:
-        """Renew at once: after a reconnect others may be about to take over what could not be renewed."""
+        """Renew at once. After a reconnect, leases may have expired, and other workers may take the runs over."""
         self._renew_now.set()
 
     async def renew_forever(self) -> None:
-        """Renew for ever, noting how far runs are; those whose lease is lost or whose cancel was asked for are told."""
+        """Renew the leases until cancelled, and report the progress of the runs.
+
+        Abandons each run whose lease was lost. Cancels each run whose cancel was requested.
+        """
         renewals = 0
         while True:
             with contextlib.suppress(TimeoutError):
@@ -88,7 +92,7 @@ class Leases:
             renewals += 1
             await warn_if_unavailable(self._renew, "renew leases")
             if renewals % PRUNE_EVERY == 0:
-                await warn_if_unavailable(self._queue.prune, "forget dead workers")
+                await warn_if_unavailable(self._queue.prune, "remove dead workers from the queue")
 
     async def _renew(self) -> None:
         if not self._held:
@@ -109,7 +113,10 @@ class Leases:
 
 
 async def warn_if_unavailable(action: Callable[[], Awaitable[None]], what: str) -> None:
-    """Do something that the next turn makes up for if the broker is away now."""
+    """Call ``action``; log a warning if Redis is unavailable. The caller repeats the action later.
+
+    ``what`` completes the sentence "cannot …".
+    """
     try:
         await action()
     except BrokerUnavailable as exc:

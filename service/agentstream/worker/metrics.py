@@ -1,4 +1,4 @@
-"""What a worker counts, for its GET /metrics."""
+"""The metrics of a worker, for its GET /metrics."""
 
 from collections.abc import Iterable
 from typing import Protocol
@@ -15,38 +15,38 @@ NOT_STORED = "not_stored"
 
 
 class WorkerStats(Protocol):
-    """What is going on in a queue's worker."""
+    """The current numbers of the worker of one queue."""
 
     @property
     def active(self) -> int:
-        """How many of its runs hold a slot."""
+        """The number of its runs that hold a slot."""
         ...
 
     @property
     def tokens(self) -> int:
-        """How many pieces of text its agents have written since it began."""
+        """The number of texts that its agents have written since the worker began."""
         ...
 
     @property
     def unflushed_bytes(self) -> int:
-        """How much waits to be published."""
+        """The number of bytes of events that are not yet stored."""
         ...
 
 
 class WorkerMetrics:
-    """The numbers of one worker process, or of all that share its port."""
+    """The metrics of one worker process, or of all processes that share its port."""
 
     def __init__(self, number: int | None = None, *, slots: int) -> None:
-        """Register everything; see ``metric_names.metrics.Metrics`` for ``number``. ``slots`` are for runs at once."""
+        """Register every metric. ``slots`` is the number of runs at the same time. For ``number`` see ``Metrics``."""
         self._all = Metrics(metric_names.WORKER_METRICS, number)
         self._all.gauge(metric_names.WORKER_SLOTS).set(slots)
 
     def queue(self, name: str) -> "QueueMetrics":
-        """Return the part of one queue."""
+        """Return the metrics of one queue."""
         return QueueMetrics(self._all, name)
 
     def observe(self, workers: Iterable[tuple[str, WorkerStats]], published: PublishCounts, *, reconnects: int) -> None:
-        """Take what this process knows of itself: its queues' workers, and what they published."""
+        """Update the metrics of this process from the workers of its queues and from its publish counts."""
         every = self._all
         unflushed_bytes = 0
         for queue, worker in workers:
@@ -61,15 +61,15 @@ class WorkerMetrics:
         every.set_total(reconnects, metric_names.WORKER_RECONNECTS)
 
     def render(self) -> bytes:
-        """Return the text exposition format."""
+        """Return the metrics in the Prometheus text format."""
         return self._all.render()
 
 
 class QueueMetrics:
-    """What a run passes once, by its queue."""
+    """The metrics of the runs of one queue. A run counts once at each step."""
 
     def __init__(self, every: Metrics, queue: str) -> None:
-        """Make every series of the queue: one that is not there before its first count has no rate then."""
+        """Create every series of the queue at 0. A series that appears with its first count has no rate for it."""
         self._runs = {
             outcome: every.counter(metric_names.WORKER_RUNS, queue, outcome) for outcome in metric_names.OUTCOMES
         }
@@ -90,28 +90,32 @@ class QueueMetrics:
         self._publish_seconds = every.histogram(metric_names.WORKER_PUBLISH_SECONDS)
 
     def claimed(self, *, again: bool) -> None:
-        """Count a job that was taken; ``again`` if another worker had it before."""
+        """Count a claimed job. ``again`` means that another worker held it before."""
         self._claims["reclaimed" if again else "new"].inc()
 
     def attempt_begun(self, begun: BegunAttempt) -> None:
-        """Take how long a job waited for its first attempt."""
+        """Observe how long a job waited for its first attempt."""
         if begun.attempt == 1:
             self._dispatch_seconds.observe(begun.waited_s)
 
     def called_again(self) -> None:
-        """Count a run whose agent is called in a later attempt."""
+        """Count a run whose agent is called in a later attempt than the first."""
         self._retries.inc()
 
     def tool_ended(self, *, success: bool) -> None:
-        """Count the end of a tool call; from any thread."""
+        """Count the end of a tool call. May be called from any thread."""
         self._tool_calls[success].inc()
 
     def terminal_event_stored(self, seconds: float) -> None:
-        """Take how long a run's last event took to be stored."""
+        """Observe how long it took to store the terminal event of a run."""
         self._publish_seconds.observe(seconds)
 
     def ended(self, outcome: str, *, seconds: float, cancel_seconds: float | None) -> None:
-        """Count a run's end, one of metric_names.OUTCOMES, after ``seconds``, and how long its cancel had been known."""
+        """Count the end of an attempt.
+
+        ``outcome`` is one of metric_names.OUTCOMES. ``seconds`` is the duration of the attempt. ``cancel_seconds`` is
+        the time since this worker received the cancel, or None.
+        """
         self._runs[outcome].inc()
         self._run_seconds.observe(seconds)
         if outcome == CANCELLED and cancel_seconds is not None:
@@ -120,5 +124,5 @@ class QueueMetrics:
             self._leases_lost.inc()
 
     def terminal_event_not_stored(self) -> None:
-        """Count a run whose end could not be stored in time."""
+        """Count a run whose terminal event could not be stored in time."""
         self._terminal_events_not_stored.inc()

@@ -1,6 +1,7 @@
-"""What a worker logs of runs: one line at each attempt's end, and at debug what was asked and answered, if that may be.
+"""The log lines of a worker about its runs.
 
-Nothing is logged for a token or an event.
+There is one line at the end of each attempt. At level debug there is one at its begin, and, if the settings allow it,
+the question and the answer. There is no line for a token or an event.
 """
 
 import asyncio
@@ -19,34 +20,35 @@ from agentstream.worker.execution import Terminal
 
 log = logging.getLogger(__name__)
 
-# Of a question and of an answer; enough to recognise it.
+# The logged part of a question and of an answer. It is enough to recognise it.
 MAX_CONTENT_CHARS: Final = 2000
-HISTORY_TIMEOUT_S: Final = 5.0  # of reading an answer back; a broker that is away is no reason to keep a slot
+HISTORY_TIMEOUT_S: Final = 5.0  # time to read the answer from the replay log; the run holds its slot meanwhile
 
 
 class RunLog:
-    """The lines of one worker's runs. ``content`` allows what users and agents wrote."""
+    """The log lines of one worker's runs. ``content`` allows the texts of users and agents."""
 
     def __init__(self, *, content: bool = False) -> None:
-        """Start."""
+        """Read the log level once."""
         self._content = content and log.isEnabledFor(logging.DEBUG)
 
     def claimed(self, claim: Claim, queue: JobQueue) -> None:
-        """Let every line of this task, and of the agent it calls, tell the run."""
+        """Add the run's ids to every log line of this task and of the agent that it calls."""
         job = claim.job
         bind(run_id=job.run_id, request_id=job.request_id, queue=queue.name, worker=queue.worker_id)
 
     def attempt_begun(self, job: Job, begun: BegunAttempt) -> None:
-        """Tell of an attempt's beginning, at debug."""
+        """Log the begin of an attempt, at debug."""
         bind(attempt=begun.attempt)
         log.debug("the run begins")
         if self._content:
-            log.debug("asked: %s", _truncated(job.request.get("messages")))
+            log.debug("question: %s", _truncated(job.request.get("messages")))
 
     def ended(self, terminal: Terminal | None, outcome: str, *, seconds: float) -> None:
-        """Tell of an attempt's end: how, as metrics have it, and after how long.
+        """Log the end of an attempt: its outcome, as in the metrics, and its duration.
 
-        Not a failure's message: it may repeat what was asked. Without a terminal event another worker goes on.
+        The line leaves out the message of a failure, because it may repeat the question. There is no ``terminal`` event
+        if another worker continues the run.
         """
         data = terminal[1] if terminal is not None else {}
         usage = data.get("usage") or {}
@@ -56,20 +58,20 @@ class RunLog:
         log.info("the run ended", extra=fields)
 
     async def answered(self, bus: Bus, run_id: str, terminal: Terminal | None) -> None:
-        """Tell what a run answered, at debug, if that may be. Its job is done by now: nothing waits for this."""
+        """Log the answer of a run at debug, if the settings allow it. Its job is finished: no client waits for this."""
         if self._content and terminal is not None:
-            log.debug("answered: %s", _truncated(await _read_answer(bus, run_id, terminal[1])))
+            log.debug("answer: %s", _truncated(await _read_answer(bus, run_id, terminal[1])))
 
 
 async def _read_answer(bus: Bus, run_id: str, data: dict[str, Any]) -> object:
-    """Return what the run said, or why it failed."""
+    """Return the text of the run's answer, or the message of its failure."""
     if text := data.get("content") or data.get("message"):
         return text
     try:
         async with asyncio.timeout(HISTORY_TIMEOUT_S):
             return "".join(event.data for event in await bus.history(run_id) if event.type == TEXT)
     except (BusError, TimeoutError) as exc:
-        return f"(not to be had: {str(exc) or 'the broker is away'})"
+        return f"(cannot be read: {str(exc) or 'Redis does not answer'})"
 
 
 def _truncated(content: object) -> str:

@@ -1,9 +1,10 @@
-"""One job: from its claim to its one terminal event.
+"""The execution of one job, from its claim to its terminal event.
 
-    claimed -> begun (attempt counted, run_started stored) -> the agent's events -> terminal event -> removed
+    claimed -> begun (attempt counted, run_started stored) -> events of the agent -> terminal event -> removed
 
-A job whose worker was lost is begun again, but its agent is called again only if nothing of it was shown: no text
-is doubled, no tool run twice unasked.
+If the worker of a job is lost, another worker begins a new attempt. It calls the agent only if clients have seen no
+text of the run and no tool ran, so that no text appears twice and no tool runs twice. The setting ``retry_after_tools``
+allows a new call after tools.
 """
 
 import asyncio
@@ -27,13 +28,13 @@ from agentstream.worker.spans import job_span, record_end
 
 log = logging.getLogger(__name__)
 
-# How long the last events may wait for an unreachable broker before the worker gives the run up.
+# Time for the last events of a run to be stored while Redis is unavailable. After it the worker gives the run up.
 FLUSH_TIMEOUT_S: Final = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunLimits:
-    """Bounds of one run. It is attempted ``max_attempts`` times at most, hand-backs not counted."""
+    """The limits of one run. ``max_attempts`` does not count attempts that were handed back."""
 
     run_timeout_s: float
     max_attempts: int
@@ -42,9 +43,9 @@ class RunLimits:
 
 
 class Runner:
-    """Executes claimed jobs, each with its model's agent."""
+    """Executes claimed jobs, each with the agent of its model."""
 
-    def __init__(  # noqa: PLR0913, PLR0917 -- the parts
+    def __init__(  # noqa: PLR0913, PLR0917 -- the parts that it joins
         self,
         resolve_agent: AgentResolver,
         bus: Bus,
@@ -55,7 +56,7 @@ class Runner:
         *,
         log_content: bool = False,
     ) -> None:
-        """Bind what every run needs; ``log_content`` allows what users and agents wrote in log lines."""
+        """Bind the parts. ``log_content`` allows the texts of users and agents in log lines."""
         self._resolve_agent = resolve_agent
         self._bus = bus
         self._queue = queue
@@ -64,27 +65,28 @@ class Runner:
         self._metrics = metrics
         self._run_log = RunLog(content=log_content)
         self._executions: set[Execution] = set()
-        self._text_events_before = 0  # of runs that have ended
+        self._text_events_before = 0  # written in runs that have ended
 
     @property
     def text_events(self) -> int:
-        """How many pieces of text the agents have written since this began."""
+        """The number of texts that the agents have written since this worker began."""
         return self._text_events_before + sum(execution.text_events for execution in self._executions)
 
     @property
     def unflushed_bytes(self) -> int:
-        """How much waits to be published."""
+        """The number of bytes of events that are not yet stored."""
         return sum(execution.unflushed_bytes for execution in self._executions)
 
     def stop_all(self) -> None:
-        """End every run because the worker stops: handed back if nothing of it was shown, else failed."""
+        """Stop every run, because the worker stops. Hand a run back if it has shown nothing, otherwise let it fail."""
         for execution in self._executions:
             execution.stop(HAND_BACK if execution.tally.retryable else errors.WORKER_SHUTDOWN)
 
     async def execute(self, claim: Claim, called_again: asyncio.Future[bool] | None = None) -> None:
-        """Run a claimed job to its end.
+        """Execute a claimed job until it ends.
 
-        ``called_again`` is told whether the job is one whose agent is called once more, as soon as that is known.
+        ``called_again`` is set for a job that another worker held before. Its result is whether the agent is called
+        again. It is set as soon as this is known, at the latest when the job ends.
         """
         self._run_log.claimed(claim, self._queue)
         self._metrics.claimed(again=called_again is not None)
@@ -95,7 +97,7 @@ class Runner:
             with job_span(claim, self._queue) as span:
                 await self._execute(execution, span, called_again)
         finally:
-            _set_called_again(called_again, told=False)
+            _set_called_again(called_again, value=False)
             self._leases.release(execution)
             self._executions.discard(execution)
             self._text_events_before += execution.text_events
@@ -107,7 +109,7 @@ class Runner:
         claim = execution.claim
         late = time.monotonic() - claim.lease_since_s > self._leases.interval_s
         if late and await self._queue.renew([claim.entry_id]):
-            log.warning("the run went to another worker before it began here")
+            log.warning("another worker took the run over before it began here")
             return
         begun = await self._queue.begin(claim, ttl_s=self._limits.log.open_ttl_s)
         if begun is None:
@@ -129,7 +131,10 @@ class Runner:
         publisher: RunPublisher,
         called_again: asyncio.Future[bool] | None,
     ) -> tuple[Terminal | None, str]:
-        """Return the terminal event if it is stored (another worker may say it, or none), and how the attempt ended."""
+        """Execute an attempt. Return its terminal event and its outcome.
+
+        The terminal event is None if it was not stored: another worker then ends the run.
+        """
         begun_s = time.monotonic()
         self._metrics.attempt_begun(begun)
         refusal = await self._refusal(execution, begun)
@@ -138,7 +143,7 @@ class Runner:
         elif refusal is not None:
             terminal = refusal
         else:
-            _set_called_again(called_again, told=True)
+            _set_called_again(called_again, value=True)
             if begun.attempt > 1:
                 self._metrics.called_again()
             terminal = await execution.run_agent(self._limits.run_timeout_s)
@@ -148,11 +153,11 @@ class Runner:
             outcome = HANDED_BACK
         else:
             outcome = NOT_STORED if execution.broker_refused else LEASE_LOST
-        now_s, heard_s = time.monotonic(), execution.cancel_requested_at_s
-        cancel_seconds = None if heard_s is None else now_s - heard_s
+        now_s, cancel_s = time.monotonic(), execution.cancel_requested_at_s
+        cancel_seconds = None if cancel_s is None else now_s - cancel_s
         self._metrics.ended(outcome, seconds=now_s - begun_s, cancel_seconds=cancel_seconds)
         self._run_log.ended(terminal, outcome, seconds=now_s - begun_s)
-        publisher.close(BusError("the run is over, or goes to another worker"))
+        publisher.close(BusError("the run has ended, or another worker continues it"))
         if outcome == HANDED_BACK:
             await self._queue.hand_back(execution.claim)
         elif outcome in {LEASE_LOST, NOT_STORED}:
@@ -166,9 +171,9 @@ class Runner:
         self._metrics.tool_ended(success=success)
 
     async def _refusal(self, execution: Execution, begun: BegunAttempt) -> Terminal | None:
-        """Return the terminal event of a job whose agent must not be called (again), else None.
+        """Return the terminal event of a job whose agent must not be called (again), otherwise None.
 
-        What earlier attempts have shown goes into the execution's tally.
+        Records the events of earlier attempts in the execution's tally.
         """
         job = execution.claim.job
         if begun.attempt == 1:
@@ -179,39 +184,42 @@ class Runner:
             for event in await self._bus.history(job.run_id):
                 execution.tally.record(event.type, event.data)
         except LogTrimmed:
-            execution.tally.record(TEXT, "?")  # a log that large holds more than its first events
+            execution.tally.record(TEXT, "?")  # a replay log of this size contains text
         tally = execution.tally
         if tally.written_characters or (tally.tool_calls and not self._limits.retry_after_tools):
             return failed_event(
-                errors.WORKER_LOST, "the worker that ran it was lost, and what it had done cannot be repeated"
+                errors.WORKER_LOST,
+                "the worker was lost, and the run cannot be repeated: it had already written text or called tools",
             )
         if begun.attempt - begun.hand_backs > self._limits.max_attempts:
-            return failed_event(errors.WORKER_LOST, f"{self._limits.max_attempts} workers that ran it were lost")
+            return failed_event(
+                errors.WORKER_LOST, f"the run was given up: {self._limits.max_attempts} workers were lost during it"
+            )
         return None
 
     async def _store_terminal_event(self, publisher: RunPublisher, terminal: Terminal) -> str:
-        """Store the terminal event, and return how the run has ended."""
-        put_s = time.monotonic()
+        """Store the terminal event. Return the outcome of the attempt."""
+        started_s = time.monotonic()
         try:
             try:
                 publisher.put(*terminal)
-            except InvalidAgentOutput as exc:  # an answer too large for one event
+            except InvalidAgentOutput as exc:  # the answer is too large for one event
                 terminal = failed_event(errors.INVALID_AGENT_OUTPUT, f"{exc}; stream it with run.write")
                 publisher.put(*terminal)
             async with asyncio.timeout(FLUSH_TIMEOUT_S):
                 await publisher.flush()
         except (AgentStreamError, TimeoutError) as exc:
-            log.error("the last events of the run could not be stored: %s", exc)  # noqa: TRY400
+            log.error("cannot store the last events of the run: %s", exc)  # noqa: TRY400
             if isinstance(exc, TimeoutError):
                 self._metrics.terminal_event_not_stored()
             return LEASE_LOST if isinstance(exc, Fenced) else NOT_STORED
         finally:
-            publisher.close(BusError("the run is over"))
-        self._metrics.terminal_event_stored(time.monotonic() - put_s)
+            publisher.close(BusError("the run has ended"))
+        self._metrics.terminal_event_stored(time.monotonic() - started_s)
         event_type, data = terminal
         return str(data["code"]) if event_type == RUN_FAILED else event_type.removeprefix("run_")
 
 
-def _set_called_again(called_again: asyncio.Future[bool] | None, *, told: bool) -> None:
+def _set_called_again(called_again: asyncio.Future[bool] | None, *, value: bool) -> None:
     if called_again is not None and not called_again.done():
-        called_again.set_result(told)
+        called_again.set_result(value)

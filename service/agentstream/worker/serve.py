@@ -1,4 +1,4 @@
-"""The worker process: builds the agents, connects, works until told to stop."""
+"""The worker process: it loads the agents, connects to Redis and works until it is stopped."""
 
 import asyncio
 import contextlib
@@ -41,21 +41,23 @@ log = logging.getLogger(__name__)
 
 
 async def serve_worker(settings: Settings, *, keys: Keys | None = None, number: int | None = None) -> int:
-    """Work until SIGTERM or SIGINT; returns the exit code.
+    """Work until SIGTERM or SIGINT. Return the exit code.
 
-    With a ``number`` this is one of several processes whose metrics are told on one port. Raises StartupError if an
-    agent cannot be loaded or the metrics' port is taken, BrokerUnavailable if Redis is not there in ``broker_wait_s``.
+    With a ``number`` this is one of several processes that share a metrics port. Raises StartupError if an agent cannot
+    be loaded or the metrics port is taken, and BrokerUnavailable if Redis does not answer within ``broker_wait_s``.
     """
     if settings.redis_url is None:
-        message = "REDIS_URL is not set: a worker of its own needs a Redis (`agentstream up` brings one)"
+        message = (
+            "REDIS_URL is not set: a worker needs Redis. Set it, or run `agentstream up`, which starts a private broker"
+        )
         raise StartupError(message)
     mcp = build_mcp(settings)
     agents, engine = build_agents(settings, mcp)
-    with exported_spans("worker"):  # after the agents' modules, which may have set up a provider of their own
+    with exported_spans("worker"):  # after loading the agents: their modules may set up their own provider
         return await _run_worker(settings, Endpoint(settings.redis_url), keys or Keys(), number, agents, engine, mcp)
 
 
-async def _run_worker(  # noqa: PLR0913, PLR0917 -- what was made of the settings
+async def _run_worker(  # noqa: PLR0913, PLR0917 -- the parts made from the settings
     settings: Settings,
     endpoint: Endpoint,
     keys: Keys,
@@ -118,7 +120,7 @@ async def _run_worker(  # noqa: PLR0913, PLR0917 -- what was made of the setting
             await asyncio.gather(*(queue.open() for queue in queues.values()))
             log.info("worker %s takes jobs of queue %s", worker_id, ", ".join(map(repr, agents)))
             health.taking_jobs = True
-            async with asyncio.TaskGroup() as working:  # if one of them dies, all do
+            async with asyncio.TaskGroup() as working:  # an error in one of them ends all
                 for name, worker in workers.items():
                     working.create_task(worker.run(stop), name=f"queue {name}")
     finally:
@@ -131,9 +133,9 @@ async def _run_worker(  # noqa: PLR0913, PLR0917 -- what was made of the setting
 
 
 def build_agents(settings: Settings, mcp: "McpServers | None" = None) -> tuple[dict[str, AgentResolver], Engine | None]:
-    """Return what tells the agents of each queue to be served, and the built-in one's engine; raises StartupError.
+    """Return a resolver of agents for each served queue, and the engine of the built-in agent if it is used.
 
-    Only agents of those queues are imported.
+    Import only the agents of these queues. Raises StartupError.
     """
     if not settings.routes:
         agent, engine = build_agent(settings, mcp)
@@ -155,20 +157,18 @@ def build_agents(settings: Settings, mcp: "McpServers | None" = None) -> tuple[d
 
 def _resolve_agent(agents: dict[str, Agent], model: str) -> Agent:
     if model not in agents:
-        message = f"there is no agent for the model {model!r} here (front ends and workers need the same agents)"
+        message = f"no agent for the model {model!r} (front ends and workers need the same AGENTSTREAM_AGENTS)"
         raise ValueError(message)
     return agents[model]
 
 
 def build_mcp(settings: Settings) -> "McpServers | None":
-    """Return the MCP servers of the built-in orchestrator, not yet connected; raises StartupError."""
+    """Return the MCP servers of the built-in orchestrator, not yet connected. Raises StartupError."""
     if not settings.mcp_servers:
         return None
     agents = [route.agent for route in settings.routes] or [settings.agent or BUILTIN]
     if BUILTIN not in agents:
-        log.warning(
-            "%s is for the built-in agent; %s bring their own tools", env_name("mcp_servers"), ", ".join(agents)
-        )
+        log.warning("%s is for the built-in agent and has no effect on %s", env_name("mcp_servers"), ", ".join(agents))
         return None
     try:
         from agentstream.tools.mcp import McpServers, read_servers  # noqa: PLC0415 -- an optional dependency
@@ -208,7 +208,7 @@ def build_agent(settings: Settings, mcp: "McpServers | None" = None) -> tuple[Ag
 
 
 def run_limits(settings: Settings) -> RunLimits:
-    """Return the bounds of one run."""
+    """Return the limits of one run."""
     return RunLimits(
         run_timeout_s=settings.run_timeout_s,
         max_attempts=settings.max_attempts,

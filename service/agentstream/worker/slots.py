@@ -1,27 +1,27 @@
-"""Room for runs, shared by all queues that a worker serves."""
+"""Slots for runs. All queues of a worker share them."""
 
 import asyncio
 
 
 class Slots:
-    """As many slots as runs may go on at once; who asks first gets the next."""
+    """As many slots as runs may execute at the same time. A free slot goes to the one who has waited longest."""
 
     def __init__(self, count: int) -> None:
-        """Begin with all of them free."""
+        """Start with all slots free."""
         self._semaphore = asyncio.Semaphore(count)
         self._waiting = 0
 
     @property
     def contended(self) -> bool:
-        """Whether somebody waits for one: a slot that is only waited with should be given back soon."""
+        """Whether a task waits for a slot. Then a slot without a run should be released soon."""
         return self._waiting > 0
 
     def locked(self) -> bool:
-        """Whether whoever asks now must wait."""
+        """Whether no slot is free."""
         return self._semaphore.locked()
 
     async def acquire(self) -> None:
-        """Take one, when there is one."""
+        """Take a slot. Wait until one is free."""
         self._waiting += 1
         try:
             await self._semaphore.acquire()
@@ -29,5 +29,5 @@ class Slots:
             self._waiting -= 1
 
     def release(self) -> None:
-        """Give one back."""
+        """Release a slot."""
         self._semaphore.release()

@@ -1,4 +1,4 @@
-"""The spans of a worker: one for each attempt at a job, and inside it one for the agent's call."""
+"""The spans of a worker: one for each attempt at a job, and in it one for the call of the agent."""
 
 from typing import Any, Final
 
@@ -10,10 +10,10 @@ _STATUS: Final = {RUN_COMPLETED: "completed", RUN_CANCELLED: "cancelled", RUN_FA
 
 
 def job_span(claim: Claim, queue: JobQueue) -> tracing.Span:
-    """Return the span of an attempt: a child of what enqueued the job, whichever attempt it is.
+    """Return the span of an attempt. Its parent is the span that enqueued the job, in every attempt.
 
-    Attempts are siblings in one trace. They are not linked: of a lost one nothing is left to link to, as spans are
-    sent when they end.
+    So attempts are siblings in one trace. There are no links between them: a killed worker never sends its span,
+    because spans are sent when they end.
     """
     if not tracing.enabled():
         return tracing.span("process")
@@ -31,7 +31,7 @@ def job_span(claim: Claim, queue: JobQueue) -> tracing.Span:
 
 
 def agent_span(name: str, run_id: str, model: str) -> tracing.Span:
-    """Return the span of the call of an agent of this name; what its own instrumentation makes are its children."""
+    """Return the span of a call of the agent ``name``. Spans of the agent's own instrumentation become its children."""
     if not tracing.enabled():
         return tracing.span("invoke_agent")
     attributes = {
@@ -47,7 +47,7 @@ def agent_span(name: str, run_id: str, model: str) -> tracing.Span:
 def record_end(
     span: tracing.Span, terminal: tuple[str, dict[str, Any]] | None, fallback_status: str | None = None
 ) -> None:
-    """Tell how it ended: by the terminal event, or, if another worker will say that, ``fallback_status``."""
+    """Record the end of a run: its terminal event, or ``fallback_status`` if another worker will end the run."""
     if terminal is None:
         span.set({tracing.RUN_STATUS: fallback_status})
         return

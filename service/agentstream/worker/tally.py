@@ -1,4 +1,4 @@
-"""What a run has shown so far: decides if it may be tried again, and what its usage is."""
+"""The events that a run has published so far. They decide whether it may be retried, and they give its usage."""
 
 from typing import Any
 
@@ -9,24 +9,24 @@ from agentstream.protocol.openai import ChatMessage, Usage, estimate_usage
 
 
 class Tally:
-    """Counts one attempt's events. Noted from any thread; read when the run is over, or roughly before."""
+    """Counts the events of one attempt. ``record`` may be called from any thread. Values are exact after the run."""
 
     def __init__(self) -> None:
-        """Start with nothing."""
+        """Start without events."""
         self.text_characters = 0
-        self.written_characters = 0  # of text, reasoning and calls of the client's tools
-        self.has_client_calls = False  # whether there was one
-        self.tool_calls = 0  # of the agent's own tools
+        self.written_characters = 0  # text, reasoning and calls of the client's tools
+        self.has_client_calls = False  # whether the client's tools were called
+        self.tool_calls = 0  # calls of the agent's own tools
         self._reported_usage = Usage()
         self._unreported_characters = 0
 
     @property
     def retryable(self) -> bool:
-        """Whether a new attempt would repeat nothing: nothing was written, no tool was run."""
+        """Whether a new attempt would repeat nothing: no text was written and no tool ran."""
         return not (self.written_characters or self.tool_calls)
 
     def record(self, event_type: str, data: Any) -> None:  # noqa: ANN401 -- JSON
-        """Take note of a published event."""
+        """Count a published event."""
         if event_type in WRITTEN_EVENTS:
             characters = written_characters(event_type, data)
             self.written_characters += characters
@@ -41,7 +41,7 @@ class Tally:
             try:
                 usage = Usage.model_validate(data["usage"])
             except ValidationError:
-                return  # an agent's own idea of usage: then it is estimated
+                return  # not OpenAI's form: the usage is estimated instead
             self._reported_usage = Usage(
                 prompt_tokens=self._reported_usage.prompt_tokens + usage.prompt_tokens,
                 completion_tokens=self._reported_usage.completion_tokens + usage.completion_tokens,
@@ -50,11 +50,11 @@ class Tally:
             self._unreported_characters = 0
 
     def estimate(self, messages: list[ChatMessage], content_characters: int = 0) -> Usage:
-        """Return the seed's estimate for what was written, and for ``content_characters`` that were not."""
+        """Return the original bridge's estimate for everything written plus ``content_characters`` more."""
         return estimate_usage(messages, self.written_characters + content_characters)
 
     def usage(self, messages: list[ChatMessage]) -> Usage:
-        """Return the usage so far: what the inferences told, plus an estimate of what none has told yet."""
+        """Return the usage so far: the sum that the inferences reported, plus an estimate for text written since."""
         if not self._reported_usage.total_tokens:
             return self.estimate(messages) if self.written_characters else Usage()
         unreported = self._unreported_characters // 4

@@ -1,4 +1,4 @@
-"""The claim loop: asks for work only when a slot is free, and outlives its broker's absences."""
+"""The claim loop. It claims a job only when a slot is free, and it keeps running while Redis is unavailable."""
 
 import asyncio
 import logging
@@ -16,16 +16,16 @@ from agentstream.worker.slots import Slots
 log = logging.getLogger(__name__)
 
 BROKER_RETRY_S: Final = 0.5
-# Until every worker has reconnected to a broker that is back: the longest back-off of a link, and twice as much again.
+# Time for every worker to reconnect after Redis is back: three times the longest back-off of a link.
 SETTLE_S: Final = 3.0
 # After the drain timeout the remaining runs get this long to store their terminal event or be handed back.
 SHUTDOWN_GRACE_S: Final = 8.0
 
 
 class Worker:
-    """Runs the jobs of one queue, as many at once as it gets slots for, until told to stop."""
+    """Executes the jobs of one queue until it is stopped. It runs as many at once as it gets slots."""
 
-    def __init__(  # noqa: PLR0913 -- the parts and their bounds
+    def __init__(  # noqa: PLR0913 -- the parts that it joins
         self,
         queue: JobQueue,
         runner: Runner,
@@ -35,7 +35,10 @@ class Worker:
         drain_timeout_s: float,
         is_connected: Callable[[], bool],
     ) -> None:
-        """Bind the parts; ``is_connected`` tells whether the link to the broker is up. See ``on_reconnect``."""
+        """Bind the parts. ``is_connected`` returns whether the link is connected.
+
+        Call ``on_reconnect`` when the link reconnects.
+        """
         self._is_connected = is_connected
         self._queue = queue
         self._runner = runner
@@ -47,21 +50,21 @@ class Worker:
 
     @property
     def active(self) -> int:
-        """How many runs hold a slot."""
+        """The number of its runs that hold a slot."""
         return len(self._runs)
 
     @property
     def tokens(self) -> int:
-        """How many pieces of text its agents have written so far."""
+        """The number of texts that its agents have written so far."""
         return self._runner.text_events
 
     @property
     def unflushed_bytes(self) -> int:
-        """How much waits to be published."""
+        """The number of bytes of events that are not yet stored."""
         return self._runner.unflushed_bytes
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Work on the open queue until ``stop`` is set, then drain. If a side task dies, so does this: loudly."""
+        """Work on the open queue until ``stop`` is set, then drain. An error in a side task ends the worker with it."""
         try:
             async with asyncio.TaskGroup() as tasks:
                 side_tasks = [
@@ -75,7 +78,7 @@ class Worker:
                 for task in side_tasks:
                     task.cancel()
         finally:
-            await warn_if_unavailable(self._queue.close, "sign off")
+            await warn_if_unavailable(self._queue.close, "leave the queue")
 
     async def _claim_until(self, stop: asyncio.Event) -> None:
         stopping = asyncio.create_task(stop.wait(), name="stop")
@@ -88,13 +91,13 @@ class Worker:
                         slot.cancel()
                         return
                 else:
-                    await self._slots.acquire()  # at once
-                claim = await self._claim()  # not cancelled by a stop: a job taken and forgotten would be stuck
+                    await self._slots.acquire()  # does not wait
+                claim = await self._claim()  # a stop does not cancel it: a claimed job would be forgotten
                 if claim is None:
                     self._slots.release()
                 else:
                     self._start(claim)
-                    await asyncio.sleep(0)  # it begins before the next is asked for: a client waits for it
+                    await asyncio.sleep(0)  # send its begin before the next claim: a client waits for it
         finally:
             stopping.cancel()
 
@@ -102,28 +105,28 @@ class Worker:
         try:
             return await self._queue.claim(short_block=self._slots.contended)
         except BrokerUnavailable as exc:
-            log.warning("cannot claim jobs, trying again: %s", exc)
+            log.warning("cannot claim jobs; retrying: %s", exc)
             await asyncio.sleep(BROKER_RETRY_S)
             return None
 
     def on_reconnect(self) -> None:
-        """Renew our leases at once, and give others the time to do so."""
+        """Renew the leases of this worker at once, and give other workers time to renew theirs."""
         self._leases.renew_now()
         self._pause_reclaim()
 
     def _pause_reclaim(self) -> None:
-        """Take nothing over for a while: leases ran out because the broker was away, not their workers."""
+        """Take over no job for a while. Leases expired because Redis was unavailable, not because workers died."""
         self._reclaim_after_s = asyncio.get_running_loop().time() + self._leases.interval_s + SETTLE_S
 
     def _may_reclaim(self) -> bool:
-        """Whether a lease that ran out tells of a dead worker.
+        """Whether an expired lease means a dead worker.
 
-        A link that is down says when it is up again, and distrust begins then.
+        It does not while the link is disconnected. ``on_reconnect`` then pauses the reclaim.
         """
         return self._is_connected() and asyncio.get_running_loop().time() >= self._reclaim_after_s
 
     async def _reclaim(self) -> None:
-        """Take over jobs whose lease ran out, in turn with new ones."""
+        """Take over jobs whose lease has expired, in turn with claiming new jobs."""
         while True:
             await asyncio.sleep(self._leases.interval_s)
             try:
@@ -133,10 +136,10 @@ class Worker:
                 self._pause_reclaim()
 
     async def _reclaim_all(self) -> None:
-        """Take over all that only needs its end told, and at most one job whose agent is called again.
+        """Take over every job that only needs a terminal event, and at most one job whose agent is called again.
 
-        That one may be what killed its worker; together with others it could kill them all a second time. It waits
-        its turn for a slot: of a worker with one slot, the claim loop has it nearly always.
+        That job may have killed its worker. Together with other such jobs it could kill all of them again. The reclaim
+        waits for a slot like a claim does: in a worker with one slot, the claim loop holds it nearly all the time.
         """
         while True:
             await self._slots.acquire()
@@ -150,7 +153,7 @@ class Worker:
             if claim is None:
                 return
             log.warning(
-                "taking over the run: the lease of its worker ran out", extra=log_extra(log_context_of(claim.job))
+                "taking over the run: the lease of its worker has expired", extra=log_extra(log_context_of(claim.job))
             )
             called_again: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
             self._start(claim, called_again)
@@ -167,20 +170,25 @@ class Worker:
         self._slots.release()
         if not task.cancelled() and (error := task.exception()) is not None:
             known = isinstance(error, AgentStreamError)
-            log.error("the run ended badly: %s", error, exc_info=None if known else error, extra=log_extra(log_context))
+            log.error(
+                "the run ended with an error: %s",
+                error,
+                exc_info=None if known else error,
+                extra=log_extra(log_context),
+            )
 
     async def _drain(self) -> None:
         if self._runs:
-            log.info("draining: %d runs have %g s to end", len(self._runs), self._drain_timeout_s)
+            log.info("draining: %d runs may take up to %g s to end", len(self._runs), self._drain_timeout_s)
             await asyncio.wait(self._runs, timeout=self._drain_timeout_s)
         self._runner.stop_all()
         if self._runs:
             _, left = await asyncio.wait(self._runs, timeout=SHUTDOWN_GRACE_S)
             for task in left:
-                log.error("%s did not end", task.get_name())
+                log.error("%s did not end in time; cancelling it", task.get_name())
                 task.cancel()
 
     async def _send_heartbeats(self) -> None:
         while True:
-            await warn_if_unavailable(self._queue.heartbeat, "say that this worker is alive")
+            await warn_if_unavailable(self._queue.heartbeat, "send a heartbeat")
             await asyncio.sleep(HEARTBEAT_INTERVAL_S)

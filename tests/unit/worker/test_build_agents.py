@@ -1,4 +1,4 @@
-"""Which agents a worker process loads, and which of them answers for a model."""
+"""The agents that a worker process loads, and the agent that answers for a model."""
 
 import sys
 from pathlib import Path
@@ -22,19 +22,19 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def test_each_model_of_a_queue_has_its_agent(module: str) -> None:
-    """A queue's jobs are answered by the agent of their model, and a model that is not its own by none."""
+    """Jobs of a queue go to the agent of their model, and a model of another queue has no agent here."""
     settings = load_settings(agents=f"a={module}:one@x, b={module}:two@x, c={module}:two@y")
     agents, engine = build_agents(settings)
     loaded = sys.modules[module]
     assert set(agents) == {"x", "y"}
     assert [agents["x"]("a"), agents["x"]("b"), agents["y"]("c")] == [loaded.one, loaded.two, loaded.two]
-    with pytest.raises(ValueError, match="no agent for the model 'c' here"):
+    with pytest.raises(ValueError, match="no agent for the model 'c'"):
         agents["x"]("c")
     assert engine is None
 
 
 def test_only_agents_of_served_queues_are_loaded(module: str) -> None:
-    """A worker needs the modules of its own queues alone; one that serves all says what it cannot import."""
+    """A worker imports only the agents of its queues, and an error names the agent that cannot be imported."""
     spec = f"a={module}:one@x, b=no_such_module:f@y, c=builtin@y"
     agents, engine = build_agents(load_settings(agents=spec, queues="x"))
     assert set(agents) == {"x"}
@@ -44,7 +44,7 @@ def test_only_agents_of_served_queues_are_loaded(module: str) -> None:
 
 
 def test_the_built_in_agent_can_be_named(module: str) -> None:
-    """The built-in orchestrator answers for every model it is named for, once built; others keep their agents."""
+    """The built-in orchestrator is built once and answers for every model that names it."""
     agents, engine = build_agents(load_settings(agents=f"a=builtin@x, b=builtin, c={module}:one"))
     assert isinstance(agents["x"]("a"), Orchestrator)
     assert agents["default"]("b") is agents["x"]("a")
@@ -53,7 +53,7 @@ def test_the_built_in_agent_can_be_named(module: str) -> None:
 
 
 def test_one_agent_answers_for_every_model(module: str) -> None:
-    """Without a map the one agent answers for any model, on each queue."""
+    """Without a map of agents, the one agent answers for every model on every queue."""
     agents, _ = build_agents(load_settings(agent=f"{module}:one", queues="x,y"))
     assert [agents["x"]("a"), agents["y"]("anything")] == [sys.modules[module].one] * 2
 

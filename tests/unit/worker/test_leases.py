@@ -1,4 +1,4 @@
-"""What a worker does about what it holds, and what it does when it cannot."""
+"""Leases: renewing, losing and taking them over, also while Redis is unavailable."""
 
 import asyncio
 import time
@@ -20,7 +20,7 @@ LEASE_S = 0.003
 
 
 class HeldRun:
-    """A run under lease that takes note of what it is told."""
+    """A run under lease that records the calls of its methods."""
 
     def __init__(self) -> None:
         run_id = new_run_id()
@@ -28,26 +28,26 @@ class HeldRun:
         self.begun = True
         self.agent_name = "herd"
         self.text_events = 7
-        self.told: list[str] = []
-        self.news = asyncio.Event()
+        self.calls: list[str] = []
+        self.called = asyncio.Event()
 
     @property
     def run_id(self) -> str:
         return self.claim.job.run_id
 
     def abandon(self) -> None:
-        self._note("lose")
+        self._record("abandon")
 
     def cancel(self) -> None:
-        self._note("cancel")
+        self._record("cancel")
 
-    def _note(self, what: str) -> None:
-        self.told.append(what)
-        self.news.set()
+    def _record(self, call: str) -> None:
+        self.calls.append(call)
+        self.called.set()
 
 
 class StubQueue:
-    """A worker's side of a queue without a broker; each answer can be set, and may be an error."""
+    """A worker's side of a queue without Redis. Each answer can be set, and may be an error."""
 
     worker_id = "stub"
 
@@ -60,57 +60,57 @@ class StubQueue:
         self.progress: list[tuple[str, str, int]] = []
         self.prunes = 0
         self.reclaims = 0
-        self.hurried = 0
+        self.short_blocks = 0
         self.closed = False
-        self._turned = asyncio.Event()
+        self._call_made = asyncio.Event()
 
     async def renew(self, entry_ids: list[str]) -> list[str]:
         self.renewed.append(entry_ids)
-        self._turn("renew")
+        self._record("renew")
         return [entry_id for entry_id in self.lost if entry_id in entry_ids]
 
     async def superseded(self, run_ids: list[str]) -> list[str]:
-        self._turn("superseded")
+        self._record("superseded")
         return [run_id for run_id in self.taken if run_id in run_ids]
 
     async def cancel_requested(self, run_ids: list[str]) -> list[str]:
-        self._turn("cancelled")
+        self._record("cancelled")
         return [run_id for run_id in self.flagged if run_id in run_ids]
 
     async def report_progress(self, runs: list[tuple[str, str, int]]) -> None:
         self.progress = runs
-        self._turn("progress")
+        self._record("progress")
 
     async def prune(self) -> None:
         self.prunes += 1
-        self._turn("prune")
+        self._record("prune")
 
     async def close(self) -> None:
         self.closed = True
 
     async def heartbeat(self) -> None:
-        self._turn("beat")
+        self._record("beat")
 
     async def claim(self, *, short_block: bool = False) -> Claim | None:
-        self.hurried += short_block
-        self._turn("claim")
+        self.short_blocks += short_block
+        self._record("claim")
         await asyncio.sleep(LEASE_S)
         return None
 
     async def reclaim(self, _lease_s: float) -> Claim | None:
         self.reclaims += 1
-        self._turn("reclaim")
+        self._record("reclaim")
         return None
 
     async def until(self, found: Callable[[], bool]) -> None:
-        """Return when calls have made it true."""
+        """Return when ``found`` is true. It is checked after each call."""
         async with asyncio.timeout(TIMEOUT_S):
             while not found():
-                self._turned.clear()
-                await self._turned.wait()
+                self._call_made.clear()
+                await self._call_made.wait()
 
-    def _turn(self, call: str) -> None:
-        self._turned.set()
+    def _record(self, call: str) -> None:
+        self._call_made.set()
         if (error := self.errors.get(call)) is not None:
             raise error
 
@@ -123,18 +123,18 @@ def queue() -> StubQueue:
 
 @pytest.fixture
 def leases(queue: StubQueue) -> Leases:
-    """Nothing held."""
+    """The leases of a worker that holds nothing."""
     return Leases(cast("JobQueue", queue), LEASE_S)
 
 
-async def told(run: HeldRun) -> list[str]:
+async def calls_of(run: HeldRun) -> list[str]:
     async with asyncio.timeout(TIMEOUT_S):
-        await run.news.wait()
-    return run.told
+        await run.called.wait()
+    return run.calls
 
 
-class Keeping:
-    """Keeps leases as long as the block lasts."""
+class Renewing:
+    """Renews leases while the block runs."""
 
     def __init__(self, leases: Leases) -> None:
         self._leases = leases
@@ -149,11 +149,11 @@ class Keeping:
 
 
 async def test_held_runs_are_renewed_until_they_are_released(queue: StubQueue, leases: Leases) -> None:
-    """Every held run is in every renewal from the moment it is held to the moment it is released."""
+    """Every held run is in every renewal, from the moment it is held until it is released."""
     kept, released = HeldRun(), HeldRun()
     leases.hold(kept)
     leases.hold(released)
-    async with Keeping(leases):
+    async with Renewing(leases):
         await queue.until(lambda: len(queue.renewed) >= 2)
         leases.release(released)
         before = len(queue.renewed)
@@ -161,97 +161,99 @@ async def test_held_runs_are_renewed_until_they_are_released(queue: StubQueue, l
     both = [kept.claim.entry_id, released.claim.entry_id]
     assert queue.renewed[:2] == [both, both]
     assert queue.renewed[-1] == [kept.claim.entry_id]
-    assert kept.told == released.told == []
+    assert kept.calls == released.calls == []
 
 
-async def test_progress_is_told_with_the_lease(queue: StubQueue, leases: Leases) -> None:
-    """After each renewal the agent and tokens of every run whose agent was called are told, and of no other."""
+async def test_progress_is_reported_with_the_renewal(queue: StubQueue, leases: Leases) -> None:
+    """Each renewal reports the agent and tokens of every held run whose agent was called, and of no other run."""
     called, waiting, lost = HeldRun(), HeldRun(), HeldRun()
     waiting.agent_name = ""
     for run in (called, waiting, lost):
         leases.hold(run)
     queue.lost = [lost.claim.entry_id]
-    async with Keeping(leases):
+    async with Renewing(leases):
         await queue.until(lambda: len(queue.renewed) >= 2 and bool(queue.progress))
     assert queue.progress == [(called.run_id, "herd", 7)]
 
 
-async def test_renewed_three_times_as_often_as_it_runs_out(leases: Leases) -> None:
-    """A lease outlives two renewals that fail: it lasts three intervals."""
+async def test_a_lease_lasts_three_renewal_intervals(leases: Leases) -> None:
+    """A lease lasts three renewal intervals, so it survives two failed renewals."""
     assert leases.interval_s == pytest.approx(LEASE_S / 3)
 
 
-async def test_lost_run_is_told_once_and_renewed_no_more(queue: StubQueue, leases: Leases) -> None:
-    """A run whose lease another worker has is told so once; renewing it would steal it back."""
+async def test_lost_run_is_abandoned_once_and_not_renewed(queue: StubQueue, leases: Leases) -> None:
+    """A run whose lease another worker holds is abandoned once and never renewed again."""
     lost, kept = HeldRun(), HeldRun()
     leases.hold(lost)
     leases.hold(kept)
     queue.lost = [lost.claim.entry_id]
-    async with Keeping(leases):
-        assert await told(lost) == ["lose"]
+    async with Renewing(leases):
+        assert await calls_of(lost) == ["abandon"]
         before = len(queue.renewed)
         await queue.until(lambda: len(queue.renewed) >= before + 2)
     assert queue.renewed[-1] == [kept.claim.entry_id]
-    assert (lost.told, kept.told) == (["lose"], [])
+    assert (lost.calls, kept.calls) == (["abandon"], [])
 
 
 async def test_run_that_another_worker_ended_is_lost(queue: StubQueue, leases: Leases) -> None:
-    """A run that another worker began and ended is lost too, though its lease is gone with the job."""
+    """A run that another worker began and ended is abandoned too, although its job no longer exists."""
     lost = HeldRun()
     leases.hold(lost)
     queue.taken = [lost.run_id]
-    async with Keeping(leases):
-        assert await told(lost) == ["lose"]
+    async with Renewing(leases):
+        assert await calls_of(lost) == ["abandon"]
 
 
 async def test_run_not_begun_is_not_taken_for_lost(queue: StubQueue, leases: Leases) -> None:
-    """A run taken over, but not begun yet, still bears the name of the worker before: it is not lost."""
+    """A run that this worker took over but has not begun is not lost, although its hash names the earlier worker."""
     run = HeldRun()
     run.begun = False
     leases.hold(run)
     queue.taken = [run.run_id]
-    async with Keeping(leases):
+    async with Renewing(leases):
         await queue.until(lambda: len(queue.renewed) >= 3)
-    assert run.told == []
+    assert run.calls == []
 
 
 async def test_flagged_run_is_cancelled(queue: StubQueue, leases: Leases) -> None:
-    """A run whose cancel is stored is cancelled at the next renewal, even if no message came."""
+    """A run whose cancel is stored is cancelled at the next renewal, even without a control message."""
     flagged, other = HeldRun(), HeldRun()
     leases.hold(flagged)
     leases.hold(other)
     queue.flagged = [flagged.run_id]
-    async with Keeping(leases):
-        assert set(await told(flagged)) == {"cancel"}
-    assert other.told == []
+    async with Renewing(leases):
+        assert set(await calls_of(flagged)) == {"cancel"}
+    assert other.calls == []
 
 
 async def test_control_message_cancels_the_run_it_names(leases: Leases) -> None:
-    """A control message cancels the held run it names at once; ids that are not held, or no ids, are ignored."""
+    """A control message cancels the held run that it names, and other messages are ignored."""
     run, other = HeldRun(), HeldRun()
     leases.hold(run)
     leases.hold(other)
     for message in (b"\xff\x00", b"", new_run_id().encode(), run.run_id.encode()):
         leases.on_control(message)
-    assert (run.told, other.told) == (["cancel"], [])
+    assert (run.calls, other.calls) == (["cancel"], [])
 
 
-async def test_absent_broker_is_outlived(queue: StubQueue, leases: Leases, caplog: pytest.LogCaptureFixture) -> None:
-    """While the broker is away nothing is given up: renewing goes on, with a warning, until it is back."""
+async def test_renewal_continues_while_redis_is_unavailable(
+    queue: StubQueue, leases: Leases, caplog: pytest.LogCaptureFixture
+) -> None:
+    """While Redis is unavailable, the worker keeps its runs, logs a warning and retries the renewal."""
     run = HeldRun()
     leases.hold(run)
     queue.errors["renew"] = BrokerUnavailable("away")
-    async with Keeping(leases):
+    async with Renewing(leases):
         await queue.until(lambda: len(queue.renewed) >= 3)
-        assert run.told == []
+        assert run.calls == []
         queue.lost = [run.claim.entry_id]
         queue.errors.clear()
-        assert await told(run) == ["lose"]
+        assert await calls_of(run) == ["abandon"]
     assert "cannot renew leases: away" in caplog.text
 
 
-async def test_unforeseen_error_ends_the_keeping(queue: StubQueue, leases: Leases) -> None:
-    """An error that is no absence of the broker is not swallowed: leases that are not kept must be noticed."""
+async def test_unexpected_error_ends_the_renewal(queue: StubQueue, leases: Leases) -> None:
+    """An error other than an unavailable Redis ends the renewal, so that somebody notices it."""
     leases.hold(HeldRun())
     queue.errors["renew"] = ValueError("broken on purpose")
     with pytest.raises(ValueError, match="broken on purpose"):
@@ -259,17 +261,17 @@ async def test_unforeseen_error_ends_the_keeping(queue: StubQueue, leases: Lease
             await leases.renew_forever()
 
 
-async def test_dead_workers_are_forgotten_now_and_then(queue: StubQueue, leases: Leases) -> None:
-    """Consumers of dead workers are pruned once in a hundred renewals, also by a worker that holds nothing."""
+async def test_dead_workers_are_removed_every_hundred_renewals(queue: StubQueue, leases: Leases) -> None:
+    """Consumers of dead workers are removed every hundred renewals, also by a worker that holds no run."""
     leases.interval_s = 0
-    async with Keeping(leases):
+    async with Renewing(leases):
         await queue.until(lambda: queue.prunes >= 2)
     assert queue.renewed == []
     assert PRUNE_EVERY == 100
 
 
-async def test_only_the_brokers_absence_is_tolerated() -> None:
-    """``warn_if_unavailable`` lets every other error through."""
+async def test_only_an_unavailable_redis_is_tolerated() -> None:
+    """``warn_if_unavailable`` raises every error except BrokerUnavailable."""
 
     async def broken() -> None:
         message = "broken on purpose"
@@ -296,10 +298,10 @@ def worker_of(
     )
 
 
-async def test_nothing_is_taken_over_around_an_absence_of_the_broker(
+async def test_no_job_is_taken_over_while_redis_is_unavailable_or_just_back(
     queue: StubQueue, leases: Leases, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While the link is down, and until others had time to renew after it is up, expired leases say nothing."""
+    """While the link is down, and until others had time to renew after it is up, no job is taken over."""
     monkeypatch.setattr("agentstream.worker.worker.SETTLE_S", 20 * LEASE_S)
     leases.hold(HeldRun())
     link = {"up": False}
@@ -317,8 +319,8 @@ async def test_nothing_is_taken_over_around_an_absence_of_the_broker(
     await working
 
 
-async def test_a_job_is_begun_before_the_next_is_asked_for(queue: StubQueue, leases: Leases) -> None:
-    """A client waits for a claimed job: what begins it is sent before the request for another one."""
+async def test_a_job_is_begun_before_the_next_claim(queue: StubQueue, leases: Leases) -> None:
+    """A claimed job is begun before the next claim is sent, because a client waits for it."""
     order: list[str] = []
     jobs = [HeldRun().claim]
     asked_again = asyncio.Event()
@@ -347,8 +349,8 @@ async def test_a_job_is_begun_before_the_next_is_asked_for(queue: StubQueue, lea
 
 
 @pytest.mark.parametrize("side_task", ["beat", "reclaim", "renew"])
-async def test_worker_dies_with_its_side_task(queue: StubQueue, leases: Leases, side_task: str) -> None:
-    """A worker whose heartbeat, reclaim or renewal dies of something unforeseen ends with that error, unasked."""
+async def test_worker_ends_with_its_side_task(queue: StubQueue, leases: Leases, side_task: str) -> None:
+    """A worker whose heartbeat, reclaim or renewal fails with an unexpected error ends with that error."""
     leases.hold(HeldRun())
     runner: Any = None
     worker = worker_of(queue, leases, runner)
@@ -362,8 +364,8 @@ async def test_worker_dies_with_its_side_task(queue: StubQueue, leases: Leases, 
 
 
 @pytest.mark.parametrize("side_task", ["beat", "reclaim", "renew", "claim"])
-async def test_worker_outlives_an_absent_broker(queue: StubQueue, leases: Leases, side_task: str) -> None:
-    """A worker whose broker is away waits for it, and ends when it is told to stop."""
+async def test_worker_survives_an_unavailable_redis(queue: StubQueue, leases: Leases, side_task: str) -> None:
+    """A worker keeps running while Redis is unavailable, and ends when it is stopped."""
     leases.hold(HeldRun())
     runner: Any = type("NoRuns", (), {"stop_all": lambda _: None})()
     worker = worker_of(queue, leases, runner)
@@ -378,8 +380,8 @@ async def test_worker_outlives_an_absent_broker(queue: StubQueue, leases: Leases
     assert queue.closed
 
 
-async def test_a_queue_that_waits_hurries_the_others(leases: Leases) -> None:
-    """With fewer slots than queues, an idle queue's blocking read is kept short, and each gets its turn."""
+async def test_blocking_reads_are_short_while_another_queue_waits(leases: Leases) -> None:
+    """With fewer slots than queues, an idle queue uses short blocking reads, so that every queue gets its turn."""
     queues = [StubQueue(), StubQueue()]
     runner: Any = type("NoRuns", (), {"stop_all": lambda _: None})()
     slots, stop = Slots(1), asyncio.Event()
@@ -387,22 +389,22 @@ async def test_a_queue_that_waits_hurries_the_others(leases: Leases) -> None:
         for queue in queues:
             tasks.create_task(worker_of(queue, leases, runner, slots=slots).run(stop))
         for queue in queues:
-            await queue.until(lambda queue=queue: queue.hurried >= 3)  # type: ignore[misc]
+            await queue.until(lambda queue=queue: queue.short_blocks >= 3)  # type: ignore[misc]
         stop.set()
 
 
-async def test_a_queue_alone_is_in_no_hurry(queue: StubQueue, leases: Leases) -> None:
-    """A worker with a slot for each queue waits for jobs as long as a blocking read may last."""
+async def test_blocking_reads_are_long_if_no_queue_waits(queue: StubQueue, leases: Leases) -> None:
+    """With a slot for each queue, a blocking read lasts its full time."""
     runner: Any = type("NoRuns", (), {"stop_all": lambda _: None})()
     stop = asyncio.Event()
     working = asyncio.create_task(worker_of(queue, leases, runner, slots=Slots(2)).run(stop))
     await queue.until(lambda: queue.reclaims >= 3)
-    assert queue.hurried == 0
+    assert queue.short_blocks == 0
     stop.set()
     await working
 
 
-async def test_leases_are_looked_after_with_a_single_slot(queue: StubQueue, leases: Leases) -> None:
+async def test_a_single_slot_is_shared_with_the_reclaim(queue: StubQueue, leases: Leases) -> None:
     """A worker with one slot looks for expired leases in turn with new jobs."""
     runner: Any = type("NoRuns", (), {"stop_all": lambda _: None})()
     stop = asyncio.Event()

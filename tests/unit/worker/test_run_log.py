@@ -1,4 +1,4 @@
-"""What a worker logs of runs."""
+"""The log lines of a worker about its runs."""
 
 import asyncio
 import logging
@@ -8,34 +8,34 @@ import pytest
 
 from agentstream.protocol.events import RUN_COMPLETED
 from agentstream.store.bus.bus import Bus
-from agentstream.worker import run_log as runlog
+from agentstream.worker import run_log
 from agentstream.worker.run_log import RunLog
 
 STREAMED = (RUN_COMPLETED, {"content": None, "usage": {"prompt_tokens": 1, "completion_tokens": 2}})
 
 
-class AwayBus:
-    """A bus whose broker does not answer."""
+class UnavailableBus:
+    """A bus whose Redis does not answer."""
 
     async def history(self, _run_id: str) -> None:
         await asyncio.Event().wait()
 
 
-async def test_an_answer_that_cannot_be_read_back_keeps_nobody(
+async def test_reading_an_answer_for_the_log_ends_in_time(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """With content on and the broker away, the line says so after a bounded time: the slot is not kept for it."""
+    """If Redis does not answer, reading the answer for the log ends after a bounded time, and the line says so."""
     caplog.set_level(logging.DEBUG, "agentstream.worker.run_log")
-    monkeypatch.setattr(runlog, "HISTORY_TIMEOUT_S", 0.01)
+    monkeypatch.setattr(run_log, "HISTORY_TIMEOUT_S", 0.01)
     lines = RunLog(content=True)
     async with asyncio.timeout(5):
-        await lines.answered(cast("Bus", AwayBus()), "chatcmpl-1", STREAMED)
-    assert "answered: (not to be had: the broker is away)" in caplog.text
+        await lines.answered(cast("Bus", UnavailableBus()), "chatcmpl-1", STREAMED)
+    assert "answer: (cannot be read: Redis does not answer)" in caplog.text
 
 
-async def test_without_content_nothing_is_read_back(caplog: pytest.LogCaptureFixture) -> None:
-    """Unasked, an answer is neither logged nor fetched."""
+async def test_without_content_no_answer_is_read(caplog: pytest.LogCaptureFixture) -> None:
+    """Without permission to log content, an answer is neither read nor logged."""
     caplog.set_level(logging.DEBUG, "agentstream.worker.run_log")
     async with asyncio.timeout(5):
-        await RunLog().answered(cast("Bus", AwayBus()), "chatcmpl-1", STREAMED)
+        await RunLog().answered(cast("Bus", UnavailableBus()), "chatcmpl-1", STREAMED)
     assert caplog.text == ""
