@@ -9,12 +9,15 @@ from typing import Any
 import pytest
 from compose_spec import PyOptions, parse_duration
 
+from agentstream.cli.commands.tail import tail
 from agentstream.config import Settings, env_name
 from agentstream.telemetry import names as metric_names
 
 ROOT = Path(__file__).parents[3]
 REQUIREMENTS = sorted((ROOT / "deploy/requirements").glob("*.txt"))
 OURS = ("AGENTSTREAM_", "OPENAI_", "REDIS_")
+OPERATORS_GUIDES = ("operations", "scaling", "security")
+COMMAND_VARIABLES = {option.envvar for option in tail.params if isinstance(option.envvar, str)}  # no settings
 PIN = re.compile(r"(?P<name>[a-z0-9][a-z0-9.-]*)==(?P<version>[0-9][\w.]*)( ; (?P<marker>[^\\]+))? \\")
 HASH = re.compile(r"    --hash=sha256:[0-9a-f]{64}( \\)?")
 
@@ -111,12 +114,16 @@ def test_every_container_is_confined(every_service: dict[str, Any]) -> None:
         assert service["security_opt"] == ["no-new-privileges:true"]
 
 
-@pytest.mark.parametrize(
-    "path", ["compose.yaml", "deploy/Dockerfile", "deploy/nginx.conf", "deploy/OPERATIONS.md", ".ci/run", "Makefile"]
-)
+@pytest.mark.parametrize("path", ["compose.yaml", "deploy/Dockerfile", "deploy/nginx.conf", ".ci/run", "Makefile"])
 def test_every_variable_is_a_setting(path: str, settings_names: set[str]) -> None:
     """No deployment file names a variable that the service does not know."""
     assert mentioned(path) <= settings_names
+
+
+@pytest.mark.parametrize("guide", OPERATORS_GUIDES)
+def test_every_variable_of_a_guide_exists(guide: str, settings_names: set[str]) -> None:
+    """No guide for operators names a variable that is neither a setting nor read by a command."""
+    assert mentioned(f"deploy/guides/{guide}.md") <= settings_names | COMMAND_VARIABLES
 
 
 def test_the_front_end_accepts_its_environment(compose: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,10 +177,26 @@ def test_nginx_matches_the_service() -> None:
     assert "non_idempotent" not in values["proxy_next_upstream"]
 
 
-def test_the_operators_page_explains_every_metric() -> None:
-    """Each metric of the service, and no other, is told in deploy/OPERATIONS.md."""
-    told = set(re.findall(r"`(agentstream_[a-z_]+)", (ROOT / "deploy/OPERATIONS.md").read_text()))
-    assert told == {metric.name for metric in (*metric_names.FRONTEND_METRICS, *metric_names.WORKER_METRICS)}
+def named_metrics(guide: str) -> set[str]:
+    """Return the metrics that a guide names."""
+    return set(re.findall(r"`(agentstream_[a-z_]+)", (ROOT / f"deploy/guides/{guide}.md").read_text()))
+
+
+def test_the_operations_guide_explains_every_metric() -> None:
+    """The operations guide explains each metric of the service, and the other guides name no others."""
+    metrics = {metric.name for metric in (*metric_names.FRONTEND_METRICS, *metric_names.WORKER_METRICS)}
+    assert named_metrics("operations") == metrics
+    for guide in OPERATORS_GUIDES:
+        assert named_metrics(guide) <= metrics
+
+
+def test_the_operations_guide_quotes_real_log_lines() -> None:
+    """Each log line in the table of the operations guide stands in the source."""
+    table = (ROOT / "deploy/guides/operations.md").read_text().partition("| log line | when |\n|---|---|\n")[2]
+    quoted = re.findall(r"(?m)^\| `([^`]+)` \|", table.partition("\n\n")[0])
+    source = "".join(path.read_text() for path in (ROOT / "service").rglob("*.py"))
+    assert quoted
+    assert [line for line in quoted if f'"{line}"' not in source] == []
 
 
 def test_requirements_name_no_host() -> None:

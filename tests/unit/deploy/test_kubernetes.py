@@ -1,5 +1,6 @@
 """The Kubernetes manifests are valid, confined, and agree with the settings and the metrics."""
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,20 @@ def test_secrets_go_where_they_are_needed() -> None:
     """Front ends never see the model server's key, nor workers the callers' keys."""
     assert "OPENAI_API_KEY" not in environment("frontend")
     assert "AGENTSTREAM_API_KEYS" not in environment("worker")
+
+
+def test_the_guide_creates_the_secrets() -> None:
+    """The commands of the operations guide create each secret that the pods require, with each of its keys."""
+    guide = (FOLDER.parent / "guides/operations.md").read_text()
+    created = set()
+    for line in guide.replace("\\\n", "").splitlines():
+        if line.startswith("kubectl create secret generic "):
+            _, _, _, _, name, *arguments = shlex.split(line)
+            created |= {(name, argument.split("=")[1]) for argument in arguments}
+    sources = [
+        entry["valueFrom"]["secretKeyRef"] for role in ROLES for entry in container(role)["env"] if "valueFrom" in entry
+    ]
+    assert created == {(source["name"], source["key"]) for source in sources if not source.get("optional")}
 
 
 def test_ports_agree() -> None:
