@@ -1,4 +1,4 @@
-"""An agent whose answers take a second; a worker process imports this module by name."""
+"""An agent that takes one second for an answer. A worker process imports this module by name."""
 
 import asyncio
 
@@ -8,7 +8,7 @@ WORDS = [f"word{number} " for number in range(10)]
 
 
 async def paced(run: Run) -> AgentResult:
-    """Write ten words, one each tenth of a second."""
+    """Write ten words, one every 0.1 s."""
     for word in WORDS:
         run.write(word)
         await asyncio.sleep(0.1)

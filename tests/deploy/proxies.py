@@ -1,4 +1,4 @@
-"""The proxies of deploy/, run for real with the shipped configuration."""
+"""Runs the proxies of deploy/ as real processes, with the shipped configuration."""
 
 import asyncio
 import contextlib
@@ -22,9 +22,10 @@ _POLL_S = 0.02
 
 @dataclass(frozen=True)
 class Proxy:
-    """A proxy, the Debian package it comes in, and how its file in deploy/ is brought onto this machine.
+    """A proxy, its Debian package, and the changes that adapt its file in deploy/ to this machine.
 
-    ``upstreams`` is what names the front ends in the file; ``server`` is the line that stands there for one of them.
+    ``upstreams`` matches the text that names the front ends in the file. ``server`` is the line that replaces it for
+    each front end. ``listening`` matches the listen address, and ``listen`` replaces it. ``dropped`` lines are removed.
     """
 
     package: str
@@ -36,7 +37,7 @@ class Proxy:
     dropped: Sequence[str] = ()
 
     def configuration(self, port: int, frontends: Sequence[str], folder: Path) -> str:
-        """Return the shipped file with the addresses of this machine; nothing else is changed."""
+        """Return the shipped file with the addresses of this machine, otherwise unchanged."""
         servers = [
             self.server.format(number=number, address=urlsplit(url).netloc) for number, url in enumerate(frontends)
         ]
@@ -44,11 +45,11 @@ class Proxy:
         changes = [(self.upstreams, "\n".join(servers)), (self.listening, self.listen.format(port=port))]
         for pattern, new in [*changes, *((pattern, "") for pattern in self.dropped)]:
             text, count = re.subn(pattern, new, text, flags=re.MULTILINE)
-            assert count == 1, f"deploy/{self.file} has {count} of {pattern!r}"
-        return text.replace("/tmp/", f"{folder}/")  # noqa: S108 -- where the file says, in its container
+            assert count == 1, f"deploy/{self.file} has {count} matches of {pattern!r}, expected 1"
+        return text.replace("/tmp/", f"{folder}/")  # noqa: S108 -- the path in the container
 
     def command(self, config: Path, folder: Path) -> list[str]:
-        """Return what starts it in the foreground."""
+        """Return the command that runs the proxy in the foreground."""
         root = "user root; " if os.geteuid() == 0 else ""
         arguments = {
             "nginx": ["-p", str(folder), "-c", str(config), "-g", f"{root}daemon off;"],
@@ -80,7 +81,7 @@ PROXIES = (NGINX, CADDY, HAPROXY)
 
 
 def find_executable(package: str) -> str:
-    """Return the executable; the test is skipped, by name, where it is not installed."""
+    """Return the path of the executable. Skip the test if it is not installed, and name the package."""
     path = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"])
     found = shutil.which(package, path=path)
     if found is None:
@@ -90,7 +91,7 @@ def find_executable(package: str) -> str:
 
 @contextlib.asynccontextmanager
 async def run_proxy(proxy: Proxy, frontends: Sequence[str], folder: Path) -> AsyncIterator[str]:
-    """Run a proxy in front of front ends and yield its URL."""
+    """Run a proxy in front of the front ends, and yield its URL."""
     port = free_port()
     config = folder / proxy.file
     config.write_text(proxy.configuration(port, frontends, folder))
@@ -119,5 +120,5 @@ async def _listening(port: int, process: Process) -> None:
                     return
                 await asyncio.sleep(_POLL_S)
     except TimeoutError:
-        message = f"the proxy does not listen; output:\n{process.output}"
+        message = f"the proxy did not listen on port {port} within {TIMEOUT_S} s; its output:\n{process.output}"
         raise AssertionError(message) from None

@@ -1,4 +1,4 @@
-"""Real brokers with options of a test's own."""
+"""Runs real Redis servers with the options that a test chooses."""
 
 import asyncio
 import contextlib
@@ -14,7 +14,7 @@ SERVERS = [choice for choice in usable_servers() if choice.kind == "server"]
 
 @contextlib.asynccontextmanager
 async def run_server(choice: ServerChoice, folder: Path, *options: str) -> AsyncIterator[int]:
-    """Run a server in a folder, without snapshots, and yield its port."""
+    """Run a server in this folder, without snapshots, and yield its port."""
     port = free_port()
     server = Process(
         await asyncio.create_subprocess_exec(

@@ -1,4 +1,4 @@
-"""The shipped rules and the dashboard in a real Prometheus that reads real processes (Debian: package prometheus)."""
+"""The shipped rules and dashboard in a real Prometheus that scrapes real processes (Debian package prometheus)."""
 
 import asyncio
 import contextlib
@@ -19,14 +19,14 @@ from tests.helpers import TIMEOUT_S
 from tests.processes import ROOT, Process, Processes
 
 FOLDER = ROOT / "deploy/observability"
-# Prometheus starts, scrapes and evaluates once a second here; a lost worker is known after 10 s at most.
+# In these tests Prometheus scrapes and evaluates once a second. A lost worker is known after 10 s at most.
 PROMETHEUS_S = 2 * TIMEOUT_S
 _POLL_S = 0.2
 NAME = re.compile(r"\bagentstream_\w+")
 
 
 class Prometheus:
-    """A running server's HTTP API."""
+    """The HTTP API of a running Prometheus."""
 
     def __init__(self, url: str, session: aiohttp.ClientSession) -> None:
         self._url = url
@@ -35,7 +35,7 @@ class Prometheus:
     @classmethod
     @contextlib.asynccontextmanager
     async def running(cls, targets: dict[str, str], folder: Path) -> AsyncIterator[Self]:
-        """Run it with the shipped configuration; only where it finds its targets, and how often, is another."""
+        """Run Prometheus with the shipped configuration; only the targets and the intervals differ."""
         config = yaml.safe_load((FOLDER / "prometheus.yml").read_text())
         config["global"] |= {"scrape_interval": "1s", "evaluation_interval": "1s"}
         config["rule_files"] = [str(FOLDER / "alerts.yaml")]
@@ -65,7 +65,7 @@ class Prometheus:
             await process.stop()
 
     async def ask(self, path: str, **query: str) -> Any:
-        """Return the data of an answer; fails if there is an error or a warning in it."""
+        """Return the data of an answer. Fail if the answer has an error or a warning."""
         async with self._session.get(f"{self._url}/{path}", params=query) as response:
             answer = await response.json()
         assert answer["status"] == "success", (query, answer)
@@ -73,7 +73,7 @@ class Prometheus:
         return answer["data"]
 
     async def until(self, holds: Callable[[Any], bool], path: str, **query: str) -> Any:
-        """Return the first answer for which this holds; fails with the last one."""
+        """Return the first answer that satisfies ``holds``. After a timeout, fail with the last answer."""
         data = await self.ask(path, **query)
         try:
             async with asyncio.timeout(PROMETHEUS_S):
@@ -81,13 +81,13 @@ class Prometheus:
                     await asyncio.sleep(_POLL_S)
                     data = await self.ask(path, **query)
         except TimeoutError:
-            message = f"never so; the last answer was {data}"
+            message = f"no answer of {path} satisfied the condition within {PROMETHEUS_S} s; the last was {data}"
             raise AssertionError(message) from None
         return data
 
 
 def panel_expressions() -> list[str]:
-    """Return the dashboard's expressions as Grafana sends them, with every queue chosen."""
+    """Return the expressions of the dashboard as Grafana sends them when all queues are selected."""
     panels = json.loads((FOLDER / "grafana/dashboard.json").read_text())["panels"]
     written = [target["expr"] for panel in panels for target in panel.get("targets", [])]
     return [expr.replace("$queue", ".*").replace("$__rate_interval", "1m") for expr in written]
@@ -107,12 +107,12 @@ def has_result(data: Any) -> bool:
 
 
 def pending(data: Any) -> set[tuple[str, str]]:
-    """Return the alerts that fire, or will if it goes on, and their queues."""
+    """Return the name and the queue of each alert that is pending or fires."""
     return {(alert["labels"]["alertname"], alert["labels"].get("queue", "")) for alert in data["alerts"]}
 
 
 async def test_real_prometheus_reads_real_processes(processes: Processes, tmp_path: Path) -> None:
-    """Targets are up, rules and panels name what is there and have no error, and a queue without workers alerts."""
+    """Targets are up, rules and panels use existing metrics without errors, and a queue without workers alerts."""
     find_executable("prometheus")
     url = await processes.frontend()
     port = free_port()
@@ -133,7 +133,7 @@ async def test_real_prometheus_reads_real_processes(processes: Processes, tmp_pa
         for expression in expressions:
             await prometheus.ask("query", query=expression)
         for expression in panel_expressions():
-            if "> 0" not in expression:  # else it shows nothing as long as nothing happens
+            if "> 0" not in expression:  # such a panel is empty while there are no events
                 await prometheus.until(has_result, "query", query=expression)
         await worker.stop()
         await prometheus.until(lambda data: pending(data) == {("AgentstreamNoWorkers", processes.queue)}, "alerts")
@@ -149,14 +149,14 @@ async def test_real_prometheus_reads_real_processes(processes: Processes, tmp_pa
     ids=" ".join,
 )
 def test_promtool_finds_no_fault(arguments: list[str]) -> None:
-    """Prometheus's own tool takes configuration and rules, and each alert fires when it shall, and only then."""
+    """The tool promtool accepts the configuration and the rules, and each alert fires when it must, and only then."""
     command = [find_executable("promtool"), *arguments]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=TIMEOUT_S)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_promtool_would_find_one(tmp_path: Path) -> None:
-    """A rule whose threshold is another fails the cases: they see more than that the rules can be read."""
+def test_promtool_finds_a_wrong_threshold(tmp_path: Path) -> None:
+    """The cases fail for a rule with a changed threshold, so they check more than the syntax."""
     cases = (ROOT / "tests/deploy/alerts_cases.yaml").read_text()
     rules = (FOLDER / "alerts.yaml").read_text()
     assert "oldest_waiting_job_seconds) > 15" in rules

@@ -1,4 +1,4 @@
-"""The shipped proxy configurations, in front of two real front ends and workers: streams pass, errors are readable."""
+"""The shipped proxy configurations in front of two real front ends and workers: streams pass, errors are readable."""
 
 import asyncio
 import io
@@ -20,7 +20,7 @@ from tests.processes import ROOT, Processes
 
 @dataclass(frozen=True)
 class Deployment:
-    """A proxy's address, and a client."""
+    """The address of a proxy, and a client."""
 
     url: str
     client: Client
@@ -28,7 +28,7 @@ class Deployment:
 
 @pytest.fixture(params=PROXIES, ids=lambda proxy: proxy.package)
 async def deployment(request: pytest.FixtureRequest, processes: Processes, tmp_path: Path) -> AsyncIterator[Deployment]:
-    """A proxy in front of two front ends and two workers with the scripted agent."""
+    """Run a proxy in front of two front ends, and two workers with the scripted agent."""
     proxy: Proxy = request.param
     urls = [await processes.frontend() for _ in range(2)]
     for _ in range(2):
@@ -38,7 +38,7 @@ async def deployment(request: pytest.FixtureRequest, processes: Processes, tmp_p
 
 
 async def test_a_frame_passes_while_the_agent_waits(deployment: Deployment, tmp_path: Path) -> None:
-    """The first text reaches the client though the agent says no more until the client has it, and then the rest."""
+    """The first text reaches the client while the agent waits for that, and then the rest follows."""
     gate = tmp_path / "gate"
     async with deployment.client.streaming(
         deployment.url, request(["say", 1], ["gate", str(gate)], ["say", 2])
@@ -52,7 +52,7 @@ async def test_a_frame_passes_while_the_agent_waits(deployment: Deployment, tmp_
 
 
 async def test_a_silent_stream_is_kept_open(deployment: Deployment, tmp_path: Path) -> None:
-    """Keepalives pass one by one through a stream that says nothing else, and the stream goes on after them."""
+    """Keepalives of a silent stream pass one by one, and the stream continues after them."""
     gate = tmp_path / "gate"
     async with deployment.client.streaming(
         deployment.url, request(["say", 1], ["gate", str(gate)], ["say", 1])
@@ -65,7 +65,7 @@ async def test_a_silent_stream_is_kept_open(deployment: Deployment, tmp_path: Pa
 
 
 async def test_a_client_that_leaves_cancels_its_run(deployment: Deployment, tmp_path: Path) -> None:
-    """A connection closed at the proxy ends the run in the worker."""
+    """When the client closes its connection to the proxy, the run in the worker is cancelled."""
     gate = tmp_path / "gate"
     async with deployment.client.streaming(deployment.url, request(["say", 1], ["gate", str(gate)])) as stream:
         await stream.until(b'"content":"0 ')
@@ -75,7 +75,7 @@ async def test_a_client_that_leaves_cancels_its_run(deployment: Deployment, tmp_
 
 
 async def post_large(deployment: Deployment, padding_bytes: int) -> tuple[int, Any]:
-    """Return status and parsed body of a request with so many bytes more than it needs."""
+    """Send a request with this many additional bytes, and return the status and the parsed body of the answer."""
     body = io.BytesIO(json.dumps(request(["answer", "fine"], padding="x" * padding_bytes)).encode())
     headers = {"Content-Type": "application/json"}
     async with deployment.client.session.post(deployment.url + PATH, data=body, headers=headers) as response:
@@ -83,20 +83,20 @@ async def post_large(deployment: Deployment, padding_bytes: int) -> tuple[int, A
 
 
 async def test_a_body_that_is_too_large_is_refused_readably(deployment: Deployment) -> None:
-    """A body of 40 MB gets 413 in OpenAI's shape, from the proxy or from the front end behind it."""
+    """A body of 40 MB gets 413 in OpenAI's form, from the proxy or from the front end behind it."""
     status, answer = await post_large(deployment, 40 << 20)
     assert (status, answer["error"]["code"]) == (413, "request_too_large")
 
 
 async def test_a_body_that_is_nearly_too_large_passes(deployment: Deployment) -> None:
-    """A body of 9 MB, as images make it, is answered."""
+    """A body of 9 MB, a usual size with images, is answered."""
     status, answer = await post_large(deployment, 9 << 20)
     assert status == 200, answer
     assert answer["choices"][0]["message"]["content"] == "fine"
 
 
 async def test_the_front_ends_errors_pass(deployment: Deployment) -> None:
-    """An error of the service reaches the client as it is, and a front end's numbers are not served."""
+    """An error of the front end reaches the client unchanged, and the proxy does not serve /metrics."""
     status, answer = await deployment.client.post(deployment.url, {"model": "m1"})
     assert (status, answer["error"]["param"]) == (400, "messages")
     status, answer = await deployment.client.call("GET", f"{deployment.url}/metrics")
@@ -104,8 +104,8 @@ async def test_the_front_ends_errors_pass(deployment: Deployment) -> None:
 
 
 @pytest.mark.parametrize("proxy", PROXIES, ids=lambda proxy: proxy.package)
-async def test_no_front_end_is_said_in_openais_shape(proxy: Proxy, tmp_path: Path, unused_tcp_port: int) -> None:
-    """Without a front end the proxy's own answer is an OpenAI error that is worth trying again."""
+async def test_no_front_end_gives_an_openai_error(proxy: Proxy, tmp_path: Path, unused_tcp_port: int) -> None:
+    """Without a front end the proxy answers with an OpenAI error and a Retry-After header."""
     async with (
         run_proxy(proxy, [f"http://127.0.0.1:{unused_tcp_port}"], tmp_path) as url,
         aiohttp.ClientSession() as http,

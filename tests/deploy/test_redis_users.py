@@ -1,4 +1,4 @@
-"""deploy/redis-users.acl on a real server: enough for front ends and workers, and for nothing else."""
+"""The users of deploy/redis-users.acl on a real server: their rights suffice for the service, and allow no more."""
 
 import asyncio
 import re
@@ -20,7 +20,7 @@ from tests.processes import ROOT, Processes
 from tests.scrape import Scraper
 
 USERS = ROOT / "deploy/redis-users.acl"
-WATCHING = "user watching on nopass allcommands allkeys allchannels\n"  # the test's own
+WATCHING = "user watching on nopass allcommands allkeys allchannels\n"  # only for these tests
 
 
 @dataclass(frozen=True)
@@ -30,18 +30,18 @@ class Broker:
     port: int
 
     def url(self, user: str) -> str:
-        """Return a user's URL."""
+        """Return the URL with this user's credentials."""
         return f"redis://{user}:CHANGE-ME-{user}@127.0.0.1:{self.port}/0"
 
     async def refusals(self) -> list[str]:
-        """Return what the server has refused so far."""
+        """Return the commands that the server has refused so far."""
         async with Redis(port=self.port, username="watching", password="any", protocol=3) as redis:  # noqa: S106
             return [f"{entry['username']}: {entry['reason']} {entry['object']}" for entry in await redis.acl_log()]
 
 
 @pytest.fixture(params=SERVERS, ids=lambda choice: choice.executable.name)
 async def broker(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Broker]:
-    """A server that loads the shipped file."""
+    """Run a server that loads the shipped file."""
     choice: ServerChoice = request.param
     users = tmp_path / "users.acl"
     users.write_text(USERS.read_text() + WATCHING)
@@ -51,13 +51,13 @@ async def broker(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterato
 
 @pytest.fixture
 async def client() -> AsyncIterator[Client]:
-    """A client with an API key."""
+    """Yield a client with an API key."""
     async with http_client() as anonymous:
         yield anonymous.using("key")
 
 
 async def test_the_users_suffice(broker: Broker, client: Client, tmp_path: Path) -> None:
-    """Answers, streams, cancels, repeats, limits, a hand-back and a lost worker work, and nothing is refused."""
+    """Answers, streams, cancels, repeated requests, limits, a hand-back and a lost worker work without a refusal."""
     gates = [tmp_path / f"gate{number}" for number in range(3)]
     limits = {"AGENTSTREAM_MAX_RUNS_PER_KEY": "20", "AGENTSTREAM_MAX_REQUESTS_PER_MINUTE": "100"}
     worker = {"PYTHONPATH": str(ROOT), "AGENTSTREAM_LEASE_S": "0.6", "AGENTSTREAM_DRAIN_TIMEOUT_S": "0.2"}
@@ -79,19 +79,19 @@ async def test_the_users_suffice(broker: Broker, client: Client, tmp_path: Path)
         async with client.streaming(url, request(["gate", str(gates[1])], ["say", 1])) as stream:
             await stream.until(b'"role"')
             assert (await Scraper(url).reaches(metric_names.QUEUED)).of(metric_names.WAITING) >= 0
-            await first.stop()  # hands the run back
+            await first.stop()  # it hands the run back
             second = await workers.worker(AGENT, **worker)
             await stream_begun(client, url)
             second.kill()
             await workers.worker(AGENT, **worker)
             gates[1].touch()
             assert b'"content":"0 ' in await stream.rest()
-    # redis-py's own name and version, which it lets go; Redis before 7.2 has no such word to allow.
+    # redis-py sends its own name and version and ignores a refusal. Redis before 7.2 cannot allow this command.
     assert set(await broker.refusals()) <= {"worker: command client|setinfo"}
 
 
-async def test_users_of_an_earlier_version_lose_a_number_only(broker: Broker, client: Client, tmp_path: Path) -> None:
-    """A front end that may not ask for the queue's group serves on, is ready, and tells what waits as unknown."""
+async def test_users_of_an_earlier_version_lose_only_one_metric(broker: Broker, client: Client, tmp_path: Path) -> None:
+    """A front end without the right to XINFO GROUPS still serves, is ready, and reports the waiting jobs as unknown."""
     async with Redis(port=broker.port, username="watching", password="any", protocol=3) as redis:  # noqa: S106
         await redis.acl_setuser("frontend", enabled=True, commands=["-xinfo|groups"])
     async with Processes(broker.url("frontend"), tmp_path) as frontends:
@@ -104,7 +104,7 @@ async def test_users_of_an_earlier_version_lose_a_number_only(broker: Broker, cl
 
 
 async def stream_begun(client: Client, url: str) -> None:
-    """Return once a worker has answered, so that it has had its turn at what waits."""
+    """Return when a worker has answered a new request. By then it has also had the chance to take waiting jobs."""
     assert (await client.post(url, request(["answer", "fine"])))[0] == 200
 
 
@@ -113,15 +113,15 @@ async def stream_begun(client: Client, url: str) -> None:
     "command",
     ["FLUSHALL", "KEYS *", "CONFIG GET *", "GET other", "ACL LIST", "PUBLISH other x", "SHUTDOWN", "EVAL 0 0"],
 )
-async def test_nothing_else_is_allowed(broker: Broker, user: str, command: str) -> None:
-    """A user of the service can neither empty, read nor govern the server beyond what the service needs."""
+async def test_other_commands_are_refused(broker: Broker, user: str, command: str) -> None:
+    """A user of the service can neither clear, read nor control the server beyond the needs of the service."""
     async with Redis.from_url(broker.url(user), protocol=3) as redis:
         with pytest.raises(NoPermissionError):
             await redis.execute_command(*command.split())  # type: ignore[no-untyped-call]
 
 
 def test_passwords_are_to_be_changed() -> None:
-    """The file's passwords say that they are none, and the default user is off."""
+    """The passwords in the file are placeholders that ask to be changed, and the default user is off."""
     text = USERS.read_text()
     assert re.findall(r">(\S+)", text) == ["CHANGE-ME-frontend", "CHANGE-ME-worker", "CHANGE-ME-operator"]
     assert text.startswith("user default off\n")

@@ -1,4 +1,4 @@
-"""Every process replaced, one after the other, behind nginx and under load."""
+"""A rolling restart: every process is replaced, one after the other, behind nginx and under load."""
 
 import asyncio
 import signal
@@ -17,7 +17,7 @@ STREAMS = 100
 
 
 class Load:
-    """Clients that ask again as soon as they are answered, each on a connection of its own."""
+    """Clients that send the next request as soon as they have the answer, each on its own connection."""
 
     def __init__(self, url: str, http: aiohttp.ClientSession) -> None:
         self._url = url
@@ -29,15 +29,15 @@ class Load:
         self.broken: list[str] = []
 
     async def all_begun(self) -> None:
-        """Return once every client has had a first piece of a stream."""
+        """Return when every client has received the first piece of a stream."""
         await self._all_begun.wait()
 
     def stop(self) -> None:
-        """Let every stream end, and begin none."""
+        """Let every open stream end, and start no new one."""
         self._stopping = True
 
     async def client(self) -> None:
-        """Stream answers until stopped; note each that is not whole."""
+        """Stream answers until stopped, and record each answer that is not complete."""
         first = True
         while not self._stopping:
             body = {"model": "m1", "messages": [{"role": "user", "content": "go"}], "stream": True}
@@ -60,28 +60,28 @@ class Load:
 
 
 async def start_frontend(processes: Processes, port: int) -> Process:
-    """Start a front end on this port and return once it serves."""
+    """Start a front end on this port, and return when it serves."""
     process = await processes.start("frontend", AGENTSTREAM_PORT=str(port))
     await process.until(r"serving on")
     return process
 
 
 async def start_worker(processes: Processes) -> Process:
-    """Start a worker with room for all streams."""
+    """Start a worker with slots for all streams."""
     return await processes.worker(
         "tests.deploy.paced_agents:paced", PYTHONPATH=str(ROOT), AGENTSTREAM_CONCURRENCY=str(2 * STREAMS)
     )
 
 
 async def stop(process: Process) -> None:
-    """End a process as an operator does, and see that it drained."""
+    """Stop a process with SIGTERM, and check that it drained."""
     process.send_signal(signal.SIGTERM)
     assert await process.ended(2 * 20) == 0, process.output
     assert "cutting" not in process.output
 
 
 async def test_a_rolling_restart_breaks_no_stream(processes: Processes, tmp_path: Path) -> None:
-    """Under 100 streams each front end and worker is stopped and started again, and every answer is whole."""
+    """While 100 clients stream, each front end and worker is restarted, and every answer is complete."""
     ports = [free_port() for _ in range(2)]
     frontends = [await start_frontend(processes, port) for port in ports]
     workers = [await start_worker(processes) for _ in range(2)]
