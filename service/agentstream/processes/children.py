@@ -1,4 +1,4 @@
-"""Child processes: started together, started again with back-off when they die, ended together."""
+"""Child processes: start them together, start them again with back-off when they end, and end them together."""
 
 import asyncio
 import contextlib
@@ -14,15 +14,15 @@ log = logging.getLogger(__name__)
 
 FIRST_BACKOFF_S: Final = 0.5
 MAX_BACKOFF_S: Final = 15.0
-# A child that ran for so long was fine: its next death starts with the first back-off again.
+# After a child has run for this time, its next restart begins with the first back-off again.
 HEALTHY_AFTER_S: Final = 30.0
-# Beyond the child's own drain timeout, before it is killed.
+# Time after the drain timeout of a child before it is killed.
 STOP_GRACE_S: Final = 10.0
 
 
 @dataclass(slots=True, kw_only=True)
 class Child:
-    """One supervised process; ``on_end`` is called whenever it has ended."""
+    """One supervised process. ``on_end`` is called each time it has ended."""
 
     name: str
     command: list[str]
@@ -32,24 +32,24 @@ class Child:
 
 
 class _RefusedError(StartupError):
-    """A child refuses to start, and would again."""
+    """A child refuses to start. Another start would not help."""
 
 
 class Children:
-    """What one process supervises."""
+    """The child processes that one process supervises."""
 
     def __init__(
         self, *stop_groups: Sequence[Child], drain_timeout_s: float, print_line: Callable[[str], None]
     ) -> None:
-        """Take the children in the order in which they are ended, group by group; ``print_line`` is for people."""
+        """Take groups of children. The groups are ended in this order. ``print_line`` prints a line for the user."""
         self._stop_groups = stop_groups
         self._drain_timeout_s = drain_timeout_s
         self._print_line = print_line
         self._stopping = asyncio.Event()
-        self.restarts = 0  # how often one was started again
+        self.restarts = 0  # the number of restarts of all children
 
     def pids(self) -> list[tuple[str, int | None]]:
-        """Return every child's name and process id; None while it does not run."""
+        """Return the name and process id of every child. The id is None while the child does not run."""
         return [
             (child.name, child.process.pid if child.process and child.process.returncode is None else None)
             for child in self._all()
@@ -61,10 +61,10 @@ class Children:
         *critical: Coroutine[Any, Any, None],
         announce: Callable[[], Coroutine[Any, Any, None]] | None = None,
     ) -> int:
-        """Keep them running until ``stop`` is set, then end them all; returns the exit code.
+        """Keep the children running until ``stop`` is set, then end them all. Return the exit code.
 
-        ``announce`` is awaited once they are started (by default their pids are said). Whatever cannot go on ends
-        everything: it raising, a ``critical`` wait that raises, or a child that refuses its settings.
+        ``announce`` is awaited once after the start; by default it prints the process ids. All children are ended if it
+        raises, if a ``critical`` coroutine raises, or if a child refuses its settings.
         """
         stopped = asyncio.create_task(stop.wait(), name="stop")
         others: list[asyncio.Task[Any]] = [stopped, *(asyncio.create_task(wait, name="critical") for wait in critical)]
@@ -82,20 +82,20 @@ class Children:
             if stopped in done:
                 self._print_line("stopping")
                 return 0
-            errors = [error for task in done if (error := task.exception())]  # of one that refuses, or is never ready
+            errors = [error for task in done if (error := task.exception())]  # a child refused, or was never ready
             for error in errors:
                 self._print_line(f"error: {error}")
             return EXIT_WRONG_SETTINGS if any(isinstance(error, _RefusedError) for error in errors) else EXIT_FAILED
         finally:
             self._stopping.set()
-            for rank in self._stop_groups:
-                await self._end(rank)
+            for group in self._stop_groups:
+                await self._end(group)
             for task in others:
                 task.cancel()
-            await asyncio.gather(*others, *keeping, return_exceptions=True)  # the keepers end by themselves
+            await asyncio.gather(*others, *keeping, return_exceptions=True)  # they end because ``_stopping`` is set
 
     async def print_pids(self) -> None:
-        """Say every child's pid, those that are ended first at the top."""
+        """Print the process id of every child, in the order in which they are ended."""
         for child in self._all():
             self._print_pid(child)
 
@@ -104,10 +104,13 @@ class Children:
             self._print_line(f"{child.name:<9} pid {child.process.pid}")
 
     def _all(self) -> list[Child]:
-        return [child for rank in self._stop_groups for child in rank]
+        return [child for group in self._stop_groups for child in group]
 
     async def _keep_running(self, child: Child) -> None:
-        """Start a child again whenever it ends, until we stop; raises StartupError if it refuses its settings."""
+        """Start a child again each time it ends, until everything stops.
+
+        Raises _RefusedError if the child refuses its settings.
+        """
         loop = asyncio.get_running_loop()
         backoff_s = FIRST_BACKOFF_S
         while child.process is not None:
@@ -118,7 +121,7 @@ class Children:
             if self._stopping.is_set():
                 return
             if code == EXIT_WRONG_SETTINGS:
-                message = f"{child.name} refused to start; its own message stands above"
+                message = f"{child.name} refused to start; its error message is above"
                 raise _RefusedError(message)
             if loop.time() - started_s > HEALTHY_AFTER_S:
                 backoff_s = FIRST_BACKOFF_S
@@ -134,7 +137,7 @@ class Children:
             await _start(child)
             self.restarts += 1
             self._print_pid(child)
-            if self._stopping.is_set():  # too late for those who end what runs
+            if self._stopping.is_set():  # ``serve`` ended the children before this one started
                 await self._end([child])
 
     async def _end(self, children: Sequence[Child]) -> None:
@@ -149,12 +152,12 @@ class Children:
         if late:
             for process in running:
                 if process.returncode is None:
-                    log.warning("pid %d did not end; killing it", process.pid)
+                    log.warning("the process with pid %d did not end in time; killing it", process.pid)
                     with contextlib.suppress(ProcessLookupError):
                         process.kill()
             await asyncio.wait(late)
 
 
 async def _start(child: Child) -> None:
-    """Start a process in a session of its own: a terminal's ctrl-C reaches us alone, and we tell it."""
+    """Start a process in its own session: ctrl-C in the terminal reaches only the parent, which then ends the child."""
     child.process = await asyncio.create_subprocess_exec(*child.command, env=dict(child.env), start_new_session=True)

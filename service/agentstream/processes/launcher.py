@@ -1,10 +1,10 @@
-"""What a child process runs before, or as, its work: it ends when its parent does.
+"""The program that starts a child process and makes it end with its parent.
 
-    child.py exec PARENT_PID COMMAND...     become that command
-    child.py fake PARENT_PID PORT           serve fakeredis on that loopback port
+    launcher.py exec PARENT_PID COMMAND...     become this command
+    launcher.py fake PARENT_PID PORT           serve fakeredis on this loopback port
 
-On Linux the kernel kills the process when the thread that started it ends, whatever the reason. Run by its path
-and free of our own imports: it starts fast, and the same from any working directory.
+On Linux the kernel kills the process when the thread that started it ends, for any reason. The parent runs this file by
+its path. It imports nothing of this package, so it starts fast and from any working directory.
 """
 
 import ctypes
@@ -12,13 +12,13 @@ import os
 import signal
 import sys
 
-LISTENING = "fakeredis is listening"  # printed once the port is its own
+LISTENING = "fakeredis is listening"  # printed when the server listens
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def die_with_parent(*command: str) -> list[str]:
-    """Return the command that runs ``command`` as a child that ends with this process (on Linux)."""
+    """Return a command that runs ``command`` as a child. On Linux the child ends when this process ends."""
     if sys.platform != "linux":
         return list(command)
     return [sys.executable, "-P", __file__, "exec", str(os.getpid()), *command]
@@ -30,14 +30,14 @@ def fake_redis_command(port: int) -> list[str]:
 
 
 def main(role: str, parent_pid: str, *command: str) -> None:
-    """Be the child; returns only if a fakeredis server ends."""
+    """Become the child. Returns only when a fakeredis server ends."""
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # outlasts exec
-        if os.getppid() != int(parent_pid):  # the parent had ended before the call
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # still in effect after exec
+        if os.getppid() != int(parent_pid):  # the parent ended before this call
             sys.exit(1)
     if role == "exec":
-        os.execv(command[0], command)  # noqa: S606 -- the parent's own choice
-    from fakeredis import TcpFakeServer  # noqa: PLC0415 -- an optional dependency, of this role only
+        os.execv(command[0], command)  # noqa: S606 -- the parent chose the command
+    from fakeredis import TcpFakeServer  # noqa: PLC0415 -- optional, only for this role
 
     server = TcpFakeServer(("127.0.0.1", int(command[0])))
     print(LISTENING, flush=True)  # noqa: T201 -- read by the parent

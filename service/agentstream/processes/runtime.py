@@ -1,4 +1,4 @@
-"""What every process of ours does around its work: the event loop, logging, signals."""
+"""The frame of every process: event loop, logging and signals."""
 
 import asyncio
 import contextlib
@@ -18,44 +18,47 @@ from agentstream.telemetry.log_format import JsonFormatter, TextFormatter, Trace
 
 log = logging.getLogger(__name__)
 
-# How long tasks that nobody waits for any more may take to be cancelled.
+# Time for cancelled tasks to end when the process ends.
 CANCEL_TASKS_TIMEOUT_S: Final = 2.0
 
-# Libraries of ours that log at debug what they send and receive.
+# Libraries that log at debug the texts that they send and receive.
 NOISY: Final = ("asyncio", "httpcore", "httpcore2", "httpx", "httpx2", "mcp", "openai")
 
 EXIT_FAILED = 1
-EXIT_WRONG_SETTINGS = 2  # starting again would not help
+EXIT_WRONG_SETTINGS = 2  # another start would not help
 
 
 def configure_logging(settings: Settings, process: str, *, trace_ids: TraceIds | None = None) -> None:
-    """Log to standard error in the form the settings ask for, and what nothing caught as well.
+    """Log to standard error in the form of the settings. Log uncaught exceptions too.
 
-    ``trace_ids`` returns the hexadecimal ids of the trace and of the current span, None without one.
+    ``trace_ids`` returns the ids of the trace and of the current span in hex, or None if there is no span.
     """
     form = JsonFormatter if settings.log_format == "json" else TextFormatter
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(form(process, content=settings.log_content, secrets=settings.secrets(), trace_ids=trace_ids))
     logging.basicConfig(level=settings.log_level.upper(), handlers=[handler], force=True)
-    for noisy in NOISY:  # at debug they tell what is sent and received
+    for noisy in NOISY:
         logging.getLogger(noisy).setLevel(max(logging.WARNING, logging.getLevelName(settings.log_level.upper())))
     sys.excepthook = _log_uncaught
     threading.excepthook = _log_uncaught_in_thread
     if settings.log_content:
-        log.warning("log_content is on: what users, models and tools write may be logged")
+        log.warning("log_content is on: the log may contain texts of users, models and tools")
 
 
 def _log_uncaught(kind: type[BaseException], exc: BaseException, traceback: TracebackType | None) -> None:
-    log.critical("the process ends by an error nothing caught", exc_info=(kind, exc, traceback))
+    log.critical("the process ends with an uncaught error", exc_info=(kind, exc, traceback))
 
 
 def _log_uncaught_in_thread(args: threading.ExceptHookArgs) -> None:
     if args.exc_value is not None:
-        log.error("a thread ended by an error nothing caught", exc_info=args.exc_value)
+        log.error("a thread ended with an uncaught error", exc_info=args.exc_value)
 
 
 def run_loop(main: Coroutine[Any, Any, int]) -> int:
-    """Run ``main`` on the fastest event loop there is and return its exit code; raises StartupError."""
+    """Run ``main`` on uvloop, or on asyncio's loop where there is no uvloop. Return its exit code.
+
+    Raises StartupError. Other errors of this package are logged and become EXIT_FAILED.
+    """
     factory: Callable[[], asyncio.AbstractEventLoop] | None = None
     with contextlib.suppress(ImportError):  # not on Windows
         import uvloop  # noqa: PLC0415
@@ -67,12 +70,15 @@ def run_loop(main: Coroutine[Any, Any, int]) -> int:
         except StartupError:
             raise
         except AgentStreamError as exc:
-            log.error("%s", exc)  # noqa: TRY400 -- the message is meant for the operator; the trace is not
+            log.error("%s", exc)  # noqa: TRY400 -- the operator needs the message, not the traceback
             return EXIT_FAILED
 
 
 async def _until_ended(main: Coroutine[Any, Any, int]) -> int:
-    """Await ``main``; then end the process by force if a task swallows its cancel, as the loop would wait for ever."""
+    """Await ``main``, then cancel all other tasks.
+
+    If a task ignores its cancellation, exit: the event loop would wait for it for ever.
+    """
     try:
         return await main
     finally:
@@ -80,12 +86,12 @@ async def _until_ended(main: Coroutine[Any, Any, int]) -> int:
         for task in left:
             task.cancel()
         if left and (stuck := (await asyncio.wait(left, timeout=CANCEL_TASKS_TIMEOUT_S))[1]):
-            log.critical("%d tasks ignore their cancel; the process ends without them", len(stuck))
+            log.critical("%d tasks ignore their cancellation; the process exits without them", len(stuck))
             os._exit(EXIT_FAILED)
 
 
 def free_port() -> int:
-    """Return a loopback port nobody listens on right now."""
+    """Return a loopback port that no process listens on now."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port: int = probe.getsockname()[1]
         return port
@@ -93,7 +99,7 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[asyncio.Event]:
-    """Yield an event that SIGTERM and SIGINT set; the second signal of a kind acts as usual."""
+    """Yield an event that SIGTERM and SIGINT set. A second signal of the same kind has its default effect."""
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     caught = (signal.SIGTERM, signal.SIGINT)

@@ -1,4 +1,7 @@
-"""One port for several processes: the kernel spreads new connections over all that listen on it (SO_REUSEPORT)."""
+"""One port for several processes.
+
+They all listen on it with SO_REUSEPORT, and the kernel spreads new connections over them.
+"""
 
 import contextlib
 import errno
@@ -7,22 +10,23 @@ from collections.abc import Iterator
 
 from agentstream.errors import StartupError
 
-# A name such as localhost may have an address that this machine lacks: those it has are listened on.
+# A name such as localhost may have an address that this machine lacks. It is left out.
 _ADDRESS_UNAVAILABLE = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 
 
 @contextlib.contextmanager
 def shared_port(host: str, port: int, *, setting: str = "AGENTSTREAM_PORT") -> Iterator[int]:
-    """Keep a port for processes that will listen on it; yields its number, a free one for port 0.
+    """Reserve a port for processes that will listen on it. Yield its number; for port 0 that of a free port.
 
-    Bound and never listening, it gets no connections itself, and the kernel gives a free one to nobody else while no
-    process listens there (yet, or for a moment). Raises StartupError if the port is taken, also by somebody who
-    would share it: he would get a part of our requests. (SO_REUSEPORT asks for nothing but the same user.)
+    The socket here is bound but never listens. So it gets no connections, and no other program gets the port while no
+    process listens on it. Raises StartupError if the port is taken. It is also taken if another program listens on it
+    with SO_REUSEPORT: that program would get a part of the requests. (The kernel only
+    requires that both belong to the same user.)
     """
     if not hasattr(socket, "SO_REUSEPORT"):
         message = (
             "several processes on one port need SO_REUSEPORT, which this system lacks: "
-            "set AGENTSTREAM_PROCESSES=1 and start them on ports of their own, behind a proxy"
+            "set AGENTSTREAM_PROCESSES=1 and start each process on its own port, behind a proxy"
         )
         raise StartupError(message)
     with contextlib.ExitStack() as stack:
@@ -35,7 +39,7 @@ def shared_port(host: str, port: int, *, setting: str = "AGENTSTREAM_PORT") -> I
 
 
 def _bind_all_addresses(stack: contextlib.ExitStack, host: str, port: int) -> int:
-    """Bind every address of a host to one port, until the stack is left; returns it, or raises OSError."""
+    """Bind every address of a host to one port until the stack closes. Return the port. Raises OSError."""
     kept, missing = 0, OSError(errno.EADDRNOTAVAIL, "no such address")
     for address in _addresses(host, port):
         try:
@@ -47,7 +51,7 @@ def _bind_all_addresses(stack: contextlib.ExitStack, host: str, port: int) -> in
                 raise
             missing = exc
         else:
-            kept = port = bound.getsockname()[1]  # the other addresses of a name get the same one
+            kept = port = bound.getsockname()[1]  # the other addresses get the same port
     if not kept:
         raise missing
     return kept
@@ -60,7 +64,7 @@ def _addresses(host: str, port: int) -> list[tuple[int, str]]:
 
 
 def _bound(address: tuple[int, str], port: int, *, shared: bool) -> socket.socket:
-    """Return a socket bound as asyncio binds those that listen; raises OSError if somebody listens there."""
+    """Return a socket bound with the options that asyncio uses. Raises OSError if another socket listens there."""
     family, host = address
     bound = socket.socket(family, socket.SOCK_STREAM)
     try:

@@ -1,4 +1,4 @@
-"""What starts several processes of ours: ``agentstream up``, and front ends and workers with ``--processes``."""
+"""The parent of several processes: for ``agentstream up``, and for front ends and workers with ``--processes``."""
 
 import asyncio
 import contextlib
@@ -21,7 +21,7 @@ from agentstream.processes.runtime import free_port, stop_signals
 from agentstream.processes.shared_port import shared_port
 from agentstream.telemetry.metrics import multiproc_env, remove_process_gauges
 
-Watch = Callable[[str, Children], Coroutine[Any, Any, None]]  # is given the address, and what runs
+Watch = Callable[[str, Children], Coroutine[Any, Any, None]]  # takes the URL of the front end and the children
 
 READY_TIMEOUT_S: Final = 30.0
 READY_POLL_S: Final = 0.1
@@ -30,9 +30,9 @@ READY_POLL_S: Final = 0.1
 async def serve_processes(
     what: Literal["frontend", "worker"], settings: Settings, print_line: Callable[[str], None]
 ) -> int:
-    """Run ``settings.processes`` front ends on one port, or workers, until SIGINT or SIGTERM; returns the exit code.
+    """Run ``settings.processes`` front ends on one port, or workers, until SIGINT or SIGTERM. Return the exit code.
 
-    Raises StartupError if the front ends cannot have the port.
+    Raises StartupError if the front ends cannot listen on the port.
     """
     with stop_signals() as stop, contextlib.ExitStack() as stack:
         if what == "frontend":
@@ -43,19 +43,23 @@ async def serve_processes(
 
 
 class Supervisor:
-    """``agentstream up``: broker, workers and front ends as child processes, ended together."""
+    """``agentstream up``: the broker, workers and front ends as child processes that end together."""
 
     def __init__(self, settings: Settings, print_line: Callable[[str], None], watch: Watch | None = None) -> None:
-        """``print_line`` prints for the person at the terminal; ``watch`` is awaited once we serve, until the end."""
+        """Take the settings. ``print_line`` prints a line for the user.
+
+        ``watch`` is awaited when the front ends are ready. It runs until the end.
+        """
         self._settings = settings
         self._print_line = print_line
         self._watch = watch
 
     async def run(self) -> int:
-        """Serve until SIGINT or SIGTERM; returns the exit code. Raises StartupError."""
+        """Serve until SIGINT or SIGTERM. Return the exit code. Raises StartupError."""
         if not self._settings.routes and self._settings.queue not in self._settings.served_queues:
             message = (
-                f"AGENTSTREAM_QUEUES lacks {self._settings.queue!r}, the queue of the front end (AGENTSTREAM_QUEUE)"
+                f"AGENTSTREAM_QUEUES lacks {self._settings.queue!r}, the queue of the front end: "
+                "add it, or change AGENTSTREAM_QUEUE"
             )
             raise StartupError(message)
         with stop_signals() as stop:
@@ -76,7 +80,7 @@ class Supervisor:
             _front_ends(settings, self._print_line) as (port, front_ends),
             _workers(settings, settings.workers) as workers,
         ):
-            # The front ends are ended first: they let their streams end while the workers still work.
+            # The front ends end first: their streams can end while the workers still work.
             children = Children(
                 front_ends, workers, drain_timeout_s=settings.drain_timeout_s, print_line=self._print_line
             )
@@ -84,7 +88,7 @@ class Supervisor:
             return await children.serve(stop, *critical, announce=lambda: self._announce(port, children))
 
     async def _announce(self, port: int, children: Children) -> None:
-        """Say where and as what we serve, once we do; raises StartupError if that takes too long."""
+        """Wait until the front ends are ready, then print what is served and where. Raises StartupError after 30 s."""
         settings = self._settings
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)  # noqa: S104 -- every address
         url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
@@ -94,7 +98,9 @@ class Supervisor:
                 while not await _is_ready(session, url, settings):  # noqa: ASYNC110 -- another process's state
                     await asyncio.sleep(READY_POLL_S)
         except TimeoutError as exc:
-            message = f"not ready within {READY_TIMEOUT_S:g} s"
+            message = (
+                f"the front end and its workers were not ready within {READY_TIMEOUT_S:g} s; see their log lines above"
+            )
             raise StartupError(message) from exc
         await children.print_pids()
         engine = settings.openai_base_url or "built-in demo (no model: set OPENAI_BASE_URL for one)"
@@ -124,7 +130,7 @@ async def _is_ready(session: aiohttp.ClientSession, url: str, settings: Settings
 
 
 async def _raise_when_broker_ends(broker: EmbeddedBroker) -> None:
-    """Wait for the broker's end; raises StartupError then: its runs are gone with it."""
+    """Wait until the broker ends, then raise StartupError: the broker's runs are lost with it."""
     code = await broker.wait()
     message = f"the broker ended with code {code}"
     raise StartupError(message)
@@ -132,7 +138,7 @@ async def _raise_when_broker_ends(broker: EmbeddedBroker) -> None:
 
 @contextlib.contextmanager
 def _front_ends(settings: Settings, print_line: Callable[[str], None]) -> Iterator[tuple[int, list[Child]]]:
-    """Yield the port the front ends will listen on, and their processes; raises StartupError."""
+    """Yield the port of the front ends and their processes. Raises StartupError."""
     if settings.processes == 1:
         port = settings.port or free_port()
         env = _env(settings.model_copy(update={"port": port}))
@@ -148,7 +154,7 @@ def _front_ends(settings: Settings, print_line: Callable[[str], None]) -> Iterat
 
 @contextlib.contextmanager
 def _workers(settings: Settings, count: int) -> Iterator[list[Child]]:
-    """Yield workers, whose metrics are told together if they are told; raises StartupError."""
+    """Yield worker processes. They share one metrics port if the settings have one. Raises StartupError."""
     env = _env(settings.model_copy(update={"processes": 1}))
     if count == 1 or not settings.metrics_port:
         yield [Child(name=f"worker {number}", command=_command("worker"), env=env) for number in range(1, count + 1)]
@@ -164,7 +170,7 @@ def _workers(settings: Settings, count: int) -> Iterator[list[Child]]:
 def _processes_sharing_metrics(
     what: Literal["frontend", "worker"], count: int, env: dict[str, str]
 ) -> Iterator[list[Child]]:
-    """Yield processes that share a port and tell the sums of their metrics."""
+    """Yield processes that share a port and their metrics. Each of them reports the totals."""
     with tempfile.TemporaryDirectory(prefix="agentstream-metrics-") as folder:
         yield [
             Child(
@@ -182,5 +188,8 @@ def _env(settings: Settings) -> dict[str, str]:
 
 
 def _command(*arguments: str) -> list[str]:
-    """Return how to start a process of ours. ``-P``: a user's own folder ``service`` must not stand in for us."""
+    """Return the command of a child process.
+
+    ``-P`` keeps a folder ``agentstream`` in the working directory from replacing this package.
+    """
     return die_with_parent(sys.executable, "-P", "-m", "agentstream", *arguments)

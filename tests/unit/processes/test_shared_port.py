@@ -1,4 +1,4 @@
-"""A port that several processes share: one for all of them, and nobody else's."""
+"""A port that several processes share, and no other program."""
 
 import socket
 
@@ -18,7 +18,7 @@ def listener(port: int, *, shares: bool) -> socket.socket:
 
 
 def test_port_0_becomes_one_port_that_all_can_listen_on() -> None:
-    """A free port is kept: those that share it can listen on it, and get its connections, each by one of them."""
+    """Several sockets can listen on the reserved free port, and each connection reaches one of them."""
     with (
         shared_port("127.0.0.1", 0) as port,
         listener(port, shares=True) as one,
@@ -42,7 +42,7 @@ def test_port_0_becomes_one_port_that_all_can_listen_on() -> None:
 
 @pytest.mark.parametrize("shares", [True, False])
 def test_a_taken_port_is_refused(*, shares: bool) -> None:
-    """A port somebody listens on is refused by its setting's name, also if that somebody would share it."""
+    """A port that another program listens on is refused, even if that program would share it."""
     with (
         socket.create_server(("127.0.0.1", 0), reuse_port=shares) as other,
         pytest.raises(StartupError, match=r"cannot listen on 127\.0\.0\.1:\d+ \(AGENTSTREAM_PORT\)"),
@@ -51,12 +51,12 @@ def test_a_taken_port_is_refused(*, shares: bool) -> None:
         pass
 
 
-def test_a_port_just_left_is_taken_again() -> None:
-    """The connections of a server that has just ended do not keep its successors from its port."""
+def test_the_port_of_a_server_that_just_ended_is_free() -> None:
+    """Closed connections of a server that has just ended do not block the port."""
     with listener(0, shares=False) as before:
         port = before.getsockname()[1]
         with socket.create_connection(("127.0.0.1", port)) as client:
-            before.accept()[0].close()  # the server closes first: its side waits out its time
+            before.accept()[0].close()  # the server closes first, so its side stays in TIME_WAIT
             client.recv(1)
     with shared_port("127.0.0.1", port) as kept:
         assert kept == port
@@ -64,13 +64,13 @@ def test_a_port_just_left_is_taken_again() -> None:
 
 @pytest.mark.parametrize("host", ["no such host", "192.0.2.1"])
 def test_a_foreign_host_is_refused(host: str) -> None:
-    """A host that is no address, or none of this machine, is refused at start."""
+    """A host that is not an address of this machine is refused at the start."""
     with pytest.raises(StartupError, match=f"cannot listen on {host}:0"), shared_port(host, 0):
         pass
 
 
 def test_every_address_of_a_name_gets_the_port(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A name's addresses share one port; one that this machine lacks is left out."""
+    """All addresses of a host name share one port, and an address that this machine lacks is left out."""
     found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (host, 0)) for host in ("192.0.2.1", "127.0.0.1", "127.0.0.2")]
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
     with shared_port("name", 0) as port:
@@ -79,8 +79,8 @@ def test_every_address_of_a_name_gets_the_port(monkeypatch: pytest.MonkeyPatch) 
                 other.bind((host, port))
 
 
-def test_a_system_without_shared_ports_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where ports cannot be shared, the refusal says what to do instead."""
+def test_a_system_without_shared_ports_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a system that cannot share ports, the error says what to do instead."""
     monkeypatch.delattr(socket, "SO_REUSEPORT")
     with pytest.raises(StartupError, match="AGENTSTREAM_PROCESSES=1"), shared_port("127.0.0.1", 0):
         pass
