@@ -1,4 +1,4 @@
-"""Agents for the integration tests; a worker process imports this module by name."""
+"""Agents for the integration tests. Worker processes import this module by its name."""
 
 import asyncio
 import json
@@ -19,7 +19,7 @@ CASES = {
 
 
 def recorded_case(run: Run) -> AgentResult:
-    """Play the recorded case whose name the request's user field gives."""
+    """Do what the agent of a recorded case did; the request's user field is the name of the case."""
     case = CASES[str(run.request.user)]
     for kind, data in case["agent"]["events"]:
         run.emit(kind, data)
@@ -31,7 +31,7 @@ def recorded_case(run: Run) -> AgentResult:
 
 
 async def numbered(run: Run) -> AgentResult:
-    """Stream numbered words that carry the request's text, with a tool in the middle."""
+    """Stream numbered words that contain the request's text, with a tool call in the middle."""
     tag = run.request.messages[-1].text
     run.emit("agent_turn_start", {"agent": "numbered", "input": tag})
     for number in range(20):
@@ -55,25 +55,25 @@ def numbered_in_a_thread(run: Run) -> AgentResult:
 
 
 async def gated(run: Run) -> AgentResult:
-    """Say in which process it runs; answer with the request's text once there is a file named by GATE."""
-    sys.stdout.write(f"gated run in {os.getpid()}\n")  # in one piece: other processes write to the same pipe
-    while not Path(os.environ["GATE"]).exists():  # noqa: ASYNC110, ASYNC240 -- another process's doing
+    """Print the id of this process; answer with the request's text once the file GATE exists."""
+    sys.stdout.write(f"gated run in {os.getpid()}\n")  # one write: other processes write to the same pipe
+    while not Path(os.environ["GATE"]).exists():  # noqa: ASYNC110, ASYNC240 -- another process creates the file
         await asyncio.sleep(0.01)
     return AgentResult(run.request.messages[-1].text)
 
 
 async def whoami(run: Run) -> AgentResult:
-    """Answer with the model asked for and the process it runs in."""
+    """Answer with the request's model and the id of this process."""
     return AgentResult(f"{run.request.model} {os.getpid()}")
 
 
 async def echo_request(run: Run) -> AgentResult:
-    """Answer with the request as the agent sees it."""
+    """Answer with the request that the agent gets, as JSON."""
     return AgentResult(json.dumps(run.request.model_dump(exclude_unset=True), sort_keys=True))
 
 
 def asks_its_client_in_a_thread(run: Run) -> AgentResult:
-    """Hand back a call of the client's first tool, its arguments in two pieces."""
+    """Write a call of the client's first tool, with its arguments in two pieces."""
     run.write_reasoning("I do not know.")
     tool = (run.request.tools or [])[0]
     call = run.write_tool_call(tool.function.name, '{"city": ')
@@ -82,7 +82,7 @@ def asks_its_client_in_a_thread(run: Run) -> AgentResult:
 
 
 async def asks_its_client(run: Run) -> AgentResult:
-    """Do so on the loop."""
+    """Do the same on the event loop."""
     return asks_its_client_in_a_thread(run)
 
 
@@ -147,12 +147,12 @@ BEHAVIOURS: dict[str, Callable[[Run], AgentResult]] = {
 
 
 def misbehaving(run: Run) -> AgentResult:
-    """Do what the last message says, in a thread."""
+    """Do what the last message names, in a thread."""
     return BEHAVIOURS[run.request.messages[-1].text](run)
 
 
 async def misbehaving_async(run: Run) -> AgentResult:
-    """Do what the last message says, on the loop."""
+    """Do what the last message names, on the event loop."""
     if run.request.messages[-1].text == "blocks":
         await asyncio.sleep(60)
     return BEHAVIOURS[run.request.messages[-1].text](run)

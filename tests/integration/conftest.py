@@ -1,4 +1,4 @@
-"""HTTP against real processes."""
+"""A client for HTTP requests to real processes."""
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -14,12 +14,12 @@ Stream = list[tuple[str | None, Any]]
 
 @dataclass
 class Client:
-    """Posts chat completions."""
+    """Sends chat completion requests."""
 
     session: aiohttp.ClientSession
 
     async def post(self, url: str, body: Any, **headers: str) -> aiohttp.ClientResponse:
-        """Return the answer, its body read."""
+        """Return the answer after its body has been read."""
         async with self.session.post(f"{url}/v1/chat/completions", json=body, headers=headers) as response:
             await response.read()
             return response
@@ -27,7 +27,7 @@ class Client:
     async def stream(
         self, url: str, text: str, *, query: str = "", headers: dict[str, str] | None = None, **body: Any
     ) -> Stream:
-        """Return the decoded stream of one request; the connection must end cleanly."""
+        """Return the decoded stream of one request. Raises if the body is incomplete."""
         request = {"model": "m1", "messages": [{"role": "user", "content": text}], "stream": True, **body}
         post = self.session.post(f"{url}/v1/chat/completions{query}", json=request, headers=headers)
         async with post as response:
@@ -38,7 +38,7 @@ class Client:
 
 @pytest.fixture
 async def client() -> AsyncIterator[Client]:
-    """A client that gives up in time."""
+    """A client whose requests have a time limit."""
     timeout = aiohttp.ClientTimeout(total=3 * TIMEOUT_S)
     async with aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0)) as session:
         yield Client(session)

@@ -1,4 +1,4 @@
-"""Agents that log, and that fail with what they were told, for the tests of the log."""
+"""Agents for the tests of log lines: they log, and they raise errors that quote the request."""
 
 import asyncio
 import logging
@@ -23,12 +23,12 @@ def _work(run: Run) -> AgentResult:
 
 
 def in_a_thread(run: Run) -> AgentResult:
-    """Repeat what was asked in every way there is, in a thread."""
+    """Repeat the request's text in log lines, events, errors and the answer, in a thread."""
     return _work(run)
 
 
 async def on_the_loop(run: Run) -> AgentResult:
-    """Do so on the loop, and leave a failed task behind of which nobody hears."""
+    """Do the same on the event loop, and leave a failed task behind that nobody awaits."""
 
     async def fail() -> None:
         raise ValueError(run.request.messages[-1].text)

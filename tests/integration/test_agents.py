@@ -19,13 +19,13 @@ from tests.integration.conftest import Client
 from tests.processes import Process, Processes
 
 LEASE_S = 1
-# Above what any test here asks one after the other: a run's job goes just after its stream has ended.
+# More than the requests that a test sends in a row: the job of a run is removed shortly after its stream has ended.
 MAX_QUEUED = 30
 
 
 @dataclass
 class Site:
-    """One front end with two models: ``quick`` on queue a, ``slow`` (waits for the gate) on queue b."""
+    """A front end with two models: ``quick`` on queue a, and ``slow``, whose runs wait for the gate, on queue b."""
 
     url: str
     processes: Processes
@@ -45,7 +45,7 @@ class Site:
         return f"quick=agents:whoami@{self.a}, slow=agents:gated@{self.b}"
 
     async def worker(self, queues: str = "", **settings: str) -> Process:
-        """Start a worker of some queues, or of all."""
+        """Start a worker of these queues; "" is all queues."""
         return await self.processes.worker(
             AGENTSTREAM_AGENTS=self.agents,
             AGENTSTREAM_QUEUES=queues,
@@ -76,7 +76,7 @@ async def site(processes: Processes, client: Client, tmp_path: Path) -> AsyncIte
 
 
 async def test_each_model_is_answered_by_its_own_workers(site: Site) -> None:
-    """Two models on two queues are served by two pools of workers behind one front end."""
+    """Behind one front end, each model is served by the workers of its own queue."""
     site.gate.touch()
     a1, a2, b = await asyncio.gather(site.worker(site.a), site.worker(site.a), site.worker(site.b))
     assert await site.models() == ["quick", "slow"]
@@ -94,7 +94,7 @@ async def test_each_model_is_answered_by_its_own_workers(site: Site) -> None:
 
 
 async def test_a_model_is_listed_while_it_has_a_worker(site: Site) -> None:
-    """A model whose queue has no live worker is neither listed nor found; its requests wait for one all the same."""
+    """A model whose queue has no live worker is neither listed nor found, but its requests wait for a worker."""
     assert await site.models() == []
     assert (await site.get("/health/ready"))["status"] == "degraded"
     waiting = asyncio.create_task(site.ask("quick"))
@@ -103,7 +103,7 @@ async def test_a_model_is_listed_while_it_has_a_worker(site: Site) -> None:
     async with openai.AsyncOpenAI(base_url=f"{site.url}/v1", api_key="none", max_retries=0) as sdk:
         assert [model.id async for model in sdk.models.list()] == ["quick"]
         assert (await sdk.models.retrieve("quick")).id == "quick"
-        with pytest.raises(openai.NotFoundError, match=r"'slow' cannot be had now.* has no live worker") as caught:
+        with pytest.raises(openai.NotFoundError, match=r"'slow' is not available now.* has no live worker") as caught:
             await sdk.models.retrieve("slow")
         assert caught.value.code == "model_not_found"
     detail = (await site.get("/health/ready"))["detail"]
@@ -116,7 +116,7 @@ async def test_a_model_is_listed_while_it_has_a_worker(site: Site) -> None:
 
 @pytest.mark.parametrize("body", [{}, {"stream": True}, {"background": True}], ids=["whole", "stream", "background"])
 async def test_an_unknown_model_is_not_found(site: Site, broker_url: str, body: dict[str, Any]) -> None:
-    """A model no agent is named for is a 404 in OpenAI's shape, with an Idempotency-Key too, and nothing is stored."""
+    """A model without an agent gets 404 in OpenAI's shape, and nothing is stored, even with an Idempotency-Key."""
     with Redis.from_url(broker_url) as broker:
         before = set(broker.scan_iter(Keys().run("chatcmpl-*"))) | set(broker.scan_iter(Keys().idempotency("*")))
         request = {"model": "unheard-of", "messages": [{"role": "user", "content": "hi"}], **body}
@@ -130,8 +130,8 @@ async def test_an_unknown_model_is_not_found(site: Site, broker_url: str, body: 
         assert [broker.xlen(Keys().jobs(queue)) for queue in (site.a, site.b)] == [0, 0]
 
 
-async def test_each_queue_has_a_bound_of_its_own(site: Site) -> None:
-    """A full queue refuses its own model alone."""
+async def test_each_queue_has_its_own_limit(site: Site) -> None:
+    """A full queue refuses requests for its own models, and the other queue accepts its requests."""
     request = {"model": "slow", "messages": [{"role": "user", "content": "hi"}], "background": True}
     statuses = [(await site.client.post(site.url, request)).status for _ in range(MAX_QUEUED + 1)]
     assert statuses == [200] * MAX_QUEUED + [429]
@@ -141,7 +141,7 @@ async def test_each_queue_has_a_bound_of_its_own(site: Site) -> None:
 
 
 async def test_one_worker_serves_both_queues(site: Site) -> None:
-    """A worker told of no queue serves all of them: each model has its agent, and a cancel reaches either."""
+    """A worker without configured queues serves all queues: each model gets its agent, and a cancel works."""
     worker = await site.worker(AGENTSTREAM_CONCURRENCY="1")
     assert await site.ask("quick") == f"quick {worker.pid}"
     request = {"model": "slow", "messages": [{"role": "user", "content": "hi"}], "background": True}
@@ -155,7 +155,7 @@ async def test_one_worker_serves_both_queues(site: Site) -> None:
 
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM], ids=lambda number: number.name)
 async def test_runs_of_every_queue_go_to_another_worker(site: Site, end: signal.Signals) -> None:
-    """What a worker that is killed, or told to stop, had begun of each queue is begun again by another."""
+    """When a worker is killed or stopped, another worker begins its runs of every queue again."""
     agents = f"one=agents:gated@{site.a}, two=agents:gated@{site.b}"
     url = await site.processes.frontend(AGENTSTREAM_AGENTS=agents)
     settings = {
@@ -174,16 +174,16 @@ async def test_runs_of_every_queue_go_to_another_worker(site: Site, end: signal.
     assert ["".join(texts(await stream)) for stream in streams] == ["one", "two"]
 
 
-async def test_a_worker_without_the_models_agent_says_so(site: Site) -> None:
-    """If front ends and workers name different agents for a queue, the run fails with the reason."""
+async def test_a_worker_without_the_models_agent_fails_the_run(site: Site) -> None:
+    """If a worker has no agent for the model of a job, the run fails with an error that says so."""
     await site.processes.worker(AGENTSTREAM_AGENTS=f"other=agents:whoami@{site.a}")
     *_, final, _ = await site.client.stream(site.url, "go", model="quick")
     assert final[1]["agent_error"]["code"] == "invalid_request"
     assert "no agent for the model 'quick'" in final[1]["agent_error"]["message"]
 
 
-async def test_without_a_map_any_model_is_taken(processes: Processes, client: Client) -> None:
-    """With one agent every model's name is accepted; those that are configured are listed while it has a worker."""
+async def test_with_one_agent_any_model_is_accepted(processes: Processes, client: Client) -> None:
+    """With one agent, every model name is accepted, and the configured names are listed while a worker is alive."""
     url = await processes.frontend(AGENTSTREAM_MODELS="m1,m2")
     site = Site(url, processes, client, Path())
     assert await site.models() == []

@@ -1,4 +1,4 @@
-"""Tools of the client's, all the way: the openai client, a front end, a worker, and a model server on loopback."""
+"""Calls of the client's tools with the openai client, a front end, a worker, and a model server on loopback."""
 
 import asyncio
 import json
@@ -81,7 +81,7 @@ async def model() -> AsyncIterator[FakeModelServer]:
 
 @pytest.fixture
 async def sdk(processes: Processes, model: FakeModelServer) -> AsyncIterator[openai.AsyncOpenAI]:
-    """The openai client, talking to a front end whose worker asks the model server."""
+    """The openai client of a front end whose worker uses the model server."""
     url = await processes.frontend()
     await processes.worker(OPENAI_BASE_URL=model.url, AGENTSTREAM_LEASE_S=LEASE_S)
     async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", timeout=TIMEOUT_S, max_retries=0) as client:
@@ -89,7 +89,7 @@ async def sdk(processes: Processes, model: FakeModelServer) -> AsyncIterator[ope
 
 
 async def test_a_round_trip(sdk: openai.AsyncOpenAI, model: FakeModelServer) -> None:
-    """The model's call comes back whole, with null content and its reasoning; its result is answered."""
+    """The client gets the model's call with its reasoning and null content, sends the result, and gets the answer."""
     model.scripts += [ASKS, ANSWERS]
     first = await sdk.chat.completions.create(model="m1", messages=QUESTION, tools=[WEATHER])
     (choice,) = first.choices
@@ -106,19 +106,18 @@ async def test_a_round_trip(sdk: openai.AsyncOpenAI, model: FakeModelServer) -> 
     ]
     second = await sdk.chat.completions.create(model="m1", messages=history, tools=[WEATHER])
     assert (second.choices[0].finish_reason, second.choices[0].message.content) == ("stop", "It is raining.")
-    told = model.bodies[1]["messages"]
-    assert told[1]["tool_calls"] == [asked.model_dump(exclude_none=True)]
-    assert told[1]["reasoning_content"] == "The picture shows Oslo."  # DeepSeek refuses the conversation without it
-    assert told[2] == {"role": "tool", "tool_call_id": "call_a", "content": "rain"}
+    received = model.bodies[1]["messages"]
+    assert received[1]["tool_calls"] == [asked.model_dump(exclude_none=True)]
+    assert received[1]["reasoning_content"] == "The picture shows Oslo."  # without it, DeepSeek refuses the request
+    assert received[2] == {"role": "tool", "tool_call_id": "call_a", "content": "rain"}
 
 
 async def test_a_round_trip_streamed(sdk: openai.AsyncOpenAI, model: FakeModelServer) -> None:
-    """Deltas come as the model server sent them: reasoning, id and name once, arguments in pieces, then tool_calls."""
+    """The client gets the deltas that the model server sent: reasoning, one id and name, and arguments in pieces."""
     model.scripts += [ASKS, ANSWERS]
     stream = await sdk.chat.completions.create(model="m1", messages=QUESTION, tools=[WEATHER], stream=True)
-    deltas = [chunk.choices[0].delta async for chunk in stream]
-    said = [delta.model_dump(exclude_unset=True) for delta in deltas if delta.model_dump(exclude_unset=True)]
-    assert said == [
+    deltas = [chunk.choices[0].delta.model_dump(exclude_unset=True) async for chunk in stream]
+    assert [delta for delta in deltas if delta] == [
         {"role": "assistant"},
         {"reasoning_content": "The picture "},
         {"reasoning_content": "shows Oslo."},
@@ -138,7 +137,7 @@ async def test_a_round_trip_streamed(sdk: openai.AsyncOpenAI, model: FakeModelSe
 
 
 async def test_the_stream_helper(sdk: openai.AsyncOpenAI, model: FakeModelServer) -> None:
-    """The helper of the openai package parses the strict tool's arguments and continues with the result."""
+    """The stream helper of the openai package parses the strict tool's arguments and continues with the result."""
     model.scripts += [ASKS, ANSWERS]
     history: list[Any] = list(QUESTION)
     async with sdk.chat.completions.stream(model="m1", messages=history, tools=[WEATHER]) as stream:
@@ -154,8 +153,10 @@ async def test_the_stream_helper(sdk: openai.AsyncOpenAI, model: FakeModelServer
     assert final.choices[0].message.content == "It is raining."
 
 
-async def test_our_own_tools_stay_out_of_it(processes: Processes, model: FakeModelServer, client: Client) -> None:
-    """Our own tool runs and shows as events; only the client's call is a delta, and tool_results precede the end."""
+async def test_calls_of_our_own_tools_are_no_deltas(
+    processes: Processes, model: FakeModelServer, client: Client
+) -> None:
+    """A call of our own tool is sent as events, and only the call of the client's tool is sent as a delta."""
     url = await processes.frontend()
     await processes.worker(OPENAI_BASE_URL=model.url)
     model.scripts += [OWN_FIRST, ASKS]
@@ -180,7 +181,7 @@ async def test_our_own_tools_stay_out_of_it(processes: Processes, model: FakeMod
 
 
 async def test_every_parameter_reaches_the_model_server(sdk: openai.AsyncOpenAI, model: FakeModelServer) -> None:
-    """What is the model's to follow is in the model server's request, images and the strict tool as they were sent."""
+    """The model server gets the client's parameters, images and strict tool unchanged."""
     model.scripts.append(ANSWERS)
     parameters: dict[str, Any] = {
         "tool_choice": {"type": "function", "function": {"name": "get_weather"}},
@@ -201,10 +202,10 @@ async def test_every_parameter_reaches_the_model_server(sdk: openai.AsyncOpenAI,
     assert body["tools"][0] == WEATHER
 
 
-async def test_a_call_half_written_ends_in_an_exception(
+async def test_an_incomplete_call_ends_with_an_exception(
     sdk: openai.AsyncOpenAI, model: FakeModelServer, processes: Processes
 ) -> None:
-    """A worker killed within a call leaves an error the client raises on, in time, and the call is not begun again."""
+    """If the worker is killed within a call, the client raises an error, and the model is not asked again."""
     model.scripts.append([*CALL[:2], WAIT])
     stream = await sdk.chat.completions.create(model="m1", messages=QUESTION, tools=[WEATHER], stream=True)
     worker = processes.started[-1]
@@ -224,7 +225,7 @@ async def test_a_call_half_written_ends_in_an_exception(
 async def test_a_resumed_stream_has_the_rest_of_the_call(
     processes: Processes, model: FakeModelServer, client: Client
 ) -> None:
-    """A stream resumed within a call continues byte for byte, and the run by its id holds the whole call."""
+    """A stream resumed within a call continues byte for byte, and the retrieved run contains the whole call."""
     url = await processes.frontend()
     await processes.worker(OPENAI_BASE_URL=model.url)
     model.scripts.append(ASKS)
@@ -243,8 +244,8 @@ async def test_a_resumed_stream_has_the_rest_of_the_call(
     assert message["tool_calls"][0]["function"] == {"name": "get_weather", "arguments": '{"city":"Oslo"}'}
 
 
-async def test_a_users_agent_hands_calls_back(processes: Processes) -> None:
-    """An agent of the user's own sees the request's tools and hands back a call of one, from a thread too."""
+async def test_a_custom_agent_calls_the_clients_tools(processes: Processes) -> None:
+    """A user's agent gets the request's tools and can write a call of one, on the event loop or in a thread."""
     url = await processes.frontend()
     for agent in ("asks_its_client", "asks_its_client_in_a_thread"):
         worker = await processes.worker(agent)
@@ -258,8 +259,8 @@ async def test_a_users_agent_hands_calls_back(processes: Processes) -> None:
         await worker.stop()
 
 
-async def test_the_demo_shows_it_without_a_model(processes: Processes) -> None:
-    """Without a model server the demo engine calls the client's tool that the question names, and tells its result."""
+async def test_the_demo_engine_calls_the_clients_tools(processes: Processes) -> None:
+    """Without a model server, the demo engine calls the client's tool that the question names and quotes its result."""
     url = await processes.frontend()
     await processes.worker()
     history: list[Any] = [{"role": "user", "content": "get_weather for Oslo"}]

@@ -1,4 +1,4 @@
-"""The older completions API, through real processes and the real client."""
+"""The older completions API, with real processes and the real client."""
 
 import openai
 import pytest
@@ -10,7 +10,7 @@ COMPLETIONS = "/v1/completions"
 
 
 async def test_the_openai_client_completes_a_prompt(processes: Processes) -> None:
-    """The client's completions, streamed and not, are the agent's text, with its usage and no events between."""
+    """The client gets the agent's text and usage, streamed and not, and a stream without agent events."""
     url = await processes.frontend()
     await processes.worker("numbered")
     client = openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
@@ -43,18 +43,18 @@ async def test_the_openai_client_completes_a_prompt(processes: Processes) -> Non
         ({"prompt": "a", "background": True}, "background"),
     ],
 )
-async def test_what_one_text_cannot_answer_is_refused(
+async def test_a_request_that_one_text_cannot_answer_is_refused(
     processes: Processes, client: Client, fields: dict[str, object], param: str
 ) -> None:
-    """A request for more than one text is a 400 that names the field."""
+    """A field that asks for more than one text, or for an unsupported feature, gets 400, and the error names it."""
     url = await processes.frontend()
     async with client.session.post(url + COMPLETIONS, json={"model": "m1", **fields}) as response:
         assert response.status == 400
         assert (await response.json())["error"]["param"] == param
 
 
-async def test_an_error_ends_the_text(processes: Processes, client: Client) -> None:
-    """A failed run's stream ends in its sentence."""
+async def test_a_failed_run_ends_the_stream_with_an_error(processes: Processes, client: Client) -> None:
+    """The stream of a failed run ends with a chunk that contains a sentence about the error and ``agent_error``."""
     url = await processes.frontend()
     await processes.worker("misbehaving")
     body = {"model": "m1", "prompt": "raises", "stream": True}

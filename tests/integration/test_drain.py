@@ -1,4 +1,4 @@
-"""Processes that are told to stop: what they have begun ends well, and nothing new begins."""
+"""The drain of a process after SIGTERM: its open runs end, and it begins no new ones."""
 
 import asyncio
 import contextlib
@@ -15,7 +15,7 @@ from tests.helpers import TIMEOUT_S, texts
 from tests.integration.conftest import Client, Stream
 from tests.processes import ROOT, Process, Processes
 
-# Says in which worker it runs, and waits in the middle of its answer until the test lets it go on.
+# Sends the process id of its worker to the gate, and waits in the middle of its answer until the test opens the gate.
 GATED_AGENT = """
 import asyncio
 import os
@@ -35,7 +35,7 @@ async def gated(run: Run) -> AgentResult:
 
 
 class Gate:
-    """Where the runs of the gated agent wait."""
+    """A server that the runs of the gated agent connect to. Each run waits until the test closes its connection."""
 
     def __init__(self) -> None:
         self._arrivals = asyncio.Queue[tuple[int, asyncio.StreamWriter]]()
@@ -60,7 +60,7 @@ class Gate:
         return port
 
     async def arrival(self) -> tuple[int, Callable[[], None]]:
-        """Return the pid of the worker that runs the next run, and what lets the run go on."""
+        """Wait for the next run; return the process id of its worker, and a function that lets the run continue."""
         async with asyncio.timeout(TIMEOUT_S):
             pid, writer = await self._arrivals.get()
         return pid, writer.close
@@ -72,7 +72,7 @@ class Gate:
 
 
 class Gated:
-    """Starts workers whose agent waits at a gate."""
+    """Starts workers whose agent waits at the gate."""
 
     def __init__(self, processes: Processes, gate: Gate, folder: Path) -> None:
         self._processes = processes
@@ -91,20 +91,20 @@ class Gated:
 
 @pytest.fixture
 async def gated(processes: Processes, tmp_path: Path) -> AsyncIterator[Gated]:
-    """Workers whose runs go on when the test says so."""
+    """Workers whose runs continue when the test says so."""
     async with Gate() as gate:
         yield Gated(processes, gate, tmp_path)
 
 
 def begin(client: Client, url: str) -> asyncio.Task[Stream]:
-    """Send a request and leave it open."""
+    """Send a request; the returned task reads its stream."""
     return asyncio.create_task(client.stream(url, "go"))
 
 
-async def test_a_stopping_worker_ends_its_run_and_takes_no_other(
+async def test_a_draining_worker_finishes_its_run_and_claims_no_other(
     processes: Processes, client: Client, gated: Gated
 ) -> None:
-    """After SIGTERM a worker lets its run end, leaves new jobs to other workers, and ends with exit code 0."""
+    """After SIGTERM a worker finishes its run, leaves new jobs to other workers, and exits with code 0."""
     url = await processes.frontend()
     first = await gated.worker()
     stream = begin(client, url)
@@ -126,7 +126,7 @@ async def test_a_stopping_worker_ends_its_run_and_takes_no_other(
 async def test_a_run_longer_than_the_drain_ends_with_an_error_frame(
     processes: Processes, client: Client, gated: Gated
 ) -> None:
-    """A run that does not end in the drain timeout is ended by the worker, and its client is told why."""
+    """If a run does not end within the drain timeout, the worker ends it, and the client gets the reason."""
     url = await processes.frontend()
     worker = await gated.worker(AGENTSTREAM_DRAIN_TIMEOUT_S="0.2")
     stream = begin(client, url)
@@ -138,8 +138,8 @@ async def test_a_run_longer_than_the_drain_ends_with_an_error_frame(
     assert await worker.ended() == 0
 
 
-async def test_a_stopping_front_end_ends_its_streams(processes: Processes, client: Client, gated: Gated) -> None:
-    """After SIGTERM an open stream goes on to its end, nobody new is let in, and the exit code is 0."""
+async def test_a_draining_front_end_finishes_its_streams(processes: Processes, client: Client, gated: Gated) -> None:
+    """After SIGTERM a front end finishes its open stream, refuses new connections, and exits with code 0."""
     frontend = await processes.start("frontend", AGENTSTREAM_PORT="0")
     url = (await frontend.until(r"serving on (http://\S+)"))[1]
     await gated.worker()
@@ -156,10 +156,10 @@ async def test_a_stopping_front_end_ends_its_streams(processes: Processes, clien
     assert await frontend.ended() == 0
 
 
-async def test_a_stopping_front_end_refuses_on_open_connections(
+async def test_a_draining_front_end_refuses_requests_on_open_connections(
     processes: Processes, client: Client, gated: Gated
 ) -> None:
-    """A kept-alive connection to a draining front end gets 503: not ready, and try again for a completion."""
+    """On an open connection, a draining front end answers the readiness check and a new completion with 503."""
     frontend = await processes.start("frontend", AGENTSTREAM_PORT="0")
     url = (await frontend.until(r"serving on (http://\S+)"))[1]
     await gated.worker()
@@ -183,10 +183,8 @@ async def test_a_stopping_front_end_refuses_on_open_connections(
     assert await frontend.ended() == 0
 
 
-async def test_a_stream_longer_than_the_drain_is_not_ended_cleanly(
-    processes: Processes, client: Client, gated: Gated
-) -> None:
-    """A stream that the front end cannot wait for is cut: a client never takes a part for the whole."""
+async def test_a_stream_longer_than_the_drain_is_cut(processes: Processes, client: Client, gated: Gated) -> None:
+    """After the drain timeout the front end aborts an open stream, so the client sees that it is incomplete."""
     frontend = await processes.start("frontend", AGENTSTREAM_PORT="0", AGENTSTREAM_DRAIN_TIMEOUT_S="0.2")
     url = (await frontend.until(r"serving on (http://\S+)"))[1]
     await gated.worker()

@@ -1,4 +1,4 @@
-"""The HTTP surface, against real processes: what is refused and how, pages of other origins, health, models."""
+"""The HTTP API of real processes: refused requests, CORS, health checks, metrics, models and the playground page."""
 
 import asyncio
 import contextlib
@@ -33,7 +33,7 @@ ABSENT = object()
 
 
 def request_body(text: str = "fine", **fields: Any) -> dict[str, Any]:
-    """Return a request that is fine but for ``fields``; one that is ABSENT is left out."""
+    """Return a valid request changed by ``fields``; a field with the value ABSENT is removed."""
     body = {"model": "m1", "messages": [{"role": "user", "content": text}], **fields}
     return {name: value for name, value in body.items() if value is not ABSENT}
 
@@ -45,21 +45,21 @@ def part(kind: str) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Site:
-    """A front end and a worker, and the broker between them."""
+    """A front end and a worker with their broker."""
 
     url: str
     queue: str
     broker: Redis
 
     def enqueued(self) -> tuple[int, int]:
-        """Return how many jobs the queue ever took, and how many runs the broker knows."""
+        """Return how many jobs were ever added to the queue, and how many runs the broker has."""
         jobs = self.broker.xinfo_stream(Keys().jobs(self.queue))
         return jobs["entries-added"], sum(1 for _ in self.broker.scan_iter(Keys().run("chatcmpl-*"), count=1000))
 
 
 @pytest.fixture(scope="module")
 def site(broker_url: str, broker_runner: asyncio.Runner, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    """A front end with narrow limits, and a worker whose agent does what the message says."""
+    """A front end with low limits, and a worker whose agent does what the message names."""
     queue = f"test-{secrets.token_hex(6)}"
     stack = contextlib.AsyncExitStack()
 
@@ -84,7 +84,7 @@ def site(broker_url: str, broker_runner: asyncio.Runner, tmp_path_factory: pytes
 
 
 async def error_of(response: aiohttp.ClientResponse, status: int) -> dict[str, Any]:
-    """Return the error of a refusal, which must have this status and OpenAI's shape."""
+    """Return the error of a refused request; assert its status and OpenAI's shape."""
     assert response.status == status, await response.text()
     assert response.content_type == "application/json"
     assert response.headers["X-Request-Id"].startswith("req_")
@@ -103,7 +103,7 @@ Refuse = Callable[..., Awaitable[dict[str, Any]]]
 
 @pytest.fixture
 async def refuse(site: Site, client: Client) -> Refuse:
-    """Send a request that must be refused with this status, and return its error; nothing may be enqueued."""
+    """Send a request, assert that it is refused with this status and that nothing is enqueued, and return its error."""
 
     async def send(status: int, data: Any, headers: dict[str, str] | None = None, query: str = "") -> dict[str, Any]:
         before = site.enqueued()
@@ -132,7 +132,7 @@ async def refuse(site: Site, client: Client) -> Refuse:
     ],
 )
 async def test_a_body_that_is_not_json_is_refused(refuse: Refuse, body: bytes, words: str) -> None:
-    """Bytes that are no JSON text get 400 invalid_json, which says where they go wrong."""
+    """A body that is not JSON gets 400 invalid_json, and the message gives the position of the error."""
     error = await refuse(400, body)
     assert error["code"] == "invalid_json"
     assert words in error["message"]
@@ -140,21 +140,21 @@ async def test_a_body_that_is_not_json_is_refused(refuse: Refuse, body: bytes, w
 
 
 @pytest.mark.parametrize("body", ["[]", "null", "5", '"text"'])
-async def test_a_body_that_is_no_object_is_refused(refuse: Refuse, body: str) -> None:
-    """JSON that is no object gets 400."""
+async def test_a_body_that_is_not_an_object_is_refused(refuse: Refuse, body: str) -> None:
+    """A JSON body that is not an object gets 400."""
     assert "JSON object" in (await refuse(400, body))["message"]
 
 
 @pytest.mark.parametrize("content_type", ["text/plain", "text/json", "application/octet-stream"])
 async def test_a_body_not_declared_as_json_is_refused(refuse: Refuse, content_type: str) -> None:
-    """Any content type but JSON gets 415, which names the one to send."""
+    """A content type other than JSON gets 415, and the message says which one to send."""
     error = await refuse(415, request_body(), {"Content-Type": content_type})
     assert "'Content-Type: application/json'" in error["message"]
     assert content_type in error["message"]
 
 
 async def test_a_body_that_does_not_decompress_is_refused(refuse: Refuse) -> None:
-    """A body that is not what its Content-Encoding says gets 400."""
+    """A body that does not match its Content-Encoding gets 400."""
     error = await refuse(400, b"abcde", {"Content-Encoding": "gzip", "Connection": "close"})
     assert "gzip" in error["message"]
 
@@ -166,7 +166,7 @@ async def pieces(data: bytes) -> AsyncIterator[bytes]:
 
 @pytest.mark.parametrize("sent", ["with Content-Length", "chunked", "compressed"])
 async def test_a_body_over_the_limit_is_refused(refuse: Refuse, sent: str) -> None:
-    """However it is sent, a body over the limit gets 413, which states the limit."""
+    """A body over the limit gets 413 however it is sent, and the message gives the limit."""
     data = json.dumps(request_body("x" * MAX_BODY_BYTES)).encode()
     if sent == "chunked":
         error = await refuse(413, pieces(data))
@@ -237,7 +237,7 @@ USER = {"role": "user", "content": "x"}
     ids=lambda value: json.dumps(value, default=lambda _: "absent")[:60] if isinstance(value, dict) else "",
 )
 async def test_a_wrong_field_is_refused_by_name(refuse: Refuse, fields: dict[str, Any], param: str, words: str) -> None:
-    """A field that is wrong or cannot be honoured gets 400; ``param`` names it, the message says what is allowed."""
+    """A wrong or unsupported field gets 400, and the error names the field and says what is allowed."""
     error = await refuse(400, request_body(**fields))
     assert error["param"] == param
     assert words in error["message"]
@@ -247,7 +247,7 @@ async def test_a_wrong_field_is_refused_by_name(refuse: Refuse, fields: dict[str
 
 @pytest.mark.parametrize("levels", [70, 1000])
 async def test_a_body_nested_too_deep_is_refused(refuse: Refuse, levels: int) -> None:
-    """JSON that nests deeper than anything meant gets 400, also where no field is declared."""
+    """A body nested deeper than 64 levels gets 400, even if the deep value is in an unknown field."""
     nested = '{"model":"m1","messages":[{"role":"user","content":"x"}],"extra":' + "[" * levels + "]" * levels + "}"
     assert "deeper than 64 levels" in (await refuse(400, nested))["message"]
 
@@ -260,10 +260,10 @@ async def test_a_body_nested_too_deep_is_refused(refuse: Refuse, levels: int) ->
         ("", {"X-Agent-Errors": "loud"}, "X-Agent-Errors"),
     ],
 )
-async def test_an_unknown_stream_form_is_refused(
+async def test_an_unknown_event_format_or_error_form_is_refused(
     refuse: Refuse, query: str, headers: dict[str, str], param: str
 ) -> None:
-    """An event format or error form that does not exist gets 400 with the ones that do."""
+    """An unknown event format or error form gets 400, and the message lists the known ones."""
     error = await refuse(400, request_body(stream=True), headers, query)
     assert error["param"] == param
     assert "use " in error["message"]
@@ -273,8 +273,8 @@ async def test_an_unknown_stream_form_is_refused(
     "given",
     [None, "Bearer", "Bearer ", KEY, f"Basic {KEY}", f"Bearer {KEY.lower()}", f"Bearer {KEY}x", "Bearer sk-other,"],
 )
-async def test_a_caller_without_a_right_key_is_refused(site: Site, client: Client, given: str | None) -> None:
-    """No key, a wrong one or another scheme gets 401 on every API route, whatever the rest of the request."""
+async def test_a_caller_without_a_valid_key_is_refused(site: Site, client: Client, given: str | None) -> None:
+    """A missing key, a wrong key or another scheme gets 401 on every API route, before anything else is checked."""
     before = site.enqueued()
     headers = JSON | ({} if given is None else {"Authorization": given})
     for method, path in [("POST", CHAT), ("GET", "/v1/models"), ("GET", "/v1/models/m1"), ("GET", "/v1/models/none")]:
@@ -286,8 +286,8 @@ async def test_a_caller_without_a_right_key_is_refused(site: Site, client: Clien
     assert site.enqueued() == before
 
 
-async def test_the_key_scheme_has_no_case(site: Site, client: Client) -> None:
-    """The scheme is read in any case and each configured key is good, as RFC 9110 has it."""
+async def test_the_scheme_of_a_key_is_not_case_sensitive(site: Site, client: Client) -> None:
+    """The scheme is accepted in upper and lower case (RFC 9110), and each configured key is valid."""
     for given in (f"bearer {KEY}", f"BEARER {KEY}", "Bearer sk-other"):
         async with client.session.get(f"{site.url}/v1/models", headers={"Authorization": given}) as response:
             assert response.status == 200
@@ -302,8 +302,8 @@ async def test_an_unknown_route_is_not_found(site: Site, client: Client, path: s
     assert "no such route: POST /" in error["message"]
 
 
-async def test_a_wrong_method_is_told_the_right_one(site: Site, client: Client) -> None:
-    """A method the route does not have gets 405, with the right one in the message and in Allow."""
+async def test_a_wrong_method_gets_405_with_the_right_one(site: Site, client: Client) -> None:
+    """A method that the route does not have gets 405, and the message and the Allow header name the right one."""
     async with client.session.put(site.url + CHAT, json=request_body(), headers=AUTH) as response:
         error = await error_of(response, 405)
         assert error["code"] == "method_not_allowed"
@@ -312,14 +312,14 @@ async def test_a_wrong_method_is_told_the_right_one(site: Site, client: Client) 
 
 
 async def test_the_last_of_two_equal_fields_counts(site: Site, client: Client) -> None:
-    """A field given twice means its last value, for the check and for the agent alike."""
+    """If a field is given twice, both the validation and the agent use its last value."""
     data = json.dumps(request_body()).replace("{", '{"model": 5, ', 1)
     async with client.session.post(site.url + CHAT, data=data, headers=JSON | AUTH) as response:
         assert (await response.json())["model"] == "m1"
 
 
 async def send(client: Client, site: Site, method: str, path: str, **more: Any) -> aiohttp.ClientResponse:
-    """Return the answer to a call from a page of ``more["origin"]``, its body read."""
+    """Return the answer to a request from a page of ``more["origin"]``, after its body has been read."""
     headers = {"Origin": more.pop("origin"), **more.pop("headers", {})}
     async with client.session.request(method, site.url + path, headers=headers, **more) as response:
         await response.read()
@@ -328,10 +328,13 @@ async def send(client: Client, site: Site, method: str, path: str, **more: Any) 
 
 async def answers_to(client: Client, site: Site, origin: str) -> dict[str, aiohttp.ClientResponse]:
     """Return one answer of each kind that a page can get."""
-    asks = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization,content-type"}
+    preflight = {
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": "authorization,content-type",
+    }
     stream = request_body(stream=True)
     return {
-        "preflight": await send(client, site, "OPTIONS", CHAT, origin=origin, headers=asks),
+        "preflight": await send(client, site, "OPTIONS", CHAT, origin=origin, headers=preflight),
         "models": await send(client, site, "GET", "/v1/models", origin=origin, headers=AUTH),
         "no key": await send(client, site, "POST", CHAT, origin=origin, json=stream),
         "no route": await send(client, site, "GET", "/nothing", origin=origin),
@@ -341,7 +344,7 @@ async def answers_to(client: Client, site: Site, origin: str) -> dict[str, aioht
 
 
 async def test_an_allowed_page_may_read_every_answer(site: Site, client: Client) -> None:
-    """Answers, errors and streams name an allowed origin, and its preflight needs no key."""
+    """Answers, errors and streams have the CORS headers for an allowed origin, and its preflight needs no key."""
     answers = await answers_to(client, site, PAGE)
     for name, response in answers.items():
         assert response.headers["Access-Control-Allow-Origin"] == PAGE, name
@@ -357,13 +360,13 @@ def words_of(header: str) -> set[str]:
 
 
 async def test_another_page_may_read_nothing(site: Site, client: Client) -> None:
-    """No answer to an origin that is not allowed carries a cross-origin header."""
+    """No answer to an origin that is not allowed has a CORS header."""
     for name, response in (await answers_to(client, site, "https://page.example.evil.test")).items():
         assert not [header for header in response.headers if header.startswith("Access-Control-")], name
 
 
 async def test_the_openai_client_works_in_a_browser(site: Site, client: Client) -> None:
-    """A preflight allows the headers openai-node sends, and pages may read those that steer its retries."""
+    """A preflight allows all headers that openai-node sends, and pages may read the headers that control retries."""
     stainless = {f"x-stainless-{name}" for name in ("arch", "lang", "os", "package-version", "retry-count", "runtime")}
     asked = stainless | {"authorization", "content-type", "x-stainless-runtime-version", "x-stainless-timeout"}
     headers = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": ",".join(sorted(asked))}
@@ -376,7 +379,7 @@ async def test_the_openai_client_works_in_a_browser(site: Site, client: Client) 
 
 
 async def test_health_needs_no_key(site: Site, client: Client) -> None:
-    """The health routes answer without a key, and readiness counts the workers."""
+    """The health routes answer without a key, and the readiness answer has the number of workers."""
     async with client.session.get(f"{site.url}/health/live") as response:
         assert (response.status, await response.json()) == (200, {"status": "ok"})
     async with client.session.get(f"{site.url}/health/ready") as response:
@@ -387,7 +390,7 @@ async def test_health_needs_no_key(site: Site, client: Client) -> None:
 
 
 async def test_metrics_are_prometheus_text(site: Site, client: Client) -> None:
-    """The metrics parse as Prometheus text, count requests by route and status, and lump unknown routes together."""
+    """The metrics are valid Prometheus text and count requests by route and status; unknown routes share one label."""
     for path in ("/health/live", "/unknown/1", "/unknown/2"):
         async with client.session.get(site.url + path):
             pass
@@ -410,7 +413,7 @@ async def test_metrics_are_prometheus_text(site: Site, client: Client) -> None:
 
 
 async def test_models_are_listed_and_found_by_name(site: Site) -> None:
-    """The openai client lists the configured models and retrieves each, a name with a slash included."""
+    """The openai client lists the configured models and retrieves each, even if its name contains a slash."""
     async with openai.AsyncOpenAI(base_url=f"{site.url}/v1", api_key=KEY, max_retries=0) as sdk:
         assert [model.id async for model in sdk.models.list()] == list(MODELS)
         for name in MODELS:
@@ -432,7 +435,7 @@ async def test_models_are_listed_and_found_by_name(site: Site) -> None:
 async def test_the_page_is_served_behind_a_strict_policy(
     site: Site, client: Client, path: str, content_type: str
 ) -> None:
-    """The playground's files come without a key, typed, and under a policy that lets nothing else in."""
+    """The files of the page need no key, and have a content type and a strict content security policy."""
     async with client.session.get(site.url + path) as response:
         assert response.status == 200
         assert response.content_type == content_type

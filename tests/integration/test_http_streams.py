@@ -1,4 +1,4 @@
-"""Streams at their edges, against real processes: headers, HTTP/1.0, silence, a full queue, no worker, no broker."""
+"""Edge cases of streams, with real processes: headers, HTTP/1.0, silence, a full queue, no worker and no broker."""
 
 import asyncio
 import contextlib
@@ -25,12 +25,12 @@ CHAT = "/v1/chat/completions"
 REQUEST = {"model": "m1", "messages": [{"role": "user", "content": "fine"}], "stream": True}
 QUEUE_TIMEOUT_S = 1
 BROKER_WAIT_S = 3
-# Bare httpx gives up after so long without a byte.
+# httpx with its default timeout gives up after 5 s without a byte.
 LONGEST_SILENCE_S = 5 * TIME_SCALE
 
 
 async def test_stream_headers(processes: Processes, client: Client) -> None:
-    """A stream says that nobody on the way may buffer, change or compress it, even to a client that takes gzip."""
+    """The headers of a stream tell proxies not to buffer or change it, and it is never compressed."""
     url = await processes.frontend()
     await processes.worker("misbehaving")
     headers = {"Accept-Encoding": "gzip, br", "Accept": "application/json"}
@@ -45,7 +45,7 @@ async def test_stream_headers(processes: Processes, client: Client) -> None:
 
 
 async def http_1_0(url: str, more_headers: str) -> tuple[str, bytes]:
-    """Return headers and body of a stream as a client of HTTP/1.0 reads them: until the connection closes."""
+    """Return the headers and the body of a stream as an HTTP/1.0 client reads them: until the connection closes."""
     host, _, port = url.removeprefix("http://").partition(":")
     body = json.dumps(REQUEST)
     head = f"POST {CHAT} HTTP/1.0\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n{more_headers}"
@@ -62,7 +62,7 @@ async def http_1_0(url: str, more_headers: str) -> tuple[str, bytes]:
 
 @pytest.mark.parametrize("more_headers", ["", "Connection: keep-alive\r\n"])
 async def test_an_http_1_0_client_reads_until_the_connection_closes(processes: Processes, more_headers: str) -> None:
-    """HTTP/1.0 knows no chunks: the stream comes as it is, and the closed connection is its end."""
+    """An HTTP/1.0 client gets the stream without chunked encoding, and its end is the end of the connection."""
     url = await processes.frontend()
     await processes.worker("misbehaving")
     headers, stream = await http_1_0(url, more_headers)
@@ -75,18 +75,18 @@ async def test_an_http_1_0_client_reads_until_the_connection_closes(processes: P
 
 @dataclass(frozen=True)
 class Unserved:
-    """What a front end did whose queue no worker serves and takes one job only."""
+    """The answers of a front end whose queue has no worker and accepts only one job."""
 
     ready: tuple[int, Any]
     refused: aiohttp.ClientResponse
     refused_body: Any
     runs_left_by_refusal: int
-    lines: list[tuple[float, bytes]]  # of the stream that was taken: seconds since it was asked for, and bytes
+    lines: list[tuple[float, bytes]]  # of the accepted stream: seconds since its request, and bytes
 
 
 @pytest.fixture(scope="module")
 def unserved(broker_url: str, broker_runner: asyncio.Runner, tmp_path_factory: pytest.TempPathFactory) -> Unserved:
-    """One stream read to its end where no worker is alive, and a second request while it waits."""
+    """Read one stream to its end without a live worker, and send a second request while the stream waits."""
     folder = tmp_path_factory.mktemp("unserved")
     return broker_runner.run(_record(broker_url, Processes(broker_url, folder)))
 
@@ -117,7 +117,7 @@ def _runs(broker: Redis) -> int:
 
 
 def test_readiness_says_that_no_worker_is_alive(unserved: Unserved) -> None:
-    """Without a worker a front end still takes requests, and says that they will wait."""
+    """Without a worker, the front end accepts requests, and its readiness says that they wait."""
     status, body = unserved.ready
     assert status == 200
     assert body["status"] == "degraded"
@@ -126,7 +126,7 @@ def test_readiness_says_that_no_worker_is_alive(unserved: Unserved) -> None:
 
 
 def test_a_full_queue_refuses(unserved: Unserved) -> None:
-    """Over the bound of outstanding jobs a request gets 429 with Retry-After, and leaves nothing behind."""
+    """If the queue has as many outstanding jobs as allowed, a request gets 429 with Retry-After and is not stored."""
     assert unserved.refused.status == 429
     assert int(unserved.refused.headers["Retry-After"]) >= 1
     error = unserved.refused_body["error"]
@@ -136,7 +136,7 @@ def test_a_full_queue_refuses(unserved: Unserved) -> None:
 
 
 def test_a_silent_stream_is_kept_alive(unserved: Unserved) -> None:
-    """While nothing happens a comment with one newline comes before any client loses patience."""
+    """While a run is silent, the client gets keepalive comments, before the shortest timeout of any client."""
     keepalives = [at_s for at_s, line in unserved.lines if line == b": keepalive\n"]
     assert len(keepalives) >= 2
     assert b": keepalive\n: keepalive\n" in b"".join(line for _, line in unserved.lines)
@@ -144,8 +144,8 @@ def test_a_silent_stream_is_kept_alive(unserved: Unserved) -> None:
     assert max(later - earlier for earlier, later in itertools.pairwise(times_s)) < LONGEST_SILENCE_S
 
 
-def test_a_run_no_worker_takes_ends(unserved: Unserved) -> None:
-    """A stream whose job no worker takes ends in bounded time with an error frame that says so, and [DONE]."""
+def test_a_run_that_no_worker_begins_ends(unserved: Unserved) -> None:
+    """If no worker begins a run, its stream ends after the queue timeout with an error frame and [DONE]."""
     messages = decode(b"".join(line for _, line in unserved.lines))
     assert len(messages) == 3
     final = messages[1][1]
@@ -159,14 +159,14 @@ def test_a_run_no_worker_takes_ends(unserved: Unserved) -> None:
 
 @contextlib.contextmanager
 def dead_address() -> Iterator[str]:
-    """An address that is taken, so that nobody else gets it, and refuses every connection."""
+    """Yield an address that refuses every connection and that no other process can get."""
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         yield f"127.0.0.1:{bound.getsockname()[1]}"
 
 
 async def until_listening(port: int) -> None:
-    """Return when somebody accepts connections; a process that still waits for its broker prints no address."""
+    """Return when the port accepts connections. A front end that waits for its broker has not printed its address."""
     async with asyncio.timeout(TIMEOUT_S):
         while True:
             try:
@@ -178,8 +178,8 @@ async def until_listening(port: int) -> None:
                 return
 
 
-async def test_without_a_broker_it_refuses_then_gives_up(processes: Processes, client: Client) -> None:
-    """With Redis unreachable requests get 503 with Retry-After, until the process says why and exits non-zero."""
+async def test_without_a_broker_a_front_end_refuses_and_then_exits(processes: Processes, client: Client) -> None:
+    """If Redis is unreachable, requests get 503 with Retry-After until the process exits with an error message."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     with dead_address() as address:
@@ -197,7 +197,7 @@ async def test_without_a_broker_it_refuses_then_gives_up(processes: Processes, c
             error = (await response.json())["error"]
             assert error["code"] == "broker_unavailable"
             assert "Redis" in error["message"]
-        async with client.session.get(f"{url}/v1/models") as models:  # which have a worker, only Redis knows
+        async with client.session.get(f"{url}/v1/models") as models:  # only Redis knows which models have a worker
             assert models.status == 503
         async with client.session.get(f"{url}/health/live") as alive:
             assert alive.status == 200

@@ -1,4 +1,4 @@
-"""What real processes log: enough to follow a run, in the form asked for, and nothing of what users wrote."""
+"""The log lines of real processes: they show how a run went, and they contain no text of users."""
 
 import asyncio
 import json
@@ -27,11 +27,11 @@ LINE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z [A-Z]+ +(?:frontend|w
 
 @pytest.fixture
 async def echoing_engine() -> AsyncIterator[str]:
-    """A model server that refuses everything and repeats what it was sent, the key included."""
+    """A model server that refuses every request with an error that quotes the request and its key."""
 
     async def refuse(request: web.Request) -> web.Response:
-        said = f"{request.headers['Authorization']} {await request.text()}"
-        return web.json_response({"error": {"message": said, "type": "server_error"}}, status=400)
+        quote = f"{request.headers['Authorization']} {await request.text()}"
+        return web.json_response({"error": {"message": quote, "type": "server_error"}}, status=400)
 
     app = web.Application()
     app.router.add_post("/v1/chat/completions", refuse)
@@ -44,7 +44,7 @@ def body_of(text: str, **fields: Any) -> dict[str, Any]:
 
 
 async def send_bytes(url: str, request: bytes) -> None:
-    """Send a request as it is, and read what comes."""
+    """Send these bytes as a request, and read the answer."""
     reader, writer = await asyncio.open_connection("127.0.0.1", urllib.parse.urlsplit(url).port)
     writer.write(request)
     async with asyncio.timeout(TIMEOUT_S):
@@ -52,8 +52,8 @@ async def send_bytes(url: str, request: bytes) -> None:
     writer.close()
 
 
-async def ask_everything(client: Client, url: str) -> None:
-    """Send marked text in every part of a request that there is, good and bad."""
+async def send_marked_requests(client: Client, url: str) -> None:
+    """Send requests with marked text in every part of a request, some valid and some invalid."""
     session = client.session
     key = {"Authorization": f"Bearer {API_KEY}"}
     for text in (QUESTION, f"fail {QUESTION}", f"lie {QUESTION}"):
@@ -77,17 +77,17 @@ async def ask_everything(client: Client, url: str) -> None:
 
 
 @pytest.mark.parametrize("form", ["text", "json"])
-async def test_nothing_that_anybody_wrote_is_logged(
+async def test_no_text_of_a_request_or_answer_is_logged(
     processes: Processes, client: Client, echoing_engine: str, broker_url: str, form: str
 ) -> None:
-    """At debug no line holds a question, answer, argument, key or password, and none can be forged by sending one."""
+    """At level debug, no line contains a question, answer, argument, key or password, and no request can forge one."""
     common = {"AGENTSTREAM_LOG_LEVEL": "debug", "AGENTSTREAM_LOG_FORMAT": form}
     url = await processes.frontend(AGENTSTREAM_API_KEYS=API_KEY, **common)
     for agent in ("logging_agents:in_a_thread", "logging_agents:on_the_loop", ""):
         worker = await processes.worker(
             agent, OPENAI_BASE_URL=echoing_engine, OPENAI_API_KEY=ENGINE_KEY, AGENTSTREAM_ENGINE_TIMEOUT_S="5", **common
         )
-        await ask_everything(client, url)
+        await send_marked_requests(client, url)
         await worker.stop()
     await processes.started[0].stop()
     outputs = [process.output for process in processes.started]
@@ -99,7 +99,7 @@ async def test_nothing_that_anybody_wrote_is_logged(
         assert "\x1b" not in output
         for line in output.splitlines():
             assert line.startswith("    ") or LINE.match(line) if form == "text" else json.loads(line)["message"]
-    assert "ValueError" in "".join(outputs)  # what failed is told all the same
+    assert "ValueError" in "".join(outputs)  # the class of an error is logged
 
 
 def lines_of(process: Process) -> list[dict[str, Any]]:
@@ -107,8 +107,10 @@ def lines_of(process: Process) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("agent", ["in_a_thread", "on_the_loop"])
-async def test_a_run_is_followed_by_its_ids_across_processes(processes: Processes, client: Client, agent: str) -> None:
-    """The caller's request id and the run's id are on every line about the run, the agent's own included."""
+async def test_the_lines_about_a_run_have_its_ids_in_all_processes(
+    processes: Processes, client: Client, agent: str
+) -> None:
+    """The client's request id and the run's id are on every line about the run, including the agent's lines."""
     url = await processes.frontend(AGENTSTREAM_LOG_FORMAT="json", AGENTSTREAM_LOG_LEVEL="debug")
     worker = await processes.worker(f"logging_agents:{agent}", AGENTSTREAM_LOG_FORMAT="json")
     answer = await client.post(url, body_of("hello"), **{"X-Request-Id": "trace-me.1"})
@@ -136,8 +138,8 @@ async def test_a_run_is_followed_by_its_ids_across_processes(processes: Processe
     ]
 
 
-async def test_a_failed_run_says_why_without_the_words(processes: Processes, client: Client) -> None:
-    """A failure is logged once, by its class, its place and its code; the words are in the run itself."""
+async def test_a_failure_is_logged_without_its_message(processes: Processes, client: Client) -> None:
+    """A failure is logged once with its class, its traceback and its code; only the answer has its message."""
     url = await processes.frontend()
     worker = await processes.worker("logging_agents:in_a_thread", AGENTSTREAM_LOG_FORMAT="json")
     failed = await client.post(url, body_of(f"fail {QUESTION}"))
@@ -153,21 +155,19 @@ async def test_a_failed_run_says_why_without_the_words(processes: Processes, cli
     assert f"run_id={end['run_id']} request_id={failed.headers['X-Request-Id']}" in refused[0]
 
 
-async def test_content_is_logged_if_asked_for_but_no_key(
-    processes: Processes, client: Client, echoing_engine: str
-) -> None:
-    """With log_content and debug, question, answer and an exception's text are logged, and a key in them is masked."""
-    asked = {"AGENTSTREAM_LOG_CONTENT": "true", "AGENTSTREAM_LOG_LEVEL": "debug", "AGENTSTREAM_LOG_FORMAT": "json"}
+async def test_log_content_logs_texts_but_no_key(processes: Processes, client: Client, echoing_engine: str) -> None:
+    """With log_content at level debug, questions, answers and error messages are logged, and keys are masked."""
+    settings = {"AGENTSTREAM_LOG_CONTENT": "true", "AGENTSTREAM_LOG_LEVEL": "debug", "AGENTSTREAM_LOG_FORMAT": "json"}
     url = await processes.frontend()
     engine = {"OPENAI_BASE_URL": echoing_engine, "OPENAI_API_KEY": ENGINE_KEY}
-    worker = await processes.worker("logging_agents:in_a_thread", **asked)
+    worker = await processes.worker("logging_agents:in_a_thread", **settings)
     await client.post(url, body_of(QUESTION))
     await worker.until("answer: ")
-    told = {line["message"] for line in lines_of(worker)}
-    assert f"answer: {QUESTION}" in told
-    assert any(message.startswith("question: ") and QUESTION in message for message in told)
+    logged = {line["message"] for line in lines_of(worker)}
+    assert f"answer: {QUESTION}" in logged
+    assert any(message.startswith("question: ") and QUESTION in message for message in logged)
     await worker.stop()
-    builtin = await processes.worker("", **engine, **asked)
+    builtin = await processes.worker("", **engine, **settings)
     await client.post(url, body_of(QUESTION))
     await builtin.until("answer: ")
     assert "Bearer *** " in builtin.output
@@ -175,7 +175,7 @@ async def test_content_is_logged_if_asked_for_but_no_key(
 
 
 async def test_refusals_cannot_flood_the_log(processes: Processes, client: Client) -> None:
-    """However many requests are refused, few lines say so, and the next one says how many it stands for."""
+    """If many requests are refused, few lines are written, and the next line has the number of omitted lines."""
     url = await processes.frontend()
 
     async def refused() -> None:

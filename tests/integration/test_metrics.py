@@ -1,4 +1,4 @@
-"""What the processes tell of themselves: every metric of the table and no other, one answer for many processes."""
+"""The metrics of real processes: each reports all metrics of its table, and processes that share a port report sums."""
 
 import asyncio
 import os
@@ -18,11 +18,11 @@ from tests.integration.conftest import Client
 from tests.processes import Process, Processes, linux_only
 from tests.scrape import Scraper, metrics_port
 
-START_S = 3 * TIMEOUT_S  # several processes begin at once, on as few as two cores
+START_S = 3 * TIMEOUT_S  # several processes start at the same time, on a machine that may have only two cores
 
 
-async def assert_tells(scraper: Scraper, table: Sequence[Metric]) -> None:
-    """The process tells the metrics of the table and no other, as what they are, each with its help and its labels."""
+async def assert_reports(scraper: Scraper, table: Sequence[Metric]) -> None:
+    """Assert that a process reports exactly the metrics of the table, with their types, help texts and labels."""
     families = {
         f"{family.name}_total" if family.type == "counter" else family.name: family
         for family in (await scraper.scrape()).families
@@ -39,37 +39,37 @@ async def assert_tells(scraper: Scraper, table: Sequence[Metric]) -> None:
                 assert not allowed or value in allowed, (metric.name, label, value)
 
 
-async def test_each_process_tells_its_whole_table(processes: Processes, client: Client) -> None:
-    """Front end and worker expose every metric of their tables, described as there, and nothing else."""
+async def test_each_process_reports_its_whole_table(processes: Processes, client: Client) -> None:
+    """The front end and the worker report exactly the metrics of their tables."""
     url = await processes.frontend()
     port, serving = metrics_port()
     await processes.worker("numbered", **serving)
     await client.stream(url, "go")
-    await assert_tells(Scraper(url), metric_names.FRONTEND_METRICS)
-    await assert_tells(Scraper.of_port(port), metric_names.WORKER_METRICS)
+    await assert_reports(Scraper(url), metric_names.FRONTEND_METRICS)
+    await assert_reports(Scraper.of_port(port), metric_names.WORKER_METRICS)
 
 
-@linux_only  # elsewhere the kernel need not spread connections
-async def test_front_ends_on_one_port_tell_their_sums(processes: Processes, client: Client) -> None:
-    """Counters and histograms of all front ends of a port are one, whichever is asked, and all are told."""
+@linux_only  # on other systems the kernel may not spread connections
+async def test_front_ends_on_one_port_report_sums(processes: Processes, client: Client) -> None:
+    """Every front end of a port reports all metrics, with the counters and histograms of all these front ends."""
     parent = await processes.start("frontend", "--processes", "2", AGENTSTREAM_PORT="0")
     url = (await parent.until(r"serving on (http://\S+)", START_S))[1]
     await parent.until(rf"(?s)(serving on {url}\n.*){{2}}", START_S)
     await processes.worker("numbered")
     runs = 12
     await asyncio.gather(*(client.stream(url, f"{number}") for number in range(runs)))
-    tokens = 41 * runs  # 40 words, and the line between the texts of two turns
+    tokens = 41 * runs  # 40 words, and the empty line between the texts of two turns
     for _ in range(6):
         front = await Scraper(url).reaches(metric_names.TOKENS, tokens)
         for histogram in (metric_names.DISPATCH_SECONDS, metric_names.FIRST_TOKEN_SECONDS):
             assert front.of(histogram) == runs
         assert front.of(metric_names.TOKENS) == tokens
     await Scraper(url).reaches(metric_names.BUS_LATENCY_SECONDS)
-    await assert_tells(Scraper(url), metric_names.FRONTEND_METRICS)
+    await assert_reports(Scraper(url), metric_names.FRONTEND_METRICS)
 
 
 def children_of(parent: Process) -> list[int]:
-    """Return the pids of the workers it has said it started, in order."""
+    """Return the process ids of the workers that the parent has printed, in order."""
     return [int(pid) for pid in re.findall(r"(?m)^worker \d+ +pid (\d+)", parent.output)]
 
 
@@ -77,7 +77,7 @@ def children_of(parent: Process) -> list[int]:
 async def test_workers_of_one_parent_share_a_port_and_keep_count(
     processes: Processes, client: Client, tmp_path: Path
 ) -> None:
-    """Two workers tell their sums on one port; what one that is stopped handed back stays counted, and its slots go."""
+    """Two workers report sums on one port; when one is stopped, its counts stay and its slots are no longer counted."""
     url = await processes.frontend()
     port, serving = metrics_port()
     flags = ("--processes", "2", "--concurrency", "1", "--drain-timeout-s", "0", "--lease-s", "1")
@@ -104,12 +104,12 @@ async def test_workers_of_one_parent_share_a_port_and_keep_count(
         assert numbers.of(metric_names.WORKER_CLAIMS, kind="reclaimed") == numbers.of(metric_names.WORKER_RETRIES) == 1
     await parent.until(r"(?s)(takes jobs of queue.*){3}", START_S)
     await scraper.until(lambda numbers: numbers.of(metric_names.WORKER_SLOTS) == 2)
-    await assert_tells(scraper, metric_names.WORKER_METRICS)
+    await assert_reports(scraper, metric_names.WORKER_METRICS)
     assert len(children_of(parent)) == 3
 
 
-async def test_a_worker_says_whether_it_takes_jobs(processes: Processes, client: Client, tmp_path: Path) -> None:
-    """A worker is live while it runs, and ready while it takes jobs: not before Redis is there, nor while it drains."""
+async def test_a_worker_reports_whether_it_takes_jobs(processes: Processes, client: Client, tmp_path: Path) -> None:
+    """A worker is live while it runs, but it is not ready before Redis is reachable or while it drains."""
     port, serving = metrics_port()
     scraper = Scraper.of_port(port)
     nowhere = f"redis://127.0.0.1:{free_port()}/0"
@@ -134,7 +134,7 @@ async def test_a_worker_says_whether_it_takes_jobs(processes: Processes, client:
 
 @pytest.mark.parametrize("count", ["1", "2"])
 async def test_a_taken_port_is_refused(processes: Processes, count: str) -> None:
-    """Workers whose port for metrics is taken end with exit code 2 and say which setting is meant."""
+    """Workers whose metrics port is taken exit with code 2 and an error that names the setting."""
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = str(other.getsockname()[1])
         process = await processes.start("worker", "--processes", count, AGENTSTREAM_METRICS_PORT=port)
@@ -144,8 +144,8 @@ async def test_a_taken_port_is_refused(processes: Processes, count: str) -> None
 
 
 @linux_only
-async def test_up_tells_its_workers_numbers_if_asked(processes: Processes) -> None:
-    """With a port for metrics ``up`` tells the sums of its workers there."""
+async def test_up_reports_the_metrics_of_its_workers(processes: Processes) -> None:
+    """With a metrics port, ``up`` reports the sums of its workers on this port."""
     port, serving = metrics_port()
     process = await processes.start("up", AGENTSTREAM_PORT="0", AGENTSTREAM_WORKERS="2", **serving)
     await process.until(r"serving +http://", START_S)

@@ -1,4 +1,4 @@
-"""The whole way: HTTP, Redis, a worker process, and back."""
+"""The whole pipeline: HTTP requests, a front end, Redis and worker processes."""
 
 import asyncio
 import json
@@ -16,7 +16,7 @@ from tests.processes import Processes
 async def test_recorded_cases_through_the_real_pipeline(
     processes: Processes, client: Client, event_format: str
 ) -> None:
-    """A stream out of front end, Redis and worker processes is what the original bridge sent, for every case."""
+    """For every recorded case, the stream from real processes equals the stream of the original bridge."""
     url = await processes.frontend()
     await processes.worker("recorded_case")
     for case in conformance_cases():
@@ -27,7 +27,7 @@ async def test_recorded_cases_through_the_real_pipeline(
 
 
 async def test_two_hundred_runs_over_two_frontends_and_three_workers(processes: Processes, client: Client) -> None:
-    """200 concurrent runs: each stream is complete, in order, and carries its own run's events only."""
+    """Each of 200 concurrent streams is complete and in order, and contains only the events of its own run."""
     urls = await asyncio.gather(processes.frontend(), processes.frontend())
     await asyncio.gather(
         processes.worker("numbered"), processes.worker("numbered"), processes.worker("numbered_in_a_thread")
@@ -36,8 +36,7 @@ async def test_two_hundred_runs_over_two_frontends_and_three_workers(processes: 
     async def check(number: int) -> str:
         tag = f"run-{number:03}"
         messages = await client.stream(urls[number % 2], tag)
-        said = texts(messages)
-        words = [text for text in said if text != "\n\n"]
+        words = [text for text in texts(messages) if text != "\n\n"]
         assert words == [f"{tag}:{index} " for index in range(40)]
         for name, data in messages:
             assert name is None or tag in str(data)
@@ -52,7 +51,7 @@ async def test_two_hundred_runs_over_two_frontends_and_three_workers(processes: 
 
 
 async def test_two_concurrent_requests_never_see_each_others_events(processes: Processes, client: Client) -> None:
-    """Two runs on one worker at once: every event, result and word belongs to its own request."""
+    """Two runs that one worker runs at the same time do not mix their events, tool results or words."""
     url = await processes.frontend()
     await processes.worker("numbered")
     streams = await asyncio.gather(client.stream(url, "apples"), client.stream(url, "pears"))
@@ -61,7 +60,7 @@ async def test_two_concurrent_requests_never_see_each_others_events(processes: P
 
 
 async def test_streamed_and_whole_answers_are_the_same(processes: Processes, client: Client) -> None:
-    """The joined deltas equal the non-streamed content; usage is the agent's in both."""
+    """The joined deltas equal the non-streamed content, and both forms have the agent's usage."""
     url = await processes.frontend()
     await processes.worker("numbered")
     messages = await client.stream(url, "x")
@@ -75,7 +74,7 @@ async def test_streamed_and_whole_answers_are_the_same(processes: Processes, cli
 
 
 async def test_openai_sdk_streaming_and_not(processes: Processes) -> None:
-    """The official Python SDK reads streams, usage and whole answers with its defaults."""
+    """The official Python SDK reads streams, usage and whole answers with its default options."""
     url = await processes.frontend(AGENTSTREAM_API_KEYS="sk-one,sk-two")
     await processes.worker("numbered")
     async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="sk-two") as sdk:
@@ -104,7 +103,7 @@ async def test_openai_sdk_streaming_and_not(processes: Processes) -> None:
 
 
 async def test_old_sdks_get_no_event_lines(processes: Processes, client: Client) -> None:
-    """SDKs that break on event lines are recognised by their headers, unless they ask for a format."""
+    """An SDK version that cannot read event lines gets none, unless it asks for a format."""
     url = await processes.frontend()
     await processes.worker("numbered")
     old = {"X-Stainless-Lang": "python", "X-Stainless-Package-Version": "1.97.0"}
@@ -114,8 +113,8 @@ async def test_old_sdks_get_no_event_lines(processes: Processes, client: Client)
     assert len({name for name, _ in await client.stream(url, "x", headers={**old, "X-Agent-Events": "named"})}) > 1
 
 
-async def test_role_chunk_comes_before_any_worker(processes: Processes, client: Client) -> None:
-    """The role chunk is sent at once; the run starts when a worker comes."""
+async def test_the_role_chunk_does_not_wait_for_a_worker(processes: Processes, client: Client) -> None:
+    """The role chunk is sent at once, and the run starts when a worker starts."""
     url = await processes.frontend()
     request = {"model": "m1", "messages": [{"role": "user", "content": "late"}], "stream": True}
     async with client.session.post(f"{url}/v1/chat/completions", json=request) as response:
@@ -129,7 +128,7 @@ async def test_role_chunk_comes_before_any_worker(processes: Processes, client: 
 
 @pytest.mark.parametrize("agent", ["misbehaving", "misbehaving_async"])
 async def test_misbehaving_agents_end_their_run_only(processes: Processes, client: Client, agent: str) -> None:
-    """Whatever an agent does wrong, its run ends with an error frame that says so, and the worker lives on."""
+    """If an agent misbehaves, its run ends with an error frame that gives the reason, and the worker continues."""
     url = await processes.frontend(AGENTSTREAM_RUN_TIMEOUT_S="1")
     worker = await processes.worker(agent, AGENTSTREAM_RUN_TIMEOUT_S="1")
     expected = {
@@ -154,7 +153,7 @@ async def test_misbehaving_agents_end_their_run_only(processes: Processes, clien
 
 
 async def test_failed_run_is_an_http_error_when_not_streamed(processes: Processes, client: Client) -> None:
-    """Not streamed, a failed run is an OpenAI error that tells SDKs not to run the agent again."""
+    """A failed run that is not streamed gives an OpenAI error with a header that stops the retries of SDKs."""
     url = await processes.frontend()
     await processes.worker("misbehaving")
     response = await client.post(url, {"model": "m", "messages": [{"role": "user", "content": "raises"}]})
@@ -163,8 +162,8 @@ async def test_failed_run_is_an_http_error_when_not_streamed(processes: Processe
     assert (await response.json())["error"]["message"] == "Sorry, an error occurred: broken on purpose"
 
 
-async def test_request_reaches_the_agent_whole(processes: Processes, client: Client) -> None:
-    """Every field a client sends, known or not, is what the agent sees: nothing is dropped in silence."""
+async def test_the_agent_gets_all_fields_of_a_request(processes: Processes, client: Client) -> None:
+    """The agent gets every field that the client sends, known or unknown, unchanged."""
     url = await processes.frontend()
     await processes.worker("echo_request")
     body = {

@@ -1,4 +1,4 @@
-"""``--processes``: several front ends on one port, several workers; watched over, and ended together."""
+"""The option ``--processes``: a parent supervises several front ends on one port, or several workers."""
 
 import asyncio
 import os
@@ -15,8 +15,9 @@ from tests.helpers import TIMEOUT_S, texts
 from tests.integration.conftest import Client
 from tests.processes import Process, Processes, ended, linux_only
 
-pytestmark = linux_only  # elsewhere the kernel need not spread connections, and a killed parent leaves children
-# Three processes begin at once, on as few as two cores.
+# On other systems the kernel may not spread connections, and the children of a killed parent stay.
+pytestmark = linux_only
+# Three processes start at the same time, on a machine that may have only two cores.
 START_S = 3 * TIMEOUT_S
 LIVE = b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
@@ -24,12 +25,12 @@ Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 def pids(process: Process) -> list[int]:
-    """Return the pids of the children it has said it started, in order."""
+    """Return the process ids of the children that the parent has printed, in order."""
     return [int(pid) for pid in re.findall(r"(?m)^(?:frontend|worker) \d +pid (\d+)", process.output)]
 
 
 async def front_ends(processes: Processes, count: int, **settings: str) -> tuple[Process, str]:
-    """Start a front end of several processes; return it and its URL once all of them serve there."""
+    """Start a front end of several processes; return the parent and the URL once all of them serve."""
     parent = await processes.start("frontend", "--processes", str(count), AGENTSTREAM_PORT="0", **settings)
     url = (await parent.until(r"serving on (http://\S+)", START_S))[1]
     await parent.until(rf"(?s)(serving on {url}\n.*){{{count}}}", START_S)
@@ -38,7 +39,7 @@ async def front_ends(processes: Processes, count: int, **settings: str) -> tuple
 
 
 async def connect(url: str) -> Connection:
-    """Return a connection that has been answered, by whichever process it belongs to."""
+    """Return a connection on which one request has been answered."""
     connection = await asyncio.open_connection("127.0.0.1", int(url.rpartition(":")[2]))
     connection[1].write(LIVE)
     await answer(connection[0])
@@ -52,7 +53,7 @@ async def answer(reader: asyncio.StreamReader) -> None:
 
 
 async def live_requests(client: Client, url: str) -> float:
-    """Return how many requests for /health/live all processes together have counted."""
+    """Return the number of requests for /health/live that all processes together have counted."""
     async with client.session.get(f"{url}/metrics") as response:
         families = list(text_string_to_metric_families(await response.text()))
     assert {"agentstream_open_runs", "agentstream_workers_alive"} <= {family.name for family in families}
@@ -61,14 +62,14 @@ async def live_requests(client: Client, url: str) -> float:
     )
 
 
-async def test_front_ends_share_a_port_and_outlive_one_another(processes: Processes, client: Client) -> None:
-    """Connections are spread; when a process is killed the others serve on, a new one comes, and counts are kept."""
+async def test_front_ends_share_a_port_and_survive_the_loss_of_one(processes: Processes, client: Client) -> None:
+    """If one of several front ends is killed, the others serve, a new one starts, and the metrics keep their counts."""
     parent, url = await front_ends(processes, 3)
     first = pids(parent)
     connections = [await connect(url) for _ in range(60)]
     os.kill(first[0], signal.SIGKILL)
     await parent.until(rf"frontend 1 \(pid {first[0]}\) ended with code -9; starting it again")
-    later = [await connect(url) for _ in range(20)]  # before the new one is there
+    later = [await connect(url) for _ in range(20)]  # before the new process serves
     lost = 0
     for reader, writer in connections:
         writer.write(LIVE)
@@ -80,15 +81,15 @@ async def test_front_ends_share_a_port_and_outlive_one_another(processes: Proces
     await parent.until(rf"(?s)(serving on {url}\n.*){{4}}", START_S)
     assert len(set(pids(parent)) - set(first)) == 1
     answered = len(connections) + len(connections) - lost + len(later)
-    assert [await live_requests(client, url) for _ in range(10)] == [answered] * 10  # whoever is asked
+    assert [await live_requests(client, url) for _ in range(10)] == [answered] * 10  # the same from every process
     for _, writer in connections + later:
         writer.transport.abort()
 
 
-async def test_told_to_stop_all_front_ends_let_their_streams_end(
+async def test_all_front_ends_drain_when_the_parent_gets_sigterm(
     processes: Processes, client: Client, tmp_path: Path
 ) -> None:
-    """On SIGTERM no process takes new connections, open streams go on to their ends, and the exit code is 0."""
+    """After SIGTERM all processes refuse new connections and finish their streams, and the exit code is 0."""
     parent, url = await front_ends(processes, 2, TMPDIR=str(tmp_path))
     worker = await processes.worker("gated", GATE=str(gate := tmp_path / "gate"))
     streams = [asyncio.create_task(client.stream(url, f"{number}")) for number in range(8)]
@@ -104,11 +105,11 @@ async def test_told_to_stop_all_front_ends_let_their_streams_end(
     assert await parent.ended() == 0
     for pid in pids(parent):
         await ended(pid)
-    assert os.listdir(tmp_path) == ["gate"]  # noqa: PTH208 -- nothing blocks in a folder of a test's own
+    assert os.listdir(tmp_path) == ["gate"]  # noqa: PTH208 -- a small local folder does not block
 
 
 async def test_front_ends_can_be_replaced_one_by_one(processes: Processes, client: Client, tmp_path: Path) -> None:
-    """One process that is told to stop lets its streams end, the others serve on, and a new one takes its place."""
+    """A process that gets SIGTERM finishes its streams while the others serve, and then a new process replaces it."""
     parent, url = await front_ends(processes, 2)
     worker = await processes.worker("gated", GATE=str(gate := tmp_path / "gate"))
     streams = [asyncio.create_task(client.stream(url, f"{number}")) for number in range(12)]
@@ -129,7 +130,7 @@ async def test_front_ends_can_be_replaced_one_by_one(processes: Processes, clien
 async def test_workers_are_several_processes_and_end_with_their_parent(
     processes: Processes, client: Client, tmp_path: Path
 ) -> None:
-    """Each worker process takes runs of its own; a SIGKILL of their parent, which it cannot answer, leaves none."""
+    """Each worker process runs its own jobs, and no worker process survives a SIGKILL of the parent."""
     url = await processes.frontend()
     parent = await processes.start(
         "worker",
@@ -162,10 +163,10 @@ async def test_workers_are_several_processes_and_end_with_their_parent(
         ("frontend", {"AGENTSTREAM_PROCESSES": "0"}, "AGENTSTREAM_PROCESSES='0'"),
     ],
 )
-async def test_what_a_process_refuses_ends_all(
+async def test_refused_settings_end_all_processes(
     processes: Processes, command: str, settings: dict[str, str], reason: str
 ) -> None:
-    """Settings that one process refuses end them all with the reason and exit code 2."""
+    """If one process refuses its settings, all processes end, with the reason and exit code 2."""
     process = await processes.start(command, **{"AGENTSTREAM_PROCESSES": "2", "AGENTSTREAM_PORT": "0", **settings})
     assert await process.ended(START_S) == 2
     assert reason in process.output
@@ -174,8 +175,8 @@ async def test_what_a_process_refuses_ends_all(
         await ended(pid)
 
 
-async def test_a_port_that_others_share_is_refused(processes: Processes) -> None:
-    """A second front end on the port of the first is refused before it takes a part of its connections."""
+async def test_a_port_that_is_already_shared_is_refused(processes: Processes) -> None:
+    """A front end does not start on a port that another server shares, so it takes none of its connections."""
     with socket.create_server(("127.0.0.1", 0), reuse_port=True) as other:
         port = str(other.getsockname()[1])
         process = await processes.start("frontend", "--processes", "2", "--port", port)

