@@ -1,34 +1,30 @@
-"""The command line: the composition root. Every setting has a flag; flags override the environment."""
+"""The command line, which assembles everything. Each setting has a flag; a flag overrides the environment.
+
+A command is imported when it is used, so that ``--help`` and ``--version`` answer at once, and a front end loads no
+part of the worker.
+"""
 
 import sys
 from collections.abc import Callable, Coroutine
-from typing import Any
+from functools import partial
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from agentstream import __version__
-from agentstream.cli.commands.cancel import cancel
-from agentstream.cli.commands.chat import chat
-from agentstream.cli.commands.config import config
-from agentstream.cli.commands.doctor import doctor
-from agentstream.cli.commands.ps import ps
-from agentstream.cli.commands.tail import tail
-from agentstream.cli.flags import setting_flags
-from agentstream.cli.terminal.panel import is_terminal
-from agentstream.cli.terminal.status import live_status
-from agentstream.config import Settings, load_settings, unknown_variables
-from agentstream.errors import StartupError
-from agentstream.frontend.serve import serve_frontend
-from agentstream.processes.runtime import EXIT_WRONG_SETTINGS, configure_logging, run_loop
-from agentstream.processes.supervisor import Supervisor, serve_processes
-from agentstream.telemetry import tracing
-from agentstream.worker.serve import serve_worker
 
-_setting_flags = setting_flags()  # one for every setting
+if TYPE_CHECKING:
+    from agentstream.config import Settings
 
 
-def _run(process: str, flags: dict[str, Any], main: Callable[[Settings], Coroutine[Any, Any, int]]) -> None:
+def _run(process: str, flags: dict[str, Any], main: "Callable[[Settings], Coroutine[Any, Any, int]]") -> None:
     """Read the settings, run a process, and exit with its code."""
+    from agentstream.config import load_settings, unknown_variables  # noqa: PLC0415
+    from agentstream.errors import StartupError  # noqa: PLC0415
+    from agentstream.processes.runtime import EXIT_WRONG_SETTINGS, configure_logging, run_loop  # noqa: PLC0415
+    from agentstream.telemetry import tracing  # noqa: PLC0415
+
     try:
         settings = load_settings(**flags)
         configure_logging(settings, process, trace_ids=tracing.current_ids)
@@ -41,92 +37,157 @@ def _run(process: str, flags: dict[str, Any], main: Callable[[Settings], Corouti
     sys.exit(code)
 
 
-class _InOrder(click.Group):
-    """Lists the commands as they are told of, not by the alphabet."""
+def _up() -> click.Command:
+    from agentstream.cli.flags import setting_flags  # noqa: PLC0415
+    from agentstream.cli.terminal.panel import is_terminal  # noqa: PLC0415
+    from agentstream.cli.terminal.status import live_status  # noqa: PLC0415
+    from agentstream.processes.supervisor import Supervisor  # noqa: PLC0415
+
+    @click.command("up")
+    @setting_flags()
+    def up(**flags: Any) -> None:  # noqa: ANN401
+        """Start everything on this machine.
+
+        Starts the front end, the workers and, if REDIS_URL is not set, a private broker. ctrl-C stops all of them.
+
+        On a terminal, the last two rows show the address, the workers, the open runs and the tokens per second.
+        """
+        watch = live_status if is_terminal(sys.stdout) else None
+        _run("up", flags, lambda settings: Supervisor(settings, click.echo, watch).run())
+
+    return up
+
+
+def _frontend() -> click.Command:
+    from agentstream.cli.flags import setting_flags  # noqa: PLC0415
+
+    @click.command("frontend")
+    @setting_flags()
+    @click.option("--number", type=click.IntRange(1), hidden=True, help="Number among the processes that share a port.")
+    def frontend(number: int | None, **flags: Any) -> None:  # noqa: ANN401
+        """Start the HTTP front end.
+
+        Connects to REDIS_URL. Starts as many processes on one port as --processes says.
+        """
+
+        def serve(settings: "Settings") -> Coroutine[Any, Any, int]:
+            if number is None and settings.processes > 1:
+                from agentstream.processes.supervisor import serve_processes  # noqa: PLC0415
+
+                return serve_processes("frontend", settings, click.echo)
+            from agentstream.frontend.serve import serve_frontend  # noqa: PLC0415
+
+            return serve_frontend(settings, number=number)
+
+        _run("frontend" if number is None else f"frontend {number}", flags, serve)
+
+    return frontend
+
+
+def _worker() -> click.Command:
+    from agentstream.cli.flags import setting_flags  # noqa: PLC0415
+
+    @click.command("worker")
+    @setting_flags()
+    @click.option(
+        "--number", type=click.IntRange(1), hidden=True, help="Number among the processes that share metrics."
+    )
+    def worker(number: int | None, **flags: Any) -> None:  # noqa: ANN401
+        """Start a worker, which runs agents.
+
+        Connects to REDIS_URL. Starts as many processes as --processes says.
+        """
+
+        def serve(settings: "Settings") -> Coroutine[Any, Any, int]:
+            if number is None and settings.processes > 1:
+                from agentstream.processes.supervisor import serve_processes  # noqa: PLC0415
+
+                return serve_processes("worker", settings, click.echo)
+            from agentstream.worker.serve import serve_worker  # noqa: PLC0415
+
+            return serve_worker(settings, number=number)
+
+        _run("worker" if number is None else f"worker {number}", flags, serve)
+
+    return worker
+
+
+def _import_command(name: str) -> click.Command:
+    """Import ``agentstream.cli.commands.<name>`` and return its command."""
+    command: click.Command = getattr(import_module(f"agentstream.cli.commands.{name}"), name)
+    return command
+
+
+# Each command in the order of ``--help``: the function that makes it, and the first sentence of its help.
+COMMANDS: Final[dict[str, tuple[Callable[[], click.Command], str]]] = {
+    "up": (_up, "Start everything on this machine."),
+    "frontend": (_frontend, "Start the HTTP front end."),
+    "worker": (_worker, "Start a worker, which runs agents."),
+    "chat": (partial(_import_command, "chat"), "Ask a question, or hold a conversation."),
+    "ps": (partial(_import_command, "ps"), "List the queued and running runs."),
+    "tail": (partial(_import_command, "tail"), "Show the stream of a run."),
+    "cancel": (partial(_import_command, "cancel"), "Cancel a run and wait until it has ended."),
+    "doctor": (partial(_import_command, "doctor"), "Check a deployment and explain how to fix faults."),
+    "config": (partial(_import_command, "config"), "Show every setting and the source of its value."),
+}
+
+
+class _LazyGroup(click.Group):
+    """A group that imports a command when it is used. It lists the commands in the order of ``COMMANDS``."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
-        """Return the names in the order in which they were added."""
-        return list(self.commands)
+        """Return the names of all commands."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        """Return a command by its name, or None."""
+        return COMMANDS[cmd_name][0]() if cmd_name in COMMANDS else None
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        """Write the list of commands without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, summary) for name, (_, summary) in COMMANDS.items()])
 
 
-@click.group(cls=_InOrder, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="agentstream")
 def main() -> None:
-    """OpenAI-compatible streaming for agents that run in other processes, joined by Redis.
+    """Connect OpenAI clients to agents that run in other processes.
+
+    Front ends serve an OpenAI-compatible streaming API. Workers run the agents. Redis connects them.
 
     \b
-    Serve here, on this machine alone, and ask something:
+    Start everything on this machine and ask a question:
       agentstream up
       agentstream chat "what is 17*23, and the time in Tokyo?"
-    Serve for real, a Redis in between:
-      REDIS_URL=redis://host agentstream worker      on as many machines as need be
-      REDIS_URL=redis://host agentstream frontend    likewise, behind a proxy
-    See what goes on, and what is wrong:
+    Start workers and front ends on several machines that share one Redis:
+      REDIS_URL=redis://host agentstream worker      on each worker machine
+      REDIS_URL=redis://host agentstream frontend    on each front-end machine
+    Look at runs and find faults:
       REDIS_URL=redis://host agentstream ps
       agentstream tail RUN
       REDIS_URL=redis://host agentstream doctor --url https://agents.example.com
 
-    Every setting is an environment variable and a flag; `agentstream COMMAND --help` lists those of a command, and
-    `agentstream config` shows the values in effect.
+    Each setting has an environment variable and a flag. `agentstream COMMAND --help` lists the settings of a command.
+    `agentstream config` shows the current values.
 
     \b
     Exit codes:
-      0    done
-      1    done, and came out badly: a run failed, doctor found a fault
-      2    a setting or an argument is wrong; starting again would not help
-      3    the front end or Redis cannot be reached now; trying again may help
-      4    refused: an unknown run, a wrong key, a full queue
-      130  ctrl-C; `up`, `frontend` and `worker` end with 0, as that is how they are stopped
+      0    success
+      1    failure: a run failed, or doctor found a fault
+      2    a setting or an argument is wrong; a retry does not help
+      3    the front end or Redis cannot be reached; a retry may help
+      4    the request was refused: unknown run, wrong key or full queue
+      130  stopped by ctrl-C; `up`, `frontend` and `worker` exit with 0 instead,
+           because ctrl-C is their normal end
 
     \b
-    Completion of commands, flags and run ids (the latter with REDIS_URL set), in the shell's start-up file:
+    Completion of commands, flags and run ids (run ids need REDIS_URL):
+    add the line for your shell to its start-up file.
       bash   eval "$(_AGENTSTREAM_COMPLETE=bash_source agentstream)"
       zsh    eval "$(_AGENTSTREAM_COMPLETE=zsh_source agentstream)"
       fish   _AGENTSTREAM_COMPLETE=fish_source agentstream | source
     """
-
-
-@main.command()
-@_setting_flags
-def up(**flags: Any) -> None:  # noqa: ANN401
-    """Serve: front end, workers and, without REDIS_URL, a private broker. ctrl-C ends all of them.
-
-    On a terminal the last two rows show the address, the workers, the open runs and the tokens a second.
-    """
-    watch = live_status if is_terminal(sys.stdout) else None
-    _run("up", flags, lambda settings: Supervisor(settings, click.echo, watch).run())
-
-
-@main.command()
-@_setting_flags
-@click.option("--number", type=click.IntRange(1), hidden=True, help="be this one of several on one port")
-def frontend(number: int | None, **flags: Any) -> None:  # noqa: ANN401
-    """Run the front end on REDIS_URL, in as many processes as --processes says."""
-
-    def serve(settings: Settings) -> Coroutine[Any, Any, int]:
-        if number is None and settings.processes > 1:
-            return serve_processes("frontend", settings, click.echo)
-        return serve_frontend(settings, number=number)
-
-    _run("frontend" if number is None else f"frontend {number}", flags, serve)
-
-
-@main.command()
-@_setting_flags
-@click.option("--number", type=click.IntRange(1), hidden=True, help="be this one of several that count together")
-def worker(number: int | None, **flags: Any) -> None:  # noqa: ANN401
-    """Run a worker on REDIS_URL, in as many processes as --processes says."""
-
-    def serve(settings: Settings) -> Coroutine[Any, Any, int]:
-        if number is None and settings.processes > 1:
-            return serve_processes("worker", settings, click.echo)
-        return serve_worker(settings, number=number)
-
-    _run("worker" if number is None else f"worker {number}", flags, serve)
-
-
-for command in (chat, ps, tail, cancel, doctor, config):
-    main.add_command(command)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the command line says of itself."""
+"""The help texts of the command line."""
 
 import io
 import re
@@ -7,22 +7,22 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from agentstream.__main__ import main
+from agentstream.__main__ import COMMANDS, main
 from agentstream.cli import exits
 from agentstream.cli.terminal.panel import is_terminal
 
 
-def said(*arguments: str) -> str:
-    """Return what a command prints; it must succeed."""
+def output(*arguments: str) -> str:
+    """Run a command, which must succeed, and return its output."""
     result = CliRunner().invoke(main, arguments, prog_name="agentstream", terminal_width=100)
     assert result.exit_code == 0, result.output
     return result.output
 
 
-def test_help_tells_every_command_and_exit_code() -> None:
-    """The help names each command, what each exit code means, and how a shell learns to complete."""
-    text = said("--help")
-    assert set(re.findall(r"(?m)^  (\w+)  ", text.partition("Commands:")[2])) == set(main.commands)
+def test_help_lists_every_command_and_exit_code() -> None:
+    """The help lists each command and each exit code, and shows how to enable shell completion."""
+    text = output("--help")
+    assert set(re.findall(r"(?m)^  (\w+)  ", text.partition("Commands:")[2])) == set(COMMANDS)
     codes = text.partition("Exit codes:")[2].partition("Completion")[0]
     ends = (exits.Failed, exits.WrongSettings, exits.Unreachable, exits.Refused, exits.Interrupted)
     assert list(map(int, re.findall(r"(?m)^    (\d+) ", codes))) == [0, *(end.exit_code for end in ends)]
@@ -32,20 +32,20 @@ def test_help_tells_every_command_and_exit_code() -> None:
 
 @pytest.mark.parametrize("command", ["chat", "ps", "tail", "cancel", "doctor", "config"])
 def test_the_help_of_a_command_shows_how_to_use_it(command: str) -> None:
-    """A command's help has an example of its use, on a line of its own."""
-    assert re.search(rf"(?m)^    (?:REDIS_URL=\S+ )?agentstream {command}\b", said(command, "--help"))
+    """The help of a command has an example on its own line."""
+    assert re.search(rf"(?m)^    (?:REDIS_URL=\S+ )?agentstream {command}\b", output(command, "--help"))
 
 
 @pytest.mark.parametrize("shell", ["zsh", "fish"])
-def test_a_shell_is_told_how_to_complete(shell: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the help says to put into a start-up file is a script for that shell."""
+def test_the_completion_script_is_printed(shell: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The completion command in the help prints a script for the shell."""
     monkeypatch.setenv("_AGENTSTREAM_COMPLETE", f"{shell}_source")
-    assert "_AGENTSTREAM_COMPLETE" in said()
+    assert "_AGENTSTREAM_COMPLETE" in output()
 
 
 @pytest.mark.parametrize("kind", ["xterm", "dumb", ""])
 def test_a_pipe_is_no_terminal(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The live status is for terminals: none for a pipe, nor for one that knows no escape sequences."""
+    """A pipe and a terminal without escape sequences do not count as a terminal for the live status."""
 
     class Screen(io.StringIO):
         def isatty(self) -> bool:
