@@ -52,7 +52,7 @@ def openai_errors(handler: Handler, *, local_hosts_only: bool) -> Handler:
         except RequestError as exc:
             response = error_response(error := exc)
             if isinstance(exc, Draining):
-                response.force_close()  # the client's next request opens a new connection, to another front end
+                response.force_close()  # the client's next request needs a new connection, to another front end
         except web.HTTPException as exc:
             response = error_response(error := _from_aiohttp(exc, request))
             if isinstance(exc, web.HTTPMethodNotAllowed):
@@ -76,7 +76,7 @@ def openai_errors(handler: Handler, *, local_hosts_only: bool) -> Handler:
 
 
 def _route_of(request: web.Request, handler: Handler) -> str:
-    """Return the pattern of the request's route, for metrics and logs; "unknown" if no route matches the path."""
+    """Return the pattern of the request's route, for metrics and logs; "unknown" if no route matches."""
     resource = request.match_info.route.resource
     return resource.canonical if resource and handler is not no_such_route else "unknown"
 

@@ -13,7 +13,7 @@ from agentstream.stream.views import View
 async def wait_for_run(context: Context, source: RunSource, view: View, *, cancel_on_disconnect: bool) -> web.Response:
     """Wait for the end of a run and answer with its completion.
 
-    Raises RunFailed if the run fails or the front end gives it up, and the errors of ``source.open``. If the client
+    Raises RunFailed if the run fails or the front end gives up on it, and the errors of ``source.open``. If the client
     disconnects first and ``cancel_on_disconnect`` is true, the run is cancelled.
     """
     feed = context.bus.feed(source.head.run_id)

@@ -20,8 +20,8 @@ MAX_COMPLETION_CHARACTERS: Final = 16 << 20
 class Collector:
     """Consumes the feed of one run and folds its events into one object.
 
-    The front end gives a run up if its events are lost, it misses its deadlines, or its answer is too long. The run may
-    continue after that.
+    The collector gives up on a run if its events are lost, if it misses its deadlines, or if its answer is too long.
+    The run may continue after that.
     """
 
     def __init__(self, fold: Fold) -> None:
@@ -31,7 +31,7 @@ class Collector:
         self._deadlines: Deadlines | None = None
         self.log_context = current_log_context()
         self._timer: LatencyTimer | None = None
-        self.given_up_code = ""  # the error code, if this front end gave the run up
+        self.given_up_code = ""  # the error code, if this front end gave up on the run
         self._characters = 0
         self._done: asyncio.Future[None] = self._loop.create_future()
         # asyncio logs an exception that nobody retrieves. The handler may end without awaiting this one.
@@ -89,17 +89,17 @@ class Collector:
             self._timer.attempt_started(batch)
 
     def on_failure(self, error: AgentStreamError) -> None:
-        """Give the run up: its events cannot be read."""
+        """Give up on the run, because its events cannot be read."""
         self.fail(STREAM_LOST, str(error))
 
     def fail(self, code: str, message: str) -> None:
-        """Give the run up with this error, unless it has ended."""
+        """Give up on the run with this error, unless the run has ended."""
         if not self._done.done():
             self.given_up_code = code
             self._done.set_exception(RunFailed(message, code=code))
 
     def tick(self, now_s: float) -> None:
-        """Check the deadlines: compare a silent run with its replay log, or give it up."""
+        """Check the deadlines: compare a silent run with its replay log, or give up on it."""
         if self._deadlines is not None and (expired := self._deadlines.check(now_s)) is not None:
             log.warning("giving up on the run: %s", expired[1], extra=log_extra(self.log_context))
             self.fail(*expired)

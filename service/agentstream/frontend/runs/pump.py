@@ -107,7 +107,7 @@ class StreamPump:
         self._started = False
         self._paced = False
         self._paused = False
-        self.given_up_code = ""  # the error code, if this front end gave the run up
+        self.given_up_code = ""  # the error code, if this front end gave up on the run
         self._wake: asyncio.Future[None] | None = None
         self._received = self._wrote = False  # since the last tick
         self._last_byte_s = self._last_chunk_s = self._last_tick_s = self._loop.time()
@@ -194,7 +194,7 @@ class StreamPump:
         self.fail(STREAM_LOST, str(error))
 
     def fail(self, code: str, message: str) -> None:
-        """Give the run up: end the stream with an error frame, unless it has ended."""
+        """Give up on the run: end the stream with an error frame, unless it has ended."""
         if self._machine.tail is None:
             self.given_up_code = code
             self._machine.fail(code, message)

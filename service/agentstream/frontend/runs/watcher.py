@@ -13,9 +13,9 @@ from agentstream.telemetry.log_context import LogContext, log_extra
 log = logging.getLogger(__name__)
 
 SWEEP_S: Final = 1.0
-PARTS: Final = 10  # of a sweep: to compare 10,000 runs with their replay logs at once took 5 MB
-# A message of a silent run may be lost. So a silent run is compared with its replay log after the first interval. Each
-# further interval is twice as long, up to the second.
+PARTS: Final = 10  # of a sweep: comparing 10,000 runs with their replay logs at the same time took 5 MB of memory
+# A message of a silent run may be lost. So a silent run is compared with its replay log after the minimum interval, and
+# again after intervals that double up to the maximum.
 MIN_LOG_CHECK_INTERVAL_S: Final = 5.0
 MAX_LOG_CHECK_INTERVAL_S: Final = 60.0
 # Added to the worker's own time limits: for the difference of the clocks, the worker's last flush, and one reconnect to
@@ -33,7 +33,7 @@ class OpenRun(Protocol):
 
 
 class Deadlines:
-    """Decides when to compare a run with its replay log, and when to give it up.
+    """Decides when to compare a run with its replay log, and when to give up on it.
 
     All times are seconds of the event loop's clock.
     """
@@ -87,7 +87,7 @@ class Deadlines:
         self.postpone(now_s)
 
     def postpone(self, now_s: float) -> None:
-        """Do not give the run up for the next GRACE_S seconds.
+        """Do not give up on the run in the next GRACE_S seconds.
 
         A slow client may need more time to read the replay log than the run itself took.
         """
@@ -111,8 +111,8 @@ class Deadlines:
 class Watcher:
     """The open runs of this front end.
 
-    Each run gets a tick once a second. The runs are divided into ten parts, which get their ticks in turn. So many runs
-    do not cause a burst of work.
+    Each run gets a tick once a second. The runs are divided into PARTS parts, which get their ticks one after another.
+    This spreads the work over the second.
     """
 
     def __init__(self) -> None:
