@@ -1,4 +1,4 @@
-"""An agent that remembers what it was told; a worker process imports this module by name."""
+"""An agent that repeats the conversation. A worker process imports this module by name."""
 
 import asyncio
 
@@ -6,9 +6,9 @@ from agentstream.agents import AgentResult, Run
 
 
 async def listener(run: Run) -> AgentResult:
-    """Repeat what the user said so far, then wait for ever if that ends in "wait"."""
-    said = [message.text for message in run.request.messages if message.role == "user"]
-    run.write(f"heard {' and '.join(said)}")
-    if said[-1] == "wait":
+    """Answer with all user messages. If the last one is "wait", then wait forever."""
+    texts = [message.text for message in run.request.messages if message.role == "user"]
+    run.write(f"heard {' and '.join(texts)}")
+    if texts[-1] == "wait":
         await asyncio.Event().wait()
     return AgentResult("")

@@ -1,4 +1,4 @@
-"""The command line as a shell runs it: real processes, their output and their exit codes."""
+"""Runs the command line in real processes and returns their output and exit codes."""
 
 import asyncio
 import os
@@ -16,7 +16,7 @@ from tests.processes import ROOT, Process, Processes
 
 @dataclass(frozen=True)
 class CommandResult:
-    """A command that has ended."""
+    """The exit code and the output of a command."""
 
     code: int
     out: str
@@ -24,13 +24,13 @@ class CommandResult:
 
 
 def command_environment(**environment: str) -> dict[str, str]:
-    """Return the environment of a command: the caller's, and this; empty values are left out."""
+    """Return the environment of this process with these changes. Variables with empty values are removed."""
     env = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "120", **environment}
     return {name: value for name, value in env.items() if value}
 
 
 async def agentstream(*arguments: str, stdin: str = "", **environment: str) -> CommandResult:
-    """Run ``agentstream <arguments>`` to its end."""
+    """Run ``agentstream <arguments>`` and wait until it has ended."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
@@ -53,7 +53,7 @@ async def agentstream(*arguments: str, stdin: str = "", **environment: str) -> C
 
 @dataclass(frozen=True)
 class Deployment:
-    """A front end with a worker that does what it is told, and ways to look at them."""
+    """A front end and a worker with the scripted agent."""
 
     url: str
     redis_url: str
@@ -61,11 +61,11 @@ class Deployment:
     client: Client
 
     async def command(self, *arguments: str, stdin: str = "", **environment: str) -> CommandResult:
-        """Run a command in this deployment's environment to its end."""
+        """Run a command with the environment of this deployment and wait until it has ended."""
         return await agentstream(*arguments, stdin=stdin, **self._environment(environment))
 
     async def begin(self, *arguments: str, **environment: str) -> Process:
-        """Begin to run a command in this deployment's environment."""
+        """Start a command with the environment of this deployment."""
         return await self.processes.start(*arguments, **self._environment(environment))
 
     def _environment(self, environment: dict[str, str]) -> dict[str, str]:
@@ -79,24 +79,24 @@ class Deployment:
 
 @pytest.fixture
 async def deployment(processes: Processes, broker_url: str) -> AsyncIterator[Deployment]:
-    """A deployment whose agent takes the steps it is asked for."""
+    """A deployment whose agent executes the steps in the request."""
     url = await processes.frontend()
     await processes.worker(AGENT, PYTHONPATH=str(ROOT))
     async with http_client() as client:
         yield Deployment(url, broker_url, processes, client)
 
 
-async def eventually(look: Callable[[], Awaitable[bool]]) -> None:
-    """Return once something is so that another process brings about."""
+async def eventually(condition: Callable[[], Awaitable[bool]]) -> None:
+    """Wait until a condition is true that another process makes true."""
     async with asyncio.timeout(TIMEOUT_S):
-        while not await look():  # noqa: ASYNC110 -- another process does it
+        while not await condition():  # noqa: ASYNC110 -- another process makes it true
             await asyncio.sleep(0.02)
 
 
 def exists(path: Path) -> Callable[[], Awaitable[bool]]:
-    """Return what tells whether there is a file."""
+    """Return the condition that a file exists."""
 
-    async def look() -> bool:
-        return path.exists()  # noqa: ASYNC240 -- another process makes it
+    async def file_exists() -> bool:
+        return path.exists()  # noqa: ASYNC240 -- another process creates it
 
-    return look
+    return file_exists

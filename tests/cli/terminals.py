@@ -1,4 +1,4 @@
-"""A command in a terminal of its own: a real pty, its screen, and somebody who types."""
+"""Runs a command in its own terminal: a real pty, its screen and typed keys."""
 
 import asyncio
 import contextlib
@@ -16,12 +16,12 @@ import pyte
 from tests.cli.conftest import command_environment
 from tests.helpers import TIMEOUT_S
 
-# Makes the pty the controlling terminal, so that ctrl-C typed there is a signal.
+# Makes the pty the controlling terminal, so that a typed ctrl-C sends a signal.
 _LOGIN = "import os, sys; os.login_tty(0); os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
 
 
 class Terminal:
-    """A screen of some rows and columns, and the process that has it."""
+    """A process in a terminal, and the screen of the terminal."""
 
     def __init__(self, process: asyncio.subprocess.Process, master: int, rows: int, columns: int) -> None:
         self.process = process
@@ -34,7 +34,7 @@ class Terminal:
 
     @property
     def lines(self) -> list[str]:
-        """What is seen, row by row."""
+        """The rows of the screen."""
         return [line.rstrip() for line in self._screen.display]
 
     def type(self, text: str) -> None:
@@ -42,23 +42,23 @@ class Terminal:
         os.write(self._master, text.encode())
 
     def resize(self, rows: int, columns: int) -> None:
-        """Make the window another size, as a terminal does: margins are forgotten."""
+        """Resize the window. Like a terminal, this resets the scroll margins."""
         self._screen.resize(rows, columns)
         self._screen.set_margins()
         set_size(self._master, rows, columns)
 
-    async def until(self, seen: Callable[[list[str]], object]) -> None:
-        """Return once the screen's lines are as wanted; fails with what is seen instead."""
+    async def until(self, matches: Callable[[list[str]], object]) -> None:
+        """Wait until the rows of the screen match. Fails with the rows of the screen."""
         try:
             async with asyncio.timeout(2 * TIMEOUT_S):
-                while not seen(self.lines):
+                while not matches(self.lines):
                     self._news.clear()
                     await self._news.wait()
         except TimeoutError:
             raise AssertionError("\n".join(self.lines)) from None
 
     async def until_text(self, pattern: str) -> re.Match[str]:
-        """Return the first match in what is seen."""
+        """Wait until the text of the screen matches, and return the first match."""
 
         def find(lines: list[str]) -> re.Match[str] | None:
             return re.search(pattern, "\n".join(lines).rstrip())
@@ -69,14 +69,14 @@ class Terminal:
         return match
 
     async def ended(self) -> int:
-        """Return the exit code."""
+        """Wait until the process has ended and return its exit code."""
         async with asyncio.timeout(2 * TIMEOUT_S):
             return await self.process.wait()
 
     def _read(self) -> None:
         try:
             data = os.read(self._master, 65536)
-        except OSError as exc:  # nobody has the other side any more
+        except OSError as exc:  # the other side of the pty is closed
             if exc.errno != errno.EIO:
                 raise
             data = b""
@@ -88,7 +88,7 @@ class Terminal:
 
 
 def set_size(descriptor: int, rows: int, columns: int) -> None:
-    """Tell a terminal how large it is; who has it gets SIGWINCH."""
+    """Set the size of a terminal. Its processes get SIGWINCH."""
     fcntl.ioctl(descriptor, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
 
 
@@ -96,7 +96,7 @@ def set_size(descriptor: int, rows: int, columns: int) -> None:
 async def terminal(
     *arguments: str, rows: int = 24, columns: int = 100, settings: Mapping[str, str] | None = None
 ) -> AsyncIterator[Terminal]:
-    """Run ``agentstream <arguments>`` in a terminal; ends it with SIGTERM if it has not ended."""
+    """Run ``agentstream <arguments>`` in a terminal. On exit, stop it with SIGTERM if it still runs."""
     master, slave = os.openpty()
     set_size(slave, rows, columns)
     process = await asyncio.create_subprocess_exec(

@@ -1,4 +1,4 @@
-"""``agentstream config``: the settings in effect, where they come from, and no secret."""
+"""``agentstream config``: values, sources, and no secrets."""
 
 import json
 
@@ -7,7 +7,7 @@ from tests.cli.conftest import agentstream
 
 
 async def test_every_setting_is_shown_with_its_source() -> None:
-    """Each setting is there with its value, and a flag, a variable (whatever its case) or the default as its source."""
+    """Each setting has its value and its source: a flag, a variable (in upper or lower case) or the default."""
     ended = await agentstream(
         "config",
         "--json",
@@ -19,18 +19,18 @@ async def test_every_setting_is_shown_with_its_source() -> None:
         agentstream_lease_s="4",
         RETRY_AFTER_TOOLS="yes",
     )
-    told = json.loads(ended.out)["settings"]
-    assert set(told) == set(Settings.model_fields)
-    assert told["workers"] == {"value": 7, "from": "--workers"}
-    assert told["read_url"] == {"value": True, "from": "--read-url"}
-    assert told["port"] == {"value": 9000, "from": "AGENTSTREAM_PORT"}
-    assert told["lease_s"] == {"value": 4, "from": "agentstream_lease_s"}
-    assert told["retry_after_tools"] == {"value": True, "from": "RETRY_AFTER_TOOLS"}
-    assert told["host"] == {"value": "127.0.0.1", "from": "default"}
+    settings = json.loads(ended.out)["settings"]
+    assert set(settings) == set(Settings.model_fields)
+    assert settings["workers"] == {"value": 7, "from": "--workers"}
+    assert settings["read_url"] == {"value": True, "from": "--read-url"}
+    assert settings["port"] == {"value": 9000, "from": "AGENTSTREAM_PORT"}
+    assert settings["lease_s"] == {"value": 4, "from": "agentstream_lease_s"}
+    assert settings["retry_after_tools"] == {"value": True, "from": "RETRY_AFTER_TOOLS"}
+    assert settings["host"] == {"value": "127.0.0.1", "from": "default"}
 
 
 async def test_no_secret_is_shown() -> None:
-    """Neither a password of a URL nor a key is in the table or the JSON, and what surrounds them is."""
+    """The table and the JSON mask API keys and URL passwords, and show the rest of the URLs."""
     secrets = {
         "REDIS_URL": "rediss://user:hunter2@redis.example:6380/1?ssl_password=hunter2",
         "AGENTSTREAM_API_KEYS": "hunter2,hunter2-b",
@@ -45,8 +45,8 @@ async def test_no_secret_is_shown() -> None:
         assert "https://me:***@model.example/v1" in ended.out
 
 
-async def test_what_is_wrong_is_named() -> None:
-    """A wrong setting ends with 2 under its name; a variable that is none is warned of."""
+async def test_wrong_settings_and_unknown_variables_are_named() -> None:
+    """A wrong setting gives exit code 2 and its name; an unknown variable gives a warning."""
     ended = await agentstream("config", AGENTSTREAM_WORKERS="0")
     assert ended.code == 2
     assert "AGENTSTREAM_WORKERS='0'" in ended.err

@@ -1,4 +1,4 @@
-"""``agentstream chat`` without a question: a conversation in a terminal."""
+"""``agentstream chat`` without QUESTION: a conversation in a terminal."""
 
 from tests.cli.conftest import Deployment
 from tests.cli.terminals import terminal
@@ -7,12 +7,12 @@ from tests.processes import ROOT, Processes
 CTRL_C, CTRL_D, UP = "\x03", "\x04", "\x1b[A"
 
 
-async def test_a_conversation_is_remembered(processes: Processes) -> None:
-    """Each question comes with what was said before; ctrl-C stops an answer only, ctrl-D ends, the up key recalls."""
+async def test_a_conversation_keeps_its_history(processes: Processes) -> None:
+    """Each request has the earlier messages, ctrl-C stops only the answer, ctrl-D ends, and Up recalls a question."""
     url = await processes.frontend()
     await processes.worker("tests.cli.cli_agents:listener", PYTHONPATH=str(ROOT))
     async with terminal("chat", "--url", url) as shown:
-        await shown.until_text(r"ctrl-D ends\.\n>$")
+        await shown.until_text(r"ctrl-D ends the conversation\.\n>$")
         shown.type("one\n")
         await shown.until_text(r"(?m)^heard one\n>$")
         shown.type("two\n")
@@ -32,10 +32,10 @@ async def test_a_conversation_is_remembered(processes: Processes) -> None:
     assert "Traceback" not in shown.output
 
 
-async def test_what_fails_is_told_and_the_conversation_goes_on(deployment: Deployment) -> None:
-    """A question that fails is told and forgotten, and the next one is answered without it."""
+async def test_a_conversation_continues_after_a_failed_question(deployment: Deployment) -> None:
+    """A failed question prints its error, and the next request does not contain it."""
     async with terminal("chat", "--url", deployment.url) as shown:
-        await shown.until_text(r"ctrl-D ends\.\n>$")
+        await shown.until_text(r"ctrl-D ends the conversation\.\n>$")
         shown.type('[["fail", "no luck"]]\n')
         await shown.until_text(r"error: Sorry, an error occurred: no luck\n>$")
         shown.type('[["answer", "fine"]]\n')
@@ -44,10 +44,10 @@ async def test_what_fails_is_told_and_the_conversation_goes_on(deployment: Deplo
         assert await shown.ended() == 0
 
 
-async def test_an_answer_does_not_govern_the_terminal(deployment: Deployment) -> None:
-    """Escape sequences in an answer are shown as replaced: they neither clear the screen nor ring the bell."""
+async def test_an_answer_cannot_control_the_terminal(deployment: Deployment) -> None:
+    """Escape sequences in an answer are replaced, so they do not clear the screen or set its title."""
     async with terminal("chat", "--url", deployment.url) as shown:
-        await shown.until_text(r"ctrl-D ends\.\n>$")
+        await shown.until_text(r"ctrl-D ends the conversation\.\n>$")
         shown.type('[["answer", "\\u001b[2J\\u001b]0;title\\u0007\\u009b2Jstill here"]]\n')
         await shown.until_text(r"still here\n>$")
         assert "\x1b[2J" not in shown.output

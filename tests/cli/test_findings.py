@@ -1,4 +1,4 @@
-"""What doctor makes of the facts, each fact by itself."""
+"""The checks of ``agentstream doctor``, one fact at a time."""
 
 from typing import Any
 
@@ -25,7 +25,7 @@ FINE_QUEUE = QueueSummary(workers=1, outstanding=5)
 
 
 def buffers(pubsub: str) -> str:
-    """Return client-output-buffer-limit as CONFIG GET tells it."""
+    """Return the value of client-output-buffer-limit in the format of CONFIG GET."""
     return f"normal 0 0 0 slave 268435456 67108864 60 pubsub {pubsub}"
 
 
@@ -70,14 +70,14 @@ CASES: dict[str, tuple[CheckResult, str]] = {
 
 @pytest.mark.parametrize(("result", "level"), CASES.values(), ids=CASES)
 def test_a_fact_is_judged(result: CheckResult, level: str) -> None:
-    """What is fine is ok and says no more; everything else is told with why it matters and what to change."""
+    """A good fact is ok without further text; a fault or warning has a reason and a fix."""
     assert result.level == level
     assert result.what
     assert bool(result.why) == bool(result.fix) == (level in {"fault", "warning"})
 
 
-def test_a_fix_holds_what_it_needs() -> None:
-    """A fix names the very value: twice the limit that is nearly reached, the primary of a replica."""
+def test_a_fix_contains_the_needed_value() -> None:
+    """A fix contains the exact value: twice the memory limit, or the primary of a replica."""
     nearly_full = findings.memory(GOOD | {"used_memory": 90 << 20})
     assert "CONFIG SET maxmemory 200mb" in nearly_full.fix[0]
     replica = findings.role(GOOD | {"role": "slave", "master_host": "h1", "master_port": 6380})
@@ -95,13 +95,13 @@ def test_a_fix_holds_what_it_needs() -> None:
     ],
     ids=["at once", "far but even", "a stall", "all at the end", "ten at a time"],
 )
-def test_pieces_that_wait_for_others_are_held_back(delays_s: list[float], level: str) -> None:
-    """A stream is held back if most pieces take longer than the fastest by more than a stall explains."""
+def test_buffered_pieces_are_a_fault(delays_s: list[float], level: str) -> None:
+    """A stream is buffered if most pieces are much slower than the fastest; a single stall is no fault."""
     assert _result_from_delays(delays_s, "").level == level
 
 
-def test_the_fix_is_for_the_proxy_that_answers() -> None:
-    """Where nginx answers, its lines alone are told; where nobody says who answers, those of others too."""
+def test_the_fix_matches_the_server_header() -> None:
+    """If the Server header names nginx, the fix is only for nginx; otherwise it lists other proxies too."""
     delays_s = [(PIECE_COUNT - number) / 10 for number in range(PIECE_COUNT)]
     assert "proxy_buffering off;" in _result_from_delays(delays_s, "nginx/1.22.1").fix[0]
     assert not any("Caddy" in line for line in _result_from_delays(delays_s, "nginx/1.22.1").fix)

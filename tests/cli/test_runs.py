@@ -1,4 +1,4 @@
-"""``agentstream ps``, ``tail`` and ``cancel``: runs that go on elsewhere."""
+"""``agentstream ps``, ``tail`` and ``cancel``, and the completion of run ids."""
 
 import asyncio
 import json
@@ -26,7 +26,7 @@ async def started(deployment: Deployment, *steps: Any, **fields: Any) -> str:
 
 
 def listed(ended: CommandResult) -> dict[str, dict[str, Any]]:
-    """Return the runs of ``ps --json`` by their ids."""
+    """Return the runs in the output of ``ps --json``, by run id."""
     assert ended.code == 0, ended
     return {run["run"]: run for run in json.loads(ended.out)["runs"]}
 
@@ -34,17 +34,17 @@ def listed(ended: CommandResult) -> dict[str, dict[str, Any]]:
 # ps
 
 
-async def test_ps_lists_what_waits_and_runs(deployment: Deployment, tmp_path: Path) -> None:
-    """Each open run is listed with its state, age, model, agent, tokens, events and worker; ended ones are not."""
+async def test_ps_lists_open_runs(deployment: Deployment, tmp_path: Path) -> None:
+    """``ps`` lists each open run with state, age, model, agent, tokens, events and worker, and no ended runs."""
     gate = tmp_path / "gate"
     ended_run = await started(deployment, ["answer", "done"])
     running = await started(deployment, ["say", 3], ["gate", str(gate)], model="org/model")
 
-    async def told() -> bool:
+    async def listed_with_counts() -> bool:
         runs = listed(await deployment.command("ps", "--json"))
         return set(runs) == {running} and runs[running]["events"] == 4 and runs[running]["tokens"] == 3
 
-    await eventually(told)
+    await eventually(listed_with_counts)
     run = listed(await deployment.command("ps", "--json"))[running]
     assert (run["state"], run["model"], run["attempt"]) == ("running", "org/model", 1)
     assert run["agent"] == "scripted"
@@ -58,13 +58,13 @@ async def test_ps_lists_what_waits_and_runs(deployment: Deployment, tmp_path: Pa
 
 
 async def test_ps_without_runs_says_so(deployment: Deployment) -> None:
-    """A queue with nothing in it is named, with exit code 0."""
+    """For an empty queue, ``ps`` prints the name of the queue, and the exit code is 0."""
     ended = await deployment.command("ps")
     assert (ended.code, ended.out) == (0, f"no open runs (queue {deployment.processes.queue})\n")
 
 
-async def test_ps_tells_queues_apart_and_states(deployment: Deployment) -> None:
-    """Runs of several queues are listed with their queue; one that no worker has taken is queued, attempt 0."""
+async def test_ps_shows_queue_and_state(deployment: Deployment) -> None:
+    """``ps`` lists the runs of several queues; a run that no worker has claimed is queued with attempt 0."""
     agents = f"a=builtin@{deployment.processes.queue}-a,b=builtin@{deployment.processes.queue}-b"
     url = await deployment.processes.frontend(AGENTSTREAM_AGENTS=agents)
     runs = {}
@@ -72,14 +72,14 @@ async def test_ps_tells_queues_apart_and_states(deployment: Deployment) -> None:
         _, run = await deployment.client.post(url, request(["say", 1], model=model, background=True))
         runs[run["id"]] = model
     found = listed(await deployment.command("ps", "--json", AGENTSTREAM_AGENTS=agents))
-    assert {run: told["queue"][-1] for run, told in found.items()} == runs
-    assert {(told["state"], told["attempt"], told["events"]) for told in found.values()} == {("queued", 0, 0)}
+    assert {run: fields["queue"][-1] for run, fields in found.items()} == runs
+    assert {(fields["state"], fields["attempt"], fields["events"]) for fields in found.values()} == {("queued", 0, 0)}
 
 
 @pytest.mark.parametrize("command", ["ps", "doctor"])
 @pytest.mark.parametrize(("redis_url", "code"), [("", 2), ("redis://127.0.0.1:1", 3), ("nonsense://", 2)])
-async def test_without_redis_nothing_can_be_told(command: str, redis_url: str, code: int) -> None:
-    """Without a usable REDIS_URL it ends with 2, with one where nothing answers with 3, each with what to do."""
+async def test_ps_and_doctor_need_redis(command: str, redis_url: str, code: int) -> None:
+    """Without a valid REDIS_URL the exit code is 2, and with an unreachable Redis 3, each with an explanation."""
     ended = await agentstream(command, REDIS_URL=redis_url)
     assert ended.code == code
     assert "Redis" in ended.err or "REDIS_URL" in ended.err
@@ -90,7 +90,7 @@ async def test_without_redis_nothing_can_be_told(command: str, redis_url: str, c
 
 
 async def test_tail_shows_a_run_from_its_beginning_to_its_end(deployment: Deployment, tmp_path: Path) -> None:
-    """What was written before it attached and what comes after are one answer; a run that has ended is shown too."""
+    """``tail`` shows the text from before and after it attached as one answer, and also shows an ended run."""
     gate = tmp_path / "gate"
     run = await started(deployment, ["say", 2], ["gate", str(gate)], ["say", 1])
     process = await deployment.begin("tail", run)
@@ -102,8 +102,10 @@ async def test_tail_shows_a_run_from_its_beginning_to_its_end(deployment: Deploy
     assert (again.code, again.out) == (0, process.output)
 
 
-async def test_tail_is_resumed_after_a_cut(deployment: Deployment, tmp_path: Path, unused_tcp_port: int) -> None:
-    """A front end killed and started again costs no word and doubles none."""
+async def test_tail_resumes_after_a_lost_connection(
+    deployment: Deployment, tmp_path: Path, unused_tcp_port: int
+) -> None:
+    """When the front end is killed and restarted, ``tail`` loses no word and repeats none."""
     gate = tmp_path / "gate"
     settings = {"AGENTSTREAM_PORT": str(unused_tcp_port)}
     first = await deployment.processes.start("frontend", **settings)
@@ -112,7 +114,7 @@ async def test_tail_is_resumed_after_a_cut(deployment: Deployment, tmp_path: Pat
     process = await deployment.begin("tail", run, AGENTSTREAM_URL=f"http://127.0.0.1:{unused_tcp_port}")
     await process.until("2 ü")
     first.kill()
-    await process.until("attaching again")
+    await process.until("reconnecting")
     gate.touch()
     second = await deployment.processes.start("frontend", **settings)
     await second.until("serving on")
@@ -122,7 +124,7 @@ async def test_tail_is_resumed_after_a_cut(deployment: Deployment, tmp_path: Pat
 
 
 async def test_tail_gives_up(deployment: Deployment, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Without news for too long it ends as unreachable, not before it has tried again."""
+    """After too long without data, ``tail`` raises Unreachable, but only after a retry."""
     monkeypatch.setattr(tail, "GIVE_UP_S", 0.6)
     frontend = await deployment.processes.start("frontend", AGENTSTREAM_PORT="0")
     url = (await frontend.until(r"serving on (http://\S+)"))[1]
@@ -135,12 +137,12 @@ async def test_tail_gives_up(deployment: Deployment, monkeypatch: pytest.MonkeyP
 
         await eventually(shown)
         frontend.kill()
-        with pytest.raises(Unreachable, match="nothing answers"):
+        with pytest.raises(Unreachable, match="cannot connect"):
             await following
 
 
 async def test_ctrl_c_on_tail_leaves_the_run_alone(deployment: Deployment, tmp_path: Path) -> None:
-    """ctrl-C ends the command with 130, and the run goes on to its end."""
+    """ctrl-C ends the command with exit code 130, and the run continues to its end."""
     gate = tmp_path / "gate"
     run = await started(deployment, ["say", 1], ["gate", str(gate)], ["say", 1])
     process = await deployment.begin("tail", run)
@@ -154,15 +156,15 @@ async def test_ctrl_c_on_tail_leaves_the_run_alone(deployment: Deployment, tmp_p
 
 @pytest.mark.parametrize("command", ["tail", "cancel"])
 async def test_an_unknown_run_is_refused(deployment: Deployment, command: str) -> None:
-    """A run that is not there ends with 4 and its name."""
+    """An unknown run id gives exit code 4 and an error with the id."""
     run = "chatcmpl-" + 32 * "0"
     ended = await deployment.command(command, run)
     assert ended.code == 4
     assert run in ended.err
 
 
-async def test_tail_of_a_failed_run(deployment: Deployment) -> None:
-    """A run that failed ends the command with 1 and the reason."""
+async def test_tail_of_a_failed_run_exits_with_1(deployment: Deployment) -> None:
+    """For a failed run, ``tail`` prints the reason, and the exit code is 1."""
     run = await started(deployment, ["fail", "no luck"])
     ended = await deployment.command("tail", run)
     assert ended.code == 1
@@ -173,7 +175,7 @@ async def test_tail_of_a_failed_run(deployment: Deployment) -> None:
 
 
 async def test_cancel_ends_a_run(deployment: Deployment, tmp_path: Path) -> None:
-    """It ends the run in its worker before it returns, says so, and does no harm the second time."""
+    """``cancel`` returns after the run has ended in its worker, prints this, and can be repeated."""
     gate = tmp_path / "gate"
     run = await started(deployment, ["say", 1], ["gate", str(gate)])
     process = await deployment.begin("tail", run)
@@ -190,7 +192,7 @@ async def test_cancel_ends_a_run(deployment: Deployment, tmp_path: Path) -> None
 
 
 async def test_open_runs_are_completed(deployment: Deployment, tmp_path: Path) -> None:
-    """A shell that completes `tail chatcmpl-` is offered the open runs, and nothing, in silence, without Redis."""
+    """Completion of `tail chatcmpl-` offers the open runs; without Redis it offers nothing and prints no error."""
     run = await started(deployment, ["gate", str(tmp_path / "gate")])
     words = {
         "_AGENTSTREAM_COMPLETE": "bash_complete",

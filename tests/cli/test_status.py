@@ -1,4 +1,4 @@
-"""The live status of ``agentstream up``: two rows that stay, above them everything that is said."""
+"""The live status of ``agentstream up``: two fixed rows, with scrolling output above them."""
 
 import os
 import re
@@ -27,20 +27,20 @@ agentstream_tokens_total 120.0
 """
 
 
-def test_figures_are_read_from_the_metrics() -> None:
-    """Jobs are summed over the queues, workers those of the queue that has the fewest, and tokens counted."""
+def test_values_are_read_from_the_metrics() -> None:
+    """Queued jobs are the sum of all queues, and workers are those of the queue with the fewest."""
     assert parse_metrics(EXPOSITION) == LiveMetrics(open_runs=3, queued=9, workers=1, tokens=120.0)
 
 
-def test_figures_that_are_not_there_are_unknown() -> None:
-    """What a front end does not know (-1) or does not tell is unknown, not zero."""
+def test_missing_values_are_unknown() -> None:
+    """A value of -1 or a missing metric is unknown, not zero."""
     away = EXPOSITION.replace("4.0", "-1").replace("2.0", "-1").partition("# TYPE agentstream_tokens")[0]
     assert parse_metrics(away) == LiveMetrics(open_runs=3, queued=None, workers=None, tokens=None)
     assert parse_metrics("") == UNKNOWN
 
 
-def test_a_rate_is_of_what_was_added() -> None:
-    """A rate is a counter's growth per second; the first sample has none, and one that began anew does not fall."""
+def test_a_rate_is_the_growth_per_second() -> None:
+    """A rate is the growth of a counter per second, None for the first sample and 0 after a reset."""
     rate = Rate()
     assert rate.update(100, 1.0) is None
     assert rate.update(150, 3.0) == 25
@@ -58,12 +58,12 @@ def test_a_rate_is_of_what_was_added() -> None:
         (UNKNOWN, None, "workers ?/2 (11 -)   the front end does not answer"),
     ],
 )
-def test_the_status_says_what_is_known(metrics: LiveMetrics, tokens_s: float | None, expected: str) -> None:
-    """The second row tells workers alive of those wanted, their pids, runs, jobs and tokens; ? is what is unknown."""
+def test_the_status_shows_the_known_values(metrics: LiveMetrics, tokens_s: float | None, expected: str) -> None:
+    """The second row shows live and expected workers, their pids, runs, jobs and tokens, with ? for unknown values."""
     pids = [("frontend", 10), ("worker 1", 11), ("worker 2", None)]
     first, second = status_lines("http://h:1", pids, metrics, restarts=2, age_s=200, tokens_s=tokens_s)
     assert second.strip() == expected
-    assert first.split("   ") == [" http://h:1", "up 3m20s", "front end 10", "restarts 2", "ctrl-C ends"]
+    assert first.split("   ") == [" http://h:1", "up 3m20s", "front end 10", "restarts 2", "ctrl-C to stop"]
 
 
 SETTINGS = {
@@ -75,18 +75,18 @@ SETTINGS = {
 
 
 def above(lines: list[str]) -> str:
-    """Return what is seen above the status."""
+    """Return the text of the screen above the status."""
     return "\n".join(lines[:-2])
 
 
 async def url_of(shown: Terminal) -> str:
-    """Return the address once the status shows it in its row."""
+    """Wait until the status shows the address, and return it."""
     await shown.until(lambda lines: re.match(r" http://\S+ +up \d+s +front end \d+ +restarts 0", lines[-2]))
     return shown.lines[-2].split()[0]
 
 
 async def test_the_status_stays_and_the_log_scrolls_above_it() -> None:
-    """What is announced stands whole above the two rows, which tell of runs; what dies is told above, and counted."""
+    """Output scrolls above the two status rows, which show runs, jobs, workers and the restarts of killed children."""
     async with terminal("up", settings=SETTINGS) as shown:
         url = await url_of(shown)
         await shown.until(lambda lines: "workers 1/1" in lines[-1] and "open runs 0   queued 0" in lines[-1])
@@ -110,8 +110,8 @@ async def test_the_status_stays_and_the_log_scrolls_above_it() -> None:
         assert "Traceback" not in shown.output
 
 
-async def test_lines_beyond_the_screen_do_not_touch_the_status() -> None:
-    """In a small window the log scrolls and the status stays; in another size it is at that bottom, and cut to fit."""
+async def test_the_status_follows_the_window_size() -> None:
+    """In a small window the output scrolls above the status, and after a resize the status is at the new bottom."""
     async with terminal("up", rows=8, columns=80, settings=SETTINGS) as shown:
         await url_of(shown)
         await shown.until(lambda lines: "ctrl-C ends everything" in above(lines))
@@ -123,8 +123,8 @@ async def test_lines_beyond_the_screen_do_not_touch_the_status() -> None:
         assert await shown.ended() == 0
 
 
-async def test_in_a_window_too_small_there_is_no_status() -> None:
-    """With five rows everything is left to the log."""
+async def test_a_very_small_window_has_no_status() -> None:
+    """A window of five rows shows only output and no status."""
     async with terminal("up", rows=5, settings=SETTINGS) as shown:
         await shown.until(lambda lines: "try       agentstream" in "\n".join(lines))
         shown.type("\x03")

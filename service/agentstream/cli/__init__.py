@@ -1,4 +1,5 @@
-"""The commands that talk to a deployment and look at it.
+"""The commands that use and inspect a deployment. Starting processes does not belong here.
 
-Each is a module with one click command; ``agentstream.__main__`` gathers them. They end with the codes of ``exits``.
+Each module of ``commands`` holds one click command. ``agentstream.__main__`` collects them. They exit with the codes
+of ``exits``.
 """

@@ -1,4 +1,4 @@
-"""A front end as the commands see it: requests with a key, streams, and errors that say what to do."""
+"""The HTTP client of the commands: it sends requests, reads streams and raises errors that say what to do."""
 
 import contextlib
 import json
@@ -12,82 +12,83 @@ from agentstream.cli.exits import Failed, Refused, Unreachable, WrongSettings
 from agentstream.stream import sse
 
 CONNECT_TIMEOUT_S: Final = 5.0
-READ_TIMEOUT_S: Final = 30.0  # keepalives come every 4 s
-ANSWER_TIMEOUT_S: Final = 60.0  # a cancel answers within 4/3 of a lease + 10 s
-MAX_ERROR_CHARACTERS: Final = 300  # of an error that is not ours, such as a proxy's page
+READ_TIMEOUT_S: Final = 30.0  # front ends send a keepalive every 4 s
+ANSWER_TIMEOUT_S: Final = 60.0  # front ends answer a cancel within 4/3 of a lease + 10 s
+MAX_ERROR_CHARACTERS: Final = 300  # of an error page that comes from a proxy, for example
 
 COMPLETIONS: Final = "/v1/chat/completions"
 
-# A proxy without a front end; Redis away, or draining; a run that a cancel has not ended yet.
+# 502: a proxy has no front end. 503: Redis is unreachable, or the front end drains. 504: a cancelled run has not ended.
 _TEMPORARY_STATUSES: Final = (502, 503, 504)
 _SERVER_ERROR: Final = 500
 _OK: Final = 200
 
 
 def run_path(run_id: str) -> str:
-    """Return a run's path, whatever was typed as its id."""
+    """Return the path of a run. Any text is safe as ``run_id``: it is quoted."""
     return f"{COMPLETIONS}/{quote(run_id, safe='')}"
 
 
 class ConnectionLost(Unreachable):
-    """The connection ended before the stream did."""
+    """The connection broke before the stream ended."""
 
 
 class ApiClient:
-    """Talks to one front end; an asynchronous context manager."""
+    """Sends requests to one front end. Use it as an asynchronous context manager."""
 
     def __init__(self, url: str, api_key: str | None) -> None:
-        """Take the front end's address, with or without the path ``/v1``, and its key."""
+        """``url`` is the address of the front end, with or without the path ``/v1``."""
         self.url = url.rstrip("/").removesuffix("/v1")
-        # Strict errors: an error is told as one, not as a sentence of the answer.
+        # With strict errors, a failed run sends an error object instead of a sentence in the answer.
         self._headers = {"X-Agent-Errors": "strict"} | ({"Authorization": f"Bearer {api_key}"} if api_key else {})
         self._session: aiohttp.ClientSession | None = None
-        self.server_header = ""  # who answered last, as it names itself
+        self.server_header = ""  # the Server header of the last response
 
     async def __aenter__(self) -> Self:
-        """Open."""
+        """Open the HTTP session."""
         timeout = aiohttp.ClientTimeout(total=None, connect=CONNECT_TIMEOUT_S, sock_read=READ_TIMEOUT_S)
         self._session = aiohttp.ClientSession(timeout=timeout, headers=self._headers)
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        """Close."""
+        """Close the HTTP session."""
         if self._session is not None:
             await self._session.close()
 
     async def stream(
         self, method: str, path: str, body: dict[str, Any] | None = None, *, after: str = ""
     ) -> AsyncGenerator[list[sse.Message]]:
-        """Yield the messages of each piece of a stream as it comes; none for a keepalive.
+        """Yield the messages of each received piece of a stream; an empty list for a keepalive.
 
-        ``after`` is the id to resume behind. Raises Refused, Unreachable or Failed; ConnectionLost once it has begun. A
-        stream that ends properly but early is the caller's to notice.
+        With ``after``, the stream resumes after the message with this id. Raises Refused, Unreachable or Failed, and
+        ConnectionLost if the connection breaks after the stream has begun. The caller must check that the stream is
+        complete: a response can also end cleanly too early.
         """
         headers = {"Last-Event-ID": after} if after else {}
         decoder = sse.Decoder()
         async with self._request(method, path, body, headers) as response:
             if response.content_type != "text/event-stream":
-                message = f"{self.url} answers with {response.content_type} instead of a stream: is it a front end?"
+                message = f"{self.url} sent {response.content_type}, not an event stream; check that it is a front end"
                 raise Failed(message)
             try:
                 async for piece in response.content.iter_any():
                     yield list(decoder.feed(piece))
             except (aiohttp.ClientError, TimeoutError) as exc:
-                message = f"the stream from {self.url} was cut: {_reason(exc)}"
+                message = f"the stream from {self.url} broke: {_reason(exc)}"
                 raise ConnectionLost(message) from exc
 
     async def post(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Return the parsed answer; raises as ``stream``."""
+        """Send a POST request and return the parsed answer. Raises Refused, Unreachable or Failed."""
         async with self._request("POST", path, body, {}, ANSWER_TIMEOUT_S) as response:
             try:
                 answer: dict[str, Any] = await response.json()
             except (aiohttp.ClientError, TimeoutError, ValueError) as exc:
-                message = f"no answer of a front end from {self.url}: {_reason(exc)}"
+                message = f"{self.url} sent no JSON answer ({_reason(exc)}); check that it is a front end"
                 raise Failed(message) from exc
             return answer
 
     async def cancel(self, run_id: str) -> dict[str, Any]:
-        """End a run and return it as it ended."""
+        """Cancel a run and return its final state, after it has ended."""
         return await self.post(f"{run_path(run_id)}/cancel")
 
     @contextlib.asynccontextmanager
@@ -108,7 +109,7 @@ class ApiClient:
             message = f"--url {self.url!r} is not an http:// or https:// URL"
             raise WrongSettings(message) from exc
         except aiohttp.ClientConnectorError as exc:
-            message = f"nothing answers at {self.url} ({exc.strerror or exc}); start it with: agentstream up"
+            message = f"cannot connect to {self.url} ({exc.strerror or exc}); start a front end with: agentstream up"
             raise Unreachable(message) from exc
         except (aiohttp.ClientError, TimeoutError) as exc:
             message = f"no answer from {self.url}: {_reason(exc)}"

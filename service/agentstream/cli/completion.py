@@ -1,4 +1,4 @@
-"""What a shell's completion offers for a run's id."""
+"""Shell completion of run ids."""
 
 import asyncio
 from typing import Final
@@ -11,16 +11,16 @@ from agentstream.protocol.keys import Keys
 from agentstream.store.admin.open_runs import Inspector
 from agentstream.store.connection.endpoint import Endpoint
 
-TIMEOUT_S: Final = 1.0  # a person waits at the prompt
+TIMEOUT_S: Final = 1.0  # the user waits at the prompt
 MAX_SUGGESTIONS: Final = 50
 
 
 def open_run_ids(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
-    """Return open runs whose ids begin like this; none if REDIS_URL is not set here, or Redis does not answer."""
+    """Return the ids of open runs that start with ``incomplete``; none if REDIS_URL is not set or Redis is down."""
     try:
         return [run_id for run_id in asyncio.run(_open_run_ids()) if run_id.startswith(incomplete)]
     except (AgentStreamError, TimeoutError):
-        return []  # a completion has no place for an error
+        return []  # shells cannot show an error here
 
 
 async def _open_run_ids() -> list[str]:

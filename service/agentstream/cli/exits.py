@@ -1,4 +1,4 @@
-"""How a command ends when it does not succeed: a line on standard error, and an exit code a script can act on."""
+"""The exits of a failed command: each prints one line to standard error and has an exit code for scripts."""
 
 import contextlib
 import sys
@@ -12,49 +12,49 @@ from agentstream.processes.runtime import EXIT_FAILED, EXIT_WRONG_SETTINGS, run_
 
 EXIT_UNREACHABLE: Final = 3
 EXIT_REFUSED: Final = 4
-EXIT_INTERRUPTED: Final = 130  # as shells say of ctrl-C: 128 + SIGINT
+EXIT_INTERRUPTED: Final = 130  # 128 + SIGINT, as shells report ctrl-C
 
 
 class Failed(click.ClickException):
-    """1: it was done, and came out badly; such as a run that failed, or a fault that ``doctor`` found."""
+    """1: the command worked, but the result is bad: a run failed, or ``doctor`` found a fault."""
 
     exit_code = EXIT_FAILED
 
     def show(self, file: IO[Any] | None = None) -> None:
-        """Print what went wrong."""
+        """Print the error."""
         click.echo(f"error: {self.message}", file=file, err=file is None)
 
 
 class WrongSettings(Failed):
-    """2: a setting or an argument is wrong; the same as click's own UsageError."""
+    """2: a setting or an argument is wrong. click's UsageError has the same exit code."""
 
     exit_code = EXIT_WRONG_SETTINGS
 
 
 class Unreachable(Failed):
-    """3: the front end or Redis did not answer, or not now; worth trying again."""
+    """3: the front end or Redis did not answer or is not ready. A retry may help."""
 
     exit_code = EXIT_UNREACHABLE
 
 
 class Refused(Failed):
-    """4: it answered, and said no: an unknown run, a wrong key, a full queue."""
+    """4: the front end or Redis refused the request, for example for an unknown run, a wrong key or a full queue."""
 
     exit_code = EXIT_REFUSED
 
 
 class Interrupted(Failed):
-    """130: ctrl-C."""
+    """130: the user pressed ctrl-C."""
 
     exit_code = EXIT_INTERRUPTED
 
     def show(self, file: IO[Any] | None = None) -> None:
-        """Print what became of it."""
+        """Print the message without the prefix ``error:``."""
         click.echo(self.message, file=file, err=file is None)
 
 
 def run_command(work: Coroutine[Any, Any, int]) -> None:
-    """Do a command's work on an event loop and exit with the code it returns."""
+    """Run ``work`` on an event loop and exit with the exit code that it returns."""
     try:
         code = run_loop(work)
     except StartupError as exc:
@@ -68,7 +68,7 @@ def run_command(work: Coroutine[Any, Any, int]) -> None:
 
 @contextlib.contextmanager
 def exit_on_redis_errors() -> Iterator[None]:
-    """Turn what the store raises into the matching exit."""
+    """Convert errors of the store into Unreachable or Refused."""
     try:
         yield
     except BrokerUnavailable as exc:

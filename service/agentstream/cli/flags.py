@@ -1,4 +1,4 @@
-"""Flags that several commands share: one for every setting, and where the front end is."""
+"""The flags that several commands share: one for each setting, and ``--url`` and ``--api-key``."""
 
 from collections.abc import Callable
 from typing import Any, Final
@@ -15,7 +15,10 @@ Command = Callable[..., None]
 
 
 def setting_flags(*fields: str) -> Callable[[Command], Command]:
-    """Give a command a flag for each of these settings, or for all; their values are checked by ``settings_from``."""
+    """Add flags for these settings to a command, or for all settings if ``fields`` is empty.
+
+    The flags do not check their values: ``settings_from`` does.
+    """
 
     def decorate(command: Command) -> Command:
         for field in reversed(fields or tuple(Settings.model_fields)):
@@ -41,14 +44,14 @@ def _setting_flag(field: str) -> Callable[[Command], Command]:
 
 
 def format_value(value: object) -> str:
-    """Return a setting's value as it would be written in the environment."""
+    """Return the value of a setting in the form of an environment variable."""
     if isinstance(value, bool):
         return str(value).lower()
     return ",".join(value) if isinstance(value, tuple) else str(value)
 
 
 def settings_from(flags: dict[str, Any]) -> Settings:
-    """Return the settings of the environment and these flags; raises WrongSettings."""
+    """Return the settings from the environment, overridden by these flags. Raises WrongSettings."""
     try:
         return load_settings(**flags)
     except StartupError as exc:
@@ -56,21 +59,21 @@ def settings_from(flags: dict[str, Any]) -> Settings:
 
 
 def redis_url_of(settings: Settings) -> str:
-    """Return the URL of Redis; raises WrongSettings without one."""
+    """Return the URL of Redis. Raises WrongSettings if it is not set."""
     if settings.redis_url is None:
-        message = "REDIS_URL is not set: give the one of your deployment (`agentstream up` prints its broker's)"
+        message = "REDIS_URL is not set: set it to the Redis of your deployment (`agentstream up` prints the URL)"
         raise WrongSettings(message)
     return settings.redis_url
 
 
 def front_end_flags(command: Command) -> Command:
-    """Give a command ``--url`` and ``--api-key``."""
+    """Add the flags ``--url`` and ``--api-key`` to a command."""
     command = click.option(
         "--api-key",
         envvar="AGENTSTREAM_API_KEY",
         show_envvar=True,
         metavar="KEY",
-        help="Bearer key, if the front end wants one",
+        help="API key, if the front end requires one.",
     )(command)
     return click.option(
         "--url",
@@ -79,5 +82,5 @@ def front_end_flags(command: Command) -> Command:
         default=DEFAULT_URL,
         show_default=True,
         metavar="URL",
-        help="where the front end is",
+        help="Address of the front end.",
     )(command)

@@ -1,1 +1,1 @@
-"""The commands, one module each. What several commands share lives beside this folder."""
+"""The commands, one module each. Code that several commands share belongs in the parent folder."""

@@ -1,4 +1,4 @@
-"""``agentstream cancel``: end a run."""
+"""``agentstream cancel``: cancel a run."""
 
 import click
 
@@ -12,10 +12,10 @@ from agentstream.cli.flags import front_end_flags
 @click.argument("run_id", metavar="RUN", shell_complete=open_run_ids)
 @front_end_flags
 def cancel(run_id: str, url: str, api_key: str | None) -> None:
-    """End a run.
+    """Cancel a run and wait until it has ended.
 
-    Waits until RUN has ended; harmless if it had ended before. Prints how it ended and what it had used. RUN is an id
-    as `agentstream ps` shows it.
+    RUN is a run id, as shown by `agentstream ps`. Prints the final status of the run and the number of tokens that it
+    wrote. If the run has already ended, nothing changes.
 
     \b
       agentstream cancel chatcmpl-6f1c…

@@ -1,4 +1,4 @@
-"""``agentstream chat``: one question, or a conversation."""
+"""``agentstream chat``: asks one question, or holds a conversation."""
 
 import asyncio
 import contextlib
@@ -13,9 +13,10 @@ from agentstream.cli.flags import front_end_flags
 from agentstream.cli.terminal.display import Display
 from agentstream.cli.terminal.interrupts import until_interrupted
 
-CANCEL_TIMEOUT_S: Final = 5.0  # the closed connection cancels the run as well; a proxy may keep that to itself
+# We also cancel explicitly. A closed connection cancels the run too, but a proxy may keep its own connection open.
+CANCEL_TIMEOUT_S: Final = 5.0
 
-MAX_QUESTION_BYTES: Final = 10 << 20  # front ends take no more by default (AGENTSTREAM_MAX_BODY_BYTES)
+MAX_QUESTION_BYTES: Final = 10 << 20  # the default limit of front ends (AGENTSTREAM_MAX_BODY_BYTES)
 
 Messages = list[dict[str, Any]]
 
@@ -23,13 +24,14 @@ Messages = list[dict[str, Any]]
 @click.command()
 @click.argument("question", required=False)
 @front_end_flags
-@click.option("--model", default="agentstream", show_default=True, help="model to ask for")
+@click.option("--model", default="agentstream", show_default=True, help="Model name to request.")
 def chat(question: str | None, url: str, api_key: str | None, model: str) -> None:
-    """Ask a question, or talk.
+    """Ask a question, or hold a conversation.
 
-    Prints what the agent does, and its answer as it comes. Without QUESTION on a terminal it is a conversation: ctrl-C
-    stops the answer, ctrl-D ends. Otherwise the question is read from standard input. The answer goes to standard
-    output, all else to standard error.
+    Streams the answer to standard output. The agent's events and all errors go to standard error.
+
+    Without QUESTION, the command reads the question from standard input. On a terminal it holds a conversation
+    instead: ctrl-C stops an answer, ctrl-D ends the conversation.
 
     \b
       agentstream chat "what is 17*23?"
@@ -42,20 +44,23 @@ def chat(question: str | None, url: str, api_key: str | None, model: str) -> Non
     if question is None:
         piped = sys.stdin.buffer.read(MAX_QUESTION_BYTES + 1)
         if len(piped) > MAX_QUESTION_BYTES:
-            message = f"the question is longer than {MAX_QUESTION_BYTES} bytes"
+            message = f"the question is longer than {MAX_QUESTION_BYTES} bytes: send a shorter one"
             raise WrongSettings(message)
         question = piped.decode(errors="replace")
     if not question.strip():
-        message = "there is no QUESTION"
+        message = "the question is empty: pass QUESTION, or write it to standard input"
         raise WrongSettings(message)
     run_command(_ask(url, api_key, model, [_message("user", question)], Display()))
 
 
 def _run_conversation(url: str, api_key: str | None, model: str) -> None:
-    """Keep a conversation until ctrl-D; a question that failed is not part of it."""
-    with contextlib.suppress(ImportError):  # not on Windows; it gives input() its line editing and history
+    """Hold a conversation until ctrl-D.
+
+    A failed question is not part of the following requests. An interrupted one is, if it has some answer text.
+    """
+    with contextlib.suppress(ImportError):  # not on Windows; the import gives input() line editing and history
         import readline  # noqa: F401, PLC0415
-    click.echo(f"{model} at {url}. ctrl-C stops an answer, ctrl-D ends.", err=True)
+    click.echo(f"{model} at {url}. ctrl-C stops an answer, ctrl-D ends the conversation.", err=True)
     messages: Messages = []
     while True:
         try:
@@ -69,18 +74,18 @@ def _run_conversation(url: str, api_key: str | None, model: str) -> None:
         if not question.strip():
             continue
         display = Display()
-        asked = [*messages, _message("user", question)]
+        sent = [*messages, _message("user", question)]
         try:
-            run_command(_ask(url, api_key, model, asked, display))
+            run_command(_ask(url, api_key, model, sent, display))
         except Failed as exc:
             exc.show()
             if not (isinstance(exc, Interrupted) and display.answer):
                 continue
-        messages = [*asked, _message("assistant", display.answer)]
+        messages = [*sent, _message("assistant", display.answer)]
 
 
 async def _ask(url: str, api_key: str | None, model: str, messages: Messages, display: Display) -> int:
-    """Show the answer to a conversation and return 0; ctrl-C cancels the run and raises Interrupted."""
+    """Show the answer to ``messages`` and return 0. On ctrl-C, cancel the run and raise Interrupted."""
     async with ApiClient(url, api_key) as api:
         try:
             await until_interrupted(_show(api, {"model": model, "messages": messages, "stream": True}, display))
@@ -88,7 +93,7 @@ async def _ask(url: str, api_key: str | None, model: str, messages: Messages, di
             display.end_line()
             if not display.run_id:
                 raise
-            message = f"asked {display.run_id} to stop"
+            message = f"sent a cancel for {display.run_id}, but got no confirmation"
             with contextlib.suppress(Failed, TimeoutError):
                 async with asyncio.timeout(CANCEL_TIMEOUT_S):
                     message = f"{(await api.cancel(display.run_id))['status']} {display.run_id}"

@@ -1,4 +1,4 @@
-"""``agentstream config``: the settings in effect, and where each comes from."""
+"""``agentstream config``: shows the current settings and the source of each value."""
 
 import json
 from typing import Any
@@ -12,13 +12,13 @@ from agentstream.config import masked, setting_source, unknown_variables
 
 @click.command()
 @setting_flags()
-@click.option("--json", "as_json", is_flag=True, help="print one JSON object instead of a table")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
 def config(*, as_json: bool, **flags: Any) -> None:  # noqa: ANN401
-    """Show every setting, and its source.
+    """Show every setting and the source of its value.
 
-    A setting comes from a flag, an environment variable, or is the default. Give this the flags and the environment of
-    a process, and it tells what that process would work with; keys and passwords are masked. Ends with 2, naming each
-    wrong setting, where a process would refuse to start.
+    The source is a flag, an environment variable or the default. Run this command with the flags and the environment
+    of a process to see the settings of that process. Keys and passwords are masked. If a setting is wrong, the command
+    names it and exits with 2, as the process would.
 
     \b
       agentstream config --workers 4
@@ -31,8 +31,8 @@ def config(*, as_json: bool, **flags: Any) -> None:  # noqa: ANN401
     ]
     warnings = unknown_variables()
     if as_json:
-        told = {field: {"value": value, "from": origin} for field, value, origin in rows}
-        click.echo(json.dumps({"settings": told, "warnings": warnings}))
+        settings_json = {field: {"value": value, "from": origin} for field, value, origin in rows}
+        click.echo(json.dumps({"settings": settings_json, "warnings": warnings}))
         return
     for line in format_table(
         [(field, "" if value is None else format_value(value), origin) for field, value, origin in rows]

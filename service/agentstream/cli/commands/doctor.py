@@ -1,4 +1,4 @@
-"""``agentstream doctor``: what is wrong with a deployment, why it matters, and the exact change."""
+"""``agentstream doctor``: finds faults of a deployment and prints the reason and the fix of each."""
 
 import json
 from collections import Counter
@@ -24,30 +24,30 @@ from agentstream.store.connection.endpoint import Endpoint
 
 Fact = TypeVar("Fact")
 
-_LEVEL_NAMES: Final[dict[findings.Level, str]] = {"fault": "to mend", "warning": "to consider", "unknown": "unknown"}
+_LEVEL_NAMES: Final[dict[findings.Level, str]] = {"fault": "faults", "warning": "warnings", "unknown": "unknown"}
 _LEVEL_COLORS: Final = {"ok": "green", "warning": "yellow", "fault": "red", "unknown": "yellow"}
 
 
 @click.command()
 @setting_flags("redis_url", "queue", "queues", "agents", "max_queued")
-@click.option("--url", metavar="URL", help="public address whose stream shall be looked at; takes about 2 s")
+@click.option("--url", metavar="URL", help="Public address of the front ends. Tests streaming for about 2 s.")
 @click.option(
     "--api-key",
     envvar="AGENTSTREAM_API_KEY",
     show_envvar=True,
     metavar="KEY",
-    help="one of the front ends' keys, if they have any; default: the first of AGENTSTREAM_API_KEYS",
+    help="API key, if the front ends require one. Default: the first of AGENTSTREAM_API_KEYS.",
 )
-@click.option("--json", "as_json", is_flag=True, help="print one JSON object instead of text")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 def doctor(url: str | None, api_key: str | None, *, as_json: bool, **flags: Any) -> None:  # noqa: ANN401
-    """Find what is wrong, and say what to change.
+    """Check a deployment and explain how to fix faults.
 
-    Looks at Redis (REDIS_URL): version, role, append-only file, eviction, memory, output buffer, latency and clock; at
-    the workers and jobs of the settings' queues; and with --url, whether a stream comes through that address as it is
-    written, or is held back by a proxy. For that a run is written to Redis, read back, and removed; no agent is asked.
+    Checks the Redis server (REDIS_URL): version, role, append-only file, eviction, memory, output buffer, latency and
+    clock. Checks the workers and jobs of each queue in the settings. With --url, also checks that no proxy buffers
+    streams: it writes a test run to Redis, reads its stream through the URL and deletes the run. No agent runs.
 
-    Each fault is told with why it matters and the exact change. What this user of Redis may not read is said to be
-    unknown. Ends with 1 if there is a fault; warnings and unknowns leave it at 0.
+    For each fault, prints why it matters and the exact fix. A check is "unknown" if the Redis user lacks the
+    permission. Exits with 1 if there is a fault. Warnings and unknown checks do not change the exit code.
 
     \b
       REDIS_URL=redis://… agentstream doctor
@@ -67,17 +67,17 @@ async def _run_checks(settings: Settings, url: str | None, api_key: str | None, 
             results.append(await check_buffering(redis_url, url, api_key))
     count = Counter(result.level for result in results)
     if as_json:
-        told = {"redis": str(Endpoint(redis_url)), "checks": [asdict(result) for result in results]}
-        click.echo(json.dumps(told | {"faults": count["fault"], "warnings": count["warning"]}))
+        report = {"redis": str(Endpoint(redis_url)), "checks": [asdict(result) for result in results]}
+        click.echo(json.dumps(report | {"faults": count["fault"], "warnings": count["warning"]}))
     else:
         _print_results(results)
     return EXIT_FAILED if count["fault"] else 0
 
 
 async def check_redis(redis_url: str, queues: Sequence[str], *, max_queued: int) -> list[CheckResult]:
-    """Return what is found in Redis. Raises BrokerUnavailable, and BusError if it does not let us in."""
+    """Run all checks of Redis. Raises BrokerUnavailable, and BusError if Redis refuses the login."""
     async with ServerState(Endpoint(redis_url), Keys()) as server:
-        latency = findings.latency(await server.ping_times_s())  # first: nothing can be said of one that is away
+        latency = findings.latency(await server.ping_times_s())  # first: it raises if Redis is unreachable
         results = [
             await _check("version", server.info(), findings.version),
             await _check("role", server.info(), findings.role),
@@ -96,12 +96,12 @@ async def check_redis(redis_url: str, queues: Sequence[str], *, max_queued: int)
 
 
 async def _check(name: str, reading: Awaitable[Fact], judge: Callable[[Fact], CheckResult]) -> CheckResult:
-    """Return what a fact means; that it is unknown, if this user may not read it."""
+    """Read a fact and judge it. The result is "unknown" if the Redis user may not read the fact."""
     try:
         fact = await reading
     except BusError as exc:
-        fix = ("run doctor with a user that may read it, such as the operator of deploy/redis-users.acl",)
-        return CheckResult(name, "unknown", f"could not be read: {exc}", "it is not looked at at all", fix)
+        fix = ("run doctor with a Redis user that may read it, such as `operator` of deploy/redis-users.acl",)
+        return CheckResult(name, "unknown", f"cannot be read: {exc}", "this check was skipped", fix)
     return judge(fact)
 
 
@@ -113,7 +113,7 @@ def _print_results(results: Sequence[CheckResult]) -> None:
         if result.why:
             click.echo(f"         why  {result.why}")
         for line in result.fix:
-            click.echo(f"         do   {line}")
+            click.echo(f"         fix  {line}")
     count = Counter(result.level for result in results)
-    told = [f"{count[level]} {name}" for level, name in _LEVEL_NAMES.items() if count[level]]
-    click.echo(", ".join(told) or "nothing is wrong")
+    summary = [f"{name}: {count[level]}" for level, name in _LEVEL_NAMES.items() if count[level]]
+    click.echo(", ".join(summary) or "no faults found")

@@ -1,4 +1,4 @@
-"""``agentstream ps``: the runs that wait or run now."""
+"""``agentstream ps``: lists the queued and running runs."""
 
 import json
 from collections.abc import Sequence
@@ -25,13 +25,15 @@ HEADINGS: Final = ("RUN", "STATE", "AGE", "MODEL", "AGENT", "TOKENS", "QUEUE", "
 
 @click.command()
 @setting_flags("redis_url", "queue", "queues", "agents")
-@click.option("--json", "as_json", is_flag=True, help="print one JSON object instead of a table")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
 def ps(*, as_json: bool, **flags: Any) -> None:  # noqa: ANN401
-    """List the runs that wait or run now.
+    """List the queued and running runs.
 
-    The oldest come first. It asks Redis (REDIS_URL) for the queues of the settings. Runs that have ended are not
-    listed, but can be shown by `agentstream tail` for as long as they are kept. EVENTS are those of the latest attempt.
-    AGENT and TOKENS are as the run's worker told last, which it does with its lease: every 3 s.
+    Reads the queues of the settings from Redis (REDIS_URL). The oldest runs come first. Runs that have ended are not
+    listed, but `agentstream tail` can show them until they expire.
+
+    EVENTS counts the events of the latest attempt. The worker updates AGENT and TOKENS each time it renews the lease
+    (about every 3 s with the default lease).
 
     \b
       REDIS_URL=redis://… agentstream ps

@@ -1,4 +1,4 @@
-"""``agentstream tail``: attach to a run."""
+"""``agentstream tail``: shows the stream of a run."""
 
 import asyncio
 import contextlib
@@ -13,7 +13,7 @@ from agentstream.cli.flags import front_end_flags
 from agentstream.cli.terminal.display import Display
 from agentstream.cli.terminal.interrupts import until_interrupted
 
-GIVE_UP_S: Final = 60.0  # without a byte: longer than a front end takes to be started again
+GIVE_UP_S: Final = 60.0  # without a byte; longer than a restart of a front end takes
 FIRST_BACKOFF_S: Final = 0.5
 MAX_BACKOFF_S: Final = 5.0
 
@@ -22,11 +22,11 @@ MAX_BACKOFF_S: Final = 5.0
 @click.argument("run_id", metavar="RUN", shell_complete=open_run_ids)
 @front_end_flags
 def tail(run_id: str, url: str, api_key: str | None) -> None:
-    """Attach to a run.
+    """Show the stream of a run.
 
-    Shows RUN from its beginning, and goes on with it live until it ends. RUN is an id as `agentstream ps` shows it. A
-    cut connection is taken up again where it broke, for up to 60 s without news. ctrl-C leaves the run alone. Ends with
-    0 if the run completed, 1 if it failed or was cancelled.
+    RUN is a run id, as shown by `agentstream ps`. Shows the run from its beginning and follows it until it ends. If
+    the connection breaks, the command reconnects and resumes; it gives up after 60 s without data. ctrl-C ends the
+    command, but not the run. Exits with 0 if the run completed, and with 1 if it failed or was cancelled.
 
     \b
       agentstream tail chatcmpl-6f1c…
@@ -41,30 +41,30 @@ async def _tail(url: str, api_key: str | None, run_id: str) -> int:
             await until_interrupted(_follow(api, run_id, display))
         except Interrupted as exc:
             display.end_line()
-            message = "left; the run goes on"
+            message = "detached; the run continues"
             raise Interrupted(message) from exc
     return 0
 
 
 async def _follow(api: ApiClient, run_id: str, display: Display) -> None:
-    """Show a run to its end; raises Refused, Failed, or Unreachable after GIVE_UP_S without news."""
+    """Show a run to its end. Raises Refused, Failed, or Unreachable after GIVE_UP_S without data."""
     clock = asyncio.get_running_loop().time
     path = f"{run_path(run_id)}?stream=true"
-    heard_at_s: float | None = None
+    received_at_s: float | None = None
     backoff_s = FIRST_BACKOFF_S
     while True:
-        trouble: Unreachable | None = None
+        error: Unreachable | None = None
         try:
             async with contextlib.aclosing(api.stream("GET", path, after=display.last_event_id)) as pieces:
                 async for messages in pieces:
-                    heard_at_s, backoff_s = clock(), FIRST_BACKOFF_S
+                    received_at_s, backoff_s = clock(), FIRST_BACKOFF_S
                     if any(map(display.receive, messages)):
                         display.close()
                         return
         except Unreachable as exc:
-            trouble = exc
-        if heard_at_s is None or clock() - heard_at_s > GIVE_UP_S:
-            raise trouble or Unreachable(f"{api.url} ends the stream without its end")
-        display.note(f"{trouble.message if trouble else 'the stream ended early'}; attaching again")
+            error = exc
+        if received_at_s is None or clock() - received_at_s > GIVE_UP_S:
+            raise error or Unreachable(f"{api.url} closes the stream before the run has ended")
+        display.note(f"{error.message if error else 'the stream ended too early'}; reconnecting")
         await asyncio.sleep(backoff_s)
         backoff_s = min(backoff_s * 2, MAX_BACKOFF_S)

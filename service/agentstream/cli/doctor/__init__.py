@@ -1,1 +1,1 @@
-"""The checks that ``agentstream doctor`` makes. How they are printed belongs to its command."""
+"""The checks of ``agentstream doctor``. Code that prints their results belongs in the command."""

@@ -1,4 +1,4 @@
-"""Whether a stream comes through a URL as it is written, or is held back on the way."""
+"""The check whether a proxy between client and front end buffers streams."""
 
 import asyncio
 import contextlib
@@ -17,25 +17,25 @@ from agentstream.store.connection.endpoint import Endpoint
 
 PIECE_COUNT: Final = 20
 PIECE_INTERVAL_S: Final = 0.1
-# Pieces that are handed on as they come take equally long, give or take; held back, the last one overtakes the first.
+# Without buffering, all delays are about equal. With buffering, early pieces wait for later ones, so delays differ.
 BUFFERING_THRESHOLD_S: Final = 0.3
-FIRST_BYTE_TIMEOUT_S: Final = 2.0  # the role chunk comes at once, unless it is held back, too
-LAST_BYTE_TIMEOUT_S: Final = 10.0  # after the end
+FIRST_BYTE_TIMEOUT_S: Final = 2.0  # the role chunk arrives at once unless it is buffered too
+LAST_BYTE_TIMEOUT_S: Final = 10.0  # counted from the end of the run
 
 _NAME: Final = "stream"
 _NGINX: Final = (
-    "in nginx's location for the front ends: proxy_buffering off; gzip off; proxy_http_version 1.1;",
-    "and no proxy_ignore_headers X-Accel-Buffering there; then: nginx -s reload (deploy/nginx.conf does all this)",
+    "nginx, in the location of the front ends: proxy_buffering off; gzip off; proxy_http_version 1.1;",
+    "remove proxy_ignore_headers X-Accel-Buffering there; then run: nginx -s reload (see deploy/nginx.conf)",
 )
 _OTHERS: Final = (
-    "Caddy: reverse_proxy { flush_interval -1 }, and no encode (deploy/Caddyfile)",
-    "HAProxy: no `compression` in front of it (deploy/haproxy.cfg)",
-    "a cloud's proxy: switch response buffering and compression off for text/event-stream",
+    "Caddy: set reverse_proxy { flush_interval -1 } and remove encode (see deploy/Caddyfile)",
+    "HAProxy: remove `compression` (see deploy/haproxy.cfg)",
+    "cloud proxies: turn off response buffering and compression for text/event-stream",
 )
 
 
 async def check_buffering(redis_url: str, url: str, api_key: str | None) -> CheckResult:
-    """Write a run of PIECE_COUNT pieces to Redis, read it back through ``url``, and judge how it came.
+    """Write a run of PIECE_COUNT pieces to Redis, read its stream through ``url`` and judge the delays.
 
     Raises BrokerUnavailable.
     """
@@ -45,20 +45,22 @@ async def check_buffering(redis_url: str, url: str, api_key: str | None) -> Chec
             delays_s = await _measure_delays_s(run, api)
             server = api.server_header
     except BusError as exc:
-        why = "it was not found out whether the stream is held back"
-        fix = ("run doctor with a user that may write runs, such as the operator of deploy/redis-users.acl",)
+        why = "the stream could not be tested"
+        fix = ("run doctor with a Redis user that may write runs, such as `operator` of deploy/redis-users.acl",)
         return CheckResult(_NAME, "unknown", str(exc), why, fix)
     except TimeoutError:
-        why = "clients see nothing, or never see the end"
-        fix = ("look for what stands between: a proxy or gateway that waits for more, or cut the connection",)
-        return CheckResult(_NAME, "fault", f"it did not end within {LAST_BYTE_TIMEOUT_S:g} s of its end", why, fix)
+        why = "clients receive nothing, or do not receive the end of a stream"
+        fix = ("check each proxy or gateway in front of the front ends: one buffers the stream or drops its end",)
+        return CheckResult(
+            _NAME, "fault", f"the end of the run did not arrive within {LAST_BYTE_TIMEOUT_S:g} s", why, fix
+        )
     except Failed as exc:
         return _result_from_error(exc, url)
     return _result_from_delays(delays_s, server)
 
 
 async def _measure_delays_s(run: ProbeRun, api: ApiClient) -> list[float]:
-    """Return how long each piece was on its way, in s."""
+    """Return the delay of each piece, from its write to its arrival, in s."""
     now = asyncio.get_running_loop().time
     begun = asyncio.Event()
     written_s: list[float] = []
@@ -92,7 +94,7 @@ async def _measure_delays_s(run: ProbeRun, api: ApiClient) -> list[float]:
         async with asyncio.timeout(LAST_BYTE_TIMEOUT_S):
             await reading
     if len(arrived_s) != PIECE_COUNT:
-        message = f"{len(arrived_s)} of {PIECE_COUNT} pieces came"
+        message = f"{len(arrived_s)} of {PIECE_COUNT} pieces arrived"
         raise Failed(message)
     return [arrived - written for arrived, written in zip(arrived_s, written_s, strict=True)]
 
@@ -101,38 +103,38 @@ async def _cancel(task: asyncio.Task[object]) -> None:
     task.cancel()
     await asyncio.wait({task})
     if not task.cancelled():
-        task.exception()  # raised already, or of no interest any more
+        task.exception()  # marks the exception as retrieved; it was raised already, or no longer matters
 
 
 def _result_from_delays(delays_s: list[float], server: str) -> CheckResult:
     ordered = sorted(delays_s)
     median_s, least_s = ordered[len(ordered) // 2], ordered[0]
-    what = f"a piece takes {median_s * 1000:.0f} ms to come through, the fastest {least_s * 1000:.0f} ms"
+    what = f"a piece arrives after {median_s * 1000:.0f} ms (median), the fastest after {least_s * 1000:.0f} ms"
     if median_s - least_s <= BUFFERING_THRESHOLD_S:
         return CheckResult(_NAME, "ok", what)
     return CheckResult(
         _NAME,
         "fault",
-        f"it is held back: {what}" + (f" (the answer is from {server})" if server else ""),
-        "clients see nothing for seconds and then much at once; a silent tool call looks like a dead connection",
+        f"the stream is buffered: {what}" + (f"; server: {server}" if server else ""),
+        "clients receive nothing for seconds and then a lot at once; during a long tool call they may time out",
         _NGINX if server.lower().startswith("nginx") else (*_NGINX, *_OTHERS),
     )
 
 
 def _result_from_error(exc: Failed, url: str) -> CheckResult:
-    """Say what it means that the run could not be read."""
-    why = "the stream could not be looked at"
+    """Explain why the run could not be read through ``url``."""
+    why = "the stream could not be tested"
     if isinstance(exc, Refused) and exc.message.startswith("404"):
-        what = f"{url} does not know a run that was just written to this Redis"
+        what = f"{url} does not know a run that doctor has just written to Redis"
         fix: tuple[str, ...] = (
-            "give front ends and doctor the same REDIS_URL, its database number included",
-            "give doctor one of the front ends' AGENTSTREAM_API_KEYS as --api-key, or none if they have none",
+            "run the front ends and doctor with the same REDIS_URL, including the database number",
+            "run doctor with --api-key and one of the front ends' AGENTSTREAM_API_KEYS, or without if they have none",
         )
         return CheckResult(_NAME, "fault", what, why, fix)
     if isinstance(exc, Refused):
-        fix = ("give doctor one of the front ends' AGENTSTREAM_API_KEYS as --api-key",)
-        return CheckResult(_NAME, "fault", f"{url} refuses: {exc.message}", why, fix)
+        fix = ("run doctor with --api-key and one of the front ends' AGENTSTREAM_API_KEYS",)
+        return CheckResult(_NAME, "fault", f"{url} refuses the request: {exc.message}", why, fix)
     if isinstance(exc, Unreachable):
-        fix = ("see that a front end runs behind this URL, and that /health/ready there says ok",)
+        fix = ("check that a front end runs behind this URL and that its /health/ready answers 200",)
         return CheckResult(_NAME, "fault", exc.message, "clients cannot reach the service either", fix)
-    return CheckResult(_NAME, "fault", exc.message, why, ("see the front end's log",))
+    return CheckResult(_NAME, "fault", exc.message, why, ("look at the log lines of the front end",))

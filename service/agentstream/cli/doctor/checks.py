@@ -1,4 +1,4 @@
-"""What ``agentstream doctor`` makes of the facts: what is wrong, why it matters, and the exact change."""
+"""The rules of ``agentstream doctor``: each function judges one fact of the deployment."""
 
 import re
 from collections.abc import Sequence
@@ -9,15 +9,15 @@ from agentstream.store.admin.server_state import ClockOffset, QueueSummary
 
 Level = Literal["ok", "warning", "fault", "unknown"]
 
-MIN_VERSION: Final = (6, 2)  # XAUTOCLAIM
-PREFERRED_VERSION: Final = (7, 0)  # XINFO STREAM tells how many jobs were removed, which is what Retry-After is made of
-MEMORY_FAULT_RATIO: Final = 0.8  # of maxmemory: a burst of runs is a few per cent
-MAXMEMORY_RATIO: Final = 0.7  # left to Redis; copy-on-write while it rewrites its file takes the rest
-# Redis' own defaults (1.3 s at 100,000 tokens/s); below them front ends are cut by ordinary bursts.
+MIN_VERSION: Final = (6, 2)  # the first with XAUTOCLAIM
+PREFERRED_VERSION: Final = (7, 0)  # XINFO STREAM reports removed jobs, from which Retry-After is computed
+MEMORY_FAULT_RATIO: Final = 0.8  # of maxmemory; a burst of runs needs a few per cent
+MAXMEMORY_RATIO: Final = 0.7  # of the machine's memory; the rest is for copy-on-write during an AOF rewrite
+# The defaults of Redis, enough for 1.3 s at 100,000 tokens/s. With less, Redis disconnects front ends in normal bursts.
 MIN_BUFFER_BYTES: Final = 32 << 20
 MIN_SOFT_BUFFER_BYTES: Final = 8 << 20
-SLOW_PING_S: Final = 0.005  # a run waits for about six of them before its first event
-STALL_S: Final = 1.0  # workers take a broker that was silent for so long for one that was away (store.queue.STALL_S)
+SLOW_PING_S: Final = 0.005  # a run waits for about six round trips before its first event
+STALL_S: Final = 1.0  # after so long without a reply, workers treat the broker as lost (store.queue.STALL_S)
 SKEW_WARNING_S: Final = 1.0
 SKEW_FAULT_S: Final = 5.0  # "within a few seconds": PROTOCOL.md, 4.5
 QUEUE_WARNING_RATIO: Final = 0.8
@@ -25,7 +25,7 @@ QUEUE_WARNING_RATIO: Final = 0.8
 
 @dataclass(frozen=True, slots=True)
 class CheckResult:
-    """One check's outcome. ``fix`` holds lines to be typed or followed."""
+    """The result of one check. Each line of ``fix`` is a command or an instruction."""
 
     name: str
     level: Level
@@ -35,57 +35,62 @@ class CheckResult:
 
 
 def version(info: dict[str, Any]) -> CheckResult:
-    """Judge what server this is."""
+    """Judge the version of the server."""
     name, text = "version", str(info.get("redis_version", "0"))
     numbers = tuple(map(int, re.findall(r"\d+", text)[:2]))
     what = f"Valkey {info['valkey_version']}" if "valkey_version" in info else f"Redis {text}"
-    fix = ("install Redis 7 or newer, or Valkey; replicate to it, then fail over (REPLICAOF, FAILOVER)",)
+    fix = ("install Redis 7 or newer, or Valkey; replicate the data to it, then fail over (REPLICAOF, FAILOVER)",)
     if numbers < MIN_VERSION:
         return CheckResult(
-            name, "fault", what, "jobs of lost workers cannot be taken over: XAUTOCLAIM came with 6.2", fix
+            name, "fault", what, "jobs of lost workers cannot be reclaimed without XAUTOCLAIM (Redis 6.2)", fix
         )
     if numbers < PREFERRED_VERSION:
-        why = "a full queue cannot tell callers when to try again: Retry-After is a guess"
+        why = "when a queue is full, Retry-After is only a guess"
         return CheckResult(name, "warning", what, why, fix)
     return CheckResult(name, "ok", what)
 
 
 def role(info: dict[str, Any]) -> CheckResult:
-    """Judge whether this server takes writes for all keys."""
+    """Judge whether this server accepts writes for all keys."""
     name = "role"
     if info.get("cluster_enabled"):
-        why = "names of one script may lie on several nodes; Redis Cluster is not supported"
-        return CheckResult(name, "fault", "this is a node of a cluster", why, ("set REDIS_URL to a server of its own",))
+        why = "Redis Cluster is not supported: the keys of one script may be on several nodes"
+        return CheckResult(
+            name, "fault", "this is a cluster node", why, ("set REDIS_URL to a server that is not in a cluster",)
+        )
     if info.get("role") != "master":
         primary = f"{info.get('master_host')}:{info.get('master_port')}"
-        fix = (f"set REDIS_URL to its primary, {primary}",)
-        return CheckResult(name, "fault", "this is a replica", "it refuses writes, so no run can be queued", fix)
+        fix = (f"set REDIS_URL to the primary, {primary}",)
+        return CheckResult(name, "fault", "this is a replica", "a replica refuses writes, so no run can be queued", fix)
     return CheckResult(name, "ok", "a primary")
 
 
 def persistence(info: dict[str, Any]) -> CheckResult:
-    """Judge what a restart of the server would leave."""
+    """Judge whether the data survives a restart of the server."""
     name = "append-only file"
     if not info.get("aof_enabled"):
         return CheckResult(
             name,
             "fault",
-            "there is none",
-            "a restart of Redis loses what it holds: queued jobs, ended runs, idempotency keys, limits",
+            "disabled",
+            "a restart of Redis loses all data: queued jobs, ended runs, idempotency keys, limits",
             ("CONFIG SET appendonly yes", "in redis.conf: appendonly yes, appendfsync everysec"),
         )
     if info.get("aof_last_write_status", "ok") != "ok":
         why = "Redis refuses every write until it can write to its disk again"
-        return CheckResult(name, "fault", "it cannot be written", why, ("free space on the disk of Redis' `dir`",))
+        return CheckResult(name, "fault", "the last write failed", why, ("free space on the disk of the Redis `dir`",))
     if info.get("rdb_last_bgsave_status", "ok") != "ok":
         why = "with stop-writes-on-bgsave-error Redis refuses every write"
-        fix = ("free space on the disk of Redis' `dir`, then BGSAVE", 'or, as the file is enough: CONFIG SET save ""')
-        return CheckResult(name, "fault", "written, but the last snapshot failed", why, fix)
-    return CheckResult(name, "ok", "written")
+        fix = (
+            "free space on the disk of the Redis `dir`, then run BGSAVE",
+            'or turn snapshots off, because the append-only file is enough: CONFIG SET save ""',
+        )
+        return CheckResult(name, "fault", "enabled, but the last snapshot failed", why, fix)
+    return CheckResult(name, "ok", "enabled")
 
 
 def eviction(info: dict[str, Any]) -> CheckResult:
-    """Judge what the server does when its memory is full."""
+    """Judge the behaviour of the server when its memory is full."""
     name, policy = "eviction", str(info.get("maxmemory_policy"))
     if policy == "noeviction":
         return CheckResult(name, "ok", "noeviction")
@@ -93,24 +98,24 @@ def eviction(info: dict[str, Any]) -> CheckResult:
         name,
         "fault",
         f"maxmemory-policy is {policy}",
-        "when memory is full, Redis throws away logs of open runs (their streams end as stream_lost), and with "
-        "allkeys-* whole queues; without eviction new runs are refused instead, and nothing is lost",
+        "when memory is full, Redis deletes replay logs of open runs (their streams end with stream_lost), and with "
+        "allkeys-* whole queues; without eviction, Redis refuses new runs instead, and nothing is lost",
         ("CONFIG SET maxmemory-policy noeviction", "in redis.conf: maxmemory-policy noeviction"),
     )
 
 
 def memory(info: dict[str, Any]) -> CheckResult:
-    """Judge how much room is left."""
+    """Judge how much memory is free."""
     name = "memory"
     used, limit = int(info.get("used_memory", 0)), int(info.get("maxmemory", 0))
     if not limit:
         machine = int(info.get("total_system_memory", 0))
-        size = f"{int(machine * MAXMEMORY_RATIO) >> 20}mb" if machine else "<as much as it may have>"
+        size = f"{int(machine * MAXMEMORY_RATIO) >> 20}mb" if machine else "<size>"
         return CheckResult(
             name,
             "warning",
-            f"{_mebibytes(used)} used, without a limit",
-            "when the machine's memory is full, the kernel kills Redis instead of Redis refusing new runs",
+            f"{_mebibytes(used)} used, no limit is set",
+            "when the machine runs out of memory, the kernel kills Redis; with a limit, Redis refuses new runs instead",
             (f"CONFIG SET maxmemory {size}", f"in redis.conf: maxmemory {size}"),
         )
     what = f"{_mebibytes(used)} of {_mebibytes(limit)} used ({used / limit:.0%})"
@@ -120,28 +125,28 @@ def memory(info: dict[str, Any]) -> CheckResult:
             name,
             "fault",
             what,
-            "when it is full, events cannot be stored: open streams stall, new runs are refused",
+            "when memory is full, Redis cannot store events: open streams stall and new runs are refused",
             (
-                f"CONFIG SET maxmemory {size} (and in redis.conf), if the machine has it",
-                "or keep less: lower AGENTSTREAM_RUN_TTL_S or AGENTSTREAM_LOG_MAX_BYTES on the workers",
+                f"CONFIG SET maxmemory {size} (and in redis.conf), if the machine has enough memory",
+                "or store less: lower AGENTSTREAM_RUN_TTL_S or AGENTSTREAM_LOG_MAX_BYTES on the workers",
             ),
         )
     return CheckResult(name, "ok", what)
 
 
 def output_buffer(limits: str) -> CheckResult:
-    """Judge the value of client-output-buffer-limit: how far a front end may fall behind before it is cut."""
+    """Judge client-output-buffer-limit: how far a front end may fall behind before Redis disconnects it."""
     name = "output buffer"
     found = re.search(r"pubsub (\d+) (\d+) (\d+)", limits)
     if found is None:
-        return CheckResult(name, "unknown", f"client-output-buffer-limit reads {limits!r}")
+        return CheckResult(name, "unknown", f"client-output-buffer-limit is {limits!r}: no pubsub limit in it")
     hard, soft, seconds = map(int, found.groups())
     what = f"pubsub {_mebibytes(hard)}, {_mebibytes(soft)} for {seconds} s"
     if not hard:
-        why = "the events for a front end that hangs fill Redis' memory without bound"
+        why = "if a front end hangs, its unsent events fill the memory of Redis without limit"
         level: Level = "warning"
     elif hard < MIN_BUFFER_BYTES or 0 < soft < MIN_SOFT_BUFFER_BYTES:
-        why = "a burst of events cuts a front end's connection, and all its streams must read on from their logs"
+        why = "in a burst of events Redis disconnects a front end, and all its streams must read their replay logs"
         level = "fault"
     else:
         return CheckResult(name, "ok", what)
@@ -153,40 +158,40 @@ def output_buffer(limits: str) -> CheckResult:
 
 
 def latency(times_s: Sequence[float]) -> CheckResult:
-    """Judge sorted round-trip times."""
+    """Judge the round-trip times, which are sorted."""
     name, median_s, longest_s = "latency", times_s[len(times_s) // 2], times_s[-1]
-    what = f"a PING takes {median_s * 1000:.1f} ms, at most {longest_s * 1000:.1f} ms, from here"
+    what = f"a PING from this machine takes {median_s * 1000:.1f} ms (median), at most {longest_s * 1000:.1f} ms"
     if longest_s > STALL_S:
-        why = "workers take a silence of 1 s for a broker that is away, and take nothing over meanwhile"
-        fix = ("see SLOWLOG GET and LATENCY DOCTOR; a slow command, swapping or a slow disk holds Redis up",)
+        why = "after 1 s without a reply, workers treat Redis as lost and reclaim no jobs"
+        fix = ("run SLOWLOG GET and LATENCY DOCTOR; a slow command, swapping or a slow disk blocks Redis",)
         return CheckResult(name, "fault", what, why, fix)
     if median_s > SLOW_PING_S:
         why = "a run waits for about six round trips before its first event"
-        fix = ("run front ends and workers in the same network zone as Redis (and doctor there, to measure theirs)",)
+        fix = ("run front ends, workers and doctor in the same network zone as Redis",)
         return CheckResult(name, "warning", what, why, fix)
     return CheckResult(name, "ok", what)
 
 
 def clock(difference: ClockOffset) -> CheckResult:
-    """Judge how far the broker's clock and ours are apart."""
+    """Judge the difference between the clock of Redis and the clock of this machine."""
     name, offset_s = "clock", difference.offset_s
     apart_s = max(0.0, abs(offset_s) - difference.uncertainty_s)
-    what = f"Redis is {abs(offset_s):.1f} s {'ahead of' if offset_s > 0 else 'behind'} this machine"
+    what = f"the clock of Redis is {abs(offset_s):.1f} s {'ahead of' if offset_s > 0 else 'behind'} this machine"
     if apart_s < SKEW_WARNING_S:
-        return CheckResult(name, "ok", f"within {SKEW_WARNING_S:g} s of Redis")
-    why = "front ends say by their clock until when a job must have started, workers judge by theirs"
-    fix = ("let the time be set from the network, here and there: timedatectl set-ntp true",)
+        return CheckResult(name, "ok", f"within {SKEW_WARNING_S:g} s of the clock of Redis")
+    why = "front ends set the latest start time of a job with their clock, and workers check it with their own clock"
+    fix = ("enable network time on both machines: timedatectl set-ntp true",)
     return CheckResult(name, "fault" if apart_s > SKEW_FAULT_S else "warning", what, why, fix)
 
 
 def workers(queue: str, summary: QueueSummary) -> CheckResult:
-    """Judge who would do a queue's work."""
+    """Judge whether a queue has live workers."""
     name = f"workers of {queue}"
     if summary.workers:
         return CheckResult(name, "ok", f"{summary.workers} alive")
-    why = "its requests wait, and fail after AGENTSTREAM_QUEUE_TIMEOUT_S (60 s)"
-    fix = (f"REDIS_URL=… agentstream worker --queues {queue}, with the agents' settings",)
-    return CheckResult(name, "fault", "none is alive", why, fix)
+    why = "requests for this queue wait, and fail after AGENTSTREAM_QUEUE_TIMEOUT_S (default 60 s)"
+    fix = (f"start a worker with the settings of its agents: REDIS_URL=… agentstream worker --queues {queue}",)
+    return CheckResult(name, "fault", "no worker is alive", why, fix)
 
 
 def depth(queue: str, summary: QueueSummary, max_queued: int) -> CheckResult:
@@ -196,8 +201,8 @@ def depth(queue: str, summary: QueueSummary, max_queued: int) -> CheckResult:
     if outstanding < QUEUE_WARNING_RATIO * max_queued:
         return CheckResult(name, "ok", what)
     full = outstanding >= max_queued
-    why = "new requests are refused with 429" if full else "when it is full, new requests are refused with 429"
-    fix = ("start more workers; or raise AGENTSTREAM_MAX_QUEUED on the front ends, if callers may wait longer",)
+    why = "new requests are refused with 429" if full else "when the queue is full, new requests are refused with 429"
+    fix = ("start more workers, or raise AGENTSTREAM_MAX_QUEUED on the front ends if clients can wait longer",)
     return CheckResult(name, "fault" if full else "warning", what, why, fix)
 
 

@@ -1,1 +1,1 @@
-"""Writing to a terminal and reading its signals. Nothing here asks a front end or Redis."""
+"""Output to a terminal, and ctrl-C. Commands do not belong here, nor does access to Redis."""

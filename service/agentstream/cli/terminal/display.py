@@ -1,4 +1,4 @@
-"""A run's stream on a terminal: the answer on standard output, what the agent does on standard error."""
+"""Shows the stream of a run: the answer on standard output, the agent's events on standard error."""
 
 import json
 import sys
@@ -12,7 +12,7 @@ from agentstream.stream import sse
 MAX_ACTIVITY_CHARACTERS: Final = 200
 DONE: Final = "[DONE]"
 
-# A model's words may hold escape sequences that would govern the terminal. Line feeds and tabs are left.
+# Text of a model may contain escape sequences, which would control the terminal. Line feeds and tabs are harmless.
 _CONTROLS: Final = dict.fromkeys((*range(32), *range(127, 160)), "\N{REPLACEMENT CHARACTER}") | {
     ord("\t"): "\t",
     ord("\n"): "\n",
@@ -21,31 +21,31 @@ _CONTROLS: Final = dict.fromkeys((*range(32), *range(127, 160)), "\N{REPLACEMENT
 
 
 def sanitize(text: str) -> str:
-    """Return text without the characters that terminals obey."""
+    """Return ``text`` with control characters replaced; carriage returns are removed."""
     return text.translate(_CONTROLS)
 
 
 class Display:
-    """Shows one stream, in one piece or several, and remembers what it told."""
+    """Shows one stream and keeps its state, also over several connections."""
 
     def __init__(self) -> None:
-        """Start with nothing shown."""
+        """Start with an empty display."""
         self.run_id = ""
         self.last_event_id = ""
         self._answer: list[str] = []
         self._finished = False
         self._error: str | None = None
-        self._open_line = False  # a terminal's cursor is behind text
+        self._open_line = False  # True while the terminal's cursor is not at the start of a line
         self._in_reasoning = False
-        self._for_a_person = sys.stdout.isatty()
+        self._to_terminal = sys.stdout.isatty()
 
     @property
     def answer(self) -> str:
-        """What was shown as the answer so far."""
+        """The text of the answer so far."""
         return "".join(self._answer)
 
     def receive(self, message: sse.Message) -> bool:
-        """Show a message; returns whether it was the last."""
+        """Show a message of the stream. Returns True for the last message."""
         self.last_event_id = message.last_event_id or self.last_event_id
         if message.data == DONE:
             return True
@@ -70,7 +70,7 @@ class Display:
         return False
 
     def close(self) -> None:
-        """End the answer's line; raises Failed unless the run has ended well."""
+        """End the line of the answer. Raises Failed if the run failed or its final chunk is missing."""
         self._end_reasoning()
         if self._answer or self._finished:
             click.echo()
@@ -78,18 +78,18 @@ class Display:
         if self._error is not None:
             raise Failed(sanitize(self._error))
         if not self._finished:
-            message = "the stream ended without its final chunk"
+            message = "the stream ended without its final chunk: the answer is incomplete"
             raise Failed(message)
 
     def end_line(self) -> None:
-        """Go to a new line, for somebody else to write on."""
+        """End the current line, so that other output starts on a new line."""
         self._end_reasoning()
         if self._open_line:
             click.echo(err=True)
             self._open_line = False
 
     def note(self, text: str) -> None:
-        """Say something beside the answer."""
+        """Print one dimmed line to standard error, beside the answer."""
         self.end_line()
         one_line = " ".join(sanitize(text).split("\n"))
         click.secho(f"  · {one_line[:MAX_ACTIVITY_CHARACTERS]}", dim=True, err=True)
@@ -97,9 +97,9 @@ class Display:
     def _content(self, text: str) -> None:
         self._end_reasoning()
         self._answer.append(text)
-        click.echo(sanitize(text) if self._for_a_person else text, nl=False)
+        click.echo(sanitize(text) if self._to_terminal else text, nl=False)
         sys.stdout.flush()
-        self._open_line = self._for_a_person and not text.endswith("\n")
+        self._open_line = self._to_terminal and not text.endswith("\n")
 
     def _reasoning(self, text: str) -> None:
         if not self._in_reasoning:

@@ -1,4 +1,4 @@
-"""ctrl-C as something a command answers, instead of a traceback."""
+"""Turns ctrl-C into an exception that a command can handle."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 async def until_interrupted(work: Coroutine[Any, Any, T]) -> T:
-    """Return what ``work`` does; ctrl-C or SIGTERM cancels it and raises Interrupted."""
+    """Run ``work`` and return its result. On ctrl-C or SIGTERM, cancel it and raise Interrupted."""
     with stop_signals() as stop:
         working = asyncio.create_task(work, name="work")
         stopping = asyncio.create_task(stop.wait(), name="stop")

@@ -1,4 +1,4 @@
-"""How tables and times are written for people."""
+"""Formats tables and durations for people."""
 
 from collections.abc import Sequence
 from typing import Final
@@ -8,13 +8,13 @@ _HOUR_S: Final = 3600
 
 
 def format_table(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return rows as lines, each column as wide as its widest cell."""
+    """Return one line per row. Each column is as wide as its widest cell."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
 
 
 def format_time(seconds: float) -> str:
-    """Return a time as people read it: 7s, 3m20s, 2h05m."""
+    """Return a duration for people, for example 7s, 3m20s or 2h05m."""
     whole = int(seconds)
     if whole < _MINUTE_S:
         return f"{whole}s"

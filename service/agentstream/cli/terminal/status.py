@@ -1,4 +1,4 @@
-"""What ``agentstream up`` shows at the bottom of a terminal: addresses, workers, runs, tokens a second."""
+"""The live status of ``agentstream up``: address, workers, runs and tokens per second, at the bottom of a terminal."""
 
 import asyncio
 import sys
@@ -15,13 +15,13 @@ from agentstream.processes.children import Children
 from agentstream.telemetry import names as metric_names
 
 REFRESH_S: Final = 1.0
-METRICS_TIMEOUT_S: Final = 3.0  # a front end asks Redis for up to 2 s
+METRICS_TIMEOUT_S: Final = 3.0  # a front end waits up to 2 s for Redis
 HEIGHT: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
 class LiveMetrics:
-    """What a front end's metrics tell; None is unknown. ``tokens`` counts since its start."""
+    """Values from the metrics of a front end. None means unknown. ``tokens`` counts from the start of the front end."""
 
     open_runs: int | None
     queued: int | None
@@ -33,7 +33,7 @@ UNKNOWN: Final = LiveMetrics(None, None, None, None)  # the front end does not a
 
 
 def parse_metrics(exposition: str) -> LiveMetrics:
-    """Read what GET /metrics answers; raises ValueError if it is no such text."""
+    """Read the response of GET /metrics. Raises ValueError if it is not in the Prometheus text format."""
     found: dict[str, list[float]] = {}
     for family in text_string_to_metric_families(exposition):
         for sample in family.samples:
@@ -41,21 +41,21 @@ def parse_metrics(exposition: str) -> LiveMetrics:
     workers, queued = found.get(metric_names.WORKERS_ALIVE, [-1]), found.get(metric_names.QUEUED, [-1])
     return LiveMetrics(
         open_runs=int(sum(found[metric_names.OPEN_RUNS])) if metric_names.OPEN_RUNS in found else None,
-        queued=None if min(queued) < 0 else int(sum(queued)),  # -1: Redis is away
-        workers=None if min(workers) < 0 else int(min(workers)),  # of each queue; one worker serves several
+        queued=None if min(queued) < 0 else int(sum(queued)),  # -1: Redis is unreachable
+        workers=None if min(workers) < 0 else int(min(workers)),  # of the queue with the fewest: they may overlap
         tokens=sum(found[metric_names.TOKENS]) if metric_names.TOKENS in found else None,
     )
 
 
 class Rate:
-    """How fast a counter grows; one that begins anew has grown by nothing."""
+    """The growth of a counter per second. A counter that was reset counts as not grown."""
 
     def __init__(self) -> None:
         """Start without a sample."""
         self._last: tuple[float, float] | None = None
 
     def update(self, count: float | None, now_s: float) -> float | None:
-        """Take a sample and return the growth per second since the one before; None if that is unknown."""
+        """Add a sample and return the growth per second since the previous one; None if either is unknown."""
         last, self._last = self._last, None if count is None else (count, now_s)
         if last is None or count is None or now_s <= last[1]:
             return None
@@ -63,7 +63,7 @@ class Rate:
 
 
 async def live_status(url: str, children: Children) -> None:
-    """Keep the status of a deployment on the terminal until cancelled, or the terminal is gone."""
+    """Show the status of a deployment on the terminal, until cancelled or until the terminal closes."""
     clock = asyncio.get_running_loop().time
     began_s, rate = clock(), Rate()
     timeout = aiohttp.ClientTimeout(total=METRICS_TIMEOUT_S)
@@ -85,7 +85,7 @@ async def live_status(url: str, children: Children) -> None:
                     )
                     await asyncio.sleep(REFRESH_S)
     except OSError:
-        return  # what it is said to is gone; the service is not
+        return  # the terminal has closed; the service continues
 
 
 async def _fetch_metrics(session: aiohttp.ClientSession, url: str) -> LiveMetrics:
@@ -96,7 +96,7 @@ async def _fetch_metrics(session: aiohttp.ClientSession, url: str) -> LiveMetric
         return UNKNOWN
 
 
-def status_lines(  # noqa: PLR0913 -- all that is shown
+def status_lines(  # noqa: PLR0913 -- one argument per shown value
     url: str,
     pids: Sequence[tuple[str, int | None]],
     metrics: LiveMetrics,
@@ -108,7 +108,9 @@ def status_lines(  # noqa: PLR0913 -- all that is shown
     """Return the HEIGHT lines of the status."""
     front_ends = [pid for name, pid in pids if name.startswith("frontend")]
     workers = [pid for name, pid in pids if name.startswith("worker")]
-    first = f" {url}   up {format_time(age_s)}   front end {_pid_list(front_ends)}   restarts {restarts}   ctrl-C ends"
+    first = (
+        f" {url}   up {format_time(age_s)}   front end {_pid_list(front_ends)}   restarts {restarts}   ctrl-C to stop"
+    )
     second = f" workers {_format_count(metrics.workers)}/{len(workers)} ({_pid_list(workers)})"
     if metrics is UNKNOWN:
         return [first, f"{second}   the front end does not answer"]
