@@ -1,6 +1,6 @@
-"""A real Chromium, driven over its DevTools protocol.
+"""Drives a real Chromium through its DevTools protocol.
 
-https://chromedevtools.github.io/devtools-protocol/ is the reference of every method used here.
+Reference of the methods: https://chromedevtools.github.io/devtools-protocol/
 """
 
 import asyncio
@@ -22,7 +22,7 @@ from tests.processes import Process
 NAMES: Final = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 FLAGS: Final = (
     "--headless",
-    "--no-sandbox",  # it may not be had as root, and all that is opened are pages of our own
+    "--no-sandbox",  # root cannot use the sandbox; the tests open only our own pages
     "--disable-gpu",
     "--disable-quic",
     "--disable-dev-shm-usage",
@@ -36,12 +36,12 @@ KEY_CODES: Final = {"Enter": 13, "Escape": 27, "Tab": 9}
 
 
 def find_chromium() -> str | None:
-    """Return the path of an installed Chromium or Chrome, None if there is none."""
+    """Return the path of an installed Chromium or Chrome, or None."""
     return next((path for name in NAMES if (path := shutil.which(name))), None)
 
 
 class BrowserError(Exception):
-    """A method failed, or a script threw."""
+    """A DevTools method failed, or a script threw."""
 
 
 class Chromium:
@@ -57,7 +57,7 @@ class Chromium:
     @classmethod
     @contextlib.asynccontextmanager
     async def started(cls, executable: str, profile: Path) -> AsyncIterator[Self]:
-        """Run a browser with a new profile in that folder."""
+        """Run a browser with a new profile in the folder ``profile``."""
         process = Process(
             await asyncio.create_subprocess_exec(
                 executable,
@@ -84,7 +84,7 @@ class Chromium:
         await asyncio.gather(self._reading, return_exceptions=True)
 
     async def tab(self, url: str = "about:blank") -> "Tab":
-        """Open a tab, which shares cookies and storage of its origin with the others, but no session storage."""
+        """Open a tab. Tabs of one origin share cookies and local storage, but not session storage."""
         target = (await self.call("Target.createTarget", url="about:blank"))["targetId"]
         session = (await self.call("Target.attachToTarget", targetId=target, flatten=True))["sessionId"]
         tab = self._tabs[session] = Tab(self, session)
@@ -94,7 +94,7 @@ class Chromium:
         return tab
 
     async def call(self, method: str, session: str | None = None, **parameters: Any) -> dict[str, Any]:
-        """Call a method and return its result; raises BrowserError if it fails."""
+        """Call a DevTools method and return its result. Raises BrowserError if it fails."""
         number = next(self._numbers)
         reply: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
         self._waiting[number] = reply
@@ -122,7 +122,7 @@ class Chromium:
 
 
 class Tab:
-    """One tab; ``complaints`` are the errors, refusals and dialogs that its pages gave rise to."""
+    """One tab. ``complaints`` collects errors, policy violations and dialogs of its pages."""
 
     def __init__(self, browser: Chromium, session: str) -> None:
         self._browser = browser
@@ -133,20 +133,20 @@ class Tab:
     async def call(self, method: str, **parameters: Any) -> dict[str, Any]:
         return await self._browser.call(method, self._session, **parameters)
 
-    def on_browser_event(self, method: str, told: dict[str, Any]) -> None:
-        """Take note of what the browser tells by itself."""
+    def on_browser_event(self, method: str, params: dict[str, Any]) -> None:
+        """Handle an event from the browser."""
         if method == "Page.loadEventFired":
             self._loaded.set()
         elif method == "Runtime.exceptionThrown":
-            self.complaints.append(json.dumps(told["exceptionDetails"]))
+            self.complaints.append(json.dumps(params["exceptionDetails"]))
         elif method == "Page.javascriptDialogOpening":
-            self.complaints.append(f"dialog: {told['message']}")
-        elif method == "Log.entryAdded" and told["entry"]["level"] == "error":
-            entry = told["entry"]
+            self.complaints.append(f"dialog: {params['message']}")
+        elif method == "Log.entryAdded" and params["entry"]["level"] == "error":
+            entry = params["entry"]
             self.complaints.append(f"{entry['text']} {entry.get('url', '')}")
 
     async def open(self, url: str) -> None:
-        """Go to a page and wait until it has loaded; another fragment of the same page is no load."""
+        """Open a URL and wait until the page has loaded. A URL that differs only in its fragment does not load."""
         self._loaded.clear()
         await self.call("Page.navigate", url=url)
         await self._load()
@@ -161,14 +161,14 @@ class Tab:
             await self._loaded.wait()
 
     async def evaluate(self, script: str) -> Any:
-        """Return what an expression comes to (JSON); a promise is awaited; raises BrowserError if it throws."""
+        """Return the value of an expression as JSON. Awaits a promise. Raises BrowserError if the expression throws."""
         answer = await self.call("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
         if "exceptionDetails" in answer:
             raise BrowserError(json.dumps(answer["exceptionDetails"]))
         return answer["result"].get("value")
 
     async def until(self, condition: str, timeout_s: float = TIMEOUT_S) -> None:
-        """Wait until an expression about the page is true; fails with the page's text."""
+        """Wait until an expression about the page is true. Fails with the text of the page."""
         held = await self.evaluate(
             f"""new Promise((resolve) => {{
                 const look = () => {{ if ({condition}) end(true); }};
@@ -180,11 +180,11 @@ class Tab:
             }})"""
         )
         if not held:
-            message = f"never was: {condition}\nthe page:\n{await self.evaluate('document.body.innerText')}"
+            message = f"never true: {condition}\nthe page:\n{await self.evaluate('document.body.innerText')}"
             raise AssertionError(message)
 
     async def text(self, selector: str) -> str:
-        """Return the text of the last element that matches."""
+        """Return the text of the last matching element."""
         return str(await self.evaluate(f"[...document.querySelectorAll({json.dumps(selector)})].at(-1).textContent"))
 
     async def texts(self, selector: str) -> list[str]:
@@ -194,16 +194,16 @@ class Tab:
         return [re.sub(r"\s+", " ", text).strip() for text in found]
 
     async def click(self, selector: str) -> None:
-        """Click the last element that matches."""
+        """Click the last matching element."""
         await self.evaluate(f"[...document.querySelectorAll({json.dumps(selector)})].at(-1).click()")
 
     async def type(self, selector: str, text: str) -> None:
-        """Put a text into a field, as typing does."""
+        """Insert a text into a field, as typing does."""
         await self.evaluate(f"document.querySelector({json.dumps(selector)}).focus()")
         await self.call("Input.insertText", text=text)
 
     async def press(self, key: str) -> None:
-        """Press a key, whatever has the focus."""
+        """Press a key in the focused element."""
         for kind in ("keyDown", "keyUp"):
             text = {"text": "\r"} if key == "Enter" and kind == "keyDown" else {}
             await self.call(
@@ -211,11 +211,11 @@ class Tab:
             )
 
     async def show(self) -> None:
-        """Bring it in front of the other tabs: browsers draw no tab that is hidden."""
+        """Bring the tab to the front. Browsers do not draw hidden tabs."""
         await self.call("Page.bringToFront")
 
     async def set_viewport(self, *, width: int = 1000, height: int = 760, dark: bool = False) -> None:
-        """Make the page as large, in CSS pixels, and as bright."""
+        """Set the size of the page, in CSS pixels, and its colour scheme."""
         await self.call(
             "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 500
         )
@@ -223,6 +223,6 @@ class Tab:
         await self.call("Emulation.setEmulatedMedia", features=[scheme])
 
     async def screenshot(self) -> bytes:
-        """Return what is seen, as PNG."""
+        """Return a screenshot as PNG."""
         await self.evaluate("new Promise((drawn) => requestAnimationFrame(() => requestAnimationFrame(drawn)))")
         return base64.b64decode((await self.call("Page.captureScreenshot", format="png"))["data"])

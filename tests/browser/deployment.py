@@ -1,4 +1,4 @@
-"""The page, real processes behind it, and how a person uses it."""
+"""The deployment of the page tests, and helpers that use the page like a person."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ QUICK_LEASE_S = "1"
 
 
 class PageDeployment:
-    """The page, served by real processes with the agents of page_agents.py."""
+    """The page with real front ends and workers. The workers run the agents of page_agents.py."""
 
     def __init__(self, browser: Chromium, processes: Processes, gates: Path) -> None:
         self._gates = gates
@@ -28,7 +28,7 @@ class PageDeployment:
         )
 
     async def page(self, **settings: str) -> Tab:
-        """Start a front end and open its page."""
+        """Start a front end and open its page in a tab."""
         return await self.browser.tab(await self.frontend(**settings))
 
     def open_gate(self, name: str) -> None:
@@ -39,17 +39,17 @@ class PageDeployment:
 
 
 async def ask(tab: Tab, question: str) -> None:
-    """Type a question and send it as a person at the keyboard does."""
+    """Type a question and send it with Enter."""
     await tab.until("document.querySelector('#model').placeholder !== ''")
     await tab.type("#prompt", question)
     await tab.press("Enter")
 
 
 def stat(name: str) -> str:
-    """Return a script that gives one of the last exchange's numbers."""
+    """Return a script whose value is a number of the last exchange."""
     return f"[...document.querySelectorAll('[data-stat={name}]')].at(-1)?.textContent"
 
 
 def ended(how: str) -> str:
-    """Return the condition that the last exchange ended so."""
+    """Return a condition: the end of the last exchange starts with ``how``."""
     return f"({stat('ended')} ?? '').startsWith('{how}')"

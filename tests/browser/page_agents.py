@@ -1,4 +1,4 @@
-"""Agents for the tests of the page; a worker process imports this module by name."""
+"""Agents for the page tests. A worker process imports this module by name."""
 
 import asyncio
 import os
@@ -11,7 +11,7 @@ ANSWER = (
     "Cows of **Oslo**:\n\n1. *Dagros*\n2. `Litago`\n\n```python\nprint('moo')\n```\n\nSee https://example.org/cows."
 )
 
-# Each is put into every field there is.
+# Hostile text for every field.
 HOSTILE = (
     '<script>window.ran="script"</script><img src=x onerror="window.ran=\'image\'"><svg onload="window.ran=\'svg\'">'
     "<iframe srcdoc=\"<script>parent.ran='frame'</script>\"></iframe><style>*{display:none}</style>"
@@ -23,13 +23,13 @@ HOSTILE = (
 
 
 async def gate(name: str) -> None:
-    """Wait until the test makes a file of that name in the folder GATES."""
-    while not (Path(os.environ["GATES"]) / name).exists():  # noqa: ASYNC110 -- another process's doing
+    """Wait until the test creates a file with this name in the folder GATES."""
+    while not (Path(os.environ["GATES"]) / name).exists():  # noqa: ASYNC110 -- another process creates the file
         await asyncio.sleep(0.01)
 
 
 async def tools(run: Run) -> AgentResult:
-    """Think, call two tools, one of which fails, and answer in Markdown."""
+    """Reason, call two tools (one fails) and answer in Markdown."""
     run.emit("agent_turn_start", {"agent": "herd", "input": run.request.messages[-1].text})
     run.emit("inference_start", {"model": "cow-1", "engine": "test"})
     run.write_reasoning("They want cows. ")
@@ -58,7 +58,7 @@ async def halves(run: Run) -> AgentResult:
 
 
 async def endless(run: Run) -> AgentResult:
-    """Write until it is stopped."""
+    """Write until the run is cancelled."""
     while True:
         run.write("on and ")
         await asyncio.sleep(0.02)
@@ -82,7 +82,7 @@ async def hostile(run: Run) -> AgentResult:
 
 
 async def shown(run: Run) -> AgentResult:
-    """Do what the README's pictures show, at a pace that gives them plausible numbers."""
+    """Play the run of the screenshots, at a speed that gives plausible numbers."""
     if run.request.messages[-1].text.startswith("Count"):
         return await halves(run)
     run.emit("agent_turn_start", {"agent": "herdsman"})
@@ -100,7 +100,7 @@ async def shown(run: Run) -> AgentResult:
     failed = {"tool": "weigh", "success": False, "latency": 0.421, "result": "the scales do not answer"}
     run.emit("tool_call_end", {**failed, "tool_call_id": "b"})
     run.emit("inference_start", {"model": "herd-1", "engine": "demo"})
-    text = "Two cows are in **Oslo**:\n\n1. *Dagros*\n2. *Litago*\n\nHow heavy they are I could not find out: "
+    text = "Two cows are in **Oslo**:\n\n1. *Dagros*\n2. *Litago*\n\nI could not find out how heavy they are: "
     text += "[the scales](https://example.org/scales) do not answer."
     for word in text.split(" "):
         run.write(f"{word} ")
@@ -111,11 +111,11 @@ async def shown(run: Run) -> AgentResult:
 
 
 async def picked(run: Run) -> AgentResult:
-    """Do as the question says."""
+    """Run the agent that the question names; ``echo`` for other questions."""
     agents = {"tools": tools, "halves": halves, "endless": endless, "hostile": hostile}
     return await agents.get(run.request.messages[-1].text, echo)(run)
 
 
 async def echo(run: Run) -> AgentResult:
-    """Say how many messages there were, and the last one's text."""
+    """Answer with the number of messages and the text of the last one."""
     return AgentResult(f"{len(run.request.messages)} {run.request.messages[-1].text}")

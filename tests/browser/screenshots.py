@@ -1,4 +1,4 @@
-"""Takes the README's pictures: ``python -m tests.browser.screenshots FOLDER``."""
+"""Takes the screenshots of the documentation: ``python -m tests.browser.screenshots FOLDER``."""
 
 import asyncio
 import sys
@@ -13,29 +13,28 @@ from tests.processes import Processes
 
 HALF = f"[...document.querySelectorAll('.answer')].at(-1)?.textContent.includes('{WORDS[29].strip()}')"
 
+Pictures = dict[str, bytes]  # file name without suffix -> PNG
 
-Pictures = dict[str, bytes]
 
-
-async def seen(tab: Tab) -> bytes:
-    """Return a picture of what is seen from the page's top."""
+async def screenshot_of_top(tab: Tab) -> bytes:
+    """Return a screenshot of the top of the page."""
     await tab.evaluate("scrollTo(0, 0); document.activeElement.blur()")
     return await tab.screenshot()
 
 
-async def pictures(made: Path) -> Pictures:
-    """Play what the pictures show."""
+async def pictures(folder: Path) -> Pictures:
+    """Start a deployment and take all screenshots. ``folder`` is for temporary files."""
     executable = find_chromium()
     if executable is None:
-        sys.exit("no Chromium is installed; `make browser` installs it on Debian")
+        sys.exit("Chromium is not installed; on Debian, run: make browser")
     broker = EmbeddedBroker(next(choice for choice in usable_servers() if choice.executable))
     await broker.start()
     try:
         async with (
-            Processes(broker.url, made) as processes,
-            Chromium.started(executable, made / "profile") as browser,
+            Processes(broker.url, folder) as processes,
+            Chromium.started(executable, folder / "profile") as browser,
         ):
-            return await _take(PageDeployment(browser, processes, made))
+            return await _take(PageDeployment(browser, processes, folder))
     finally:
         await broker.stop()
 
@@ -49,11 +48,11 @@ async def _take(deployment: PageDeployment) -> Pictures:
     await tab.set_viewport(width=560, height=900)
     await ask(tab, "Which cows are in Oslo?")
     await tab.until(ended("stop"))
-    taken["tool-run"] = await seen(tab)
+    taken["tool-run"] = await screenshot_of_top(tab)
     await tab.set_viewport(width=560, height=900, dark=True)
-    taken["dark"] = await seen(tab)
+    taken["dark"] = await screenshot_of_top(tab)
     await tab.set_viewport(width=390, height=844)
-    taken["phone"] = await seen(tab)
+    taken["phone"] = await screenshot_of_top(tab)
     await tab.set_viewport(width=600, height=720)
     await tab.click("#restart")
     await ask(tab, "Count to 59, slowly")
@@ -62,7 +61,7 @@ async def _take(deployment: PageDeployment) -> Pictures:
     await tab.until(HALF)
     deployment.open_gate("rest")
     await tab.until(ended("stop"))
-    taken["resumed"] = await seen(tab)
+    taken["resumed"] = await screenshot_of_top(tab)
     await tab.click("#restart")
     deployment.close_gate("rest")
     await ask(tab, "Count to 59, slowly")
@@ -70,14 +69,14 @@ async def _take(deployment: PageDeployment) -> Pictures:
     worker.kill()
     await deployment.worker("shown")
     await tab.until(ended("with an error"))
-    taken["killed-worker"] = await seen(tab)
+    taken["killed-worker"] = await screenshot_of_top(tab)
     return taken
 
 
 def main(folder: Path) -> None:
-    """Write the pictures into a folder."""
-    with tempfile.TemporaryDirectory() as made:
-        for name, png in asyncio.run(pictures(Path(made))).items():
+    """Write the screenshots to ``folder``."""
+    with tempfile.TemporaryDirectory() as temporary:
+        for name, png in asyncio.run(pictures(Path(temporary))).items():
             (folder / f"{name}.png").write_bytes(png)
 
 

@@ -1,4 +1,4 @@
-"""The page without eyes and without a mouse: what the browser tells assistive technology, and where Tab goes."""
+"""The page with a screen reader and with the keyboard only."""
 
 import re
 
@@ -10,8 +10,8 @@ WITH_FOCUS = (
 )
 
 
-async def told(tab: Tab) -> list[tuple[str, str]]:
-    """Return role and name of everything in the accessibility tree, in the order it is read."""
+async def accessibility_tree(tab: Tab) -> list[tuple[str, str]]:
+    """Return (role, name) of each node of the accessibility tree, in reading order."""
     nodes = (await tab.call("Accessibility.getFullAXTree"))["nodes"]
     by_id = {node["nodeId"]: node for node in nodes}
     order: list[tuple[str, str]] = []
@@ -25,18 +25,18 @@ async def told(tab: Tab) -> list[tuple[str, str]]:
 
 
 async def spoken(tab: Tab) -> str:
-    """Return what the live regions have said last."""
+    """Return the recent text of the live region of the answer."""
     return " ".join(await tab.texts("#spoken p"))
 
 
-async def test_a_screen_reader_is_told_what_is_seen(deployment: PageDeployment) -> None:
-    """Every control has a name, question and answer have headings, and the answer is said as it arrives."""
+async def test_screen_readers_get_the_visible_content(deployment: PageDeployment) -> None:
+    """Each control has a name, question and answer have headings, and the answer is announced live."""
     await deployment.worker()
     tab = await deployment.page()
     await ask(tab, "tools")
     await tab.until(ended("stop"))
     await tab.until("document.querySelector('#status').textContent === 'The reply has ended.'")
-    tree = await told(tab)
+    tree = await accessibility_tree(tab)
     for role in ("button", "textbox", "combobox", "link", "DisclosureTriangle"):
         names = [name for its_role, name in tree if its_role == role]
         assert names, f"no {role}"
@@ -58,21 +58,21 @@ async def test_a_screen_reader_is_told_what_is_seen(deployment: PageDeployment) 
     assert "cows" in (await spoken(tab)).lower()
 
 
-async def test_a_failure_is_an_alert(deployment: PageDeployment) -> None:
-    """What went wrong is announced at once, in words."""
+async def test_an_error_is_an_alert(deployment: PageDeployment) -> None:
+    """An error is announced at once as an alert with a text."""
     tab = await deployment.page(AGENTSTREAM_API_KEYS="right", AGENTSTREAM_MODELS="cow-1")
     await tab.type("#prompt", "anything")
     await tab.press("Enter")
     await tab.until("document.querySelector('.failure')?.hidden === false || !document.querySelector('#notice').hidden")
-    tree = await told(tab)
+    tree = await accessibility_tree(tab)
     alert = next(at for at, (role, _) in enumerate(tree) if role == "alert")
-    role, said = tree[alert + 1]
+    role, text = tree[alert + 1]
     assert role == "StaticText"
-    assert "key" in said.lower()
+    assert "key" in text.lower()
 
 
-async def test_tab_reaches_every_control_in_the_order_they_stand(deployment: PageDeployment) -> None:
-    """A keyboard alone is enough: message, model, key and Send in turn, then the exchange's own controls."""
+async def test_tab_reaches_every_control_in_order(deployment: PageDeployment) -> None:
+    """The Tab key reaches message, model, key and Send in this order, then the controls of the exchange."""
     await deployment.worker()
     tab = await deployment.page()
     await ask(tab, "echo this")
@@ -92,4 +92,4 @@ async def test_tab_reaches_every_control_in_the_order_they_stand(deployment: Pag
     outlines = "getComputedStyle(document.activeElement).outlineStyle"
     await tab.evaluate("document.querySelector('#model').focus()")
     await tab.press("Tab")
-    assert await tab.evaluate(outlines) != "none", "the focus cannot be seen"
+    assert await tab.evaluate(outlines) != "none", "the focus is not visible"

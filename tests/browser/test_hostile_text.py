@@ -1,4 +1,4 @@
-"""Whatever comes from outside is text: nothing of it runs, loads, or breaks the page."""
+"""External text stays text: it runs no script, loads nothing and does not break the page."""
 
 import json
 
@@ -11,7 +11,7 @@ FOREIGN = "script:not([src$='page/app.js']), iframe, img, svg, object, embed, [o
 
 
 async def test_hostile_text_in_every_field_stays_text(deployment: PageDeployment) -> None:
-    """Scripts, handlers, script links and huge words in every field are shown, never run, at phone width too."""
+    """Scripts, handlers, script links and huge words in any field are shown as text, also at phone width."""
     await deployment.worker("hostile", AGENTSTREAM_MODELS="hostile")
     tab = await deployment.page()
     await tab.set_viewport(width=360, height=740)
@@ -21,7 +21,7 @@ async def test_hostile_text_in_every_field_stays_text(deployment: PageDeployment
     assert await tab.evaluate("window.ran ?? null") is None
     assert await tab.evaluate(f"document.querySelectorAll({json.dumps(FOREIGN)}).length") == 0
     links = await tab.evaluate("[...document.querySelectorAll('.exchange a')].map((a) => a.protocol)")
-    assert set(links) == {"https:", "http:"}  # of the image, and of the run itself
+    assert set(links) == {"https:", "http:"}  # the image links to https, the run link to http
     for place in (".question", ".step .detail", ".step pre", ".thought", ".answer", ".failure"):
         assert "<script>" in await tab.evaluate(f"document.querySelector('{place}').textContent"), place
     assert await tab.evaluate("document.documentElement.scrollWidth") <= 360
@@ -32,7 +32,7 @@ async def test_hostile_text_in_every_field_stays_text(deployment: PageDeployment
 
 
 async def test_hostile_model_names_and_errors_stay_text(deployment: PageDeployment) -> None:
-    """A model's name and a server's refusal are shown as they are."""
+    """Hostile model names and error messages of the server are shown as text."""
     name = "<img src=x onerror=window.ran=1>"
     await deployment.worker("echo")
     tab = await deployment.page(AGENTSTREAM_MODELS=name)
@@ -51,8 +51,8 @@ async def test_hostile_model_names_and_errors_stay_text(deployment: PageDeployme
         assert await page.evaluate(f"document.querySelectorAll({json.dumps(FOREIGN)}).length") == 0
 
 
-async def test_the_browser_refuses_html_that_is_put_together_from_text(deployment: PageDeployment) -> None:
-    """The policy holds in the browser: no HTML from text, no inline script, no connection elsewhere."""
+async def test_the_content_security_policy_holds(deployment: PageDeployment) -> None:
+    """The browser refuses HTML from strings, inline scripts and connections to other servers."""
     await deployment.worker()
     tab = await deployment.page()
     for attempt in (
@@ -101,8 +101,8 @@ MARKDOWN = [
 ]
 
 
-async def test_markdown_becomes_the_elements_it_means(deployment: PageDeployment) -> None:
-    """Each construct of Markdown gives its elements, whole or grown character by character, and HTML gives text."""
+async def test_markdown_is_rendered(deployment: PageDeployment) -> None:
+    """Each Markdown construct gives its elements, at once or character by character, and HTML stays text."""
     tab = await deployment.page()
     for source, expected in MARKDOWN:
         for pieces in (1, len(source)):
@@ -126,8 +126,8 @@ async def test_markdown_becomes_the_elements_it_means(deployment: PageDeployment
 
 
 @pytest.mark.parametrize("unit", ["[", "*a ", "`", "**", "> ", "- ", "|-", "![](", "http://", "_ ", "\\", "~~~\n"])
-async def test_no_text_keeps_the_page_busy_for_long(deployment: PageDeployment, unit: str) -> None:
-    """A hundred thousand characters of any mark are drawn in one go that ends."""
+async def test_repeated_marks_render_quickly(deployment: PageDeployment, unit: str) -> None:
+    """A text of 100,000 characters of one repeated mark is rendered within the time limit of the test."""
     tab = await deployment.page()
     drawn = await tab.evaluate(
         f"import('/page/markdown.js').then(({{ render }}) => render({json.dumps(unit)}.repeat({100_000 // len(unit)}))"

@@ -1,4 +1,4 @@
-"""The page in a real browser: runs, stop, failures, reloads, other tabs, keys."""
+"""The page in a real browser: runs, cancels, errors, reloads, other tabs and API keys."""
 
 import asyncio
 import json
@@ -20,18 +20,18 @@ HALF = f"document.querySelector('.answer')?.textContent.includes('{WORDS[29].str
 
 
 async def shown_run(tab: Tab) -> str:
-    """Return the id of the run the address names."""
+    """Return the run id in the URL fragment of the page."""
     return str(await tab.evaluate("location.hash")).removeprefix("#run=")
 
 
 async def status(url: str, run_id: str) -> Any:
-    """Return what became of a run, as the API tells it."""
+    """Return the status of a run from the API."""
     async with aiohttp.ClientSession() as session, session.get(f"{url}/v1/chat/completions/{run_id}") as response:
         return (await response.json())["status"]
 
 
 async def test_a_tool_run_shows_its_timeline(deployment: PageDeployment) -> None:
-    """Turns, inferences and tool calls show with durations, arguments and results, reasoning apart, and the numbers."""
+    """The page shows turns, inferences and tool calls with durations and results, and reasoning and usage."""
     await deployment.worker()
     tab = await deployment.page()
     await ask(tab, "tools")
@@ -53,7 +53,7 @@ async def test_a_tool_run_shows_its_timeline(deployment: PageDeployment) -> None
 
 
 async def test_escape_stops_a_run(deployment: PageDeployment) -> None:
-    """Escape ends the run itself, not only what the page shows of it, and the text so far stays."""
+    """Escape cancels the run on the server, and the page keeps the text so far."""
     await deployment.worker()
     url = await deployment.frontend()
     tab = await deployment.browser.tab(url)
@@ -70,8 +70,8 @@ async def test_escape_stops_a_run(deployment: PageDeployment) -> None:
     assert tab.complaints == []
 
 
-async def test_a_killed_worker_shows_an_honest_error(deployment: PageDeployment) -> None:
-    """The page says that the worker was lost, and takes half an answer for no whole one."""
+async def test_a_killed_worker_shows_an_error(deployment: PageDeployment) -> None:
+    """The page shows that the worker was lost and does not treat the partial answer as complete."""
     doomed = await deployment.worker()
     tab = await deployment.page()
     await ask(tab, "halves")
@@ -85,8 +85,8 @@ async def test_a_killed_worker_shows_an_honest_error(deployment: PageDeployment)
     assert await tab.evaluate("document.querySelector('.failure').getAttribute('role')") == "alert"
 
 
-async def test_a_reload_takes_the_answer_up_again(deployment: PageDeployment) -> None:
-    """After a reload in the middle the whole text stands there once, with its timeline, and follow-ups know of it."""
+async def test_a_reload_resumes_the_answer(deployment: PageDeployment) -> None:
+    """After a reload during a run, the page shows the full text once, and later requests include it."""
     await deployment.worker()
     tab = await deployment.page()
     await ask(tab, "halves")
@@ -107,15 +107,16 @@ async def test_a_reload_takes_the_answer_up_again(deployment: PageDeployment) ->
     assert tab.complaints == []
 
 
-async def test_a_reload_resumes_after_the_last_frame_that_was_seen(deployment: PageDeployment) -> None:
-    """What was seen before a reload is not asked for again; without it the run's address alone brings all back."""
+async def test_a_reload_resumes_after_the_last_received_frame(deployment: PageDeployment) -> None:
+    """A reload requests only later frames; without session storage, the run id in the URL restores the whole run."""
     await deployment.worker()
     tab = await deployment.page()
     await ask(tab, "halves")
     await tab.until(HALF)
     await tab.reload()
     await tab.until(HALF)
-    resumed = "performance.getEntriesByType('resource').map(({ name }) => name).find((name) => name.includes('stream'))"
+    urls = "performance.getEntriesByType('resource').map(({ name }) => name)"
+    resumed = f"{urls}.find((name) => name.includes('stream=true'))"
     deployment.open_gate("rest")
     await tab.until(ended("stop"))
     assert re.search(r"[?&]starting_after=1-[0-9]+", await tab.evaluate(resumed))
@@ -126,7 +127,7 @@ async def test_a_reload_resumes_after_the_last_frame_that_was_seen(deployment: P
 
 
 async def test_a_second_tab_shows_the_run_through_another_front_end(deployment: PageDeployment) -> None:
-    """The link of a run shows it live in another tab, whichever front end that asks, and it can be stopped there."""
+    """The link of a run shows the run live in another tab, through any front end, and that tab can stop it."""
     await deployment.worker()
     first = await deployment.page()
     other = await deployment.frontend()
@@ -151,8 +152,8 @@ async def test_a_second_tab_shows_the_run_through_another_front_end(deployment: 
     await second.until(ended("stopped"))
 
 
-async def test_a_front_end_that_dies_is_waited_for(deployment: PageDeployment) -> None:
-    """When the front end is killed in the middle, the page says so, and goes on with the next one at its address."""
+async def test_the_page_reconnects_to_a_restarted_front_end(deployment: PageDeployment) -> None:
+    """When the front end is killed during a run, the page says so and continues when a new one has started."""
     await deployment.worker()
     port = str(free_port())
     doomed = await deployment.processes.start("frontend", AGENTSTREAM_PORT=port)
@@ -170,8 +171,8 @@ async def test_a_front_end_that_dies_is_waited_for(deployment: PageDeployment) -
     assert await tab.evaluate("document.querySelector('.reconnecting').hidden")
 
 
-async def test_a_run_that_is_gone_is_said_to_be(deployment: PageDeployment) -> None:
-    """A link to a run that is not kept, or to none at all, gets a plain answer."""
+async def test_a_link_to_an_unknown_run_shows_an_error(deployment: PageDeployment) -> None:
+    """A link to a run that has expired, or with an invalid run id, shows an error."""
     await deployment.worker()
     url = await deployment.frontend()
     tab = await deployment.browser.tab(f"{url}/#run=chatcmpl-{'0' * 32}")
@@ -180,11 +181,11 @@ async def test_a_run_that_is_gone_is_said_to_be(deployment: PageDeployment) -> N
     assert "reload" not in await tab.text(".failure")
     tab = await deployment.browser.tab(f"{url}/#run=<b>")
     await tab.until("!document.querySelector('#notice').hidden")
-    assert "names no run" in await tab.text("#notice")
+    assert "no valid run id" in await tab.text("#notice")
 
 
-async def test_the_key_field_opens_a_closed_server(deployment: PageDeployment) -> None:
-    """With keys on, the page asks for one, says when it is wrong, keeps it for this tab, and never shows it."""
+async def test_the_page_asks_for_an_api_key(deployment: PageDeployment) -> None:
+    """If the server requires an API key, the page asks for it, keeps it for this tab and never shows it."""
     await deployment.worker()
     url = await deployment.frontend(AGENTSTREAM_API_KEYS="sesame")
     tab = await deployment.browser.tab(url)
@@ -208,8 +209,8 @@ async def test_the_key_field_opens_a_closed_server(deployment: PageDeployment) -
     assert (await stranger.text(".answer")).strip() == WHOLE
 
 
-async def test_a_run_the_page_takes_up_leaves_the_key_field_alone(deployment: PageDeployment) -> None:
-    """Whoever types a key goes on typing it there while the page opens a link: no part of it gets into the message."""
+async def test_opening_a_link_keeps_the_focus_on_the_key_field(deployment: PageDeployment) -> None:
+    """While the page opens a link, the key field keeps the focus, so that no part of a key goes into the message."""
     await deployment.worker()
     url = await deployment.frontend(AGENTSTREAM_API_KEYS="sesame")
     tab = await deployment.browser.tab()
@@ -224,8 +225,8 @@ async def test_a_run_the_page_takes_up_leaves_the_key_field_alone(deployment: Pa
     assert await tab.evaluate("document.activeElement.id === 'key' && document.querySelector('#access').open")
 
 
-async def test_a_request_is_copied_as_a_command_and_a_program(deployment: PageDeployment) -> None:
-    """What is copied as curl and as Python runs as it stands, says the same again, and holds no key."""
+async def test_a_request_can_be_copied_as_curl_and_as_python(deployment: PageDeployment) -> None:
+    """The copied curl command and Python program run unchanged, send the same request and contain no key."""
     await deployment.worker("echo")
     tab = await deployment.page(AGENTSTREAM_API_KEYS="sesame")
     await tab.until("document.querySelector('#access').open")
@@ -242,8 +243,8 @@ async def test_a_request_is_copied_as_a_command_and_a_program(deployment: PageDe
         assert "sesame" not in copied
         output = await _run(interpreter, copied)
         frames = re.findall(r'"content":("(?:[^"\\]|\\.)*")', output)  # of curl's frames
-        told = output.removesuffix("\n") if button == ".python" else "".join(map(json.loads, frames))
-        assert told == f"1 {question}"
+        answered = output.removesuffix("\n") if button == ".python" else "".join(map(json.loads, frames))
+        assert answered == f"1 {question}"
     assert answer.startswith("1 it's")
     await tab.evaluate("navigator.clipboard.writeText = async () => { throw new Error('not allowed'); }")
     await tab.click(".curl")
@@ -261,8 +262,8 @@ async def _run(interpreter: list[str], program: str) -> str:
     return output.decode()
 
 
-async def test_the_page_says_when_nobody_answers(deployment: PageDeployment) -> None:
-    """A server that went away before a question gets an error in words, and the question is not lost."""
+async def test_an_unreachable_server_shows_an_error(deployment: PageDeployment) -> None:
+    """If the server has stopped, the page shows an error and keeps the question."""
     await deployment.worker()
     frontend = await deployment.processes.start("frontend", AGENTSTREAM_PORT="0")
     tab = await deployment.browser.tab((await frontend.until(r"serving on (http://\S+)"))[1])

@@ -1,14 +1,14 @@
-// The server's routes as this page uses them, and its refusals in words.
+// Calls the server's routes and turns error responses into messages for the user.
 
 import { asText } from "./dom.js";
 
 const RUN_ID = /^chatcmpl-[0-9a-f]{32}$/;
-const RESPONSE_TIMEOUT_MS = 60_000; // for an answer to begin: a cancel may take 24 s, all else 5
+const RESPONSE_TIMEOUT_MS = 60_000; // until the response begins; a cancel can take 24 s, other requests 5 s
 const KEY_ITEM = "agentstream.key";
 
-/** What went wrong, in words for the person in front of the page. */
+/** An error whose message is shown to the user. */
 export class Failure extends Error {
-  /** `status` is HTTP's, 0 without an answer; `retryable` says that trying again may help. */
+  /** `status` is the HTTP status, or 0 if there was no response. If `retryable` is true, a retry may help. */
   constructor(message, { status = 0, retryable = false } = {}) {
     super(message);
     this.status = status;
@@ -20,7 +20,7 @@ export const isRunId = (text) => RUN_ID.test(text);
 export const apiKey = () => sessionStorage.getItem(KEY_ITEM) ?? "";
 export const storeApiKey = (key) => sessionStorage.setItem(KEY_ITEM, key);
 
-/** Start a run that outlives this page, so that a reload can take it up again; returns the streamed response. */
+/** Start a run and return its streamed response. It is a background run, so that it continues during a reload. */
 export function startRun(body, signal) {
   return requestStream("v1/chat/completions", {
     method: "POST",
@@ -30,17 +30,17 @@ export function startRun(body, signal) {
   });
 }
 
-/** A run's stream from the frame after `cursor` on, from its start if that is "". */
+/** Return the stream of a run after `cursor`; from its start if `cursor` is "". */
 export function resumeRun(runId, cursor, signal) {
   const query = new URLSearchParams({ stream: "true" });
   if (cursor) query.set("starting_after", cursor);
   return requestStream(`v1/chat/completions/${runId}?${query}`, { signal });
 }
 
-/** End a run; returns when it has ended. */
+/** Cancel a run. Returns after the run has ended. */
 export const cancelRun = (runId) => request(`v1/chat/completions/${runId}/cancel`, { method: "POST" });
 
-/** The names of the models that have a live worker. */
+/** Return the names of the models that have a live worker. */
 export async function modelNames() {
   const { data } = await (await request("v1/models")).json();
   return data.map((model) => asText(model.id));
@@ -64,7 +64,7 @@ async function request(path, options = {}) {
   } catch (cause) {
     throw new Failure(`The server cannot be reached (${cause.message}).`, { retryable: true });
   } finally {
-    clearTimeout(timer); // a stream may go on for longer
+    clearTimeout(timer); // a stream may take longer
   }
   if (!response.ok) throw await failureFrom(response);
   return response;
@@ -74,12 +74,12 @@ async function failureFrom(response) {
   const body = await response.text().catch(() => "");
   const error = parseJsonObject(body)?.error;
   const retry = response.headers.get("retry-after");
-  const reason = error ? errorText(error) : body.slice(0, 300) || response.statusText || "no explanation";
+  const reason = error ? errorText(error) : body.slice(0, 300) || response.statusText || "no reason given";
   const message = `${response.status}: ${reason}${retry ? ` Try again in ${retry} s.` : ""}`;
   return new Failure(message, { status: response.status, retryable: [502, 503, 504].includes(response.status) });
 }
 
-/** JSON text as an object; null for everything else. */
+/** Parse JSON text and return the object; null if the text is not a JSON object. */
 export function parseJsonObject(text) {
   try {
     const value = JSON.parse(text);
@@ -90,7 +90,7 @@ export function parseJsonObject(text) {
   }
 }
 
-/** One sentence from an OpenAI-shaped error object (or from whatever came in its place). */
+/** Return one sentence for an error object in OpenAI's format, or for any other value in its place. */
 export function errorText(error) {
   if (typeof error !== "object" || error === null) return asText(error);
   const labels = [error.code ?? error.type, error.param && `parameter ${asText(error.param)}`].filter(Boolean);

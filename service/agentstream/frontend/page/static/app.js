@@ -1,5 +1,5 @@
-// The playground: a conversation of streamed runs, one at a time, each with what its agent does shown as it happens.
-// Text from outside (answers, events, errors, model names) enters the page as text nodes only.
+// The playground: a conversation of streamed runs. One run is active at a time, and its events are shown live.
+// External text (answers, events, errors, model names) enters the page only as text nodes.
 
 import { Failure, apiKey, cancelRun, isRunId, storeApiKey, modelNames, startRun } from "./api.js";
 import { byId, now } from "./dom.js";
@@ -8,20 +8,20 @@ import { followRun } from "./run_stream.js";
 import * as storage from "./storage.js";
 import { asCurl, asPython } from "./snippets.js";
 
-const SAVE_MS = 2000; // how often a running exchange is saved; leaving the page saves it too
+const SAVE_MS = 2000; // interval of saves during a run; leaving the page saves too
 
 let exchanges = [];
-let running = null; // { exchange, controller, stopping } of the run under way
+let running = null; // { exchange, controller, stopping } of the active run
 let exchangeAwaitingKey = null; // the exchange that waits for a key
 
-/** The messages of a request that asks an exchange's question: whole exchanges before it go along. */
+/** Return the messages of the request for an exchange: the complete exchanges before it, then its question. */
 function messagesUpTo(exchange) {
   const earlier = exchanges.slice(0, exchanges.indexOf(exchange)).filter((other) => other.inHistory);
-  const said = earlier.flatMap(({ question, text }) => [
+  const history = earlier.flatMap(({ question, text }) => [
     { role: "user", content: question },
     { role: "assistant", content: text },
   ]);
-  return [...said, { role: "user", content: exchange.question }];
+  return [...history, { role: "user", content: exchange.question }];
 }
 
 async function ask(question) {
@@ -35,7 +35,7 @@ async function ask(question) {
   await run(exchange, (signal) => startRun({ model, messages: messagesUpTo(exchange) }, signal));
 }
 
-/** Show an exchange as part of the conversation. */
+/** Add an exchange to the conversation. */
 function add(exchange) {
   exchanges.push(exchange);
   byId("welcome").hidden = true;
@@ -51,17 +51,17 @@ function add(exchange) {
   return exchange;
 }
 
-/** Follow a run to its end: begun by `start`, or taken up again where the exchange is. */
+/** Follow a run to its end. `start` starts it; without `start`, resume after the cursor of the exchange. */
 async function run(exchange, start = null) {
   const controller = new AbortController();
   setRunning({ exchange, controller, stopping: false });
   const saving = setInterval(save, SAVE_MS);
   const key = apiKey();
-  let unlocked = false; // the key was entered while the request without it was under way
+  let unlocked = false; // the user entered a key while the request without a key was in flight
   try {
     await followRun(exchange, start && (await start(controller.signal)), controller.signal);
   } catch (error) {
-    controller.abort(); // lets go of a stream that failed half-way
+    controller.abort(); // closes a stream that failed halfway
     fail(exchange, error);
     unlocked = exchangeAwaitingKey === exchange && apiKey() !== key;
   } finally {
@@ -72,7 +72,7 @@ async function run(exchange, start = null) {
   if (unlocked) await resumeWithKey();
 }
 
-/** Go on with the run that waited for a key. */
+/** Resume the run that waits for a key. */
 async function resumeWithKey() {
   const exchange = exchangeAwaitingKey;
   if (!exchange || running) return;
@@ -83,20 +83,20 @@ async function resumeWithKey() {
 }
 
 function fail(exchange, error) {
-  const told = error instanceof Failure ? error.message : `The page itself failed: ${error.message}`;
+  const message = error instanceof Failure ? error.message : `This page has an error: ${error.message}`;
   if (exchange.runId) {
     const gone = error.status === 404 || error.status === 410;
-    exchange.suspend(gone ? told : `${told} Whether the run goes on is not known; reload the page to look again.`);
+    exchange.suspend(gone ? message : `${message} The run may still continue. Reload the page to check.`);
     if (error.status === 401) exchangeAwaitingKey = exchange;
   } else {
-    exchange.apply({ kind: "failed", message: told }, now());
+    exchange.apply({ kind: "failed", message }, now());
     if (!byId("prompt").value) byId("prompt").value = exchange.question;
   }
   if (error.status === 401) askForKey();
   if (!(error instanceof Failure)) throw error;
 }
 
-/** End the run under way; its stream then tells how it ended. */
+/** Cancel the active run. Its stream then reports the end. */
 async function stop() {
   const stopped = running;
   if (!stopped || stopped.stopping) return;
@@ -106,7 +106,7 @@ async function stop() {
     await stopped.exchange.started;
     await cancelRun(stopped.exchange.runId);
   } catch (error) {
-    if (running !== stopped) return; // it ended meanwhile
+    if (running !== stopped) return; // the run has ended by itself
     notice(`The run could not be stopped: ${error.message}`);
     stopped.stopping = false;
     byId("stop").textContent = "Stop";
@@ -133,7 +133,7 @@ function snippet(form, exchange) {
   return form({ model: exchange.model, messages: messagesUpTo(exchange) }, base, apiKey() !== "");
 }
 
-/** Copy a text; where the page may not, show it to be copied by hand. */
+/** Copy a text to the clipboard. If the browser forbids this, show the text so that the user can copy it. */
 async function copy(text, name) {
   try {
     await navigator.clipboard.writeText(text);
@@ -154,7 +154,10 @@ function askForKey() {
   notice("This server needs an API key.", byId("key"));
 }
 
-/** Put the key's field away; never while somebody may be typing: the rest of a key would stand in the message. */
+/**
+ * Close the key field and focus the message field. Do not call this while the user may be typing a key: the rest of the
+ * key would go into the message.
+ */
 function closeAccess() {
   if (byId("access").open) byId("prompt").focus();
   byId("access").open = false;
@@ -167,29 +170,29 @@ function notice(text, field) {
   field?.focus();
 }
 
-/** Offer the server's models; an empty field means the first one, whose name is returned ("" if there is none). */
+/** Load the names of the models. An empty model field means the first name, which is returned ("" if there is none). */
 async function loadModels() {
   try {
     const names = await modelNames();
     byId("models").replaceChildren(...names.map((name) => new Option(name, name)));
     byId("model").placeholder = names[0] ?? "";
-    notice(names.length ? "" : "The server lists no models: enter a model name.");
+    notice(names.length ? "" : "The server lists no models. Enter a model name.");
     return byId("model").placeholder;
   } catch (error) {
     if (error.status === 401) askForKey();
-    else notice(`The list of models could not be loaded: enter a model name. ${error.message}`);
+    else notice(`The list of models could not be loaded. Enter a model name. ${error.message}`);
     return "";
   }
 }
 
-// Taking up what was there before
+// Restoring earlier runs
 
-/** Show the run that the address names, unless it is shown already. */
+/** Show the run in the URL fragment, unless the page shows it already. */
 async function openFragment() {
   const runId = new URLSearchParams(location.hash.slice(1)).get("run");
   if (!runId || exchanges.some((exchange) => exchange.runId === runId)) return;
-  if (!isRunId(runId)) notice("The address names no run: a run's id is chatcmpl- and 32 digits.");
-  else if (running) notice("Another run is under way here: open the link in a new tab.");
+  if (!isRunId(runId)) notice("The link contains no valid run id. A run id is chatcmpl- and 32 hexadecimal digits.");
+  else if (running) notice("Another run is active in this tab. Open the link in a new tab.");
   else await run(add(new Exchange({ runId })));
 }
 
@@ -198,13 +201,13 @@ async function begin() {
   const models = loadModels();
   const linked = location.hash;
   for (const record of storage.load()) add(Exchange.restored(record));
-  await Promise.resolve(); // each exchange whose run is known has put it into the address
+  await Promise.resolve(); // by now, each exchange with a run id has put its id into the URL
   if (linked) history.replaceState(null, "", linked);
   for (const exchange of exchanges) {
     if (!exchange.ended && exchange.runId) await run(exchange);
-    else if (!exchange.ended) exchange.apply({ kind: "failed", message: "The page was left before the run began." }, null);
+    else if (!exchange.ended) exchange.apply({ kind: "failed", message: "You left the page before the run started." }, null);
   }
-  await models; // its notice would take the place of the next
+  await models; // a notice of loadModels must not replace a notice of openFragment
   await openFragment();
 }
 

@@ -1,4 +1,4 @@
-// One question and its reply: folds the run's facts, keeps the numbers, draws both.
+// One question and its reply: applies the facts of the run, measures times and draws both.
 
 import { byId, element, fromTemplate, isNumber, keepingBottom, now, seconds } from "./dom.js";
 import { appendFact } from "./storage.js";
@@ -6,11 +6,11 @@ import { MarkdownView } from "./markdown.js";
 import { Timeline } from "./timeline.js";
 
 const CLOCK_MS = 250;
-const CHARACTERS_PER_TOKEN = 4; // the server's own estimate, until it tells the numbers
-const SHORTEST_TIMED_S = 0.05; // below this, tokens per second says more about the network than the model
-const DRAWING_SHARE = 8; // drawing takes at most about one part in so many of the time
+const CHARACTERS_PER_TOKEN = 4; // the server uses the same estimate; its own numbers replace ours
+const MIN_TIMED_S = 0.05; // in less time, tokens per second measures the network, not the model
+const DRAWING_SHARE = 8; // drawing takes at most about 1/8 of the time
 
-/** `question` is null for a run that somebody else asked for. */
+/** `question` is null for a run that was started elsewhere. */
 export class Exchange {
   cursor = "";
   text = "";
@@ -27,21 +27,21 @@ export class Exchange {
   #frame = 0;
   #resolveStarted;
 
-  /** `startedAt`, in seconds, is null if nobody here knows when the run was asked for. */
+  /** `startedAt` is the time of the request in seconds, or null if it is unknown. */
   constructor({ question = null, model = "", runId = "", startedAt = null }) {
     Object.assign(this, { question, model, runId, startedAt });
     this.root = fromTemplate("exchange-template");
     this.started = new Promise((resolve) => (this.#resolveStarted = resolve));
     this.timeline = new Timeline(this.part("activity"), startedAt);
     this.answer = new MarkdownView(this.part("answer"));
-    this.part("question").textContent = question ?? "A run that was asked for elsewhere";
+    this.part("question").textContent = question ?? "A run that was started elsewhere";
     this.root.classList.toggle("elsewhere", question === null);
     if (runId) this.#setRunId(runId);
     byId("conversation").append(this.root);
     this.clock = setInterval(() => this.#showProgress(), CLOCK_MS);
   }
 
-  /** An exchange as `record()` told it. */
+  /** Create an exchange from the value of `record()`. */
   static restored({ facts, cursor, ...record }) {
     const exchange = new Exchange(record);
     for (const { fact, at } of facts) exchange.apply(fact, at, { silently: true });
@@ -50,13 +50,13 @@ export class Exchange {
     return exchange;
   }
 
-  /** What to keep of it, as JSON. */
+  /** Return the state to store, as a JSON value. */
   record() {
     const { question, model, runId, startedAt, cursor } = this;
     return { question, model, runId, startedAt, cursor, facts: this.#facts };
   }
 
-  /** Whether follow-ups send it along: it has both sides. */
+  /** Whether later requests include this exchange: it needs a question and a reply. */
   get inHistory() {
     return this.question !== null && this.ended !== "" && !this.failed && (this.text !== "" || !this.#cancelled);
   }
@@ -65,7 +65,7 @@ export class Exchange {
     return this.root.querySelector(`.${name}`);
   }
 
-  /** Fold one fact that came at `at` (seconds; null if it happened earlier and nobody here knows when). */
+  /** Apply one fact. `at` is its time in seconds, or null for a replayed fact, whose time is unknown. */
   apply(fact, at, { silently = false } = {}) {
     if (this.ended) return;
     appendFact(this.#facts, fact, at);
@@ -78,19 +78,19 @@ export class Exchange {
     else if (fact.kind === "usage") this.#usage = fact.usage;
     else if (fact.kind === "finish") this.#finish = fact.reason;
     else if (fact.kind === "cancelled") this.#cancelled = true;
-    else if (fact.kind === "failed") this.#end("with an error; follow-ups leave it out", at, fact.message);
+    else if (fact.kind === "failed") this.#end("with an error; later requests omit it", at, fact.message);
     else if (fact.kind === "done") this.#done(at);
   }
 
-  /** Tell that nothing more will come for now, without an end: a reload tries again. */
+  /** Show a problem when following stops before the run has ended. A reload tries again. */
   suspend(problem) {
     this.showReconnecting(false);
     this.#stopClock();
     this.#showProblem(problem);
-    this.#stat("ended", "not known");
+    this.#stat("ended", "unknown");
   }
 
-  /** Take back what `suspend` told. */
+  /** Remove the problem that `suspend` showed. */
   resume() {
     this.#showProblem("");
     this.#stat("ended", "running");
@@ -122,7 +122,7 @@ export class Exchange {
     this.#scheduleDraw();
   }
 
-  /** Many tokens a screen refresh: one change of the page; fewer, where drawing takes long. */
+  /** Draw at most once per screen refresh, and less often if drawing is slow. */
   #scheduleDraw() {
     if (this.#drawScheduled) return;
     this.#drawScheduled = true;
@@ -131,7 +131,7 @@ export class Exchange {
       this.#draw();
       const rest = (performance.now() - began) * (DRAWING_SHARE - 1);
       if (rest < CLOCK_MS / DRAWING_SHARE) return;
-      this.#drawScheduled = true; // what comes meanwhile waits
+      this.#drawScheduled = true; // new text waits until the pause is over
       setTimeout(() => ((this.#drawScheduled = false), this.ended || this.#scheduleDraw()), rest);
     });
   }
@@ -148,7 +148,7 @@ export class Exchange {
     this.#announce(/^[^]*(?:[.!?:]\s|\n)/);
   }
 
-  /** Hand whole sentences to screen readers: token by token they would be read in shreds. */
+  /** Give whole sentences to screen readers, which would read single tokens as fragments. */
   #announce(pattern) {
     const [ready] = this.#unannounced.match(pattern) ?? [""];
     if (!ready.trim()) return;
@@ -160,7 +160,7 @@ export class Exchange {
   #done(at) {
     if (this.#cancelled) this.#end("stopped", at);
     else if (this.#finish) this.#end(this.#finish, at);
-    else this.#end("with an error; follow-ups leave it out", at, "The stream ended before the answer was complete.");
+    else this.#end("with an error; later requests omit it", at, "The stream ended before the answer was complete.");
   }
 
   #end(how, at, problem = "") {
@@ -190,7 +190,7 @@ export class Exchange {
     this.clock = 0;
   }
 
-  /** The numbers so far: times are measured here, tokens estimated until the server tells. */
+  /** Show the current numbers: measured times, and estimated tokens until the server reports usage. */
   #showProgress() {
     const at = this.ended ? this.#endedAt : now();
     if (this.startedAt !== null && at !== null) this.#stat("time", seconds(at - this.startedAt));
@@ -199,17 +199,17 @@ export class Exchange {
     if (written === 0) return;
     this.#stat("tokens", `about ${written} out`);
     const writing = this.#firstAt === null || at === null ? 0 : at - this.#firstAt;
-    if (writing >= SHORTEST_TIMED_S) this.#stat("speed", `about ${(written / writing).toFixed(0)} tokens/s`);
+    if (writing >= MIN_TIMED_S) this.#stat("speed", `about ${(written / writing).toFixed(0)} tokens/s`);
   }
 
   #showUsage() {
     const { prompt_tokens: prompt, completion_tokens: completion } = this.#usage ?? {};
     if (!isNumber(prompt) || !isNumber(completion)) return;
     this.#stat("tokens", `${prompt} in, ${completion} out`);
-    // Over the time the model was at work; over the whole run if the agent does not tell.
-    const whole = this.#endedAt === null || this.startedAt === null ? null : this.#endedAt - this.startedAt;
-    const worked = this.timeline.inferenceSeconds === 0 ? whole : this.timeline.inferenceSeconds;
-    if (worked >= SHORTEST_TIMED_S) this.#stat("speed", `${(completion / worked).toFixed(1)} tokens/s`);
+    // Speed is over the time of the inferences, or over the whole run if the agent reports no inferences.
+    const runSeconds = this.#endedAt === null || this.startedAt === null ? null : this.#endedAt - this.startedAt;
+    const worked = this.timeline.inferenceSeconds === 0 ? runSeconds : this.timeline.inferenceSeconds;
+    if (worked >= MIN_TIMED_S) this.#stat("speed", `${(completion / worked).toFixed(1)} tokens/s`);
   }
 
   #stat(name, text) {

@@ -1,16 +1,16 @@
-// What a stream's messages say, as small plain facts: an exchange folds them, and session storage keeps them.
+// Converts the messages of a stream to facts: small plain objects that an exchange applies and session storage keeps.
 
 import { Failure, errorText, parseJsonObject } from "./api.js";
 
 /**
- * The facts in one message of a stream, in order. Each is an object with a `kind`: `run` (id), `text` and `reasoning`
- * (text), `event` (event, data), `call` (call: a delta of a call of the client's tool), `usage` (usage), `finish`
- * (reason), `cancelled`, `failed` (message), `done`. Raises Failure for what is not JSON.
+ * Return the facts of one message of a stream, in order. Each is an object with a `kind`: `run` (id), `text` and
+ * `reasoning` (text), `event` (event, data), `call` (call: a delta of a call of the client's tool), `usage` (usage),
+ * `finish` (reason), `cancelled`, `failed` (message), `done`. Throws Failure if the data is not a JSON object.
  */
 export function factsOf({ event, data }) {
   if (data === "[DONE]") return [{ kind: "done" }];
   const body = parseJsonObject(data);
-  if (body === null) throw new Failure(`The stream holds something that is not a JSON object: ${data.slice(0, 80)}`);
+  if (body === null) throw new Failure(`The stream contains data that is not a JSON object: ${data.slice(0, 80)}`);
   if (body.error) return [ending(body.error, body.error)];
   if (event !== "message") return [{ kind: "event", event, data: withoutChunkFields(body) }];
   const choice = body.choices?.[0];
@@ -19,7 +19,7 @@ export function factsOf({ event, data }) {
   if (delta.role) facts.push({ kind: "run", id: body.id });
   if (body.usage) facts.push({ kind: "usage", usage: body.usage });
   if (body.agent_error) {
-    // A failure's sentence comes as content: stock clients show it, and here it is not part of the answer.
+    // The error sentence is sent as content, so that stock clients show it. Here it is not part of the answer.
     facts.push(ending(body.agent_error, { ...body.agent_error, message: delta.content || body.agent_error.message }));
     return facts;
   }
@@ -30,11 +30,11 @@ export function factsOf({ event, data }) {
   return facts;
 }
 
-function ending(error, told) {
-  return error.code === "cancelled" ? { kind: "cancelled" } : { kind: "failed", message: errorText(told) };
+function ending(error, shown) {
+  return error.code === "cancelled" ? { kind: "cancelled" } : { kind: "failed", message: errorText(shown) };
 }
 
-/** An event's own fields; `id` and the like, if it has any, come as `event_id`. */
+/** Return the fields of the event. The server renames fields that clash with chunk fields, such as `id` to `event_id`. */
 function withoutChunkFields({ id, object, created, choices, ...fields }) {
   return fields;
 }

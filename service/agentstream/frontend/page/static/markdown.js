@@ -1,10 +1,10 @@
-// Markdown as far as answers use it, built as elements and text nodes: no HTML is ever parsed, none passes through.
+// The Markdown that answers use, built from elements and text nodes. It never parses HTML and passes none through.
 
 import { element } from "./dom.js";
 
-const LONG_LINE = 4000; // characters; a longer line is text and nothing else, so that no pattern runs for long
-const DEEPEST = 5; // lists and quotes within each other
-const LOOK_AHEAD = 2000; // characters in which what was opened must be closed
+const MAX_LINE_CHARACTERS = 4000; // a longer line is plain text, so that no pattern runs for long
+const MAX_DEPTH = 5; // of nested lists, quotes and emphasis
+const LOOK_AHEAD = 2000; // characters; a closing mark further away is ignored
 
 const FENCE = /^ {0,3}(`{3,}|~{3,})[ \t]*([^`]*)$/;
 const HEADING = /^ {0,3}(#{1,6})[ \t]+(.+)$/;
@@ -14,17 +14,17 @@ const ITEM = /^( {0,3})([-*+]|[0-9]{1,9}[.)])[ \t]+(?=\S)/;
 const TABLE_RULE = /^[ \t]*\|?[ \t]*:?-+:?[ \t]*(?:\|[ \t]*:?-+:?[ \t]*)*\|?[ \t]*$/;
 const INDENT = /^ */;
 
-/** Draws a text that grows: blocks that are complete are drawn once, only the last is drawn again. */
+/** Draws a growing text. Complete blocks are drawn once; only the last block is drawn again. */
 export class MarkdownView {
   #root;
-  #settled = 0; // characters in blocks that nothing later can change
-  #growing = []; // the nodes of the rest
+  #settled = 0; // number of characters in complete blocks
+  #growing = []; // the nodes of the last, incomplete block
 
   constructor(root) {
     this.#root = root;
   }
 
-  /** Show `text`, which begins with what was shown before. */
+  /** Show `text`, which must start with the text shown before. */
   show(text) {
     for (const node of this.#growing) node.remove();
     const end = lastBoundary(text, this.#settled);
@@ -36,7 +36,7 @@ export class MarkdownView {
   }
 }
 
-/** The last place after a blank line, outside a fence, where a line begins that continues nothing. */
+/** Return the last position where a new block surely starts: an unindented line after a blank line, outside a fence. */
 function lastBoundary(text, from) {
   let boundary = from;
   let fence = "";
@@ -53,14 +53,14 @@ function lastBoundary(text, from) {
   return boundary;
 }
 
-/** The fence that is open after a line, "" if none is. */
+/** Return the fence that is open after a line, or "". */
 function fenceAfter(line, open) {
-  const mark = line.length > LONG_LINE ? null : FENCE.exec(line);
+  const mark = line.length > MAX_LINE_CHARACTERS ? null : FENCE.exec(line);
   if (!open) return mark?.[1] ?? "";
   return mark && !mark[2].trim() && mark[1].startsWith(open) ? "" : open;
 }
 
-/** A text as a fragment of blocks. */
+/** Return a text as a document fragment of blocks. */
 export function render(text) {
   const fragment = document.createDocumentFragment();
   blocks(fragment, text.split("\n"), 0);
@@ -74,14 +74,14 @@ function blocks(parent, lines, depth) {
   }
 }
 
-/** Draw the block that begins at a line, and return the index after it; null if it is a paragraph. */
+/** Draw the block that starts at a line and return the index of the line after it; null for a paragraph. */
 function special(parent, lines, index, depth) {
   const line = lines[index];
-  if (line.length > LONG_LINE) return null;
+  if (line.length > MAX_LINE_CHARACTERS) return null;
   if (FENCE.test(line)) return code(parent, lines, index);
   const heading = HEADING.exec(line);
   if (heading) {
-    const level = Math.min(heading[1].length + 2, 6); // the page's own headings are 1 and 2
+    const level = Math.min(heading[1].length + 2, 6); // levels 1 and 2 are the page's own headings
     inline(parent.appendChild(element(`h${level}`)), heading[2].replace(/ #+ *$/, ""));
     return index + 1;
   }
@@ -92,13 +92,13 @@ function special(parent, lines, index, depth) {
   if (line.includes("|") && lines[index + 1]?.includes("-") && isShort(lines[index + 1], TABLE_RULE)) {
     return table(parent, lines, index);
   }
-  if (depth >= DEEPEST) return null;
+  if (depth >= MAX_DEPTH) return null;
   if (QUOTE.test(line)) return quote(parent, lines, index, depth);
   if (ITEM.test(line)) return list(parent, lines, index, depth);
   return null;
 }
 
-const isShort = (line, pattern) => line.length <= LONG_LINE && pattern.test(line);
+const isShort = (line, pattern) => line.length <= MAX_LINE_CHARACTERS && pattern.test(line);
 const startsBlock = (line) => [FENCE, HEADING, RULE, QUOTE, ITEM].some((pattern) => isShort(line, pattern));
 
 function paragraph(parent, lines, index) {
@@ -118,7 +118,7 @@ function code(parent, lines, index) {
   const box = element("figure", "code");
   if (language.trim()) box.append(element("figcaption", "", language.trim().slice(0, 40)));
   const body = element("pre");
-  body.tabIndex = 0; // a wide one scrolls, by keyboard too
+  body.tabIndex = 0; // so that the keyboard can scroll wide code
   body.append(element("code", "", lines.slice(index + 1, end).join("\n")));
   box.append(body);
   parent.append(box);
@@ -153,13 +153,13 @@ function list(parent, lines, index, depth) {
     const item = drawn.appendChild(element("li"));
     blocks(item, own, depth + 1);
     const [only] = item.children;
-    if (only?.tagName === "P") only.replaceWith(...only.childNodes); // tight, as most lists are
+    if (only?.tagName === "P") only.replaceWith(...only.childNodes); // as a tight list, like most
     while (next < lines.length && !lines[next].trim() && isShort(lines[next + 1] ?? "", ITEM)) next += 1;
   }
   return next;
 }
 
-/** Whether a line goes on with the list item before it: it is indented so far, or plain text right after text. */
+/** Whether a line belongs to the list item before it: it is indented enough, or is plain text directly after text. */
 function continuesItem(lines, index, indent) {
   const line = lines[index];
   const isIndented = (other) => INDENT.exec(other)[0].length >= indent;
@@ -175,7 +175,8 @@ function table(parent, lines, index) {
   row(drawn.appendChild(element("thead")), lines[index], "th");
   const body = drawn.appendChild(element("tbody"));
   let end = index + 2;
-  while (end < lines.length && lines[end].includes("|") && lines[end].length <= LONG_LINE) row(body, lines[end++], "td");
+  const isRow = (line) => line.includes("|") && line.length <= MAX_LINE_CHARACTERS;
+  while (end < lines.length && isRow(lines[end])) row(body, lines[end++], "td");
   parent.append(box);
   return end;
 }
@@ -194,7 +195,7 @@ const WORD = /[\p{L}\p{N}_]/u;
 
 function inline(parent, text, { links = true, depth = 0 } = {}) {
   const pattern = new RegExp(SPECIAL);
-  let plain = 0; // where text begins that was not appended yet
+  let plain = 0; // start of the text that is not appended yet
   let at = 0;
   while (at < text.length) {
     pattern.lastIndex = at;
@@ -210,14 +211,14 @@ function inline(parent, text, { links = true, depth = 0 } = {}) {
   parent.append(text.slice(plain));
 }
 
-/** What a special character begins: { node, end }, or null if it is just that character. */
+/** Return the inline element that starts at a special character as { node, end }, or null if there is none. */
 function inlineNode(text, at, context) {
   const character = text[at];
   if (character === "\\") return /[!-/:-@[-`{-~]/.test(text[at + 1] ?? "") ? { node: text[at + 1], end: at + 2 } : null;
   if (character === "`") return codeSpan(text, at);
   if (character === "h") return context.links ? autolink(text, at) : null;
   if (character === "[" || character === "!") return context.links ? link(text, at, context) : null;
-  return context.depth < DEEPEST ? emphasis(text, at, context) : null;
+  return context.depth < MAX_DEPTH ? emphasis(text, at, context) : null;
 }
 
 function codeSpan(text, at) {
@@ -234,14 +235,14 @@ function emphasis(text, at, context) {
   const character = text[at];
   const mark = text[at + 1] === character ? character + character : character;
   if (mark === "~" || /\s/.test(text[at + mark.length] ?? " ")) return null;
-  if (character === "_" && WORD.test(text[at - 1] ?? "")) return null; // snake_case is a name
+  if (character === "_" && WORD.test(text[at - 1] ?? "")) return null; // a name in snake_case
   const from = at + mark.length;
   const ahead = text.slice(from, from + LOOK_AHEAD);
   for (let end = ahead.indexOf(mark, 1); end > 0; end = ahead.indexOf(mark, end + 1)) {
     const after = ahead[end + mark.length] ?? "";
     if (/\s/.test(ahead[end - 1]) || (character === "_" && WORD.test(after))) continue;
     if (mark.length === 1 && after === character) {
-      end += 1; // a double mark within
+      end += 1; // skip a nested double mark
       continue;
     }
     const node = element(character === "~" ? "del" : mark.length === 2 ? "strong" : "em");
@@ -252,7 +253,7 @@ function emphasis(text, at, context) {
 }
 
 function link(text, at, context) {
-  const open = text[at] === "!" ? at + 1 : at; // an image becomes a link to it: nothing is fetched from elsewhere
+  const open = text[at] === "!" ? at + 1 : at; // an image becomes a link: the page loads no foreign content
   if (text[open] !== "[") return null;
   const ahead = text.slice(open + 1, open + 1 + LOOK_AHEAD);
   const middle = ahead.indexOf("](");
@@ -274,13 +275,13 @@ function autolink(text, at) {
   return { node, end: at + target.length };
 }
 
-/** A link to another site, or null if the target is not one that may be followed from here. */
+/** Return a link to another site, or null if the scheme of the target is not allowed. */
 function anchor(target) {
   const url = URL.canParse(target) ? new URL(target) : null;
   if (!url || !["http:", "https:", "mailto:"].includes(url.protocol)) return null;
   const made = element("a");
   made.href = url.href;
-  made.title = url.href; // the words may say otherwise
+  made.title = url.href; // the text may show another address
   made.target = "_blank";
   made.rel = "noopener noreferrer nofollow";
   return made;

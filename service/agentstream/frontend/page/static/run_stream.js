@@ -1,19 +1,19 @@
-// Reading a run's stream to its end, over as many connections as that takes.
+// Reads the stream of a run to its end and reconnects if necessary.
 
 import { Failure, resumeRun } from "./api.js";
 import { now } from "./dom.js";
 import { factsOf } from "./facts.js";
 import { SseParser } from "./sse.js";
 
-const MAX_RETRIES = 8; // in a row without a message; with the pauses below that is about 50 s
+const MAX_RETRIES = 8; // consecutive, without a message in between; about 50 s with the pauses below
 const FIRST_BACKOFF_MS = 500;
 const MAX_BACKOFF_MS = 10_000;
-const READ_TIMEOUT_MS = 30_000; // a server that lives says something every 4 s
-const REPLAY_GAP_S = 0.15; // what a server reads from its log comes without a pause as long as this
+const READ_TIMEOUT_MS = 30_000; // the server sends a keepalive every 4 s
+const REPLAY_GAP_S = 0.15; // replayed messages arrive without a gap of this length
 
 /**
- * Hand every fact of the run to `exchange`, once. `first` is the response that began the run; without one the stream
- * is resumed after the exchange's cursor. A connection that breaks is replaced; raises Failure if that does not help.
+ * Apply each fact of the run to `exchange`, exactly once. `first` is the response that started the run. Without it, the
+ * stream resumes after the exchange's cursor. Reconnects when the connection breaks. Throws Failure if that fails.
  */
 export async function followRun(exchange, first, signal) {
   let response = first;
@@ -42,17 +42,17 @@ export async function followRun(exchange, first, signal) {
 }
 
 /**
- * The messages of one response. `at` is when one came, in seconds; null for what a resumed stream told at once,
- * because that happened earlier, nobody here knows when.
+ * Yield the messages of one response. `at` is the arrival time in seconds. It is null for the messages that a resumed
+ * stream replays at its start, because they happened earlier, at an unknown time.
  */
 async function* readMessages(response, resumed) {
   const parser = new SseParser();
   const reader = response.body.getReader();
   let replaying = resumed;
-  let asked = null;
+  let readAt = null;
   try {
     for (;;) {
-      const silence = setTimeout(() => reader.cancel(), READ_TIMEOUT_MS); // the read then ends
+      const silence = setTimeout(() => reader.cancel(), READ_TIMEOUT_MS); // this ends the read
       const { value, done } = await reader
         .read()
         .catch((cause) => {
@@ -60,12 +60,12 @@ async function* readMessages(response, resumed) {
         })
         .finally(() => clearTimeout(silence));
       if (done) return;
-      if (asked !== null && now() - asked > REPLAY_GAP_S) replaying = false;
+      if (readAt !== null && now() - readAt > REPLAY_GAP_S) replaying = false;
       for (const message of parser.push(value)) yield { ...message, at: replaying ? null : now() };
-      asked = now();
+      readAt = now();
     }
   } finally {
-    await reader.cancel().catch(() => {}); // of a connection that broke there is nothing to let go of
+    await reader.cancel().catch(() => {}); // fails if the connection is broken already
   }
 }
 

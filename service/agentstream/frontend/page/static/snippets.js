@@ -1,19 +1,19 @@
-// A request as a command or a program, to be pasted elsewhere. Keys are never part of it.
+// Formats a request as a curl command or a Python program for copying. API keys are never included.
 
-// Characters JSON leaves as they are, but which act on a terminal, end a line, or hide and turn text around.
+// Characters that JSON does not escape, but that control terminals, end lines, or hide or reverse text.
 const UNSAFE_CHARACTERS = /[\u007f-\u009f\u00ad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]/g;
 
-/** JSON that is also a Python literal, as long as it holds texts, lists and objects alone. */
+/** Return JSON that is also a Python literal. This holds for strings, lists and objects. */
 function json(value, indent) {
   const escaped = (character) => `\\u${character.charCodeAt(0).toString(16).padStart(4, "0")}`;
   const wellFormed = (_key, field) => (typeof field === "string" ? field.toWellFormed() : field);
   return JSON.stringify(value, wellFormed, indent).replace(UNSAFE_CHARACTERS, escaped);
 }
 
-/** A POSIX shell word. */
+/** Return a text as a quoted POSIX shell word. */
 const shellQuote = (text) => `'${text.replaceAll("'", "'\\''")}'`;
 
-/** `request` is { model, messages }, `base` the URL of /v1. */
+/** Return a curl command. `request` is { model, messages }, `base` is the URL of /v1. */
 export function asCurl(request, base, withKey) {
   const lines = [`curl -N ${shellQuote(`${base}/chat/completions`)}`, `-H 'Content-Type: application/json'`];
   if (withKey) lines.push('-H "Authorization: Bearer $OPENAI_API_KEY"');
@@ -21,7 +21,7 @@ export function asCurl(request, base, withKey) {
   return `${lines.join(" \\\n  ")}\n`;
 }
 
-/** The same for the openai package. */
+/** Return a Python program that uses the openai package. */
 export function asPython({ model, messages }, base, withKey) {
   const key = withKey ? 'os.environ["OPENAI_API_KEY"]' : '"none"';
   return `${withKey ? "import os\n\n" : ""}from openai import OpenAI

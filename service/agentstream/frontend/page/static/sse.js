@@ -1,10 +1,10 @@
-// Server-sent events: bytes in, messages out.
+// Server-sent events.
 
-/** Incremental parser (WHATWG HTML, 9.2.6): bytes in any pieces, whole messages out. */
+/** An incremental parser (WHATWG HTML, 9.2.6). It accepts bytes in pieces of any size and returns complete messages. */
 export class SseParser {
-  #utf8 = new TextDecoder(); // keeps a split character for the next piece, drops a leading BOM
+  #utf8 = new TextDecoder(); // keeps an incomplete character for the next piece and drops a leading BOM
   #line = "";
-  #afterCr = false; // the last piece ended in CR: an LF that comes first belongs to it
+  #afterCr = false; // the last piece ended with CR; if the next starts with LF, that LF belongs to the CR
   #data = [];
   #event = "";
   lastEventId = "";

@@ -1,32 +1,32 @@
-// The timeline of one run: turns, inferences and tool calls, as the agent tells of them.
+// The timeline of one run: turns, inferences and tool calls, from the events of the agent.
 
 import { asText, element, fromTemplate, isNumber, seconds } from "./dom.js";
 
-const LONG_TEXT = 400; // characters; a longer argument or result starts folded
-const LONGEST_TEXT = 50_000; // characters of one that are shown
-const MAX_STEPS = 500; // more are counted, not drawn
+const LONG_TEXT = 400; // characters; a longer argument or result is collapsed at first
+const MAX_TEXT_CHARACTERS = 50_000; // of an argument or result that are shown
+const MAX_STEPS = 500; // further steps are counted, but not drawn
 
-/** A start event opens a step, its end event closes the same step. Events of unknown types and shapes are shown too. */
+/** A start event opens a step, and its end event closes this step. Unknown events are shown too. */
 export class Timeline {
   #root;
   #list;
   #startedAt;
   #steps = 0;
-  #open = []; // steps still running: { kind, name, id, item, at }
+  #open = []; // running steps: { kind, name, id, item, at }
   #calls = new Map(); // index of a call of the client's tool -> { step, id, arguments }
-  inferenceSeconds = 0; // null once one of unknown length has ended
+  inferenceSeconds = 0; // total; null if the duration of an inference is unknown
 
-  /** `startedAt` is when the run was asked for, in seconds; null if nobody here knows. */
+  /** `startedAt` is the time of the request in seconds, or null if it is unknown. */
   constructor(root, startedAt) {
     this.#root = root;
     this.#list = root.querySelector("ol");
     this.#startedAt = startedAt;
   }
 
-  /** Show an event that came at `at` (seconds, or null), and return what to tell a listener of it ("" for nothing). */
+  /** Show an event. `at` is its time in seconds, or null. Returns the text for screen readers, "" for none. */
   showEvent(event, data, at) {
     const name = asText(data.tool ?? "tool");
-    const id = data.tool_call_id ?? data.event_id; // a field called id arrives as event_id
+    const id = data.tool_call_id ?? data.event_id; // the server renames the field `id` to `event_id`
     if (event === "agent_turn_start") {
       this.#finish(this.#addStep(at, "turn", "Turn", asText(data.agent ?? "")), "done");
     } else if (event === "inference_start") {
@@ -39,11 +39,11 @@ export class Timeline {
       return `Tool ${name} is running.`;
     } else if (event === "tool_call_end") {
       this.#endTool(this.#findOpenStep("tool", name, id) ?? this.#addStep(at, "tool", "Tool", name, { name, id }), data, at);
-      return `Tool ${name} ${data.success === false ? "failed" : "is done"}.`;
+      return `Tool ${name} ${data.success === false ? "failed" : "has finished"}.`;
     } else if (event === "tool_results") {
       const results = Array.isArray(data.results) ? data.results : [];
-      const told = results.map((r) => `${asText(r?.tool_name)} ${r?.success ? "ok" : "failed"}`).join(", ");
-      this.#finish(this.#addStep(at, "results", "Results", told), "done");
+      const summary = results.map((r) => `${asText(r?.tool_name)} ${r?.success ? "ok" : "failed"}`).join(", ");
+      this.#finish(this.#addStep(at, "results", "Results", summary), "done");
     } else {
       const step = this.#addStep(at, "other", "Event", event);
       this.#block(step, "Data", data);
@@ -52,7 +52,7 @@ export class Timeline {
     return "";
   }
 
-  /** Show a piece of a call of the client's own tool: nobody here runs it. */
+  /** Show a delta of a call of the client's own tool. This page does not run it. */
   showClientToolCall(delta, at) {
     const index = delta?.index ?? 0;
     let call = this.#calls.get(index);
@@ -60,14 +60,14 @@ export class Timeline {
       call = { text: "", body: null };
       const step = this.#addStep(at, "call", "Client tool", asText(delta?.function?.name ?? "tool"));
       call.body = this.#block(step, "Arguments", "");
-      this.#finish(step, "done", "for the client to run");
+      this.#finish(step, "done", "to be run by the client");
       this.#calls.set(index, call);
     }
     call.text += asText(delta?.function?.arguments ?? "");
     call.body.textContent = truncate(call.text) || "(none yet)";
   }
 
-  /** Mark what never ended: the run stopped or failed while it was under way. */
+  /** Mark the open steps as unfinished: the run has ended before them. */
   close() {
     for (const step of [...this.#open]) this.#finish(step, "unfinished", "unfinished");
   }
@@ -102,7 +102,7 @@ export class Timeline {
     this.#steps += 1;
     if (this.#steps <= MAX_STEPS) this.#list.append(item);
     this.#root.hidden = false;
-    const hidden = this.#steps > MAX_STEPS ? `, of which the first ${MAX_STEPS} are shown` : "";
+    const hidden = this.#steps > MAX_STEPS ? `; the first ${MAX_STEPS} are shown` : "";
     this.#root.querySelector(".count").textContent = `${this.#steps}${hidden}`;
     this.#open.push(step);
     return step;
@@ -131,10 +131,10 @@ export class Timeline {
   }
 }
 
-/** Seconds between two times, null if one of them is not known. */
+/** Return the seconds between two times, or null if one of them is unknown. */
 const duration = (from, to) => (from === null || to === null ? null : to - from);
 
 function truncate(text) {
-  if (text.length <= LONGEST_TEXT) return text;
-  return `${text.slice(0, LONGEST_TEXT)}\n… ${text.length - LONGEST_TEXT} more characters`;
+  if (text.length <= MAX_TEXT_CHARACTERS) return text;
+  return `${text.slice(0, MAX_TEXT_CHARACTERS)}\n… ${text.length - MAX_TEXT_CHARACTERS} more characters`;
 }
