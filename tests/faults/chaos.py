@@ -1,8 +1,8 @@
-"""The chaos test: two front ends, three workers and a broker under random, seeded faults; every client checks.
+"""The chaos test: random faults hit two front ends, three workers and a broker, while every client checks its stream.
 
     python -m tests.faults.chaos --seconds 600 --seed 7
 
-Prints a table and exits with 1 unless everything in it that must be zero is zero.
+It prints a table. It exits with 1 if a number that must be zero is not zero. The seed determines the faults.
 """
 
 import argparse
@@ -41,7 +41,8 @@ from tests.processes import Process, Processes
 LEASE_S: Final = 1.0 * TIME_SCALE
 RUNS_AT_ONCE: Final = 40
 RESTART_AFTER_S: Final = 0.5
-# After the last fault every stream must end: the longest plan, a lease, a reconnect, and a loaded machine.
+# Time in which every stream must end after the last fault: the longest plan, a lease, a reconnect, and a margin for a
+# loaded machine.
 SETTLE_S: Final = 45 * TIME_SCALE
 SETTINGS: Final = {
     "AGENTSTREAM_LEASE_S": str(LEASE_S),
@@ -68,7 +69,7 @@ MUST_BE_ZERO: Final = (
 
 @dataclass
 class Report:
-    """What came of it."""
+    """The results of a chaos run."""
 
     seconds: float
     seed: int
@@ -93,11 +94,11 @@ class Report:
             f"  {'faults':<38} {_listed(self.faults)}",
             f"  {'runs':<38} {self.runs}",
             f"  {'complete':<38} {self.outcomes['complete']}",
-            f"  {'ended by an honest error, by code':<38} {_listed(errors)}",
-            f"  {'connections beyond the first':<38} {self.resumed}",
-            f"  {'requests turned away, by status':<38} {_listed(self.rejected)}",
+            f"  {'ended with an error, by code':<38} {_listed(errors)}",
+            f"  {'reconnects of clients':<38} {self.resumed}",
+            f"  {'refused requests, by status':<38} {_listed(self.rejected)}",
             f"  {'tools used':<38} {self.tools_used}",
-            f"  {'worst time to an error frame':<38} {self.worst_silence_s:.1f} s",
+            f"  {'longest time to an error frame':<38} {self.worst_silence_s:.1f} s",
             *(f"  {name:<38} {self.wrong[name]}" for name in MUST_BE_ZERO),
             *(f"  ! {line}" for line in self.details[:40]),
         ]
@@ -109,7 +110,7 @@ def _listed(counts: dict[str, int] | Counter[str] | Counter[int]) -> str:
 
 
 class Fleet:
-    """The processes under fault. One that ends is started again, as ``up`` would."""
+    """The processes that the faults hit. A process that ends is started again, as ``up`` does it."""
 
     def __init__(self, processes: Processes, report: Report, folder: Path) -> None:
         self._processes = processes
@@ -134,7 +135,7 @@ class Fleet:
         await asyncio.gather(*self._keepers, return_exceptions=True)
 
     def signal(self, name: str, number: signal.Signals) -> None:
-        """Send a signal that may end a process."""
+        """Send a signal that may end the process, so that its end counts as wanted."""
         process = self.running[name]
         self._ended_by_us.add(process.pid)
         with contextlib.suppress(ProcessLookupError):
@@ -153,7 +154,7 @@ class Fleet:
             agent = "chaotic_in_a_thread" if number == "2" else "chaotic"
             spec = f"tests.faults.chaos_agents:{agent}"
             self.running[name] = await self._processes.start("worker", AGENTSTREAM_AGENT=spec, **self._environment)
-        with contextlib.suppress(AssertionError):  # it was hit before it was ready: its keeper starts it again
+        with contextlib.suppress(AssertionError):  # a fault hit it before it was ready: its keeper starts it again
             await self.running[name].until("serving on" if kind == "frontend" else "takes jobs of", 3 * TIMEOUT_S)
 
     async def _restart_when_ended(self, name: str) -> None:
@@ -168,7 +169,7 @@ class Fleet:
 
 
 class Chaos:
-    """One run of it."""
+    """One chaos run."""
 
     def __init__(self, seconds: float, seed: int, folder: Path, say: Callable[[str], None]) -> None:
         self._seconds = seconds
@@ -182,7 +183,7 @@ class Chaos:
         self._open: dict[asyncio.Task[None], StreamRecord] = {}
 
     async def run(self) -> Report:
-        """Do it."""
+        """Run clients and faults, wait for the end, and return the report."""
         self._marks.mkdir()
         async with (
             Broker(self._folder, append_only=True) as broker,
@@ -228,18 +229,20 @@ class Chaos:
 
     def _plan(self) -> Plan:
         pick = self._clients
-        if pick.random() < 0.08:  # a stalled client's: enough bytes to fill every buffer on the way
+        if pick.random() < 0.08:  # for a client that stalls: enough bytes to fill all buffers on the way
             return Plan(words=300, pause_ms=4, padding=4000)
         return Plan(
             words=pick.randrange(5, 120),
             pause_ms=pick.choice((2, 20, 40, 80)),
-            think_ms=pick.choice((0, 300, 1500, 2500)),  # nothing shown yet: attempted again if its worker is lost
+            think_ms=pick.choice(
+                (0, 300, 1500, 2500)
+            ),  # nothing is shown yet: the run is attempted again if its worker is lost
             tools_first=pick.choice((0, 1, 3)),
             tool_between=pick.random() < 0.3,
         )
 
     async def _follow(self, follower: CheckingClient, received: StreamRecord, pick: random.Random) -> None:
-        """Be one client: in the foreground to the end, or in the background with a hang-up in between."""
+        """Follow one run: in the foreground until its end, or in the background with a disconnect in between."""
         background = received.plan.padding > 0 or pick.random() < 0.6
         walks_away = not background and pick.random() < 0.1
         word = pick.randrange(received.plan.words)
@@ -260,7 +263,7 @@ class Chaos:
         self._note(follower, received)
 
     async def _compare_folded(self, follower: CheckingClient, received: StreamRecord) -> None:
-        """The folded answer is what was streamed."""
+        """Check that the answer as one object equals the streamed text."""
         if received.outcome != "complete":
             return
         content = await follower.fetch_answer(received.run_id)
@@ -360,10 +363,10 @@ class Chaos:
             ("forget scripts", flush_scripts),
         ]
 
-    # -- afterwards ---------------------------------------------------------------------------------
+    # -- after the faults ---------------------------------------------------------------------------
 
     async def _settle(self, broker: Broker, queue: str) -> None:
-        """Let every stream end, then every job; count what does not."""
+        """Wait until every stream and every job has ended, and count those that do not end."""
         if self._open:
             await asyncio.wait(self._open, timeout=SETTLE_S)
         for task, received in list(self._open.items()):
@@ -399,7 +402,7 @@ class Chaos:
 
 
 async def run_chaos(seconds: float, seed: int, folder: Path, say: Callable[[str], None] = lambda _line: None) -> Report:
-    """Run the chaos for a while and return what came of it."""
+    """Run the chaos for this many seconds, and return its report."""
     return await Chaos(seconds, seed, folder, say).run()
 
 
@@ -407,7 +410,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=600)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--verbose", action="store_true", help="say every fault when it happens")
+    parser.add_argument("--verbose", action="store_true", help="print every fault when it happens")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="agentstream-chaos-") as folder:
         report = asyncio.run(

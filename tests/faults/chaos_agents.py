@@ -1,6 +1,7 @@
-"""Agents that can be checked: numbered words, and tools that leave a line in a file, so that a second run shows.
+"""Agents whose work can be checked: they write numbered words, and each tool call adds a line to a file.
 
-The request's text is the plan, JSON. The folder for the tools' files comes by the environment.
+So a tool that runs twice is seen in its file. The text of the request is the plan, as JSON. An environment variable
+names the folder of the files.
 """
 
 import asyncio
@@ -17,7 +18,10 @@ FOLDER_VARIABLE = "TOOL_MARKS"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What a run does: think, call ``tools_first`` tools, then write ``words``; one more tool in the middle."""
+    """The steps of a run: think, call ``tools_first`` tools, then write ``words``.
+
+    With ``tool_between`` it calls one more tool in the middle of the words. ``padding`` is added to each word.
+    """
 
     words: int
     pause_ms: int = 20
@@ -88,7 +92,7 @@ def _use(run: Run, number: int) -> None:
     mark = f"{number}\n".encode()
     file = os.open(Path(os.environ[FOLDER_VARIABLE]) / run.id, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     try:
-        os.write(file, mark)  # one write: the line is there whole, or not at all
+        os.write(file, mark)  # one write: the file has the whole line or nothing of it
     finally:
         os.close(file)
     run.emit("tool_call_end", {"tool": "mark", "success": True, "latency": 0.0, "result": str(number)})

@@ -1,4 +1,4 @@
-"""A client that checks what it is sent: every word once, in order, up to a terminal frame."""
+"""A client that checks its stream: every word comes once, in order, up to a terminal frame."""
 
 import asyncio
 import contextlib
@@ -16,7 +16,7 @@ from agentstream.stream import sse
 from tests.faults.chaos_agents import Plan
 from tests.helpers import TIME_SCALE, parse_data
 
-# A front end sends a keepalive every 4 s: one that is silent for so long is as good as gone.
+# A front end sends a keepalive every 4 s. A front end that is silent for longer than this is considered lost.
 SILENCE_S: Final = 12 * TIME_SCALE
 RETRY_S: Final = 0.25 * TIME_SCALE
 
@@ -25,17 +25,17 @@ _HTTP_TROUBLE = (aiohttp.ClientError, ConnectionError, TimeoutError)
 
 
 class Verdict(Counter[str]):
-    """What went wrong, by name, and how often."""
+    """The number of faults of a stream, by name."""
 
 
 @dataclass(slots=True)
 class StreamRecord:
-    """One run's stream as it came, over any number of connections."""
+    """The stream of one run, as received over any number of connections."""
 
     plan: Plan
     run_id: str = ""
     last_id: str = ""
-    outcome: str = ""  # "complete", or the code of the error it ended with
+    outcome: str = ""  # "complete", or the code of the error with which it ended
     done: bool = False
     said: list[str] = field(default_factory=list)
     wrong: Verdict = field(default_factory=Verdict)
@@ -47,7 +47,7 @@ class StreamRecord:
     _events: set[str] = field(default_factory=set)
 
     def receive(self, message: sse.Message) -> None:
-        """Take one frame."""
+        """Record and check one frame."""
         data: Any = parse_data(message.data)
         if data == "[DONE]":
             self.done = True
@@ -104,7 +104,7 @@ class StreamRecord:
 
 
 class CheckingClient:
-    """Asks for a run at one front end, and follows it over any of them until its terminal frame."""
+    """Requests a run at one front end, and follows it over all front ends until its terminal frame."""
 
     def __init__(self, session: aiohttp.ClientSession, urls: Sequence[str], *, first: int = 0) -> None:
         self._session = session
@@ -117,7 +117,10 @@ class CheckingClient:
         return self._urls[(self._turn - 1) % len(self._urls)]
 
     async def begin(self, received: StreamRecord, *, until_word: int | None = None, **body: Any) -> None:
-        """Ask until a run has begun, and take its stream as far as it comes, or up to a word and then hang up."""
+        """Send the request until a run has begun, and read its stream until it ends or breaks.
+
+        With ``until_word``, disconnect after that word.
+        """
         request = {
             "model": "m",
             "messages": [{"role": "user", "content": received.plan.text()}],
@@ -138,7 +141,7 @@ class CheckingClient:
                 await asyncio.sleep(RETRY_S)
 
     async def resume(self, received: StreamRecord, *, until_word: int | None = None, stall_s: float = 0) -> None:
-        """Resume behind the last frame, as often as needed, at the other front end first."""
+        """Resume after the last frame, as often as necessary, and change the front end each time."""
         refusals = 0
         while not received.done:
             url = f"{self._next_url()}/v1/chat/completions/{received.run_id}?stream=true"
@@ -151,7 +154,7 @@ class CheckingClient:
                             return
                     elif response.status < 500:
                         refusals += 1
-                        if refusals > 3:  # 400, 404 or 410: what was begun is not known any more
+                        if refusals > 3:  # 400, 404 or 410: the run is not known any more
                             received.outcome, received.done = f"HTTP {response.status}", True
                             received.wrong[f"resumes refused: {await response.text()}"] += 1
                             return
@@ -161,13 +164,13 @@ class CheckingClient:
                 await asyncio.sleep(RETRY_S)
 
     async def follow(self, received: StreamRecord, **body: Any) -> StreamRecord:
-        """Ask for a run and follow it to its end."""
+        """Request a run, and follow it until its end."""
         await self.begin(received, **body)
         await self.resume(received)
         return received
 
     async def fetch_answer(self, run_id: str) -> str:
-        """Return the run's answer as a completion."""
+        """Return the content of the run's answer, which is not streamed."""
         while True:
             with contextlib.suppress(*_HTTP_TROUBLE):
                 async with self._session.get(f"{self._next_url()}/v1/chat/completions/{run_id}") as response:
@@ -200,7 +203,7 @@ _JSON = {"Content-Type": "application/json"}
 
 
 def client_session(**connector: Any) -> aiohttp.ClientSession:
-    """Return a session that notices a front end that went silent."""
+    """Return a session that times out if a front end is silent."""
     return aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=0, force_close=True, **connector),
         timeout=aiohttp.ClientTimeout(total=None, sock_connect=SILENCE_S, sock_read=SILENCE_S),

@@ -1,4 +1,4 @@
-"""Clients that are cut, come back, stall or misbehave."""
+"""Clients that disconnect, resume, stall or send malformed requests."""
 
 import asyncio
 import contextlib
@@ -26,23 +26,23 @@ _RUN_ID = re.compile(rb'"id":"(chatcmpl-[0-9a-f]{32})"')
 
 
 def request(*steps: Step, **fields: Any) -> dict[str, Any]:
-    """Return a request's body that makes the scripted agent take these steps."""
+    """Return a request body that makes the scripted agent take these steps."""
     return {"model": "m1", "messages": [{"role": "user", "content": json.dumps(steps)}], **fields}
 
 
 def frames(raw: bytes) -> list[bytes]:
-    """Return the whole frames of a stream, however it was cut; keepalives left out."""
+    """Return the complete frames of a stream that may be cut anywhere, without keepalives."""
     return [frame + b"\n\n" for frame in _KEEPALIVES.sub(b"", raw).split(b"\n\n")[:-1]]
 
 
 def last_id(whole_frames: list[bytes]) -> str | None:
-    """Return the position a browser would resume after."""
+    """Return the last id, after which a browser would resume."""
     ids = _IDS.findall(b"".join(whole_frames))
     return ids[-1].decode() if ids else None
 
 
 def run_id_of(raw: bytes) -> str:
-    """Return the run a stream tells of."""
+    """Return the id of the run in a stream."""
     match = _RUN_ID.search(raw)
     assert match, raw[:300]
     return match[1].decode()
@@ -50,7 +50,7 @@ def run_id_of(raw: bytes) -> str:
 
 @dataclass
 class Client:
-    """Talks to front ends with one API key, or none."""
+    """Sends requests to front ends, with one API key or none."""
 
     session: aiohttp.ClientSession
     key: str | None = None
@@ -60,23 +60,23 @@ class Client:
         return Client(self.session, key)
 
     async def call(self, method: str, url: str, body: Any = None, **headers: str) -> tuple[int, Any]:
-        """Return status and parsed body."""
+        """Send a request, and return the status and the parsed body of its answer."""
         async with self.session.request(method, url, json=body, headers=self._headers(headers)) as response:
             return response.status, await response.json()
 
     async def post(self, url: str, body: Any, **headers: str) -> tuple[int, Any]:
-        """Return status and parsed body of a request that is not streamed."""
+        """Send a chat completion request that is not streamed, and return its status and parsed body."""
         return await self.call("POST", url + PATH, body, **headers)
 
     async def get(self, url: str, run_id: str, query: str = "", **headers: str) -> tuple[int, Any]:
-        """Return status and parsed body of a run looked at."""
+        """Retrieve a run, and return the status and the parsed body."""
         return await self.call("GET", f"{url}{PATH}/{run_id}{query}", **headers)
 
     @contextlib.asynccontextmanager
     async def streaming(
         self, url: str, body: Any = None, *, run_id: str = "", query: str = "", **headers: str
     ) -> AsyncIterator["RawStream"]:
-        """Open the stream of a new run, or of ``run_id``; leaving cuts the connection."""
+        """Open the stream of a new run, or of ``run_id``. The connection is cut at the end of the context."""
         if run_id:
             opening = self.session.get(f"{url}{PATH}/{run_id}{query or '?stream=true'}", headers=self._headers(headers))
         else:
@@ -90,7 +90,7 @@ class Client:
             response.close()
 
     async def whole(self, url: str, body: Any = None, *, run_id: str = "", query: str = "", **headers: str) -> bytes:
-        """Return a stream to its clean end, as raw bytes."""
+        """Return the raw bytes of a stream until its proper end."""
         async with self.streaming(url, body, run_id=run_id, query=query, **headers) as stream:
             return await stream.rest()
 
@@ -100,21 +100,21 @@ class Client:
 
 
 class RawStream:
-    """The raw bytes of one stream, to be cut anywhere."""
+    """The raw bytes of one stream, which can be cut anywhere."""
 
     def __init__(self, response: aiohttp.ClientResponse) -> None:
         self._content = response.content
-        self._last = b""  # what came before, to be told if the stream ends where it should not
+        self._last = b""  # the last bytes, for the error message if the stream ends too early
 
     async def read(self, size: int) -> bytes:
-        """Return this many bytes; fewer only if the stream ended cleanly before."""
+        """Return this many bytes, or fewer if the stream ends properly before."""
         try:
             return await self._content.readexactly(size)
         except asyncio.IncompleteReadError as exc:
             return exc.partial
 
     async def until(self, wanted: bytes) -> bytes:
-        """Return what came until ``wanted`` was there, and what came with it."""
+        """Return the bytes received until ``wanted`` arrived, including the rest of that read."""
         got = bytearray()
         while wanted not in got:
             piece = await self._content.readany()
@@ -124,20 +124,20 @@ class RawStream:
         return bytes(got)
 
     async def rest(self) -> bytes:
-        """Return everything to the clean end."""
+        """Return all further bytes until the proper end."""
         return await self._content.read()
 
 
 @contextlib.asynccontextmanager
 async def http_client() -> AsyncIterator[Client]:
-    """A client that gives up in time."""
+    """Yield a client with a time limit."""
     timeout = aiohttp.ClientTimeout(total=4 * TIMEOUT_S)
     async with aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0)) as session:
         yield Client(session)
 
 
 class RawSocket:
-    """One TCP connection whose reader takes what it wants, when it wants."""
+    """One TCP connection that reads only when the test asks it to."""
 
     def __init__(self, connected: socket.socket) -> None:
         self._socket = connected
@@ -146,7 +146,7 @@ class RawSocket:
     @classmethod
     @contextlib.asynccontextmanager
     async def open(cls, url: str, *, receive_buffer_bytes: int | None = None) -> AsyncIterator[Self]:
-        """Connect; a small receive buffer fills at once if nothing is read."""
+        """Connect. A small receive buffer fills at once if the test reads nothing."""
         where = urlsplit(url)
         with socket.socket() as connection:
             connection.settimeout(0)
@@ -163,11 +163,11 @@ class RawSocket:
         await self.send(http_post(body, version=version, headers=headers))
 
     def end_sending(self) -> None:
-        """Close our half."""
+        """Close the sending half of the connection."""
         self._socket.shutdown(socket.SHUT_WR)
 
     async def until(self, wanted: bytes) -> bytes:
-        """Return what came up to ``wanted``, and what came with it."""
+        """Return the bytes received until ``wanted`` arrived, including the rest of that read."""
         got = bytearray()
         while wanted not in got:
             data = await self._loop.sock_recv(self._socket, 4096)
@@ -176,7 +176,7 @@ class RawSocket:
         return bytes(got)
 
     async def rest(self) -> tuple[bytes, bool]:
-        """Return what comes up to the connection's end, and whether it ended with a reset."""
+        """Return the bytes received until the connection ends, and whether it ended with a reset."""
         got = bytearray()
         while True:
             try:
@@ -189,7 +189,7 @@ class RawSocket:
 
 
 def http_post(body: Any, *, version: str = "1.1", headers: str = "") -> bytes:
-    """Return a chat completion request as it stands on the wire."""
+    """Return the bytes of a chat completion request."""
     content = json.dumps(body).encode()
     head = (
         f"POST {PATH} HTTP/{version}\r\nHost: localhost\r\nContent-Type: application/json\r\n"
@@ -199,7 +199,7 @@ def http_post(body: Any, *, version: str = "1.1", headers: str = "") -> bytes:
 
 
 def decode_chunked(response: bytes) -> tuple[bytes, bool]:
-    """Return a chunked response's body, and whether its end was told."""
+    """Return the body of a chunked response, and whether the last chunk arrived."""
     _, _, rest = response.partition(b"\r\n\r\n")
     body = bytearray()
     for size, start in _chunks(rest):
@@ -218,13 +218,13 @@ def _chunks(body: bytes) -> Iterator[tuple[int, int]]:
 
 
 async def start_frontend(processes: Processes, **settings: str) -> tuple[str, Process]:
-    """Start a front end and return its URL and its process."""
+    """Start a front end, and return its URL and its process."""
     process = await processes.start("frontend", AGENTSTREAM_PORT="0", **settings)
     return (await process.until(r"serving on (http://\S+)"))[1], process
 
 
 def resident_bytes(process: Process) -> int:
-    """Return the memory a process holds now (RSS)."""
+    """Return the memory that a process uses now (RSS)."""
     status = Path(f"/proc/{process.pid}/status").read_text(encoding="ascii")
     match = re.search(r"VmRSS:\s+(\d+) kB", status)
     assert match

@@ -1,4 +1,4 @@
-"""The stage of the tests that lose workers and cancel runs: processes, a client, the faults by name."""
+"""The deployment for tests that lose workers and cancel runs: processes, a client, and faults by name."""
 
 import asyncio
 import contextlib
@@ -17,10 +17,10 @@ from tests.helpers import TIME_SCALE, TIMEOUT_S, decode, texts
 from tests.processes import ROOT, Process, Processes
 
 LEASE_S: Final = 1.0
-# What is promised of a killed worker's runs (lease + lease/3 + 1 s), and air for a loaded machine.
+# The guarantee for the runs of a killed worker (lease + lease/3 + 1 s), and a margin for a loaded machine.
 LOSS_BOUND_S: Final = LEASE_S * 4 / 3 + 1 + 4 * TIME_SCALE
 COMPLETIONS: Final = "/v1/chat/completions"
-SAID_BY_A: Final = [f"a:{number} " for number in range(5)]  # loss_agents.WORDS of them
+SAID_BY_A: Final = [f"a:{number} " for number in range(5)]  # as many as loss_agents.WORDS
 SAID_BY_B: Final = [f"b:{number} " for number in range(5)]
 
 Message = tuple[str | None, Any]
@@ -35,7 +35,7 @@ class StreamedResponse:
 
     @property
     def run_id(self) -> str:
-        """The run's id; known once anything was read."""
+        """The id of the run. It is known after the first read."""
         return str(decode(self._received)[0][1]["id"])
 
     async def until(self, piece: str) -> None:
@@ -53,12 +53,12 @@ class StreamedResponse:
         return messages
 
     def disconnect(self) -> None:
-        """Go away as a closed browser tab does."""
+        """Disconnect like a closed browser tab."""
         self._response.close()
 
 
 class Deployment:
-    """One front end's client, and workers that are told their name."""
+    """A client of one front end, and workers that know their name."""
 
     def __init__(self, processes: Processes, session: aiohttp.ClientSession, broker_url: str, folder: Path) -> None:
         self._processes = processes
@@ -71,7 +71,7 @@ class Deployment:
     @classmethod
     @contextlib.asynccontextmanager
     async def open(cls, processes: Processes, broker_url: str, folder: Path) -> AsyncIterator[Self]:
-        """A deployment whose client gives up in time."""
+        """Yield a deployment whose client has a time limit."""
         timeout = aiohttp.ClientTimeout(total=3 * TIMEOUT_S)
         async with aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0)) as session:
             deployment = cls(processes, session, broker_url, folder)
@@ -83,7 +83,7 @@ class Deployment:
     # -- processes ----------------------------------------------------------------------------------
 
     async def frontend(self, **settings: str) -> None:
-        """Start the front end that requests go to."""
+        """Start the front end to which the client sends its requests."""
         self.url = await self._processes.frontend(AGENTSTREAM_LEASE_S=str(LEASE_S), **settings)
 
     async def worker(self, name: str, agent: str | None = "loss_agents:scripted", **settings: str) -> Process:
@@ -97,7 +97,7 @@ class Deployment:
         return await self._processes.worker(agent, **environment | settings)
 
     def open_gate(self) -> None:
-        """Let the agents that wait at the gate end."""
+        """Let the agents end that wait for the gate file."""
         self._gate.touch()
 
     # -- HTTP ---------------------------------------------------------------------------------------
@@ -106,7 +106,7 @@ class Deployment:
     async def stream(
         self, script: str, *, headers: dict[str, str] | None = None, **body: Any
     ) -> AsyncIterator[StreamedResponse]:
-        """Request a streamed run and read its role chunk."""
+        """Request a streamed run, and read its role chunk."""
         request = chat(script) | {"stream": True} | body
         async with self._session.post(self.url + COMPLETIONS, json=request, headers=headers) as response:
             assert response.status == 200, await response.text()
@@ -115,19 +115,19 @@ class Deployment:
             yield reading
 
     async def complete(self, script: str, **headers: str) -> dict[str, Any]:
-        """Request a run that is not streamed and return the answer."""
+        """Request a run that is not streamed, and return the answer."""
         return await self._answer("POST", COMPLETIONS, chat(script), headers)
 
     async def cancel(self, run_id: str, **headers: str) -> dict[str, Any]:
-        """Cancel a run and return the answer."""
+        """Cancel a run, and return the answer."""
         return await self._answer("POST", f"{COMPLETIONS}/{run_id}/cancel", None, headers)
 
     async def retrieve(self, run_id: str) -> dict[str, Any]:
-        """Return a run as far as it is."""
+        """Return the current state of a run."""
         return await self._answer("GET", f"{COMPLETIONS}/{run_id}", None, {})
 
     async def replay(self, run_id: str) -> list[Message]:
-        """Return an existing run's whole stream, once it has ended."""
+        """Return the whole stream of an existing run when the run has ended."""
         async with self._session.get(f"{self.url}{COMPLETIONS}/{run_id}?stream=true") as response:
             return await StreamedResponse(response).whole()
 
@@ -148,33 +148,33 @@ class Deployment:
         return None if value is None else value.decode()
 
     async def flag_cancel(self, run_id: str) -> None:
-        """Store a cancel whose message to the worker is lost."""
+        """Store a cancel without the message to the worker, as if that message was lost."""
         await self._redis.hset(self._keys.run(run_id), "cancel", "1")
 
 
 def chat(script: str) -> dict[str, Any]:
-    """Return a request whose agent does what ``script`` says."""
+    """Return a request that makes the agent follow ``script``."""
     return {"model": "m1", "messages": [{"role": "user", "content": script}]}
 
 
 async def begun(worker: Process, behaviour: str) -> str:
-    """Return the id of the run once the worker's agent has begun it."""
+    """Return the id of the run when the worker's agent has begun it."""
     return (await worker.until(rf"note \w+ begins {behaviour} (\S+)"))[1]
 
 
 async def ended(worker: Process, run_id: str) -> str:
-    """Return how the worker's agent ended: an exception's name, or completed."""
+    """Return how the worker's agent ended: the name of an exception, or completed."""
     return (await worker.until(rf"note \w+ ended [\w ]+ {re.escape(run_id)} (\w+)"))[1]
 
 
 def error_of(messages: list[Message]) -> str | None:
-    """Return the error code of a stream's final chunk; None if it ended well."""
+    """Return the error code of the final chunk of a stream, or None if there is no error."""
     error = messages[-2][1].get("agent_error")
     return None if error is None else str(error["code"])
 
 
 def said(messages: list[Message]) -> list[str]:
-    """Return the text of a stream, without the failure's own sentence."""
+    """Return the pieces of text of a stream, without the sentence of a failure."""
     return [text for text in texts(messages[:-2]) if text != "\n\n"]
 
 
@@ -182,14 +182,14 @@ def said(messages: list[Message]) -> list[str]:
 
 
 async def kill_worker(worker: Process) -> None:
-    """Kill a worker: nothing of it can be cleaned up."""
+    """Kill a worker with SIGKILL, so that it cannot clean up."""
     worker.send_signal(signal.SIGKILL)
     assert await worker.ended() == -signal.SIGKILL
 
 
 @contextlib.contextmanager
 def freeze(worker: Process) -> Iterator[None]:
-    """Stop a worker's clock, then let it go on as if nothing had happened."""
+    """Freeze a worker with SIGSTOP, then let it continue."""
     worker.send_signal(signal.SIGSTOP)
     try:
         yield

@@ -1,6 +1,6 @@
-"""Faults by name, and a broker that survives them: killed, frozen and started again on its port, with its data.
+"""Faults by name, and a broker that can be killed, frozen and started again on the same port with the same data.
 
-Each fault is a function, or a context manager that takes it back. They hit real processes with real signals.
+Each fault is a function, or a context manager that ends the fault. Faults send real signals to real processes.
 """
 
 import asyncio
@@ -24,16 +24,16 @@ _POLL_S = 0.02
 
 
 async def until(holds: Callable[[], Awaitable[bool]], timeout_s: float = TIMEOUT_S) -> None:
-    """Return when another process has come to a state; raises TimeoutError."""
+    """Return when ``holds`` is true. Raises TimeoutError."""
     async with asyncio.timeout(timeout_s):
-        while not await holds():  # noqa: ASYNC110 -- nothing tells us but asking
+        while not await holds():  # noqa: ASYNC110 -- the state of another process can only be polled
             await asyncio.sleep(_POLL_S)
 
 
 class Broker:
-    """A real server of the test's own. ``append_only``: whether it keeps its data over a restart.
+    """The test's own real server. With ``append_only`` it keeps its data over a restart.
 
-    Every write is in the kernel before it is answered, so SIGKILL of the server loses nothing that was acknowledged.
+    Every write reaches the kernel before its reply, so SIGKILL of the server loses no acknowledged write.
     """
 
     def __init__(self, folder: Path, *, append_only: bool, replica_of: "Broker | None" = None) -> None:
@@ -42,7 +42,7 @@ class Broker:
         self._append_only = append_only
         self._replica_of = replica_of
         self._process: asyncio.subprocess.Process | None = None
-        # One connection, made anew when it breaks: faults must not wait for one another.
+        # A few connections, made again when they break: faults must not wait for each other.
         self.admin = redis_asyncio.Redis(port=self.port, socket_timeout=TIMEOUT_S, max_connections=4)
 
     async def __aenter__(self) -> Self:
@@ -64,7 +64,7 @@ class Broker:
         return self._process.pid
 
     async def start(self) -> None:
-        """Start it (again); returns when it answers and has loaded its data."""
+        """Start the server, and return when it has loaded its data and answers."""
         executable = next(choice.executable for choice in usable_servers() if choice.executable)
         options = [
             *("--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self._folder), "--save", ""),
@@ -80,7 +80,7 @@ class Broker:
         await until(self._answers)
 
     async def kill(self) -> None:
-        """End it with SIGKILL, frozen or not."""
+        """Kill the server with SIGKILL. This also ends a frozen server."""
         if self._process is not None and self._process.returncode is None:
             self._process.kill()
             await self._process.wait()
@@ -94,7 +94,7 @@ class Broker:
 
 @contextlib.contextmanager
 def frozen(pid: int) -> Iterator[None]:
-    """A process stands still (SIGSTOP) and then goes on (SIGCONT), if it still exists."""
+    """Freeze a process (SIGSTOP), then let it continue (SIGCONT) if it still exists."""
     os.kill(pid, signal.SIGSTOP)
     try:
         yield
@@ -105,7 +105,7 @@ def frozen(pid: int) -> Iterator[None]:
 
 @contextlib.asynccontextmanager
 async def outage(broker: Broker) -> AsyncIterator[None]:
-    """The broker is killed, nobody listens on its port; then it is started again."""
+    """Kill the broker, so that nothing listens on its port, then start it again."""
     await broker.kill()
     try:
         yield
@@ -114,14 +114,14 @@ async def outage(broker: Broker) -> AsyncIterator[None]:
 
 
 async def cut_connections(broker: Broker) -> None:
-    """CLIENT KILL of everybody else's connections."""
+    """Cut all other connections with CLIENT KILL."""
     for kind in ("pubsub", "normal"):
         await broker.admin.client_kill_filter(_type=kind, skipme=True)
 
 
 @contextlib.asynccontextmanager
 async def tiny_push_buffer(broker: Broker, limit_bytes: int = 1024) -> AsyncIterator[None]:
-    """Subscribers that leave more than ``limit_bytes`` untaken are cut by the broker."""
+    """Let the broker cut subscribers that have more than ``limit_bytes`` not read."""
     name = "client-output-buffer-limit"
     before = str((await broker.admin.config_get(name))[name])
     await broker.admin.config_set(name, f"pubsub {limit_bytes} {limit_bytes} 0")
@@ -133,7 +133,7 @@ async def tiny_push_buffer(broker: Broker, limit_bytes: int = 1024) -> AsyncIter
 
 @contextlib.asynccontextmanager
 async def full_memory(broker: Broker) -> AsyncIterator[None]:
-    """The broker answers OOM to whatever would need memory."""
+    """Let the broker answer OOM to every command that needs memory."""
     await broker.admin.config_set("maxmemory", 1)
     try:
         yield
@@ -142,24 +142,24 @@ async def full_memory(broker: Broker) -> AsyncIterator[None]:
 
 
 async def forget_scripts(broker: Broker) -> None:
-    """SCRIPT FLUSH."""
+    """Remove all scripts from the broker with SCRIPT FLUSH."""
     await broker.admin.script_flush()
 
 
 async def count_oom_errors(broker: Broker) -> int:
-    """Return how many commands were refused for want of memory."""
+    """Return how many commands the broker refused with OOM."""
     stats: dict[str, Any] = await broker.admin.info("errorstats")
     return int(stats.get("errorstat_OOM", {}).get("count", 0))
 
 
 async def count_cut_subscribers(broker: Broker) -> int:
-    """Return how many connections were cut for an output buffer that grew too large."""
+    """Return how many connections the broker cut because of a full output buffer."""
     stats: dict[str, Any] = await broker.admin.info("stats")
     return int(stats["client_output_buffer_limit_disconnections"])
 
 
 class SwitchableProxy:
-    """One address before several brokers: forwards to the chosen one; changing it cuts who was connected."""
+    """One address in front of several brokers. It forwards to one of them; ``switch_to`` cuts all connections."""
 
     def __init__(self, broker: Broker) -> None:
         self._broker = broker
@@ -217,7 +217,7 @@ async def _pipe(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> Non
 
 
 def small_buffer_socket(info: Any) -> socket.socket:
-    """Make a client's socket that takes little before its reader reads: a stalled client is felt at once."""
+    """Return a client socket with a small receive buffer: the server notices at once if the client does not read."""
     family, kind, protocol, *_ = info
     made = socket.socket(family, kind, protocol)
     made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -226,10 +226,10 @@ def small_buffer_socket(info: Any) -> socket.socket:
 
 
 async def leftovers(broker: Broker, queue: str) -> list[str]:
-    """Return what should not be there when every run is over: keys without a TTL, jobs, and who still holds some.
+    """Return the leftovers after all runs have ended: keys without a TTL, jobs, and consumers that hold jobs.
 
-    The queue itself has no TTL. Consumers of killed processes stay until they are pruned, which takes those that
-    hold nothing.
+    The queue itself has no TTL. Consumers of killed processes stay until they are pruned. Pruning removes only
+    consumers that hold nothing.
     """
     jobs = f"agentstream:jobs:{queue}"
     found = [

@@ -1,4 +1,4 @@
-"""Agents that mean harm, or are merely careless; a worker process imports this module by name."""
+"""Hostile and careless agents. A worker process imports this module by name."""
 
 import asyncio
 import contextlib
@@ -14,19 +14,19 @@ STRAYS: list[threading.Thread] = []
 
 
 def numbered_line(number: int) -> str:
-    """Return 4096 characters that tell their place."""
+    """Return 4096 characters that begin with their number."""
     return f"{number:015} {LINE}"
 
 
 def flood(run: Run) -> AgentResult:
-    """Write as many numbered lines as the last message says, as fast as it goes."""
+    """Write numbered lines as fast as possible. The last message holds their number."""
     for number in range(int(run.request.messages[-1].text)):
         run.write(numbered_line(number))
     return AgentResult("")
 
 
 async def flood_on_loop(run: Run) -> AgentResult:
-    """Do the same on the event loop, waiting for room."""
+    """Write numbered lines on the event loop, and wait for room after each."""
     for number in range(int(run.request.messages[-1].text)):
         run.write(numbered_line(number))
         await run.drain()
@@ -34,14 +34,14 @@ async def flood_on_loop(run: Run) -> AgentResult:
 
 
 async def flood_without_waiting(run: Run) -> AgentResult:
-    """Do the same on the event loop, never waiting."""
+    """Write numbered lines on the event loop without waiting."""
     for number in range(int(run.request.messages[-1].text)):
         run.write(numbered_line(number))
     return AgentResult("")
 
 
 def tiny_events(run: Run) -> AgentResult:
-    """Emit as many tiny events as the last message says, all of them named ones."""
+    """Emit tiny named events. The last message holds their number."""
     for number in range(int(run.request.messages[-1].text)):
         run.emit("inference_start", {"n": number})
     return AgentResult("done")
@@ -115,7 +115,7 @@ BEHAVIOURS = {
 
 
 def hostile(run: Run) -> AgentResult:
-    """Do what the last message says, in a thread."""
+    """Run the behaviour that the last message names, in a thread."""
     behaviour = BEHAVIOURS.get(run.request.messages[-1].text)
     return behaviour(run) if behaviour else AgentResult("fine")
 
@@ -148,6 +148,6 @@ ASYNC_BEHAVIOURS = {"ignore cancels": _ignore_cancels, "leave a task": _leave_a_
 
 
 async def hostile_on_loop(run: Run) -> AgentResult:
-    """Do what the last message says, on the event loop."""
+    """Run the behaviour that the last message names, on the event loop."""
     behaviour = ASYNC_BEHAVIOURS.get(run.request.messages[-1].text)
     return await behaviour(run) if behaviour else AgentResult("fine")

@@ -1,7 +1,7 @@
-"""Agents that are interrupted; a worker process imports this module by name.
+"""Agents that the tests interrupt. A worker process imports this module by name.
 
-The last message is the script: ``<behaviour>``, or ``<behaviour> on <worker>`` for that worker only (others answer).
-Workers are told their name by TEST_WORKER. What an agent notices is printed for the test to wait for::
+The last message is the script: ``<behaviour>``, or ``<behaviour> on <worker>`` for that worker only. Other workers
+answer. TEST_WORKER holds the name of a worker. The agents print these lines, and the tests wait for them::
 
     note <worker> begins <behaviour> <run id>
     note <worker> ended <behaviour> <run id> <exception's name, or completed>
@@ -48,7 +48,7 @@ def _poison(_run: Run) -> None:
     os._exit(7)
 
 
-# What is said first; then the agent waits: for ever, or ("gate") for the test.
+# The first output of each behaviour. Then the agent answers, or waits: for ever, or for the test ("gate").
 SAID: dict[str, Say] = {
     "silent": _nothing,
     "text": _text,
@@ -87,7 +87,7 @@ def _noted(run: Run, behaviour: str) -> Iterator[None]:
 
 
 async def scripted(run: Run) -> AgentResult:
-    """Do what the script says, on the loop."""
+    """Follow the script on the event loop."""
     behaviour = _behaviour(run)
     with _noted(run, behaviour):
         SAID[behaviour](run)
@@ -101,7 +101,7 @@ async def scripted(run: Run) -> AgentResult:
 
 
 def scripted_in_a_thread(run: Run) -> AgentResult:
-    """Do what the script says, in a thread; one that says nothing looks at ``run.cancelled``."""
+    """Follow the script in a thread. While it waits without writing, it checks ``run.cancelled``."""
     behaviour = _behaviour(run)
     with _noted(run, behaviour):
         SAID[behaviour](run)
@@ -118,7 +118,7 @@ def scripted_in_a_thread(run: Run) -> AgentResult:
 
 
 def _break_second_beat() -> None:
-    """Let this worker's heartbeat die of something unforeseen; its first beat is part of its start."""
+    """Let the second heartbeat of this worker fail with an unexpected error. The first is part of its start."""
     beat, beats = JobQueue.heartbeat, iter(range(2))
 
     async def broken(queue: JobQueue) -> None:

@@ -1,4 +1,4 @@
-"""An agent that does what the last message says: a JSON list of steps, such as ``[["say", 3], ["fail", "no"]]``."""
+"""An agent that follows the steps in the last message, a JSON list like ``[["say", 3], ["fail", "no"]]``."""
 
 import asyncio
 import json
@@ -11,10 +11,10 @@ _LOOK_S = 0.01
 
 
 async def scripted(run: Run) -> AgentResult:  # noqa: C901 -- one branch a step
-    """Take the steps in order; the answer is what was said, or the last ``answer``."""
+    """Take the steps in order. The answer is the written text, or the text of the last ``answer`` step."""
     answer = ""
     for name, *arguments in json.loads(run.request.messages[-1].text):
-        if name == "count":  # a side effect that tells how often the agent ran
+        if name == "count":  # a side effect: the file shows how often the agent ran
             with Path(arguments[0]).open("a") as counter:  # noqa: ASYNC230 -- one line
                 counter.write(f"{run.id}\n")
         elif name == "note":
@@ -26,7 +26,7 @@ async def scripted(run: Run) -> AgentResult:  # noqa: C901 -- one branch a step
         elif name == "tool":
             run.emit("tool_call_start", {"tool": "echo", "arguments": {"x": [1, 2]}})
             run.emit("tool_call_end", {"tool": "echo", "success": True, "latency": 0.5, "result": "1 2"})
-        elif name == "gate":  # go on once the test has made this file
+        elif name == "gate":  # continue when the test has created this file
             await _gate(Path(arguments[0]))
         elif name == "flood":
             await _flood(run, *arguments)
@@ -38,9 +38,9 @@ async def scripted(run: Run) -> AgentResult:  # noqa: C901 -- one branch a step
 
 
 async def _gate(opened: Path) -> None:
-    """Wait for a file; leave one beside it if the run is cancelled meanwhile."""
+    """Wait for a file. If the run is cancelled meanwhile, create another file beside it."""
     try:
-        while not opened.exists():  # noqa: ASYNC110, ASYNC240 -- another process makes it
+        while not opened.exists():  # noqa: ASYNC110, ASYNC240 -- another process creates it
             await asyncio.sleep(_LOOK_S)
     except asyncio.CancelledError:
         cancelled_at(opened).touch()
@@ -48,12 +48,12 @@ async def _gate(opened: Path) -> None:
 
 
 def cancelled_at(gate: Path) -> Path:
-    """Return the file that says that a run was cancelled while it waited at a gate."""
+    """Return the file that exists if the run was cancelled while it waited for this gate file."""
     return gate.with_name(f"{gate.name}.cancelled")
 
 
 async def _flood(run: Run, pieces: int, piece_characters: int) -> None:
-    """Write numbered pieces as fast as they leave; each ends with a line end."""
+    """Write numbered pieces as fast as they can be published. Each piece ends with a line end."""
     for number in range(pieces):
         run.write(flood_piece(number, piece_characters))
         await run.drain()

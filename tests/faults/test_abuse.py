@@ -1,4 +1,4 @@
-"""Hostile requests: each is refused in words or cut, and the front end stays small, empty-queued and at work."""
+"""Hostile requests: each gets an error or is cut. The front end stays small, keeps serving, and enqueues nothing."""
 
 import asyncio
 import contextlib
@@ -24,7 +24,7 @@ from tests.processes import Process, Processes
 
 MAX_BODY_BYTES = 1 << 20
 BODY_TIMEOUT_S = 1.0
-# What a front end may grow by under abuse: a few bodies of the largest size, and the allocator's slack.
+# How much a front end may grow under abuse: a few bodies of the largest size, and a margin for the allocator.
 GROWTH_BYTES = 48 << 20
 FINE = {"model": "m1", "messages": [{"role": "user", "content": "fine"}]}
 LINE_ENDS = ("x\r\ny: 1", "x\ny", "x\0y", "x\x85y", "x\u2028y", "\ndata: INJECTED\n\n", "%0d%0aINJECTED: 1")
@@ -32,7 +32,7 @@ LINE_ENDS = ("x\r\ny: 1", "x\ny", "x\0y", "x\x85y", "x\u2028y", "\ndata: INJECTE
 
 @dataclass
 class Target:
-    """A front end with a worker behind it, and what it looked like before."""
+    """A front end with a worker, and its memory and job count before the test."""
 
     url: str
     frontend: Process
@@ -41,14 +41,14 @@ class Target:
     queue: str
     resident_before_bytes: int = 0
     jobs_before: int = 0
-    meant: int = 0  # jobs the test itself has enqueued
+    meant: int = 0  # jobs that the test enqueued on purpose
 
     @property
     def netloc(self) -> str:
         return urlsplit(self.url).netloc
 
     async def send(self, body: Any, **headers: str) -> tuple[int, Any]:
-        """Post a chat completion, JSON or raw bytes; return status and parsed answer."""
+        """Post a chat completion, as JSON or raw bytes. Return the status and the parsed answer."""
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
         named = {"Content-Type": "application/json"} | {
             name.replace("_", "-"): value for name, value in headers.items()
@@ -57,16 +57,16 @@ class Target:
             return response.status, await response.json()
 
     async def refused(self, body: Any, status: int = 400, **headers: str) -> dict[str, Any]:
-        """Post what must be refused with this status; return OpenAI's error object."""
+        """Post a request that must be refused with this status. Return OpenAI's error object."""
         got, answer = await self.send(body, **headers)
         assert got == status, (got, answer, str(body)[:200])
         assert set(answer["error"]) == {"message", "type", "param", "code"}
-        assert len(json.dumps(answer)) < 2000, "an error that repeats what it was sent"
+        assert len(json.dumps(answer)) < 2000, "the error repeats the request"
         error: dict[str, Any] = answer["error"]
         return error
 
     async def raw(self, data: bytes) -> bytes:
-        """Send bytes on a connection of their own and return all that comes back before it ends."""
+        """Send bytes on a new connection, and return all bytes received until it ends."""
         async with asyncio.timeout(2 * TIMEOUT_S), RawSocket.open(self.url) as connection:
             await connection.send(data)
             with contextlib.suppress(ConnectionError):
@@ -74,11 +74,11 @@ class Target:
         return b""
 
     async def jobs(self) -> int:
-        """Return how many jobs ever entered the queue."""
+        """Return how many jobs were ever enqueued."""
         return int((await self.broker.xinfo_stream(self.queue))["entries-added"])
 
     async def check(self) -> None:
-        """Assert that it still answers, has not grown, and that no job came of the abuse."""
+        """Assert that the front end still answers, has not grown, and has enqueued no other jobs."""
         assert await self.jobs() == self.jobs_before + self.meant
         status, answer = await self.send(FINE)
         assert status == 200
@@ -90,7 +90,7 @@ class Target:
 
 @pytest.fixture
 async def target(processes: Processes, broker_url: str) -> AsyncIterator[Target]:
-    """A front end that must be unharmed when the test is over."""
+    """Yield a front end, and check after the test that it is unharmed."""
     url, frontend = await start_frontend(
         processes,
         AGENTSTREAM_MAX_BODY_BYTES=str(MAX_BODY_BYTES),
@@ -115,7 +115,7 @@ def chat(**fields: Any) -> dict[str, Any]:
 
 
 def nested(depth: int, opening: str, closing: str) -> bytes:
-    """Return a request whose metadata is nested so deep."""
+    """Return a request whose metadata has this nesting depth."""
     return json.dumps(chat(metadata={"x": "HERE"})).replace('"HERE"', opening * depth + "1" + closing * depth).encode()
 
 
@@ -156,14 +156,14 @@ WRONG_BODIES: list[bytes] = [
 ]
 
 
-async def test_wrong_bodies_are_refused_in_words(target: Target) -> None:
-    """Deep, huge, malformed and mistyped JSON of every kind is a short 400 in OpenAI's form."""
+async def test_wrong_bodies_get_a_short_400(target: Target) -> None:
+    """Deep, huge, malformed and mistyped JSON gets a short 400 in OpenAI's form."""
     for body in WRONG_BODIES:
         await target.refused(body)
 
 
-async def test_big_but_lawful_values_pass_whole(target: Target) -> None:
-    """A huge string, key and number that the model allows reach the agent as they were sent."""
+async def test_large_valid_values_pass_unchanged(target: Target) -> None:
+    """A very long string, a very long key and a very large number that are valid reach the agent unchanged."""
     body = chat(**{"k" * 100_000: "v" * 100_000, "seed": 2**53, "user": "u" * 100_000, "metadata": {"": 1e308}})
     target.meant += 1
     status, answer = await target.send(body)
@@ -172,7 +172,7 @@ async def test_big_but_lawful_values_pass_whole(target: Target) -> None:
 
 
 async def test_line_ends_and_nul_change_nothing_but_the_text(target: Target) -> None:
-    """CR, LF, NUL and their relatives are refused in a model's name and are mere text everywhere else."""
+    """CR, LF, NUL and similar characters are refused in a model name, and are plain text in all other fields."""
     for text in LINE_ENDS:
         body = chat(
             user=text, metadata={text: text}, stop=text, messages=[{"role": "user", "content": text, "name": text}]
@@ -191,7 +191,7 @@ async def test_line_ends_and_nul_change_nothing_but_the_text(target: Target) -> 
 
 
 async def test_bodies_over_the_limit_are_refused(target: Target) -> None:
-    """A body too large is a 413, whether it says so, comes in chunks, never ends, or grows when inflated."""
+    """A body over the limit gets 413, also if it is chunked, never ends, or grows when it is decompressed."""
     large = json.dumps(chat(user="u" * MAX_BODY_BYTES)).encode()
     assert (await target.refused(large, 413))["code"] == "request_too_large"
     bomb = gzip.compress(bytes(256 << 20), compresslevel=1)
@@ -208,7 +208,7 @@ async def test_bodies_over_the_limit_are_refused(target: Target) -> None:
 
 
 async def test_broken_codings_are_refused(target: Target) -> None:
-    """A body that is not what its Content-Encoding says is a 400."""
+    """A body that does not match its Content-Encoding gets 400."""
     for coding, body in [
         ("gzip", b"no gzip"),
         ("gzip", gzip.compress(json.dumps(FINE).encode())[:-20]),
@@ -221,8 +221,8 @@ async def test_broken_codings_are_refused(target: Target) -> None:
         assert b"invalid_" in answer
 
 
-async def test_slow_bodies_are_given_up(target: Target) -> None:
-    """A client that sends a byte now and then gets a 408 once its time is up, however many do so at once."""
+async def test_slow_bodies_time_out(target: Target) -> None:
+    """A client that sends its body too slowly gets 408 after the time limit, even if many do this at the same time."""
 
     async def drip() -> bytes:
         async with RawSocket.open(target.url) as connection:
@@ -238,7 +238,7 @@ async def test_slow_bodies_are_given_up(target: Target) -> None:
 
 
 async def test_idle_connections_cost_little(target: Target) -> None:
-    """Hundreds of connections that say nothing, or never end their headers, do not hinder others."""
+    """Hundreds of connections that send nothing, or never end their headers, do not disturb other clients."""
     async with contextlib.AsyncExitStack() as stack:
         for number in range(400):
             connection = await stack.enter_async_context(RawSocket.open(target.url))
@@ -252,7 +252,7 @@ async def test_idle_connections_cost_little(target: Target) -> None:
 
 
 def head(*lines: str, method: str = "POST", path: str = PATH, version: str = "1.1", host: str = "localhost") -> bytes:
-    """Return a request's head."""
+    """Return the request line and the headers of a request."""
     first = [f"{method} {path} HTTP/{version}", f"Host: {host}", "Content-Type: application/json"]
     return "\r\n".join([*first, *lines, "", ""]).encode("latin-1")
 
@@ -289,15 +289,15 @@ WRONG_HEADS: dict[str, bytes] = {
 
 
 async def test_malformed_requests_are_refused(target: Target) -> None:
-    """A request two parsers could read differently is refused with 400 once, and the connection is closed."""
+    """A request that two parsers could read differently gets one 400, and the connection is closed."""
     for trick, data in WRONG_HEADS.items():
         answer = await target.raw(data)
         assert re.match(rb"HTTP/1\.[01] 400 ", answer), (trick, answer[:200])
         assert len(re.findall(rb"HTTP/1\.[01] \d", answer)) == 1, (trick, answer)
 
 
-async def test_lawful_oddities_are_answered(target: Target) -> None:
-    """HTTP/1.0, absolute URIs, HEAD and pipelined requests get ordinary answers."""
+async def test_unusual_valid_requests_are_answered(target: Target) -> None:
+    """HTTP/1.0, absolute URIs, HEAD and pipelined requests get normal answers."""
     for data, status in [
         (b"GET /health/live HTTP/1.0\r\n\r\n", 200),
         (b"GET http://localhost/health/live HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n", 200),
@@ -314,11 +314,11 @@ async def test_lawful_oddities_are_answered(target: Target) -> None:
         assert b"\r\nINJECTED" not in answer
 
 
-# -- names and positions that were not given out -----------------------------------------------------------
+# -- forged ids and positions -----------------------------------------------------------------------------
 
 
 async def test_forged_ids_find_nothing(target: Target) -> None:
-    """A run id that was not given out is a 404, whatever it holds."""
+    """A run id that the service did not create gets 404, whatever its characters are."""
     unknown = new_run_id()
     for run_id in [
         unknown,
@@ -343,10 +343,10 @@ async def test_forged_ids_find_nothing(target: Target) -> None:
 
 
 async def test_forged_positions_are_refused(target: Target) -> None:
-    """A position that no stream gave out is a 400 that names it, in the query as in the header."""
+    """A position that no stream has sent gets a 400 that names it, in the query and in the header."""
     target.meant += 1
     _, run = await target.send(chat(background=True))
-    assert (await target.send(FINE))[0] == 200  # one worker, in order: the first has begun
+    assert (await target.send(FINE))[0] == 200  # there is one worker, which works in order: the first run has begun
     target.meant += 1
     url = f"{target.url}{PATH}/{run['id']}?stream=true"
     for text in [
@@ -376,7 +376,7 @@ async def test_forged_positions_are_refused(target: Target) -> None:
 
 
 async def test_wrong_idempotency_keys_and_formats_are_refused(target: Target) -> None:
-    """An Idempotency-Key or an event format that cannot be one is a 400 before anything is enqueued."""
+    """An invalid Idempotency-Key, event format or error form gets 400, and nothing is enqueued."""
     for line in [
         "Idempotency-Key:",
         "Idempotency-Key: " + "k" * 256,
@@ -396,7 +396,7 @@ async def test_wrong_idempotency_keys_and_formats_are_refused(target: Target) ->
 
 
 async def test_a_page_of_another_origin_can_enqueue_nothing(target: Target) -> None:
-    """What a browser sends without asking first is a 415, and when it asks, nobody allows it."""
+    """A request that browsers send without a preflight gets 415, and a preflight is not allowed."""
     for content_type in [
         "text/plain",
         "text/plain; application/json",
@@ -429,8 +429,8 @@ FOREIGN_HOSTS = [
 OUR_HOSTS = ["localhost", "LOCALHOST:8000", "127.0.0.1:8000", "127.9.9.9", "[::1]:8000", "agents.localhost:8000"]
 
 
-async def test_a_rebound_name_is_not_answered(target: Target) -> None:
-    """Bound to loopback without keys, the front end refuses Host headers that do not name this machine."""
+async def test_foreign_hosts_are_refused(target: Target) -> None:
+    """A front end on loopback without keys refuses Host headers that do not name this machine."""
     request = (f"Content-Length: {len(BODY)}", "Connection: close")
     for host in FOREIGN_HOSTS:
         answer = await target.raw(head(*request, host=host) + BODY)
@@ -441,8 +441,8 @@ async def test_a_rebound_name_is_not_answered(target: Target) -> None:
         assert (await target.raw(head(*request, host=host) + BODY)).startswith(b"HTTP/1.1 200"), host
 
 
-async def test_any_name_will_do_where_keys_are_asked_for(processes: Processes) -> None:
-    """With API keys, or with AGENTSTREAM_ALLOW_OPEN, the Host header does not matter: others keep callers out."""
+async def test_the_host_does_not_matter_with_keys(processes: Processes) -> None:
+    """With API keys, or with AGENTSTREAM_ALLOW_OPEN, the front end answers for any Host header."""
     for setting in ({"AGENTSTREAM_API_KEYS": "sk-1"}, {"AGENTSTREAM_ALLOW_OPEN": "true"}):
         url, _ = await start_frontend(processes, **setting)
         named = {"Host": "chat.example"}

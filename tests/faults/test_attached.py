@@ -8,10 +8,8 @@ from tests.helpers import TIMEOUT_S
 from tests.processes import Processes
 
 
-async def test_two_clients_of_one_run_get_the_same_whether_or_not_a_third_leaves(
-    processes: Processes, tmp_path: Path
-) -> None:
-    """Clients attached to a run that goes on each get all of it, byte for byte, also after another one has left."""
+async def test_attached_clients_get_the_same_bytes(processes: Processes, tmp_path: Path) -> None:
+    """Each client attached to a running run gets the same bytes, even after another client has disconnected."""
     url, gate = await processes.frontend(), tmp_path / "gate"
     await processes.worker(AGENT)
     body = request(["say", 5], ["gate", str(gate)], ["tool"], ["say", 20], background=True)

@@ -1,4 +1,4 @@
-"""The broker is killed, emptied, cut, frozen, full, replaced: streams go on, nothing is lost, nothing doubled."""
+"""The broker is killed, emptied, frozen, full or replaced: streams continue, and no word is lost or repeated."""
 
 import asyncio
 import signal
@@ -34,7 +34,7 @@ from tests.processes import Process, Processes
 RUNS = 8
 LEASE_S = 2 * TIME_SCALE
 AGENT = "tests.faults.chaos_agents:chaotic"
-# Long enough to be under way before the fault, during it and after it.
+# Long enough to run before, during and after the fault.
 LONG = Plan(words=150, pause_ms=int(30 * TIME_SCALE), tool_between=True)
 BURSTS = Plan(words=300, pause_ms=2, padding=2000)
 PATIENCE_S = 60 * TIME_SCALE
@@ -44,7 +44,7 @@ pytestmark = pytest.mark.timeout(120 * TIME_SCALE)
 
 @dataclass
 class Deployment:
-    """A front end, two workers, and clients that follow runs."""
+    """A front end, two workers, and a session for clients that follow runs."""
 
     processes: Processes
     session: aiohttp.ClientSession
@@ -59,7 +59,7 @@ class Deployment:
 
 
 class Streams:
-    """Some runs, each followed by a client of its own, while the block is executed; all complete at its end."""
+    """Several runs, each followed by its own client. At the end of the context all clients have finished."""
 
     def __init__(self, deployment: Deployment, received: Sequence[StreamRecord], body: dict[str, object]) -> None:
         self._scene = deployment
@@ -83,7 +83,7 @@ class Streams:
             await self.hang_up()
 
     async def all_said(self, words: int) -> None:
-        """Return when every client has so many words; fails if one of them ends instead."""
+        """Return when every client has this many words. Fail if a client ends before that."""
 
         async def said() -> bool:
             assert not any(client.done() for client in self._clients), self.received
@@ -92,7 +92,7 @@ class Streams:
         await until(said, PATIENCE_S)
 
     async def all_begun(self) -> None:
-        """Return when every client has its role chunk."""
+        """Return when every client has received its role chunk."""
 
         async def begun() -> bool:
             return all(received.run_id for received in self.received)
@@ -100,14 +100,14 @@ class Streams:
         await until(begun)
 
     async def hang_up(self) -> None:
-        """Let every client go away."""
+        """Disconnect every client."""
         for client in self._clients:
             client.cancel()
         await asyncio.gather(*self._clients, return_exceptions=True)
         self._clients = []
 
     def assert_complete(self) -> None:
-        """Every stream has all its words once, in order, and came over one connection."""
+        """Assert that every stream has all its words once, in order, over one connection."""
         for received in self.received:
             assert received.wrong == {}, received
             assert received.outcome == "complete", received
@@ -128,20 +128,20 @@ async def scene_on(url: str, folder: Path, agent: str = AGENT, **settings: str) 
 
 @pytest.fixture
 async def broker(tmp_path: Path) -> AsyncIterator[Broker]:
-    """A broker with an append-only file."""
+    """Run a broker with an append-only file."""
     async with Broker(tmp_path, append_only=True) as started:
         yield started
 
 
 @pytest.fixture
 async def forgetful(tmp_path: Path) -> AsyncIterator[Broker]:
-    """A broker that comes back empty."""
+    """Run a broker that comes back empty after a restart."""
     async with Broker(tmp_path, append_only=False) as started:
         yield started
 
 
 async def assert_nothing_left(broker: Broker, deployment: Deployment) -> None:
-    """Every job is done, no worker holds one, and every key but the queue has a TTL."""
+    """Assert that every job is done, no worker holds one, and every key but the queue has a TTL."""
 
     async def nothing_left() -> bool:
         return not await leftovers(broker, deployment.processes.queue)
@@ -176,10 +176,10 @@ async def cut_again_and_again(broker: Broker) -> None:
 
 
 @pytest.mark.parametrize("fault", [restart, stay_away, freeze, cut_again_and_again, forget_scripts])
-async def test_streams_go_on_where_the_broker_kept_its_data(
+async def test_streams_continue_if_the_broker_keeps_its_data(
     broker: Broker, tmp_path: Path, fault: Callable[[Broker], Awaitable[None]]
 ) -> None:
-    """Streams in flight outlive a killed, absent, frozen or cutting broker, however long a lease is."""
+    """Open streams complete after the broker was killed, away or frozen, cut connections, or lost its scripts."""
     async with scene_on(broker.url, tmp_path) as deployment:
         async with deployment.streams(LONG) as streams:
             await streams.all_said(10)
@@ -189,7 +189,7 @@ async def test_streams_go_on_where_the_broker_kept_its_data(
 
 
 async def test_workers_fill_an_emptied_log_again(forgetful: Broker, tmp_path: Path) -> None:
-    """A broker that comes back empty gets each run's log from its worker again; the streams are whole."""
+    """If the broker comes back empty, workers fill the replay logs of their runs again, and the streams complete."""
     async with scene_on(forgetful.url, tmp_path) as deployment:
         async with deployment.streams(LONG) as streams:
             await streams.all_said(10)
@@ -201,7 +201,7 @@ async def test_workers_fill_an_emptied_log_again(forgetful: Broker, tmp_path: Pa
 
 
 async def test_queued_jobs_are_enqueued_again(forgetful: Broker, tmp_path: Path) -> None:
-    """Jobs that an emptied broker forgot before a worker took them are run all the same, once."""
+    """Jobs that the broker lost before a worker took them are enqueued again, and run once."""
     settings = {"AGENTSTREAM_LEASE_S": str(LEASE_S), FOLDER_VARIABLE: str(tmp_path)}
     async with Processes(forgetful.url, tmp_path) as processes, client_session() as session:
         deployment = Deployment(processes, session, await processes.frontend(**settings), [])
@@ -215,8 +215,8 @@ async def test_queued_jobs_are_enqueued_again(forgetful: Broker, tmp_path: Path)
         await assert_nothing_left(forgetful, deployment)
 
 
-async def test_a_job_handed_back_to_an_emptied_broker_leaves_no_key_for_ever(forgetful: Broker, tmp_path: Path) -> None:
-    """A worker that stops after the broker forgot its runs leaves nothing without a TTL."""
+async def test_a_job_handed_back_to_an_emptied_broker_leaves_no_key(forgetful: Broker, tmp_path: Path) -> None:
+    """A worker that stops after the broker lost its runs leaves no key without a TTL."""
     count = 2
 
     async def under_way() -> bool:
@@ -236,12 +236,12 @@ async def test_a_job_handed_back_to_an_emptied_broker_leaves_no_key_for_ever(for
 
 @pytest.mark.parametrize("agent", [AGENT, f"{AGENT}_in_a_thread"], ids=["async", "thread"])
 async def test_a_tool_does_not_run_before_its_start_is_stored(broker: Broker, tmp_path: Path, agent: str) -> None:
-    """A worker killed while the broker is away has run no tool that the next attempt would run again."""
+    """While the broker is away an agent does not run its tool, so no tool runs twice if the worker is killed."""
     async with scene_on(broker.url, tmp_path, agent) as deployment:
         async with deployment.streams(Plan(words=5, think_ms=1500, tools_first=1), background=True) as streams:
             await streams.all_begun()
             async with outage(broker):
-                await asyncio.sleep(2.5 * TIME_SCALE)  # the agents have thought, and announced their tool
+                await asyncio.sleep(2.5 * TIME_SCALE)  # by now the agents have emitted the start of their tool
                 deployment.workers[0].send_signal(signal.SIGKILL)
                 assert list((tmp_path / "marks").iterdir()) == []
         streams.assert_complete()
@@ -250,8 +250,8 @@ async def test_a_tool_does_not_run_before_its_start_is_stored(broker: Broker, tm
         await assert_nothing_left(broker, deployment)
 
 
-async def test_bursts_over_the_output_buffer_are_read_from_the_log(broker: Broker, tmp_path: Path) -> None:
-    """A front end that the broker cuts for its full output buffer reads on from the log."""
+async def test_a_cut_subscriber_reads_the_replay_log(broker: Broker, tmp_path: Path) -> None:
+    """A front end that the broker cuts because of a full output buffer continues from the replay log."""
 
     async def some_cut() -> bool:
         return await count_cut_subscribers(broker) > 0
@@ -265,8 +265,8 @@ async def test_bursts_over_the_output_buffer_are_read_from_the_log(broker: Broke
         await assert_nothing_left(broker, deployment)
 
 
-async def test_full_memory_turns_new_runs_away_and_lets_running_ones_wait(broker: Broker, tmp_path: Path) -> None:
-    """While the broker is out of memory new requests get 503; running streams wait and then complete."""
+async def test_full_memory_refuses_new_runs_and_delays_running_ones(broker: Broker, tmp_path: Path) -> None:
+    """While the broker is out of memory new requests get 503, and running streams wait and then complete."""
     request = {"model": "m", "messages": [{"role": "user", "content": LONG.text()}], "stream": True}
     async with scene_on(broker.url, tmp_path) as deployment:
         async with deployment.streams(LONG) as streams:
@@ -283,8 +283,8 @@ async def test_full_memory_turns_new_runs_away_and_lets_running_ones_wait(broker
         await assert_nothing_left(broker, deployment)
 
 
-async def test_a_promoted_replica_is_given_what_it_lacks(broker: Broker, tmp_path: Path) -> None:
-    """A replica that takes the primary's place with less than its data is noticed, and filled by the workers."""
+async def test_a_promoted_replica_gets_the_missing_batches(broker: Broker, tmp_path: Path) -> None:
+    """If a replica with less data replaces the primary, workers notice it and store the missing batches again."""
     async with AsyncExitStack() as stack:
         replica = await stack.enter_async_context(Broker(tmp_path, append_only=True, replica_of=broker))
         switch = await stack.enter_async_context(SwitchableProxy(broker))
@@ -296,12 +296,12 @@ async def test_a_promoted_replica_is_given_what_it_lacks(broker: Broker, tmp_pat
         deployment = await stack.enter_async_context(scene_on(switch.url, tmp_path))
         async with deployment.streams(LONG) as streams:
             await streams.all_said(10)
-            await replica.admin.replicaof("127.0.0.1", free_port())  # cut off: what comes now it will lack
+            await replica.admin.replicaof("127.0.0.1", free_port())  # cut off: it misses everything from now on
             await streams.all_said(30)
             await broker.kill()
-            switch.switch_to(replica)  # still read-only: not now, not an error
+            switch.switch_to(replica)  # it is still read-only, which means "not now" and is no error
             await asyncio.sleep(1 * TIME_SCALE)
             await replica.admin.replicaof("NO", "ONE")
         streams.assert_complete()
-        assert any("storing" in worker.output for worker in deployment.workers), "nothing was missing"
+        assert any("storing" in worker.output for worker in deployment.workers), "no worker stored batches again"
         await assert_nothing_left(replica, deployment)

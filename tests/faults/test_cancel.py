@@ -1,4 +1,4 @@
-"""Runs that are cancelled: by the endpoint, and by a client that goes away."""
+"""Runs that are cancelled by the endpoint, or because their client disconnects."""
 
 import asyncio
 import json
@@ -27,7 +27,7 @@ from tests.processes import Processes
 
 @pytest.fixture
 async def deployment(processes: Processes, broker_url: str, tmp_path: Path) -> AsyncIterator[Deployment]:
-    """A client, and a front end that serves."""
+    """Start a front end, and yield the deployment."""
     async with Deployment.open(processes, broker_url, tmp_path) as opened:
         await opened.frontend()
         yield opened
@@ -38,7 +38,7 @@ def content_of(answer: dict[str, Any]) -> str:
 
 
 def assert_cancelled(answer: dict[str, Any], messages: list[Message]) -> None:
-    """The endpoint's answer and the attached stream tell the same end."""
+    """Assert that the answer of the endpoint and the attached stream end in the same way."""
     assert (answer["http_status"], answer["status"]) == (200, "cancelled")
     assert error_of(messages) == "cancelled"
     assert messages[-2][1]["choices"][0]["finish_reason"] == "stop"
@@ -50,19 +50,19 @@ def assert_cancelled(answer: dict[str, Any], messages: list[Message]) -> None:
 
 
 async def test_queued_run_is_cancelled_without_a_worker(deployment: Deployment) -> None:
-    """A queued run ends at once when it is cancelled, though no worker is alive; one that comes later skips it."""
+    """A cancel ends a queued run at once without a live worker, and a worker that starts later skips the run."""
     async with deployment.stream("text") as stream:
         answer = await deployment.cancel(stream.run_id)
         messages = await stream.whole()
     assert_cancelled(answer, messages)
     assert content_of(answer) == ""
     worker = await deployment.worker("a")
-    await deployment.complete("answer")  # behind it in the queue
+    await deployment.complete("answer")  # it is after that run in the queue
     assert f"begins text {stream.run_id}" not in worker.output
 
 
 async def test_running_async_agent_is_cancelled(deployment: Deployment) -> None:
-    """An async agent's task is cancelled and cleans up; the answer holds the text and usage up to then."""
+    """The task of an async agent is cancelled and cleans up, and the answer holds the text and usage so far."""
     worker = await deployment.worker("a")
     async with deployment.stream("ticks") as stream:
         await stream.until("a:3 ")
@@ -76,7 +76,7 @@ async def test_running_async_agent_is_cancelled(deployment: Deployment) -> None:
 
 @pytest.mark.parametrize("script", ["ticks", "silent"])
 async def test_running_threaded_agent_sees_the_cancel(deployment: Deployment, script: str) -> None:
-    """A threaded agent sees run.cancelled, and what it writes from then on raises RunCancelled."""
+    """An agent in a thread sees run.cancelled, and its next write raises RunCancelled."""
     worker = await deployment.worker("a", "loss_agents:scripted_in_a_thread")
     async with deployment.stream(script) as stream:
         await stream.until("a:3 " if script == "ticks" else "agent_turn_start")
@@ -90,7 +90,7 @@ async def test_running_threaded_agent_sees_the_cancel(deployment: Deployment, sc
 
 
 async def test_cancel_is_noticed_without_its_message(deployment: Deployment) -> None:
-    """A cancel whose message to the worker is lost is noticed when the lease is renewed next."""
+    """If the message of a cancel is lost, the worker notices the cancel at the next renewal of its lease."""
     worker = await deployment.worker("a")
     async with deployment.stream("text") as stream:
         await stream.until(SAID_BY_A[-1])
@@ -103,7 +103,7 @@ async def test_cancel_is_noticed_without_its_message(deployment: Deployment) -> 
 
 @pytest.mark.parametrize("script", ["text on a", "silent on a"])
 async def test_run_of_a_killed_worker_is_cancelled_by_the_next(deployment: Deployment, script: str) -> None:
-    """A cancel of a run whose worker was killed is done by the worker that takes it over; no agent is called."""
+    """If the worker of a cancelled run was killed, the next worker ends the run without calling the agent."""
     first = await deployment.worker("a")
     async with deployment.stream(script) as stream:
         await stream.until(SAID_BY_A[-1] if script == "text on a" else "agent_turn_start")
@@ -118,7 +118,7 @@ async def test_run_of_a_killed_worker_is_cancelled_by_the_next(deployment: Deplo
 
 
 async def test_cancelling_more_than_once_is_harmless(deployment: Deployment) -> None:
-    """Cancels at the same time and afterwards get the same answer; the run ends once."""
+    """Concurrent and later cancels of a run get the same answer, and the run ends once."""
     await deployment.worker("a")
     async with deployment.stream("text") as stream:
         await stream.until(SAID_BY_A[-1])
@@ -136,7 +136,7 @@ async def test_cancelling_more_than_once_is_harmless(deployment: Deployment) -> 
 async def test_cancelling_a_run_that_has_ended_changes_nothing(
     deployment: Deployment, script: str, status: str
 ) -> None:
-    """A cancel of a run that has ended answers with the run as it ended."""
+    """A cancel of an ended run changes nothing, and answers with the run."""
     await deployment.worker("a")
     async with deployment.stream(script) as stream:
         messages = await stream.whole()
@@ -149,7 +149,7 @@ async def test_cancelling_a_run_that_has_ended_changes_nothing(
 
 
 async def test_only_the_owner_of_a_run_may_cancel_it(processes: Processes, broker_url: str, tmp_path: Path) -> None:
-    """An unknown, malformed or other key's run id is answered with the same 404, and the run goes on."""
+    """A run id that is unknown, malformed or of another key gets the same 404, and the run continues."""
     mine, theirs = ({"Authorization": f"Bearer {key}"} for key in ("sk-mine", "sk-theirs"))
     async with Deployment.open(processes, broker_url, tmp_path) as deployment:
         await deployment.frontend(AGENTSTREAM_API_KEYS="sk-mine,sk-theirs")
@@ -166,10 +166,10 @@ async def test_only_the_owner_of_a_run_may_cancel_it(processes: Processes, broke
             assert error_of(await stream.whole()) is None
 
 
-# -- the client goes away -------------------------------------------------------------------------------
+# -- the client disconnects -----------------------------------------------------------------------------
 
 
-async def test_streamed_run_is_cancelled_when_its_client_goes(deployment: Deployment) -> None:
+async def test_streamed_run_is_cancelled_when_its_client_disconnects(deployment: Deployment) -> None:
     """A run whose streaming client disconnects is cancelled."""
     worker = await deployment.worker("a")
     async with deployment.stream("text") as stream:
@@ -179,8 +179,8 @@ async def test_streamed_run_is_cancelled_when_its_client_goes(deployment: Deploy
     assert error_of(await deployment.replay(stream.run_id)) == "cancelled"
 
 
-async def test_queued_run_is_cancelled_when_its_client_goes(deployment: Deployment) -> None:
-    """A run whose client disconnects before any worker took it is never begun."""
+async def test_queued_run_is_cancelled_when_its_client_disconnects(deployment: Deployment) -> None:
+    """A run whose client disconnects before a worker took it is cancelled and never begins."""
     async with deployment.stream("text") as stream:
         stream.disconnect()
     assert error_of(await deployment.replay(stream.run_id)) == "cancelled"
@@ -189,7 +189,7 @@ async def test_queued_run_is_cancelled_when_its_client_goes(deployment: Deployme
     assert f"begins text {stream.run_id}" not in worker.output
 
 
-async def test_collected_run_is_cancelled_when_its_client_goes(deployment: Deployment) -> None:
+async def test_collected_run_is_cancelled_when_its_client_disconnects(deployment: Deployment) -> None:
     """A run whose client waits for the whole answer and disconnects is cancelled."""
     worker = await deployment.worker("a")
     waiting = asyncio.create_task(deployment.complete("text"))
@@ -199,7 +199,7 @@ async def test_collected_run_is_cancelled_when_its_client_goes(deployment: Deplo
 
 
 async def gone(waiting: asyncio.Task[Any]) -> None:
-    """Let a client that waits go away: its request is given up and its connection closed."""
+    """Let a waiting client disconnect: cancel its request, which closes the connection."""
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiting
@@ -211,7 +211,7 @@ async def gone(waiting: asyncio.Task[Any]) -> None:
 async def test_run_that_outlives_its_client(
     deployment: Deployment, headers: dict[str, str], body: dict[str, Any]
 ) -> None:
-    """A background run, and one with an Idempotency-Key, goes on without its client and can be read later."""
+    """A background run, and a run with an Idempotency-Key, continue without their client and can be read later."""
     worker = await deployment.worker("a")
     async with deployment.stream("text gate", headers=headers, **body) as stream:
         await stream.until(SAID_BY_A[-1])
@@ -226,7 +226,7 @@ async def test_run_that_outlives_its_client(
 
 
 async def test_collected_idempotent_run_outlives_its_client(deployment: Deployment) -> None:
-    """A repeat of a request whose client went before the answer gets the answer of the same run."""
+    """A repeated request gets the answer of the first run, whose client disconnected before the answer."""
     worker = await deployment.worker("a")
     key = {"Idempotency-Key": "k2"}
     waiting = asyncio.create_task(deployment.complete("gate", **key))
@@ -240,7 +240,10 @@ async def test_collected_idempotent_run_outlives_its_client(deployment: Deployme
 
 
 async def another_disconnect_is_noticed(deployment: Deployment) -> None:
-    """Disconnect from a plain run and see it cancelled: the front end has noticed every earlier disconnect by then."""
+    """Disconnect from another run, and wait until it is cancelled.
+
+    By then the front end has noticed every earlier disconnect.
+    """
     async with deployment.stream("silent") as stream:
         await stream.until("agent_turn_start")
         stream.disconnect()
@@ -251,7 +254,7 @@ async def another_disconnect_is_noticed(deployment: Deployment) -> None:
 
 
 class ModelServer:
-    """An OpenAI-compatible server that says a word and never ends, and notices when its client goes."""
+    """An OpenAI-compatible server that sends one word and never ends. It notices when its client disconnects."""
 
     def __init__(self) -> None:
         self.asked = asyncio.Event()
@@ -277,14 +280,14 @@ class ModelServer:
     def _noticing(self) -> Iterator[None]:
         try:
             yield
-        except asyncio.CancelledError:  # aiohttp cancels the handler of a client that went
+        except asyncio.CancelledError:  # aiohttp cancels the handler when the client disconnects
             self.left.set()
             raise
 
 
 @asynccontextmanager
 async def model_server() -> AsyncIterator[tuple[ModelServer, str]]:
-    """Serve one, and yield it with its base URL."""
+    """Run a model server, and yield it with its base URL."""
     model = ModelServer()
     app = web.Application()
     app.router.add_post("/v1/chat/completions", model.answer)
@@ -294,7 +297,7 @@ async def model_server() -> AsyncIterator[tuple[ModelServer, str]]:
 
 @pytest.mark.parametrize("by", ["endpoint", "disconnect"])
 async def test_model_request_is_closed_when_the_run_is_cancelled(deployment: Deployment, by: str) -> None:
-    """The built-in agent's request to its model server is closed on a cancel, so no model generates for nobody."""
+    """A cancel closes the built-in agent's request to its model server, so that the model stops generating."""
     async with model_server() as (model, base_url):
         await deployment.worker("a", None, OPENAI_BASE_URL=base_url, OPENAI_API_KEY="sk-test")
         async with deployment.stream("hello") as stream:

@@ -1,4 +1,4 @@
-"""Hostile agents: whatever an agent does, its client gets an honest end, and the worker and its other runs live on."""
+"""Hostile agents: the client always gets a correct end, and the worker and its other runs continue."""
 
 import asyncio
 import json
@@ -21,12 +21,12 @@ from tests.processes import Processes
 AGENTS = "tests.faults.hostile_agents"
 LINES = 24_000  # of 4096 characters: 98 MB of text
 LOG_BYTES = 1 << 20
-GROWTH_BYTES = 96 << 20  # the buffers of one run (4 MiB and 16 MiB at most), a page, and the allocator's slack
+GROWTH_BYTES = 96 << 20  # the buffers of one run (4 MiB and 16 MiB at most), a page, and a margin for the allocator
 
 
 @pytest.fixture
 async def client() -> AsyncIterator[Client]:
-    """A client that gives up in time."""
+    """Yield a client with a time limit."""
     async with http_client() as opened:
         yield opened
 
@@ -40,7 +40,7 @@ def content(answer: Any) -> str:
 
 
 class Stream:
-    """A streamed answer, read as fast as it comes, none of it kept."""
+    """A streamed answer that is read as fast as possible and not stored."""
 
     def __init__(self) -> None:
         self.characters = 0
@@ -50,7 +50,7 @@ class Stream:
         self._head = ""
 
     async def read(self, client: Client, url: str, body: dict[str, Any]) -> None:
-        """Read to the clean end; every line must be the next one."""
+        """Read until the proper end, and assert that every line is the next one."""
         decoder = sse.Decoder()
         async with client.session.post(url + PATH, json={**body, "stream": True}) as response:
             assert response.status == 200
@@ -64,7 +64,9 @@ class Stream:
             return
         chunk = json.loads(data)
         delta = chunk["choices"][0]["delta"] if chunk["choices"] else {}
-        if "agent_error" in chunk or delta.get("content") == "\n\n":  # the latter parts an error from the text
+        if (
+            "agent_error" in chunk or delta.get("content") == "\n\n"
+        ):  # this separator stands between the text and an error
             self.last = chunk
         elif text := delta.get("content"):
             assert text == numbered_line(self.lines), f"line {self.lines}: {text[:40]!r}"
@@ -75,10 +77,10 @@ class Stream:
 
 
 @pytest.mark.parametrize("agent", ["flood", "flood_on_loop"])
-async def test_a_flood_of_text_is_streamed_whole_in_little_memory(
+async def test_a_flood_of_text_is_streamed_in_bounded_memory(
     processes: Processes, client: Client, broker_url: str, agent: str
 ) -> None:
-    """Far more text than any buffer holds reaches a reading client in order; nobody grows; the log stays capped."""
+    """More text than the buffers hold reaches a reading client in order, and memory and replay log stay bounded."""
     url, frontend = await start_frontend(processes)
     worker = await processes.worker(f"{AGENTS}:{agent}", AGENTSTREAM_LOG_MAX_BYTES=str(LOG_BYTES))
     await client.post(url, chat(1))
@@ -90,10 +92,10 @@ async def test_a_flood_of_text_is_streamed_whole_in_little_memory(
     assert max(grown) < GROWTH_BYTES
     async with redis.asyncio.Redis.from_url(broker_url) as broker:
         size = await broker.memory_usage(Keys().events(stream.last["id"]), samples=0)
-    # Streams are trimmed by whole nodes of up to 100 entries; an entry is a batch of at most about 64 KiB.
+    # Redis trims streams in whole nodes of up to 100 entries. An entry is a batch of at most about 64 KiB.
     assert size is not None
     assert size < LOG_BYTES + 101 * (70 << 10)
-    if "agent_error" in stream.last:  # the reader fell behind by more than the log keeps
+    if "agent_error" in stream.last:  # the reader was slower than the run by more than the replay log keeps
         assert stream.last["agent_error"]["code"] == "stream_lost"
     else:
         assert stream.lines == LINES
@@ -102,8 +104,8 @@ async def test_a_flood_of_text_is_streamed_whole_in_little_memory(
     assert status == 200
 
 
-async def test_a_flood_nobody_streams_ends_with_a_clear_error(processes: Processes, client: Client) -> None:
-    """A non-streamed answer over its bound is refused in words that say what to do, and the flood is cancelled."""
+async def test_a_flood_that_is_not_streamed_ends_with_a_clear_error(processes: Processes, client: Client) -> None:
+    """A collected answer over its limit gets an error that says what to do, and its run is cancelled."""
     url, _ = await start_frontend(processes)
     await processes.worker(f"{AGENTS}:flood", AGENTSTREAM_CONCURRENCY="1")
     status, answer = await client.post(url, chat(10**9))
@@ -114,8 +116,8 @@ async def test_a_flood_nobody_streams_ends_with_a_clear_error(processes: Process
     assert (status, content(answer)) == (200, numbered_line(0))
 
 
-async def test_an_agent_that_never_waits_fails_by_its_own_fault(processes: Processes, client: Client) -> None:
-    """Text written on the loop without waiting ends, over the hard bound, in an error that names run.drain."""
+async def test_an_agent_that_never_waits_fails_with_advice(processes: Processes, client: Client) -> None:
+    """An agent that writes on the event loop without waiting fails at the hard limit, and the error names run.drain."""
     url, _ = await start_frontend(processes)
     await processes.worker(f"{AGENTS}:flood_without_waiting", AGENTSTREAM_LOG_MAX_BYTES=str(64 << 20))
     stream = Stream()
@@ -126,8 +128,8 @@ async def test_an_agent_that_never_waits_fails_by_its_own_fault(processes: Proce
     assert status == 200
 
 
-async def test_a_flood_of_tiny_events_arrives_whole(processes: Processes, client: Client) -> None:
-    """200,000 events emitted at full speed are sent once each, in order, or the stream says that it lost them."""
+async def test_a_flood_of_tiny_events_arrives_completely(processes: Processes, client: Client) -> None:
+    """200,000 events emitted at full speed arrive once each, in order, in bounded memory."""
     url, frontend = await start_frontend(processes)
     await processes.worker(f"{AGENTS}:tiny_events", AGENTSTREAM_LOG_MAX_BYTES=str(32 << 20))
     before = resident_bytes(frontend)
@@ -145,7 +147,7 @@ async def test_a_flood_of_tiny_events_arrives_whole(processes: Processes, client
 
 
 async def test_a_blocked_thread_costs_its_own_run_and_slot_only(processes: Processes, client: Client) -> None:
-    """A thread blocked for ever: its run ends as run_timeout, others are served, and SIGTERM still ends the worker."""
+    """If a thread blocks for ever, its run ends as run_timeout, other runs are served, and SIGTERM ends the worker."""
     url, _ = await start_frontend(processes, AGENTSTREAM_RUN_TIMEOUT_S="2")
     worker = await processes.worker(
         f"{AGENTS}:hostile",
@@ -160,12 +162,12 @@ async def test_a_blocked_thread_costs_its_own_run_and_slot_only(processes: Proce
         assert (status, answer["error"]["code"]) == (504, "run_timeout")
         assert content((await client.post(url, chat("x")))[1]) == "fine"
     worker.send_signal(signal.SIGTERM)
-    # Its drain (1 s), its last words (8 s), and air.
+    # Its drain (1 s), the storing of the last events (8 s), and a margin.
     assert await worker.ended(9 + TIMEOUT_S) == 0, worker.output
 
 
-async def test_an_agent_that_swallows_its_cancel_is_left_behind(processes: Processes, client: Client) -> None:
-    """An async agent that ignores cancellation: its run ends in time, others are served, the worker can be stopped."""
+async def test_an_agent_that_ignores_its_cancel_is_abandoned(processes: Processes, client: Client) -> None:
+    """If an async agent ignores its cancel, its run ends in time, other runs are served, and the worker can stop."""
     url, _ = await start_frontend(processes, AGENTSTREAM_RUN_TIMEOUT_S="1")
     worker = await processes.worker(
         f"{AGENTS}:hostile_on_loop",
@@ -185,10 +187,10 @@ async def test_an_agent_that_swallows_its_cancel_is_left_behind(processes: Proce
     ("agent", "leave", "look"),
     [("hostile", "write after the end", "strays left"), ("hostile_on_loop", "leave a task", "tasks left")],
 )
-async def test_nothing_is_said_after_the_end(
+async def test_nothing_is_published_after_the_end(
     processes: Processes, client: Client, agent: str, leave: str, look: str
 ) -> None:
-    """A stray thread or task of a run that ended publishes nothing more and is told so by RunCancelled."""
+    """A leftover thread or task of an ended run publishes nothing more, and its writes raise RunCancelled."""
     url, _ = await start_frontend(processes)
     await processes.worker(f"{AGENTS}:{agent}")
     for _ in range(3):
@@ -200,7 +202,7 @@ async def test_nothing_is_said_after_the_end(
 
 
 async def test_threads_of_one_run_write_at_once(processes: Processes, client: Client) -> None:
-    """Eight threads writing concurrently lose nothing, and each one's words keep their order."""
+    """Eight threads that write concurrently lose no word, and the words of each thread keep their order."""
     url, _ = await start_frontend(processes)
     await processes.worker(f"{AGENTS}:hostile")
     words = texts(await stream(client, url, chat("write from threads")))
@@ -209,12 +211,12 @@ async def test_threads_of_one_run_write_at_once(processes: Processes, client: Cl
     assert len(words) == 8 * 500
 
 
-async def test_odd_values_are_sent_as_lawful_json(processes: Processes, client: Client) -> None:
-    """Lone surrogates, arguments that are no JSON and absurd numbers reach the client as well-formed frames."""
+async def test_odd_values_are_sent_as_valid_json(processes: Processes, client: Client) -> None:
+    """Lone surrogates, arguments that are not JSON and extreme numbers reach the client in well-formed frames."""
     url, _ = await start_frontend(processes)
     await processes.worker(f"{AGENTS}:hostile")
     messages = await stream(client, url, chat("lone surrogates"))
-    json.dumps([data for _, data in messages], ensure_ascii=False).encode()  # no half characters left
+    json.dumps([data for _, data in messages], ensure_ascii=False).encode()  # there are no lone surrogates left
     started = next(data for name, data in messages if name == "tool_call_start")
     assert started["arguments"].endswith("{not json")
     said = "".join(texts(messages))
@@ -225,8 +227,8 @@ async def test_odd_values_are_sent_as_lawful_json(processes: Processes, client: 
     assert next(data for name, data in messages if name == "tool_results")["results"][0]["latency_ms"] == 0.0
 
 
-async def test_a_large_answer_is_replayed_whole(processes: Processes, client: Client) -> None:
-    """An answer of 900 KB that was not streamed is replayed word by word, and equals the non-streamed one."""
+async def test_a_large_answer_is_replayed_completely(processes: Processes, client: Client) -> None:
+    """A replayed answer of 900 KB is sent word by word, and equals the answer as one object."""
     url, _ = await start_frontend(processes)
     await processes.worker(f"{AGENTS}:hostile")
     expected = " ".join(f"{number:07}" for number in range(900 * 1024 // 8))
@@ -238,7 +240,7 @@ async def test_a_large_answer_is_replayed_whole(processes: Processes, client: Cl
 
 @pytest.fixture
 async def tool_loving_model() -> AsyncIterator[tuple[str, list[bool]]]:
-    """A model server that asks for a tool whatever it is told; its URL, and whether each request lets it."""
+    """Run a model server that always calls a tool. Yield its URL, and whether each request allowed tools."""
     asked: list[bool] = []
 
     async def answer(request: web.Request) -> web.StreamResponse:
@@ -276,7 +278,7 @@ async def tool_loving_model() -> AsyncIterator[tuple[str, list[bool]]]:
 async def test_an_endless_tool_loop_ends_at_max_turns(
     processes: Processes, client: Client, tool_loving_model: tuple[str, list[bool]]
 ) -> None:
-    """A model that always asks for a tool has max_turns turns, and one without a call to sum up; then the run ends."""
+    """A model that always calls a tool gets max_turns turns, then one turn without tools, and then the run ends."""
     model_url, asked = tool_loving_model
     url, _ = await start_frontend(processes)
     await processes.worker(OPENAI_BASE_URL=model_url, AGENTSTREAM_MAX_TURNS="5")
@@ -288,5 +290,5 @@ async def test_an_endless_tool_loop_ends_at_max_turns(
 
 
 async def stream(client: Client, url: str, body: dict[str, Any]) -> list[tuple[str | None, Any]]:
-    """Return the decoded stream of one request."""
+    """Return the decoded messages of the stream of one request."""
     return decode(await client.whole(url, body))

@@ -1,4 +1,4 @@
-"""A request sent twice under one Idempotency-Key runs its agent once, whatever happens in between."""
+"""A request that is sent twice with one Idempotency-Key runs its agent once, whatever happens in between."""
 
 import asyncio
 import secrets
@@ -24,19 +24,19 @@ SAID = "0 \u00fc\u2028\n1 \u00fc\u2028\n"
 
 @pytest.fixture
 async def client() -> AsyncIterator[Client]:
-    """A client without an API key."""
+    """Yield a client without an API key."""
     async with http_client() as opened:
         yield opened
 
 
 @pytest.fixture
 def key() -> str:
-    """An Idempotency-Key no other test uses: all share one broker."""
+    """Return an Idempotency-Key that no other test uses, because all tests share one broker."""
     return secrets.token_hex(8)
 
 
 def counted(folder: Path, *steps: Step, **fields: Any) -> dict[str, Any]:
-    """Return the body of a run that leaves a line in ``folder / "runs"`` each time its agent is called."""
+    """Return a request whose agent adds a line to ``folder / "runs"`` each time it is called."""
     return request(["count", str(folder / "runs")], *steps, **fields)
 
 
@@ -45,10 +45,10 @@ def runs_in(folder: Path) -> int:
     return len((folder / "runs").read_text().splitlines())
 
 
-async def test_a_repeat_attaches_while_it_runs_and_replays_after_the_end(
+async def test_a_repeat_attaches_during_the_run_and_replays_after_it(
     processes: Processes, client: Client, tmp_path: Path, key: str
 ) -> None:
-    """Sent again on another front end, streamed or not, a request gets the first one's bytes from the start on."""
+    """A repeated request on another front end, streamed or not, gets the bytes of the first one from the start."""
     urls = await asyncio.gather(processes.frontend(), processes.frontend())
     await processes.worker(AGENT)
     gate = tmp_path / "gate"
@@ -70,10 +70,10 @@ async def test_a_repeat_attaches_while_it_runs_and_replays_after_the_end(
     assert runs_in(tmp_path) == 1
 
 
-async def test_a_repeat_finds_the_run_whose_first_client_went_away(
+async def test_a_repeat_finds_the_run_after_its_client_disconnected(
     processes: Processes, client: Client, tmp_path: Path, key: str
 ) -> None:
-    """A client cut before the end gets the whole answer when it repeats the request; the run was not cancelled."""
+    """A client that was cut before the end gets the whole answer when it repeats the request."""
     urls = await asyncio.gather(processes.frontend(), processes.frontend())
     await processes.worker(AGENT)
     gate = tmp_path / "gate"
@@ -93,7 +93,7 @@ async def test_a_repeat_finds_the_run_whose_first_client_went_away(
 async def test_a_repeated_background_request_answers_at_once(
     processes: Processes, client: Client, tmp_path: Path, key: str
 ) -> None:
-    """A background request repeated answers, like the first, with the run as far as it is."""
+    """A repeated background request answers at once with the current state of the run."""
     url = await processes.frontend()
     await processes.worker(AGENT)
     gate = tmp_path / "gate"
@@ -112,7 +112,7 @@ async def test_a_repeated_background_request_answers_at_once(
 
 
 async def test_a_key_stands_for_one_request(processes: Processes, client: Client, tmp_path: Path, key: str) -> None:
-    """Another body under the same key is a 409, which a running and an ended run survive; failed runs replay too."""
+    """Another body with the same key gets 409, and a repeat of a failed run gets the same failure."""
     urls = await asyncio.gather(processes.frontend(), processes.frontend())
     await processes.worker(AGENT)
     body = counted(tmp_path, ["say", 2], ["fail", "on purpose"])
@@ -129,7 +129,7 @@ async def test_a_key_stands_for_one_request(processes: Processes, client: Client
 
 
 async def test_keys_are_scoped_to_the_api_key(processes: Processes, client: Client, tmp_path: Path, key: str) -> None:
-    """The same Idempotency-Key under two API keys stands for two runs, each its owner's."""
+    """The same Idempotency-Key with two API keys stands for two runs, one for each owner."""
     url = await processes.frontend(AGENTSTREAM_API_KEYS="sk-one,sk-two")
     await processes.worker(AGENT)
     bodies = [counted(tmp_path, ["say", number]) for number in (1, 2)]
@@ -143,7 +143,7 @@ async def test_keys_are_scoped_to_the_api_key(processes: Processes, client: Clie
 
 
 async def test_bad_keys_are_refused(processes: Processes, client: Client, tmp_path: Path, key: str) -> None:
-    """A key that is empty, too long or not printable ASCII is a 400, and nothing runs; 255 characters are fine."""
+    """A key that is empty, longer than 255 characters or not printable ASCII gets 400 and runs nothing."""
     url = await processes.frontend()
     await processes.worker(AGENT)
     body = counted(tmp_path, ["say", 2])
@@ -160,7 +160,7 @@ async def test_bad_keys_are_refused(processes: Processes, client: Client, tmp_pa
 async def test_twenty_at_once_run_the_agent_once(
     processes: Processes, client: Client, tmp_path: Path, key: str
 ) -> None:
-    """20 concurrent requests with one key, streamed and not, over two front ends: one run, one answer for all."""
+    """20 concurrent requests with one key, streamed or not, on two front ends share one run and get one answer."""
     urls = await asyncio.gather(processes.frontend(), processes.frontend())
     await asyncio.gather(processes.worker(AGENT), processes.worker(AGENT))
     body = counted(tmp_path, ["say", 2])
@@ -180,7 +180,7 @@ async def test_twenty_at_once_run_the_agent_once(
 async def test_a_key_refused_by_a_full_queue_works_later(
     processes: Processes, client: Client, tmp_path: Path, key: str
 ) -> None:
-    """A request turned away by a full queue runs, once, when it is sent again with its key."""
+    """A request that a full queue refused runs once when it is sent again with its key."""
     url = await processes.frontend(AGENTSTREAM_MAX_QUEUED="1")
     _, blocking = await client.post(url, request(["say", 1], background=True))
     body = counted(tmp_path, ["say", 2])
@@ -190,14 +190,14 @@ async def test_a_key_refused_by_a_full_queue_works_later(
     await processes.worker(AGENT)
     await client.whole(url, run_id=blocking["id"])
     while (answer := await client.post(url, body, Idempotency_Key=key))[0] == 429:  # noqa: ASYNC110
-        await asyncio.sleep(0.05)  # its job is removed right after its last event
+        await asyncio.sleep(0.05)  # the job is removed right after the last event
     assert answer[1]["choices"][0]["message"]["content"] == SAID
     assert await client.post(url, body, Idempotency_Key=key) == answer
     assert runs_in(tmp_path) == 1
 
 
-async def test_a_job_submitted_again_to_a_full_queue_stays_described(broker_url: str) -> None:
-    """A refused repeat of an admitted job does not make its run unknown; a refused first submit leaves nothing."""
+async def test_a_job_submitted_again_to_a_full_queue_stays_known(broker_url: str) -> None:
+    """A refused repeat of an admitted job keeps its run known, and a refused first submit leaves nothing."""
     link, keys = Link(Endpoint(broker_url), name="test"), Keys(f"test-{secrets.token_hex(6)}")
     link.open()
     try:
@@ -216,10 +216,10 @@ async def test_a_job_submitted_again_to_a_full_queue_stays_described(broker_url:
         await link.close()
 
 
-async def test_repeats_that_find_the_queue_full_leave_the_admitted_run_alone(
+async def test_repeats_refused_by_a_full_queue_keep_the_admitted_run(
     processes: Processes, client: Client, tmp_path: Path, key: str
 ) -> None:
-    """Of many at once the first may fill the queue: the others are told 429 or attach, and the run stays known."""
+    """If the first of many concurrent requests fills the queue, the others attach or get 429, and the run stays."""
     url = await processes.frontend(AGENTSTREAM_MAX_QUEUED="1")
     body = counted(tmp_path, ["say", 2], background=True)
     answers = await asyncio.gather(*(client.post(url, body, Idempotency_Key=key) for _ in range(10)))

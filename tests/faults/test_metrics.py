@@ -1,4 +1,4 @@
-"""Every metric moves when its cause happens, and not by more: proven with real processes and real faults."""
+"""Every metric changes exactly as often as its cause happens, in real processes with real faults."""
 
 import asyncio
 import contextlib
@@ -30,13 +30,13 @@ LOSS_AGENT = "tests.faults.loss_agents:scripted"
 
 @pytest.fixture
 async def client() -> AsyncIterator[Client]:
-    """A client without an API key."""
+    """Yield a client without an API key."""
     async with http_client() as opened:
         yield opened
 
 
 class Site:
-    """A front end and workers whose numbers are asked for."""
+    """A front end and workers whose metrics the tests read."""
 
     def __init__(self, processes: Processes, client: Client) -> None:
         self._processes = processes
@@ -50,52 +50,52 @@ class Site:
         self.front = Scraper(self.url)
 
     async def worker(self, agent: str = AGENT, **settings: str) -> Scraper:
-        """Start a worker."""
+        """Start a worker, and return a scraper for its metrics."""
         port, serving = metrics_port()
         await self._processes.worker(agent, **serving | settings)
         return Scraper.of_port(port)
 
     @contextlib.asynccontextmanager
     async def stalled(self, *steps: object) -> AsyncIterator[None]:
-        """A client that sees the first text of its stream and then takes nothing."""
+        """Keep a client open that reads up to the first text of its stream and then reads nothing."""
         async with RawSocket.open(self.url, receive_buffer_bytes=4096) as raw:
             await raw.post(request(*steps) | {"stream": True})  # type: ignore[arg-type]
             await raw.until(b'"content":')
             yield
 
     async def cancel(self, run_id: str) -> None:
-        """Cancel a run; returns when it has ended."""
+        """Cancel a run, and return when it has ended."""
         async with self.client.session.post(f"{self.url}{PATH}/{run_id}/cancel") as response:
             assert response.status == 200
 
 
 @pytest.fixture
 async def site(processes: Processes, client: Client) -> Site:
-    """Where processes of one queue are started."""
+    """Return a site on the shared broker."""
     return Site(processes, client)
 
 
 @pytest.fixture
 async def broker(tmp_path: Path) -> AsyncIterator[Broker]:
-    """A real server of the test's own, to be maltreated."""
+    """Run the test's own real server, for faults."""
     async with Broker(tmp_path, append_only=False) as started:
         yield started
 
 
 @pytest.fixture
 async def own_site(broker: Broker, client: Client, tmp_path: Path) -> AsyncIterator[Site]:
-    """A site on that server."""
+    """Yield a site on the test's own server."""
     async with Processes(broker.url, tmp_path) as processes:
         yield Site(processes, client)
 
 
 async def test_a_run_counts_once_in_everything_it_passes(site: Site) -> None:
-    """A streamed run with tools: its pieces of text, its times and its outcome are told by both processes."""
+    """For a streamed run with tools both processes report its pieces of text, its times and its outcome once."""
     await site.frontend()
     worker = await site.worker()
     await site.client.whole(site.url, request(["note", 1], ["say", 5], ["tool"], ["say", 3], ["tool"]))
     front = await site.front.scrape()
-    assert front.of(metric_names.TOKENS) == 5 + 3 + 1  # the line between the texts of two turns is one
+    assert front.of(metric_names.TOKENS) == 5 + 3 + 1  # the separator between the texts of two turns is one piece
     for histogram in (metric_names.DISPATCH_SECONDS, metric_names.FIRST_TOKEN_SECONDS):
         assert front.of(histogram) == 1
     assert front.of(metric_names.REQUESTS, route=PATH, status="200") == 1
@@ -129,7 +129,7 @@ async def test_a_run_counts_once_in_everything_it_passes(site: Site) -> None:
 
 
 async def test_an_answer_that_is_not_written_counts_by_its_words(site: Site) -> None:
-    """A replayed answer is as many pieces as it is sent in, and its first one has a time; a failure has none."""
+    """A replayed answer counts as the pieces that are sent, its first piece has a time, and a failure has none."""
     await site.frontend()
     worker = await site.worker()
     await site.client.whole(site.url, request(["answer", "one two three"]))
@@ -144,7 +144,7 @@ async def test_an_answer_that_is_not_written_counts_by_its_words(site: Site) -> 
 
 
 async def test_runs_in_progress_are_seen(site: Site, tmp_path: Path) -> None:
-    """Open streams, other open runs, taken slots, and text so far are told while the runs go on."""
+    """While runs go on, their streams, their slots and their text so far are reported."""
     await site.frontend()
     worker = await site.worker()
     steps = (["say", 4], ["gate", str(tmp_path / "gate")])
@@ -162,8 +162,8 @@ async def test_runs_in_progress_are_seen(site: Site, tmp_path: Path) -> None:
     await worker.reaches(metric_names.WORKER_RUNS, 2, outcome="completed")
 
 
-async def test_jobs_that_wait_are_told_with_the_oldest_ones_age(site: Site, tmp_path: Path) -> None:
-    """Without a free worker jobs wait and age; those that run are outstanding only."""
+async def test_waiting_jobs_are_reported_with_the_age_of_the_oldest(site: Site, tmp_path: Path) -> None:
+    """Jobs that no worker has taken count as waiting with an age, and running jobs count only as outstanding."""
     await site.frontend()
     gate = request(["gate", str(tmp_path / "gate")], background=True)
     for _ in range(2):
@@ -184,8 +184,8 @@ async def test_jobs_that_wait_are_told_with_the_oldest_ones_age(site: Site, tmp_
     assert (await worker.scrape()).of(metric_names.WORKER_DISPATCH_SECONDS) == 2
 
 
-async def test_refusals_are_told_by_reason(site: Site) -> None:
-    """A full queue, an unreadable body, a missing run and a wrong method are counted, each as what it is."""
+async def test_refusals_are_counted_by_reason(site: Site) -> None:
+    """A full queue, an invalid body, an unknown run and a wrong method are each counted under their reason."""
     await site.frontend(AGENTSTREAM_MAX_QUEUED="1")
     await site.client.call("POST", site.url + PATH, request(background=True))
     assert (await site.client.call("POST", site.url + PATH, request()))[0] == 429
@@ -198,8 +198,8 @@ async def test_refusals_are_told_by_reason(site: Site) -> None:
     assert front.of(metric_names.REJECTED) == 4
 
 
-async def test_no_client_can_widen_a_label(site: Site) -> None:
-    """Models, paths, methods, headers and runs that clients make up add no series."""
+async def test_clients_cannot_add_label_values(site: Site) -> None:
+    """Models, paths, methods, headers and runs that clients invent add no series."""
     await site.frontend()
     worker = await site.worker()
 
@@ -221,8 +221,8 @@ async def test_no_client_can_widen_a_label(site: Site) -> None:
     assert [(await scraper.scrape()).series() for scraper in (site.front, worker)] == before
 
 
-async def test_a_slow_client_is_seen_and_its_cut_counted(site: Site) -> None:
-    """What a client leaves untaken is told in bytes; then it is cut, and its run is cancelled as nobody waits."""
+async def test_a_slow_client_and_its_cut_are_counted(site: Site) -> None:
+    """The bytes that a client does not read are reported, and then it is cut and its run is cancelled as abandoned."""
     await site.frontend(AGENTSTREAM_WRITE_TIMEOUT_S="2")
     worker = await site.worker()
     async with site.stalled(["flood", 100_000, 8192]):
@@ -234,8 +234,8 @@ async def test_a_slow_client_is_seen_and_its_cut_counted(site: Site) -> None:
     assert numbers.of(metric_names.WORKER_CANCEL_SECONDS) == 1
 
 
-async def test_a_client_that_reads_on_has_its_stream_read_from_the_log(site: Site) -> None:
-    """A client that fell behind and takes its bytes later is one catch-up of a slow client, and no gap."""
+async def test_a_client_that_reads_again_is_one_catch_up(site: Site) -> None:
+    """A client that reads its bytes late counts as one catch-up of a slow client, and not as a gap."""
     await site.frontend()
     await site.worker(AGENTSTREAM_LOG_MAX_BYTES=str(64 << 20))
     async with RawSocket.open(site.url, receive_buffer_bytes=4096) as raw:
@@ -247,8 +247,8 @@ async def test_a_client_that_reads_on_has_its_stream_read_from_the_log(site: Sit
     assert front.of(metric_names.TOKENS) == 1000
 
 
-async def test_cancels_are_told_with_how_long_they_took(site: Site, tmp_path: Path) -> None:
-    """A cancel by request, and one by a client that leaves, are told apart; the worker tells its part of both."""
+async def test_cancels_are_counted_and_timed(site: Site, tmp_path: Path) -> None:
+    """A cancel by request and a cancel by a disconnect count under different causes, and the worker times both."""
     await site.frontend()
     worker = await site.worker()
     steps = (["say", 1], ["gate", str(tmp_path / "never")])
@@ -270,7 +270,7 @@ async def test_cancels_are_told_with_how_long_they_took(site: Site, tmp_path: Pa
 
 
 async def test_a_killed_workers_run_is_a_retry_elsewhere(processes: Processes, broker_url: str, tmp_path: Path) -> None:
-    """The worker that takes a lost run over tells so, and the front end that its stream met a new attempt."""
+    """The worker that takes over a run counts a reclaim and a retry, and the front end counts a catch-up for it."""
     async with Deployment.open(processes, broker_url, tmp_path) as deployment:
         await deployment.frontend()
         lost = await deployment.worker("a")
@@ -282,15 +282,15 @@ async def test_a_killed_workers_run_is_a_retry_elsewhere(processes: Processes, b
             await stream.whole()
         numbers = await Scraper.of_port(port).reaches(metric_names.WORKER_RUNS, outcome="completed")
         assert numbers.of(metric_names.WORKER_CLAIMS, kind="reclaimed") == numbers.of(metric_names.WORKER_RETRIES) == 1
-        assert numbers.of(metric_names.WORKER_DISPATCH_SECONDS) == 0  # it had been dispatched before
+        assert numbers.of(metric_names.WORKER_DISPATCH_SECONDS) == 0  # the run was dispatched before
         front = await Scraper(deployment.url).scrape()
         assert front.of(metric_names.CATCH_UPS, cause="attempt") == 1
         assert front.of(metric_names.DISPATCH_SECONDS) == 1
         assert front.of(metric_names.GAPS) == 0
 
 
-async def test_a_frozen_worker_tells_what_it_lost(processes: Processes, broker_url: str, tmp_path: Path) -> None:
-    """A worker that stood still for longer than a lease counts a lost lease, and that outcome."""
+async def test_a_frozen_worker_counts_its_lost_lease(processes: Processes, broker_url: str, tmp_path: Path) -> None:
+    """A worker that was frozen for longer than a lease counts a lost lease and this outcome."""
     async with Deployment.open(processes, broker_url, tmp_path) as deployment:
         await deployment.frontend()
         port, serving = metrics_port()
@@ -304,15 +304,15 @@ async def test_a_frozen_worker_tells_what_it_lost(processes: Processes, broker_u
         assert numbers.of(metric_names.WORKER_RUNS, outcome="lease_lost") == numbers.of(metric_names.WORKER_RUNS) == 1
 
 
-async def test_a_fenced_worker_tells_so(processes: Processes, broker_url: str, tmp_path: Path) -> None:
-    """A worker that learns of its loss by a refused append counts a fenced publisher and the batch asked for again."""
+async def test_a_fenced_worker_counts_it(processes: Processes, broker_url: str, tmp_path: Path) -> None:
+    """A worker whose append is refused after a takeover counts a fenced publisher and one retry of the batch."""
     async with Deployment.open(processes, broker_url, tmp_path) as deployment:
         await deployment.frontend()
         port, serving = metrics_port()
         frozen_one = await deployment.worker("a", AGENTSTREAM_LEASE_S=str(60 * LEASE_S), **serving)
         async with deployment.stream("ticks on a") as stream:
             await begun(frozen_one, "ticks")
-            await deployment.worker("b")  # whose leases are short
+            await deployment.worker("b")  # its leases are short
             with freeze(frozen_one):
                 await stream.whole()
         numbers = await Scraper.of_port(port).reaches(metric_names.WORKER_PUBLISH_FAILURES, reason="fenced")
@@ -320,8 +320,8 @@ async def test_a_fenced_worker_tells_so(processes: Processes, broker_url: str, t
         await Scraper.of_port(port).reaches(metric_names.WORKER_LEASES_LOST)
 
 
-async def test_reconnects_are_told_by_both_sides(own_site: Site, broker: Broker) -> None:
-    """CLIENT KILL of every connection: both processes tell their reconnects; what did not come meanwhile is a gap."""
+async def test_reconnects_are_counted_by_both_processes(own_site: Site, broker: Broker) -> None:
+    """When the broker cuts all connections, both processes count reconnects, and missed messages count as gaps."""
     await own_site.frontend()
     worker = await own_site.worker(LOSS_AGENT)
     async with own_site.client.streaming(own_site.url, loss_request("ticks")) as stream:
@@ -336,8 +336,8 @@ async def test_reconnects_are_told_by_both_sides(own_site: Site, broker: Broker)
         await own_site.cancel(run_id_of(await stream.until(b"data")))
 
 
-async def test_what_a_feed_meets_is_told(own_site: Site, broker: Broker, tmp_path: Path) -> None:
-    """Duplicates, gaps, silences, joining readers and a message that is none of ours: each counts as what it is."""
+async def test_a_feed_counts_what_it_receives(own_site: Site, broker: Broker, tmp_path: Path) -> None:
+    """Duplicates, gaps, silences, joining readers and foreign messages are each counted under their cause."""
     await own_site.frontend()
     await own_site.worker()
     gate = tmp_path / "gate"
@@ -350,12 +350,12 @@ async def test_what_a_feed_meets_is_told(own_site: Site, broker: Broker, tmp_pat
         assert (front.of(metric_names.DUPLICATES), front.of(metric_names.CATCH_UPS)) == (1, 0)
         await broker.admin.publish(log, b'{"v":1,"a":1,"s":99,"e":["x"]}')
         front = await own_site.front.reaches(metric_names.CATCH_UPS, cause="gap")
-        assert front.of(metric_names.GAPS) == 0  # the log had nothing more
+        assert front.of(metric_names.GAPS) == 0  # the replay log had no more events
         async with own_site.client.streaming(own_site.url, run_id=run_id) as joined:
             await joined.until(b"0 ")
             front = await own_site.front.reaches(metric_names.CATCH_UPS, cause="joined")
         assert (front.of(metric_names.CATCH_UPS, cause="joined"), front.of(metric_names.GAPS)) == (1, 0)
-        assert front.of(metric_names.FIRST_TOKEN_SECONDS) == 1  # of the new run, not of who joined it
+        assert front.of(metric_names.FIRST_TOKEN_SECONDS) == 1  # for the new run, not for the reader that joined it
         await own_site.front.reaches(metric_names.CATCH_UPS, cause="silence")
         await broker.admin.publish(log, b"nonsense")
         await stream.rest()
@@ -364,8 +364,8 @@ async def test_what_a_feed_meets_is_told(own_site: Site, broker: Broker, tmp_pat
     assert front.of(metric_names.CANCELS, cause="abandoned") == 1
 
 
-async def test_a_job_nobody_takes_is_given_up(site: Site) -> None:
-    """A run of which nothing was heard within its time in the queue counts as given up by queue_timeout."""
+async def test_a_job_that_no_worker_takes_is_given_up(site: Site) -> None:
+    """A run without an event within its queue timeout counts as given up with queue_timeout."""
     await site.frontend(AGENTSTREAM_QUEUE_TIMEOUT_S="0.5")
     await site.client.whole(site.url, request(["say", 1]))
     front = await site.front.scrape()
@@ -373,8 +373,8 @@ async def test_a_job_nobody_takes_is_given_up(site: Site) -> None:
     assert front.of(metric_names.DISPATCH_SECONDS) == 0
 
 
-async def test_a_log_that_vanishes_is_filled_again_and_told(own_site: Site, broker: Broker) -> None:
-    """Batches stored a second time after the broker lost a log count as publish retries; the stream goes on."""
+async def test_batches_stored_again_are_counted(own_site: Site, broker: Broker) -> None:
+    """If the broker loses a replay log, the batches stored again count as publish retries, and the stream continues."""
     await own_site.frontend()
     worker = await own_site.worker(LOSS_AGENT)
     async with own_site.client.streaming(own_site.url, loss_request("ticks")) as stream:
@@ -385,8 +385,8 @@ async def test_a_log_that_vanishes_is_filled_again_and_told(own_site: Site, brok
         await own_site.cancel(run_id)
 
 
-async def test_a_refused_append_ends_the_run_and_is_told(own_site: Site, broker: Broker, tmp_path: Path) -> None:
-    """A log that takes nothing more (it is no log any more) is a refused publish, and a run that was not stored."""
+async def test_a_refused_append_ends_the_run_and_is_counted(own_site: Site, broker: Broker, tmp_path: Path) -> None:
+    """If Redis refuses to append to a replay log, a refused publish and a run that was not stored are counted."""
     await own_site.frontend()
     worker = await own_site.worker()
     body = request(["say", 1], ["gate", str(tmp_path / "gate")])
@@ -401,8 +401,8 @@ async def test_a_refused_append_ends_the_run_and_is_told(own_site: Site, broker:
     assert numbers.of(metric_names.WORKER_LEASES_LOST) == 0
 
 
-async def test_a_log_over_its_bound_is_told(site: Site) -> None:
-    """A run whose log was cut counts once, however often it is cut."""
+async def test_a_trimmed_log_is_counted_once(site: Site) -> None:
+    """A run whose replay log was trimmed counts once, even if it is trimmed several times."""
     await site.frontend()
     worker = await site.worker(AGENTSTREAM_LOG_MAX_BYTES=str(64 << 10))
     await site.client.whole(site.url, request(["flood", 64, 8192]))
@@ -411,8 +411,8 @@ async def test_a_log_over_its_bound_is_told(site: Site) -> None:
     assert numbers.of(metric_names.WORKER_LOG_TRIMS) == 1
 
 
-async def test_what_waits_for_a_broker_that_stands_still_is_told(own_site: Site, broker: Broker) -> None:
-    """While the broker is frozen the events a worker holds are told in bytes; then they are published."""
+async def test_unpublished_bytes_are_reported_while_the_broker_is_frozen(own_site: Site, broker: Broker) -> None:
+    """While the broker is frozen a worker reports its unpublished bytes, and publishes them after that."""
     await own_site.frontend()
     worker = await own_site.worker(LOSS_AGENT)
     async with own_site.client.streaming(own_site.url, loss_request("ticks")) as stream:
@@ -423,14 +423,14 @@ async def test_what_waits_for_a_broker_that_stands_still_is_told(own_site: Site,
         await own_site.cancel(run_id)
 
 
-async def test_the_buss_latency_is_measured_without_any_run(site: Site) -> None:
-    """A front end measures its way to the broker and back every few seconds."""
+async def test_the_bus_latency_is_measured_without_any_run(site: Site) -> None:
+    """A front end without runs measures the bus latency every few seconds."""
     await site.frontend()
     await site.front.reaches(metric_names.BUS_LATENCY_SECONDS, 2)
 
 
 def batch_of(log: Any) -> bytes:
-    """Return the batch that is a log's first entry."""
+    """Return the batch in the first entry of a replay log."""
     batch: bytes = log[0][1][b"b"]
     return batch
 

@@ -1,4 +1,4 @@
-"""More requests than can be served: the new ones are turned away in words, the accepted ones are served whole."""
+"""More requests than the service can handle: new ones get a clear refusal, accepted ones are answered completely."""
 
 import asyncio
 from collections import Counter
@@ -15,7 +15,7 @@ from tests.processes import Processes
 
 @pytest.fixture
 async def session() -> AsyncIterator[aiohttp.ClientSession]:
-    """A client without a limit of its own."""
+    """Yield a client session without a limit of connections."""
     async with http_client() as client:
         yield client.session
 
@@ -24,16 +24,16 @@ Answer = tuple[int, str | None, bytes]
 
 
 async def ask(session: aiohttp.ClientSession, url: str, body: object, key: str = "sk-one") -> Answer:
-    """Return status, Retry-After and body of a request."""
+    """Send a request, and return the status, Retry-After and the body of the answer."""
     headers = {"Authorization": f"Bearer {key}"}
     async with session.post(f"{url}/v1/chat/completions", json=body, headers=headers) as response:
         return response.status, response.headers.get("Retry-After"), await response.read()
 
 
-async def test_overload_sheds_new_work_and_keeps_accepted_work_going(
+async def test_overload_refuses_new_runs_and_completes_accepted_ones(
     processes: Processes, session: aiohttp.ClientSession
 ) -> None:
-    """Of 60 requests at once to a queue of 8 the accepted ones are answered whole, the others refused with a time."""
+    """Of 60 requests to a queue of 8, the accepted ones complete, and the others get 429 with Retry-After."""
     settings = {"AGENTSTREAM_MAX_QUEUED": "8"}
     urls = await asyncio.gather(processes.frontend(**settings), processes.frontend(**settings))
     await processes.worker(AGENT, AGENTSTREAM_CONCURRENCY="2")
@@ -53,10 +53,10 @@ async def test_overload_sheds_new_work_and_keeps_accepted_work_going(
     assert (await ask(session, urls[0], body))[0] == 200
 
 
-async def test_a_key_has_its_share_on_all_front_ends_together(
+async def test_the_limits_of_a_key_apply_to_all_front_ends_together(
     processes: Processes, session: aiohttp.ClientSession, tmp_path: Path
 ) -> None:
-    """Active runs and requests a minute of one key count over all front ends; another key is not touched."""
+    """The active runs and the requests a minute of a key count over all front ends, and other keys are not affected."""
     settings = {
         "AGENTSTREAM_API_KEYS": "sk-one,sk-two",
         "AGENTSTREAM_MAX_RUNS_PER_KEY": "2",

@@ -1,4 +1,4 @@
-"""A worker's claims over a link of their own, where the broker goes away, forgets the queue, or a reply is lost."""
+"""The claims of a worker when the broker goes away, loses the queue, or a reply is lost."""
 
 import asyncio
 import time
@@ -23,14 +23,14 @@ RETRY_S = 0.05
 
 @pytest.fixture
 async def broker(tmp_path: Path) -> AsyncIterator[Broker]:
-    """A broker that keeps its data over a restart."""
+    """Run a broker that keeps its data over a restart."""
     async with Broker(tmp_path, append_only=True) as broker:
         yield broker
 
 
 @pytest.fixture
 async def link(broker: Broker) -> AsyncIterator[Link]:
-    """The link the workers' buses have."""
+    """Yield a link like that of a worker's bus."""
     link = await open_link(broker.url, "test")
     yield link
     await link.close()
@@ -38,7 +38,7 @@ async def link(broker: Broker) -> AsyncIterator[Link]:
 
 @pytest.fixture
 async def queue(broker: Broker, link: Link, keys: Keys) -> AsyncIterator[JobQueue]:
-    """A worker's side of the queue."""
+    """Yield the worker's side of a queue."""
     queue = JobQueue(Endpoint(broker.url), link, keys, "q", worker_id="w1")
     await queue.open()
     yield queue
@@ -46,7 +46,7 @@ async def queue(broker: Broker, link: Link, keys: Keys) -> AsyncIterator[JobQueu
 
 
 async def submitted(link: Link, keys: Keys) -> Job:
-    """Return a job that was enqueued."""
+    """Enqueue a job, and return it."""
     job = Job(run_id=new_run_id(), request={"model": "m"}, created=1, start_by=time.time() + 60, owner="me")
     async with asyncio.timeout(TIMEOUT_S):
         await JobSubmitter(link, keys, "q", max_queued=3).submit(job, ttl_s=60)
@@ -54,7 +54,7 @@ async def submitted(link: Link, keys: Keys) -> Job:
 
 
 async def claimed(queue: JobQueue) -> Claim:
-    """Return the next job; a broker that is not back yet is asked again, as a worker does."""
+    """Claim the next job. While the broker is away, try again, as a worker does."""
     async with asyncio.timeout(TIMEOUT_S):
         while True:
             try:
@@ -64,11 +64,11 @@ async def claimed(queue: JobQueue) -> Claim:
                 await asyncio.sleep(RETRY_S)
 
 
-async def test_a_claim_outlives_the_queue_it_waits_for(queue: JobQueue, link: Link, keys: Keys) -> None:
-    """If the queue goes while a claim waits for it, that claim ends without a job and the next ones find new jobs."""
+async def test_a_claim_survives_the_loss_of_its_queue(queue: JobQueue, link: Link, keys: Keys) -> None:
+    """If the queue is deleted during a claim, that claim ends without a job, and later claims find new jobs."""
     claiming = asyncio.create_task(queue.claim())
     async with asyncio.timeout(TIMEOUT_S):
-        while b"cmd=xreadgroup" not in await link.call("CLIENT", "LIST"):  # noqa: ASYNC110 -- nothing tells but asking
+        while b"cmd=xreadgroup" not in await link.call("CLIENT", "LIST"):  # noqa: ASYNC110 -- this state can only be polled
             await asyncio.sleep(RETRY_S)
         await link.call("DEL", keys.jobs("q"))
         assert await claiming is None
@@ -76,10 +76,10 @@ async def test_a_claim_outlives_the_queue_it_waits_for(queue: JobQueue, link: Li
     assert (await claimed(queue)).job == job
 
 
-async def test_a_claim_without_a_broker_fails_in_bound_time(
+async def test_a_claim_without_a_broker_times_out(
     broker: Broker, queue: JobQueue, link: Link, keys: Keys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While the broker is away every claim raises BrokerUnavailable; once it is back, the next ones take jobs."""
+    """While the broker is away every claim raises BrokerUnavailable, and after that claims take jobs again."""
     monkeypatch.setattr("agentstream.store.queue.COMMAND_TIMEOUT_S", 0.2)
     async with outage(broker), asyncio.timeout(TIMEOUT_S):
         for _ in range(2):
@@ -93,10 +93,10 @@ async def test_a_claim_without_a_broker_fails_in_bound_time(
     assert begun.attempt == 1
 
 
-async def test_a_job_whose_claim_was_lost_on_its_way_is_run_after_its_lease(
+async def test_a_job_whose_claim_reply_is_lost_runs_after_its_lease(
     broker: Broker, queue: JobQueue, link: Link, keys: Keys
 ) -> None:
-    """If the connection is cut with the reply on its way, the job is run once its lease is over, and not before."""
+    """If the reply of a claim is lost with its connection, the job runs once, after its lease and not before."""
     connection = queue._claims._command_connection
     assert connection is not None
     deliver, lost = connection.on_reply, asyncio.Event()
@@ -118,7 +118,7 @@ async def test_a_job_whose_claim_was_lost_on_its_way_is_run_after_its_lease(
         await other.open()
         assert await other.claim() is None
         assert await other.reclaim(3600) is None
-        while (taken := await other.reclaim(LEASE_S)) is None:  # noqa: ASYNC110 -- the broker's clock decides
+        while (taken := await other.reclaim(LEASE_S)) is None:  # noqa: ASYNC110 -- it depends on the broker's clock
             await asyncio.sleep(RETRY_S)
     assert taken.job == job
     begun = await other.begin(taken, ttl_s=60)

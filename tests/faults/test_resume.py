@@ -1,4 +1,4 @@
-"""A run outlives its client: cut anywhere, it is resumed on another front end, looked at, or refused with a reason."""
+"""A run survives its client: after a cut at any byte it can be resumed on another front end and retrieved."""
 
 import asyncio
 import random
@@ -31,7 +31,7 @@ from tests.processes import Processes
 
 SEED = 20240611
 DONE = b"data: [DONE]\n\n"
-# Every shape of frame: text, tools, results that come with text, a separator, a final chunk of several parts.
+# Every kind of frame: text, tools, results that come with text, a separator, a final chunk of several parts.
 STORY: list[Step] = [["note", "x"], ["say", 12], ["tool"], ["say", 12], ["note", "y"], ["tool"], ["say", 3]]
 VIEWS = [(event_format, include_usage) for event_format in FORMATS for include_usage in (False, True)]
 SMALL_LOG = {"AGENTSTREAM_LOG_MAX_BYTES": str(64 << 10)}
@@ -39,25 +39,25 @@ SMALL_LOG = {"AGENTSTREAM_LOG_MAX_BYTES": str(64 << 10)}
 
 @pytest.fixture
 async def client() -> AsyncIterator[Client]:
-    """A client without an API key."""
+    """Yield a client without an API key."""
     async with http_client() as opened:
         yield opened
 
 
 @pytest.fixture
 async def broker(broker_url: str) -> AsyncIterator["redis.asyncio.Redis"]:
-    """Somebody who deletes what we stored."""
+    """Yield a connection with which tests delete stored keys."""
     async with redis.asyncio.Redis.from_url(broker_url) as connection:
         yield connection
 
 
 def background(*steps: Step, include_usage: bool = False) -> dict[str, Any]:
-    """Return the body of a run that survives its client."""
+    """Return the request of a run that survives its client."""
     return request(*steps, background=True, **({"stream_options": {"include_usage": True}} if include_usage else {}))
 
 
 def resuming(event_format: str, cursor: str | None, *, by_header: bool) -> dict[str, str]:
-    """Return how to ask for the rest of a stream, in the format it began in."""
+    """Return the query and header that resume a stream in this format."""
     query = f"?stream=true&agent_events={event_format}"
     if cursor is None:
         return {"query": query}
@@ -65,7 +65,7 @@ def resuming(event_format: str, cursor: str | None, *, by_header: bool) -> dict[
 
 
 async def settled(client: Client, url: str, run_id: str) -> dict[str, Any]:
-    """Return a run folded once it has ended."""
+    """Wait for the end of a run, and return it as one object."""
     await client.whole(url, run_id=run_id)
     status, body = await client.get(url, run_id)
     assert status == 200
@@ -74,16 +74,16 @@ async def settled(client: Client, url: str, run_id: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("number", range(3))
-async def test_pieces_of_a_cut_stream_joined_equal_the_whole(
+async def test_the_pieces_of_a_cut_stream_equal_the_whole(
     processes: Processes, client: Client, tmp_path: Path, number: int
 ) -> None:
-    """A stream cut at any bytes and resumed on the other front end is, joined, what an undisturbed reader gets."""
+    """A stream that is cut at any byte and resumed on the other front end equals the uncut stream."""
     urls = await asyncio.gather(processes.frontend(), processes.frontend())
     await processes.worker(AGENT)
     length = len(await client.whole(urls[0], background(*STORY)))
 
     async def cut_and_resumed(event_format: str, *, include_usage: bool) -> None:
-        cuts = random.Random(f"{SEED} {number} {event_format} {include_usage}")  # noqa: S311 -- seeded, to be repeated
+        cuts = random.Random(f"{SEED} {number} {event_format} {include_usage}")  # noqa: S311 -- seeded, so that it is repeatable
         gate = tmp_path / f"{event_format}-{include_usage}"
         body = background(*STORY[:3], ["gate", str(gate)], *STORY[3:], include_usage=include_usage)
         async with client.streaming(urls[0], body, query=f"?agent_events={event_format}") as stream:
@@ -114,10 +114,10 @@ async def test_pieces_of_a_cut_stream_joined_equal_the_whole(
     [STORY, [["tool"], ["answer", "word by word, at the end"]], [["say", 2], ["tool"], ["fail", "no"]], []],
     ids=["streamed", "replayed", "failed", "empty"],
 )
-async def test_every_position_of_an_ended_run_resumes_with_exactly_the_rest(
+async def test_every_position_of_an_ended_run_resumes_with_the_rest(
     processes: Processes, client: Client, steps: list[Step]
 ) -> None:
-    """After the end, each frame's id is answered with the frames behind it, from the role chunk's to the final's."""
+    """After the end of a run, resuming after any frame sends exactly the frames after it."""
     urls = await asyncio.gather(processes.frontend(), processes.frontend())
     await processes.worker(AGENT)
     for event_format, include_usage in VIEWS:
@@ -144,7 +144,7 @@ async def test_every_position_of_an_ended_run_resumes_with_exactly_the_rest(
 
 
 async def test_a_stream_is_resumed_in_another_format(processes: Processes, client: Client) -> None:
-    """A position means the same in every format: resumed in another one, no text is lost or doubled."""
+    """A stream that is resumed in another format loses and repeats no text."""
     url = await processes.frontend()
     await processes.worker(AGENT)
     raw = await client.whole(url, background(*STORY))
@@ -158,7 +158,7 @@ async def test_a_stream_is_resumed_in_another_format(processes: Processes, clien
 
 
 async def test_keepalives_are_no_part_of_the_stream(processes: Processes, client: Client, tmp_path: Path) -> None:
-    """A stream cut in the middle of a keepalive is resumed without a loss; keepalives have no position."""
+    """A stream that is cut in the middle of a keepalive is resumed without a loss, and keepalives have no position."""
     urls = await asyncio.gather(processes.frontend(), processes.frontend())
     await processes.worker(AGENT)
     gate = tmp_path / "gate"
@@ -176,8 +176,8 @@ async def test_keepalives_are_no_part_of_the_stream(processes: Processes, client
     assert joined == frames(await client.whole(urls[0], run_id=run_id))
 
 
-async def test_a_run_looked_at_says_how_far_it_is(processes: Processes, client: Client, tmp_path: Path) -> None:
-    """GET of a run is queued, in_progress with its text so far, then what the request not streamed returns."""
+async def test_a_retrieved_run_shows_its_current_state(processes: Processes, client: Client, tmp_path: Path) -> None:
+    """GET shows a run as queued, then in_progress with its text so far, then as the completed answer."""
     urls = await asyncio.gather(processes.frontend(), processes.frontend())
     gate = tmp_path / "gate"
     steps = [*STORY[:3], ["gate", str(gate)], *STORY[3:]]
@@ -202,8 +202,8 @@ async def test_a_run_looked_at_says_how_far_it_is(processes: Processes, client: 
     assert ended == waited_for | {"id": run_id, "created": created["created"]}
 
 
-async def test_a_failed_run_looked_at_has_its_error(processes: Processes, client: Client) -> None:
-    """GET of a failed run has its text so far and the code and message the request not streamed is refused with."""
+async def test_a_retrieved_failed_run_has_its_error(processes: Processes, client: Client) -> None:
+    """GET of a failed run has its text so far, and the same error code as a request that is not streamed."""
     url = await processes.frontend()
     await processes.worker(AGENT)
     steps: list[Step] = [["say", 1], ["fail", "broken on purpose"]]
@@ -219,10 +219,10 @@ async def test_a_failed_run_looked_at_has_its_error(processes: Processes, client
 
 
 @pytest.mark.parametrize("running", [True, False], ids=["running", "queued"])
-async def test_a_cancelled_run_looked_at_has_its_partial_text(
+async def test_a_retrieved_cancelled_run_has_its_partial_text(
     processes: Processes, client: Client, tmp_path: Path, *, running: bool
 ) -> None:
-    """GET of a cancelled run equals what its cancel answered: the partial text, usage and status cancelled."""
+    """GET of a cancelled run equals the answer of its cancel: the partial text, usage and status cancelled."""
     urls = await asyncio.gather(processes.frontend(), processes.frontend())
     _, created = await client.post(urls[0], background(["say", 2], ["tool"], ["gate", str(tmp_path / "never")]))
     run_id = created["id"]
@@ -250,7 +250,7 @@ BEYOND = ["1-999999", "2-1", "999999999-1", "1-999999999999999", "999999999-9999
 
 
 async def test_forged_cursors_are_refused(processes: Processes, client: Client) -> None:
-    """A cursor that is none, or lies beyond the run, is a 400 that names it; the run is not harmed."""
+    """A malformed cursor, or a cursor after the end of the run, gets a 400 that names it, and the run is not harmed."""
     url = await processes.frontend()
     await processes.worker(AGENT)
     raw = await client.whole(url, background(["say", 5]))
@@ -260,7 +260,7 @@ async def test_forged_cursors_are_refused(processes: Processes, client: Client) 
             answers = [(response.status, await response.json())]
         if cursor.isprintable():
             async with client.session.get(f"{resume}?stream=true", headers={"Last-Event-ID": cursor}) as response:
-                if cursor.strip() == cursor:  # a header's value is stripped on its way
+                if cursor.strip() == cursor:  # HTTP strips the value of a header
                     answers.append((response.status, await response.json()))
         for status, body in answers:
             assert status == 400, cursor
@@ -271,7 +271,7 @@ async def test_forged_cursors_are_refused(processes: Processes, client: Client) 
 
 
 async def test_a_cursor_beyond_a_queued_run_is_refused(processes: Processes, client: Client) -> None:
-    """A queued run has reached no position but the role chunk's."""
+    """A queued run can be resumed only after its role chunk."""
     url = await processes.frontend()
     _, created = await client.post(url, background(["say", 1]))
     status, body = await client.get(url, created["id"], "?stream=true&starting_after=1-1")
@@ -281,8 +281,8 @@ async def test_a_cursor_beyond_a_queued_run_is_refused(processes: Processes, cli
         assert texts(decode(await stream.rest())) == ["0 \u00fc\u2028\n"]
 
 
-async def test_a_trimmed_log_is_said_to_be(processes: Processes, client: Client, tmp_path: Path) -> None:
-    """A run larger than its log streams whole to who follows it; who comes back later gets 410, not a hole."""
+async def test_a_trimmed_log_gets_410(processes: Processes, client: Client, tmp_path: Path) -> None:
+    """A run larger than its replay log reaches its reader completely, and a client that resumes it later gets 410."""
     urls = await asyncio.gather(processes.frontend(), processes.frontend())
     await processes.worker(AGENT, **SMALL_LOG)
     gate = tmp_path / "gate"
@@ -306,10 +306,10 @@ async def test_a_trimmed_log_is_said_to_be(processes: Processes, client: Client,
     assert (await client.get(urls[1], run_id, "?stream=true"))[0] == 410
 
 
-async def test_a_lost_log_is_gone_and_a_forgotten_run_unknown(
+async def test_a_lost_log_gets_410_and_a_lost_run_404(
     processes: Processes, client: Client, broker: "redis.asyncio.Redis"
 ) -> None:
-    """An ended run without its log is 410 to resume and to fold; without its hash, as after the TTL, it is 404."""
+    """An ended run without its replay log gets 410, and without its hash, as after the TTL, it gets 404."""
     url = await processes.frontend()
     await processes.worker(AGENT)
     raw = await client.whole(url, background(["say", 5]))
@@ -328,7 +328,7 @@ async def test_a_lost_log_is_gone_and_a_forgotten_run_unknown(
 
 
 async def test_a_run_belongs_to_the_key_that_created_it(processes: Processes, client: Client) -> None:
-    """Another key gets 404 for resume, fold and cancel, as for a run that never was; no key gets 401."""
+    """Another key that resumes, retrieves or cancels a run gets 404 as for an unknown run, and no key gets 401."""
     urls = await asyncio.gather(*(processes.frontend(AGENTSTREAM_API_KEYS="sk-one,sk-two") for _ in range(2)))
     owner, other = client.using("sk-one"), client.using("sk-two")
     _, created = await owner.post(urls[0], background(["say", 2]))
@@ -345,8 +345,8 @@ async def test_a_run_belongs_to_the_key_that_created_it(processes: Processes, cl
     assert (await settled(owner, urls[1], run_id))["status"] == "completed"
 
 
-async def test_ids_cannot_be_guessed_and_forged_ones_are_unknown(processes: Processes, client: Client) -> None:
-    """Ids are 128 random bits in hex; anything else in their place is a 404, whatever it holds."""
+async def test_ids_are_random_and_forged_ids_are_unknown(processes: Processes, client: Client) -> None:
+    """Ids are 128 random bits in hex, and any other id gets 404."""
     url = await processes.frontend()
     ids = {(await client.post(url, background(["say", 1])))[1]["id"] for _ in range(20)}
     assert len(ids) == 20

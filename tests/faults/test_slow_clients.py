@@ -1,4 +1,4 @@
-"""Slow, silent and rude clients: they cost no memory, delay nobody, and never get a hole for an answer."""
+"""Slow, silent and malformed clients: they cost little memory, delay no other client, and get no stream with a gap."""
 
 import asyncio
 import contextlib
@@ -31,8 +31,8 @@ from tests.processes import Processes
 LARGE_LOG = {"AGENTSTREAM_LOG_MAX_BYTES": str(64 << 20)}
 SMALL_LOG = {"AGENTSTREAM_LOG_MAX_BYTES": str(64 << 10)}
 PATIENT = {"AGENTSTREAM_WRITE_TIMEOUT_S": str(3 * TIMEOUT_S)}
-PIECES, PIECE_CHARACTERS = 5000, 8192  # 40 MB: far beyond what kernel and front end hold for one client
-# A page read from the log (2 MiB), its frames, and the allocator's slack: far below what the clients leave untaken.
+PIECES, PIECE_CHARACTERS = 5000, 8192  # 40 MB: much more than the kernel and the front end buffer for one client
+# A page of the replay log (2 MiB), its frames, and a margin for the allocator: much less than the clients leave unread.
 MEMORY_SLACK_BYTES = 14 << 20
 TINY_BUFFER_BYTES = 4096
 _PIECE = re.compile(rb'"content":"(\d{8})x*\\n"')
@@ -40,7 +40,7 @@ _PIECE = re.compile(rb'"content":"(\d{8})x*\\n"')
 
 @pytest.fixture
 async def client() -> AsyncIterator[Client]:
-    """A client without an API key."""
+    """Yield a client without an API key."""
     async with http_client() as opened:
         yield opened
 
@@ -49,21 +49,21 @@ async def client() -> AsyncIterator[Client]:
 async def stall_client(
     url: str, body: dict[str, Any], *, version: str = "1.1"
 ) -> AsyncIterator[tuple[RawSocket, bytes]]:
-    """A client that sees the first text of its stream and then takes nothing, with a tiny receive buffer."""
+    """Open a client with a tiny receive buffer that reads up to the first text of its stream and then reads nothing."""
     async with RawSocket.open(url, receive_buffer_bytes=TINY_BUFFER_BYTES) as stalled:
         await stalled.post(body | {"stream": True}, version=version)
         yield stalled, await stalled.until(b'"content":')
 
 
 async def appeared(path: Path) -> None:
-    """Return once an agent has made this file."""
+    """Return when an agent has created this file."""
     async with asyncio.timeout(3 * TIMEOUT_S):
-        while not path.exists():  # noqa: ASYNC110, ASYNC240 -- another process makes it
+        while not path.exists():  # noqa: ASYNC110, ASYNC240 -- another process creates it
             await asyncio.sleep(0.02)
 
 
 async def read_quick_streams(client: Client, url: str, number: int) -> float:
-    """Read this many streams at once; return how long the slowest took, in seconds."""
+    """Read this many streams at once, and return the time of the slowest in seconds."""
     loop = asyncio.get_running_loop()
 
     async def read(tag: int) -> float:
@@ -77,20 +77,20 @@ async def read_quick_streams(client: Client, url: str, number: int) -> float:
 
 
 def numbers(body: bytes) -> list[int]:
-    """Return the numbers of the flood's pieces in a stream, in the order they came."""
+    """Return the numbers of the flood's pieces in a stream, in their order."""
     return [int(number) for number in _PIECE.findall(body)]
 
 
-async def test_a_stalled_client_costs_no_memory_delays_nobody_and_gets_everything_when_it_wakes(
+async def test_a_stalled_client_costs_little_and_gets_everything_later(
     processes: Processes, client: Client, tmp_path: Path
 ) -> None:
-    """40 MB past a stalled client, 60 others end undelayed, memory stands, and the sleeper gets all without a hole."""
+    """While 40 MB wait for a stalled client, 60 others are not delayed, memory stays low, and it gets all of it."""
     url, frontend = await start_frontend(processes, **PATIENT)
     await processes.worker(AGENT, **LARGE_LOG)
     flooded = tmp_path / "flooded"
     flood = ["flood", PIECES, PIECE_CHARACTERS]
     body = request(flood, ["count", str(flooded)], ["say", 1])
-    for _ in range(2):  # to the allocator's high water
+    for _ in range(2):  # until the allocator has its largest size
         await asyncio.gather(read_quick_streams(client, url, 60), client.whole(url, request(flood)))
     before = resident_bytes(frontend)
     async with stall_client(url, body) as (stalled, start):
@@ -111,10 +111,10 @@ async def test_a_stalled_client_costs_no_memory_delays_nobody_and_gets_everythin
     assert resident_bytes(frontend) - before < MEMORY_SLACK_BYTES
 
 
-async def test_a_replayed_answer_waits_for_its_client_outside_memory(
+async def test_the_frames_of_a_replayed_answer_are_not_held(
     processes: Processes, client: Client, tmp_path: Path
 ) -> None:
-    """The frames of an answer replayed word by word are made at the client's pace: 30 MB of them are never held."""
+    """The frames of a replayed answer are made at the pace of the client, so 30 MB of them are never in memory."""
     url, frontend = await start_frontend(processes, **PATIENT)
     await processes.worker(AGENT)
     await read_quick_streams(client, url, 10)
@@ -134,10 +134,10 @@ async def test_a_replayed_answer_waits_for_its_client_outside_memory(
 
 
 @pytest.mark.parametrize("version", ["1.1", "1.0"])
-async def test_a_client_that_never_wakes_is_cut_and_its_run_cancelled(
+async def test_a_client_that_stays_stalled_is_cut_and_its_run_cancelled(
     processes: Processes, client: Client, tmp_path: Path, version: str
 ) -> None:
-    """After the write timeout a stalled client is cut, in a way that none can take for the end, and its run ends."""
+    """After the write timeout a stalled client is cut without a proper end of the body, and its run is cancelled."""
     url, _ = await start_frontend(processes, AGENTSTREAM_WRITE_TIMEOUT_S="1")
     await processes.worker(AGENT, **LARGE_LOG)
     body = request(["flood", 1500, PIECE_CHARACTERS], ["gate", str(tmp_path / "never")])
@@ -149,13 +149,15 @@ async def test_a_client_that_never_wakes_is_cut_and_its_run_cancelled(
         _, told_whole = decode_chunked(start + rest) if version == "1.1" else (b"", True)
         assert was_reset or not told_whole
         assert b"[DONE]" not in rest
-        received = numbers(start + rest)  # chunk sizes stand between frames, hence only what is whole
+        received = numbers(start + rest)  # chunk sizes stand between the frames, so only complete pieces match
         assert received == list(range(len(received)))
     assert await read_quick_streams(client, url, 5) < TIMEOUT_S
 
 
-async def test_a_client_slower_than_its_log_is_told_so(processes: Processes, client: Client, tmp_path: Path) -> None:
-    """What the log no longer has ends a stalled client's stream with stream_lost, never with a hole, and its run."""
+async def test_a_client_slower_than_its_log_gets_stream_lost(
+    processes: Processes, client: Client, tmp_path: Path
+) -> None:
+    """If the replay log is trimmed before a stalled client reads it, its stream ends as stream_lost without a gap."""
     url, _ = await start_frontend(processes, **PATIENT)
     await processes.worker(AGENT, **SMALL_LOG)
     flooded, never = tmp_path / "flooded", tmp_path / "never"
@@ -177,8 +179,8 @@ async def test_a_client_slower_than_its_log_is_told_so(processes: Processes, cli
     assert await read_quick_streams(client, url, 5) < TIMEOUT_S
 
 
-async def test_rude_clients_break_nobody_else(processes: Processes, client: Client, tmp_path: Path) -> None:
-    """Pipelined requests are answered in order; half-closed, garbling and vanishing clients harm only themselves."""
+async def test_malformed_clients_disturb_nobody_else(processes: Processes, client: Client, tmp_path: Path) -> None:
+    """Pipelined requests are answered in order, and clients that send garbage or disconnect harm only themselves."""
     url, frontend = await start_frontend(processes)
     await processes.worker(AGENT)
     gate = tmp_path / "gate"
@@ -223,7 +225,7 @@ async def _half_close(url: str) -> None:
         rude.end_sending()
         answer, _ = await rude.rest()
     streamed, whole = decode_chunked(answer)
-    assert whole == streamed.endswith(b"data: [DONE]\n\n")  # served or cut, but never ended as if it were served
+    assert whole == streamed.endswith(b"data: [DONE]\n\n")  # it is served or cut, but a cut stream has no proper end
 
 
 async def _garble_after_request(url: str) -> None:
@@ -244,22 +246,20 @@ async def _garble_at_once(url: str) -> None:
 
 
 async def _flood_garbage(url: str, never: Path) -> None:
-    """Send 30 MB of requests nobody waits for, behind one that does not end, then vanish."""
+    """Send 30 MB of requests after one that does not end, read no answer, and disconnect."""
     async with RawSocket.open(url) as rude:
         await rude.send(http_post(request(["say", 1], ["gate", str(never)], stream=True)))
         await rude.until(b'"content":')
         pipelined = b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n" * 1000
-        with contextlib.suppress(TimeoutError):  # the front end stops reading: that is the point
+        with contextlib.suppress(TimeoutError):  # the front end must stop reading
             async with asyncio.timeout(2 * TIME_SCALE):
                 for _ in range(30 * (1 << 20) // len(pipelined)):
                     await rude.send(pipelined)
 
 
 @pytest.mark.parametrize("version", ["1.1", "1.0"])
-async def test_a_client_that_leaves_is_no_error(
-    processes: Processes, client: Client, tmp_path: Path, version: str
-) -> None:
-    """A client that closes its connection in the middle of a stream leaves no traceback in the front end's log."""
+async def test_a_disconnect_is_no_error(processes: Processes, client: Client, tmp_path: Path, version: str) -> None:
+    """A client that disconnects in the middle of a stream leaves no traceback in the log lines of the front end."""
     url, frontend = await start_frontend(processes)
     await processes.worker(AGENT)
     body = request(["say", 1], ["gate", str(tmp_path / "never")])
@@ -273,6 +273,6 @@ async def test_a_client_that_leaves_is_no_error(
 
 
 async def metrics_of(client: Client, url: str) -> bytes:
-    """Return what the front end counts."""
+    """Return the metrics of the front end."""
     async with client.session.get(f"{url}/metrics") as response:
         return await response.read()

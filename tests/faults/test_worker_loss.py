@@ -1,4 +1,4 @@
-"""Workers killed, frozen and stopped in the middle of a run."""
+"""Workers that are killed, frozen and stopped in the middle of a run."""
 
 import asyncio
 import re
@@ -26,7 +26,7 @@ from tests.processes import Processes
 
 @pytest.fixture
 async def deployment(processes: Processes, broker_url: str, tmp_path: Path) -> AsyncIterator[Deployment]:
-    """A front end that serves."""
+    """Start a front end, and yield the deployment."""
     async with Deployment.open(processes, broker_url, tmp_path) as opened:
         await opened.frontend()
         yield opened
@@ -36,7 +36,7 @@ async def deployment(processes: Processes, broker_url: str, tmp_path: Path) -> A
 
 
 async def test_run_is_tried_again_if_nothing_was_shown(deployment: Deployment) -> None:
-    """A run whose worker is killed before it showed anything is completed by another worker, each word once."""
+    """If a worker is killed before its run showed anything, another worker completes the run, with each word once."""
     first = await deployment.worker("a")
     async with deployment.stream("silent on a") as stream:
         await begun(first, "silent")
@@ -50,7 +50,7 @@ async def test_run_is_tried_again_if_nothing_was_shown(deployment: Deployment) -
 
 
 async def test_killed_after_text_ends_with_an_error_in_time(deployment: Deployment) -> None:
-    """A run whose worker is killed after it showed text ends as worker_lost in time; its text is not repeated."""
+    """If a worker is killed after its run showed text, the run ends as worker_lost in time, and no text is repeated."""
     first = await deployment.worker("a")
     async with deployment.stream("text on a") as stream:
         await stream.until(SAID_BY_A[-1])
@@ -64,8 +64,8 @@ async def test_killed_after_text_ends_with_an_error_in_time(deployment: Deployme
     assert "begins" not in second.output
 
 
-async def test_tool_is_not_run_twice_unasked(deployment: Deployment) -> None:
-    """A run whose worker is killed after it called a tool ends as worker_lost in time, its agent not called again."""
+async def test_tool_is_not_run_twice(deployment: Deployment) -> None:
+    """If a worker is killed after its run called a tool, the run ends as worker_lost, and no agent is called again."""
     first = await deployment.worker("a")
     async with deployment.stream("tool on a") as stream:
         await stream.until("tool_call_start")
@@ -79,8 +79,8 @@ async def test_tool_is_not_run_twice_unasked(deployment: Deployment) -> None:
     assert "begins" not in second.output
 
 
-async def test_tool_is_run_again_if_that_was_asked_for(deployment: Deployment) -> None:
-    """With RETRY_AFTER_TOOLS a run killed after a tool call, but before text, is completed by another worker."""
+async def test_tool_is_run_again_with_retry_after_tools(deployment: Deployment) -> None:
+    """With RETRY_AFTER_TOOLS another worker completes a run whose worker was killed after a tool call, before text."""
     first = await deployment.worker("a")
     async with deployment.stream("tool on a") as stream:
         await stream.until("tool_call_start")
@@ -92,8 +92,8 @@ async def test_tool_is_run_again_if_that_was_asked_for(deployment: Deployment) -
     assert [name for name, _ in messages].count("tool_call_start") == 2
 
 
-async def test_text_is_never_repeated_even_if_tools_may_be(deployment: Deployment) -> None:
-    """RETRY_AFTER_TOOLS does not touch what is promised of text: shown once, the run is not tried again."""
+async def test_text_is_not_repeated_with_retry_after_tools(deployment: Deployment) -> None:
+    """With RETRY_AFTER_TOOLS, too, a run that showed text is not tried again."""
     first = await deployment.worker("a")
     async with deployment.stream("text on a") as stream:
         await stream.until(SAID_BY_A[-1])
@@ -104,14 +104,16 @@ async def test_text_is_never_repeated_even_if_tools_may_be(deployment: Deploymen
     assert said(messages) == SAID_BY_A
 
 
-async def test_poison_job_takes_two_workers_and_nothing_else(deployment: Deployment) -> None:
-    """A run that kills every worker is given up after two attempts; its neighbour in the queue completes."""
+async def test_poison_job_kills_only_two_workers(deployment: Deployment) -> None:
+    """A run that kills its workers is given up after two attempts, and the other run in the queue completes."""
     async with deployment.stream("poison") as poison, deployment.stream("answer") as innocent:
         workers = [await deployment.worker(name) for name in ("a", "b", "c")]
         assert error_of(poisoned := await poison.whole()) == "worker_lost"
         answered = await innocent.whole()
         assert "2 workers" in poisoned[-2][1]["agent_error"]["message"]
-        assert await deployment.field_of(poison.run_id, "attempt") == "3"  # the third said so, and called no agent
+        assert (
+            await deployment.field_of(poison.run_id, "attempt") == "3"
+        )  # the third attempt stored the end and called no agent
     assert error_of(answered) is None
     assert said(answered) in (SAID_BY_A, SAID_BY_B, [f"c:{number} " for number in range(5)])
     begins = [worker.output.count("begins poison") for worker in workers]
@@ -138,10 +140,10 @@ async def test_poison_job_takes_two_workers_and_nothing_else(deployment: Deploym
         ("scripted_in_a_thread", "silent on a", "RunCancelled", None),
     ],
 )
-async def test_frozen_worker_that_wakes_keeps_silent(
+async def test_frozen_worker_publishes_nothing_after_a_takeover(
     deployment: Deployment, agent: str, script: str, stopped_by: str, end: str | None
 ) -> None:
-    """A worker that wakes after its run was taken over adds nothing to it, stops its agent, says so, works on."""
+    """A worker that continues after a takeover publishes nothing, stops its agent, logs this, and takes new jobs."""
     first = await deployment.worker("a", f"loss_agents:{agent}")
     async with deployment.stream(script) as stream:
         run_id = await begun(first, script.removesuffix(" on a"))
@@ -151,7 +153,7 @@ async def test_frozen_worker_that_wakes_keeps_silent(
             messages = await stream.whole()
             log = await deployment.log_of(run_id)
     assert error_of(messages) == end
-    assert await ended(first, run_id) in stopped_by.split("|")  # whichever comes first
+    assert await ended(first, run_id) in stopped_by.split("|")  # it depends on which comes first
     await first.until(rf"(the lease of the run was lost|attempt 1 of \S* was superseded).* run_id={run_id}")
     assert await deployment.log_of(run_id) == log
     assert await deployment.replay(run_id) == messages
@@ -160,8 +162,8 @@ async def test_frozen_worker_that_wakes_keeps_silent(
         assert said(await stream.whole()) == SAID_BY_A
 
 
-async def test_frozen_worker_wakes_while_the_next_attempt_runs(deployment: Deployment) -> None:
-    """A worker that wakes while another runs its job loses it for good: the other's attempt is not disturbed."""
+async def test_frozen_worker_does_not_disturb_the_next_attempt(deployment: Deployment) -> None:
+    """A worker that continues while another worker runs its job does not disturb that attempt."""
     first = await deployment.worker("a")
     async with deployment.stream("gate") as stream:
         run_id = await begun(first, "gate")
@@ -180,8 +182,8 @@ async def test_frozen_worker_wakes_while_the_next_attempt_runs(deployment: Deplo
 # -- stopped --------------------------------------------------------------------------------------------
 
 
-async def test_stopped_worker_hands_back_what_was_not_shown(deployment: Deployment) -> None:
-    """After a short drain a silent run goes to another worker, not counted as an attempt; one with text ends."""
+async def test_stopped_worker_hands_back_runs_that_showed_nothing(deployment: Deployment) -> None:
+    """After the drain timeout a run that showed nothing goes to another worker, and a run with text ends."""
     first = await deployment.worker("a", AGENTSTREAM_DRAIN_TIMEOUT_S="0.2")
     async with deployment.stream("silent on a") as silent, deployment.stream("text on a") as shown:
         run_id = await begun(first, "silent")
@@ -198,7 +200,7 @@ async def test_stopped_worker_hands_back_what_was_not_shown(deployment: Deployme
 
 @pytest.mark.parametrize("script", ["gate", "text gate"])
 async def test_stopped_worker_lets_its_runs_end(deployment: Deployment, script: str) -> None:
-    """A run that ends within the drain timeout completes as if nothing were; the worker then exits with 0."""
+    """A run that ends within the drain timeout completes normally, and then the worker exits with 0."""
     worker = await deployment.worker("a", AGENTSTREAM_DRAIN_TIMEOUT_S="20")
     async with deployment.stream(script) as stream:
         await begun(worker, script)
@@ -212,7 +214,7 @@ async def test_stopped_worker_lets_its_runs_end(deployment: Deployment, script: 
 
 
 async def test_worker_whose_side_task_dies_exits_loudly(deployment: Deployment) -> None:
-    """A worker whose heartbeat dies of something unforeseen ends with a failure's exit code and says what it was."""
+    """A worker whose heartbeat fails with an unexpected error prints the error, and exits with a failure code."""
     worker = await deployment.worker("a", TEST_BREAK_BEAT="1")
     assert await worker.ended() not in (0, 2)
     assert re.search(r"in broken\n.*\n +ValueError\n", worker.output)
