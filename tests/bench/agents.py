@@ -1,4 +1,4 @@
-"""The agents that benchmarked workers run."""
+"""The agents of the benchmark's workers."""
 
 import asyncio
 import time
@@ -7,19 +7,19 @@ from typing import Final
 from agentstream.agents import AgentResult, Run
 from tests.bench.tokens import WORD, Load, stamp, write_all
 
-SETTLE_S: Final = 0.3  # from the last agent's start until they write
+SETTLE_S: Final = 0.3  # pause between the start of the last agent and the first write
 
 _waiting: list[tuple[Run, asyncio.Future[None]]] = []
 
 
 async def event(run: Run) -> AgentResult:
-    """Emit an event at once, and end."""
+    """Emit one event and return."""
     run.emit("agent_turn_start", {"agent": "bench"})
     return AgentResult(content="done")
 
 
 async def answer(run: Run) -> AgentResult:
-    """Give an answer of 20 words, written one by one."""
+    """Write an answer of 20 words, word by word."""
     for _ in range(20):
         run.write(WORD)
         await asyncio.sleep(0)
@@ -27,9 +27,9 @@ async def answer(run: Run) -> AgentResult:
 
 
 async def together(run: Run) -> AgentResult:
-    """Wait for all others, then have a load written: the request says ``STREAMS LOAD``, the load as JSON.
+    """Wait until all agents have started, then write a load. The request text is ``STREAMS LOAD``, with LOAD as JSON.
 
-    One task writes for all, so that the agents' own waking is not measured.
+    One task writes for all agents, so that the benchmark does not measure how their tasks wake up.
     """
     streams, load_json = run.request.messages[-1].text.split(" ", 1)
     if (writing := await _wait_for_all(run, int(streams))) is not None:
@@ -47,7 +47,7 @@ async def together(run: Run) -> AgentResult:
 
 
 async def busy(run: Run) -> AgentResult:
-    """Wait for all others, then write as fast as an agent can that lets others have their turn: ``AGENTS TOKENS``."""
+    """Wait until all agents have started, then write fast, with a sleep(0) per token. The text is ``AGENTS TOKENS``."""
     agents, tokens = map(int, run.request.messages[-1].text.split())
     if (writing := await _wait_for_all(run, agents)) is not None:
         print(f"begun {time.monotonic()}", flush=True)
@@ -61,7 +61,7 @@ async def busy(run: Run) -> AgentResult:
 
 
 async def _wait_for_all(run: Run, count: int) -> list[tuple[Run, asyncio.Future[None]]] | None:
-    """Wait until ``count`` agents do; the last one gets them all, the others None when it has let them go."""
+    """Wait until ``count`` agents wait. Return all of them to the last agent, and None to the others when released."""
     done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     _waiting.append((run, done))
     if len(_waiting) < count:

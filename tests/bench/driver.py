@@ -1,6 +1,6 @@
-"""Publishes to many runs at once, as many workers would together: claims jobs, begins them, writes tokens when told.
+"""Publishes to many runs at once, like many workers: it claims and begins jobs and writes tokens on command.
 
-It uses the store as a worker does, without an agent for each run: what it costs is not what is measured.
+It uses the store as a worker does, but runs no agents. Its own cost is not measured.
 """
 
 import asyncio
@@ -28,10 +28,10 @@ LIMITS = LogLimits(open_ttl_s=600, closed_ttl_s=60, max_bytes=4 << 20)
 
 
 class Driver:
-    """Many attempts at once."""
+    """Runs many attempts at once."""
 
     def __init__(self, url: str, queue: str) -> None:
-        """Prepare; nothing is connected yet."""
+        """Prepare without connecting."""
         endpoint, keys = Endpoint(url), Keys()
         self._link = Link(endpoint, name="bench-driver")
         self._bus = Bus(self._link, keys)
@@ -67,7 +67,10 @@ class Driver:
         await self._queue.finish(claim)
 
     async def write(self, load: Load) -> None:
-        """Write a load. As fast as can be, a round is stored before the next begins: bursts do not run together."""
+        """Write a load.
+
+        Without ``per_s``, each round is stored before the next begins, so that bursts do not merge into one batch.
+        """
         publishers = self._publishers
 
         def write(stream: int, _: int) -> None:
@@ -81,13 +84,16 @@ class Driver:
                 await publisher.flush()
 
     async def publish(self, load: Load) -> None:
-        """Send as many messages by PUBLISH alone, old news to who listens: what the broker must do at the least."""
+        """Send the same number of messages with PUBLISH only: the minimum work of the broker.
+
+        Front ends ignore these messages, because their seq is old.
+        """
         payload = encode_batch(1, 1, [encode_event("text", WORD)] * load.burst)
         for _ in range(load.rounds):
             await asyncio.gather(*(self._link.call("PUBLISH", channel, payload) for channel in self._channels))
 
     async def ping(self, count: int) -> list[float]:
-        """Return how long a PING and its answer take each on an idle machine, in us: the price of asking the broker."""
+        """Return the round-trip times of PING on an idle machine, in us."""
         took_us = []
         for _ in range(count):
             began_s = time.perf_counter()
@@ -96,14 +102,14 @@ class Driver:
             await asyncio.sleep(IDLE_S)
         return took_us
 
-    async def do(self, what: str, values: dict[str, Any]) -> dict[str, Any]:
-        """Do what a command says and return its answer."""
+    async def do(self, command: str, values: dict[str, Any]) -> dict[str, Any]:
+        """Execute a command and return its answer."""
         began_s, busy_s = time.monotonic(), time.process_time()
-        if what == "claim":
+        if command == "claim":
             await self.claim(**values)
-        elif what == "write":
+        elif command == "write":
             await self.write(Load(**values))
-        elif what == "publish":
+        elif command == "publish":
             await self.publish(Load(**values))
         else:
             return {"took_us": await self.ping(**values)}
@@ -111,7 +117,7 @@ class Driver:
 
 
 async def main() -> None:
-    """Do as told, until the input ends."""
+    """Execute commands until the input ends."""
     driver = Driver(os.environ["REDIS_URL"], os.environ["AGENTSTREAM_QUEUE"])
     await driver.open()
     reader = asyncio.StreamReader()

@@ -1,7 +1,7 @@
-"""Baseline ``floor``: the same bytes from memory, written by aiohttp, without a bus, an agent or a thought.
+"""Baseline ``floor``: aiohttp writes the same bytes from memory, without a bus and without agents.
 
-As fast as aiohttp on uvloop gets: each stream's frames are there before the measurement begins, and go straight to its
-transport, in HTTP's chunks.
+This is the limit of aiohttp on uvloop. The frames of each stream exist before the measurement begins and go directly to
+the transport, as HTTP chunks.
 """
 
 import asyncio
@@ -24,14 +24,14 @@ CREATED: Final = int(time.time())
 
 
 def chunk(run_id: str, seq: int, delta: str) -> bytes:
-    """Return a chunk, byte for byte as long as the service's."""
+    """Return a frame with a chunk, with the same length as a frame of the service."""
     fields = f'{{"id":"{run_id}","object":"chat.completion.chunk","created":{CREATED},"model":"agentstream",'
     body = f'{fields}"choices":[{{"index":0,"delta":{delta},"finish_reason":null}}]}}'
     return sse.frame(body.encode(), event_id=f"1-{seq}")
 
 
 async def stream(request: web.Request) -> web.StreamResponse:
-    """Send the role chunk, then wait: the tokens are written from elsewhere."""
+    """Send the role chunk and wait. ``go`` writes the tokens."""
     await request.json()
     response = web.StreamResponse(headers=HEADERS)
     response.enable_chunked_encoding()
@@ -45,7 +45,7 @@ async def stream(request: web.Request) -> web.StreamResponse:
 
 
 async def prepare(request: web.Request) -> web.Response:
-    """Have the frames of a load in memory, each stream's own."""
+    """Create the frames of a load for each stream."""
     load = Load.model_validate(await request.json())
     frames.clear()
     for _ in transports:
@@ -56,7 +56,7 @@ async def prepare(request: web.Request) -> web.Response:
 
 
 async def go(request: web.Request) -> web.Response:
-    """Write what was prepared, or tokens that tell their time."""
+    """Write the prepared frames, or tokens with their write time."""
     load = Load.model_validate(await request.json())
     before, after = chunk(f"chatcmpl-{secrets.token_hex(16)}", 2, '{"content":"@"}').split(b"@")
 
@@ -75,7 +75,7 @@ async def go(request: web.Request) -> web.Response:
 
 
 async def forget(_request: web.Request) -> web.Response:
-    """Forget streams whose clients have gone."""
+    """Forget the streams of clients that have disconnected."""
     transports.clear()
     responses.clear()
     return web.Response()

@@ -1,7 +1,4 @@
-"""What each layer costs by itself, so that a regression names its layer. No I/O: every figure is our own code's.
-
-python -m tests.bench.layers
-"""
+"""Measures each layer alone, without I/O, so that a regression shows its layer: ``python -m tests.bench.layers``."""
 
 import asyncio
 import time
@@ -34,12 +31,12 @@ Layer = tuple[str, Callable[[], Any]]
 
 
 def batch(seq: int, tokens: int = 1) -> bytes:
-    """Return a message of streamed text."""
+    """Return a batch of streamed text."""
     return encode_batch(1, seq, [encode_event("text", WORD)] * tokens)
 
 
 def reads(payloads: Sequence[bytes]) -> list[bytes]:
-    """Return messages as the broker pushes them over RESP3, many in a read."""
+    """Return the bytes of RESP3 push messages, MESSAGES_IN_A_READ per read."""
     channel = CHANNEL.encode()
     pushes = [
         b">3\r\n$7\r\nmessage\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n" % (len(channel), channel, len(payload), payload)
@@ -54,59 +51,59 @@ EIGHT: Final = [batch(1 + 8 * number, 8) for number in range(TOKENS // 8)]
 
 
 class NullTransport:
-    """A transport that takes everything."""
+    """A transport that accepts and drops all data."""
 
     def write(self, data: bytes) -> None:
-        """Take it."""
+        """Drop the data."""
 
     def is_closing(self) -> bool:
-        """Say no."""
+        """Return False."""
         return False
 
 
 class Client:
-    """A connection that is never blocked, and the request on it, as far as the writer asks."""
+    """A connection that never blocks, and its request, with the attributes that the writer uses."""
 
     writing_paused = False
     version = (1, 1)
 
     def __init__(self) -> None:
-        """Be one's own protocol."""
+        """Use this object as its own protocol."""
         self.protocol = self
 
 
 class ManualOutbox(FlushScheduler):
-    """A scheduler that is flushed by hand: here a read is a turn of the loop."""
+    """A scheduler that the benchmark flushes after each read, as the event loop would after each turn."""
 
     def add(self, pump: StreamPump) -> None:
-        """Note it."""
+        """Add a pump to the next flush."""
         self._pumps.append(pump)
 
     def flush(self) -> None:
-        """Flush all."""
+        """Flush all pumps."""
         self._flush()
 
 
 def open_pump(flush_scheduler: FlushScheduler) -> StreamPump:
-    """Return a pump that has begun to write to nobody."""
+    """Return a started pump whose transport drops all data."""
     writer = RawWriter(Client(), None, write_timeout_s=30)  # type: ignore[arg-type]
-    writer._transport = NullTransport()  # type: ignore[assignment]  # as if prepared
+    writer._transport = NullTransport()  # type: ignore[assignment]  # instead of prepare()
     pump = StreamPump(ChatStream(HEAD, StreamOptions()), writer, flush_scheduler, replay_word_delay_ms=0)
     pump._started = True
     return pump
 
 
 def codec() -> Iterator[Layer]:
-    """Yield what the connection costs."""
+    """Yield the layers that encode and decode batches."""
     encoded = encode_event("text", WORD)
-    yield "codec: encode an event and a message of it", lambda: [batch(seq) for seq in range(TOKENS)]
+    yield "codec: encode an event and a batch of 1", lambda: [batch(seq) for seq in range(TOKENS)]
     yield "codec: join 8 events", lambda: [encode_batch(1, seq, [encoded] * 8) for seq in range(TOKENS // 8)]
-    yield "codec: decode a message of 1", lambda: [decode_batch(payload) for payload in ONE]
-    yield "codec: decode a message of 8", lambda: [decode_batch(payload) for payload in EIGHT]
+    yield "codec: decode a batch of 1", lambda: [decode_batch(payload) for payload in ONE]
+    yield "codec: decode a batch of 8", lambda: [decode_batch(payload) for payload in EIGHT]
 
 
 def machine() -> Iterator[Layer]:
-    """Yield what making frames costs, and writing them."""
+    """Yield the layers that create frames and write them."""
 
     def frames(batches: Sequence[Batch]) -> None:
         stream = ChatStream(HEAD, StreamOptions())
@@ -121,13 +118,13 @@ def machine() -> Iterator[Layer]:
             flush_scheduler.flush()
 
     one, eight = list(map(decode_batch, ONE)), list(map(decode_batch, EIGHT))
-    yield "machine: frames of a message of 1", lambda: frames(one)
-    yield "machine: frames of a message of 8", lambda: frames(eight)
-    yield "front end: a message of 1 to the transport", lambda: pump(one)
+    yield "stream machine: frames of a batch of 1", lambda: frames(one)
+    yield "stream machine: frames of a batch of 8", lambda: frames(eight)
+    yield "front end: a batch of 1 to the transport", lambda: pump(one)
 
 
 def bus() -> Iterator[Layer]:
-    """Yield what a message costs from the broker's bytes to the client's transport."""
+    """Yield the layers from the bytes of the broker to the transport of the client."""
 
     def parse(data: Sequence[bytes]) -> None:
         reader = hiredis.Reader()
@@ -147,13 +144,13 @@ def bus() -> Iterator[Layer]:
             flush_scheduler.flush()
 
     one, eight = reads(ONE), reads(EIGHT)
-    yield "bus: hiredis alone, a message of 1", lambda: parse(one)
-    yield "bus to client, all of it: a message of 1", lambda: whole(one)
-    yield "bus to client, all of it: a message of 8", lambda: whole(eight)
+    yield "bus: only hiredis, a batch of 1", lambda: parse(one)
+    yield "from bus to client: a batch of 1", lambda: whole(one)
+    yield "from bus to client: a batch of 8", lambda: whole(eight)
 
 
 def agent() -> Iterator[Layer]:
-    """Yield what an agent pays for a token."""
+    """Yield the cost of a token for an agent."""
     request = ChatCompletionRequest.model_validate({"model": "m", "messages": [{"role": "user", "content": "x"}]})
 
     def write() -> None:
@@ -165,7 +162,7 @@ def agent() -> Iterator[Layer]:
 
 
 async def measure() -> list[tuple[str, float]]:
-    """Return (layer, us a token), the least of several rounds."""
+    """Return (layer, us per token) for each layer, the minimum of several rounds."""
     results = []
     for name, act in chain(codec(), machine(), bus(), agent()):
         took_s = []

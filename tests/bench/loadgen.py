@@ -1,7 +1,8 @@
-"""The load generator: raw sockets and epoll, no HTTP library, so that the client is never what is measured.
+"""The load generator. It uses raw sockets and epoll, no HTTP library, so that the client is not the bottleneck.
 
-A token of the benchmark holds one ``~``, which nothing else of a stream does: counting those counts chunks, however
-the bytes were cut. For latencies the 16 digits behind it are the monotonic clock, in ns, of when it was written.
+Each token of the benchmark contains one ``~``, and nothing else in a stream does. So the number of ``~`` is the number
+of tokens, independent of how the bytes are split. For latencies, 16 digits after the ``~`` are the time of the write
+(monotonic clock, in ns).
 """
 
 import json
@@ -15,13 +16,13 @@ from tests.bench.machine import commands, reply
 
 READ_BYTES: Final = 1 << 18
 DIGITS: Final = 16
-STALL_S: Final = 20.0  # nothing for so long: the server has lost something
+STALL_S: Final = 20.0  # without data for so long, the server has lost something
 OPENING_AT_ONCE: Final = 64
-IDLE_S: Final = 0.003  # between two requests, so that the one before is over everywhere
+IDLE_S: Final = 0.003  # between two requests, so that every process has finished the first
 
 
 def post(url: str, question: str) -> tuple[tuple[str, int], bytes]:
-    """Return where to connect, and the bytes of a streamed chat request."""
+    """Return the address of a URL, and the bytes of a streaming chat request."""
     where = urlsplit(url)
     assert where.hostname is not None
     assert where.port is not None
@@ -32,16 +33,16 @@ def post(url: str, question: str) -> tuple[tuple[str, int], bytes]:
 
 
 class Streams:
-    """Open streams, read as they come."""
+    """A set of open streams."""
 
     def __init__(self) -> None:
-        """Start with none."""
+        """Start without streams."""
         self._sockets: dict[int, socket.socket] = {}
         self._poll = select.epoll()
         self._buffer = bytearray(READ_BYTES)
 
     def open(self, url: str, count: int, question: str) -> None:
-        """Open ``count`` more; returns when each has had its role chunk."""
+        """Open ``count`` more streams and wait for the role chunk of each."""
         address, request = post(url, question)
         for start in range(0, count, OPENING_AT_ONCE):
             fresh = []
@@ -60,7 +61,7 @@ class Streams:
                 self._poll.register(connection, select.EPOLLIN)
 
     def close(self) -> None:
-        """Close all."""
+        """Close all streams."""
         for connection in self._sockets.values():
             connection.close()
         self._sockets.clear()
@@ -68,29 +69,29 @@ class Streams:
         self._poll = select.epoll()
 
     def count(self, expected: int) -> dict[str, Any]:
-        """Read until ``expected`` tokens have come."""
+        """Read until ``expected`` tokens have arrived."""
         buffer, sockets, seen, reads = self._buffer, self._sockets, 0, 0
         busy_s, began_s = time.process_time(), time.monotonic()
         while seen < expected:
             ready = self._poll.poll(STALL_S)
-            assert ready, f"{seen} of {expected} tokens came"
+            assert ready, f"{seen} of {expected} tokens arrived"
             for descriptor, _ in ready:
                 size = sockets[descriptor].recv_into(buffer)
                 seen += buffer.count(b"~", 0, size)
                 reads += 1
-                assert size, "a stream was cut"
+                assert size, "the server closed a stream"
         took_s = time.monotonic() - began_s
         return {"seen": seen, "took_s": took_s, "cpu_share": (time.process_time() - busy_s) / took_s, "reads": reads}
 
     def latencies(self, expected: int) -> dict[str, Any]:
-        """Read ``expected`` tokens and return how long each was on its way, in us, in the order they came."""
+        """Read ``expected`` tokens and return the latency of each, in us, in order of arrival."""
         buffer, sockets = self._buffer, self._sockets
-        on_way_us: list[float] = []
+        latencies_us: list[float] = []
         rests: dict[int, bytes] = {}
         busy_s, began_s = time.process_time(), time.monotonic()
-        while len(on_way_us) < expected:
+        while len(latencies_us) < expected:
             ready = self._poll.poll(STALL_S)
-            assert ready, f"{len(on_way_us)} of {expected} tokens came"
+            assert ready, f"{len(latencies_us)} of {expected} tokens arrived"
             for descriptor, _ in ready:
                 size = sockets[descriptor].recv_into(buffer)
                 now_ns = time.monotonic_ns()
@@ -101,14 +102,14 @@ class Streams:
                     if len(digits) < DIGITS:
                         rests[descriptor] = bytes(data[at:])
                         break
-                    on_way_us.append((now_ns - int(digits)) / 1000)
+                    latencies_us.append((now_ns - int(digits)) / 1000)
                     at = data.find(b"~", at + DIGITS)
         took_s = time.monotonic() - began_s
-        return {"on_way_us": on_way_us, "cpu_share": (time.process_time() - busy_s) / took_s}
+        return {"latencies_us": latencies_us, "cpu_share": (time.process_time() - busy_s) / took_s}
 
 
 def first_events(url: str, count: int, question: str) -> dict[str, Any]:
-    """Ask an idle service ``count`` times on one connection; return when the first event came, each in us."""
+    """Send ``count`` requests to an idle service, one at a time. Return the time to the first event of each, in us."""
     address, request = post(url, question)
     took_us = []
     with socket.create_connection(address, timeout=STALL_S) as connection:
@@ -118,7 +119,7 @@ def first_events(url: str, count: int, question: str) -> dict[str, Any]:
             connection.sendall(request)
             while not seen.endswith(b"0\r\n\r\n"):
                 data = connection.recv(READ_BYTES)
-                assert data, f"the connection was cut: {seen!r}"
+                assert data, f"the server closed the connection after {seen!r}"
                 seen += data
                 if not event_ns and b"event: agent_turn_start" in seen:
                     event_ns = time.monotonic_ns()
@@ -128,9 +129,9 @@ def first_events(url: str, count: int, question: str) -> dict[str, Any]:
 
 
 def runs(url: str, connections: int, count: int, question: str = "", again: str = "") -> dict[str, Any]:
-    """Have ``count`` answers streamed over ``connections`` kept alive, each asking again when it has its answer.
+    """Stream ``count`` answers over ``connections`` keep-alive connections, one request at a time on each.
 
-    New runs for ``question``, or the stream of the run called ``again``, from its beginning.
+    Each request starts a run with ``question``, or, with ``again``, replays the stream of the run with this id.
     """
     address, request = post(url, question)
     if again:
@@ -147,11 +148,11 @@ def runs(url: str, connections: int, count: int, question: str = "", again: str 
         left -= 1
     while done < count:
         ready = poll.poll(STALL_S)
-        assert ready, f"{done} of {count} answers came"
+        assert ready, f"{done} of {count} answers arrived"
         for descriptor, _ in ready:
             connection, tail = tails[descriptor]
             data = connection.recv(READ_BYTES)
-            assert data, f"a connection was cut: {tail!r}"
+            assert data, f"the server closed a connection after {tail!r}"
             tail = (tail + data)[-64:]
             if tail.endswith(b"\r\n0\r\n\r\n"):
                 assert b"[DONE]" in tail
@@ -168,7 +169,7 @@ def runs(url: str, connections: int, count: int, question: str = "", again: str 
 
 
 def main() -> None:
-    """Do as told."""
+    """Execute commands until the input ends."""
     streams = Streams()
     for command in commands():
         match command.pop("do"):

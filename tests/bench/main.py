@@ -1,8 +1,8 @@
-"""The benchmark, ``make bench``: prints its table, a profile and each layer's cost; writes the table into the guide.
+"""The benchmark, ``make bench``. It prints a table, a profile and the cost of each layer, and writes the guide's table.
 
-Every figure of the front end is of one process on one core; what feeds it (broker, workers, load generator) has the
-other. Chunks a second are those of a core: chunks over the CPU time the front end spent, as the two cores of a small
-machine cannot keep it busy with all else on one. Linux only.
+All figures of the front end are for one process on one core. Broker, workers and load generator share the other core.
+"Chunks/s per core" is the number of chunks divided by the CPU time of the front end, because the other core cannot
+produce enough load to keep the front end busy. Linux only.
 """
 
 import asyncio
@@ -34,8 +34,8 @@ TABLE: Final = re.compile(r"(<!-- bench -->\n).*?(<!-- end of bench -->)", re.DO
 
 
 def table(rows: Iterable[Row]) -> str:
-    """Return rows as Markdown."""
-    lines = ["| what | measured | beside it | target |", "|---|---|---|---|"]
+    """Return rows as a Markdown table."""
+    lines = ["| what | measured | baselines | target |", "|---|---|---|---|"]
     for row in rows:
         target = {True: f"{row.target}: met", False: f"{row.target}: missed", None: ""}[row.met]
         lines.append(f"| {row.what} | {row.ours} | {row.baselines} | {target} |")
@@ -43,13 +43,13 @@ def table(rows: Iterable[Row]) -> str:
 
 
 def profile(rig: Rig) -> str:
-    """Return where a front end's time goes while it writes to 1,000 streams, slowly enough for one token a write."""
+    """Profile a front end that writes to 1,000 streams, slowly enough for one token per write."""
     queue, load = new_queue_name(), Load(rounds=50, per_s=10_000)
     with rig.frontend(queue, module="tests.bench.profiled") as ours, rig.driver(queue) as driver:
         ours.open(1000)
         driver.ask("claim", count=1000)
         ours.loadgen.ask("count", expected=1000 * load.rounds)
-        driver.tell("write", **load.model_dump())
+        driver.send("write", **load.model_dump())
         ours.loadgen.answer()
         driver.answer()
         ours.close()
@@ -57,7 +57,7 @@ def profile(rig: Rig) -> str:
 
 
 async def main() -> int:
-    """Measure; returns the exit code: 0 also when a target was missed, which the table says."""
+    """Measure and return the exit code. It is 0 even if a target is missed: the table shows that."""
     began_s = time.monotonic()
     async with EmbeddedBroker(choice := find_server()) as broker:
         rig = Rig(broker.url, broker.pid)
@@ -69,9 +69,9 @@ async def main() -> int:
         print(table(rows))
         if len(chosen) < len(SCENARIOS):
             return 0
-        print("The front end's hot path, one token a message:\n")
+        print("The hot path of the front end, with one token per message:\n")
         print(await asyncio.to_thread(profile, rig))
-    print("What each layer costs by itself, a token:\n")
+    print("The cost of each layer per token:\n")
     for layer, cost_us in await layers.measure():
         print(f"  {cost_us:6.2f} us  {layer}")
     print(f"\n{choice.origin}, Python {sys.version.split()[0]}, {time.monotonic() - began_s:.0f} s")

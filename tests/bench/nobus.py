@@ -1,7 +1,7 @@
-"""Baseline ``no bus``: our own front end and agent in one process, without a broker, a queue or a worker.
+"""Baseline ``no bus``: front end and agent in one process, without a broker, a queue or a worker.
 
-The request is read, checked and answered by the service's own parts, so that what remains to a run through the queue
-is the queue's and the bus's.
+It reads, checks and answers requests with the code of the service. So the difference to a run of the service is the
+cost of the queue and the bus.
 """
 
 import asyncio
@@ -26,16 +26,16 @@ HEADERS = {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": 
 
 
 class DirectSink:
-    """A run's sink that is the client's stream."""
+    """A sink that writes the events of a run directly to the client's stream."""
 
     def __init__(self, machine: ChatStream, writer: RawWriter) -> None:
-        """Bind the stream."""
+        """Write the frames of ``machine`` to ``writer``."""
         self._machine = machine
         self._writer = writer
         self._seq = 1
 
     def put(self, event_type: str, data: Any) -> None:
-        """Write an event's frames."""
+        """Write the frames of an event."""
         self._writer.write(self._machine.receive(Batch(1, self._seq, [[event_type, data]])))
         self._seq += 1
 
@@ -44,7 +44,7 @@ class DirectSink:
 
 
 async def stream(request: web.Request) -> web.StreamResponse:
-    """Answer with the agent's run."""
+    """Run the agent and stream its answer."""
     chat = await read_request(request, SETTINGS, ChatCompletionRequest)
     options = stream_options(request, include_usage=chat.include_usage)
     head = StreamHead(run_id=new_run_id(), created=0, model=chat.model)

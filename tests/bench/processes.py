@@ -1,4 +1,4 @@
-"""What a benchmark measures with: a broker, servers and clients, each on its core, and the questions put to them."""
+"""The processes of a benchmark: the broker, servers, workers and load generators, each bound to a core."""
 
 import contextlib
 import http.client
@@ -18,10 +18,10 @@ BIG = "100000"
 
 
 class Server:
-    """A server under measurement, and its load generator."""
+    """A measured server, and its load generator."""
 
     def __init__(self, child: Child, url: str, loadgen: Child) -> None:
-        """Bind a server that listens at ``url``."""
+        """``child`` is a server that listens at ``url``."""
         self.child = child
         self.url = url
         self.loadgen = loadgen
@@ -35,7 +35,7 @@ class Server:
         self.loadgen.ask("close")
 
     def post(self, path: str, **values: Any) -> Any:
-        """Post to a baseline's own control route."""
+        """Send a POST request with a JSON body and return the JSON answer, or None."""
         where = urlsplit(self.url)
         connection = http.client.HTTPConnection(where.netloc, timeout=60)
         connection.request("POST", path, json.dumps(values), {"Content-Type": "application/json"})
@@ -46,24 +46,24 @@ class Server:
         return json.loads(answer) if answer else None
 
     def answer(self, question: str) -> str:
-        """Have a run of ours answered and return its id."""
+        """Run the agent for one question and return the run id."""
         body = {"model": "agentstream", "messages": [{"role": "user", "content": question}]}
         return str(self.post("/v1/chat/completions", **body)["id"])
 
     def cpu_s(self) -> float:
-        """Return the CPU time the server has used."""
+        """Return the CPU time of the server, in s."""
         return cpu_s(self.child.pid)
 
     def kernel_s(self) -> float:
-        """Return how much of that the kernel has used."""
+        """Return the part of this CPU time that the kernel has used, in s."""
         return kernel_s(self.child.pid)
 
 
 class Rig:
-    """Everything on one broker."""
+    """Starts all processes of a benchmark on one broker."""
 
     def __init__(self, redis_url: str, broker_pid: int) -> None:
-        """Put the broker on the second core."""
+        """Bind the broker to the second core."""
         self.redis_url = redis_url
         self.broker_pid = broker_pid
         self._redis = redis.Redis.from_url(redis_url)
@@ -71,13 +71,13 @@ class Rig:
 
     @contextlib.contextmanager
     def baseline(self, name: str) -> Iterator[Server]:
-        """Yield the server of tests/bench/<name>.py."""
+        """Start the server of tests/bench/<name>.py."""
         with Child(f"tests.bench.{name}", core=MEASURED_CORE) as child, _loadgen() as loadgen:
             yield Server(child, child.until(r"serving on (http://\S+)")[1], loadgen)
 
     @contextlib.contextmanager
     def relay(self) -> Iterator[tuple[Server, Child]]:
-        """Yield the front and the agent of tests/bench/relay.py."""
+        """Start the front and the agent of tests/bench/relay.py."""
         where = {"REDIS_URL": self.redis_url}
         with (
             Child("tests.bench.relay", "front", core=MEASURED_CORE, **where) as child,
@@ -91,42 +91,42 @@ class Rig:
     def frontend(
         self, queue: str, *, core: int | None = MEASURED_CORE, module: str = "agentstream", **settings: str
     ) -> Iterator[Server]:
-        """Yield a front end of ours, with every guarantee on."""
+        """Start a front end of the service, with every guarantee on."""
         environment = self._environment(queue) | settings
         with Child(module, "frontend", core=core, **environment) as child, _loadgen() as loadgen:
             yield Server(child, child.until(r"serving on (http://\S+)")[1], loadgen)
 
     @contextlib.contextmanager
     def driver(self, queue: str) -> Iterator[Child]:
-        """Yield a publisher to many runs."""
+        """Start tests/bench/driver.py, which publishes to many runs."""
         with Child("tests.bench.driver", core=OTHER_CORE, **self._environment(queue)) as child:
             child.answer()
             yield child
 
     @contextlib.contextmanager
     def worker(self, queue: str, agent: str, *, core: int | None = OTHER_CORE, **settings: str) -> Iterator[Child]:
-        """Yield a worker of ours with an agent of tests/bench/agents.py."""
+        """Start a worker of the service with an agent of tests/bench/agents.py."""
         environment = self._environment(queue) | {"AGENTSTREAM_AGENT": f"tests.bench.agents:{agent}"} | settings
         with Child("agentstream", "worker", core=core, **environment) as child:
             child.until("takes jobs of queue")
             yield child
 
     def connections(self) -> int:
-        """Return how many connections the broker has."""
+        """Return the number of connections of the broker."""
         return len(self._redis.client_list())
 
     def cut(self, name: str) -> None:
-        """Cut the connections of this name."""
+        """Close all broker connections with this client name."""
         for client in self._redis.client_list():
             if client["name"] == name:
                 self._redis.client_kill_filter(_id=client["id"])
 
     def outstanding(self, queue: str) -> int:
-        """Return how many jobs of a queue are not done."""
+        """Return the number of unfinished jobs of a queue."""
         return int(self._redis.xlen(Keys().jobs(queue)))
 
     def broker_cpu_s(self) -> float:
-        """Return the CPU time the broker has used."""
+        """Return the CPU time of the broker, in s."""
         return cpu_s(self.broker_pid)
 
     def _environment(self, queue: str) -> dict[str, str]:
@@ -141,7 +141,7 @@ class Rig:
 
 
 def new_queue_name() -> str:
-    """Return a name for a queue of a scenario's own."""
+    """Return a unique queue name."""
     return f"bench-{secrets.token_hex(4)}"
 
 

@@ -1,4 +1,4 @@
-"""A process of ours under cProfile: ``python -m tests.bench.profiled frontend``. It ends by printing the hot path."""
+"""Runs a process under cProfile: ``python -m tests.bench.profiled frontend``. At its end it prints the hot path."""
 
 import cProfile
 import pstats
@@ -11,7 +11,7 @@ TOP: Final = 10
 
 
 def print_top(profile: cProfile.Profile) -> None:
-    """Print the functions with the most CPU time of their own; uvloop's, the kernel's sends in it, is its caller's."""
+    """Print the functions with the most own CPU time. Time in uvloop and in the kernel counts as time of the caller."""
     stats: dict[tuple[str, int, str], Any] = pstats.Stats(profile).stats  # type: ignore[attr-defined]  # has no stub
     own = sorted(((row[2], row[1], place) for place, row in stats.items()), reverse=True)
     total_s = sum(own_s for own_s, _, _ in own)
@@ -23,7 +23,7 @@ def print_top(profile: cProfile.Profile) -> None:
 
 
 if __name__ == "__main__":
-    profile = cProfile.Profile(time.process_time)  # waiting is no work
+    profile = cProfile.Profile(time.process_time)  # CPU time only, no waiting
     profile.enable()
     try:
         main(prog_name="agentstream")

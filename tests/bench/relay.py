@@ -1,8 +1,8 @@
-"""Baseline ``relay``: the same commands to the broker from as many processes, by blocking sockets, and nothing else.
+"""Baseline ``relay``: as many processes send the same commands to the broker over blocking sockets.
 
-A front enqueues what a client sends and passes on what is published to it; an agent appends its tokens, or takes a
-job, begins it, and appends an event. The broker does all that it does for a run of ours; at the hops nothing is done:
-no HTTP, no checks, no event loop. What remains to ours is what our own code costs.
+The front enqueues the requests of a client and forwards the published messages. The agent appends tokens, or claims a
+job, begins it and appends an event. The broker does the same work as for the service. The other processes do nothing
+else: no HTTP, no checks, no event loop. So the difference to the service is the cost of our own code.
 """
 
 import os
@@ -26,7 +26,7 @@ from tests.bench.tokens import TICK_S, Load, stamp
 KEYS: Final = Keys()
 QUEUE: Final = "bench-relay"
 JOBS: Final = KEYS.jobs(QUEUE)
-TOKENS: Final = "tokens"  # the run whose tokens are passed on
+TOKENS: Final = "tokens"  # the id of the run whose tokens are forwarded
 TTL_S: Final = 600
 READ_BYTES: Final = 1 << 16
 OPENING: Final = chunk("chatcmpl-", 0, '{"role":"assistant"}')
@@ -56,7 +56,7 @@ class Broker:
         """Return the next reply or push."""
         while (answer := self._reader.gets()) is False:
             data = self._socket.recv(READ_BYTES)
-            assert data, "the broker has gone"
+            assert data, "the broker closed the connection"
             self._reader.feed(data)
         return answer
 
@@ -72,12 +72,12 @@ class Broker:
         assert isinstance(began, list), began
 
     def append(self, run_id: str, seq: int, message: bytes) -> None:
-        """Append to a run's log, and publish."""
+        """Append a batch to the replay log of a run and publish it."""
         stored = self.ask(*script("append", [KEYS.events(run_id)], f"1-{seq}", message, ""))
         assert stored == [1], stored
 
     def published(self) -> bytes:
-        """Return what the next message of a subscribed channel carries."""
+        """Return the payload of the next message on a subscribed channel."""
         while True:
             answer = self.receive()
             if isinstance(answer, list) and answer[0] == b"message":
@@ -85,7 +85,7 @@ class Broker:
 
 
 def script(name: str, keys: list[str], *args: bytes | str | int) -> tuple[bytes | str | int, ...]:
-    """Return the call of one of the service's scripts."""
+    """Return the command that calls a script of the service."""
     return ("EVALSHA", SCRIPTS[name].sha, len(keys), *keys, *args)
 
 
@@ -95,7 +95,7 @@ def _set_nodelay(connection: socket.socket) -> socket.socket:
 
 
 def front(url: str) -> None:
-    """Serve one client after the other, until killed: pass tokens on, or a job there and its event back."""
+    """Serve one client at a time, until killed: forward tokens, or enqueue a job and return its event."""
     broker = Broker(url)
     listener = socket.create_server(("127.0.0.1", 0))
     print(f"serving on http://127.0.0.1:{listener.getsockname()[1]}", flush=True)
@@ -114,13 +114,13 @@ def front(url: str) -> None:
                 script("admit", [JOBS], 1000, run_id.encode() + request),
             )
             while (message := broker.published()) != EVENT:
-                pass  # it tells that the run has begun
+                pass  # the message that the run has begun
             client.sendall(message + END)
             broker.send(("UNSUBSCRIBE", KEYS.events(run_id)))
 
 
 def agent(url: str) -> None:
-    """Publish loads as told, or events for jobs."""
+    """Write loads, or process jobs, on command."""
     broker = Broker(url)
     reply(ready=True)
     for command in commands():
@@ -151,7 +151,7 @@ def _work(broker: Broker, count: int) -> None:
     reply(working=True)
     for _ in range(count):
         answer = broker.ask("XREADGROUP", "GROUP", GROUP, "bench", "COUNT", 1, "BLOCK", 10_000, "STREAMS", JOBS, ">")
-        assert answer is not None, "no job came"
+        assert answer is not None, "no job arrived"
         ((_, ((entry_id, (_, job)),)),) = answer.items() if isinstance(answer, dict) else answer
         run_id = job[: len(new_run_id())].decode()
         broker.begin(run_id, entry_id)

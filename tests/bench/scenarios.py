@@ -1,4 +1,4 @@
-"""What is measured: each scenario beside its baselines, in turn, several times; the median counts."""
+"""The scenarios of the benchmark. Each measures service and baselines in turn, several times; the median counts."""
 
 import contextlib
 import http.client
@@ -21,7 +21,7 @@ IDLE_STREAMS: Final = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line of the table: what was measured, beside its baselines, and whether it is as it should be."""
+    """One row of the table: the measured value, its baselines and whether it meets its target."""
 
     what: str
     ours: str
@@ -31,35 +31,35 @@ class Row:
 
 
 class Costs:
-    """CPU time that processes spend on what is measured: the median of several times, each in us."""
+    """The CPU time of several processes per measured unit, in us: the median of several measurements."""
 
     def __init__(self, pids: dict[str, int]) -> None:
-        """Watch these processes."""
+        """``pids`` maps the name of each process to its pid."""
         self._pids = pids
         self._spent_us: dict[str, list[float]] = {name: [] for name in pids}
 
     @contextlib.contextmanager
     def of(self, count: int) -> Iterator[None]:
-        """Measure what ``count`` of something cost."""
+        """Measure the CPU time of the block, divided by ``count`` units."""
         before = {name: cpu_s(pid) for name, pid in self._pids.items()}
         yield
         for name, pid in self._pids.items():
             self._spent_us[name].append((cpu_s(pid) - before[name]) / count * 1e6)
 
     def __str__(self) -> str:
-        """Return each process's share."""
+        """Return the cost of each process."""
         return ", ".join(f"{name} {median(values):,.0f}" for name, values in self._spent_us.items())
 
 
 def percentile(values: Iterable[float], share: float) -> float:
-    """Return the value that ``share`` of all stay below."""
+    """Return the value below which ``share`` of all values are."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(len(ordered) * share))]
 
 
 @dataclass(slots=True)
 class Chunks:
-    """What chunks have cost a server's core, each time they were measured, and the load generator's greatest share."""
+    """The CPU time per chunk of a server, for each measurement, and the highest CPU share of the load generator."""
 
     us: list[float] = field(default_factory=list)
     kernel_us: list[float] = field(default_factory=list)
@@ -67,19 +67,19 @@ class Chunks:
 
     @property
     def per_s(self) -> float:
-        """Chunks a second of a core: the median."""
+        """Chunks per second per core: the median."""
         return 1e6 / median(self.us)
 
     def times(self, other: "Chunks") -> float:
-        """Return how many times as many chunks as another's: the median of what was measured side by side."""
+        """Return the throughput relative to another server: the median of the paired measurements."""
         return median(theirs / ours for ours, theirs in zip(self.us, other.us, strict=True))
 
     def __str__(self) -> str:
-        """Return what one costs, and the kernel's part of it."""
+        """Return the CPU time per chunk, and the part of the kernel."""
         return f"{median(self.us):.1f} ({mean(self.kernel_us):.1f})"
 
     def measure(self, server: Server, count: int, write: Callable[[], None]) -> None:
-        """Have ``count`` chunks written."""
+        """Measure ``write``, which writes ``count`` chunks."""
         busy_s, kernel_s = server.cpu_s(), server.kernel_s()
         server.loadgen.ask("count", expected=count)
         write()
@@ -90,7 +90,7 @@ class Chunks:
 
 
 def throughput(rig: Rig, streams: int, burst: int, rounds: int) -> dict[str, Chunks]:
-    """Return what each system's chunks cost."""
+    """Return the cost of chunks for each system."""
     load, queue, count = Load(rounds=rounds, burst=burst), new_queue_name(), streams * rounds * burst
     measured = {name: Chunks() for name in ("seed", "floor", "raw", "ours")}
     with (
@@ -108,22 +108,22 @@ def throughput(rig: Rig, streams: int, burst: int, rounds: int) -> dict[str, Chu
                 values = load.model_dump() | {"raw": name == "raw"}
                 floor.post("/prepare", **values)
                 measured[name].measure(floor, count, partial(floor.post, "/go", **values))
-            measured["ours"].measure(ours, count, partial(driver.tell, "write", **load.model_dump()))
+            measured["ours"].measure(ours, count, partial(driver.send, "write", **load.model_dump()))
             driver.answer()
     return measured
 
 
 def chunks(rig: Rig) -> Iterator[Row]:
-    """Chunks a second that one core of a front end writes."""
+    """Measure the chunks per second of one front-end core."""
     one = throughput(rig, 1000, 1, 40)
     ours, seed, floor = one["ours"], one["seed"], one["floor"]
     of_seed, of_floor = ours.times(seed), ours.times(floor)
     yield Row(
-        "chunks/s of a core, 1,000 streams, one token a message",
+        "chunks/s per core, 1,000 streams, 1 token per message",
         f"{ours.per_s:,.0f} ({of_seed:.1f}x seed, {of_floor:.2f}x floor)",
         f"seed {seed.per_s:,.0f}, floor {floor.per_s:,.0f} ({floor.times(seed):.1f}x seed), "
         f"raw {one['raw'].per_s:,.0f}; "
-        f"us a chunk, of them the kernel's: {', '.join(f'{name} {costs}' for name, costs in one.items())}; "
+        f"us per chunk (part of the kernel): {', '.join(f'{name} {costs}' for name, costs in one.items())}; "
         f"load generator {_busiest(one):.0%}",
         ">= 3x seed, >= 0.85x floor",
         of_seed >= 3 and of_floor >= 0.85,
@@ -132,7 +132,7 @@ def chunks(rig: Rig) -> Iterator[Row]:
     ours, seed, floor = many["ours"], many["seed"], many["floor"]
     of_seed = ours.times(seed)
     yield Row(
-        "chunks/s of a core, 100 streams, 8 tokens a message",
+        "chunks/s per core, 100 streams, 8 tokens per message",
         f"{ours.per_s:,.0f} ({of_seed:.1f}x seed)",
         f"seed {seed.per_s:,.0f}, floor {floor.per_s:,.0f}; load generator {_busiest(many):.0%}",
         ">= 8x seed",
@@ -145,7 +145,7 @@ def _busiest(measured: dict[str, Chunks]) -> float:
 
 
 def broker(rig: Rig) -> Iterator[Row]:
-    """CPU time the broker spends on a token."""
+    """Measure the CPU time of the broker per token."""
     queue, streams = new_queue_name(), 1000
     spent: dict[str, list[float]] = {"1": [], "4": [], "publish": []}
     with rig.frontend(queue) as ours, rig.driver(queue) as driver:
@@ -162,13 +162,13 @@ def broker(rig: Rig) -> Iterator[Row]:
                 spent[name].append((rig.broker_cpu_s() - busy_s) / (streams * load.rounds * load.burst) * 1e6)
     one, four, publish = (median(spent[name]) for name in ("1", "4", "publish"))
     yield Row(
-        "broker CPU a token, 1,000 streams", f"{one:.1f} us", f"PUBLISH alone {publish:.1f} us", "<= 5 us", one <= 5
+        "broker CPU per token, 1,000 streams", f"{one:.1f} us", f"only PUBLISH {publish:.1f} us", "<= 5 us", one <= 5
     )
-    yield Row("the same, 4 tokens a message", f"{four:.1f} us", "", "<= 1.5 us", four <= 1.5)
+    yield Row("the same, 4 tokens per message", f"{four:.1f} us", "", "<= 1.5 us", four <= 1.5)
 
 
 def latencies(rig: Rig) -> Iterator[Row]:
-    """Time from an agent's ``run.write`` to the client's byte."""
+    """Measure the time from ``run.write`` in an agent until the client receives the token."""
     queue, streams = new_queue_name(), 100
     quiet, loud = Load(rounds=10, per_s=1000, stamped=True), Load(rounds=50, per_s=50_000, stamped=True)
     tokens = streams * quiet.rounds
@@ -185,30 +185,30 @@ def latencies(rig: Rig) -> Iterator[Row]:
             floor.open(streams)
             floor.loadgen.ask("latencies", expected=tokens)
             floor.post("/go", **quiet.model_dump())
-            measured["floor"].append(_percentiles(floor.loadgen.answer()["on_way_us"]))
+            measured["floor"].append(_percentiles(floor.loadgen.answer()["latencies_us"]))
             floor.close()
             floor.post("/forget")
             relay.loadgen.ask("latencies", expected=tokens)
             relay_agent.ask("write", load=quiet.model_dump(), tokens=tokens)
-            measured["relay"].append(_percentiles(relay.loadgen.answer()["on_way_us"]))
+            measured["relay"].append(_percentiles(relay.loadgen.answer()["latencies_us"]))
             for name, count, load in (("quiet", streams, quiet), ("loud", 1000, loud)):
                 ours.open(count, f"{count} {load.model_dump_json()}")
                 ours.loadgen.ask("latencies", expected=count * load.rounds)
                 with costs.of(tokens) if load is quiet else contextlib.nullcontext():
                     answer = ours.loadgen.answer()
-                measured[name].append(_percentiles(answer["on_way_us"]))
+                measured[name].append(_percentiles(answer["latencies_us"]))
                 ours.close()
-                time.sleep(0.2)  # cancels of the runs just left are over
+                time.sleep(0.2)  # until the closed streams' runs are cancelled
 
     def middle(name: str, what: str) -> float:
         return median(values[what] for values in measured[name])
 
     floor_p50, p50, p99 = middle("floor", "p50"), middle("quiet", "p50"), middle("quiet", "p99")
     yield Row(
-        "run.write to client, 100 streams, 1,000 tokens/s: p50, p99",
+        "time from run.write to client, 100 streams, 1,000 tokens/s: p50, p99",
         f"{p50:,.0f}, {p99:,.0f} us ({p50 / floor_p50:.1f}x floor)",
         f"floor {floor_p50:,.0f}, {middle('floor', 'p99'):,.0f} us; relay {middle('relay', 'p50'):,.0f}, "
-        f"{middle('relay', 'p99'):,.0f} us; CPU us a token: {costs}",
+        f"{middle('relay', 'p99'):,.0f} us; CPU us per token: {costs}",
         "p50 <= 3x floor, p99 < 1 ms",
         p50 <= 3 * floor_p50 and p99 < 1000,
     )
@@ -228,7 +228,7 @@ def _percentiles(values: list[float]) -> dict[str, float]:
 
 
 def first_event(rig: Rig) -> Iterator[Row]:
-    """Time from a request to its run's first event, through the queue and a worker, on an idle machine."""
+    """Measure the time from a request to the first event of its run, on an idle machine."""
     queue, count = new_queue_name(), 100
     took: dict[str, list[float]] = {"no bus": [], "relay": [], "ours": [], "ping": []}
     with (
@@ -248,18 +248,18 @@ def first_event(rig: Rig) -> Iterator[Row]:
             took["ping"].append(percentile(driver.ask("ping", count=count)["took_us"], 0.5))
     p50, base, relay_p50 = median(took["ours"]), median(took["no bus"]), median(took["relay"])
     yield Row(
-        "request to first named event, idle: p50",
+        "time from request to first named event, idle: p50",
         f"{p50:,.0f} us ({p50 / base:.1f}x no bus)",
-        f"no bus {base:,.0f} us; relay {relay_p50:,.0f} us (both: {(base + relay_p50) / base:.1f}x no bus); "
-        f"a PING of the broker {median(took['ping']):,.0f} us; "
-        f"CPU us a run: {costs}",
+        f"no bus {base:,.0f} us; relay {relay_p50:,.0f} us (sum of both: {(base + relay_p50) / base:.1f}x no bus); "
+        f"PING {median(took['ping']):,.0f} us; "
+        f"CPU us per run: {costs}",
         "<= 2.5x no bus, < 1 ms",
         p50 <= 2.5 * base and p50 < 1000,
     )
 
 
 def idle_streams(rig: Rig) -> Iterator[Row]:
-    """What 10,000 open streams cost, and how soon they live again when the bus connection is cut."""
+    """Measure the memory of 10,000 open streams, and the time until they recover from a lost bus connection."""
     queue, kib = new_queue_name(), {}
     for name in ("seed", "floor"):
         with rig.baseline(name) as server:
@@ -269,21 +269,21 @@ def idle_streams(rig: Rig) -> Iterator[Row]:
         kib["ours"] = _memory_per_stream_kib(ours, lambda: driver.ask("claim", count=IDLE_STREAMS))
         more = rig.connections() - connections
         yield Row(
-            "10,000 idle streams on one front end: memory of one",
-            f"{kib['ours']:.1f} KiB, {more} more connections to Redis",
+            "10,000 idle streams on one front end: memory per stream",
+            f"{kib['ours']:.1f} KiB, {more} additional connections to Redis",
             f"seed {kib['seed']:.1f}, floor {kib['floor']:.1f} KiB",
-            "<= 16 KiB, no more connections",
+            "<= 16 KiB, no additional connections",
             kib["ours"] <= 16 and more == 0,
         )
         took_s = []
         for _ in range(TIMES):
             ours.loadgen.ask("count", expected=IDLE_STREAMS)
             rig.cut("agentstream-frontend")
-            driver.tell("write", **Load(rounds=1).model_dump())
+            driver.send("write", **Load(rounds=1).model_dump())
             took_s.append(ours.loadgen.answer()["took_s"])
             driver.answer()
         yield Row(
-            "bus connection cut: until a token written then is on all 10,000 streams",
+            "bus connection lost: time until a new token is on all 10,000 streams",
             f"{median(took_s):.2f} s",
             "",
             "< 0.6 s",
@@ -301,14 +301,14 @@ def _memory_per_stream_kib(server: Server, begin: Any = None) -> float:
 
 
 def worker(rig: Rig) -> Iterator[Row]:
-    """Tokens a second that one worker process publishes for 200 agents at once, and two for 400."""
+    """Measure the tokens per second that one worker publishes for 200 agents, and two workers for 400."""
     rates: dict[int, list[float]] = {1: [], 2: []}
     for _ in range(TIMES):
         for processes, values in rates.items():
             values.append(_published_a_second(rig, processes))
     one, two = median(rates[1]), median(rates[2])
     yield Row("tokens/s published, one worker, 200 agents", f"{one:,.0f}", "", ">= 60,000", one >= 60_000)
-    yield Row("the same, two worker processes (two cores, the broker on one of them)", f"{two:,.0f} ({two / one:.2f}x)")
+    yield Row("the same, two workers on two cores (the broker uses one of them)", f"{two:,.0f} ({two / one:.2f}x)")
 
 
 def _published_a_second(rig: Rig, processes: int, agents: int = 200, tokens: int = 1000) -> float:
@@ -334,7 +334,7 @@ def _post_in_background(url: str, question: str) -> None:
 
 
 def pipeline(rig: Rig) -> Iterator[Row]:
-    """Whole runs a second, an answer of 20 words each, and where their time goes."""
+    """Measure the runs per second, each with an answer of 20 words, and their CPU time per process."""
     queue, count = new_queue_name(), 500
     rates: list[float] = []
     with rig.frontend(queue) as ours, rig.worker(queue, "answer", AGENTSTREAM_CONCURRENCY="64") as child:
@@ -351,12 +351,12 @@ def pipeline(rig: Rig) -> Iterator[Row]:
                 took = ours.loadgen.ask("runs", url=ours.url, connections=32, count=count, question="x")
             rates.append(count / took["took_s"])
     yield Row(
-        "runs/s, an answer of 20 words, one front end, one worker", f"{median(rates):,.0f}", f"CPU us a run: {costs}"
+        "runs/s, answers of 20 words, one front end, one worker", f"{median(rates):,.0f}", f"CPU us per run: {costs}"
     )
 
 
 def scaling(rig: Rig) -> Iterator[Row]:
-    """Finished answers streamed again, by one front-end process and by two on the same port."""
+    """Measure the replays of a finished run per second, with one front-end process and with two on one port."""
     rates: dict[int, list[float]] = {1: [], 2: []}
     queue, count = new_queue_name(), 400
     with rig.worker(queue, "answer", core=OTHER_CORE):
@@ -367,4 +367,4 @@ def scaling(rig: Rig) -> Iterator[Row]:
                     took = ours.loadgen.ask("runs", url=ours.url, connections=32, count=count, again=run_id)
                     values.append(count / took["took_s"])
     one, two = median(rates[1]), median(rates[2])
-    yield Row("answers streamed again, a second: --processes 1, 2", f"{one:,.0f}, {two:,.0f} ({two / one:.2f}x)")
+    yield Row("replayed answers/s: --processes 1, 2", f"{one:,.0f}, {two:,.0f} ({two / one:.2f}x)")

@@ -1,6 +1,7 @@
-"""Baseline ``seed``: the original's way. FastAPI, uvicorn, an in-process queue a stream, a pydantic dump a chunk.
+"""Baseline ``seed``: the design of the original bridge, with FastAPI, uvicorn and one in-process queue per stream.
 
-No pause between words, and httptools and uvloop under it: as fast as that way gets.
+It dumps a pydantic model for each chunk. It has no pause between words and uses httptools and uvloop, so this is the
+limit of that design.
 """
 
 import asyncio
@@ -34,14 +35,14 @@ class Request(BaseModel):
 
 
 class Delta(BaseModel):
-    """What a chunk adds."""
+    """The delta of a chunk."""
 
     role: str | None = None
     content: str | None = None
 
 
 class Choice(BaseModel):
-    """The one choice."""
+    """The only choice of a chunk."""
 
     index: int = 0
     delta: Delta
@@ -49,7 +50,7 @@ class Choice(BaseModel):
 
 
 class Chunk(BaseModel):
-    """A chunk, validated and dumped anew for every token."""
+    """A chunk. It is validated and dumped for every token."""
 
     id: str
     object: str = "chat.completion.chunk"
@@ -64,14 +65,14 @@ queues: list[asyncio.Queue[str]] = []
 
 @app.post("/v1/chat/completions")
 async def stream(request: Request) -> StreamingResponse:
-    """Stream what comes into a queue of the request's own."""
+    """Stream the tokens of a queue that belongs to this request."""
     queue: asyncio.Queue[str] = asyncio.Queue()
     queues.append(queue)
     return StreamingResponse(chunks(request.model, queue), media_type="text/event-stream")
 
 
 async def chunks(model: str, queue: asyncio.Queue[str]) -> AsyncIterator[str]:
-    """Yield a chunk a token, for ever: the client closes."""
+    """Yield a chunk for each token, until the client disconnects."""
     run_id = f"chatcmpl-{secrets.token_hex(16)}"
     first = Chunk(id=run_id, model=model, choices=[Choice(delta=Delta(role="assistant"))])
     yield f"data: {first.model_dump_json()}\n\n"
@@ -94,7 +95,7 @@ async def go(load: Load) -> None:
 
 @app.post("/forget")
 async def forget() -> None:
-    """Forget streams whose clients have gone."""
+    """Forget the streams of clients that have disconnected."""
     queues.clear()
 
 

@@ -1,4 +1,4 @@
-"""What the benchmark's agents write, and how fast."""
+"""The tokens of the benchmark, and the pace of writing them."""
 
 import asyncio
 import time
@@ -7,27 +7,30 @@ from typing import Final
 
 from pydantic import BaseModel
 
-WORD: Final = " word~"  # six characters, as an English token is; the load generator counts its ~
+WORD: Final = " word~"  # six characters, like an average English token; the load generator counts the ~
 TICK_S: Final = 0.001
 
 
 class Load(BaseModel):
-    """Tokens to write: ``rounds`` times ``burst`` at once to every stream, ``per_s`` a second or as fast as can be."""
+    """Tokens to write: in each of ``rounds``, ``burst`` tokens to each stream.
+
+    ``per_s`` is the total rate in tokens per second; None means as fast as possible.
+    """
 
     rounds: int
     burst: int = 1
     per_s: int | None = None
     raw: bool = False
-    stamped: bool = False  # whether each tells when it was written
+    stamped: bool = False  # whether each token contains the time of its write
 
 
 def stamp() -> str:
-    """Return a token that tells when it was written: the monotonic clock, in ns, behind its ~."""
+    """Return a token with the current time (monotonic clock, in ns) after its ~."""
     return f"~{time.monotonic_ns():016d}"
 
 
 async def write_all(load: Load, streams: int, write: Callable[[int, int], None]) -> None:
-    """Call ``write(stream, round)`` for every burst of a load: one stream after the other, evenly paced."""
+    """Call ``write(stream, round)`` for each burst of a load, one stream after the other, at an even pace."""
     bursts = load.rounds * streams
     if load.per_s is None:
         for number in range(load.rounds):
