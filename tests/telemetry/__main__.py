@@ -1,6 +1,6 @@
-"""Print traces as they come: ``python -m tests.telemetry [PORT]``, beside processes whose spans go to that port.
+"""Print traces as they arrive: ``python -m tests.telemetry [PORT]``. Other processes send their spans to that port.
 
-Without a backend of your own, to see what a run did:
+It shows the steps of a run without a tracing backend:
 
     .venv/bin/python -m tests.telemetry &
     OTEL_EXPORTER_OTLP_ENDPOINT=http://127.0.0.1:4318 .venv/bin/agentstream up
@@ -14,7 +14,7 @@ from aiohttp import web
 from tests.telemetry.collector import Collector, application
 from tests.telemetry.trace_tree import format_trace
 
-QUIET_S = 6.0  # the SDK sends every 5 s: by then the spans of all processes are here
+QUIET_S = 6.0  # the SDK sends every 5 s, so the spans of all processes have then arrived
 
 
 async def main(port: int) -> None:
@@ -22,9 +22,9 @@ async def main(port: int) -> None:
     runner = web.AppRunner(application(collector), access_log=None)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", port).start()
-    print(f"spans are taken at http://127.0.0.1:{port}", flush=True)
+    print(f"receiving spans at http://127.0.0.1:{port}", flush=True)
     loop = asyncio.get_running_loop()
-    grown_s: dict[str, tuple[int, float]] = {}  # trace: its spans so far, and when there were fewer
+    grown_s: dict[str, tuple[int, float]] = {}  # trace id: number of spans, and time of the last new one
     while True:
         await asyncio.sleep(QUIET_S / 6)
         for trace in {span.trace for span in collector.spans}:

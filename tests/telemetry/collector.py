@@ -1,4 +1,4 @@
-"""A collector of spans: takes them by OTLP over HTTP, as any backend of OpenTelemetry does, and keeps them."""
+"""A collector of spans: it receives them by OTLP over HTTP, like any OpenTelemetry backend, and keeps them."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -17,7 +17,7 @@ from tests.helpers import TIMEOUT_S
 
 @dataclass(frozen=True, kw_only=True)
 class ReceivedSpan:
-    """A span. Ids are hex, times Unix time in s; ``parent`` is empty for a root."""
+    """A received span. Ids are hex, times are Unix times in s. ``parent`` is empty for a root."""
 
     trace: str
     id: str
@@ -34,44 +34,50 @@ class ReceivedSpan:
 
     @property
     def process(self) -> tuple[str, int]:
-        """The service it is of, and its pid."""
+        """The service name and pid of its process."""
         return self.resource["service.name"], self.resource["process.pid"]
 
 
 @dataclass
 class Collector:
-    """What came so far. ``headers`` are those of the latest request."""
+    """The spans received so far. ``headers`` are those of the latest request."""
 
     url: str = ""
     spans: list[ReceivedSpan] = field(default_factory=list)
     headers: dict[str, str] = field(default_factory=dict)
-    _news: asyncio.Event = field(default_factory=asyncio.Event)
+    _received: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def receive_spans(self, request: web.Request) -> web.Response:
         """POST /v1/traces."""
-        asked = ExportTraceServiceRequest.FromString(await request.read())
+        export = ExportTraceServiceRequest.FromString(await request.read())
         self.headers = dict(request.headers)
-        for of_resource in asked.resource_spans:
+        for of_resource in export.resource_spans:
             resource = _plain(of_resource.resource.attributes)
             self.spans += [_read(span, resource) for scope in of_resource.scope_spans for span in scope.spans]
-        self._news.set()
+        self._received.set()
         return web.Response(content_type="application/x-protobuf")
 
     async def until(self, found: Callable[[list[ReceivedSpan]], bool]) -> list[ReceivedSpan]:
-        """Return the spans once they are as wanted; fails, with their names, if time is up."""
+        """Return the spans when ``found`` returns true for them.
+
+        Raises AssertionError with the names of the received spans after a timeout.
+        """
         try:
             async with asyncio.timeout(TIMEOUT_S):
                 while not found(self.spans):
-                    self._news.clear()
-                    await self._news.wait()
+                    self._received.clear()
+                    await self._received.wait()
         except TimeoutError:
             names = [(span.name, span.process) for span in self.spans]
-            message = f"the spans are not as wanted: {names}"
+            message = f"the expected spans did not arrive in {TIMEOUT_S} s; received: {names}"
             raise AssertionError(message) from None
         return self.spans
 
     async def run(self, run_id: str, *names: str) -> list[ReceivedSpan]:
-        """Return the spans of a run's trace: once the front end's is there, and one that begins with each name."""
+        """Return the spans of a run's trace.
+
+        Wait for the span of the front end, and for a span whose name begins with each of ``names``.
+        """
 
         def of_trace(spans: list[ReceivedSpan]) -> list[ReceivedSpan]:
             ours = (span for span in spans if span.attributes.get("agentstream.run.id") == run_id)
@@ -79,9 +85,9 @@ class Collector:
             return [span for span in spans if span.trace == trace]
 
         def complete(spans: list[ReceivedSpan]) -> bool:
-            here = of_trace(spans)
-            asked = any(span.kind == "server" and span.process[0] == "agentstream-frontend" for span in here)
-            return asked and all(any(span.name.startswith(name) for span in here) for name in names)
+            received = of_trace(spans)
+            has_request = any(span.kind == "server" and span.process[0] == "agentstream-frontend" for span in received)
+            return has_request and all(any(span.name.startswith(name) for span in received) for name in names)
 
         return of_trace(await self.until(complete))
 
@@ -116,7 +122,7 @@ def _value(value: AnyValue) -> Any:
 
 
 def application(collector: Collector) -> web.Application:
-    """Return the application that feeds a collector."""
+    """Return the application that passes spans to a collector."""
     app = web.Application(client_max_size=64 << 20)
     app.router.add_post("/v1/traces", collector.receive_spans)
     return app
@@ -124,7 +130,7 @@ def application(collector: Collector) -> web.Application:
 
 @asynccontextmanager
 async def running_collector() -> AsyncIterator[Collector]:
-    """A collector on a free port."""
+    """Run a collector on a free port while the block runs."""
     collector = Collector()
     async with TestServer(application(collector)) as server:
         collector.url = str(server.make_url("")).rstrip("/")

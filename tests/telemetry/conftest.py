@@ -1,4 +1,4 @@
-"""Processes whose spans go to a collector in the test."""
+"""Processes that send their spans to a collector in the test."""
 
 import asyncio
 import json
@@ -23,7 +23,7 @@ CALLER = "00-0123456789abcdef0123456789abcdef-0123456789abcdef-01"
 
 @dataclass
 class Deployment:
-    """Processes on one broker, and a client; ``env`` makes a process send its spans to the collector."""
+    """Processes on one broker, and a client. With ``env`` a process sends its spans to the collector."""
 
     collector: Collector
     processes: Processes
@@ -40,7 +40,7 @@ class Deployment:
         return await self.processes.worker(spec, **{**self.env, "AGENTSTREAM_LEASE_S": "1", **settings})
 
     async def model_and_tools(self) -> dict[str, str]:
-        """Start a model server, and return the settings of a worker that asks it and starts a tool server."""
+        """Start a model server. Return the settings of a worker that asks it and starts a tool server."""
         process = Process(
             await asyncio.create_subprocess_exec(
                 *(sys.executable, TRACED_SERVERS, "model"),
@@ -65,25 +65,25 @@ class Deployment:
             return answer
 
     async def stream(self, text: str, headers: dict[str, str] | None = None) -> tuple[str, str]:
-        """Return a streamed run's id and everything that was sent."""
+        """Return the id of a streamed run and the whole stream."""
         body = {"model": "m1", "messages": [{"role": "user", "content": text}], "stream": True}
         async with self.session.post(f"{self.url}/v1/chat/completions", json=body, headers=headers) as response:
             sent = await response.text()
         return json.loads(sent.partition("data: ")[2].partition("\n")[0])["id"], sent
 
     async def call(self, method: str, path: str) -> Any:
-        """Return what an address answers, as JSON if it is."""
+        """Return the body of a response, decoded if it is JSON."""
         async with self.session.request(method, f"{self.url}{path}") as response:
             return await response.json() if response.content_type == "application/json" else await response.text()
 
 
 @pytest.fixture
 async def deployment(processes: Processes, tmp_path: Path) -> AsyncIterator[Deployment]:
-    """A collector, and what starts the processes."""
+    """A deployment without processes: a collector, a client and the means to start processes."""
     timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
     async with running_collector() as collector, aiohttp.ClientSession(timeout=timeout) as session:
         env = {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.url, "OTEL_BSP_SCHEDULE_DELAY": "100"}
         try:
             yield Deployment(collector, processes, session, env, tmp_path)
-        finally:  # before the collector, which their last spans go to
+        finally:  # before the collector ends: it gets their last spans
             await asyncio.gather(*(process.stop() for process in processes.started))

@@ -1,4 +1,4 @@
-"""An agent whose module sends its traces to where it wants, as users of logfire and its like do."""
+"""An agent whose module sets up its own provider of spans, like a user of logfire."""
 
 import os
 
@@ -16,5 +16,5 @@ trace.set_tracer_provider(provider)
 
 
 async def agent(run: Run) -> AgentResult:
-    """Answer."""
+    """Answer with the id of the run."""
     return AgentResult(run.id)

@@ -1,4 +1,4 @@
-"""Runs of real processes, and the spans that a collector gets of them."""
+"""Runs of real processes, and the spans that a collector receives from them."""
 
 import asyncio
 import json
@@ -14,7 +14,7 @@ from tests.telemetry.trace_tree import format_trace
 
 
 def parents(spans: list[ReceivedSpan]) -> dict[str, set[str]]:
-    """Return the names of each span's parents, by its name and its service's."""
+    """Return the names of each span's parents, under the name of its service and its own name."""
     by_id = {span.id: span for span in spans}
     found: dict[str, set[str]] = {}
     for span in spans:
@@ -24,12 +24,12 @@ def parents(spans: list[ReceivedSpan]) -> dict[str, set[str]]:
 
 
 def named(spans: list[ReceivedSpan], name: str) -> list[ReceivedSpan]:
-    """Return the spans whose names begin so."""
+    """Return the spans whose name begins with ``name``."""
     return [span for span in spans if span.name.startswith(name)]
 
 
 async def test_a_run_is_one_trace_across_four_processes(deployment: Deployment) -> None:
-    """Front end, worker, model server and tool server tell one run as one tree, which goes on the caller's trace."""
+    """Front end, worker, model server and tool server record a run as one tree that continues the caller's trace."""
     await deployment.frontend()
     await deployment.worker(**await deployment.model_and_tools())
     trace = CALLER.split("-")[1]
@@ -59,8 +59,8 @@ async def test_a_run_is_one_trace_across_four_processes(deployment: Deployment) 
     assert all(span.begin_s <= span.end_s for span in spans)
 
 
-async def test_spans_tell_what_the_conventions_name(deployment: Deployment) -> None:
-    """Spans carry the run's id, its usage, the time to the first chunk and the server asked; nothing anybody wrote."""
+async def test_spans_have_the_attributes_of_the_conventions(deployment: Deployment) -> None:
+    """Spans have the attributes of the conventions, such as run id, usage and server address, but no content."""
     await deployment.frontend()
     await deployment.worker(**await deployment.model_and_tools())
     answer = await deployment.ask("the weather in Secretville, please", temperature=0.5, max_tokens=99)
@@ -82,7 +82,7 @@ async def test_spans_tell_what_the_conventions_name(deployment: Deployment) -> N
     assert tool.attributes["gen_ai.tool.name"] == "forecast__weather"
     assert tool.attributes["gen_ai.tool.call.id"] == "call-1"
     assert first.attributes["gen_ai.response.finish_reasons"] == ["tool_calls"]
-    told = {
+    expected = {
         "gen_ai.operation.name": "chat",
         "gen_ai.provider.name": "openai",
         "gen_ai.request.model": "m1",
@@ -95,14 +95,14 @@ async def test_spans_tell_what_the_conventions_name(deployment: Deployment) -> N
         "gen_ai.usage.output_tokens": 7,
         "server.address": "127.0.0.1",
     }
-    assert told.items() <= second.attributes.items()
+    assert expected.items() <= second.attributes.items()
     assert second.attributes["gen_ai.response.time_to_first_chunk"] > 0
     written = str([(span.attributes, span.message) for span in spans])
     assert not any(text in written for text in ("Secretville", "Oslo", "sunny"))
 
 
-async def test_content_is_told_where_it_is_asked_for(deployment: Deployment) -> None:
-    """With the conventions' own variable set, spans tell what user, model and tool wrote, in the conventions' form."""
+async def test_spans_hold_content_if_a_variable_allows_it(deployment: Deployment) -> None:
+    """If a variable allows content, spans hold the texts of user, model and tool in the form of the conventions."""
     await deployment.frontend()
     settings = await deployment.model_and_tools()
     await deployment.worker(**settings, OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT="span_only")
@@ -115,8 +115,12 @@ async def test_content_is_told_where_it_is_asked_for(deployment: Deployment) -> 
     call = {"type": "tool_call", "id": "call-1", "name": "forecast__weather", "arguments": '{"city": "Oslo"}'}
     assert assistant == {"role": "assistant", "parts": [call]}
     assert result["parts"] == [{"type": "tool_call_response", "id": "call-1", "response": "sunny in Oslo"}]
-    said = {"role": "assistant", "parts": [{"type": "text", "content": "It is sunny."}], "finish_reason": "stop"}
-    assert json.loads(second.attributes["gen_ai.output.messages"]) == [said]
+    answer_message = {
+        "role": "assistant",
+        "parts": [{"type": "text", "content": "It is sunny."}],
+        "finish_reason": "stop",
+    }
+    assert json.loads(second.attributes["gen_ai.output.messages"]) == [answer_message]
     assert tool.attributes["gen_ai.tool.call.arguments"] == '{"city": "Oslo"}'
     assert tool.attributes["gen_ai.tool.call.result"] == "sunny in Oslo"
     await deployment.ask("refuse, please")
@@ -127,7 +131,7 @@ async def test_content_is_told_where_it_is_asked_for(deployment: Deployment) -> 
 
 
 async def test_a_failed_run_shows_where_it_failed(deployment: Deployment) -> None:
-    """The inference tells the model server's status, the agent and the job the failure's code; not its words."""
+    """The inference has the model server's status, agent and job have the failure code, and no span has its text."""
     await deployment.frontend()
     await deployment.worker(**await deployment.model_and_tools())
     run_id, sent = await deployment.stream("refuse, please")
@@ -142,7 +146,7 @@ async def test_a_failed_run_shows_where_it_failed(deployment: Deployment) -> Non
 
 
 async def test_a_cancelled_run_is_no_failure_and_its_cancel_is_linked(deployment: Deployment) -> None:
-    """The spans of a cancelled run say so without failing; the request that cancelled it points to its trace."""
+    """The spans of a cancelled run are not failed, and the request that cancelled it links to its trace."""
     await deployment.frontend()
     await deployment.worker(**await deployment.model_and_tools())
     answer = await deployment.ask("hang, please", background=True)
@@ -160,8 +164,8 @@ async def test_a_cancelled_run_is_no_failure_and_its_cancel_is_linked(deployment
     assert cancel.links == [(send.trace, send.id) for send in named(spans, "send")]
 
 
-async def test_an_inference_that_is_broken_off_says_so(deployment: Deployment) -> None:
-    """When the client leaves, the request tells that its stream was not whole, and the inference that it was ended."""
+async def test_a_cancelled_inference_is_recorded(deployment: Deployment) -> None:
+    """If the client disconnects, the request records an incomplete stream and the inference a cancellation."""
     await deployment.frontend()
     await deployment.worker(**await deployment.model_and_tools())
     body = {"model": "m1", "messages": [{"role": "user", "content": "hang, please"}], "stream": True}
@@ -178,7 +182,7 @@ async def test_an_inference_that_is_broken_off_says_so(deployment: Deployment) -
 
 
 async def test_attempts_are_siblings_in_one_trace(deployment: Deployment) -> None:
-    """After a worker is killed, the attempt of the next one stands under the same request, as the second."""
+    """After a worker is killed, the second attempt has the same parent as the first."""
     gate = deployment.folder / "gate"
     await deployment.frontend()
     first = await deployment.worker("gated", GATE=str(gate))
@@ -196,8 +200,8 @@ async def test_attempts_are_siblings_in_one_trace(deployment: Deployment) -> Non
     assert attempt.parent == named(spans, "send")[0].id
 
 
-async def test_a_lost_worker_is_told_by_the_next(deployment: Deployment) -> None:
-    """A run that cannot be tried again ends in a span of the worker that found it, which says what happened."""
+async def test_a_lost_worker_is_recorded_by_the_next(deployment: Deployment) -> None:
+    """A run that cannot be retried ends in a failed span of the worker that took it over."""
     await deployment.frontend()
     first = await deployment.worker("gated", GATE=str(deployment.folder / "never"))
     answer = await deployment.ask("text", background=True)
@@ -214,7 +218,7 @@ async def test_a_lost_worker_is_told_by_the_next(deployment: Deployment) -> None
 
 
 async def test_a_stopped_worker_sends_its_last_spans(deployment: Deployment) -> None:
-    """A worker that is told to stop hands its run back, and its attempt is in the trace beside the next one's."""
+    """A stopping worker hands its run back, and its attempt is in the trace beside the next one."""
     gate = deployment.folder / "gate"
     await deployment.frontend()
     first = await deployment.worker(
@@ -236,8 +240,8 @@ async def test_a_stopped_worker_sends_its_last_spans(deployment: Deployment) -> 
 
 
 @pytest.mark.parametrize("agent", ["on_the_loop", "in_a_thread"])
-async def test_what_an_agent_traces_itself_is_inside_its_call(deployment: Deployment, agent: str) -> None:
-    """A span that an agent makes, on the loop or in a thread, is a child of its call; log records get its ids."""
+async def test_spans_of_an_agent_are_inside_its_call(deployment: Deployment, agent: str) -> None:
+    """A span that an agent makes, on the loop or in a thread, is a child of the span of its call."""
     await deployment.frontend()
     await deployment.worker(agent)
     answer = await deployment.ask("anything")
@@ -249,7 +253,7 @@ async def test_what_an_agent_traces_itself_is_inside_its_call(deployment: Deploy
 
 
 async def test_an_agent_may_bring_its_own_provider(deployment: Deployment) -> None:
-    """What an agent's module has set up to trace itself gets the worker's spans, in the same trace."""
+    """A provider that an agent's module has set up gets the worker's spans, in the same trace."""
     await deployment.frontend()
     nowhere = dict.fromkeys(deployment.env, "")
     await deployment.processes.worker(
@@ -263,7 +267,7 @@ async def test_an_agent_may_bring_its_own_provider(deployment: Deployment) -> No
 
 
 async def test_a_program_finds_the_context_in_its_environment(deployment: Deployment) -> None:
-    """A program that is run as an agent gets the call's context in TRACEPARENT."""
+    """A program that runs as an agent gets the trace context of the call in TRACEPARENT."""
     await deployment.frontend()
     await deployment.worker("program")
     answer = await deployment.ask("anything")
@@ -271,8 +275,8 @@ async def test_a_program_finds_the_context_in_its_environment(deployment: Deploy
     assert answer["choices"][0]["message"]["content"].startswith(f"00-{call.trace}-{call.id}-")
 
 
-async def test_every_request_of_the_api_has_a_span_and_no_other_has(deployment: Deployment) -> None:
-    """Looking at a run and resuming it have spans, linked to its trace; probes, metrics and the page have none."""
+async def test_only_requests_of_the_api_have_spans(deployment: Deployment) -> None:
+    """Requests of the API have spans, linked to the trace of their run, but probes, metrics and the page have none."""
     await deployment.frontend()
     await deployment.worker("on_the_loop")
     answer = await deployment.ask("anything")
@@ -290,10 +294,10 @@ async def test_every_request_of_the_api_has_a_span_and_no_other_has(deployment: 
         await deployment.call("GET", path)
     await deployment.call("GET", "/v1/chat/completions/nothing")
 
-    def all_there(spans: list[ReceivedSpan]) -> bool:
+    def complete(spans: list[ReceivedSpan]) -> bool:
         return len([span for span in spans if span.kind == "server"]) >= 5
 
-    spans = await deployment.collector.until(all_there)
+    spans = await deployment.collector.until(complete)
     requests = [span for span in spans if span.kind == "server"]
     names = sorted((span.name, span.attributes["http.response.status_code"]) for span in requests)
     get = "GET /v1/chat/completions/{run_id}"
@@ -305,7 +309,7 @@ async def test_every_request_of_the_api_has_a_span_and_no_other_has(deployment: 
 
 
 async def test_a_wrong_trace_context_begins_a_new_trace(deployment: Deployment) -> None:
-    """A traceparent that is none is passed over, as W3C asks: the request is answered, in a trace of its own."""
+    """A malformed traceparent is ignored, as W3C asks, and the request gets its own trace."""
     await deployment.frontend()
     await deployment.worker("on_the_loop")
     wrong = ["00-0-0-01", f"ff-{CALLER[3:]}", f"00-{'0' * 32}{CALLER[35:]}", f"{CALLER}-more", "x" * 3000, ""]
@@ -320,14 +324,14 @@ async def test_a_wrong_trace_context_begins_a_new_trace(deployment: Deployment) 
     assert CALLER.split("-")[1] not in traces
 
 
-async def test_a_caller_decides_what_is_kept_of_its_own_trace(deployment: Deployment) -> None:
-    """A request of a trace that its caller does not keep makes no spans anywhere; the next one does."""
+async def test_the_callers_sampling_decision_counts(deployment: Deployment) -> None:
+    """A request whose caller does not sample its trace makes no spans, and the next request does."""
     await deployment.frontend()
     await deployment.worker("on_the_loop")
-    unkept = await deployment.ask("anything", {"traceparent": f"{CALLER[:-2]}00"})
+    unsampled = await deployment.ask("anything", {"traceparent": f"{CALLER[:-2]}00"})
     kept = await deployment.ask("anything")
     await deployment.collector.run(kept["id"], "process", "own work")
-    ids = unkept["choices"][0]["message"]["content"]
+    ids = unsampled["choices"][0]["message"]["content"]
     assert ids.split()[0] == CALLER.split("-")[1]
     assert {span.attributes.get("agentstream.run.id") for span in deployment.collector.spans} == {kept["id"], None}
     assert CALLER.split("-")[1] not in {span.trace for span in deployment.collector.spans}
@@ -340,7 +344,7 @@ def _has(name: str) -> Callable[[list[ReceivedSpan]], bool]:
 
 
 async def _written(deployment: Deployment, run_id: str) -> None:
-    """Return once some of the run's text is stored."""
+    """Return when some text of the run is stored."""
     async with asyncio.timeout(TIMEOUT_S):
         while True:
             answer = await deployment.call("GET", f"/v1/chat/completions/{run_id}")

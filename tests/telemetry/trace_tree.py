@@ -8,14 +8,14 @@ SHOWN = {
     "http.response.status_code": "HTTP {}",
     "agentstream.run.attempt": "attempt {}",
     "agentstream.run.status": "{}",
-    "agentstream.cancelled": "broken off",
+    "agentstream.cancelled": "cancelled",
     "error.type": "error {}",
     "gen_ai.usage.output_tokens": "{} tokens",
 }
 
 
 def format_trace(spans: Sequence[ReceivedSpan], *, shorten: bool = False) -> list[str]:
-    """Return a trace's lines: when each span began and how long it took, in ms, and of which process it is."""
+    """Return the lines of a trace: for each span its start and duration in ms, its process and some attributes."""
     ordered = sorted(spans, key=lambda span: span.begin_s)
     known = {span.id for span in ordered}
     begin_s = ordered[0].begin_s

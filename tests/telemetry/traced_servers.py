@@ -1,7 +1,7 @@
-"""Two processes that are not ours, and are traced by OpenTelemetry's own means: a model server and a tool server.
+"""A model server and a tool server that are not ours. They trace themselves with OpenTelemetry's own instrumentation.
 
 traced_servers.py model      serves a model, and prints its port
-traced_servers.py tools      is an MCP server on its pipes
+traced_servers.py tools      is an MCP server on its standard input and output
 """
 
 import asyncio
@@ -20,7 +20,7 @@ USAGE = {"prompt_tokens": 20, "completion_tokens": 7, "total_tokens": 27}
 
 
 def traced_as(name: str) -> None:
-    """Send this process's spans to where OTEL_EXPORTER_OTLP_ENDPOINT says."""
+    """Send the spans of this process to OTEL_EXPORTER_OTLP_ENDPOINT."""
     provider = TracerProvider(
         resource=ProcessResourceDetector().detect().merge(Resource.create({"service.name": name}))
     )
@@ -29,7 +29,10 @@ def traced_as(name: str) -> None:
 
 
 async def complete(request: web.Request) -> web.StreamResponse:
-    """POST /v1/chat/completions: asks for the tool "weather" once, if there is one; refuses or hangs if it is told."""
+    """POST /v1/chat/completions: calls the tool "weather" once, if there is one.
+
+    Refuses or hangs if the question says so.
+    """
     context = propagate.extract(request.headers)
     tracer = trace.get_tracer("model")
     with tracer.start_as_current_span("POST /v1/chat/completions", context=context, kind=trace.SpanKind.SERVER):

@@ -1,7 +1,8 @@
-"""What the lines of a log are about: the run, the request and the attempt, known to every line without being passed on.
+"""The subject of log lines: run, request, queue, attempt and worker. Every line has it without passing it on.
 
-A task or a thread that a run's or a request's own starts inherits its scope, as any context variable. Lines that come
-from elsewhere, such as a callback of the connection that all runs share, name theirs: ``extra=log_extra(log_context)``.
+A task or thread inherits it from the task that starts it, like every context variable. Some lines come from elsewhere,
+for example from a callback of the connection that all runs share. They name their subject themselves:
+``extra=log_extra(log_context)``.
 """
 
 from contextvars import ContextVar
@@ -11,7 +12,10 @@ from agentstream.protocol.jobs import Job
 
 
 class LogContext(NamedTuple):
-    """Log fields by their fixed names; None is left out. A tuple, as every open stream holds one."""
+    """Log fields under their fixed names. A field that is None is left out.
+
+    It is a tuple, because every open stream holds one.
+    """
 
     run_id: str | None = None
     request_id: str | None = None
@@ -24,20 +28,20 @@ _log_context: ContextVar[LogContext] = ContextVar("log_context", default=LogCont
 
 
 def current_log_context() -> LogContext:
-    """Return the scope of whoever calls."""
+    """Return the log context of the running task."""
     return _log_context.get()
 
 
 def bind(**fields: Any) -> None:  # noqa: ANN401 -- a LogContext's fields
-    """Add fields to the scope of the running task, and of what it starts from now on."""
+    """Set fields of the log context of the running task, and of the tasks and threads that it starts from now on."""
     _log_context.set(_log_context.get()._replace(**fields))
 
 
 def log_extra(log_context: LogContext) -> dict[str, LogContext]:
-    """Return the ``extra`` of a line that is about another scope than its caller's."""
+    """Return the ``extra`` of a log line that has another subject than its caller."""
     return {"log_context": log_context}
 
 
 def log_context_of(job: Job) -> LogContext:
-    """Return what log lines about a job say of it."""
+    """Return the log context of a job."""
     return LogContext(run_id=job.run_id, request_id=job.request_id)

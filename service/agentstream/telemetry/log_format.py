@@ -1,9 +1,11 @@
-"""How log lines look: text for people, or one JSON object a line; never what users wrote, unless asked.
+"""The format of log lines: text for people, or one JSON object per line.
 
-The text of an exception may repeat anything: a message, a tool's arguments, what a model server answered. So of an
-exception, in a traceback or among a line's arguments, only its class is told, and its text only if it is one of our
-own that tells of Redis, of ourselves or of the operating system. With ``content`` all of them are told. Known secrets
-are masked whatever happens. The standard library's logging does the rest: lines of agents and libraries come that way.
+A line contains no text of users, models and tools, unless the settings allow it. The text of an exception may contain
+any of these, for example the arguments of a tool or the answer of a model server. So a log line shows only the class of
+an exception, in a traceback and among the arguments of the line. It also shows the text of our own errors about Redis,
+the service and the start, and of errors of the operating system. With ``content`` it shows every text. Known secrets
+are always masked. Lines of agents and libraries get the same format: everything goes through the logging module of the
+standard library.
 """
 
 import json
@@ -19,19 +21,19 @@ import orjson
 from agentstream.errors import BusError, RunFailed, ServiceError, StartupError
 from agentstream.telemetry.log_context import LogContext, current_log_context
 
-# Of a line; so that none grows without bound. A traceback of depth 50 has about 5,000 characters.
+# Limits of one line. A traceback of depth 50 has about 5,000 characters.
 MAX_MESSAGE_CHARS: Final = 8000
 MAX_EXCEPTION_CHARS: Final = 20_000
 MAX_FIELD_CHARS: Final = 1000
-MAX_FRAMES: Final = 50  # the innermost
-MAX_EXCEPTIONS: Final = 10  # of a chain or a group
-MIN_SECRET_CHARS: Final = 6  # a shorter one occurs in other words
+MAX_FRAMES: Final = 50  # the innermost frames of a traceback
+MAX_EXCEPTIONS: Final = 10  # in a chain or a group
+MIN_SECRET_CHARS: Final = 6  # a shorter secret may be part of other words
 
-# What can forge a line, or command a terminal: all controls, and the line separators of Unicode.
+# Characters that can forge a line or control a terminal: all controls, and the line separators of Unicode.
 _CONTROLS: Final = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _CONTROLS_BUT_NEWLINE: Final = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029]")
 _PLAIN_VALUE: Final = re.compile(r"[\w.:/@+-]+")
-# What a record holds besides what its caller gave by name, and the names that are taken.
+# Attributes of a record that are not fields of its caller, and names that a caller's field cannot have.
 _RESERVED_FIELDS: Final = (
     frozenset(vars(logging.makeLogRecord({})))
     | {"asctime", "log_context", "taskName"}
@@ -43,12 +45,16 @@ TraceIds = Callable[[], tuple[str, str] | None]
 
 
 class LineFormatter(logging.Formatter):
-    """What both formats share."""
+    """The common part of both formats."""
 
     def __init__(
         self, process: str, *, content: bool = False, secrets: Collection[str] = (), trace_ids: TraceIds | None = None
     ) -> None:
-        """Take the process's name and what to mask; ``trace_ids`` returns the ids of the trace and the current span."""
+        """Take the name of the process and the secrets to mask.
+
+        ``content`` allows the texts of users, models and tools. ``trace_ids`` returns the ids of the trace and of the
+        current span.
+        """
         super().__init__()
         self._process = process
         self._content = content
@@ -56,34 +62,34 @@ class LineFormatter(logging.Formatter):
         self._trace_ids = trace_ids
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the line; of one whose arguments do not fit its words, where it comes from.
+        """Return the line. If its arguments do not fit its message, return a line that says where it was logged.
 
-        The standard library would print such a line's arguments as they are.
+        The standard library would print the arguments of such a line unchecked.
         """
         try:
             line = self.line(record)
-        except Exception as exc:  # noqa: BLE001 -- whatever a caller's values come up with
-            text = f"a line of {record.pathname}:{record.lineno} cannot be told: {type(exc).__name__}"
+        except Exception as exc:  # noqa: BLE001 -- a value of the caller may raise anything
+            text = f"cannot format a log line of {record.pathname}:{record.lineno}: {type(exc).__name__}"
             line = self.line(logging.LogRecord(record.name, record.levelno, record.pathname, 0, text, (), None))
         return self._masked(line)
 
     def line(self, record: logging.LogRecord) -> str:
-        """Return the line, secrets and all."""
+        """Return the line before secrets are masked."""
         raise NotImplementedError
 
     def message_of(self, record: logging.LogRecord) -> str:
-        """Return a line's own words, exceptions among them told as they may be."""
+        """Return the message of a record. Its exceptions are redacted."""
         message = str(self._redacted(record.msg))
         if isinstance(record.args, Mapping):
             message %= {name: self._redacted(value) for name, value in record.args.items()}
         elif record.args:
             message %= tuple(map(self._redacted, record.args))
         if record.name == "asyncio" and record.exc_info and not self._content:
-            message = message.partition("\n")[0]  # then come the parts of its context, with the exception's text
+            message = message.partition("\n")[0]  # the next lines contain the text of the exception
         return _cut(message, MAX_MESSAGE_CHARS)
 
     def fields_of(self, record: logging.LogRecord) -> list[tuple[str, Any]]:
-        """Return what a line is about, and what else its caller gave by name."""
+        """Return the log context of a record and the caller's own fields."""
         given = getattr(record, "log_context", None)
         log_context = given if isinstance(given, LogContext) else current_log_context()
         fields = [field for field in zip(LogContext._fields, log_context, strict=True) if field[1]]
@@ -96,10 +102,10 @@ class LineFormatter(logging.Formatter):
         return fields
 
     def exception_of(self, record: logging.LogRecord) -> str | None:
-        """Return a line's traceback, if it has one."""
+        """Return the traceback of a record, or None."""
         if record.exc_info and record.exc_info[1] is not None:
-            told = "\n".join(_format_traceback(record.exc_info[1], content=self._content, seen=set()))
-            return _cut(told, MAX_EXCEPTION_CHARS)
+            text = "\n".join(_format_traceback(record.exc_info[1], content=self._content, seen=set()))
+            return _cut(text, MAX_EXCEPTION_CHARS)
         return _cut(record.stack_info, MAX_EXCEPTION_CHARS) if record.stack_info else None
 
     def _redacted(self, value: object) -> object:
@@ -116,10 +122,10 @@ class LineFormatter(logging.Formatter):
 
 
 class TextFormatter(LineFormatter):
-    """``time LEVEL process[pid] logger: message name=value ...``, a traceback and further lines indented below."""
+    """``time LEVEL process[pid] logger: message name=value ...``; a traceback and further lines are indented below."""
 
     def line(self, record: logging.LogRecord) -> str:
-        """Return the record; only its first line begins without a space."""
+        """Return the record as text. Only its first line begins without a space."""
         fields = "".join([f" {name}={_value(value)}" for name, value in self.fields_of(record)])
         message = _indented(self.message_of(record))
         line = f"{_time_of(record)} {record.levelname:<7} {self._process}[{record.process}] {record.name}: {message}"
@@ -129,11 +135,11 @@ class TextFormatter(LineFormatter):
 
 
 class JsonFormatter(LineFormatter):
-    """One object a line: time, level, logger, message, process, pid, what it is about, exception."""
+    """One JSON object per line: time, level, logger, message, process, pid, log context, further fields, exception."""
 
     def line(self, record: logging.LogRecord) -> str:
-        """Return the record; values that JSON has no form for are told as text."""
-        told: dict[str, Any] = {
+        """Return the record as JSON. A value that JSON cannot hold becomes text."""
+        fields: dict[str, Any] = {
             "time": _time_of(record),
             "level": record.levelname.lower(),
             "logger": record.name,
@@ -142,17 +148,17 @@ class JsonFormatter(LineFormatter):
             "pid": record.process,
         } | dict(self.fields_of(record))
         if exception := self.exception_of(record):
-            told["exception"] = exception
+            fields["exception"] = exception
         try:
-            text = orjson.dumps(told, default=str).decode()
-        except orjson.JSONEncodeError:  # a lone surrogate, or an integer beyond 64 bits
-            told = {name: str(value).encode(errors="backslashreplace").decode() for name, value in told.items()}
-            text = orjson.dumps(told).decode()
+            text = orjson.dumps(fields, default=str).decode()
+        except orjson.JSONEncodeError:  # a lone surrogate, or an integer of more than 64 bits
+            fields = {name: str(value).encode(errors="backslashreplace").decode() for name, value in fields.items()}
+            text = orjson.dumps(fields).decode()
         return _escaped(text, _CONTROLS, r"\u{:04x}")
 
 
 class _RedactedException:
-    """Stands in for an exception among a line's arguments, whether they are formatted by %s or %r."""
+    """Replaces an exception among the arguments of a line. ``%s`` and ``%r`` give the same text."""
 
     def __init__(self, text: str) -> None:
         self._text = text
@@ -164,7 +170,7 @@ class _RedactedException:
 
 
 def describe_exception(exc: BaseException, *, content: bool) -> str:
-    """Return an exception as far as it may be told: its class, and its text if that holds nothing of users."""
+    """Return the class of an exception, and its text if the text cannot come from a user or ``content`` allows it."""
     text = str(exc) if content else _harmless_text(exc)
     return f"{type(exc).__name__}: {text}" if text else type(exc).__name__
 
@@ -176,13 +182,16 @@ def _harmless_text(exc: BaseException) -> str:
 
 
 def _format_traceback(exc: BaseException, *, content: bool, seen: set[int]) -> Iterator[str]:
-    """Yield the lines of a traceback: causes first, a group's members behind it, each exception once."""
+    """Yield the lines of a traceback, each exception once.
+
+    The causes come before the exception, and the members of a group after it.
+    """
     if id(exc) in seen or len(seen) == MAX_EXCEPTIONS:
         return
     seen.add(id(exc))
     before = exc.__cause__ or (None if exc.__suppress_context__ else exc.__context__)
-    if before is not None and (told := list(_format_traceback(before, content=content, seen=seen))):
-        yield from (*told, "and then:")
+    if before is not None and (cause_lines := list(_format_traceback(before, content=content, seen=seen))):
+        yield from (*cause_lines, "and then:")
     if exc.__traceback__ is not None:
         yield "Traceback (most recent call last):"
         yield from (line.rstrip("\n") for line in traceback.format_tb(exc.__traceback__, limit=-MAX_FRAMES))
@@ -194,7 +203,7 @@ def _format_traceback(exc: BaseException, *, content: bool, seen: set[int]) -> I
 
 
 def _time_of(record: logging.LogRecord) -> str:
-    """Return ISO 8601, UTC, milliseconds."""
+    """Return the time in ISO 8601: UTC, in milliseconds."""
     return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
@@ -207,7 +216,7 @@ def _indented(text: str) -> str:
 
 
 def _value(value: object) -> str:
-    """Return a field's value as text; one with a space or a quote in it as JSON has it."""
+    """Return the value of a field as text. A value with a space or a quote becomes a JSON string."""
     text = f"{value:.3f}".rstrip("0").rstrip(".") if isinstance(value, float) else str(value)
     return text if _PLAIN_VALUE.fullmatch(text) else json.dumps(text)
 

@@ -1,7 +1,7 @@
-"""What a process counts, as ``telemetry`` says, and how processes that share a port tell it together.
+"""The metrics of a process, from the tables in ``names``. Processes that share a port report their totals together.
 
-What is counted every token or message stays a plain integer where it happens; it is taken over here when somebody
-asks (``set_total``), so that counting costs no stream anything.
+A count that changes with every token or message is a plain integer where it is counted. ``set_total`` copies it when
+the metrics are read, so that counting costs no stream anything.
 """
 
 import asyncio
@@ -18,22 +18,22 @@ from agentstream.telemetry.names import Metric
 log = logging.getLogger(__name__)
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
-OBSERVE_S: Final = 1.0  # how old a number may be that another process tells
+OBSERVE_S: Final = 1.0  # the greatest age of a number that another process reports
 
 
 class Metrics:
-    """The metrics of one process, or of all that share its port, in a registry of their own."""
+    """The metrics of one process, or of all processes that share its port, in their own registry."""
 
     def __init__(self, table: Sequence[Metric], number: int | None = None) -> None:
-        """Register all of a table; ``number`` is this process's among those that share a port (see multiproc_env).
+        """Register every metric of ``table``. ``number`` is this process's number among those that share a port.
 
-        Then its counts are kept in files of that number: whichever process is asked tells the sum of all, and one
-        that is started again goes on counting where its predecessor ended.
+        With a ``number`` the counts are in files (see ``multiproc_env``), so every process reports the total of all. A
+        process that is started again continues the counts of the process that had its number.
         """
         self._multiprocess = number is not None
         if number is not None:
             values.ValueClass = values.MultiProcessValue(lambda: number)  # type: ignore[no-untyped-call]
-        prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]  # a series beside each
+        prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]  # it would add a series to each metric
         self._registry = CollectorRegistry()
         self._counters: dict[str, Counter] = {}
         self._gauges: dict[str, Gauge] = {}
@@ -46,7 +46,7 @@ class Metrics:
         name, help_text, labels, registry = metric.name, metric.help_text, tuple(metric.labels or ()), self._registry
         if metric.kind == "counter":
             counter = self._counters[name] = Counter(name, help_text, labels, registry=registry)
-            if len(labels) == 1:  # a series that is not there before its first count has no rate then
+            if len(labels) == 1:  # a series that appears with its first count has no rate for it
                 for value in (metric.labels or {})[labels[0]]:
                     counter.labels(value)
         elif metric.kind == "gauge":
@@ -61,30 +61,30 @@ class Metrics:
             self._histograms[name] = Histogram(name, help_text, labels, registry=registry, buckets=metric.buckets_s)
 
     def counter(self, name: str, *labels: str) -> Counter:
-        """Return a counter, with these values of its labels."""
+        """Return a counter, or its series with these label values."""
         counter = self._counters[name]
         return counter.labels(*labels) if labels else counter
 
     def gauge(self, name: str, *labels: str) -> Gauge:
-        """Return a gauge, with these values of its labels."""
+        """Return a gauge, or its series with these label values."""
         gauge = self._gauges[name]
         return gauge.labels(*labels) if labels else gauge
 
     def histogram(self, name: str, *labels: str) -> Histogram:
-        """Return a histogram, with these values of its labels."""
+        """Return a histogram, or its series with these label values."""
         histogram = self._histograms[name]
         return histogram.labels(*labels) if labels else histogram
 
     def set_total(self, total: int, name: str, *labels: str) -> None:
-        """Let a counter tell what was counted elsewhere, ``total`` since this process began."""
+        """Set a counter to ``total``, a count that something else has kept since this process began."""
         key = (name, *labels)
-        taken = self._last_totals.get(key, 0)
-        if total > taken:  # read from the side a sum may be one behind itself, for a moment
+        last_total = self._last_totals.get(key, 0)
+        if total > last_total:  # a total may go back by one for a moment, because it is summed while it changes
             self._last_totals[key] = total
-            self.counter(name, *labels).inc(total - taken)
+            self.counter(name, *labels).inc(total - last_total)
 
     def render(self) -> bytes:
-        """Return the text exposition format."""
+        """Return the metrics in the Prometheus text format."""
         if not self._multiprocess:
             return generate_latest(self._registry)
         every = CollectorRegistry()
@@ -93,20 +93,20 @@ class Metrics:
 
 
 async def observe_periodically(observe: Callable[[], None]) -> None:
-    """Let the processes that share the port tell this one's numbers, too, in their sums."""
+    """Update the metrics of this process regularly, so that other processes on the port report current totals."""
     while True:
         try:
             observe()
-        except Exception:  # numbers are not worth a run
-            log.exception("this process's numbers could not be taken")
+        except Exception:  # an error in the metrics must not end a run
+            log.exception("cannot update the metrics of this process")
         await asyncio.sleep(OBSERVE_S)
 
 
 def multiproc_env(folder: str) -> dict[str, str]:
-    """Return the variables with which processes that share a port count into one folder."""
+    """Return the environment variables that make processes count into one folder."""
     return {"PROMETHEUS_MULTIPROC_DIR": folder}
 
 
 def remove_process_gauges(folder: str, number: int) -> None:
-    """Count out the gauges of a process that has ended; its counters stay in the sums."""
+    """Remove the gauges of a process that has ended. Its counters stay in the totals."""
     mark_process_dead(number, folder)  # type: ignore[no-untyped-call]

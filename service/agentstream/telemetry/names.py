@@ -1,7 +1,7 @@
-"""Every metric: its name, kind, unit, labels and meaning, so that dashboards and alerts can be checked against them.
+"""Every metric: its name, kind, unit, labels and meaning. Tests check dashboards and alerts against them.
 
-Units are Prometheus' own (seconds, bytes); labels take values from small sets that no client can widen: routes,
-statuses and codes of ours, and the queues that the settings name. Never a model, a run, a key or a path.
+The units are those of Prometheus: seconds and bytes. The values of a label form a small set that no client can extend:
+our routes, statuses and codes, and the queues in the settings. A label never holds a model, a run, a key or a path.
 """
 
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from typing import Final, Literal
 
 Kind = Literal["counter", "gauge", "histogram"]
 
-# Upper bounds in seconds: of one hop through the broker, of what somebody waits for, of a whole run.
+# Upper bounds in seconds for one way through Redis, for the time that a client waits, and for a whole run.
 HOP_BUCKETS_S: Final = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 WAIT_BUCKETS_S: Final = (
     0.001,
@@ -31,10 +31,10 @@ WAIT_BUCKETS_S: Final = (
 )
 RUN_BUCKETS_S: Final = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0)
 
-# Why a stream read the log: a message did not follow, a newer attempt began, the connection to the broker was made
-# anew, the run was silent, its client had fallen behind, or a reader joined a run that exists.
+# Why a stream read the replay log: a message was missing, a newer attempt began, the connection to Redis was lost and
+# made again, the run was silent, the client had been too slow, or the reader joined a run that already existed.
 CATCH_UP_CAUSES: Final = ("gap", "attempt", "reconnect", "silence", "slow_client", "joined")
-# Who asked for a run's end: a request, or nobody is left who waits for it.
+# Why a cancel was requested: a client's request, or no client waits for the run any more.
 CANCEL_CAUSES: Final = ("request", "abandoned")
 GIVEN_UP_CODES: Final = ("queue_timeout", "stream_lost")
 REJECTIONS: Final = (
@@ -59,8 +59,8 @@ REJECTIONS: Final = (
     "run_not_ended",
     "other",
 )
-# How a run ended at a worker: its terminal event (for run_failed: its code), or that another worker has it, or that
-# its end could not be stored.
+# How an attempt ended on a worker: its terminal event (for run_failed the failure code), or another worker continues
+# the run (handed_back, lease_lost), or its end could not be stored (not_stored).
 OUTCOMES: Final = (
     "completed",
     "cancelled",
@@ -78,8 +78,8 @@ OUTCOMES: Final = (
     "not_stored",
 )
 CLAIM_KINDS: Final = ("new", "reclaimed")
-# Why nothing more of a run could be published: a newer attempt has begun, the broker refused, its end was not stored
-# in time.
+# Why a run could not publish more events: a newer attempt has begun, Redis refused them, or its end was not stored in
+# time.
 PUBLISH_FAILURES: Final = ("fenced", "refused", "not_stored")
 
 REQUESTS: Final = "agentstream_requests_total"
@@ -125,9 +125,9 @@ WORKER_RECONNECTS: Final = "agentstream_worker_broker_reconnects_total"
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """One metric, with its labels and, for each, the values it may take; none are told for queues, routes, statuses.
+    """One metric. ``labels`` gives the possible values of each label; it is empty for queues, routes and statuses.
 
-    Of a gauge, processes that share a port tell the sum, or, if it is ``shared``, what one of them saw last.
+    Processes that share a port report the sum of a gauge. Of a ``shared`` gauge they report the most recent value.
     """
 
     name: str
@@ -141,75 +141,103 @@ class Metric:
 _QUEUE_LABEL: Final[dict[str, tuple[str, ...]]] = {"queue": ()}
 
 FRONTEND_METRICS: Final = (
-    Metric(REQUESTS, "counter", "HTTP requests by route and status", {"route": (), "status": ()}),
-    Metric(REJECTED, "counter", "Requests answered with an error of ours, by its code", {"reason": REJECTIONS}),
-    Metric(OPEN_RUNS, "gauge", "Runs a client is waiting for, streamed or not"),
-    Metric(OPEN_STREAMS, "gauge", "Streams open to clients"),
-    Metric(BUFFERED_BYTES, "gauge", "Bytes of open streams that wait for their clients to take them"),
-    Metric(TOKENS, "counter", "Pieces of answer text handed to streams"),
+    Metric(REQUESTS, "counter", "HTTP requests by route and response status", {"route": (), "status": ()}),
+    Metric(REJECTED, "counter", "Requests that were answered with an error, by error code", {"reason": REJECTIONS}),
+    Metric(OPEN_RUNS, "gauge", "Runs that a client of this front end waits for, streamed or not"),
+    Metric(OPEN_STREAMS, "gauge", "Open streams to clients"),
+    Metric(BUFFERED_BYTES, "gauge", "Bytes of open streams that their clients have not read yet"),
+    Metric(TOKENS, "counter", "Pieces of answer text that were given to streams"),
     Metric(
         DISPATCH_SECONDS,
         "histogram",
-        "From a request's admission until its run's first event (a worker began it) arrived here",
+        "Seconds from the admission of a request until a worker has begun its run and the first event arrived here",
         buckets_s=WAIT_BUCKETS_S,
     ),
     Metric(
         FIRST_TOKEN_SECONDS,
         "histogram",
-        "From a streamed request's admission to its first piece of answer text; of new runs whose answer had any",
+        "Seconds from the admission of a streamed request until its first piece of answer text, for new runs with text",
         buckets_s=WAIT_BUCKETS_S,
     ),
     Metric(
         BUS_LATENCY_SECONDS,
         "histogram",
-        "From here through the broker and back, behind the messages of all streams, until those were written to "
-        "their clients; by this process's clock alone, every 2 s",
+        "Seconds of a PING to Redis and back, until all messages that arrived before its reply were written to their "
+        "clients; measured every 2 s with the clock of this process",
         buckets_s=HOP_BUCKETS_S,
     ),
-    Metric(CATCH_UPS, "counter", "Times a stream read its run's log, by cause", {"cause": CATCH_UP_CAUSES}),
-    Metric(GAPS, "counter", "Times pub/sub had not brought all messages of a stream; the log gave them"),
-    Metric(DUPLICATES, "counter", "Messages dropped because their events had been delivered already"),
-    Metric(SLOW_CLIENT_CUTS, "counter", "Streams cut because their client took no bytes for the write timeout"),
-    Metric(GIVEN_UP, "counter", "Runs whose end this front end had to make up, by code", {"code": GIVEN_UP_CODES}),
-    Metric(CANCELS, "counter", "Cancels asked for, by a request or because nobody waits", {"cause": CANCEL_CAUSES}),
-    Metric(CANCEL_SECONDS, "histogram", "From a cancel's request until the run had ended", buckets_s=WAIT_BUCKETS_S),
-    Metric(BROKER_RECONNECTS, "gauge", "Reconnects to Redis"),
-    Metric(WORKERS_ALIVE, "gauge", "Live workers; -1 if unknown", _QUEUE_LABEL, shared=True),
-    Metric(QUEUED, "gauge", "Outstanding jobs, waiting and running; -1 if unknown", _QUEUE_LABEL, shared=True),
-    Metric(WAITING, "gauge", "Jobs no worker has taken yet; -1 if unknown", _QUEUE_LABEL, shared=True),
+    Metric(CATCH_UPS, "counter", "Times that a stream read its replay log, by cause", {"cause": CATCH_UP_CAUSES}),
+    Metric(GAPS, "counter", "Times that pub/sub lost messages of a stream and the replay log supplied them"),
+    Metric(DUPLICATES, "counter", "Pub/sub messages that were ignored because the stream already had their events"),
+    Metric(SLOW_CLIENT_CUTS, "counter", "Streams cut because the client took no bytes for AGENTSTREAM_WRITE_TIMEOUT_S"),
+    Metric(
+        GIVEN_UP,
+        "counter",
+        "Runs that this front end ended itself because their end never arrived, by error code",
+        {"code": GIVEN_UP_CODES},
+    ),
+    Metric(
+        CANCELS,
+        "counter",
+        "Cancels requested by a client, or because no client waits any more",
+        {"cause": CANCEL_CAUSES},
+    ),
+    Metric(
+        CANCEL_SECONDS,
+        "histogram",
+        "Seconds from the request of a cancel until the run had ended",
+        buckets_s=WAIT_BUCKETS_S,
+    ),
+    Metric(BROKER_RECONNECTS, "gauge", "Reconnects to Redis since the process started"),
+    Metric(
+        WORKERS_ALIVE, "gauge", "Workers with a heartbeat in the last 10 s; -1 if unknown", _QUEUE_LABEL, shared=True
+    ),
+    Metric(QUEUED, "gauge", "Jobs of the queue, waiting and running; -1 if unknown", _QUEUE_LABEL, shared=True),
+    Metric(WAITING, "gauge", "Jobs that no worker has claimed yet; -1 if unknown", _QUEUE_LABEL, shared=True),
     Metric(
         OLDEST_WAITING_SECONDS,
         "gauge",
-        "Age of the oldest job no worker has taken, by the broker's clock; 0 if there is none, -1 if unknown",
+        "Age in seconds of the oldest job that no worker has claimed, by Redis's clock; 0 if none waits, -1 if unknown",
         _QUEUE_LABEL,
         shared=True,
     ),
 )
 
 WORKER_METRICS: Final = (
-    Metric(WORKER_SLOTS, "gauge", "Runs that may go on at once"),
+    Metric(WORKER_SLOTS, "gauge", "Runs that this worker may execute at the same time"),
     Metric(WORKER_ACTIVE_RUNS, "gauge", "Runs that hold a slot", _QUEUE_LABEL),
-    Metric(WORKER_RUNS, "counter", "Runs that ended here, by outcome", {**_QUEUE_LABEL, "outcome": OUTCOMES}),
-    Metric(WORKER_RUN_SECONDS, "histogram", "From an attempt's begin to its end, stored", _QUEUE_LABEL, RUN_BUCKETS_S),
+    Metric(
+        WORKER_RUNS,
+        "counter",
+        "Attempts at runs that ended on this worker, by outcome",
+        {**_QUEUE_LABEL, "outcome": OUTCOMES},
+    ),
+    Metric(
+        WORKER_RUN_SECONDS,
+        "histogram",
+        "Seconds from the start of an attempt until its end was stored",
+        _QUEUE_LABEL,
+        RUN_BUCKETS_S,
+    ),
     Metric(
         WORKER_DISPATCH_SECONDS,
         "histogram",
-        "From enqueueing a job to the begin of its first attempt, by the broker's clock, to the millisecond",
+        "Seconds from the enqueueing of a job until its first attempt began, by the clock of Redis, to the millisecond",
         _QUEUE_LABEL,
         WAIT_BUCKETS_S,
     ),
     Metric(
         WORKER_CLAIMS,
         "counter",
-        "Jobs taken: new ones, and those whose worker was lost or had handed them back",
+        "Claimed jobs: new ones, and reclaimed ones, whose worker was lost or had handed them back",
         {**_QUEUE_LABEL, "kind": CLAIM_KINDS},
     ),
-    Metric(WORKER_RETRIES, "counter", "Runs whose agent was called again, in a later attempt", _QUEUE_LABEL),
-    Metric(WORKER_LEASES_LOST, "counter", "Runs that went on at another worker while this one held them", _QUEUE_LABEL),
+    Metric(WORKER_RETRIES, "counter", "Runs whose agent was called again in a later attempt", _QUEUE_LABEL),
+    Metric(WORKER_LEASES_LOST, "counter", "Runs that another worker took over while this one held them", _QUEUE_LABEL),
     Metric(
         WORKER_CANCEL_SECONDS,
         "histogram",
-        "From hearing of a run's cancel until its end was stored",
+        "Seconds from the arrival of a cancel at this worker until the end of the run was stored",
         _QUEUE_LABEL,
         WAIT_BUCKETS_S,
     ),
@@ -217,23 +245,31 @@ WORKER_METRICS: Final = (
     Metric(
         WORKER_TOOL_CALLS,
         "counter",
-        "Ends of tool calls that agents announced, by success",
+        "Tool calls that ended, by success, if the agent announces them",
         {**_QUEUE_LABEL, "success": ("true", "false")},
     ),
     Metric(
         WORKER_PUBLISH_SECONDS,
         "histogram",
-        "From a run's last event until it and all before it were stored and published",
+        "Seconds from the last event of a run until all its events were stored and published",
         buckets_s=HOP_BUCKETS_S,
     ),
-    Metric(WORKER_PUBLISH_RETRIES, "counter", "Batches sent again because the log did not take or have them"),
+    Metric(
+        WORKER_PUBLISH_RETRIES,
+        "counter",
+        "Batches sent again because the replay log had not stored them or had lost them",
+    ),
     Metric(
         WORKER_PUBLISH_FAILURES,
         "counter",
-        "Runs of which nothing more could be published, by reason",
+        "Runs that could not publish any more events, by reason",
         {"reason": PUBLISH_FAILURES},
     ),
-    Metric(WORKER_UNFLUSHED_BYTES, "gauge", "Bytes of events that wait to be published"),
-    Metric(WORKER_LOG_TRIMS, "counter", "Runs whose log outgrew its bound and lost its beginning"),
-    Metric(WORKER_RECONNECTS, "counter", "Reconnects to Redis"),
+    Metric(WORKER_UNFLUSHED_BYTES, "gauge", "Bytes of events that wait to be stored and published"),
+    Metric(
+        WORKER_LOG_TRIMS,
+        "counter",
+        "Runs whose replay log exceeded AGENTSTREAM_LOG_MAX_BYTES and lost its oldest events",
+    ),
+    Metric(WORKER_RECONNECTS, "counter", "Reconnects to Redis since the process started"),
 )

@@ -1,7 +1,8 @@
-"""Where spans go: OpenTelemetry's SDK, set up by OpenTelemetry's own variables, and ended in a bounded time.
+"""The export of spans with OpenTelemetry's SDK. OpenTelemetry's own variables configure it.
 
-Whatever is wrong with it (not installed, wrongly set, a collector that is away) costs spans and a line in the log,
-never a run: spans wait in a bounded queue, a thread sends them, and what does not fit is dropped.
+An error in it (a missing package, wrong variables, a collector that does not answer) costs spans and a log line, never
+a run: spans wait in a bounded queue, a thread sends them, and spans that do not fit are dropped. The end of a process
+waits for the last spans only for a bounded time.
 """
 
 import contextlib
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import SpanExporter
 
-# For the last spans, when all runs have ended: what starts us waits no longer than the drain and a little more.
+# Time to send the last spans. A supervisor waits for a process only a little longer than its drain timeout.
 FLUSH_TIMEOUT_S: Final = 2.0
 REPEAT_INTERVAL_S: Final = 60.0
 
@@ -34,10 +35,10 @@ log = logging.getLogger(__name__)
 
 @contextlib.contextmanager
 def exported_spans(process: str) -> Iterator[None]:
-    """Make spans as long as this lasts, if somebody wants them; ``process`` is what we are, such as frontend.
+    """Make and export spans while the block runs, if traces are on. ``process`` names the process: frontend or worker.
 
-    OpenTelemetry's variables want them, or code that was loaded before has set up a provider of its own: then that one
-    gets our spans, and is left to end them.
+    Traces are on if OpenTelemetry's variables ask for them, or if an agent's module has already set up its own
+    provider. Our spans then go to that provider, and this function does not shut it down.
     """
     settings = trace_settings()
     api = sys.modules.get("opentelemetry.trace")
@@ -58,7 +59,7 @@ def exported_spans(process: str) -> Iterator[None]:
 
 
 def _provider(settings: TraceSettings, process: str) -> "TracerProvider | None":
-    """Return the process's provider of spans; None, and a line in the log, if it cannot be had."""
+    """Return the provider of this process's spans. Log a warning and return None if it cannot be created."""
     try:
         from opentelemetry import trace  # noqa: PLC0415 -- an optional dependency
         from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415
@@ -72,8 +73,8 @@ def _provider(settings: TraceSettings, process: str) -> "TracerProvider | None":
         processors = [BatchSpanProcessor(_exporter(name)) for name in settings.exporters]
         provider = TracerProvider(resource=_resource(process), shutdown_on_exit=False)
     except (ImportError, ValueError, TypeError) as exc:
-        why = str(exc)  # of the operator's settings: no user wrote it
-        log.warning("there are no traces: %s (see OpenTelemetry's OTEL_ variables)", why)
+        why = str(exc)  # as text: it is about the operator's variables, and contains no text of users
+        log.warning("traces are off: %s (check OpenTelemetry's OTEL_ variables)", why)
         return None
     for processor in processors:
         provider.add_span_processor(processor)
@@ -82,36 +83,36 @@ def _provider(settings: TraceSettings, process: str) -> "TracerProvider | None":
 
 
 def _exporter(name: str) -> "SpanExporter":
-    """Return an exporter by its name; raises ValueError if none is installed under it, or what it raises."""
+    """Return an exporter by its name. Raises ValueError if it is not installed, or any error of the exporter."""
     known = {found.name: found for found in entry_points(group="opentelemetry_traces_exporter")}
     if name not in known:
-        message = f"no exporter {name!r} is installed; those that are: otlp, {', '.join(sorted(known))}"
+        message = f"no exporter {name!r} is installed; installed are otlp, {', '.join(sorted(known))}"
         raise ValueError(message)
     exporter: SpanExporter = known[name].load()()
     return exporter
 
 
 def _resource(process: str) -> "Resource":
-    """Return what this process calls itself; OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES win."""
+    """Return the resource of this process. OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES override it."""
     from opentelemetry.sdk.resources import OTELResourceDetector, Resource  # noqa: PLC0415
 
-    ours: dict[str, str | int] = {
+    attributes: dict[str, str | int] = {
         "service.name": f"{tracing.SCOPE}-{process}",
         "service.namespace": tracing.SCOPE,
         "service.version": __version__,
         "service.instance.id": str(uuid.uuid4()),
         "process.pid": os.getpid(),
     }
-    return Resource.create({**ours, **OTELResourceDetector().detect().attributes})
+    return Resource.create({**attributes, **OTELResourceDetector().detect().attributes})
 
 
 def _shut_down(provider: "TracerProvider") -> None:
-    """Send what waits; gives up after a while, as the SDK itself would try for half a minute."""
+    """Send the waiting spans. Give up after FLUSH_TIMEOUT_S: the SDK itself would try for 30 s."""
     ending = threading.Thread(target=provider.shutdown, name="last spans", daemon=True)
     ending.start()
     ending.join(FLUSH_TIMEOUT_S)
     if ending.is_alive():
-        log.warning("the last spans could not be sent in %g s, and are lost", FLUSH_TIMEOUT_S)
+        log.warning("the last spans could not be sent in %g s and are lost", FLUSH_TIMEOUT_S)
 
 
 def _forward_sdk_logs() -> None:
@@ -121,14 +122,14 @@ def _forward_sdk_logs() -> None:
 
 
 class _RateLimitedHandler(logging.Handler):
-    """Passes on what the SDK logs, each kind of complaint once a minute: a collector may be away for long."""
+    """Passes the SDK's log lines on, each kind of line once a minute, because a collector may be away for long."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._last_s: dict[tuple[str, str], float] = {}  # a handful: the SDK's own texts, unformatted
+        self._last_s: dict[tuple[str, str], float] = {}  # few entries: the unformatted messages of the SDK
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Pass a record on under our name."""
+        """Log the record under the name of this module."""
         kind, now_s = (record.name, str(record.msg)), time.monotonic()
         if now_s - self._last_s.get(kind, -REPEAT_INTERVAL_S) >= REPEAT_INTERVAL_S:
             self._last_s[kind] = now_s

@@ -1,11 +1,11 @@
-"""Spans: what a run did, where, and for how long, as OpenTelemetry has them; nothing, and at no cost, if it is off.
+"""Spans: the steps of a run, their place and their duration. If tracing is off, they do nothing and cost nothing.
 
-The only module that knows OpenTelemetry's API, which is an optional dependency: it is not imported before
-``enable`` (``telemetry.otel`` does that, and tells where the spans go). Context travels by W3C's
-``traceparent`` and ``tracestate``, in headers and in jobs. Nothing here is called for a token: a run, an inference or
-a tool call is the finest grain. Names are those of OpenTelemetry's conventions for HTTP, messaging and generative AI
-(https://github.com/open-telemetry/semantic-conventions-genai, October 2026); what they have no name for is
-``agentstream.*``.
+This module alone uses OpenTelemetry's API, an optional dependency. It imports the API in ``enable``; ``telemetry.otel``
+calls that and sets where the spans go. The trace context travels in W3C's ``traceparent`` and ``tracestate``, in
+headers and in jobs. No span is made for a token: the smallest unit is a run, an inference or a tool call. Names follow
+OpenTelemetry's conventions for HTTP, messaging and generative AI
+(https://github.com/open-telemetry/semantic-conventions-genai, October 2026). Names that these conventions lack begin
+with ``agentstream.``.
 """
 
 import asyncio
@@ -17,19 +17,19 @@ if TYPE_CHECKING:
     from opentelemetry import trace
     from opentelemetry.context import Context
 
-SCOPE: Final = "agentstream"  # the instrumentation's name, and that of the provider where none is a better one
+SCOPE: Final = "agentstream"  # the name of this instrumentation, and of the provider if there is no better name
 RUN_ID: Final = "agentstream.run.id"
 RUN_STATUS: Final = "agentstream.run.status"  # completed, failed, cancelled, hand_back or lease_lost
 ATTEMPT: Final = "agentstream.run.attempt"
 QUEUE_WAIT_S: Final = "agentstream.queue.wait_s"
 REQUEST_ID: Final = "agentstream.request.id"
-STREAM_WHOLE: Final = "agentstream.stream.whole"  # false: the client was gone before the run's end
+STREAM_WHOLE: Final = "agentstream.stream.whole"  # false: the client disconnected before the end of the run
 CANCELLED: Final = "agentstream.cancelled"
 ERROR_TYPE: Final = "error.type"
 
-# W3C asks to hand on at least 512 characters; a job need not carry the 8 KB that a header may hold.
+# W3C asks to pass on at least 512 characters. A job need not carry the 8 KB that a header may hold.
 MAX_TRACESTATE_CHARS: Final = 512
-# Of what users, models and tools wrote, in one attribute: 2,048 spans may wait in memory.
+# Limit of one attribute with texts of users, models and tools. Up to 2,048 spans may wait in memory.
 MAX_CONTENT_CHARS: Final = 16_384
 MAX_MESSAGE_CHARS: Final = 1000
 
@@ -37,26 +37,27 @@ _INT_BITS: Final = 63
 
 Kind = Literal["internal", "server", "client", "producer", "consumer"]
 Attributes = Mapping[str, Any]
-Carrier = Mapping[str, str]  # traceparent, and tracestate if there is one; empty if there is no span
+Carrier = Mapping[str, str]  # traceparent, and tracestate if there is one; empty without a span
 
 
 class Span:
-    """A span, ended by leaving its ``with``; it does nothing if tracing is off.
+    """A span. It ends when its ``with`` block ends. It does nothing if tracing is off.
 
-    What escapes from the block is told by its class, as ``error.type``, if ``fail`` has not told; a cancel is no error.
+    An exception that leaves the block fails the span: its class becomes ``error.type``, unless ``fail`` was called
+    before. A cancellation is no failure.
     """
 
     __slots__ = ("_current", "_failed", "_span", "_token")
 
     def __init__(self, span: "trace.Span | None" = None, *, current: bool = True) -> None:
-        """Take what was started. A ``current`` one is the parent of what is started inside its ``with``."""
+        """Take a started span. If it is ``current``, spans that start inside its block are its children."""
         self._span = span
         self._current = current
         self._failed = False
         self._token: Any = None
 
     def __enter__(self) -> Self:
-        """Make it current."""
+        """Make the span current."""
         if self._span is not None and self._current:
             self._token = _api.context.attach(_api.trace.set_span_in_context(self._span))
         return self
@@ -64,7 +65,7 @@ class Span:
     def __exit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, _traceback: TracebackType | None
     ) -> None:
-        """End it."""
+        """End the span."""
         if self._span is None:
             return
         if kind is not None:
@@ -77,32 +78,35 @@ class Span:
         self._span.end()
 
     def set(self, attributes: Attributes) -> None:
-        """Say more of it; what is None is left out."""
+        """Add attributes. An attribute that is None is left out."""
         if self._span is not None:
             self._span.set_attributes(_span_attributes(attributes))
 
     def fail(self, error_type: str, message: str = "") -> None:
-        """Call it failed; the first call counts. ``message`` may hold what users wrote: told where content may be."""
+        """Mark the span as failed. Only the first call counts.
+
+        ``message`` may contain users' texts, so it is added only if content is allowed.
+        """
         if self._span is not None and not self._failed:
             self._failed = True
             self._span.set_attribute(ERROR_TYPE, error_type)
-            told = _sendable(message[:MAX_MESSAGE_CHARS]) if _api.content and message else None
-            self._span.set_status(_api.trace.StatusCode.ERROR, told)
+            description = _sendable(message[:MAX_MESSAGE_CHARS]) if _api.content and message else None
+            self._span.set_status(_api.trace.StatusCode.ERROR, description)
 
     def link(self, carrier: Carrier) -> None:
-        """Point to another trace's span."""
+        """Link to a span of another trace."""
         if self._span is not None and carrier:
             context = _api.trace.get_current_span(_extracted(carrier)).get_span_context()
             if context.is_valid:
                 self._span.add_link(context)
 
     def carrier(self) -> dict[str, str]:
-        """Return what makes it the parent of spans elsewhere."""
+        """Return the trace context with which spans elsewhere become children of this span."""
         return _carrier_of(self._span) if self._span is not None else {}
 
 
 class _Api:
-    """What of OpenTelemetry is used here, once it is on. ``content``: whether spans may tell what users wrote."""
+    """The used parts of OpenTelemetry. ``enable`` sets them. ``content`` allows texts of users, models and tools."""
 
     tracer: "trace.Tracer | None" = None
     content = False
@@ -116,9 +120,9 @@ _NOOP_SPAN: Final = Span()
 
 
 def enable(*, content: bool = False) -> None:
-    """Start to make spans; raises ImportError if OpenTelemetry's API is not installed.
+    """Start to make spans. Raises ImportError if OpenTelemetry's API is not installed.
 
-    ``content`` allows what users, models and tools wrote, in the attributes that the conventions have for it.
+    ``content`` allows the texts of users, models and tools in spans, in the attributes of the conventions.
     """
     from opentelemetry import context, trace  # noqa: PLC0415 -- an optional dependency
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator  # noqa: PLC0415
@@ -129,7 +133,7 @@ def enable(*, content: bool = False) -> None:
 
 
 def disable() -> None:
-    """Make no more spans; those that are open may still be ended."""
+    """Make no more spans. Open spans may still end."""
     _api.tracer = None
 
 
@@ -139,7 +143,7 @@ def enabled() -> bool:
 
 
 def content_enabled() -> bool:
-    """Whether spans may tell what users, models and tools wrote."""
+    """Whether spans may contain the texts of users, models and tools."""
     return _api.tracer is not None and _api.content
 
 
@@ -151,9 +155,10 @@ def span(
     parent: Carrier | None = None,
     current: bool = True,
 ) -> Span:
-    """Return a new span, for a ``with``: a child of ``parent`` (a root, if that is empty), by default of the current.
+    """Return a new span for a ``with`` block. It is a child of ``parent``, by default of the current span.
 
-    Inside an asynchronous generator it must not be ``current``: a generator shares its caller's context.
+    With an empty ``parent`` it is a root. In an asynchronous generator it must not be ``current``: a generator shares
+    the context of its caller.
     """
     if _api.tracer is None:
         return _NOOP_SPAN
@@ -167,21 +172,21 @@ def span(
 
 
 def current() -> Span:
-    """Return the span that is current, to say more of it."""
+    """Return the current span, to add attributes to it."""
     return _NOOP_SPAN if _api.tracer is None else Span(_api.trace.get_current_span())
 
 
 def carrier() -> dict[str, str]:
-    """Return what makes the current span the parent of spans elsewhere: headers, or fields of a job."""
+    """Return the trace context of the current span, for headers or for fields of a job."""
     return {} if _api.tracer is None else _carrier_of(_api.trace.get_current_span())
 
 
 def current_ids() -> tuple[str, str] | None:
-    """Return the current span's (trace id, span id) in hex, for log records; None if there is none."""
+    """Return the (trace id, span id) of the current span in hex, for log lines. None if there is no span."""
     if _api.tracer is None:
         return None
-    here = _api.trace.get_current_span().get_span_context()
-    return (f"{here.trace_id:032x}", f"{here.span_id:016x}") if here.is_valid else None
+    span_context = _api.trace.get_current_span().get_span_context()
+    return (f"{span_context.trace_id:032x}", f"{span_context.span_id:016x}") if span_context.is_valid else None
 
 
 def _carrier_of(span: "trace.Span") -> dict[str, str]:
@@ -193,7 +198,7 @@ def _carrier_of(span: "trace.Span") -> dict[str, str]:
 
 
 def _extracted(carrier: Carrier) -> "Context":
-    """Return the context that a carrier tells, empty if it is not understood, as W3C asks."""
+    """Return the context in a carrier. It is empty if the carrier is malformed, as W3C asks."""
     context: Context = _api.propagator.extract(carrier, _api.context.Context())
     return context
 
@@ -202,8 +207,8 @@ def _span_attributes(attributes: Attributes) -> dict[str, Any]:
     return {name: _sendable(value) for name, value in attributes.items() if value is not None}
 
 
-def _sendable(value: Any) -> Any:  # noqa: ANN401 -- whatever is told
-    """Return a value that protobuf can hold: one that it cannot would cost all spans that are sent with it."""
+def _sendable(value: Any) -> Any:  # noqa: ANN401 -- the value of an attribute
+    """Return a value that protobuf can hold. A value that it cannot hold would lose all spans of the same message."""
     if isinstance(value, str):
         return value if value.isascii() else value.encode(errors="replace").decode()  # lone surrogates
     if isinstance(value, int) and value.bit_length() > _INT_BITS:

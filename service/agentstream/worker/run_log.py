@@ -1,6 +1,6 @@
 """The log lines of a worker about its runs.
 
-There is one line at the end of each attempt. At level debug there is one at its begin, and, if the settings allow it,
+There is one line at the end of each attempt. At level debug there is one at its start, and, if the settings allow it,
 the question and the answer. There is no line for a token or an event.
 """
 
@@ -38,7 +38,7 @@ class RunLog:
         bind(run_id=job.run_id, request_id=job.request_id, queue=queue.name, worker=queue.worker_id)
 
     def attempt_begun(self, job: Job, begun: BegunAttempt) -> None:
-        """Log the begin of an attempt, at debug."""
+        """Log the start of an attempt, at debug."""
         bind(attempt=begun.attempt)
         log.debug("the run begins")
         if self._content:

@@ -97,7 +97,7 @@ class Worker:
                     self._slots.release()
                 else:
                     self._start(claim)
-                    await asyncio.sleep(0)  # send its begin before the next claim: a client waits for it
+                    await asyncio.sleep(0)  # begin this job before the next claim: a client waits for it
         finally:
             stopping.cancel()
 

@@ -1,4 +1,4 @@
-"""Log lines: their form, what they are about, and what they may not hold."""
+"""Log lines: their format, their subject, and the texts that they must not contain."""
 
 import asyncio
 import contextvars
@@ -37,8 +37,8 @@ def record(message: object, *args: object, exc: BaseException | None = None, **e
 
 
 def as_json(made: logging.LogRecord, **options: Any) -> dict[str, Any]:
-    told: dict[str, Any] = json.loads(JsonFormatter("worker", **options).format(made))
-    return told
+    fields: dict[str, Any] = json.loads(JsonFormatter("worker", **options).format(made))
+    return fields
 
 
 def raised(exc: ValueError) -> ValueError:
@@ -48,8 +48,8 @@ def raised(exc: ValueError) -> ValueError:
         return caught
 
 
-def test_text_lines_say_what_they_are_about() -> None:
-    """A text line has the time in UTC, level, process, logger, message, and then fields by name."""
+def test_text_lines_have_a_fixed_format() -> None:
+    """A text line has the time in UTC, level, process, logger and message, and then fields by name."""
     log_context = LogContext(run_id="chatcmpl-1", request_id="req_1", attempt=2)
     line = TextFormatter("worker").format(record("it %s", "ended", outcome="a b", took_s=0.5, log_context=log_context))
     assert line == (
@@ -59,7 +59,7 @@ def test_text_lines_say_what_they_are_about() -> None:
 
 
 def test_json_lines_have_fixed_names() -> None:
-    """A JSON line is one object: fixed names, what the line is about, the ids of its trace, the caller's own fields."""
+    """A JSON line is one object with fixed names, the log context, the trace's ids and the caller's fields."""
     made = record("it %s", "ended", outcome="fine", count=3, log_context=LogContext(run_id="chatcmpl-1", queue="q"))
     assert as_json(made, trace_ids=lambda: ("ab", "cd")) == {
         "time": "2023-11-14T22:13:20.062Z",
@@ -77,8 +77,8 @@ def test_json_lines_have_fixed_names() -> None:
     }
 
 
-async def test_scopes_reach_what_a_task_starts_and_nobody_else() -> None:
-    """What is bound in a task is on the lines of its own tasks and threads, and on no other task's."""
+async def test_a_log_context_reaches_what_a_task_starts_and_nothing_else() -> None:
+    """Bound fields are on the lines of a task and of the tasks and threads that it starts, and on no other lines."""
 
     async def run(name: str) -> list[str | None]:
         bind(run_id=name)
@@ -90,35 +90,35 @@ async def test_scopes_reach_what_a_task_starts_and_nobody_else() -> None:
     assert current_log_context() == LogContext()
 
 
-def test_a_line_can_be_about_another_scope_as_a_whole() -> None:
-    """A line that names its scope takes nothing from that of its caller: a shared task's id would be a lie."""
+def test_a_line_can_name_its_whole_log_context() -> None:
+    """A line that names its log context takes no field from the context of its caller."""
 
-    def told() -> dict[str, Any]:
+    def line_of_caller() -> dict[str, Any]:
         bind(run_id="caller", request_id="callers")
         return as_json(record("x", log_context=log_extra(LogContext(run_id="other"))["log_context"]))
 
-    line = contextvars.copy_context().run(told)
+    line = contextvars.copy_context().run(line_of_caller)
     assert (line["run_id"], line.get("request_id")) == ("other", None)
 
 
 @each_format
-def test_exceptions_are_told_without_their_words(form: type[LineFormatter]) -> None:
-    """In a traceback with its causes and groups, or as an argument, an exception shows its class and place only."""
+def test_exceptions_are_logged_without_their_text(form: type[LineFormatter]) -> None:
+    """A line shows only the class and place of an exception, in a traceback and as an argument."""
     error = raised(ValueError("hidden-error"))
     error.add_note("hidden-note")
     group = ExceptionGroup("hidden-group", [error, RunFailed("hidden-run", code="x")])
     group.__cause__ = KeyError("hidden-cause")
     line = form("worker").format(record("%s, %r", error, error, exc=group))
     assert "hidden" not in line
-    for told in ("ValueError, ValueError", "KeyError", "ExceptionGroup", "RunFailed", "one of 2", "test_logs.py"):
-        assert told in line
+    for text in ("ValueError, ValueError", "KeyError", "ExceptionGroup", "RunFailed", "one of 2", "test_logs.py"):
+        assert text in line
     shown = form("worker", content=True).format(record("%s", error, exc=group))
-    for told in ("ValueError: hidden-error", "hidden-cause", "hidden-group", "hidden-run"):
-        assert told in shown
+    for text in ("ValueError: hidden-error", "hidden-cause", "hidden-group", "hidden-run"):
+        assert text in shown
 
 
-def test_what_is_told_of_ourselves_and_the_system_stays() -> None:
-    """Errors that hold nothing of users keep their words: an operator needs them."""
+def test_errors_of_ours_and_of_the_system_keep_their_text() -> None:
+    """Errors that contain no text of users keep their text, because an operator needs it."""
     away = BrokerUnavailable("Redis cannot be reached")
     line = as_json(record("%s; %s", away, OSError(24, "Too many open files", "hidden")))
     assert line["message"] == "BrokerUnavailable: Redis cannot be reached; OSError: Too many open files"
@@ -126,16 +126,16 @@ def test_what_is_told_of_ourselves_and_the_system_stays() -> None:
 
 
 @pytest.mark.parametrize("content", [False, True])
-async def test_lost_tasks_are_told_without_their_words(*, content: bool) -> None:
-    """What asyncio says of a failed task that nobody awaited is cut before it repeats the exception."""
+async def test_failed_tasks_are_logged_without_their_text(*, content: bool) -> None:
+    """The line of asyncio about a failed task that nobody awaited is cut before the text of the exception."""
     made = record("Task exception was never retrieved\nfuture: <Task exception=ValueError('hidden')>", exc=ValueError())
     made.name = "asyncio"
     assert ("hidden" in as_json(made, content=content)["message"]) == content
 
 
 @each_format
-def test_secrets_are_masked_wherever_they_turn_up(form: type[LineFormatter]) -> None:
-    """A known secret is masked in messages, fields and tracebacks, content or not; a very short one is left alone."""
+def test_secrets_are_masked_everywhere(form: type[LineFormatter]) -> None:
+    """A known secret is masked in messages, fields and tracebacks, but a very short one is not."""
     error = raised(ValueError("sk-secret"))
     made = record("sk-secret of a", exc=error, field="x sk-secret-longer")
     line = form("worker", content=True, secrets=["sk-secret", "sk-secret-longer", "a"]).format(made)
@@ -145,7 +145,7 @@ def test_secrets_are_masked_wherever_they_turn_up(form: type[LineFormatter]) -> 
 
 @each_format
 def test_no_line_can_be_forged(form: type[LineFormatter]) -> None:
-    """Line ends and controls in messages, fields and exceptions begin no line and command no terminal."""
+    """Line ends and controls in messages, fields and exceptions begin no line and do not control a terminal."""
     evil = "x\n2023 CRITICAL forged\r\x1b[31m\x9b2J\u2028\x00\x7f"
     error = raised(ValueError(evil))
     line = form("worker", content=True).format(record("%s", evil, exc=error, field=evil))
@@ -158,7 +158,7 @@ def test_no_line_can_be_forged(form: type[LineFormatter]) -> None:
 
 @each_format
 def test_lines_are_bounded(form: type[LineFormatter]) -> None:
-    """However long a message, a field or a chain of exceptions is, the line is not."""
+    """A line has a limited length, however long its message, its fields and its chain of exceptions are."""
     error: BaseException = ValueError("x" * 100_000)
     for _ in range(MAX_EXCEPTIONS * 50):
         wrapped = ValueError("y" * 1000)
@@ -169,34 +169,34 @@ def test_lines_are_bounded(form: type[LineFormatter]) -> None:
 
 
 @pytest.mark.parametrize("value", ["\ud800", 1 << 70, object(), {"a": {1, 2}}, None, float("nan"), b"\xff"])
-def test_any_field_can_be_told(value: object) -> None:
-    """A field of any kind, even one that JSON has no form for, costs no line."""
-    assert as_json(record("it is told", field=value))["message"] == "it is told"
+def test_any_field_can_be_logged(value: object) -> None:
+    """A field of any type is logged, even if JSON cannot hold its value."""
+    assert as_json(record("it is logged", field=value))["message"] == "it is logged"
 
 
 @each_format
-def test_lines_that_do_not_fit_their_arguments_tell_where_they_are(form: type[LineFormatter]) -> None:
-    """A line with a wrong argument says where it was written and nothing of its arguments."""
+def test_lines_with_wrong_arguments_say_where_they_are(form: type[LineFormatter]) -> None:
+    """A line with a wrong argument says where it was logged, and shows no argument."""
     line = form("worker").format(record("%d of %s", "hidden", "hidden"))
-    assert "a line of x.py:1 cannot be told: TypeError" in line
+    assert "cannot format a log line of x.py:1: TypeError" in line
     assert "hidden" not in line
 
 
-def test_taken_names_stay_ours() -> None:
-    """A caller's field cannot stand in for the time, the level or the run."""
+def test_reserved_fields_cannot_be_replaced() -> None:
+    """A caller's field cannot replace the time, the level or the run."""
     made = record("x", level="forged", run_id="forged", time="forged")
     assert "forged" not in json.dumps(as_json(made))
 
 
-def test_chains_that_bite_their_tail_end() -> None:
-    """Exceptions that are each other's cause are told once each."""
+def test_circular_causes_are_logged_once() -> None:
+    """Exceptions that are each other's cause are logged once each."""
     first, second = ValueError(), KeyError()
     first.__cause__, second.__cause__ = second, first
     assert as_json(record("x", exc=first))["exception"].count("Error") == 2
 
 
-def test_throttle_lets_a_burst_pass_and_counts_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A kind may log a burst, then so many lines a second, each of which tells how many were left out before it."""
+def test_throttle_passes_a_burst_and_counts_omitted_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each kind may log a burst and then some lines per second, and each line says how many were omitted before it."""
     clock = [100.0]
     monkeypatch.setattr("agentstream.frontend.request_log.time.monotonic", lambda: clock[0])
     throttle = Throttle(per_s=2, burst=3)
@@ -221,8 +221,8 @@ def test_throttle_lets_a_burst_pass_and_counts_the_rest(monkeypatch: pytest.Monk
         (None, ""),
     ],
 )
-def test_jobs_keep_request_ids_that_look_like_one(sent: object, kept: str) -> None:
-    """A job's request id is optional; what could not be one is left out, and never costs the job."""
+def test_jobs_keep_well_formed_request_ids(sent: object, kept: str) -> None:
+    """The request id of a job is optional, and a malformed one is dropped without refusing the job."""
     run_id = new_run_id()
     fields = {"run_id": run_id, "request": {}, "created": 1, "start_by": 2.0}
     assert Job.decode(json.dumps({**fields, "request_id": sent}).encode()).request_id == kept
@@ -244,7 +244,7 @@ fail()
 
 
 def test_uncaught_errors_are_logged_like_others() -> None:
-    """What ends a thread or the process uncaught is a line of the log, without its words."""
+    """An uncaught error of a thread or of the process becomes a log line, without the text of the error."""
     ended = subprocess.run([sys.executable, "-c", UNCAUGHT], capture_output=True, check=False, timeout=TIMEOUT_S)
     assert ended.returncode == 1
     lines = [json.loads(line) for line in ended.stderr.splitlines()]

@@ -1,4 +1,4 @@
-"""The table of metrics follows Prometheus' rules and covers what can happen; machines count what they hand over."""
+"""The tables of metrics follow Prometheus' rules and are complete, and stream machines count the text they send."""
 
 import re
 from typing import Any
@@ -34,7 +34,7 @@ def ending(content: str | None = None) -> list[Any]:
 
 @pytest.mark.parametrize("metric", [*FRONTEND_METRICS, *WORKER_METRICS], ids=lambda metric: metric.name)
 def test_names_follow_prometheus(metric: Metric) -> None:
-    """Counters end in _total, histograms in a base unit, and only histograms have buckets; all are explained."""
+    """Counters end in _total, histograms in a base unit, only histograms have buckets, and all have a help text."""
     assert re.fullmatch(r"agentstream_[a-z]+(_[a-z]+)*", metric.name)
     assert metric.name.endswith("_total") == (metric.kind == "counter")
     assert metric.kind != "histogram" or metric.name.endswith("_seconds")
@@ -46,7 +46,7 @@ def test_names_follow_prometheus(metric: Metric) -> None:
 
 
 def test_every_name_is_in_a_table() -> None:
-    """A name that is settled belongs to the front end's or the worker's table, once."""
+    """Every metric name is in the table of the front end or of the worker, once."""
     names = [
         value for value in vars(metric_names).values() if isinstance(value, str) and value.startswith("agentstream_")
     ]
@@ -54,12 +54,12 @@ def test_every_name_is_in_a_table() -> None:
 
 
 def subclasses(root: type) -> set[type]:
-    """Return a class and all below it."""
+    """Return a class and all its subclasses."""
     return {root}.union(*map(subclasses, root.__subclasses__()))
 
 
-def test_every_error_has_its_reason() -> None:
-    """Each code with which a request can be refused, or a run can fail, is a value of its label."""
+def test_every_error_code_is_a_label_value() -> None:
+    """Every code of a refused request and of a failed run is a value of its label."""
     codes = {error.code for error in subclasses(errors.RequestError) if isinstance(error.code, str)}  # type: ignore[attr-defined]
     assert codes <= set(metric_names.REJECTIONS)
     failures = {
@@ -71,7 +71,7 @@ def test_every_error_has_its_reason() -> None:
 
 
 def machines(after: int | None = None) -> list[StreamMachine]:
-    """Return one of each kind; with ``after`` those that can go on do so from there."""
+    """Return one machine of each kind; with ``after``, of each kind that can resume there."""
     options = StreamOptions()
     if after is None:
         return [
@@ -83,7 +83,7 @@ def machines(after: int | None = None) -> list[StreamMachine]:
 
 
 def play(machine: StreamMachine, items: list[Any], size: int) -> None:
-    """Have a machine make all of a run's frames, its events in batches of ``size``."""
+    """Let a machine produce all frames of a run, whose events come in batches of ``size``."""
     machine.open()
     for start in range(0, len(items), size):
         machine.receive(Batch(1, start + 1, items[start : start + size]))
@@ -91,24 +91,24 @@ def play(machine: StreamMachine, items: list[Any], size: int) -> None:
 
 
 @pytest.mark.parametrize("size", [1, 3, 100])
-def test_machines_count_the_text_they_hand_over(size: int) -> None:
-    """However a run is cut into batches, each piece of answer text counts once; reasoning, events and ends do not."""
+def test_machines_count_the_text_they_send(size: int) -> None:
+    """Each piece of answer text counts once in every batch size, and reasoning and other events do not count."""
     for machine in machines():
         play(machine, [*RUN, ending()], size)
-        assert machine.text_count == 5 + 1, machine  # the line between the texts of two turns is one
+        assert machine.text_count == 5 + 1, machine  # the blank line between the texts of two turns counts as one
 
 
 def test_the_words_of_a_replayed_answer_count() -> None:
-    """An answer that the agent did not write counts by the pieces it is sent in, as they are made."""
+    """An answer that the agent did not stream counts by the pieces in which it is sent."""
     for machine in machines():
         play(machine, [STARTED, ending("three short words")], 1)
         assert machine.text_count == 3, machine
 
 
 @pytest.mark.parametrize("size", [1, 3, 100])
-def test_what_a_client_has_already_is_not_counted(size: int) -> None:
-    """A resumed stream counts only the text it sends."""
-    for machine in machines(after=4):  # behind "is"
+def test_text_before_the_cursor_is_not_counted(size: int) -> None:
+    """A resumed stream counts only the text that it sends."""
+    for machine in machines(after=4):  # after "is"
         play(machine, [*RUN, ending()], size)
         assert machine.text_count == 1 + 2 + 1
     every = ResponseStream(HEAD, {}, agent_events=True)
@@ -121,30 +121,30 @@ def test_what_a_client_has_already_is_not_counted(size: int) -> None:
         assert resumed.text_count == frames.count(b"event: response.output_text.delta\n")
 
 
-def test_a_counter_follows_a_plain_integer() -> None:
-    """What was counted elsewhere is told as it is, never less than before, and not twice."""
+def test_a_counter_follows_a_total() -> None:
+    """A counter equals the total that was set last and never decreases."""
     metrics = Metrics(FRONTEND_METRICS)
     for total in (3, 3, 2, 5):
         metrics.set_total(total, metric_names.TOKENS)
     assert b"agentstream_tokens_total 5.0" in metrics.render()
 
 
-def test_every_known_value_of_a_label_is_told_from_the_start() -> None:
-    """A series that something may be counted in is there, at 0, before: its first count has a rate."""
+def test_every_known_label_value_has_a_series_from_the_start() -> None:
+    """A series with known label values exists at 0 from the start, so that its first count has a rate."""
     text = Metrics(FRONTEND_METRICS).render().decode()
     for cause in FeedCounts().catch_ups:
         assert f'agentstream_catch_ups_total{{cause="{cause}"}} 0.0' in text
     assert "_created" not in text
 
 
-def test_a_clock_tells_the_first_attempts_begin_alone() -> None:
-    """A later attempt, a cancel in the queue and a run's other events tell no dispatch."""
-    told: list[str] = []
-    clock = LatencyTimer(lambda _: told.append("begun"), lambda _: told.append("text"))
+def test_only_the_first_attempt_gives_a_dispatch_time() -> None:
+    """Only the run_started event of the first attempt gives a dispatch time."""
+    observed: list[str] = []
+    clock = LatencyTimer(lambda _: observed.append("begun"), lambda _: observed.append("text"))
     clock.attempt_started(Batch(2, 1, [STARTED]))
     clock.attempt_started(Batch(1, 1, [["run_cancelled", {}]]))
     clock.attempt_started(Batch(1, 1, ["text"]))
-    assert told == []
+    assert observed == []
     clock.attempt_started(Batch(1, 1, [STARTED]))
     clock.first_text_received()
-    assert told == ["begun", "text"]
+    assert observed == ["begun", "text"]

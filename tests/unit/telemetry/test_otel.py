@@ -1,4 +1,4 @@
-"""Where spans go, by OpenTelemetry's variables."""
+"""The export of spans, as OpenTelemetry's variables configure it."""
 
 import logging
 import sys
@@ -32,30 +32,31 @@ ENDPOINT = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4318"}
         ({**ENDPOINT, "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf"}, ("otlp_proto_http",)),
     ],
 )
-def test_exporters_are_those_that_are_asked_for(
+def test_variables_choose_the_exporters(
     monkeypatch: pytest.MonkeyPatch, env: dict[str, str], exporters: tuple[str, ...]
 ) -> None:
-    """Traces are on where an exporter or an endpoint is named, and off otherwise, or where that is said."""
+    """Traces are on if a variable names an exporter or an endpoint, unless another variable switches them off."""
     for name, value in env.items():
         monkeypatch.setenv(name, value)
     assert trace_settings().exporters == exporters
 
 
 @pytest.mark.parametrize(
-    ("value", "told"), [("", False), ("no_content", False), ("event_only", False), ("true", True), ("SPAN_ONLY", True)]
+    ("value", "allowed"),
+    [("", False), ("no_content", False), ("event_only", False), ("true", True), ("SPAN_ONLY", True)],
 )
-def test_content_is_told_only_where_spans_may_have_it(
-    monkeypatch: pytest.MonkeyPatch, value: str, *, told: bool
+def test_spans_have_content_only_if_a_variable_allows_it(
+    monkeypatch: pytest.MonkeyPatch, value: str, *, allowed: bool
 ) -> None:
-    """The conventions' variable decides, in its older and its newer values."""
+    """OpenTelemetry's variable for content decides, with its older and its newer values."""
     monkeypatch.setenv("OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT", value)
-    assert trace_settings().content == told
+    assert trace_settings().content == allowed
 
 
-def test_without_the_extra_there_is_a_line_and_no_trace(
+def test_a_missing_extra_is_logged_and_traces_are_off(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Where OpenTelemetry is asked for and not installed, the log says by what, and how to install it."""
+    """If OpenTelemetry is wanted but not installed, a log line names the variable and the command that installs it."""
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://collector:4318")
     monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
     with exported_spans("worker"):
@@ -64,8 +65,8 @@ def test_without_the_extra_there_is_a_line_and_no_trace(
     assert "pip install 'agentstream[otel]'" in caplog.text
 
 
-def test_a_provider_that_is_there_gets_our_spans(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Spans go to what an agent's module has set up for its own, which is not shut down for it."""
+def test_an_existing_provider_gets_our_spans(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spans go to the provider that an agent's module has set up, and it is not shut down."""
     kept = InMemorySpanExporter()
     provider = TracerProvider(shutdown_on_exit=False)
     provider.add_span_processor(SimpleSpanProcessor(kept))
@@ -78,8 +79,8 @@ def test_a_provider_that_is_there_gets_our_spans(monkeypatch: pytest.MonkeyPatch
     assert [span.name for span in kept.get_finished_spans()] == ["ours", "theirs"]
 
 
-def test_a_process_has_a_name_that_the_operator_may_change(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process is told by its kind, version, pid and an id of its own; OpenTelemetry's variables win."""
+def test_variables_override_the_resource_of_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The resource has the kind, version, pid and an instance id of a process, and variables override it."""
     ours = _resource("worker").attributes
     assert ours["service.name"] == "agentstream-worker"
     assert ours["service.instance.id"] != _resource("worker").attributes["service.instance.id"]
@@ -91,12 +92,12 @@ def test_a_process_has_a_name_that_the_operator_may_change(monkeypatch: pytest.M
     assert theirs["process.pid"] == ours["process.pid"]
 
 
-def test_each_kind_of_complaint_is_passed_on_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
-    """A collector that is away for long fills no log: texts that differ in their values are one kind."""
-    complaints = _RateLimitedHandler()
+def test_each_message_of_the_sdk_is_logged_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
+    """Each message of the SDK is logged once a minute, whatever its values are."""
+    handler = _RateLimitedHandler()
     for number in range(5):
         for text in ("no answer in %s s", "queue full (%s)"):
-            complaints.emit(logging.LogRecord("opentelemetry.x", logging.WARNING, "", 0, text, (number,), None))
+            handler.emit(logging.LogRecord("opentelemetry.x", logging.WARNING, "", 0, text, (number,), None))
     assert [record.getMessage() for record in caplog.records] == [
         "no answer in 0 s (not repeated for 60 s)",
         "queue full (0) (not repeated for 60 s)",

@@ -24,7 +24,7 @@ def span(
 
 
 def test_a_trace_is_drawn_as_a_tree_by_time() -> None:
-    """Children stand under their parents in the order in which they began, with offset, duration and process."""
+    """Children are below their parent in the order of their start, with offset, duration and process."""
     spans = [
         span("late", 1.2, 0.1, "root"),
         span("early", 1.1, 0.05, "root", pid=2, error__type="oops"),

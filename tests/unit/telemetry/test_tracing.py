@@ -1,4 +1,4 @@
-"""Spans: off, and on into memory."""
+"""Spans while tracing is off, and spans that are collected in memory."""
 
 import asyncio
 import json
@@ -32,7 +32,7 @@ with exported_spans("worker"), tracing.span("a"):
 
 @pytest.fixture
 def memory() -> Iterator[InMemorySpanExporter]:
-    """What was ended, while tracing is on."""
+    """An exporter that collects ended spans, while tracing is on."""
     kept = InMemorySpanExporter()
     provider = TracerProvider(shutdown_on_exit=False)
     provider.add_span_processor(SimpleSpanProcessor(kept))
@@ -46,14 +46,14 @@ def job(**fields: str) -> Job:
     return Job(run_id=new_run_id(), request={"model": "m"}, created=1, start_by=2.0, **fields)
 
 
-def test_it_is_optional() -> None:
-    """Front end, worker, engines and adapters run without OpenTelemetry, and say nothing of it unasked."""
+def test_opentelemetry_is_optional() -> None:
+    """Front end, worker, engines and adapters run without OpenTelemetry and log nothing about it."""
     ran = subprocess.run([sys.executable, "-c", WITHOUT_IT], capture_output=True, text=True, check=True, timeout=30)
     assert (ran.stdout, ran.stderr) == ("fine\n", "")
 
 
-def test_off_it_does_nothing() -> None:
-    """Without tracing there is one span for all, which takes everything and tells nothing."""
+def test_spans_do_nothing_if_tracing_is_off() -> None:
+    """If tracing is off, there is one span object for all, and its methods do nothing."""
     with tracing.span("a", "server", {"b": 1}, parent={"traceparent": "c"}) as span:
         span.set({"d": 2})
         span.fail("e")
@@ -65,7 +65,7 @@ def test_off_it_does_nothing() -> None:
 
 
 def test_spans_are_nested_by_context_and_by_carrier(memory: InMemorySpanExporter) -> None:
-    """A span is a child of the current one, or of the one whose carrier it is given, wherever that is."""
+    """A span is a child of the current span, or of the span whose carrier is its ``parent``."""
     with tracing.span("outer") as outer:
         carrier = outer.carrier()
         assert tracing.carrier() == carrier
@@ -87,14 +87,14 @@ def test_spans_are_nested_by_context_and_by_carrier(memory: InMemorySpanExporter
 
 
 def test_a_span_that_is_not_current_has_no_children(memory: InMemorySpanExporter) -> None:
-    """A span made for a generator leaves its caller's context alone."""
+    """A span that is not current does not change the context of its caller."""
     with tracing.span("apart", current=False), tracing.span("other"):
         pass
     assert [span.parent for span in memory.get_finished_spans()] == [None, None]
 
 
-def test_what_escapes_is_an_error_and_a_cancel_is_none(memory: InMemorySpanExporter) -> None:
-    """An exception fails its span by its class, once; being cancelled or closed is told apart from failing."""
+def test_an_exception_fails_its_span_and_a_cancel_does_not(memory: InMemorySpanExporter) -> None:
+    """An exception fails its span once with its class, and a cancelled or closed span is not failed."""
     for error in (ValueError("private"), asyncio.CancelledError(), GeneratorExit()):
         with pytest.raises(type(error)), tracing.span("a"):
             raise error
@@ -102,19 +102,19 @@ def test_what_escapes_is_an_error_and_a_cancel_is_none(memory: InMemorySpanExpor
     span.fail("429", "private")
     with pytest.raises(ValueError, match="private"), span:
         raise ValueError("private")  # noqa: EM101 -- the test's own
-    failed, cancelled, closed, told = memory.get_finished_spans()
+    failed, cancelled, closed, refused = memory.get_finished_spans()
     assert dict(failed.attributes or {}) == {tracing.ERROR_TYPE: "ValueError"}
     assert not failed.status.is_ok
-    assert dict(told.attributes or {}) == {tracing.ERROR_TYPE: "429"}
-    assert failed.status.description is told.status.description is None
+    assert dict(refused.attributes or {}) == {tracing.ERROR_TYPE: "429"}
+    assert failed.status.description is refused.status.description is None
     for span_ended in (cancelled, closed):
         assert dict(span_ended.attributes or {}) == {tracing.CANCELLED: True}
         assert span_ended.status.is_unset
 
 
 @pytest.mark.usefixtures("memory")
-def test_a_long_tracestate_is_not_handed_on() -> None:
-    """Of what tracing systems add, 512 characters are handed on, as W3C asks, and no more."""
+def test_a_long_tracestate_is_not_passed_on() -> None:
+    """A tracestate is passed on if it has at most 512 characters, as W3C asks."""
     caller = f"00-{'1' * 32}-{'2' * 16}-01"
     for length, kept in ((500, True), (520, False)):
         state = ",".join(f"k{number}={'v' * 96}" for number in range(4))
@@ -124,7 +124,7 @@ def test_a_long_tracestate_is_not_handed_on() -> None:
 
 
 def test_a_job_carries_a_trace_if_there_is_one() -> None:
-    """An envelope holds W3C's two fields, and one without them, as older front ends write it, is read all the same."""
+    """A job holds W3C's two fields, and a job without them, from an older front end, is valid too."""
     carrier = {"traceparent": f"00-{'1' * 32}-{'2' * 16}-01", "tracestate": "a=b"}
     assert Job.decode(job(**carrier).encode()).trace == carrier
     assert Job.decode(job().encode()).trace == {}
@@ -133,7 +133,7 @@ def test_a_job_carries_a_trace_if_there_is_one() -> None:
 
 
 async def test_the_demo_engine_is_traced_as_a_model_of_this_process(memory: InMemorySpanExporter) -> None:
-    """An inference of the built-in engine has a span with its usage, of no server."""
+    """An inference of the demo engine has a span with its usage and without a server address."""
     request = ChatCompletionRequest.model_validate({"model": "m1", "messages": [{"role": "user", "content": "hello"}]})
     async for _ in BuiltinEngine().stream(request, [{"role": "user", "content": "hello"}], []):
         pass
@@ -148,13 +148,13 @@ async def test_the_demo_engine_is_traced_as_a_model_of_this_process(memory: InMe
 
 @pytest.mark.usefixtures("memory")
 def test_content_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A span tells the latest messages of a conversation that fit, each whole, and an answer only if it fits."""
+    """A span holds the latest whole messages that fit, and an answer only if it fits."""
     monkeypatch.setattr(tracing._api, "content", True)
     request = ChatCompletionRequest.model_validate({"model": "m1", "messages": [{"role": "user", "content": "x"}]})
     messages = [{"role": "user", "content": f"{number} {'x' * 4000}"} for number in range(100)]
     with inference_span("openai", "m1", request, messages) as span:
-        told = json.loads(attributes_of(span)["gen_ai.input.messages"])
-        assert [message["parts"][0]["content"][:2] for message in told] == ["96", "97", "98", "99"]
+        recorded = json.loads(attributes_of(span)["gen_ai.input.messages"])
+        assert [message["parts"][0]["content"][:2] for message in recorded] == ["96", "97", "98", "99"]
         record_output_messages(span, "y" * 20_000, [], "stop")
         assert "gen_ai.output.messages" not in attributes_of(span)
         record_output_messages(span, "y" * 10, [], "stop")
@@ -165,21 +165,21 @@ def attributes_of(span: tracing.Span) -> dict[str, Any]:
     return dict(getattr(span._span, "attributes", None) or {})
 
 
-def test_what_cannot_be_sent_costs_no_other_span(memory: InMemorySpanExporter) -> None:
-    """Text that is no Unicode and numbers of any size are told in a form that OTLP can carry."""
+def test_values_that_otlp_cannot_carry_are_changed(memory: InMemorySpanExporter) -> None:
+    """Text that is not valid Unicode and large numbers are changed into values that OTLP can carry."""
     hostile = {"text": "a\ud800b", "number": 2**80, "list": ["\udfff", "é"]}
     with tracing.span("execute_tool \ud800", attributes=hostile) as span:
         span.set({"more": -(2**70), "fine": -5})
     [ended] = memory.get_finished_spans()
     assert encode_spans([ended]).SerializeToString()
-    told = dict(ended.attributes or {})
-    assert told == {"text": "a?b", "number": str(2**80), "list": ("?", "é"), "more": str(-(2**70)), "fine": -5}
+    recorded = dict(ended.attributes or {})
+    assert recorded == {"text": "a?b", "number": str(2**80), "list": ("?", "é"), "more": str(-(2**70)), "fine": -5}
     assert ended.name == "execute_tool ?"
 
 
 @pytest.mark.usefixtures("memory")
-def test_content_of_any_shape_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Messages with parts, images, calls that lack fields, and text that is no Unicode fail no inference."""
+def test_content_of_any_shape_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Messages with parts, images, incomplete calls and invalid Unicode do not fail the inference."""
     monkeypatch.setattr(tracing._api, "content", True)
     request = ChatCompletionRequest.model_validate({"model": "m1", "messages": [{"role": "user", "content": "x"}]})
     messages: list[dict[str, Any]] = [
@@ -189,11 +189,11 @@ def test_content_of_any_shape_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
         {"role": "assistant"},
     ]
     with inference_span("openai", "m1", request, messages) as span:
-        told = [message["parts"] for message in json.loads(attributes_of(span)["gen_ai.input.messages"])]
-    assert [part["type"] for parts in told for part in parts] == [
+        recorded = [message["parts"] for message in json.loads(attributes_of(span)["gen_ai.input.messages"])]
+    assert [part["type"] for parts in recorded for part in parts] == [
         "text",
         "image_url",
         "tool_call",
         "tool_call_response",
     ]
-    assert told[2][0]["response"] == "result"
+    assert recorded[2][0]["response"] == "result"
