@@ -1,1 +1,1 @@
-"""Tools of the built-in orchestrator."""
+"""The tools of the built-in orchestrator and the clients of MCP servers; no model and no Redis here."""

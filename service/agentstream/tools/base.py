@@ -1,4 +1,4 @@
-"""What a tool is."""
+"""The interface of a tool, and its error."""
 
 from typing import Any, Protocol
 
@@ -6,27 +6,27 @@ from agentstream.errors import AgentError
 
 
 class ToolError(AgentError):
-    """A tool could not do what was asked; the message goes back to the model as the result."""
+    """A tool call failed. The message is the result of the call: the model reads it."""
 
 
 class Tool(Protocol):
-    """A named function with JSON-schema parameters."""
+    """A function that the model can call."""
 
     @property
     def name(self) -> str:
-        """What the model calls it."""
+        """The name that the model uses in its calls."""
         ...
 
     @property
     def description(self) -> str:
-        """What it does, in words for the model."""
+        """The description of the tool for the model."""
         ...
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """JSON schema, of type object, of its arguments."""
+        """The JSON schema of the arguments; its type is object."""
         ...
 
     async def run(self, arguments: dict[str, Any]) -> str:
-        """Return the result as text; raises ToolError with words for the model."""
+        """Return the result as text for the model. Raises ToolError, with a message for the model, if it fails."""
         ...

@@ -1,6 +1,6 @@
-"""Arithmetic by a parser of our own: nothing is ever handed to Python's ``eval``.
+"""The calculator tool. It has its own parser and never calls Python's ``eval``.
 
-Grammar, loosest first (as in Python, ``^`` being ``**``)::
+This is the grammar, with the weakest operators first. The precedence is that of Python; ``^`` means ``**``::
 
     sum      = product (("+" | "-") product)*
     product  = unary (("*" | "/" | "//" | "%") unary)*
@@ -8,8 +8,8 @@ Grammar, loosest first (as in Python, ``^`` being ``**``)::
     power    = atom ["**" unary]
     atom     = number | constant | function "(" sum ("," sum)* ")" | "(" sum ")"
 
-Values are exact (whole numbers and fractions, so 0.1 + 0.2 is 0.3) until a root, a logarithm or the like
-makes them floating point.
+Values are exact whole numbers and fractions, so 0.1 + 0.2 is 0.3. Constants, and functions without an exact result,
+such as roots and logarithms, return floating-point numbers.
 """
 
 import math
@@ -21,15 +21,15 @@ from typing import Any, ClassVar, NamedTuple, NoReturn
 
 from agentstream.tools.base import ToolError
 
-# Longer than any sum a person writes; with it every other cost below is bounded too.
+# Enough for the expressions that people write. It also limits the number of operations.
 MAX_LENGTH_CHARS = 500
-# Far below Python's recursion limit of 1000 (a level costs 5 calls), far above what is ever written.
+# Each level takes 5 Python calls; Python's recursion limit is 1000.
 MAX_DEPTH = 50
 # About 3,900 decimal digits. CPython refuses to print more than 4,300.
 MAX_BITS = 13_000
-# Beyond 15 significant digits a double shows its rounding: 0.30000000000000004.
+# With more than 15 significant digits a double shows rounding errors: 0.30000000000000004.
 FLOAT_DIGITS = 15
-# Results of sin, cos and tan nearer to zero than this are rounding of zero, as in sin(pi).
+# Smaller results of sin, cos and tan are rounding errors of zero, as in sin(pi).
 TRIGONOMETRIC_ZERO = 1e-15
 MAX_ROUND_DIGITS = 100
 
@@ -55,13 +55,13 @@ _CONSTANTS: dict[str, Number] = {"pi": math.pi, "e": math.e}
 
 
 class Calculator:
-    """The tool: ``{"expression": "17*23"}`` gives ``391``."""
+    """The tool: ``{"expression": "17*23"}`` returns ``391``."""
 
     name = "calculator"
     description = (
-        "Work out an arithmetic expression. Operators + - * / // % ** and parentheses; constants pi, e; functions "
-        "sqrt, abs, round(x, digits), floor, ceil, min, max, log(x) or log(x, base), ln, log10, exp, sin, cos, tan "
-        "(in radians). log(x) is the natural logarithm."
+        "Calculate the value of an arithmetic expression. Operators: + - * / // % ** and parentheses. Constants: pi, "
+        "e. Functions: sqrt, abs, round(x, digits), floor, ceil, min, max, log(x) or log(x, base), ln, log10, exp, "
+        "sin, cos, tan. Angles are in radians. log(x) is the natural logarithm."
     )
     parameters: ClassVar[dict[str, Any]] = {
         "type": "object",
@@ -71,12 +71,15 @@ class Calculator:
     }
 
     async def run(self, arguments: dict[str, Any]) -> str:
-        """Return the value as text."""
+        """Return the value of ``arguments["expression"]`` as text; raises the errors of ``evaluate``."""
         return format_number(evaluate(arguments["expression"]))
 
 
 def evaluate(expression: str) -> Number:
-    """Return the value of ``expression``, within milliseconds whatever it is; raises ToolError."""
+    """Return the value of ``expression``. Any expression takes milliseconds.
+
+    Raises ToolError for a syntax error, an undefined value, or numbers or text beyond the limits above.
+    """
     if len(expression) > MAX_LENGTH_CHARS:
         message = f"the expression has {len(expression)} characters; at most {MAX_LENGTH_CHARS} are allowed"
         raise ToolError(message)
@@ -91,7 +94,10 @@ def evaluate(expression: str) -> Number:
 
 
 def format_number(value: Number) -> str:
-    """Return whole numbers in full, others with up to 15 significant digits and no trailing zeros."""
+    """Return whole numbers with all digits, and others with up to 15 significant digits and no trailing zeros.
+
+    Raises ToolError if a number that is not whole is too large or too small for a double.
+    """
     if isinstance(value, int):
         return str(value)
     try:
@@ -99,13 +105,16 @@ def format_number(value: Number) -> str:
     except OverflowError as exc:
         raise ToolError(_TOO_LARGE) from exc
     if as_float == 0 and value:
-        message = "the result is too close to zero to be written"
+        message = "the result is too close to zero to be shown"
         raise ToolError(message)
     text = f"{as_float:.{FLOAT_DIGITS}g}"
     return "0" if text == "-0" else text
 
 
-_TOO_LARGE = f"the numbers get too large (limit: about {MAX_BITS * 3 // 10} digits; 1.8e308 for roots and the like)"
+_TOO_LARGE = (
+    f"the numbers are too large: the limit is about {MAX_BITS * 3 // 10} digits, or 1.8e308 for results of functions "
+    "such as roots and logarithms"
+)
 
 
 class _Token(NamedTuple):
@@ -114,7 +123,7 @@ class _Token(NamedTuple):
 
 
 def _tokens(expression: str) -> list[_Token]:
-    """Split the text. A comma is a thousands separator except among a function's arguments."""
+    """Split the expression. A comma separates thousands, except between the arguments of a function."""
     tokens: list[_Token] = []
     among_arguments: list[bool] = []  # one entry per open parenthesis
     position = 0
@@ -188,7 +197,7 @@ class _Parser:
         return value
 
     def _unary(self) -> Number:
-        self._depth += 1  # parentheses, signs and towers of powers all come through here
+        self._depth += 1  # parentheses, signs and nested powers all pass through this method
         if self._depth > MAX_DEPTH:
             message = f"the expression is nested more than {MAX_DEPTH} levels deep"
             raise ToolError(message)
@@ -221,7 +230,7 @@ class _Parser:
         if name in _CONSTANTS:
             return _CONSTANTS[name]
         if name not in _FUNCTIONS:
-            message = f"unknown name {written!r}; known are {', '.join([*_CONSTANTS, *_FUNCTIONS])}"
+            message = f"unknown name {written!r}; the known names are {', '.join([*_CONSTANTS, *_FUNCTIONS])}"
             raise ToolError(message)
         if not self._accept("("):
             self._refuse(f"'(' after {name}")
@@ -242,7 +251,7 @@ class _Parser:
 
 
 def _bounded(value: Number) -> Number:
-    """Return the value in its simplest type; raises ToolError beyond the bounds."""
+    """Return the value, a whole fraction as int; raises ToolError if it is larger than the limits."""
     if isinstance(value, float):
         if not math.isfinite(value):
             raise ToolError(_TOO_LARGE)
@@ -254,7 +263,7 @@ def _bounded(value: Number) -> Number:
 
 def _number(text: str) -> Number:
     mantissa, _, exponent = text.lower().partition("e")
-    # Checked before 10 ** exponent is worked out, which would be the attack.
+    # Checked before 10 ** exponent is calculated, because a large exponent would take too much time and memory.
     if len(exponent) > len("-99999") or abs(int(exponent or 0)) > MAX_BITS:
         raise ToolError(_TOO_LARGE)
     return _bounded(Fraction(mantissa) * Fraction(10) ** int(exponent or 0))
@@ -287,9 +296,9 @@ def _power(base: Number, exponent: Number) -> Number:
             raise ToolError(message)
         return _bounded(float(base) ** float(exponent))
     bits = max(base.numerator.bit_length(), base.denominator.bit_length())
-    if bits > 1 and (bits - 1) * abs(exponent) > MAX_BITS:  # known before it is worked out
+    if bits > 1 and (bits - 1) * abs(exponent) > MAX_BITS:  # checked before the power is calculated
         raise ToolError(_TOO_LARGE)
-    if bits <= 1 and exponent:  # 0, 1 or -1, where only the exponent's sign and parity count
+    if bits <= 1 and exponent:  # for 0, 1 and -1 only the sign and the parity of the exponent matter
         exponent = (2 + exponent % 2) * (1 if exponent > 0 else -1)
     return _bounded(Fraction(base) ** exponent)
 
@@ -304,11 +313,11 @@ def _sqrt(value: Number) -> Number:
 
 
 def _round(value: Number, digits: Number = 0) -> Number:
-    """Round half away from zero, as taught at school; Python's own rounds half to even."""
+    """Round halves away from zero, as people expect; Python's ``round`` rounds halves to even."""
     if not isinstance(digits, int) or abs(digits) > MAX_ROUND_DIGITS:
         raise ValueError
     scale = Fraction(10) ** digits
-    # The shortest decimal that means this double, so that what is rounded is what would be shown.
+    # repr gives the shortest decimal number for this double: the rounded number is then the one that users see.
     exact = Fraction(repr(value)) if isinstance(value, float) else Fraction(value)
     steps = math.floor(abs(exact) * scale + Fraction(1, 2))
     return (-steps if value < 0 else steps) / scale
@@ -325,7 +334,7 @@ def _log(value: Number, base: Number | None = None) -> Number:
 
 def _natural_log(value: Number) -> float:
     if isinstance(value, Fraction):
-        return math.log(value.numerator) - math.log(value.denominator)  # either may be beyond a double
+        return math.log(value.numerator) - math.log(value.denominator)  # each may be too large for a double
     return math.log(value)
 
 
@@ -349,7 +358,7 @@ def _tan(value: Number) -> float:
     return _trigonometric(math.tan)(value)
 
 
-# name -> (function, fewest values, most values); a ValueError from one means "not defined there"
+# name -> (function, fewest values, most values); the function raises ValueError if it is not defined for the values
 _FUNCTIONS: dict[str, tuple[Callable[..., Number], int, int]] = {
     "sqrt": (_sqrt, 1, 1),
     "abs": (abs, 1, 1),

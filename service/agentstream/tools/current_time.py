@@ -1,4 +1,4 @@
-"""The time, anywhere."""
+"""The tool that returns the current time in a place."""
 
 import re
 import unicodedata
@@ -10,8 +10,8 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
 
 from agentstream.tools.base import ToolError
 
-# Cities that are no IANA zone of their own, and countries with one civil time (or one that nearly all use).
-# Everything else is found by the last part of a zone's name: "Tokyo" is the end of "Asia/Tokyo".
+# Cities without their own IANA zone, and countries where all or nearly all people use the same time. Other places are
+# found by the last part of a zone's name: "Tokyo" is the last part of "Asia/Tokyo".
 _PLACES: dict[str, str] = {
     **dict.fromkeys(["new york city", "nyc", "washington", "washington dc", "boston", "miami"], "America/New_York"),
     **dict.fromkeys(["atlanta", "philadelphia"], "America/New_York"),
@@ -60,7 +60,7 @@ _PLACES: dict[str, str] = {
     **dict.fromkeys(["new zealand", "wellington"], "Pacific/Auckland"),
 }
 
-# Countries where one answer would be wrong for most: say so instead.
+# Countries with several time zones, with examples of cities to ask for instead.
 _MULTI_ZONE_COUNTRIES: dict[str, str] = {
     **dict.fromkeys(
         ["usa", "us", "united states", "united states of america", "america"],
@@ -75,15 +75,15 @@ _MULTI_ZONE_COUNTRIES: dict[str, str] = {
 }
 
 _OFFSET = re.compile(r"(?:utc|gmt) ?([+-]) ?([0-9]{1,2})(?::?([0-5][0-9]))?")
-MAX_OFFSET_HOURS = 14  # the easternmost civil time, Kiribati's
-_SHOWN_CHARS = 60  # of a place nobody knows, in the error
+MAX_OFFSET_HOURS = 14  # the largest offset in use, in Kiribati
+_SHOWN_CHARS = 60  # an error quotes this much of an unknown place
 
 
 class CurrentTime:
-    """The tool: ``{"place": "Tokyo"}`` gives the date and time there; without a place, UTC."""
+    """The tool: ``{"place": "Tokyo"}`` returns the date and time in Tokyo; without a place, in UTC."""
 
     name = "current_time"
-    description = "Tell the current date and time in a place, such as a city, a country or an IANA time zone."
+    description = "Return the current date and time in a place: a city, a country or an IANA time zone."
     parameters: ClassVar[dict[str, Any]] = {
         "type": "object",
         "properties": {
@@ -93,11 +93,14 @@ class CurrentTime:
     }
 
     def __init__(self, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
-        """Take the clock; it returns an aware datetime."""
+        """``now`` is the clock; it returns an aware datetime."""
         self._now = now
 
     async def run(self, arguments: dict[str, Any]) -> str:
-        """Return such as ``Tuesday 24 November 2026, 09:15:03 (Asia/Tokyo, UTC+09:00)``."""
+        """Return, for example, ``Tuesday 24 November 2026, 09:15:03 (Asia/Tokyo, UTC+09:00)``.
+
+        Raises ToolError as ``find_zone`` does.
+        """
         zone = find_zone(arguments.get("place") or "UTC")
         local = self._now().astimezone(zone)
         offset = local.strftime("%z")
@@ -107,7 +110,7 @@ class CurrentTime:
         return f"{_WEEKDAYS[local.weekday()]} {local.day} {_MONTHS[local.month - 1]} {local:%Y, %H:%M:%S} ({place})"
 
 
-# Not strftime's, which follow the process's locale.
+# Not from strftime, whose names depend on the process's locale.
 _WEEKDAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 _MONTHS = (
     "January",
@@ -126,7 +129,10 @@ _MONTHS = (
 
 
 def find_zone(place: str) -> tzinfo:
-    """Return the time zone of a city, a country, an IANA name or an offset such as UTC+2; raises ToolError."""
+    """Return the time zone of a city, a country, an IANA name or an offset such as UTC+2.
+
+    Raises ToolError for an unknown place and for a country with several time zones.
+    """
     if fixed := _fixed_offset(place.strip().lower()):
         return fixed
     shown = place.strip()[:_SHOWN_CHARS]
@@ -147,17 +153,17 @@ def _zone(name: str) -> tzinfo:
     try:
         return ZoneInfo(name)
     except ZoneInfoNotFoundError as exc:
-        message = f"this machine knows no time zones (looked for {name}); installing the tzdata package mends it"
+        message = f"the time zone {name} is not on this machine; install the Python package tzdata"
         raise ToolError(message) from exc
 
 
 @cache
 def _zones_by_key() -> dict[str, str]:
-    """Index the IANA zones by full name and by last part; reads the zone list from disk once (10 ms)."""
+    """Return the IANA zones by full name and by last part. The first call reads their list from disk (10 ms)."""
     names = sorted(available_timezones() | {"UTC"}, key=lambda name: (name.count("/"), name))
     index = {_key(name): name for name in names}
     for name in names:
-        # Etc/GMT+5 means five hours BEHIND; US/ and Canada/ end in words like Eastern that are no places.
+        # Etc/GMT+5 means 5 hours behind UTC, so its name misleads. US/Eastern and Canada/Eastern end in no place name.
         if not name.startswith(("Etc/", "US/", "Canada/", "SystemV/")):
             index.setdefault(_key(name.rpartition("/")[2]), name)
     return index
@@ -176,6 +182,6 @@ def _fixed_offset(text: str) -> timezone | None:
 
 
 def _key(name: str) -> str:
-    """Return a name without case, accents, and differences of separators."""
+    """Return the name in lower case, without accents and dots, and with single spaces as separators."""
     plain = "".join(c for c in unicodedata.normalize("NFKD", name) if not unicodedata.combining(c))
     return " ".join(plain.casefold().replace(".", "").replace("_", " ").replace("-", " ").split())

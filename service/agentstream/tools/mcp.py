@@ -1,12 +1,12 @@
-"""MCP servers as tools, through the official client: processes spoken to on their pipes, and HTTP.
+"""The tools of MCP servers. It uses the official client, for child processes (over pipes) and for streamable HTTP.
 
-The servers are told of by a file in the shape that other MCP clients read::
+A file lists the servers, in the format that other MCP clients read::
 
     {"mcpServers": {"files": {"command": "npx", "args": ["-y", "..."], "env": {"TOKEN": "${TOKEN}"}},
                     "search": {"url": "https://.../mcp", "headers": {"Authorization": "Bearer ${TOKEN}"}}}}
 
-A tool is offered as ``<server>__<tool>``. A server that is away, or dies, is connected again, with growing pauses;
-until then its tools answer with an error, which the model reads.
+The model sees a tool as ``<server>__<tool>``. If a server is not reachable or ends, it is connected again, with
+growing delays. Meanwhile its tools return an error, which the model reads.
 """
 
 import asyncio
@@ -31,20 +31,20 @@ from agentstream.errors import StartupError
 from agentstream.processes.launcher import die_with_parent
 from agentstream.tools.base import Tool, ToolError
 
-CONNECT_TIMEOUT_S: Final = 10.0  # of a session's opening; `npx` may have to download first, and is tried again
+CONNECT_TIMEOUT_S: Final = 10.0  # for opening a session; `npx` may need longer to download, and is then retried
 FIRST_RETRY_DELAY_S: Final = 0.5
 MAX_RETRY_DELAY_S: Final = 30.0
-STABLE_S: Final = 30.0  # a session that lasted so long starts the pauses anew
-CLOSE_TIMEOUT_S: Final = 8.0  # the client itself takes up to 6 to end a process that will not
-MAX_TOOLS: Final = 500  # of one server; no model chooses from more
-MAX_NAME_CHARS: Final = 64  # OpenAI's bound for a function's name
+STABLE_S: Final = 30.0  # after a session of this length the delays start again at the first
+CLOSE_TIMEOUT_S: Final = 8.0  # the client needs up to 6 s to end a process that does not stop
+MAX_TOOLS: Final = 500  # of one server; models cannot choose from more
+MAX_NAME_CHARS: Final = 64  # OpenAI's limit for the name of a function
 
 log = logging.getLogger(__name__)
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
 
 
 class McpServerConfig(BaseModel):
-    """One entry of ``mcpServers``. Keys of other clients are ignored."""
+    """One entry of ``mcpServers``. Unknown keys, which other clients use, are ignored."""
 
     model_config = ConfigDict(extra="ignore", hide_input_in_errors=True)
 
@@ -63,15 +63,16 @@ class McpServerConfig(BaseModel):
             message = "needs either a command or a url"
             raise ValueError(message)
         if self.type == "sse":
-            message = 'type "sse" was replaced by streamable HTTP; this client speaks only that'
+            message = 'type "sse" is not supported; use the server\'s address for streamable HTTP'
             raise ValueError(message)
         return self
 
 
 def read_servers(path: str) -> dict[str, McpServerConfig]:
-    """Read a file of servers, ``${NAME}`` replaced by environment variables.
+    """Read the file of servers, without the disabled ones. ``${NAME}`` stands for an environment variable.
 
-    Raises StartupError saying what is wrong.
+    Raises StartupError with the path and the reason if the file cannot be read, an entry is invalid, a variable is
+    not set or a command is not on PATH.
     """
     try:
         entries = json.loads(Path(path).read_bytes())["mcpServers"]
@@ -87,13 +88,13 @@ def read_servers(path: str) -> dict[str, McpServerConfig]:
         raise StartupError(message) from exc
     for name, server in servers.items():
         if server.command is not None and not server.disabled and shutil.which(server.command) is None:
-            message = f"MCP server {name!r} in {path}: there is no program {server.command!r} on PATH"
+            message = f"MCP server {name!r} in {path}: no program {server.command!r} on PATH"
             raise StartupError(message)
     return {name: server for name, server in servers.items() if not server.disabled}
 
 
 def _expand_variables(value: Any) -> Any:  # noqa: ANN401 -- JSON
-    """Return JSON with ``${NAME}`` in its strings replaced; raises ValueError for one that is not set."""
+    """Replace ``${NAME}`` in the strings of a JSON value; raises ValueError if the variable is not set."""
     if isinstance(value, dict):
         return {key: _expand_variables(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -108,25 +109,28 @@ def _expand_variables(value: Any) -> Any:  # noqa: ANN401 -- JSON
 
 
 def _absolute(command: str) -> str:
-    """Return a program's path; a link is started by its own name, so it is not followed."""
+    """Return the path of a program. Links are not resolved, because a program may depend on the link's name."""
     return os.path.abspath(shutil.which(command) or command)  # noqa: PTH100 -- Path.absolute keeps "..", resolve follows links
 
 
 class McpServers:
-    """Sessions with MCP servers, open from ``start`` to ``close``."""
+    """The sessions with all MCP servers, from ``start`` to ``close``."""
 
     def __init__(self, servers: dict[str, McpServerConfig]) -> None:
-        """Take the servers; nothing is connected yet."""
+        """Prepare the connections; ``start`` opens them."""
         self._connections = [_Connection(name, config) for name, config in servers.items()]
 
     async def start(self) -> None:
-        """Connect to all at the same time; returns when each answers or has failed once, in a bounded time."""
+        """Connect to all servers concurrently. Return when each is connected or its first attempt has failed.
+
+        An attempt takes at most ``CONNECT_TIMEOUT_S``.
+        """
         for connection in self._connections:
             connection.start()
         await asyncio.gather(*(connection.first_attempt_done.wait() for connection in self._connections))
 
     def tools(self) -> list[Tool]:
-        """Return the tools of every server that has connected at least once, each under a name of its own."""
+        """Return the tools of all servers that have been connected at least once. Each tool has a different name."""
         tools: list[Tool] = []
         taken: set[str] = set()
         for connection in self._connections:
@@ -137,12 +141,12 @@ class McpServers:
         return tools
 
     async def close(self) -> None:
-        """Close every session and end every process, in a bounded time."""
+        """Close all sessions and end all processes. It takes at most ``CLOSE_TIMEOUT_S``."""
         await asyncio.gather(*(connection.close() for connection in self._connections))
 
 
 def _free_name(wanted: str, taken: set[str]) -> str:
-    """Return a function name OpenAI takes that is not taken; a clash gets a number."""
+    """Return the name with only the characters that OpenAI allows, and with a number if it is already taken."""
     name = re.sub(r"[^A-Za-z0-9_-]", "_", wanted)[:MAX_NAME_CHARS]
     number = 1
     while name in taken:
@@ -153,10 +157,10 @@ def _free_name(wanted: str, taken: set[str]) -> str:
 
 
 class McpTool:
-    """One tool of a server, as the orchestrator calls it."""
+    """One tool of an MCP server, with the interface of ``Tool``."""
 
     def __init__(self, name: str, tool: types.Tool, connection: "_Connection") -> None:
-        """Take the name it is offered under, and the tool as listed."""
+        """``name`` is the tool's name for the model; ``tool`` is the server's description of it."""
         self.name = name
         self.description = tool.description or tool.title or tool.name
         self.parameters: dict[str, Any] = tool.input_schema
@@ -164,7 +168,7 @@ class McpTool:
         self._connection = connection
 
     async def run(self, arguments: dict[str, Any]) -> str:
-        """Call it; raises ToolError if the server is away, refuses, or the tool says it failed."""
+        """Call the tool. Raises ToolError if the server is not connected or refuses, or the tool reports an error."""
         result = await self._connection.call(self._tool_name, arguments)
         text = _as_text(result)
         if result.is_error:
@@ -173,7 +177,7 @@ class McpTool:
 
 
 def _as_text(result: types.CallToolResult) -> str:
-    """Return a result's text; of what is no text, what it is."""
+    """Return the text of a result. Other content becomes a note with its type, for example ``[image: image/png]``."""
     parts: list[str] = []
     for block in result.content:
         if isinstance(block, types.TextContent):
@@ -190,7 +194,10 @@ def _as_text(result: types.CallToolResult) -> str:
 
 
 class _Connection:
-    """Keeps one server connected; a task of its own opens and closes the sessions, as the client demands."""
+    """Keeps one server connected.
+
+    One task opens and closes all its sessions, because the client must be closed by the task that opened it.
+    """
 
     def __init__(self, name: str, config: McpServerConfig) -> None:
         self.name = name
@@ -198,7 +205,7 @@ class _Connection:
         self.first_attempt_done = asyncio.Event()
         self._config = config
         self._client: Client | None = None
-        self._reason = "it has not been tried yet"
+        self._reason = "no connection has been tried yet"
         self._lost = asyncio.Event()
         self._stop = asyncio.Event()
         self._connection_task: asyncio.Task[None] | None = None
@@ -212,21 +219,21 @@ class _Connection:
         if self._connection_task is not None:
             _, late = await asyncio.wait({self._connection_task}, timeout=CLOSE_TIMEOUT_S)
             if late:
-                log.warning("MCP server %s does not close in %g s; leaving it", self.name, CLOSE_TIMEOUT_S)
+                log.warning("MCP server %s did not close within %g s; no longer waiting", self.name, CLOSE_TIMEOUT_S)
                 self._connection_task.cancel()
 
     async def call(self, tool: str, arguments: dict[str, Any]) -> types.CallToolResult:
-        """Call a tool on the present session; the caller limits the time."""
+        """Call a tool in the current session. There is no time limit; the caller sets one."""
         client = self._client
         if client is None:
-            message = f"the MCP server {self.name!r} is not connected ({self._reason}); it is being tried again"
+            message = f"the MCP server {self.name!r} is not connected ({self._reason}); connecting is retried"
             raise ToolError(message)
         try:
             return await client.call_tool(tool, arguments)
         except MCPError as exc:
-            # By HTTP every failure but a refusal of the arguments may be the end of a session; no code is its own.
-            by_http = self._config.url is not None and exc.error.code != INVALID_PARAMS
-            if by_http or exc.error.code == CONNECTION_CLOSED:
+            # Over HTTP no error code means a lost session. So any error except refused arguments may mean it.
+            may_be_lost = self._config.url is not None and exc.error.code != INVALID_PARAMS
+            if may_be_lost or exc.error.code == CONNECTION_CLOSED:
                 self._mark_lost(client, exc)
             message = f"the MCP server {self.name!r} failed: {exc}"
             raise ToolError(message) from exc
@@ -247,8 +254,8 @@ class _Connection:
             except asyncio.CancelledError:
                 if (task := asyncio.current_task()) is not None and task.cancelling():
                     raise
-                self._reason = "the session was cancelled"  # by the client itself, as it does in its task groups
-            except Exception as exc:  # noqa: BLE001 -- whatever a server, its pipe or its HTTP answers come up with
+                self._reason = "the session was cancelled"  # by one of the client's own task groups
+            except Exception as exc:  # noqa: BLE001 -- a server, its pipe or its HTTP answers can cause any error
                 cause = _cause(exc)
                 self._reason = f"{type(cause).__name__}: {cause}".rstrip(": ")
             self._client = None
@@ -257,15 +264,16 @@ class _Connection:
                 return
             if loop.time() - began_s > STABLE_S:
                 retry_delay_s = FIRST_RETRY_DELAY_S
-            # A reason's own words may repeat a tool's arguments, or an address with a key in it.
-            told = cause or self._reason.partition(":")[0]
-            log.warning("MCP server %s: %s; again in %g s", self.name, told, retry_delay_s)
+            # A stored reason is logged only up to its colon: the rest may contain a tool's arguments or an address
+            # with a key.
+            reason = cause or self._reason.partition(":")[0]
+            log.warning("MCP server %s: %s; connecting again in %g s", self.name, reason, retry_delay_s)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stop.wait(), retry_delay_s)
             retry_delay_s = min(2 * retry_delay_s, MAX_RETRY_DELAY_S)
 
     async def _hold_session(self) -> None:
-        """Connect, list the tools, and stay until the session is lost or the connection closed."""
+        """Connect, list the tools, and wait until the session is lost or ``close`` is called."""
         self._lost.clear()
         if self._stop.is_set():
             return
@@ -274,7 +282,7 @@ class _Connection:
                 client = await stack.enter_async_context(Client(self._transport()))
                 self.listed = await _all_tools(client)
             self._client, self._reason = client, ""
-            log.info("MCP server %s: connected, %d tools", self.name, len(self.listed))
+            log.info("MCP server %s: connected, with %d tools", self.name, len(self.listed))
             self.first_attempt_done.set()
             await self._lost.wait()
             self._client, self._reason = None, self._reason or "the server ended"
@@ -298,7 +306,7 @@ class _Connection:
 
 
 class _EndSignalingStream:
-    """A session's incoming messages; sets an event at their end, of which the client tells nobody."""
+    """A session's incoming messages. It sets an event at the end of the stream, which the client does not report."""
 
     def __init__(self, messages: Any, ended: asyncio.Event) -> None:  # noqa: ANN401 -- the client's own
         self._messages = messages
@@ -321,7 +329,7 @@ class _EndSignalingStream:
             self._ended.set()
             raise
 
-    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 -- whatever else the client asks of its stream
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 -- other attributes that the client uses
         return getattr(self._messages, name)
 
 
@@ -338,7 +346,7 @@ async def _all_tools(client: Client) -> list[types.Tool]:
 
 
 def _cause(exc: BaseException) -> BaseException:
-    """Return what an exception comes down to; task groups wrap it."""
+    """Return the first exception inside nested exception groups, which task groups create."""
     while isinstance(exc, BaseExceptionGroup) and exc.exceptions:
         exc = exc.exceptions[0]
     return exc

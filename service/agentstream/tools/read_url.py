@@ -1,7 +1,7 @@
-"""Reading public web pages, and nothing else: built against server-side request forgery.
+"""The tool that reads public web pages. It prevents server-side request forgery.
 
-The check sits where the socket is made, so it sees the very address that is connected to: literal
-addresses, every answer of a resolver that changes its mind (DNS rebinding), and each redirect's target.
+The address is checked where the socket is created, so the check always sees the address of the connection. It covers
+literal addresses, a host name that resolves to another address later (DNS rebinding), and every redirect.
 """
 
 import asyncio
@@ -19,10 +19,10 @@ import aiohttp
 from agentstream.tools.base import ToolError
 
 MAX_REDIRECTS = 3
-MAX_URL_CHARS = 2048  # what browsers and proxies take at the least
-# A long article is 100 KB of HTML. More would only be cut again before a model sees it.
+MAX_URL_CHARS = 2048  # all common browsers and proxies accept this length
+# A long article has 100 KB of HTML. The toolbox would cut a longer text anyway.
 MAX_BODY_BYTES = 512 << 10
-TIMEOUT_S = 15.0  # names, redirects and body together; a person is waiting for the answer
+TIMEOUT_S = 15.0  # for name resolution, redirects and body together; a person waits for the answer
 
 IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -33,7 +33,7 @@ _HTML_TYPES = frozenset({"text/html", "application/xhtml+xml"})
 
 
 def is_public(address: IpAddress) -> bool:
-    """Return whether an address is one of the public internet, also after unwrapping IPv4 inside IPv6."""
+    """Return whether the address is on the public internet. For IPv4 inside IPv6 the IPv4 address decides."""
     if isinstance(address, ipaddress.IPv6Address):
         embedded = address.ipv4_mapped or address.sixtofour
         if embedded is None and address in _NAT64:
@@ -46,10 +46,7 @@ def is_public(address: IpAddress) -> bool:
 
 
 class ReadUrl:
-    """The tool: ``{"url": "https://example.org"}`` gives the page's readable text.
-
-    ``allowed`` decides on each address about to be connected to; tests pass one that lets loopback through.
-    """
+    """The tool: ``{"url": "https://example.org"}`` returns the readable text of the page."""
 
     name = "read_url"
     description = "Read a public web page (http or https) and return its text without markup."
@@ -67,16 +64,21 @@ class ReadUrl:
         timeout_s: float = TIMEOUT_S,
         max_body_bytes: int = MAX_BODY_BYTES,
     ) -> None:
-        """Take the limits; ``timeout_s`` covers the whole call, redirects included."""
+        """Set the limits of each call.
+
+        ``allowed`` decides about each address before the connection; tests pass a function that allows loopback
+        addresses. ``timeout_s`` is the time limit of the whole call with its redirects, in seconds.
+        ``max_body_bytes`` is the size at which a page is cut.
+        """
         self._allowed = allowed
         self._timeout_s = timeout_s
         self._max_body_bytes = max_body_bytes
 
     async def run(self, arguments: dict[str, Any]) -> str:
-        """Return the text; raises ToolError for what is refused, unreachable, too slow or not text."""
+        """Return the text of the page. Raises ToolError if the page is refused, unreachable, too slow or not text."""
         url = arguments["url"].strip()
         guard = _AddressGuard(self._allowed)
-        # A connector of its own: no pooled connection, proxy or cookie from elsewhere can come in.
+        # A new connector for each call, so that no existing connection, proxy or cookie is used.
         connector = aiohttp.TCPConnector(socket_factory=guard.open_socket, use_dns_cache=False, force_close=True)
         try:
             async with (
@@ -86,14 +88,14 @@ class ReadUrl:
                     cookie_jar=aiohttp.DummyCookieJar(),
                     auto_decompress=False,
                     trust_env=False,
-                    timeout=aiohttp.ClientTimeout(total=None),  # the one above covers more
+                    timeout=aiohttp.ClientTimeout(total=None),  # asyncio.timeout above limits the whole call
                 ) as session,
             ):
                 return await self._read(session, url)
         except TimeoutError as exc:
             message = f"{url} did not answer within {self._timeout_s:g} s"
             raise ToolError(message) from exc
-        except (aiohttp.ClientError, ValueError) as exc:  # ValueError: names and URLs that cannot be encoded
+        except (aiohttp.ClientError, ValueError) as exc:  # ValueError: a host name or URL that cannot be encoded
             if guard.refused:
                 message = f"{url} was not read: it leads to an address that is not on the public internet"
             else:
@@ -106,14 +108,14 @@ class ReadUrl:
             async with session.get(
                 url,
                 allow_redirects=False,
-                # identity: what is counted against the limit is then what is kept in memory.
+                # identity: the body is not compressed, so the limit also applies to its size in memory.
                 headers={"Accept": "text/*, application/json", "Accept-Encoding": "identity"},
             ) as response:
                 location = response.headers.get("Location")
                 if response.status not in _REDIRECTS or location is None:
                     return await self._text(response, url)
             url = urljoin(url, location)
-        message = f"more than {MAX_REDIRECTS} redirects; the last led to {url}"
+        message = f"more than {MAX_REDIRECTS} redirects; the last one led to {url}"
         raise ToolError(message)
 
     async def _text(self, response: aiohttp.ClientResponse, url: str) -> str:
@@ -125,12 +127,12 @@ class ReadUrl:
             message = f"{url} is {content_type}, not text"
             raise ToolError(message)
         if response.headers.get("Content-Encoding", "identity").lower() != "identity":
-            message = f"{url} is sent compressed although plain text was asked for"
+            message = f"{url} was sent compressed, although the request asked for no compression"
             raise ToolError(message)
         body, cut = await self._body(response)
         text = _decoded(body, response.charset)
         if content_type in _HTML_TYPES:
-            # In a thread: half a megabyte of broken markup can take html.parser a second.
+            # In a thread, because html.parser may need a second for half a megabyte of broken markup.
             text = await asyncio.to_thread(readable_text, text)
         return f"{text}\n[cut after {self._max_body_bytes} bytes]" if cut else text
 
@@ -144,16 +146,16 @@ class ReadUrl:
 
 
 class _AddressGuard:
-    """Makes sockets for allowed addresses only."""
+    """Creates sockets, but only for allowed addresses."""
 
     def __init__(self, allowed: Callable[[IpAddress], bool]) -> None:
         self._allowed = allowed
         self.refused = False
 
     def open_socket(self, info: aiohttp.AddrInfoType) -> socket.socket:
-        """Return a socket for the address that aiohttp is about to connect it to; raises PermissionError."""
+        """Return a socket for the address that aiohttp connects to. Raises PermissionError if it is not allowed."""
         family, kind, protocol, _, address = info
-        host = str(address[0]).partition("%")[0]  # without an IPv6 scope
+        host = str(address[0]).partition("%")[0]  # without the scope of an IPv6 address
         if not self._allowed(ipaddress.ip_address(host)):
             self.refused = True
             message = "not a public address"
@@ -170,33 +172,33 @@ def _check_url(url: str) -> None:
         message = f"only http:// and https:// addresses can be read, not {url[:60]!r}"
         raise ToolError(message)
     if not parts.hostname:
-        message = f"{url[:60]!r} names no host"
+        message = f"{url[:60]!r} has no host name"
         raise ToolError(message)
     if parts.username is not None or parts.password is not None:
-        message = "an address with a user name or password in it is not read"
+        message = "an address with a user name or password is not allowed"
         raise ToolError(message)
 
 
 def _decoded(body: bytes, charset: str | None) -> str:
     try:
         return body.decode(charset or "utf-8", "replace")
-    except LookupError:  # a charset Python does not know
+    except LookupError:  # Python does not know the charset
         return body.decode("utf-8", "replace")
 
 
 def readable_text(html: str) -> str:
-    """Return what a reader sees of a page: its title, then its text, one block a line."""
+    """Return the visible text of a page: its title, then one line for each block."""
     parser = _TextOfPage()
-    # Not closed: close() looks through the rest again for each unfinished piece of markup, which took minutes
-    # on half a megabyte of "<!--". The line end lets feed() give out a last entity.
-    with contextlib.suppress(AssertionError):  # how it reports an unknown <![section[; what came before is kept
+    # The parser is not closed: for each unfinished piece of markup close() scans the rest again, which took minutes
+    # for half a megabyte of "<!--". After the added line end, feed() also returns an entity at the end of the page.
+    with contextlib.suppress(AssertionError):  # raised at an unknown <![section[; the text before it is kept
         parser.feed(html + "\n")
     lines = (re.sub(r"[^\S\n]+", " ", line).strip() for line in "".join(parser.pieces).split("\n"))
     return "\n".join(line for line in lines if line)
 
 
 class _TextOfPage(HTMLParser):
-    """Collects text, leaving out what is never shown."""
+    """Collects the text of a page, without elements that browsers do not show."""
 
     _HIDDEN = frozenset({"script", "style", "noscript", "template", "svg", "iframe"})
     _INLINE = frozenset(
@@ -247,13 +249,13 @@ class _TextOfPage(HTMLParser):
             self.pieces.append("\n")
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        del attrs  # <br/>, or <svg/>, which hides nothing
+        del attrs  # for example <br/>; an empty <svg/> hides no text
         if tag not in self._INLINE:
             self.pieces.append("\n")
 
     def handle_endtag(self, tag: str) -> None:
         if tag in self._hidden_tags:
-            while self._hidden_tags.pop() != tag:  # the ones inside were never closed
+            while self._hidden_tags.pop() != tag:  # drop the tags inside it that were never closed
                 pass
         elif tag not in self._INLINE:
             self.pieces.append("\n")

@@ -1,4 +1,4 @@
-"""Counts in a text."""
+"""The tool that counts the words, characters, lines and sentences of a text."""
 
 import re
 from collections import Counter
@@ -6,18 +6,18 @@ from typing import Any, ClassVar
 
 from agentstream.tools.base import ToolError
 
-# Counting takes about 0.2 s a million characters and holds the event loop meanwhile: 40 ms at most.
+# Counting blocks the event loop for about 0.2 s per million characters, so for at most 40 ms.
 MAX_LENGTH_CHARS = 200_000
 MOST_FREQUENT = 5
 
 _WORD = re.compile(r"\d+(?:[.,]\d+)+|\w+(?:['’-]\w+)*")  # noqa: RUF001 -- the typographic apostrophe is meant
-# An end mark counts before a space, a closing quote or the end, so 3.14 and example.org end no sentence.
-# A run of marks is tried once, at its start: trying again inside it would take quadratic time.
+# A mark ends a sentence only before a space, a closing quote or the end of the text: 3.14 and example.org do not.
+# A series of marks is matched only at its first mark; matching at each mark would take quadratic time.
 _SENTENCE_END = re.compile(r"(?<![.!?…])[.!?…]++(?=[\s\"'”’)\]]|$)|[。！？]+")  # noqa: RUF001 -- full-width marks are meant
 
 
 class TextStatistics:
-    """The tool: characters, words, lines, sentences and the most frequent words of ``{"text": ...}``."""
+    """The tool: it counts the characters, words, lines and sentences of ``{"text": ...}`` and its frequent words."""
 
     name = "text_statistics"
     description = "Count the characters, words, lines and sentences of a text, and list its most frequent words."
@@ -29,18 +29,21 @@ class TextStatistics:
     }
 
     async def run(self, arguments: dict[str, Any]) -> str:
-        """Return one line such as ``2 words, 11 characters (10 without spaces), 1 line, 1 sentence; ...``."""
+        """Return one line, for example ``2 words, 11 characters (10 without spaces), 1 line, 1 sentence; ...``.
+
+        Raises ToolError if the text is too long.
+        """
         return describe(arguments["text"])
 
 
 def describe(text: str) -> str:
     """Return the statistics of ``text`` in one line; raises ToolError if it is too long.
 
-    A character is a Unicode code point. A sentence ends at ``.``, ``!``, ``?`` and the like; words after
-    the last such mark count as one more. Words are compared without regard to case.
+    A character is a Unicode code point. A sentence ends with ``.``, ``!``, ``?`` or a similar mark. Words after the
+    last mark count as one more sentence. Upper and lower case words are the same.
     """
     if len(text) > MAX_LENGTH_CHARS:
-        message = f"the text has {len(text)} characters; at most {MAX_LENGTH_CHARS} can be counted at once"
+        message = f"the text has {len(text)} characters; at most {MAX_LENGTH_CHARS} can be counted in one call"
         raise ToolError(message)
     words = [word.casefold() for word in _WORD.findall(text)]
     without_spaces = sum(not character.isspace() for character in text)

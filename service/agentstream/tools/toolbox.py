@@ -1,4 +1,4 @@
-"""The tools an orchestrator offers, and the calling of them: whatever happens, the model gets words back."""
+"""The tools of an orchestrator. A call of a tool always returns a text for the model, also if the tool fails."""
 
 import asyncio
 import logging
@@ -16,9 +16,9 @@ from agentstream.tools.current_time import CurrentTime
 from agentstream.tools.read_url import ReadUrl
 from agentstream.tools.text_statistics import TextStatistics
 
-# About 5,000 tokens: several results fit even a context window of 32,000.
+# About 5,000 tokens: several results fit into a context window of 32,000 tokens.
 MAX_RESULT_CHARS = 20_000
-# What is quoted back of arguments that are not JSON: enough to recognise them.
+# An error quotes this much of malformed arguments: enough to recognise them.
 _SHOWN_CHARS = 120
 
 _JSON_TYPES: dict[str, tuple[type, ...]] = {
@@ -36,7 +36,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToolOutcome:
-    """What one call came to. ``content`` is the tool's text, or why it failed; ``latency_s`` is wall-clock."""
+    """The result of one call.
+
+    ``content`` is the tool's text, or the error if ``success`` is False. ``latency_s`` is the wall-clock time of the
+    call, in seconds.
+    """
 
     tool: str
     content: str
@@ -45,14 +49,15 @@ class ToolOutcome:
 
 
 class Toolbox:
-    """Tools by name, each call with a time limit."""
+    """A set of tools with different names, and a time limit for each call."""
 
     def __init__(
         self, tools: Sequence[Tool], timeout_s: float, more_tools: Callable[[], Sequence[Tool]] = tuple
     ) -> None:
-        """Take the tools; ``timeout_s`` bounds each call. Raises ValueError if two have one name.
+        """Create a toolbox of ``tools``. ``timeout_s`` is the time limit of each call, in seconds.
 
-        ``more_tools`` returns tools that come and go; where the names clash, ``tools`` win.
+        ``more_tools`` returns further tools, which may change over time. If one has the same name as one of
+        ``tools``, it is ignored. Raises ValueError if two of ``tools`` have the same name.
         """
         self._own_tools = {tool.name: tool for tool in tools}
         self._more_tools = more_tools
@@ -62,18 +67,18 @@ class Toolbox:
             raise ValueError(message)
 
     def tools(self) -> dict[str, Tool]:
-        """Return the tools there are now, by name."""
+        """Return the current tools by name."""
         return {tool.name: tool for tool in self._more_tools()} | self._own_tools
 
     def schemas(self) -> list[ToolSchema]:
-        """Return the tools as a model is told of them."""
+        """Return the descriptions of the current tools for a model."""
         return [ToolSchema(tool.name, tool.description, tool.parameters) for tool in self.tools().values()]
 
     async def call(self, name: str, arguments_json: str) -> ToolOutcome:
-        """Run a tool on the model's JSON text and return what came of it.
+        """Run a tool with arguments as JSON text, as the model wrote them, and return the outcome.
 
-        Never raises but on cancellation: an unknown tool, bad arguments, a time-out and whatever the tool
-        raises are outcomes without success, whose content tells the model what to do about it.
+        It raises nothing except CancelledError. An unknown tool, wrong arguments, a timeout or an exception of the
+        tool give an outcome with ``success`` False, whose content explains the error to the model.
         """
         started = time.perf_counter()
         success = False
@@ -101,13 +106,13 @@ class Toolbox:
             raise ToolError(message)
         result: object = await tool.run(_arguments(arguments_json, tool.parameters))
         if not isinstance(result, str):
-            message = f"{name} returned {type(result).__name__} where text was due"
+            message = f"{name} returned {type(result).__name__} instead of text"
             raise ToolError(message)
         return result
 
 
 def default_tools(read_url: bool = False) -> list[Tool]:  # noqa: FBT001, FBT002 -- one switch, named where called
-    """Return the built-in tools; the one that reaches out to the network only if asked for."""
+    """Return the built-in tools. With ``read_url`` they include ReadUrl, the only one that uses the network."""
     tools: list[Tool] = [Calculator(), CurrentTime(), TextStatistics()]
     if read_url:
         tools.append(ReadUrl())
@@ -115,9 +120,9 @@ def default_tools(read_url: bool = False) -> list[Tool]:  # noqa: FBT001, FBT002
 
 
 def _arguments(arguments_json: str, schema: dict[str, Any]) -> dict[str, Any]:
-    """Read and check a call's arguments; raises ToolError naming every fault."""
+    """Parse and check the arguments of a call; raises ToolError that names every error in them."""
     try:
-        arguments = orjson.loads(arguments_json.strip() or "{}")  # models send nothing for no arguments
+        arguments = orjson.loads(arguments_json.strip() or "{}")  # without arguments some models send an empty text
     except ValueError as exc:
         shown = arguments_json[:_SHOWN_CHARS]
         message = f"the arguments are not valid JSON ({exc}): {shown!r}; send one JSON object"
@@ -132,7 +137,7 @@ def _arguments(arguments_json: str, schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def _schema_errors(arguments: dict[str, Any], schema: dict[str, Any]) -> list[str]:
-    """Check what models get wrong (required, unknown, type, enum) at the top level; tools check the rest."""
+    """Return the errors that models make at the top level (required, unknown, type, enum); tools check the rest."""
     properties: dict[str, Any] = schema.get("properties", {})
     faults = [f"{name} is required" for name in schema.get("required", ()) if name not in arguments]
     for name, value in arguments.items():
@@ -151,10 +156,10 @@ def _schema_errors(arguments: dict[str, Any], schema: dict[str, Any]) -> list[st
 
 
 def _is_a(value: object, type_name: str) -> bool:
-    if isinstance(value, bool):  # which Python takes for a number
+    if isinstance(value, bool):  # in Python a bool is also an int
         return type_name == "boolean"
     if type_name == "integer" and isinstance(value, float):
-        return value.is_integer()  # 2.0 is an integer to JSON schema
+        return value.is_integer()  # JSON schema accepts 2.0 as an integer
     return isinstance(value, _JSON_TYPES.get(type_name, (object,)))
 
 

@@ -1,4 +1,4 @@
-"""Reading pages: what is refused, what is bounded, what comes back."""
+"""Reading web pages: refused addresses, limits, and the text of a page."""
 
 import asyncio
 import socket
@@ -21,7 +21,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Serve = Callable[..., Awaitable[TestServer]]
 
 
-def anywhere(_: IpAddress) -> bool:
+def allow_all(_: IpAddress) -> bool:
     return True
 
 
@@ -52,7 +52,7 @@ def redirects_to(location: str) -> Handler:
 
 
 async def read(url: object, **options: Any) -> str:
-    return await ReadUrl(**{"allowed": anywhere, **options}).run({"url": str(url)})
+    return await ReadUrl(**{"allowed": allow_all, **options}).run({"url": str(url)})
 
 
 # Addresses
@@ -93,19 +93,19 @@ async def read(url: object, **options: Any) -> str:
     ],
 )
 def test_addresses_off_the_public_internet_are_not_public(address: str) -> None:
-    """Loopback, private, link-local, reserved and multicast addresses are refused, also inside IPv6 forms."""
+    """Loopback, private, link-local, reserved and multicast addresses are not public, also inside an IPv6 address."""
     assert not is_public(ip_address(address))
 
 
 @pytest.mark.parametrize("address", ["8.8.8.8", "1.1.1.1", "2606:4700::1111", "::ffff:8.8.8.8", "64:ff9b::808:808"])
 def test_addresses_of_the_public_internet_are_public(address: str) -> None:
-    """Ordinary addresses pass, also where IPv6 carries a public IPv4 one."""
+    """Ordinary addresses are public, also a public IPv4 address inside an IPv6 address."""
     assert is_public(ip_address(address))
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::ffff:127.0.0.1]", "[::1]"])
 async def test_this_machine_is_refused_by_default(serve: Serve, host: str) -> None:
-    """However it is written, the machine itself is not read, and its server sees no request."""
+    """By default no form of the machine's own address is read, and its server gets no request."""
     seen: list[str] = []
 
     async def handler(request: web.Request) -> web.Response:
@@ -119,25 +119,25 @@ async def test_this_machine_is_refused_by_default(serve: Serve, host: str) -> No
 
 
 @pytest.mark.parametrize("host", ["2130706433", "127.1", "0x7f000001"])
-async def test_odd_spellings_of_an_address_are_refused(serve: Serve, host: str) -> None:
-    """Numeric forms of 127.0.0.1 that only a resolver understands lead nowhere."""
+async def test_unusual_forms_of_an_address_are_refused(serve: Serve, host: str) -> None:
+    """Numeric forms of 127.0.0.1 that only a resolver understands are not read."""
     server = await serve(page=answers("secret"))
     with pytest.raises(ToolError, match=r"not read|could not be read"):
         await ReadUrl().run({"url": f"http://{host}:{server.port}/page"})
 
 
 async def test_a_redirect_to_a_refused_address_is_not_followed(serve: Serve) -> None:
-    """Each hop's address is checked anew: a page that may be read cannot send the tool to one that may not."""
+    """The address of each redirect is checked, so that an allowed page cannot lead to a refused address."""
     secret = await serve(page=answers("secret"))
     opened: list[str] = []
 
-    def the_first_only(address: IpAddress) -> bool:
+    def allow_first(address: IpAddress) -> bool:
         opened.append(str(address))
         return len(opened) == 1
 
     entry = await serve(page=redirects_to(str(secret.make_url("/page"))))
     with pytest.raises(ToolError, match="not on the public internet"):
-        await read(entry.make_url("/page"), allowed=the_first_only)
+        await read(entry.make_url("/page"), allowed=allow_first)
     assert opened == ["127.0.0.1", "127.0.0.1"]
 
 
@@ -145,7 +145,7 @@ async def test_a_name_that_resolves_elsewhere_at_connect_time_is_refused(
     serve: Serve,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The address checked is the one connected to, so a resolver that changes its mind gains nothing."""
+    """The address of the connection is checked, so that a changed answer of the resolver cannot avoid the check."""
     server = await serve(page=answers("secret"))
 
     class Rebinding(AbstractResolver):
@@ -165,32 +165,32 @@ async def test_a_name_that_resolves_elsewhere_at_connect_time_is_refused(
 
     monkeypatch.setattr(aiohttp.connector, "DefaultResolver", lambda **_: Rebinding())
     url = f"http://public.example:{server.port}/page"
-    assert await read(url) == "secret"  # the name does lead there
+    assert await read(url) == "secret"  # the name really leads to the server
     with pytest.raises(ToolError, match="not on the public internet"):
         await ReadUrl().run({"url": url})
 
 
 @pytest.mark.parametrize(
-    ("url", "words"),
+    ("url", "reason"),
     [
         ("ftp://example.org/", "only http"),
         ("file:///etc/passwd", "only http"),
         ("example.org", "only http"),
-        ("http://", "names no host"),
+        ("http://", "has no host name"),
         ("http://user:pass@example.org/", "user name or password"),
         ("http://[", "could not be read"),
         ("http://a..b/", "could not be read"),
         ("http://" + "a" * 3000, "at most 2048"),
     ],
 )
-async def test_other_addresses_are_refused_before_anything_is_sent(url: str, words: str) -> None:
-    """Only plain http and https addresses are read; the error says what is wrong with others."""
-    with pytest.raises(ToolError, match=words):
+async def test_other_addresses_are_refused_before_anything_is_sent(url: str, reason: str) -> None:
+    """Only http and https addresses without credentials are read, and the error has the reason."""
+    with pytest.raises(ToolError, match=reason):
         await read(url)
 
 
 async def test_a_redirect_to_another_scheme_is_refused(serve: Serve) -> None:
-    """A redirect cannot leave http and https."""
+    """A redirect to a scheme other than http and https is refused."""
     server = await serve(page=redirects_to("file:///etc/passwd"))
     with pytest.raises(ToolError, match="only http"):
         await read(server.make_url("/page"))
@@ -200,7 +200,7 @@ async def test_a_redirect_to_another_scheme_is_refused(serve: Serve) -> None:
 
 
 async def test_three_redirects_are_followed_and_a_fourth_is_not(serve: Serve) -> None:
-    """Relative redirects are followed, at most three."""
+    """Redirects, also relative ones, are followed up to three times."""
     server = await serve(
         a=redirects_to("/b"),
         b=redirects_to("c"),
@@ -213,8 +213,8 @@ async def test_three_redirects_are_followed_and_a_fourth_is_not(serve: Serve) ->
         await read(server.make_url("/too_far"))
 
 
-async def test_a_body_over_the_limit_is_cut_and_says_so(serve: Serve) -> None:
-    """No more than the limit is read of a body that does not end, and the text says that it was cut."""
+async def test_a_body_over_the_limit_is_cut_with_a_note(serve: Serve) -> None:
+    """Reading stops at the limit, and the text has a note that it was cut."""
     gone = asyncio.Event()
 
     async def endless(request: web.Request) -> web.StreamResponse:
@@ -231,8 +231,8 @@ async def test_a_body_over_the_limit_is_cut_and_says_so(serve: Serve) -> None:
     await asyncio.wait_for(gone.wait(), 5)
 
 
-async def test_a_page_that_never_comes_is_given_up(serve: Serve) -> None:
-    """The time limit covers the whole call."""
+async def test_a_page_without_answer_times_out(serve: Serve) -> None:
+    """If a page does not answer within the time limit, ToolError names the limit."""
 
     async def silent(_: web.Request) -> web.Response:
         await asyncio.get_running_loop().create_future()
@@ -243,14 +243,14 @@ async def test_a_page_that_never_comes_is_given_up(serve: Serve) -> None:
         await read(server.make_url("/page"), timeout_s=0.05)
 
 
-async def test_a_server_that_is_not_there_is_an_error_with_words(unused_tcp_port: int) -> None:
-    """A refused connection raises ToolError that suggests what to do."""
+async def test_a_refused_connection_is_explained(unused_tcp_port: int) -> None:
+    """If the connection is refused, ToolError suggests what to do."""
     with pytest.raises(ToolError, match=r"could not be read.*another page"):
         await read(f"http://127.0.0.1:{unused_tcp_port}/")
 
 
-async def test_an_error_status_is_told(serve: Serve) -> None:
-    """A page that answers with an error is not taken for text."""
+async def test_an_error_status_is_reported(serve: Serve) -> None:
+    """If a page answers with an error status, ToolError names the status."""
     server = await serve()
     with pytest.raises(ToolError, match="HTTP status 404"):
         await read(server.make_url("/nothing"))
@@ -258,14 +258,14 @@ async def test_an_error_status_is_told(serve: Serve) -> None:
 
 @pytest.mark.parametrize("content_type", ["image/png", "application/pdf", "application/octet-stream"])
 async def test_only_text_is_read(serve: Serve, content_type: str) -> None:
-    """A content type that is not text is refused by name."""
+    """If the content type is not text, ToolError names it."""
     server = await serve(page=answers("x", content_type))
     with pytest.raises(ToolError, match=f"is {content_type}, not text"):
         await read(server.make_url("/page"))
 
 
 async def test_a_compressed_body_is_refused(serve: Serve) -> None:
-    """A body compressed unasked is not unpacked: it could be thousands of times its size."""
+    """A compressed body is refused, because it could grow to thousands of times its size."""
     server = await serve(page=answers(b"\x1f\x8b", **{"Content-Encoding": "gzip"}))
     with pytest.raises(ToolError, match="compressed"):
         await read(server.make_url("/page"))
@@ -285,8 +285,8 @@ async def test_a_compressed_body_is_refused(serve: Serve) -> None:
         ("<title>T</title><p>a</p>", "text/html", "T\na"),
     ],
 )
-async def test_text_comes_back_decoded(serve: Serve, body: str | bytes, content_type: str, expected: str) -> None:
-    """Text is decoded by its charset, HTML reduced to what a reader sees, anything else left as it is."""
+async def test_text_is_decoded(serve: Serve, body: str | bytes, content_type: str, expected: str) -> None:
+    """Text is decoded with its charset, HTML is reduced to its visible text, and other text is unchanged."""
     server = await serve(page=answers(body, content_type))
     assert await read(server.make_url("/page")) == expected
 
@@ -306,13 +306,13 @@ async def test_text_comes_back_decoded(serve: Serve, body: str | bytes, content_
     ],
 )
 def test_html_becomes_readable_text(html: str, expected: str) -> None:
-    """Markup, scripts and styles go; each block stands on a line of its own."""
+    """Markup, scripts and styles are removed, and each block is one line."""
     assert readable_text(html) == expected
 
 
 @pytest.mark.parametrize("piece", ["<!--", "<a ", "<a x='", "</", "<![", "<svg>", "<", "<!"])
 def test_broken_markup_is_read_in_bounded_time(piece: str) -> None:
-    """A page of unfinished markup, which takes html.parser minutes when asked to finish, takes about a second."""
+    """A page of unfinished markup takes about a second, although html.parser would need minutes to close it."""
     html = piece * (read_url.MAX_BODY_BYTES // len(piece))
     started = time.perf_counter()
     readable_text(html)

@@ -1,4 +1,4 @@
-"""The tools without a network, and the toolbox that calls them."""
+"""The tools that need no network, and the toolbox that calls them."""
 
 import asyncio
 import time
@@ -17,11 +17,11 @@ from agentstream.tools.text_statistics import TextStatistics
 from agentstream.tools.toolbox import MAX_RESULT_CHARS, Toolbox, default_tools
 
 NOW = datetime(2026, 11, 24, 0, 15, 3, tzinfo=UTC)
-# Any one sum; the worst found takes 10 ms, so this leaves room for a busy machine.
+# The slowest expression that we found takes 10 ms; the rest is for a busy machine.
 QUICK_S = 0.5
 
 
-def worked_out(expression: str) -> str:
+def value_of(expression: str) -> str:
     return format_number(evaluate(expression))
 
 
@@ -54,8 +54,8 @@ def worked_out(expression: str) -> str:
     ],
 )
 def test_arithmetic_follows_the_usual_rules(expression: str, expected: str) -> None:
-    """Operators bind as in Python, exact values stay exact, and no float rounding shows."""
-    assert worked_out(expression) == expected
+    """Operators have Python's precedence, exact values stay exact, and results show no floating-point errors."""
+    assert value_of(expression) == expected
 
 
 @pytest.mark.parametrize(
@@ -81,9 +81,9 @@ def test_arithmetic_follows_the_usual_rules(expression: str, expected: str) -> N
         ("tan(pi/4)", "1"),
     ],
 )
-def test_functions_give_the_schoolbook_value(expression: str, expected: str) -> None:
-    """Every function and constant gives the value a person expects, halves rounded away from zero."""
-    assert worked_out(expression) == expected
+def test_functions_return_the_expected_value(expression: str, expected: str) -> None:
+    """Every function and constant has the value that people expect, and halves are rounded away from zero."""
+    assert value_of(expression) == expected
 
 
 @pytest.mark.parametrize(
@@ -95,13 +95,13 @@ def test_functions_give_the_schoolbook_value(expression: str, expected: str) -> 
         ("max((1,234), 5)", "1234"),
     ],
 )
-def test_a_comma_separates_thousands_only_where_it_cannot_separate_arguments(expression: str, expected: str) -> None:
-    """1,234 is one number outside a function's arguments and two inside."""
-    assert worked_out(expression) == expected
+def test_a_comma_separates_thousands_or_arguments(expression: str, expected: str) -> None:
+    """The text 1,234 is two numbers between the arguments of a function, and one number elsewhere."""
+    assert value_of(expression) == expected
 
 
 @pytest.mark.parametrize(
-    ("expression", "words"),
+    ("expression", "reason"),
     [
         ("", "expected a number"),
         ("1 +", "expected a number"),
@@ -125,10 +125,10 @@ def test_a_comma_separates_thousands_only_where_it_cannot_separate_arguments(exp
         ("1e-400", "too close to zero"),
     ],
 )
-def test_what_cannot_be_worked_out_is_explained(expression: str, words: str) -> None:
-    """A wrong expression raises ToolError with words that say what is wrong."""
-    with pytest.raises(ToolError, match=words):
-        worked_out(expression)
+def test_a_wrong_expression_is_explained(expression: str, reason: str) -> None:
+    """A wrong expression raises ToolError with the reason."""
+    with pytest.raises(ToolError, match=reason):
+        value_of(expression)
 
 
 @pytest.mark.parametrize(
@@ -149,15 +149,15 @@ def test_what_cannot_be_worked_out_is_explained(expression: str, words: str) -> 
     ],
 )
 def test_abuse_is_refused_quickly(expression: str) -> None:
-    """Huge powers, deep nesting and long input are refused before they cost anything."""
+    """Huge powers, deep nesting and long expressions are refused before they use much time or memory."""
     started = time.perf_counter()
     with pytest.raises(ToolError, match=r"too large|nested|characters"):
-        worked_out(expression)
+        value_of(expression)
     assert time.perf_counter() - started < QUICK_S
 
 
-def test_the_costliest_sums_are_quick() -> None:
-    """Fractions with large denominators, the dearest values within the bounds, add up within the time bound."""
+def test_the_slowest_expressions_are_quick() -> None:
+    """A sum of fractions with large denominators, the slowest allowed expression, is calculated within QUICK_S."""
     expression = "+".join(f"1/7**{4400 + number}" for number in range(45))
     started = time.perf_counter()
     evaluate(expression)
@@ -165,7 +165,7 @@ def test_the_costliest_sums_are_quick() -> None:
 
 
 async def test_the_calculator_answers_as_a_tool() -> None:
-    """The tool takes the expression from its arguments."""
+    """The tool calculates the expression in its arguments."""
     assert await Calculator().run({"expression": "17*23"}) == "391"
 
 
@@ -177,7 +177,7 @@ async def time_in(place: str | None) -> str:
 
 
 async def test_the_time_is_utc_unless_a_place_is_named() -> None:
-    """Without a place the tool tells the date and time in UTC."""
+    """Without a place the tool returns the date and time in UTC."""
     assert await time_in(None) == "Tuesday 24 November 2026, 00:15:03 (UTC)"
 
 
@@ -199,12 +199,12 @@ async def test_the_time_is_utc_unless_a_place_is_named() -> None:
     ],
 )
 async def test_places_are_found_by_the_names_people_use(place: str, expected: str) -> None:
-    """IANA zones, cities, countries and offsets are understood whatever their case, accents and separators."""
+    """IANA zones, cities, countries and offsets are found with any case, accents and separators."""
     assert await time_in(place) == expected
 
 
 @pytest.mark.parametrize(
-    ("place", "words"),
+    ("place", "reason"),
     [
         ("Atlantis", "no time zone is known for 'Atlantis'"),
         ("../../etc/passwd", "no time zone is known"),
@@ -213,14 +213,14 @@ async def test_places_are_found_by_the_names_people_use(place: str, expected: st
         ("UTC+15", "offsets go up to 14"),
     ],
 )
-async def test_a_place_without_one_time_is_refused_with_advice(place: str, words: str) -> None:
-    """An unknown place, or a country with several times, raises ToolError that says what to name instead."""
-    with pytest.raises(ToolError, match=words):
+async def test_an_ambiguous_place_is_refused_with_advice(place: str, reason: str) -> None:
+    """For an unknown place or a country with several time zones, ToolError says which names are possible."""
+    with pytest.raises(ToolError, match=reason):
         await time_in(place)
 
 
 async def test_every_place_in_the_table_has_a_zone() -> None:
-    """No entry of the table of places names a zone that does not exist."""
+    """The time zone of every place in the table exists."""
     for place in current_time._PLACES:
         assert "2026" in await time_in(place), place
 
@@ -238,7 +238,7 @@ def no_system_zones() -> Iterator[None]:
 
 @pytest.mark.usefixtures("no_system_zones")
 async def test_zones_are_known_without_a_system_database() -> None:
-    """On a machine without a zone database the tzdata package stands in."""
+    """On a machine without a time zone database the tzdata package is used."""
     assert "09:15:03" in await time_in("Tokyo")
 
 
@@ -268,19 +268,19 @@ async def test_zones_are_known_without_a_system_database() -> None:
     ],
 )
 async def test_text_is_counted(text: str, expected: str) -> None:
-    """Words, characters, lines, sentences and the most frequent words are counted, numbers as one word each."""
+    """Words, characters, lines, sentences and the most frequent words are counted, and a number is one word."""
     assert await TextStatistics().run({"text": text}) == expected
 
 
 async def test_a_long_run_of_marks_is_counted_quickly() -> None:
-    """Text made to send the sentence rule back and forth costs no more than other text."""
+    """A text that is built to make the sentence pattern backtrack is counted as quickly as other texts."""
     started = time.perf_counter()
     await TextStatistics().run({"text": "." * 199_999 + "x"})
     assert time.perf_counter() - started < QUICK_S
 
 
 async def test_text_over_the_limit_is_refused() -> None:
-    """More text than can be counted without holding up the loop raises ToolError that names the limit."""
+    """A text that would block the event loop for too long raises ToolError with the limit."""
     with pytest.raises(ToolError, match="at most 200000"):
         await TextStatistics().run({"text": "a" * 200_001})
 
@@ -289,10 +289,10 @@ async def test_text_over_the_limit_is_refused() -> None:
 
 
 class Echo:
-    """A tool whose behaviour a test sets."""
+    """A tool that returns its text, or does what the test chooses."""
 
     name = "echo"
-    description = "Returns what the test wants."
+    description = "Returns the text."
     parameters: ClassVar[dict[str, Any]] = {
         "type": "object",
         "properties": {
@@ -323,14 +323,14 @@ def toolbox(behaviour: object = None, timeout_s: float = 10) -> Toolbox:
 
 
 async def test_a_call_returns_the_tools_text_and_its_duration() -> None:
-    """A good call succeeds with the tool's own text and a duration in seconds."""
+    """The outcome of a successful call has the tool's text and the duration in seconds."""
     outcome = await toolbox().call("echo", '{"text": "hi", "times": 2, "factor": null, "style": "loud"}')
     assert (outcome.tool, outcome.content, outcome.success) == ("echo", "hi", True)
     assert 0 <= outcome.latency_s < QUICK_S
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "reason"),
     [
         ("{", "not valid JSON"),
         ("[" * 100_000, "not valid JSON"),
@@ -344,60 +344,60 @@ async def test_a_call_returns_the_tools_text_and_its_duration() -> None:
         ('{"text": "hi", "style": "odd"}', 'style must be one of ["loud","quiet"]'),
     ],
 )
-async def test_bad_arguments_never_reach_the_tool(arguments: str, words: str) -> None:
-    """Arguments that are no JSON object, or break the schema, fail with words that name the fault."""
+async def test_wrong_arguments_never_reach_the_tool(arguments: str, reason: str) -> None:
+    """If the arguments are no JSON object or violate the schema, the tool does not run and the outcome says why."""
     outcome = await toolbox(RuntimeError("must not run")).call("echo", arguments)
     assert not outcome.success
-    assert words in outcome.content
+    assert reason in outcome.content
 
 
-async def test_all_faults_are_told_at_once() -> None:
-    """A model hears of every wrong argument in one result, so one more try can mend them all."""
+async def test_all_wrong_arguments_are_reported_at_once() -> None:
+    """One outcome lists all wrong arguments, so that the model can correct all of them in its next call."""
     outcome = await toolbox().call("echo", '{"times": "two", "volume": 3}')
     assert outcome.content.count(";") == 2
 
 
 async def test_an_unknown_tool_is_answered_with_the_known_ones() -> None:
-    """A call of a tool that does not exist fails and lists the tools that do."""
+    """The outcome of a call of an unknown tool lists the known tools."""
     outcome = await toolbox().call("telepathy", "{}")
     assert not outcome.success
     assert outcome.content == "there is no tool called 'telepathy'; the tools are: echo"
 
 
 async def test_a_tools_own_error_is_passed_on_as_it_is() -> None:
-    """The words of a ToolError become the failed result."""
+    """The message of a ToolError is the content of the failed outcome."""
     outcome = await toolbox(ToolError("ask for less")).call("echo", '{"text": ""}')
     assert (outcome.success, outcome.content) == (False, "ask for less")
 
 
 @pytest.mark.parametrize("fault", [KeyError("x"), TimeoutError("its own"), ExceptionGroup("two", [ValueError("y")])])
-async def test_any_exception_of_a_tool_is_a_failed_result(fault: Exception) -> None:
-    """Whatever a tool raises becomes a failed result that names it, its own TimeoutError included."""
+async def test_any_exception_of_a_tool_is_a_failed_outcome(fault: Exception) -> None:
+    """Any exception of a tool, also its own TimeoutError, becomes a failed outcome with the exception's name."""
     outcome = await toolbox(fault).call("echo", '{"text": ""}')
     assert not outcome.success
     assert outcome.content.startswith(f"echo failed: {type(fault).__name__}")
 
 
 async def test_a_tool_that_takes_too_long_is_stopped() -> None:
-    """A call over its time limit is cancelled and fails, saying the limit."""
+    """A call is cancelled at its time limit, and the outcome names the limit."""
     outcome = await toolbox(..., timeout_s=0.01).call("echo", '{"text": ""}')
     assert (outcome.success, outcome.content) == (False, "echo took longer than 0.01 s and was stopped")
 
 
 async def test_a_result_that_is_not_text_is_a_failure() -> None:
-    """A tool that returns something other than text fails and says what it returned."""
+    """If a tool does not return text, the outcome is a failure that names the type of the result."""
     outcome = await toolbox(42).call("echo", '{"text": ""}')
-    assert (outcome.success, outcome.content) == (False, "echo returned int where text was due")
+    assert (outcome.success, outcome.content) == (False, "echo returned int instead of text")
 
 
-async def test_a_long_result_is_cut_and_says_so() -> None:
-    """A result over the cap keeps its beginning and ends with how much there was."""
+async def test_a_long_result_is_cut_with_a_note() -> None:
+    """A result that is too long keeps its beginning and gets a note with its full length."""
     outcome = await toolbox("x" * (MAX_RESULT_CHARS + 5)).call("echo", '{"text": ""}')
     assert outcome.content == "x" * MAX_RESULT_CHARS + "\n[cut: 20000 of 20005 characters shown]"
 
 
 async def test_cancelling_a_call_cancels_it() -> None:
-    """A cancelled call raises CancelledError and is no result."""
+    """A cancelled call raises CancelledError and has no outcome."""
     tool = Echo(...)
     task = asyncio.create_task(Toolbox([tool], 10).call("echo", '{"text": ""}'))
     await tool.started.wait()
@@ -407,21 +407,21 @@ async def test_cancelling_a_call_cancels_it() -> None:
 
 
 def test_two_tools_of_one_name_are_refused() -> None:
-    """A toolbox in which one tool would hide another is not made."""
+    """A toolbox with two tools of the same name cannot be created."""
     with pytest.raises(ValueError, match="same name"):
         Toolbox([Echo(), Echo()], 1)
 
 
-def test_the_network_is_off_unless_asked_for() -> None:
-    """The default tools reach no network; read_url comes only on request."""
+def test_only_read_url_uses_the_network() -> None:
+    """The default tools need no network, and read_url is added only on request."""
     offline = ["calculator", "current_time", "text_statistics"]
     assert [schema.name for schema in Toolbox(default_tools(), 1).schemas()] == offline
     assert [schema.name for schema in Toolbox(default_tools(read_url=True), 1).schemas()] == [*offline, "read_url"]
 
 
 def test_every_schema_refuses_unknown_arguments() -> None:
-    """Each built-in tool describes an object, every parameter explained, and nothing beyond them."""
+    """The parameters of each built-in tool are an object with described properties and without additional ones."""
     for schema in Toolbox(default_tools(read_url=True), 1).schemas():
         assert schema.parameters["type"] == "object"
         assert schema.parameters["additionalProperties"] is False
-        assert all("description" in each for each in schema.parameters["properties"].values())
+        assert all("description" in parameter for parameter in schema.parameters["properties"].values())
