@@ -1,4 +1,4 @@
-"""A program in another language: the one beside this file, run by Node."""
+"""A JavaScript program as an agent: command_agent.mjs in this folder. It needs Node."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""A LangGraph graph with a tool. pip install 'agentstream[langgraph]' langchain-openai."""
+"""A LangGraph graph with a tool. Install it: pip install 'agentstream[langgraph]' langchain-openai."""
 
 from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI

@@ -1,4 +1,4 @@
-"""An MCP server with one tool, for mcp.json. pip install 'agentstream[mcp]'."""
+"""An MCP server with one tool; mcp.json starts it. Install it: pip install 'agentstream[mcp]'."""
 
 from mcp.server import MCPServer
 

@@ -1,11 +1,11 @@
-"""An agent of the OpenAI Agents SDK with a tool. pip install 'agentstream[openai-agents]'."""
+"""An agent of the OpenAI Agents SDK with a tool. Install it: pip install 'agentstream[openai-agents]'."""
 
 from agents import Agent, function_tool, set_default_openai_api, set_tracing_disabled
 
 from agentstream.adapters.openai_agents import OpenAIAgent
 
-set_default_openai_api("chat_completions")  # what servers other than OpenAI's own speak
-set_tracing_disabled(disabled=True)  # the SDK would send traces to OpenAI
+set_default_openai_api("chat_completions")  # the API of OpenAI-compatible servers
+set_tracing_disabled(disabled=True)  # otherwise the SDK sends traces to OpenAI
 
 
 @function_tool

@@ -1,4 +1,4 @@
-"""An OpenJarvis agent with a tool. pip install 'agentstream[openjarvis]' (Python before 3.14)."""
+"""An OpenJarvis agent with a tool. Install it (Python before 3.14): pip install 'agentstream[openjarvis]'."""
 
 from openjarvis.agents.orchestrator import OrchestratorAgent
 from openjarvis.core.types import ToolResult
@@ -20,5 +20,5 @@ class Weather(BaseTool):
         return ToolResult("weather", f"sunny in {city}")
 
 
-engine = OpenAICompatEngine()  # asks the server at OPENAI_COMPAT_HOST
+engine = OpenAICompatEngine()  # uses the server at OPENAI_COMPAT_HOST
 agent = OpenJarvisAgent(lambda bus: OrchestratorAgent(engine, "llama3.1", tools=[Weather()], bus=bus))

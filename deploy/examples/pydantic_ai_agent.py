@@ -1,4 +1,4 @@
-"""A pydantic-ai agent with a tool. pip install 'agentstream[pydantic-ai]'."""
+"""A pydantic-ai agent with a tool. Install it: pip install 'agentstream[pydantic-ai]'."""
 
 from pydantic_ai import Agent
 

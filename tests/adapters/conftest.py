@@ -1,4 +1,4 @@
-"""The examples of deploy/examples, run as their README says: by a worker process in that folder."""
+"""Runs the agents of deploy/examples as their README describes: with a worker process in that folder."""
 
 from collections.abc import AsyncGenerator, AsyncIterator
 from pathlib import Path
@@ -15,29 +15,29 @@ EXAMPLES = Path(__file__).parents[2] / "deploy" / "examples"
 
 @pytest.fixture(autouse=True)
 def _in_the_examples_folder(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Start processes where the examples are."""
+    """Start processes in the folder of the examples."""
     monkeypatch.setattr("tests.processes.AGENTS", EXAMPLES)
 
 
 @pytest.fixture
 async def model() -> AsyncIterator[ModelServer]:
-    """A model server that does what it is asked."""
+    """A fake model server."""
     async with run_model_server() as server:
         yield server
 
 
 class StreamingClient:
-    """The openai client, and what its streams came to."""
+    """The openai client, with the parts of its streams as pairs."""
 
     def __init__(self, url: str) -> None:
         self._url = f"{url}/v1"
 
     async def stream(self, *messages: dict[str, Any]) -> AsyncGenerator[tuple[str, Any], None]:
-        """Yield ("text", delta), (event type, its fields), ("error", ...) and ("usage", usage) as they come."""
-        given: Any = list(messages)
+        """Yield the parts in order: ("text", delta), (event type, fields), ("error", error) and ("usage", usage)."""
+        conversation: Any = list(messages)
         async with openai.AsyncOpenAI(base_url=self._url, api_key="none", timeout=TIMEOUT_S, max_retries=0) as sdk:
             chunks = await sdk.chat.completions.create(
-                model="m1", messages=given, stream=True, extra_headers={"X-Agent-Events": "chunk"}
+                model="m1", messages=conversation, stream=True, extra_headers={"X-Agent-Events": "chunk"}
             )
             async with chunks:
                 async for chunk in chunks:
@@ -53,5 +53,5 @@ class StreamingClient:
 
 
 def user(text: str) -> dict[str, Any]:
-    """Return a message."""
+    """Return a user message."""
     return {"role": "user", "content": text}

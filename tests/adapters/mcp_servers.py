@@ -1,4 +1,4 @@
-"""An MCP server for the tests, on its pipes or (with a port) by streamable HTTP."""
+"""An MCP server for the tests; it uses standard input and output, or streamable HTTP if a port is given."""
 
 import asyncio
 import os

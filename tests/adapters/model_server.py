@@ -1,4 +1,4 @@
-"""A server that speaks OpenAI's chat completions and does what the last user message says."""
+"""A fake server of OpenAI's chat completions API; the last user message decides what it does."""
 
 import asyncio
 import json
@@ -11,9 +11,11 @@ from aiohttp.test_utils import TestServer
 
 
 class ModelServer:
-    """Asked for "weather" it calls the tool of that name, then tells what it said; "hang" and "refuse" do so.
+    """The fake server. It looks for words in the last user message.
 
-    After the first piece of its last answer it waits for ``go``.
+    For "weather" it calls the tool ``tool``, and then answers with the tool's result. For "hang" it stops in the
+    middle of the answer. For "refuse" it answers with status 400. After the first piece of its last answer it waits for
+    ``go``.
     """
 
     def __init__(self) -> None:
@@ -28,18 +30,18 @@ class ModelServer:
         body = await request.json()
         self.bodies.append(body)
         self.asked.set()
-        asked = next(_text(m["content"]) for m in reversed(body["messages"]) if m["role"] == "user")
-        if "refuse" in asked:
+        question = next(_text(m["content"]) for m in reversed(body["messages"]) if m["role"] == "user")
+        if "refuse" in question:
             message = {"message": "400: this model was asked to refuse", "type": "invalid_request_error"}
             return web.json_response({"error": message}, status=400)
-        answered = [_text(m["content"]) for m in body["messages"] if m["role"] == "tool"]
-        if "hang" in asked:
+        results = [_text(m["content"]) for m in body["messages"] if m["role"] == "tool"]
+        if "hang" in question:
             pieces: list[str | None] = ["I ", None]
-        elif answered:
-            pieces = ["It is ", None, f"{answered[-1]}."]
+        elif results:
+            pieces = ["It is ", None, f"{results[-1]}."]
         else:
             pieces = ["Let me look. "]
-        call = not answered and "weather" in asked
+        call = not results and "weather" in question
         usage = {"prompt_tokens": 20, "completion_tokens": 7, "total_tokens": 27}
         if call:
             usage = {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15}
@@ -97,7 +99,7 @@ def _text(content: Any) -> str:
 
 @asynccontextmanager
 async def run_model_server() -> AsyncIterator[ModelServer]:
-    """A server on a free port."""
+    """Run the fake server on a free port."""
     model = ModelServer()
     app = web.Application()
     app.router.add_post("/v1/chat/completions", model.handle)

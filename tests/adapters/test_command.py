@@ -1,4 +1,4 @@
-"""Programs as agents: the protocol, and the ending of processes."""
+"""Programs as agents: the protocol, and the end of the processes."""
 
 import asyncio
 import os
@@ -22,7 +22,7 @@ from tests.adapters.conftest import StreamingClient, user
 from tests.helpers import TIMEOUT_S, RecordingSink
 from tests.processes import Processes
 
-READS_ITS_REQUEST = """
+READS_REQUEST = """
 import json, sys
 got = json.loads(sys.stdin.read())
 request = got.pop("request")
@@ -44,7 +44,7 @@ async def play(script: str, sink: RecordingSink | None = None, text: str = "hell
 
 
 def is_running(pid: int) -> bool:
-    """Return whether a process is there, and no zombie."""
+    """Return whether a process exists and is no zombie."""
     try:
         status = Path(f"/proc/{pid}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):
@@ -53,14 +53,14 @@ def is_running(pid: int) -> bool:
 
 
 async def until(true: Callable[[], bool]) -> None:
-    """Return once it holds."""
+    """Wait until the condition is true."""
     async with asyncio.timeout(TIMEOUT_S):
-        while not true():  # noqa: ASYNC110 -- another process makes it so
+        while not true():  # noqa: ASYNC110 -- another process changes it
             await asyncio.sleep(0.01)
 
 
 async def pid_in(path: Path) -> int:
-    """Return the process id a program wrote to a file."""
+    """Return the process id that a program writes to a file."""
 
     def written() -> str:
         return path.read_text() if path.exists() else ""
@@ -70,7 +70,7 @@ async def pid_in(path: Path) -> int:
 
 
 async def test_lines_become_text_events_and_a_result() -> None:
-    """Text is written, events are emitted with their fields, and the result's usage, reason and tools are kept."""
+    """Text lines are written, event lines are emitted with their fields, and the result has the reported values."""
     sink = RecordingSink()
     result = await play(
         """echo '{"type":"text","text":"a"}'; echo; echo '{"type":"tool_call_start","tool":"t","arguments":{"x":1}}'
@@ -89,46 +89,46 @@ async def test_lines_become_text_events_and_a_result() -> None:
     assert (tool.tool_name, tool.success, tool.latency_seconds, tool.content) == ("t", False, 0.5, "r")
 
 
-async def test_the_program_reads_the_request_and_its_end() -> None:
-    """Standard input is one line with version, run id and the request as sent, and is then closed."""
+async def test_the_program_reads_the_request() -> None:
+    """Standard input is one line with the version, the run id and the unchanged request, and is then closed."""
     sink = RecordingSink()
-    agent = CommandAgent(sys.executable, "-c", READS_ITS_REQUEST)
+    agent = CommandAgent(sys.executable, "-c", READS_REQUEST)
     await agent(run_with(sink, "\N{SNOWMAN}" * 300_000))
     assert sink.facts == [("got", {"version": 1, "run_id": "chatcmpl-1", "made_up": 1, "characters": 300_000})]
 
 
 @pytest.mark.parametrize(
-    ("script", "error", "words"),
+    ("script", "error", "reason"),
     [
         ("exit 0", AgentError, "ended without a result line"),
-        ("echo low memory >&2; echo no disk >&2; exit 3", AgentError, "exited with 3: no disk"),
+        ("echo low memory >&2; echo no disk >&2; exit 3", AgentError, "exited with code 3: no disk"),
         ("kill -9 $$", AgentError, "ended by SIGKILL"),
-        ("""echo '{"type":"result"}'; exit 4""", AgentError, "exited with 4"),
+        ("""echo '{"type":"result"}'; exit 4""", AgentError, "exited with code 4"),
         ("""echo '{"type":"error","message":"no such model"}'""", AgentError, "no such model"),
-        ("""echo '{"type":"result"}'; echo '{"type":"text","text":"x"}'""", InvalidAgentOutput, "after its end"),
-        ("echo hello", InvalidAgentOutput, "no JSON object with a type: hello"),
-        ("echo '[1]'", InvalidAgentOutput, "no JSON object"),
-        ("""echo '{"text":"x"}'""", InvalidAgentOutput, "no JSON object with a type"),
+        ("""echo '{"type":"result"}'; echo '{"type":"text","text":"x"}'""", InvalidAgentOutput, "after its result"),
+        ("echo hello", InvalidAgentOutput, 'not a JSON object with a "type": hello'),
+        ("echo '[1]'", InvalidAgentOutput, "not a JSON object"),
+        ("""echo '{"text":"x"}'""", InvalidAgentOutput, 'not a JSON object with a "type"'),
         ("""echo '{"type":"run_completed"}'""", InvalidAgentOutput, "belongs to agentstream"),
         ("""echo '{"type":"text","text":7}'""", InvalidAgentOutput, "takes a str"),
-        ("""echo '{"type":"result","usage":{"total_tokens":-1}}'""", InvalidAgentOutput, "usage is unusable"),
-        ("yes | tr -d '\\n'", InvalidAgentOutput, "a line over 1048576 bytes"),
+        ("""echo '{"type":"result","usage":{"total_tokens":-1}}'""", InvalidAgentOutput, "result is invalid"),
+        ("yes | tr -d '\\n'", InvalidAgentOutput, "a line of more than 1048576 bytes"),
     ],
 )
-async def test_a_program_that_goes_wrong_fails_its_run(script: str, error: type[AgentError], words: str) -> None:
-    """No result, an exit code, a signal, a said error and each breach of the protocol end the run with the reason."""
-    with pytest.raises(error, match=words):
+async def test_a_program_that_fails_ends_its_run(script: str, error: type[AgentError], reason: str) -> None:
+    """A missing result, an exit code, a signal, an error line or a violated protocol ends the run with the reason."""
+    with pytest.raises(error, match=reason):
         await play(script)
 
 
-async def test_a_program_that_is_not_there_is_refused_at_once() -> None:
-    """The agent cannot be made, so that a worker does not start with it."""
+async def test_a_missing_program_is_refused_at_once() -> None:
+    """The agent of a missing program cannot be created, so that no worker starts with it."""
     with pytest.raises(FileNotFoundError, match="no-such-program"):
         CommandAgent("no-such-program")
 
 
-async def test_standard_error_is_logged_within_bounds(caplog: pytest.LogCaptureFixture) -> None:
-    """Lines of standard error go to the log, long ones cut, and of too many only the number."""
+async def test_standard_error_is_logged_within_limits(caplog: pytest.LogCaptureFixture) -> None:
+    """Lines of standard error are logged up to a limit, and of the other lines only the number is logged."""
     caplog.set_level("INFO", command.__name__)
     await play(f"""i=0; while [ $i -lt {MAX_LOG_LINES + 5} ]; do echo line $i >&2; i=$((i+1)); done
         echo '{{"type":"result","content":"x"}}'""")
@@ -138,7 +138,7 @@ async def test_standard_error_is_logged_within_bounds(caplog: pytest.LogCaptureF
 
 
 async def test_a_cancelled_run_ends_the_program_and_its_children(tmp_path: Path) -> None:
-    """Cancelled, a program that ignores SIGTERM and the child it started are gone within the time to SIGKILL."""
+    """After a cancel, a program that ignores SIGTERM and its child process get SIGKILL."""
     script = f"trap '' TERM; sleep 600 & echo $! > {tmp_path}/child; echo $$ > {tmp_path}/program; wait; sleep 600"
     agent = CommandAgent("sh", "-c", script)
     task = asyncio.create_task(agent(run_with(RecordingSink())))
@@ -150,8 +150,8 @@ async def test_a_cancelled_run_ends_the_program_and_its_children(tmp_path: Path)
     await until(lambda: not any(map(is_running, pids)))
 
 
-async def test_a_child_left_behind_does_not_hold_the_run(tmp_path: Path) -> None:
-    """A program that ends while a child of its holds its output open is done, and the child ended."""
+async def test_a_remaining_child_does_not_block_the_run(tmp_path: Path) -> None:
+    """If a program ends while its child process keeps the output open, the run ends and the child is killed."""
     began = time.monotonic()
     await play(f"""sleep 600 & echo $! > {tmp_path}/child; echo '{{"type":"result","content":"x"}}'""")
     child = await pid_in(tmp_path / "child")
@@ -160,7 +160,7 @@ async def test_a_child_left_behind_does_not_hold_the_run(tmp_path: Path) -> None
 
 
 async def test_the_example_streams_through_the_openai_client(processes: Processes) -> None:
-    """A JavaScript program's events, words and usage arrive, the first words while it still runs."""
+    """The client receives the events, the words and the usage of a JavaScript program."""
     url, _ = await asyncio.gather(processes.frontend(), processes.worker("command_agent:agent"))
     got = [item async for item in StreamingClient(url).stream(user("three little words"))]
     kinds = [kind for kind, _ in got]
@@ -173,7 +173,7 @@ async def test_the_example_streams_through_the_openai_client(processes: Processe
 
 @pytest.fixture
 def endless(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with an agent that says its process id and never ends."""
+    """A folder with an agent whose program writes its process id to a file and never ends."""
     script = f"""echo '{{"type":"text","text":"x"}}'; echo $$ > {tmp_path}/pid; exec sleep 600"""
     source = f"from agentstream.adapters.command import CommandAgent\nagent = CommandAgent('sh', '-c', {script!r})\n"
     (tmp_path / "endless.py").write_text(source)
@@ -181,8 +181,8 @@ def endless(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-async def test_a_client_that_goes_ends_the_program(processes: Processes, endless: Path) -> None:
-    """When the client of a run leaves, its program is gone soon."""
+async def test_a_disconnect_of_the_client_ends_the_program(processes: Processes, endless: Path) -> None:
+    """When the client of a run disconnects, the program ends."""
     url, _ = await asyncio.gather(processes.frontend(), processes.worker("endless:agent"))
     async with aclosing(StreamingClient(url).stream(user("go"))) as stream:
         async for _ in stream:
@@ -192,8 +192,8 @@ async def test_a_client_that_goes_ends_the_program(processes: Processes, endless
     await until(lambda: not is_running(pid))
 
 
-async def test_a_program_out_of_time_ends(processes: Processes, endless: Path) -> None:
-    """The run's time limit ends its program and says so."""
+async def test_the_time_limit_ends_the_program(processes: Processes, endless: Path) -> None:
+    """The run's time limit ends the program, and the run fails with the code run_timeout."""
     limit = {"AGENTSTREAM_RUN_TIMEOUT_S": "1"}
     url, _ = await asyncio.gather(processes.frontend(**limit), processes.worker("endless:agent", **limit))
     got = [item async for item in StreamingClient(url).stream(user("go"))]
@@ -204,7 +204,7 @@ async def test_a_program_out_of_time_ends(processes: Processes, endless: Path) -
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a child with its parent")
 async def test_a_killed_worker_leaves_no_program(processes: Processes, endless: Path) -> None:
-    """When a worker gets SIGKILL, the programs it runs are ended by the kernel."""
+    """When a worker gets SIGKILL, the kernel ends its programs."""
     url, worker = await asyncio.gather(processes.frontend(), processes.worker("endless:agent"))
     async with aclosing(StreamingClient(url).stream(user("go"))) as stream:
         async for _ in stream:

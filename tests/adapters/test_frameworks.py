@@ -1,4 +1,4 @@
-"""Agents of real frameworks, asking a real model server, through a worker, a front end and the openai client."""
+"""Agents of real frameworks with a fake model server, through a worker, a front end and the openai client."""
 
 import asyncio
 import importlib.util
@@ -21,7 +21,7 @@ TURN = ["agent_turn_start", "inference_start", "inference_end", "tool_call_start
 
 
 async def started(processes: Processes, model: ModelServer, example: str) -> tuple[StreamingClient, Process]:
-    """Start a front end and a worker with an example."""
+    """Start a front end, and a worker with an example."""
     url, worker = await asyncio.gather(
         processes.frontend(),
         processes.worker(
@@ -38,17 +38,17 @@ async def started(processes: Processes, model: ModelServer, example: str) -> tup
 async def test_an_agent_streams_its_tools_its_text_and_its_usage(
     processes: Processes, model: ModelServer, example: str
 ) -> None:
-    """Events by name and in order, text while the model still writes, the tool's result and the summed usage arrive."""
-    asker, _ = await started(processes, model, example)
+    """The client receives the events in order, the text while the model writes, the tool's result and the usage."""
+    client, _ = await started(processes, model, example)
     streams = example in STREAMING
     if not streams:
         model.go.set()
     history = [{"role": "system", "content": "Be brief."}, user("hello"), {"role": "assistant", "content": "Hello."}]
     got: list[tuple[str, Any]] = []
-    async for kind, data in asker.stream(*history, user("the weather in Oslo?")):
+    async for kind, data in client.stream(*history, user("the weather in Oslo?")):
         got.append((kind, data))
         if data == "It is ":
-            model.go.set()  # only now may the model write the rest
+            model.go.set()  # the model waits for this before it writes the rest
     kinds = [kind for kind, _ in got if kind not in {"text", "tool_results", "usage"}]
     assert kinds == [*TURN, "inference_start", "inference_end"]
     events = dict(got)
@@ -64,10 +64,10 @@ async def test_an_agent_streams_its_tools_its_text_and_its_usage(
     text = "".join(data for kind, data in got if kind == "text")
     assert text == ("Let me look. \n\n" if streams else "") + "It is sunny in Oslo."
     assert events["usage"].completion_tokens == 12
-    told = [data["usage"]["prompt_tokens"] for kind, data in got if kind == "inference_end"]
-    assert events["usage"].prompt_tokens == sum(told)
-    if streams:  # OpenJarvis counts prompts its own way
-        assert told == [10, 20]
+    reported = [data["usage"]["prompt_tokens"] for kind, data in got if kind == "inference_end"]
+    assert events["usage"].prompt_tokens == sum(reported)
+    if streams:  # OpenJarvis counts prompt tokens itself
+        assert reported == [10, 20]
     sent = [(m["role"], m["content"]) for m in model.bodies[0]["messages"]]
     assert [(role, text if isinstance(text, str) else text[0]["text"]) for role, text in sent] == [
         ("system", "Be brief."), ("user", "hello"), ("assistant", "Hello."), ("user", "the weather in Oslo?"),
@@ -75,24 +75,24 @@ async def test_an_agent_streams_its_tools_its_text_and_its_usage(
 
 
 @pytest.mark.parametrize("example", [*STREAMING, OPENJARVIS])
-async def test_what_a_framework_raises_ends_the_run_with_an_error(
+async def test_an_exception_of_a_framework_ends_the_run_with_an_error(
     processes: Processes, model: ModelServer, example: str
 ) -> None:
-    """A model server that refuses makes a run that failed with the server's words, and the next run is served."""
-    asker, _ = await started(processes, model, example)
+    """If the model server refuses, the run fails with the server's message, and the worker serves the next run."""
+    client, _ = await started(processes, model, example)
     model.go.set()
-    got = [(kind, data) async for kind, data in asker.stream(user("please refuse"))]
+    got = [(kind, data) async for kind, data in client.stream(user("please refuse"))]
     assert got[-1][0] == "error"
     assert "400" in got[-1][1]["message"]
     assert got[-1][1]["code"] == "model_error"
-    assert "error" not in [kind async for kind, _ in asker.stream(user("the weather in Oslo?"))]
+    assert "error" not in [kind async for kind, _ in client.stream(user("the weather in Oslo?"))]
 
 
 @pytest.mark.parametrize("example", STREAMING)
 async def test_a_cancelled_run_closes_the_model_request(processes: Processes, model: ModelServer, example: str) -> None:
-    """A client that goes while the model writes makes the agent close its request to the model server."""
-    asker, _ = await started(processes, model, example)
-    async with aclosing(asker.stream(user("hang"))) as stream:
+    """If the client disconnects while the model writes, the agent closes its request to the model server."""
+    client, _ = await started(processes, model, example)
+    async with aclosing(client.stream(user("hang"))) as stream:
         async for kind, _data in stream:
             if kind == "text":
                 break
@@ -102,15 +102,15 @@ async def test_a_cancelled_run_closes_the_model_request(processes: Processes, mo
 
 @needs_openjarvis
 async def test_a_cancelled_openjarvis_run_publishes_nothing_more(processes: Processes, model: ModelServer) -> None:
-    """Its run ends at once, its thread at its next event, so that no tool runs and the worker goes on."""
-    asker, worker = await started(processes, model, "openjarvis_agent")
-    async with aclosing(asker.stream(user("hang, then the weather"))) as stream:
+    """The run ends at once and its thread at the next event, so that no tool runs and the worker goes on."""
+    client, worker = await started(processes, model, "openjarvis_agent")
+    async with aclosing(client.stream(user("hang, then the weather"))) as stream:
         async for kind, _data in stream:
             if kind == "inference_start":
                 break
     await worker.until(r"its agent still runs")
     model.go.set()
-    got = [kind async for kind, _ in asker.stream(user("the weather in Oslo?"))]
+    got = [kind async for kind, _ in client.stream(user("the weather in Oslo?"))]
     assert "tool_call_end" in got
     assert len(model.bodies) == 3
 
@@ -119,15 +119,15 @@ async def test_a_cancelled_openjarvis_run_publishes_nothing_more(processes: Proc
 async def test_concurrent_openjarvis_runs_never_see_each_others_events(
     processes: Processes, model: ModelServer
 ) -> None:
-    """Each of several runs at once gets the events of its own agent only."""
-    asker, _ = await started(processes, model, "openjarvis_agent")
+    """Each of several concurrent runs gets only the events of its own agent."""
+    client, _ = await started(processes, model, "openjarvis_agent")
 
     async def ask(number: int) -> list[str]:
-        return [kind async for kind, _ in asker.stream(user(f"weather {number}"))]
+        return [kind async for kind, _ in client.stream(user(f"weather {number}"))]
 
     runs = [asyncio.create_task(ask(number)) for number in range(5)]
     async with asyncio.timeout(TIMEOUT_S):
-        while len(model.bodies) < 10:  # noqa: ASYNC110 -- all wait for the model's second answer
+        while len(model.bodies) < 10:  # noqa: ASYNC110 -- all runs wait for the model's second answer
             await asyncio.sleep(0.01)
     model.go.set()
     for run in runs:
@@ -137,6 +137,6 @@ async def test_concurrent_openjarvis_runs_never_see_each_others_events(
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*_agent.py")), ids=lambda path: path.stem)
 def test_an_example_is_short(path: Any) -> None:
-    """An example is under 20 lines of code, its comments and blank lines aside."""
+    """An example has fewer than 20 lines of code, without comments and blank lines."""
     code = path.read_text().partition('"""\n')[2]
     assert 0 < len([line for line in code.splitlines() if line.strip() and not line.strip().startswith("#")]) < 20

@@ -1,4 +1,4 @@
-"""What each adapter makes of conversations and of the less common ways of a framework, without processes."""
+"""The adapters without processes: conversions of conversations, and the less common features of the frameworks."""
 
 import asyncio
 import base64
@@ -68,7 +68,7 @@ def request(*messages: dict[str, Any]) -> ChatCompletionRequest:
 
 
 async def play(agent: Any, *messages: dict[str, Any]) -> tuple[AgentResult, list[tuple[str, Any]]]:
-    """Run an agent; return its result and what it told."""
+    """Run an agent; return its result and its events."""
     sink = RecordingSink()
     async with asyncio.timeout(TIMEOUT_S):
         return await agent(Run("chatcmpl-1", request(*messages), sink)), sink.facts
@@ -82,14 +82,14 @@ def texts(facts: list[tuple[str, Any]]) -> str:
 
 
 def test_pydantic_ai_reads_images_and_earlier_tools() -> None:
-    """Roles, images by URL and as data, and a tool's call with its result keep their places."""
+    """Roles, images by URL and in data URLs, and a tool call with its result are converted in order."""
     first, second, third = pydantic_ai.conversation(request(*TALK).messages)
     assert isinstance(first, ModelRequest)
     assert isinstance(second, ModelResponse)
     assert isinstance(third, ModelRequest)
     assert [part.part_kind for part in first.parts] == ["system-prompt", "user-prompt"]
-    looking: Any = first.parts[1]
-    content = looking.content
+    user_part: Any = first.parts[1]
+    content = user_part.content
     assert content[0] == "look"
     assert isinstance(content[1], BinaryContent)
     assert (content[1].data, content[1].media_type) == (b"pixel", "image/png")
@@ -100,33 +100,33 @@ def test_pydantic_ai_reads_images_and_earlier_tools() -> None:
 
 
 def test_openai_agents_read_images_and_earlier_tools() -> None:
-    """The same conversation in the items of the Responses API."""
-    system, looking, call, output, last = openai_agents.conversation(request(*TALK).messages)
+    """The same conversation is converted to items of the Responses API."""
+    system, question, call, output, last = openai_agents.conversation(request(*TALK).messages)
     assert system == {"role": "system", "content": "Be brief."}
-    assert [part["type"] for part in looking["content"]] == ["input_text", "input_image", "input_image"]
-    assert [part.get("detail") for part in looking["content"]] == [None, "auto", "low"]
+    assert [part["type"] for part in question["content"]] == ["input_text", "input_image", "input_image"]
+    assert [part.get("detail") for part in question["content"]] == [None, "auto", "low"]
     assert call == {"type": "function_call", "call_id": "c1", "name": "t", "arguments": '{"a":1}'}
     assert output == {"type": "function_call_output", "call_id": "c1", "output": "one"}
     assert last == user("and?")
 
 
 def test_openjarvis_reads_images_and_earlier_tools() -> None:
-    """The same conversation in OpenJarvis's messages, the last question apart from it."""
-    pytest.importorskip("openjarvis", reason="openjarvis is not made for this version of Python")
-    from agentstream.adapters import openjarvis  # noqa: PLC0415 -- may not be there
+    """The same conversation is converted to OpenJarvis's messages, and the last user message is the input."""
+    pytest.importorskip("openjarvis", reason="openjarvis does not support this version of Python")
+    from agentstream.adapters import openjarvis  # noqa: PLC0415 -- it may not be installed
 
-    given: list[Any] = []
+    received: list[Any] = []
 
     class Recorder:
-        def run(self, asked: str, context: Any) -> Any:
-            given.extend([asked, context.conversation.messages])
+        def run(self, question: str, context: Any) -> Any:
+            received.extend([question, context.conversation.messages])
             return AgentResult("x")
 
     openjarvis.OpenJarvisAgent(lambda _: Recorder())(Run("chatcmpl-1", request(*TALK), RecordingSink()))
-    asked, (system, looking, call, output) = given
-    assert asked == "and?"
+    question, (system, earlier, call, output) = received
+    assert question == "and?"
     assert (system.role.value, system.content) == ("system", "Be brief.")
-    assert (looking.content, looking.images) == ("look", [PIXEL])
+    assert (earlier.content, earlier.images) == ("look", [PIXEL])
     assert (call.tool_calls[0].id, call.tool_calls[0].name) == ("c1", "t")
     assert (output.role.value, output.content, output.tool_call_id) == ("tool", "one", "c1")
 
@@ -135,7 +135,7 @@ def test_openjarvis_reads_images_and_earlier_tools() -> None:
 
 
 def fake(*answers: AIMessage | str) -> GenericFakeChatModel:
-    """A model of LangChain's own that streams these answers word by word."""
+    """Return a LangChain model that streams these answers word by word."""
     return GenericFakeChatModel(messages=iter(answers))
 
 
@@ -144,7 +144,7 @@ def graph_of(node: Any, **options: Any) -> Any:
 
 
 async def test_langgraph_nodes_of_both_kinds_stream() -> None:
-    """A model's words come one by one from async nodes and from plain ones, which LangGraph runs in threads."""
+    """A model's words are streamed from async nodes and from plain nodes, which LangGraph runs in threads."""
 
     async def on_the_loop(state: MessagesState) -> Any:
         return {"messages": [await fake("a b").ainvoke(state["messages"])]}
@@ -156,22 +156,22 @@ async def test_langgraph_nodes_of_both_kinds_stream() -> None:
         result, facts = await play(langgraph.LangGraphAgent(graph_of(node)), user("x"))
         assert texts(facts) == "a| |b"
         assert [kind for kind, _ in facts if kind != "text"] == ["agent_turn_start", "inference_start", "inference_end"]
-        assert result.metadata == {}  # unknown usage is not told as zero
+        assert result.metadata == {}  # unknown usage is not reported as zero
 
 
-async def test_langgraph_messages_that_no_model_wrote_are_said_once() -> None:
-    """A node's own message is written; the history, and a model's message under a new id, are not said again."""
+async def test_langgraph_messages_of_nodes_are_written_once() -> None:
+    """A node's own message is written, but the history and a model's message with a new id are not repeated."""
 
     async def node(state: MessagesState) -> Any:
-        said = await fake("a b").ainvoke(state["messages"])
-        return {"messages": [*state["messages"], AIMessage(said.text), AIMessage("by hand"), HumanMessage("no")]}
+        answer = await fake("a b").ainvoke(state["messages"])
+        return {"messages": [*state["messages"], AIMessage(answer.text), AIMessage("by hand"), HumanMessage("no")]}
 
     _, facts = await play(langgraph.LangGraphAgent(graph_of(node)), user("x"), {"role": "assistant", "content": "old"})
     assert texts(facts) == "a| |b|by hand"
 
 
 async def test_langgraph_models_tagged_nostream_are_not_shown() -> None:
-    """A model that only decides stays out of the answer."""
+    """The text of a model with the tag nostream is not part of the answer."""
 
     async def node(state: MessagesState) -> Any:
         await fake("billing").with_config(tags=["nostream"]).ainvoke(state["messages"])
@@ -181,8 +181,8 @@ async def test_langgraph_models_tagged_nostream_are_not_shown() -> None:
     assert texts(facts) == "Here is your bill."
 
 
-async def test_langgraph_tools_that_fail_are_told_so() -> None:
-    """A tool that raises ends without success, whatever the graph makes of it."""
+async def test_langgraph_tools_that_fail_are_reported() -> None:
+    """A tool that raises is reported as failed, even if the graph handles the error."""
 
     @tool
     def broken(city: str) -> str:
@@ -205,18 +205,18 @@ async def test_langgraph_tools_that_fail_are_told_so() -> None:
     assert texts(facts) == "sorry"
 
 
-async def test_langgraph_that_asks_a_human_fails() -> None:
-    """An interrupt ends the run with a reason, for nobody can answer it."""
+async def test_langgraph_interrupts_fail() -> None:
+    """An interrupt of the graph ends the run with a reason, because a client cannot answer it."""
 
     def node(_state: MessagesState) -> Any:
         return {"messages": [interrupt("sure?")]}
 
-    with pytest.raises(AgentError, match="ask a human"):
+    with pytest.raises(AgentError, match="ask a person"):
         await play(langgraph.LangGraphAgent(graph_of(node, checkpointer=InMemorySaver())), user("x"))
 
 
-async def test_langgraph_states_of_another_shape_are_made() -> None:
-    """``make_input`` makes the state of a graph that has no messages, and options reach the graph."""
+async def test_langgraph_input_can_be_customised() -> None:
+    """The function ``make_input`` creates the input of a graph with its own state."""
 
     class State(MessagesState):
         question: str
@@ -225,7 +225,7 @@ async def test_langgraph_states_of_another_shape_are_made() -> None:
         return {"messages": [AIMessage(state["question"].upper())]}
 
     graph: Any = StateGraph(State).add_node("node", node).add_edge(START, "node").compile()
-    agent = langgraph.LangGraphAgent(graph, lambda asked: {"question": asked.messages[-1].text})
+    agent = langgraph.LangGraphAgent(graph, lambda received: {"question": received.messages[-1].text})
     assert texts((await play(agent, user("loud")))[1]) == "LOUD"
 
 
@@ -238,14 +238,14 @@ class City(BaseModel):
 
 
 async def test_pydantic_ai_output_that_is_no_text_is_written_as_json() -> None:
-    """A structured output is the answer, as JSON."""
+    """A structured output is written as JSON and is the answer."""
     agent = PydanticAgent(TestModel(custom_output_args={"name": "Oslo", "size": 3}), output_type=City)
     _, facts = await play(pydantic_ai.PydanticAIAgent(agent), user("x"))
     assert texts(facts) == '{"name":"Oslo","size":3}'
 
 
 async def test_pydantic_ai_keeps_the_agents_system_prompt() -> None:
-    """The agent's own system prompt is there with a history, and gives way to one of the request."""
+    """The agent's system prompt is used with any conversation, unless the request has a system message."""
     seen: list[list[str]] = []
 
     async def answer(messages: list[Any], _info: AgentInfo) -> Any:
@@ -259,8 +259,8 @@ async def test_pydantic_ai_keeps_the_agents_system_prompt() -> None:
     assert seen == [["own"], ["own"], ["theirs"]]
 
 
-async def test_pydantic_ai_tools_that_fail_are_told_so() -> None:
-    """A call with wrong arguments ends without success, and the model may try again."""
+async def test_pydantic_ai_tools_that_fail_are_reported() -> None:
+    """A call that asks the model to retry is reported as failed, and the next call as successful."""
     agent = PydanticAgent(TestModel())
     calls: list[int] = []
 
@@ -268,7 +268,7 @@ async def test_pydantic_ai_tools_that_fail_are_told_so() -> None:
     def picky(number: int) -> str:
         calls.append(number)
         if len(calls) == 1:
-            from pydantic_ai import ModelRetry  # noqa: PLC0415 -- what a user's tool raises
+            from pydantic_ai import ModelRetry  # noqa: PLC0415 -- only this tool needs it
 
             message = "not that one"
             raise ModelRetry(message)
@@ -285,7 +285,7 @@ async def test_pydantic_ai_tools_that_fail_are_told_so() -> None:
 
 @pytest.fixture
 async def client(model: ModelServer) -> AsyncIterator[AsyncOpenAI]:
-    """The SDK's way to the model server."""
+    """The SDK's client of the model server."""
     set_tracing_disabled(disabled=True)
     model.go.set()
     async with AsyncOpenAI(base_url=f"{model.url}/v1", api_key="none", max_retries=0) as client:
@@ -297,7 +297,7 @@ def openai_agent(client: AsyncOpenAI, **options: Any) -> Agent[Any]:
 
 
 async def test_an_openai_guardrail_ends_the_run(model: ModelServer, client: AsyncOpenAI) -> None:
-    """A tripped input guardrail raises, though the model has answered meanwhile and nobody listens any more."""
+    """An input guardrail that is tripped after the model has answered ends the run with its exception."""
 
     @input_guardrail
     async def never(_context: Any, _agent: Any, _input: Any) -> GuardrailFunctionOutput:
@@ -311,7 +311,7 @@ async def test_an_openai_guardrail_ends_the_run(model: ModelServer, client: Asyn
 
 
 async def test_an_openai_handoff_is_another_agents_turn(model: ModelServer, client: AsyncOpenAI) -> None:
-    """The agent that takes over begins a turn under its own name."""
+    """After a handoff the next agent starts a turn with its own name."""
     model.tool = "transfer_to_two"
     two = openai_agent(client).clone(name="two")
     _, facts = await play(openai_agents.OpenAIAgent(openai_agent(client, handoffs=[two])), user("the weather?"))
@@ -319,8 +319,8 @@ async def test_an_openai_handoff_is_another_agents_turn(model: ModelServer, clie
     assert texts(facts).startswith("Let me look. |It is |")
 
 
-async def test_openai_tools_that_fail_are_told_so(client: AsyncOpenAI) -> None:
-    """A tool that raises ends without success, and the model reads what the SDK makes of it."""
+async def test_openai_tools_that_fail_are_reported(client: AsyncOpenAI) -> None:
+    """A tool that raises is reported as failed, and the model reads the SDK's error text."""
 
     @function_tool
     def weather(city: str) -> str:
@@ -342,50 +342,50 @@ async def test_openai_tools_that_fail_are_told_so(client: AsyncOpenAI) -> None:
         ("openjarvis", "openjarvis.agents._stubs", "openjarvis"),
     ],
 )
-def test_a_framework_that_is_missing_is_named(
+def test_a_missing_framework_is_named(
     monkeypatch: pytest.MonkeyPatch, adapter: str, framework: str, extra: str
 ) -> None:
-    """Importing an adapter without its framework says what to install."""
+    """If the framework of an adapter is not installed, the ImportError has the pip command."""
     monkeypatch.setitem(sys.modules, framework, None)
     monkeypatch.delitem(sys.modules, f"agentstream.adapters.{adapter}", raising=False)
     with pytest.raises(ImportError, match=re.escape(f"pip install 'agentstream[{extra}]'")):
         importlib.import_module(f"agentstream.adapters.{adapter}")
 
 
-# The journal
+# The run reporter
 
 
-def reporter() -> tuple[RunReporter, RecordingSink]:
+def reporter_of() -> tuple[RunReporter, RecordingSink]:
     sink = RecordingSink()
     return RunReporter(Run("chatcmpl-1", request(user("x")), sink), "a"), sink
 
 
 def test_a_long_result_is_cut_in_the_events() -> None:
-    """What a tool says beyond the bound stays out of events and results."""
-    book, sink = reporter()
-    book.tool_start("k", "t", {"x": 1}, "c")
-    book.tool_end("k", "y" * (MAX_RESULT_CHARS + 1), success=True)
-    book.tool_end("k", "again", success=True)  # has ended already
+    """A tool's result is cut at the limit, both in the event and in the run's result."""
+    reporter, sink = reporter_of()
+    reporter.tool_start("k", "t", {"x": 1}, "c")
+    reporter.tool_end("k", "y" * (MAX_RESULT_CHARS + 1), success=True)
+    reporter.tool_end("k", "again", success=True)  # this call has already ended
     assert len(sink.facts) == 2
-    assert len(sink.facts[1][1]["result"]) == len(book.result().tool_results[0].content) == MAX_RESULT_CHARS
+    assert len(sink.facts[1][1]["result"]) == len(reporter.result().tool_results[0].content) == MAX_RESULT_CHARS
 
 
 @pytest.mark.parametrize(
-    ("reason", "told"),
+    ("reason", "expected"),
     [("length", "length"), ("content_filter", "content_filter"), ("tool_calls", "stop"), (None, "stop")],
 )
-def test_the_last_answers_reason_is_the_runs(
-    reason: str | None, told: Literal["stop", "length", "content_filter"]
+def test_the_last_inferences_finish_reason_is_the_runs(
+    reason: str | None, expected: Literal["stop", "length", "content_filter"]
 ) -> None:
-    """A run ends with the reason of its last inference where a client can use it."""
-    book, _ = reporter()
-    book.inference_end("m", None, "length")
-    book.inference_end("m", None, reason)
-    assert book.result().finish_reason == told
+    """The run has the finish_reason of its last inference if it is length or content_filter, and otherwise stop."""
+    reporter, _ = reporter_of()
+    reporter.inference_end("m", None, "length")
+    reporter.inference_end("m", None, reason)
+    assert reporter.result().finish_reason == expected
 
 
 def test_usage_is_summed_only_if_all_of_it_is_known() -> None:
-    """A sum with a part missing would be taken for the whole."""
+    """If the usage of one inference is not known, there is no sum."""
     one = usage_of(1, 2)
     assert one == Usage(prompt_tokens=1, completion_tokens=2, total_tokens=3)
     assert usage_of(None, 0) is None
@@ -394,7 +394,7 @@ def test_usage_is_summed_only_if_all_of_it_is_known() -> None:
 
 
 def test_anything_becomes_text() -> None:
-    """Text stays, JSON is written, and what JSON lacks is said in words."""
+    """A string is unchanged, and other values become JSON or else their str."""
     assert as_text("x") == "x"
     assert as_text({"a": object, 1: 2}) == '{"a":"<class \'object\'>","1":2}'
     assert as_text(2**70) == str(2**70)

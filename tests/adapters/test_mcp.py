@@ -1,4 +1,4 @@
-"""MCP servers as tools: real servers of the official package, on pipes and by HTTP."""
+"""The tools of MCP servers: real servers of the official package, over pipes and HTTP."""
 
 import asyncio
 import json
@@ -28,15 +28,15 @@ SERVER = Path(__file__).with_name("mcp_servers.py")
 ON_PIPES = {"command": sys.executable, "args": [str(SERVER)]}
 
 
-def written(path: Path, **servers: dict[str, Any]) -> str:
-    """Write a file of servers; return its path."""
+def write_config(path: Path, **servers: dict[str, Any]) -> str:
+    """Write a file that lists the servers; return its path."""
     path.write_text(json.dumps({"mcpServers": servers}))
     return str(path)
 
 
 @asynccontextmanager
 async def opened(timeout_s: float = TIMEOUT_S, /, **servers: dict[str, Any]) -> AsyncIterator[Toolbox]:
-    """Yield a toolbox with the tools of these servers."""
+    """Connect to the servers; yield a toolbox with their tools."""
     connected = McpServers({name: McpServerConfig.model_validate(server) for name, server in servers.items()})
     try:
         await connected.start()
@@ -47,16 +47,16 @@ async def opened(timeout_s: float = TIMEOUT_S, /, **servers: dict[str, Any]) -> 
 
 
 async def eventually(toolbox: Toolbox, name: str, arguments: str = "{}") -> ToolOutcome:
-    """Return the first outcome of a tool that is a success."""
+    """Call a tool until it succeeds; return that outcome."""
     async with asyncio.timeout(TIMEOUT_S):
-        while not (outcome := await toolbox.call(name, arguments)).success:  # noqa: ASYNC110 -- another process comes up
+        while not (outcome := await toolbox.call(name, arguments)).success:  # noqa: ASYNC110 -- another process starts
             await asyncio.sleep(0.05)
     return outcome
 
 
 @asynccontextmanager
 async def by_http(port: int) -> AsyncIterator[asyncio.subprocess.Process]:
-    """A server on a port."""
+    """Run a server on a port."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, str(SERVER), str(port), stderr=asyncio.subprocess.DEVNULL
     )
@@ -78,7 +78,7 @@ async def by_http(port: int) -> AsyncIterator[asyncio.subprocess.Process]:
 
 
 async def test_tools_of_a_process_are_offered_and_called() -> None:
-    """Names carry the server's, schemas are passed on, results are text, and failures are outcomes without success."""
+    """Tool names start with the server's name, schemas are passed on, and a failed call is a failed outcome."""
     async with opened(sums=ON_PIPES) as toolbox:
         schemas = {schema.name: schema for schema in toolbox.schemas()}
         assert {"sums__add", "sums__get_pid", "sums__fail"} <= set(schemas)
@@ -92,8 +92,8 @@ async def test_tools_of_a_process_are_offered_and_called() -> None:
         assert not (await toolbox.call("sums__add", '{"a": 2}')).success
 
 
-async def test_two_servers_never_share_a_name() -> None:
-    """Where names are the same once made fit for a model, the later gets a number, and both can be called."""
+async def test_two_tools_never_share_a_name() -> None:
+    """If two tools get the same name for the model, the second one gets a number, and both can be called."""
     async with opened(**{"a b": ON_PIPES, "a.b": ON_PIPES}) as toolbox:
         names = [schema.name for schema in toolbox.schemas()]
         assert len(names) == len(set(names)) == 12
@@ -102,16 +102,16 @@ async def test_two_servers_never_share_a_name() -> None:
 
 
 async def test_a_toolboxs_own_tools_win() -> None:
-    """A server's tool cannot take the place of one of the agent's own."""
+    """A server's tool cannot replace one of the agent's own tools."""
     own = Calculator()
-    impostor = Calculator()
-    toolbox = Toolbox([own], TIMEOUT_S, lambda: [impostor])
+    other = Calculator()
+    toolbox = Toolbox([own], TIMEOUT_S, lambda: [other])
     assert toolbox.tools() == {"calculator": own}
     assert len(toolbox.schemas()) == 1
 
 
-async def test_a_process_gets_only_the_environment_meant_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the worker's environment a server sees the harmless part, and what its entry names."""
+async def test_a_process_gets_only_a_part_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server's process gets the variables of its entry, but not the worker's secrets."""
     monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
     async with opened(sums={**ON_PIPES, "env": {"TOKEN": "t"}}) as toolbox:
         seen = (await toolbox.call("sums__environment", "{}")).content.splitlines()
@@ -119,16 +119,16 @@ async def test_a_process_gets_only_the_environment_meant_for_it(monkeypatch: pyt
     assert "sk-secret" not in str(seen)
 
 
-async def test_a_call_over_its_time_is_an_outcome_and_the_next_is_answered() -> None:
-    """A slow tool is broken off at the limit; the session goes on."""
+async def test_a_call_that_times_out_does_not_end_the_session() -> None:
+    """A slow call ends at the time limit, and the session answers the next call."""
     async with opened(1, sums=ON_PIPES) as toolbox:
         slow = await toolbox.call("sums__sleep", '{"seconds": 60}')
         assert (slow.success, "longer than 1 s" in slow.content) == (False, True)
         assert (await toolbox.call("sums__add", '{"a": 1, "b": 1}')).content == "2"
 
 
-async def test_a_process_that_dies_is_started_again() -> None:
-    """The call in flight fails with the reason, later ones until it is back, and then another process answers."""
+async def test_a_process_that_ends_is_started_again() -> None:
+    """If a server's process ends, the current call fails with the reason, and a new process answers later calls."""
     async with opened(sums=ON_PIPES) as toolbox:
         before = (await toolbox.call("sums__get_pid", "{}")).content
         died = await toolbox.call("sums__die", "{}")
@@ -136,13 +136,13 @@ async def test_a_process_that_dies_is_started_again() -> None:
         assert "MCP server 'sums'" in died.content
         after = (await eventually(toolbox, "sums__get_pid")).content
         assert after != before
-        os.kill(int(after), signal.SIGKILL)  # while it is idle
+        os.kill(int(after), signal.SIGKILL)  # while no call is running
         await until(lambda: not is_running(int(after)))
         assert (await eventually(toolbox, "sums__get_pid")).content not in {before, after}
 
 
-async def test_a_server_by_http_is_called_and_found_again() -> None:
-    """Over streamable HTTP it is the same, also after the server was restarted."""
+async def test_a_restarted_http_server_is_connected_again() -> None:
+    """Over streamable HTTP calls fail while the server is down, and succeed after it was restarted."""
     port = free_port()
     remote = {"url": f"http://127.0.0.1:{port}/mcp", "headers": {"Authorization": "Bearer x"}}
     async with by_http(port), opened(far=remote) as toolbox:
@@ -156,8 +156,8 @@ async def test_a_server_by_http_is_called_and_found_again() -> None:
             assert (await eventually(toolbox, "far__get_pid")).content != pid
 
 
-async def test_a_server_that_is_away_holds_up_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Starting returns in its time whatever a server does, and the tools come when it does."""
+async def test_a_missing_server_does_not_delay_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Start returns within its time limit even if no server answers, and tools appear when their server answers."""
     monkeypatch.setattr(mcp, "CONNECT_TIMEOUT_S", 0.5)
     port = free_port()
     silent = {"command": "sleep", "args": ["600"]}
@@ -169,7 +169,7 @@ async def test_a_server_that_is_away_holds_up_nothing(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize(
-    ("content", "words"),
+    ("content", "reason"),
     [
         ("{", "expected"),
         ("[]", "expected"),
@@ -180,27 +180,27 @@ async def test_a_server_that_is_away_holds_up_nothing(monkeypatch: pytest.Monkey
         ('{"mcpServers": {"x": {"command": "sh", "env": {"A": "${NOT_SET_HERE}"}}}}', "NOT_SET_HERE is not set"),
     ],
 )
-def test_a_wrong_file_is_refused_with_the_reason(tmp_path: Path, content: str, words: str) -> None:
-    """What cannot be a server keeps the worker from starting, and says which file and why."""
+def test_a_wrong_file_is_refused_with_the_reason(tmp_path: Path, content: str, reason: str) -> None:
+    """A wrong file of servers raises StartupError with the path and the reason."""
     path = tmp_path / "mcp.json"
     path.write_text(content)
-    with pytest.raises(StartupError, match=words) as refusal:
+    with pytest.raises(StartupError, match=reason) as refusal:
         read_servers(str(path))
     assert str(path) in str(refusal.value)
 
 
-def test_variables_are_filled_in_and_disabled_servers_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """``${NAME}`` is the environment's, and keys of other clients do no harm."""
+def test_variables_are_replaced_and_disabled_servers_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``${NAME}`` is replaced by an environment variable, and disabled servers and unknown keys are ignored."""
     monkeypatch.setenv("A_TOKEN", "t0ken")
     remote = {"url": "https://x/mcp", "headers": {"Authorization": "Bearer ${A_TOKEN}"}, "autoApprove": []}
-    path = written(tmp_path / "mcp.json", far=remote, off={"command": "no-such-program", "disabled": True})
+    path = write_config(tmp_path / "mcp.json", far=remote, off={"command": "no-such-program", "disabled": True})
     servers = read_servers(path)
     assert list(servers) == ["far"]
     assert servers["far"].headers == {"Authorization": "Bearer t0ken"}
 
 
 def example_settings(model: ModelServer) -> dict[str, str]:
-    """Return what the examples' README sets, with this interpreter as `python`."""
+    """Return the settings of the examples' README, with this interpreter as `python`."""
     return {
         "AGENTSTREAM_MCP_SERVERS": "mcp.json",
         "OPENAI_BASE_URL": f"{model.url}/v1",
@@ -208,8 +208,8 @@ def example_settings(model: ModelServer) -> dict[str, str]:
     }
 
 
-async def test_the_example_is_used_by_the_built_in_agent(processes: Processes, model: ModelServer) -> None:
-    """A model is offered the example server's tool, calls it, and its answer streams to the openai client."""
+async def test_the_built_in_agent_uses_the_example(processes: Processes, model: ModelServer) -> None:
+    """The model calls the example server's tool, and the openai client receives the result and the answer."""
     model.tool = "sky__weather"
     model.go.set()
     url, _ = await asyncio.gather(processes.frontend(), processes.worker(None, **example_settings(model)))
@@ -221,8 +221,8 @@ async def test_the_example_is_used_by_the_built_in_agent(processes: Processes, m
     assert "".join(data for kind, data in got if kind == "text").endswith("It is sunny in Oslo.")
 
 
-async def test_an_agent_of_ones_own_does_not_get_them_in_silence(processes: Processes) -> None:
-    """The setting together with another agent is warned of."""
+async def test_another_agent_with_mcp_servers_causes_a_warning(processes: Processes) -> None:
+    """A worker warns if MCP servers are set, but its agent is not the built-in one."""
     worker = await processes.worker("command_agent:agent", AGENTSTREAM_MCP_SERVERS="mcp.json")
     assert "AGENTSTREAM_MCP_SERVERS is for the built-in agent" in worker.output
 
@@ -232,9 +232,9 @@ async def test_an_agent_of_ones_own_does_not_get_them_in_silence(processes: Proc
 async def test_a_worker_that_ends_leaves_no_server(
     processes: Processes, tmp_path: Path, number: signal.Signals
 ) -> None:
-    """Told to stop or killed, a worker leaves no process of an MCP server behind."""
+    """When a worker stops or is killed, the processes of its MCP servers end too."""
     script = f"echo $$ > {tmp_path}/pid; exec {sys.executable} {SERVER}"
-    path = written(tmp_path / "mcp.json", sums={"command": "sh", "args": ["-c", script]})
+    path = write_config(tmp_path / "mcp.json", sums={"command": "sh", "args": ["-c", script]})
     worker = await processes.worker(None, AGENTSTREAM_MCP_SERVERS=path)
     pid = int((tmp_path / "pid").read_text())
     assert is_running(pid)

@@ -1,6 +1,6 @@
-"""Agents of other frameworks as agents of ours: one module each, its framework an optional extra.
+"""Adapters: each module runs agents of another framework; the framework is an optional extra, and nothing else is here.
 
-    module            makes an agent of
+    module            makes an agent from
     ================  ==============================================================
     langgraph         ``LangGraphAgent(graph)``: a compiled LangGraph graph
     pydantic_ai       ``PydanticAIAgent(agent)``: a pydantic-ai agent
@@ -8,6 +8,7 @@
     openjarvis        ``OpenJarvisAgent(make_agent)``: an OpenJarvis agent
     command           ``CommandAgent("program", ...)``: any program that speaks JSON lines
 
-Name the result in ``AGENTSTREAM_AGENT``. The framework's text becomes the answer as it comes, its tools, inferences
-and usage become events, its exceptions end the run with an error, and a cancelled run stops it.
+Set ``AGENTSTREAM_AGENT`` to the name of the new agent. The adapter streams the framework's text as the answer. It emits
+the framework's tool calls, inferences and usage as events. An exception of the framework ends the run with an error.
+A cancel of the run stops the framework's agent.
 """

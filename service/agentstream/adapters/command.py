@@ -1,27 +1,29 @@
-"""Any program as an agent, by JSON lines.
+"""Runs any program as an agent. The program reads and writes JSON lines.
 
-In a module of your own::
+In your own module::
 
     from agentstream.adapters.command import CommandAgent
 
     agent = CommandAgent("node", "my_agent.mjs")  # AGENTSTREAM_AGENT=my_module:agent
 
-The program is started for each run. It reads one line on standard input, then its end::
+The worker starts the program once for each run. The program reads one line from standard input, which is then closed::
 
     {"version": 1, "run_id": "chatcmpl-...", "request": {<the chat completion request>}}
 
-and writes lines to standard output, each flushed, at most 1 MiB::
+It writes lines to standard output. A line has at most 1 MiB; flush after each line::
 
     {"type": "text", "text": "It is "}                        a piece of the answer
-    {"type": "tool_call_start", "tool": ..., ...}             an event: its type, and beside it its fields
-    {"type": "error", "message": "..."}                       it has failed; nothing may follow
-    {"type": "result", "content": "", "finish_reason": "stop", "usage": {...}}   it is done; nothing may follow
+    {"type": "tool_call_start", "tool": ..., ...}             an event: its type and its fields
+    {"type": "error", "message": "..."}                       the run has failed; this is the last line
+    {"type": "result", "content": "", "finish_reason": "stop", "usage": {...}}   the result; this is the last line
 
-``content`` is the answer if no text was written; all fields of a result may be left out. The program must end with
-its result and exit with 0: anything else is a failed run. What it writes to standard error goes to the worker's log.
-Where traces are on, its environment holds their context: ``TRACEPARENT`` (and ``TRACESTATE``), as W3C's header has it.
-A cancelled run, or one that is out of time, gets SIGTERM, and SIGKILL 2 s later, its child processes too. Newer
-versions of this protocol only add types and fields; ``version`` changes if that is not enough.
+All fields of ``result`` except ``type`` are optional. ``content`` is the answer if the program wrote no text. The
+program must write a result and exit with code 0; otherwise the run fails. Lines on standard error go to the worker's
+log.
+
+If tracing is on, the environment variables ``TRACEPARENT`` and ``TRACESTATE`` hold the trace context, in the format of
+W3C's headers. If the run is cancelled or times out, the program and its child processes get SIGTERM, and SIGKILL 2 s
+later. New versions of this protocol add types and fields; any other change increases ``version``.
 """
 
 import asyncio
@@ -43,31 +45,35 @@ from agentstream.protocol.openai import Usage
 from agentstream.telemetry import tracing
 
 PROTOCOL_VERSION: Final = 1
-TERM_TIMEOUT_S: Final = 2.0  # from SIGTERM to SIGKILL; less than a worker gives a cancelled agent
-# From the program's end to that of its output, which a process it left behind may hold open.
+TERM_TIMEOUT_S: Final = 2.0  # from SIGTERM to SIGKILL; shorter than the worker's cleanup time for a cancelled agent
+# From the end of the program to the end of its output. A child process that still runs may keep the output open.
 EOF_TIMEOUT_S: Final = 1.0
-# Of standard error: a program that shouts must not fill the log, nor a line memory.
+# Limits for standard error, so that a program cannot fill the log or the memory.
 MAX_LOG_LINES: Final = 200
 MAX_LOG_CHARS: Final = 1000
-_SHOWN_BYTES: Final = 200  # of a line that is not understood
+_SHOWN_BYTES: Final = 200  # an error quotes this much of an invalid line
 _LINE_BYTES: Final = MAX_EVENT_BYTES
 
 log = logging.getLogger(__name__)
 
 
 class CommandAgent:
-    """An agent: ``await agent(run)`` runs the program once, as a process group of its own."""
+    """An agent: ``await agent(run)`` runs the program once, in its own process group."""
 
     def __init__(self, program: str, *arguments: str) -> None:
-        """Take the program, looked for on PATH, and its arguments. Raises FileNotFoundError if it is not there."""
+        """Find the program on PATH. Raises FileNotFoundError if it is not there or not executable."""
         found = shutil.which(program)
         if found is None:
-            message = f"no program {program!r} to run as an agent: not on PATH, or not executable"
+            message = f"the agent's program {program!r} was not found: it is not on PATH or not executable"
             raise FileNotFoundError(message)
-        self._command = [os.path.abspath(found), *arguments]  # noqa: PTH100 -- a link is started by its own name
+        self._command = [os.path.abspath(found), *arguments]  # noqa: PTH100 -- a program may depend on its link's name
 
     async def __call__(self, run: Run) -> AgentResult:
-        """Run the program; raises AgentError if it fails, says so, or breaks the protocol."""
+        """Run the program once and return its result.
+
+        Raises AgentError if the program fails or reports an error, and InvalidAgentOutput if it violates the protocol.
+        A cancel ends the program and its child processes.
+        """
         process = await asyncio.create_subprocess_exec(
             *die_with_parent(*self._command),
             stdin=asyncio.subprocess.PIPE,
@@ -83,7 +89,7 @@ class CommandAgent:
                 for part in (session.write_request(), session.log_stderr(), session.kill_remaining_processes()):
                     group.create_task(part, name=f"command {run.id}")
                 await session.read_lines()
-        except BaseExceptionGroup as failures:  # one reason is enough, and the worker knows it by its class
+        except BaseExceptionGroup as failures:  # the worker handles a single error, by its class
             raise failures.exceptions[0] from failures
         finally:
             await _end(process)
@@ -91,7 +97,7 @@ class CommandAgent:
 
 
 class _Session:
-    """One run of the program."""
+    """One execution of the program."""
 
     def __init__(self, run: Run, process: asyncio.subprocess.Process) -> None:
         self._run = run
@@ -106,7 +112,7 @@ class _Session:
         self._stdin, self._stdout, self._stderr = process.stdin, process.stdout, process.stderr
 
     async def write_request(self) -> None:
-        """Give the program its line; one that does not read it has its reasons."""
+        """Write the request to standard input and close it. It is no error if the program does not read it."""
         request = self._run.request.model_dump(exclude_unset=True)
         line = orjson.dumps({"version": PROTOCOL_VERSION, "run_id": self._run.id, "request": request})
         with contextlib.suppress(ConnectionError):
@@ -117,7 +123,7 @@ class _Session:
             await self._stdin.wait_closed()
 
     async def log_stderr(self) -> None:
-        """Log standard error, bounded in lines and in their length; keep the last line."""
+        """Log the lines of standard error, up to a number of lines and characters, and remember the last line."""
         lines = 0
         async for chunk in _lines(self._stderr):
             text = chunk.decode(errors="replace").strip()[:MAX_LOG_CHARS]
@@ -127,57 +133,57 @@ class _Session:
                 if lines <= MAX_LOG_LINES:
                     log.info("%s", text)
         if lines > MAX_LOG_LINES:
-            log.warning("%d more lines of standard error", lines - MAX_LOG_LINES)
+            log.warning("%d more lines of standard error were not logged", lines - MAX_LOG_LINES)
 
     async def read_lines(self) -> None:
-        """Take what the program says, at the pace at which it can be passed on."""
+        """Handle the lines of standard output. It reads only as fast as the run can publish them."""
         async for line in _lines(self._stdout):
             if len(line) >= _LINE_BYTES:
-                message = f"the program wrote a line over {_LINE_BYTES} bytes"
+                message = f"the program wrote a line of more than {_LINE_BYTES} bytes"
                 raise InvalidAgentOutput(message)
             if line.strip():
                 self._handle_line(line)
                 await self._run.drain()
 
     async def kill_remaining_processes(self) -> None:
-        """End the processes that outlive the program: they may hold its output open."""
-        while self._process.returncode is None:  # noqa: ASYNC110 -- wait() may wait for the end of the output, too
+        """Kill the child processes that outlive the program, because they may keep its output open."""
+        while self._process.returncode is None:  # noqa: ASYNC110 -- wait() may also wait for the end of the output
             await asyncio.sleep(EOF_TIMEOUT_S / 10)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(EOF_TIMEOUT_S):
-                while not (self._stdout.at_eof() and self._stderr.at_eof()):  # noqa: ASYNC110 -- tells its reader alone
+                while not (self._stdout.at_eof() and self._stderr.at_eof()):  # noqa: ASYNC110 -- no event to wait for
                     await asyncio.sleep(EOF_TIMEOUT_S / 10)
         _signal_group(self._process, signal.SIGKILL)
 
     def _handle_line(self, line: bytes) -> None:
         shown = line[:_SHOWN_BYTES].decode(errors="replace").strip()
         if self._result is not None or self._failure is not None:
-            message = f"the program wrote on after its end: {shown}"
+            message = f"the program wrote a line after its result or error: {shown}"
             raise InvalidAgentOutput(message)
         try:
             fields = orjson.loads(line)
             kind = fields.pop("type")
         except (ValueError, AttributeError, KeyError, TypeError) as exc:
-            message = f"the program wrote what is no JSON object with a type: {shown}"
+            message = f'the program wrote a line that is not a JSON object with a "type": {shown}'
             raise InvalidAgentOutput(message) from exc
         if kind == "text":
             self._run.write(fields.get("text"))
         elif kind == "result":
             self._result = fields
         elif kind == "error":
-            self._failure = str(fields.get("message") or "the program gave no reason")
+            self._failure = str(fields.get("message") or "the program reported an error without a message")
         else:
             self._run.emit(kind, fields)
             if kind == "tool_call_end":
                 self._tool_results.append(_tool_result(fields))
 
     def conclude(self) -> AgentResult:
-        """Return the result; raises AgentError if there is none, or the program failed."""
+        """Return the program's result. Raises AgentError if the program failed or wrote no result."""
         code = self._process.returncode
         if self._failure is not None:
             raise AgentError(self._failure)
         if code:
-            ending = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}"
+            ending = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"
             raise AgentError(f"the program {ending}: {self._last_error_line}".rstrip(": "))
         if self._result is None:
             message = "the program ended without a result line"
@@ -186,13 +192,13 @@ class _Session:
         try:
             metadata = Usage.model_validate(usage).model_dump() if usage else {}
         except ValueError as exc:
-            message = f"the program's usage is unusable: {usage!r:.200}"
+            message = f"the usage in the program's result is invalid: {usage!r:.200}"
             raise InvalidAgentOutput(message) from exc
         return AgentResult(content, self._tool_results, metadata, self._result.get("finish_reason", "stop"))
 
 
 def _environment() -> dict[str, str] | None:
-    """Return ours and, inside a trace, its context as OpenTelemetry names it there; None if ours will do."""
+    """Return the worker's environment with the trace context added, or None (inherit it) if there is no trace."""
     carrier = {name.upper(): value for name, value in tracing.carrier().items()}
     return os.environ | carrier if carrier else None
 
@@ -208,7 +214,7 @@ def _tool_result(fields: dict[str, Any]) -> ToolResult:
 
 
 async def _lines(stream: asyncio.StreamReader) -> AsyncIterator[bytes]:
-    """Yield lines; one over the stream's limit comes in pieces, the first as long as the limit."""
+    """Yield lines. A line over the stream's limit is yielded in pieces; the first piece is as long as the limit."""
     while True:
         try:
             line = await stream.readuntil(b"\n")
@@ -222,7 +228,7 @@ async def _lines(stream: asyncio.StreamReader) -> AsyncIterator[bytes]:
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:
-    """End the program's process group, what it left behind included; SIGKILL comes even if the wait is broken off."""
+    """End the program and its child processes: SIGTERM, then SIGKILL, which is sent even if this task is cancelled."""
     try:
         if process.returncode is None:
             _signal_group(process, signal.SIGTERM)
@@ -234,5 +240,5 @@ async def _end(process: asyncio.subprocess.Process) -> None:
 
 
 def _signal_group(process: asyncio.subprocess.Process, number: signal.Signals) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):  # gone; macOS says so of zombies, too
+    with contextlib.suppress(ProcessLookupError, PermissionError):  # already ended; macOS raises the latter for zombies
         os.killpg(process.pid, number)

@@ -1,14 +1,14 @@
-"""A LangGraph graph as an agent of ours.
+"""Runs a LangGraph graph as an agent.
 
-In a module of your own::
+In your own module::
 
     from agentstream.adapters.langgraph import LangGraphAgent
 
     agent = LangGraphAgent(graph)  # AGENTSTREAM_AGENT=my_module:agent
 
-The conversation goes in as ``{"messages": [...]}``. The text of every chat model in the graph streams as the answer,
-but of those tagged "nostream"; a message that a node makes itself is written when the node has ended. Models report
-usage where they are told to: ``ChatOpenAI(stream_usage=True)``.
+The input of the graph is ``{"messages": [...]}``. The answer is the text of all chat models in the graph, streamed,
+except models with the tag "nostream". A message that a node creates without a model is written after the node has
+ended. The usage is known only if the models report it: ``ChatOpenAI(stream_usage=True)``.
 """
 
 import asyncio
@@ -30,20 +30,21 @@ try:
 except ImportError as exc:
     raise ImportError(missing_extra("this adapter", "langgraph")) from exc
 
-# A mode of the messages makes LangGraph ask models for streams; the callbacks below hear them, in order with tools.
+# With the mode "messages" LangGraph asks models for streams. The callbacks below receive the pieces, in order with
+# tool calls, so the items of this mode are not used.
 _STREAM_MODES = ["updates", "messages"]
 
 
 def conversation(request: ChatCompletionRequest) -> dict[str, Any]:
-    """Return a request as the input of a graph with a ``messages`` channel; LangChain reads OpenAI's message form."""
+    """Return the input of a graph with a ``messages`` channel. LangChain accepts messages in OpenAI's form."""
     return {"messages": [message.model_dump(exclude_none=True) for message in request.messages]}
 
 
 class LangGraphAgent:
-    """An agent: ``await agent(run)`` runs the graph once, on a thread of its own.
+    """An agent: ``await agent(run)`` runs the graph once.
 
-    One instance serves any number of runs at once. A ``checkpointer`` sees the run's id as its thread id: the
-    conversation so far comes with each request.
+    One instance serves any number of concurrent runs. The ``thread_id`` for a checkpointer is the run's id, so each
+    run is a new LangGraph thread. The earlier conversation comes with each request.
     """
 
     def __init__(
@@ -52,23 +53,26 @@ class LangGraphAgent:
         make_input: Callable[[ChatCompletionRequest], Any] = conversation,
         **options: Any,  # noqa: ANN401 -- LangGraph's own
     ) -> None:
-        """Take the compiled graph; configure it with ``graph.with_config(...)``.
+        """Create an agent from a compiled graph. To configure the graph, use ``graph.with_config(...)``.
 
-        ``make_input`` makes the graph's input of a request, for a state without ``messages``. ``options`` are passed
-        on to ``graph.astream``, such as ``context``.
+        ``make_input`` converts a request to the graph's input; set it if the graph's state has no ``messages``.
+        ``options``, for example ``context``, are passed to ``graph.astream``.
         """
         self._graph = graph
         self._make_input = make_input
         self._options = options
 
     async def __call__(self, run: Run) -> AgentResult:
-        """Run the graph; whatever it raises ends the run. Raises AgentError if it stops to ask a human."""
+        """Run the graph and return the result. Exceptions of the graph are raised unchanged.
+
+        Raises AgentError if the graph interrupts to ask a person.
+        """
         reporter = RunReporter(run, self._graph.get_name())
         reporter.turn_start()
         listener = _Listener(run, reporter)
         config = {"callbacks": [listener], "configurable": {"thread_id": run.id}}
         given = self._make_input(run.request)
-        graph: Any = self._graph  # its astream has many forms; this one yields (mode, step)
+        graph: Any = self._graph  # Any: of the many forms of astream, this one yields (mode, step)
         steps = graph.astream(given, config, stream_mode=_STREAM_MODES, **self._options)
         async with aclosing(steps):
             async for mode, step in steps:
@@ -79,33 +83,34 @@ class LangGraphAgent:
 
 
 class _Listener(AsyncCallbackHandler):
-    """Hears the graph's models and tools; called inline, so that a tool waits until its start is told."""
+    """Receives LangChain's callbacks of the graph's models and tools."""
 
-    raise_error = True  # else LangChain logs what is raised here, a cancel included, and goes on
-    run_inline = True
+    raise_error = True  # otherwise LangChain only logs exceptions of callbacks, also RunCancelled, and continues
+    run_inline = True  # so that a tool waits until its start is stored
 
     def __init__(self, run: Run, reporter: RunReporter) -> None:
         self._run = run
         self._reporter = reporter
         self._loop = asyncio.get_running_loop()
-        self._models: dict[Any, tuple[str, bool]] = {}  # by LangChain's run id: the model's name, and whether it shows
-        self._streamed: set[Any] = set()  # of those, which have shown text
-        # What was said already, by id and by text: nodes hand on messages of others, some under new ids.
+        # LangChain's run id -> (the model's name, whether its text is part of the answer)
+        self._models: dict[Any, tuple[str, bool]] = {}
+        self._streamed: set[Any] = set()  # LangChain's run ids whose text was streamed
+        # Ids and texts of messages that are already shown. Nodes return messages of other nodes, some with new ids.
         self._shown = {message.text for message in run.request.messages if message.role == "assistant"}
 
     # -- models -------------------------------------------------------------------------------------
 
     async def on_chat_model_start(self, *_: Any, **about: Any) -> None:  # noqa: ANN401 -- LangChain's
-        """Hear that a chat model is asked."""
+        """Report the start of an inference."""
         metadata = about.get("metadata") or {}
         model = str(metadata.get("ls_model_name") or about.get("name") or "")
         self._models[about["run_id"]] = (model, TAG_NOSTREAM not in (about.get("tags") or ()))
         self._reporter.inference_start(model, str(metadata.get("ls_provider") or "langgraph"))
 
-    on_llm_start = on_chat_model_start  # of models that complete text
+    on_llm_start = on_chat_model_start  # for text completion models
 
     async def on_llm_new_token(self, token: Any, **about: Any) -> None:  # noqa: ANN401 -- LangChain's
-        """Hear a piece of an answer."""
+        """Write a piece of a model's text."""
         message = getattr(about.get("chunk"), "message", None)
         text = str(message.text if message is not None else token)
         run_id = about["run_id"]
@@ -115,14 +120,14 @@ class _Listener(AsyncCallbackHandler):
             await self._drain()
 
     async def on_llm_end(self, response: LLMResult, **about: Any) -> None:  # noqa: ANN401 -- LangChain's
-        """Hear a whole answer."""
+        """Report the end of an inference. Write the text of a model that does not stream."""
         run_id = about["run_id"]
-        model, shows = self._models.pop(run_id, ("", False))
+        model, is_shown = self._models.pop(run_id, ("", False))
         answer = response.generations[0][0] if response.generations and response.generations[0] else None
         message = getattr(answer, "message", None)
-        if shows and answer is not None:
+        if is_shown and answer is not None:
             text = str(message.text) if message is not None else answer.text
-            if run_id not in self._streamed:  # a model that cannot stream
+            if run_id not in self._streamed:
                 self._run.write(text)
             self._shown |= {text, getattr(message, "id", None) or text}
         self._streamed.discard(run_id)
@@ -134,7 +139,7 @@ class _Listener(AsyncCallbackHandler):
     # -- tools --------------------------------------------------------------------------------------
 
     async def on_tool_start(self, serialized: Any, input_str: str, **about: Any) -> None:  # noqa: ANN401 -- LangChain's
-        """Hear that a tool begins; it waits until this returns."""
+        """Report the start of a tool. The tool runs after this returns."""
         name = str((serialized or {}).get("name") or about.get("name") or "")
         arguments, run_id = about.get("inputs"), about["run_id"]
         call_id = str(about.get("tool_call_id") or run_id)
@@ -142,22 +147,22 @@ class _Listener(AsyncCallbackHandler):
         await self._drain()
 
     async def on_tool_end(self, output: Any, **about: Any) -> None:  # noqa: ANN401 -- LangChain's
-        """Hear a tool's result."""
+        """Report the result of a tool."""
         if isinstance(output, ToolMessage):
             self._reporter.tool_end(about["run_id"], str(output.text), success=output.status != "error")
         else:
             self._reporter.tool_end(about["run_id"], output, success=True)
 
     async def on_tool_error(self, error: BaseException, **about: Any) -> None:  # noqa: ANN401 -- LangChain's
-        """Hear that a tool failed."""
+        """Report the failure of a tool."""
         self._reporter.tool_end(about["run_id"], f"{type(error).__name__}: {error}", success=False)
 
     # -- nodes --------------------------------------------------------------------------------------
 
     def step_ended(self, step: dict[str, Any]) -> None:
-        """Write what nodes said without a model."""
+        """Write the messages that nodes created without a model. Raises AgentError for an interrupt."""
         if "__interrupt__" in step:
-            message = "the graph stopped to ask a human; there is nobody to answer in a chat completion"
+            message = "the graph interrupted to ask a person, but a chat completion cannot be resumed with an answer"
             raise AgentError(message)
         for update in step.values():
             for value in update.values() if isinstance(update, dict) else [update]:
@@ -172,6 +177,6 @@ class _Listener(AsyncCallbackHandler):
             self._run.write(text)
 
     async def _drain(self) -> None:
-        """Wait for room; a node that is not async is heard in a thread of its own, where ``emit`` itself waits."""
+        """Wait for room. The callbacks of a node that is not async run in another thread, where ``emit`` waits."""
         if asyncio.get_running_loop() is self._loop:
             await self._run.drain()

@@ -1,13 +1,14 @@
-"""An agent of the OpenAI Agents SDK as an agent of ours.
+"""Runs an agent of the OpenAI Agents SDK.
 
-In a module of your own::
+In your own module::
 
     from agentstream.adapters.openai_agents import OpenAIAgent
 
     agent = OpenAIAgent(Agent(name="Assistant"))  # AGENTSTREAM_AGENT=my_module:agent
 
-The text of its model, and of those it hands over to, streams as the answer; an output that is no text is the JSON
-its model wrote. The SDK sends traces to OpenAI unless told not to: ``agents.set_tracing_disabled(True)``.
+The answer is the text of the agent's model, streamed, and of the agents that it hands off to. For a structured output
+the answer is the JSON that the model wrote. The SDK sends traces to OpenAI; to prevent this, call
+``agents.set_tracing_disabled(True)``.
 """
 
 import asyncio
@@ -25,24 +26,27 @@ except ImportError as exc:
     raise ImportError(missing_extra("this adapter", "openai-agents")) from exc
 
 _TEXT_EVENTS: Final = frozenset({"response.output_text.delta", "response.refusal.delta"})
-# How the SDK begins the result of a tool that raised; it tells a hook nothing else.
+# The result of a tool that raised starts with this text. The hook gets no other sign of the failure.
 _TOOL_ERROR_PREFIX: Final = "An error occurred while running the tool"
-# How often the SDK's side looks whether ours still listens; only when a guardrail ends a run does it not.
+# While a hook waits for the text, it checks at this interval whether a guardrail has ended the run.
 _TEXT_POLL_S: Final = 0.1
-# How long a cancelled run may take to close its model request; less than a worker gives its agent.
+# How long a cancelled run may take to close its model request; shorter than the worker's cleanup time for an agent.
 _CLOSE_S: Final = 4.0
 
 
 class OpenAIAgent:
-    """An agent: ``await agent(run)`` runs the SDK's agent once. One instance serves any number of runs at once."""
+    """An agent: ``await agent(run)`` runs the SDK's agent once. One instance serves any number of concurrent runs."""
 
     def __init__(self, agent: Agent[Any], **options: Any) -> None:  # noqa: ANN401 -- the SDK's own
-        """Take the agent; ``options`` are passed on to ``Runner.run_streamed``: ``max_turns``, ``run_config`` ..."""
+        """``options``, for example ``max_turns`` and ``run_config``, are passed to ``Runner.run_streamed``."""
         self._agent = agent
         self._options = options
 
     async def __call__(self, run: Run) -> AgentResult:
-        """Answer the request; whatever the SDK raises ends the run. When cancelled, the model request is closed."""
+        """Run the SDK's agent and return the result. Exceptions of the SDK are raised unchanged.
+
+        A cancel closes the request to the model server.
+        """
         reporter = RunReporter(run, self._agent.name)
         hooks = _Hooks(run, reporter)
         given: Any = conversation(run.request.messages)
@@ -66,14 +70,17 @@ class OpenAIAgent:
 
 
 class _Hooks(RunHooks[Any]):
-    """Hears models and tools. The text comes another way, by a queue: hence the waiting, to keep things in order."""
+    """Receives the SDK's callbacks of models and tools.
+
+    The text comes through another queue. So the callback at the end of an inference waits until its text was written.
+    """
 
     result: RunResultStreaming
 
     def __init__(self, run: Run, reporter: RunReporter) -> None:
         self._run = run
         self._reporter = reporter
-        self.text_done = asyncio.Event()  # all text of the model's present answer has been written
+        self.text_done = asyncio.Event()  # set when all text of the current inference has been written
 
     async def on_agent_start(self, _context: Any, agent: Any) -> None:  # noqa: ANN401 -- the SDK's generics
         self._reporter.turn_start(agent.name)
@@ -105,7 +112,7 @@ def _model_name(agent: Any) -> str:  # noqa: ANN401 -- the SDK's generics
 
 
 def conversation(messages: list[ChatMessage]) -> list[dict[str, Any]]:
-    """Return a conversation as input items of the Responses API, the SDK's form."""
+    """Convert a conversation to input items of the Responses API, which the SDK takes."""
     items: list[dict[str, Any]] = []
     for message in messages:
         if message.role == "tool":

@@ -1,13 +1,13 @@
-"""An OpenJarvis agent as an agent of ours.
+"""Runs an OpenJarvis agent.
 
-In a module of your own::
+In your own module::
 
     from agentstream.adapters.openjarvis import OpenJarvisAgent
 
     agent = OpenJarvisAgent(lambda bus: OrchestratorAgent(engine, "llama3.1", tools=[...], bus=bus))
 
-Every run has a bus and an agent of its own, so that concurrent runs never see each other's events. An OpenJarvis agent
-returns its answer in one piece; it is replayed word by word.
+Each run has its own bus and its own agent, so that concurrent runs never see each other's events. An OpenJarvis agent
+returns its answer in one piece; the service streams it word by word.
 """
 
 import json
@@ -32,26 +32,26 @@ _ROLES = {"developer": Role.SYSTEM, **{role.value: role for role in Role}}
 
 
 class OpenJarvisAgent:
-    """An agent: ``agent(run)`` makes an OpenJarvis agent and calls its ``run(input, context)``, in a thread.
+    """An agent: ``agent(run)`` creates an OpenJarvis agent and calls its ``run(input, context)``, in a thread.
 
-    A cancelled run ends at once for its client; the thread ends when OpenJarvis publishes its next event, for a call
-    of a model cannot be broken off from outside.
+    For the client a cancelled run ends at once. The thread ends later, when OpenJarvis publishes its next event,
+    because a request to a model server cannot be interrupted from another thread.
     """
 
     def __init__(self, make_agent: Callable[[EventBus], BaseAgent]) -> None:
-        """Take what makes an agent that publishes on the bus it is given; engines and tools may be shared."""
+        """``make_agent`` creates an agent that publishes on the given bus; agents may share engines and tools."""
         self._make_agent = make_agent
 
     def __call__(self, run: Run) -> AgentResult:
-        """Answer the request; whatever OpenJarvis raises ends the run.
+        """Run an OpenJarvis agent and return its result. Exceptions of OpenJarvis are raised unchanged.
 
-        The last user message is its input, all others its context.
+        The agent's input is the last user message; all other messages are its context.
         """
         bus = _RunBus(run)
-        asked = max((i for i, m in enumerate(run.request.messages) if m.role == "user"), default=None)
-        before = [_message(message) for i, message in enumerate(run.request.messages) if i != asked]
-        question = "" if asked is None else run.request.messages[asked].text
-        answer = self._make_agent(bus).run(question, AgentContext(conversation=Conversation(messages=before)))
+        last = max((i for i, m in enumerate(run.request.messages) if m.role == "user"), default=None)
+        others = [_message(message) for i, message in enumerate(run.request.messages) if i != last]
+        question = "" if last is None else run.request.messages[last].text
+        answer = self._make_agent(bus).run(question, AgentContext(conversation=Conversation(messages=others)))
         metadata = dict(answer.metadata or {})
         return AgentResult(
             content=answer.content,
@@ -65,9 +65,10 @@ class OpenJarvisAgent:
 
 
 class _RunBus(EventBus):
-    """A run's own bus; hands what clients may see on to the run.
+    """The bus of one run. It emits the events that clients may see.
 
-    Not by subscribing: OpenJarvis swallows what a subscriber raises, and a cancelled run must stop its agent.
+    It does not subscribe to the events: OpenJarvis ignores exceptions of subscribers, but RunCancelled must stop the
+    agent.
     """
 
     def __init__(self, run: Run) -> None:
@@ -76,9 +77,12 @@ class _RunBus(EventBus):
         self.usages: list[Usage | None] = []
 
     def publish(self, event_type: EventType, data: dict[str, Any] | None = None) -> Event:
-        """Emit, then tell the bus's subscribers. Raises RunCancelled; a tool waits until its start is stored."""
+        """Emit the event, then call the subscribers. Before a tool it waits until the tool's start is stored.
+
+        Raises RunCancelled if the run is cancelled.
+        """
         if event_type.value in NAMED_EVENTS:
-            # What is published is for Python: enums, paths, times.
+            # The data may contain Python objects such as enums, paths and times, which become strings here.
             self._run.emit(event_type.value, json.loads(json.dumps(data or {}, default=str)))
         if event_type is EventType.INFERENCE_END:
             used = (data or {}).get("usage") or {}
@@ -87,7 +91,7 @@ class _RunBus(EventBus):
 
 
 def _message(message: ChatMessage) -> Message:
-    """Return a message in OpenJarvis's form; of images it takes those of data URLs."""
+    """Convert a message to OpenJarvis's form. Only images in data URLs are kept, because it takes no other."""
     parts = message.content if isinstance(message.content, list) else []
     urls = [part.image_url.url for part in parts if isinstance(part, ImagePart)]
     calls = [ToolCall(call.id, call.function.name, call.function.arguments) for call in message.tool_calls or ()]

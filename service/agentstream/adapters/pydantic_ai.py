@@ -1,12 +1,12 @@
-"""A pydantic-ai agent as an agent of ours.
+"""Runs a pydantic-ai agent.
 
-In a module of your own::
+In your own module::
 
     from agentstream.adapters.pydantic_ai import PydanticAIAgent
 
     agent = PydanticAIAgent(Agent("openai:gpt-5"))  # AGENTSTREAM_AGENT=my_module:agent
 
-The text of its model streams as the answer; an output that is no text is written at the end, as JSON.
+The answer is the text of the agent's model, streamed. A structured output is written at the end, as JSON.
 """
 
 from typing import Any
@@ -44,17 +44,21 @@ except ImportError as exc:
 
 
 class PydanticAIAgent:
-    """An agent: ``await agent(run)`` runs the pydantic-ai agent once. One instance serves any number of runs."""
+    """An agent: ``await agent(run)`` runs the pydantic-ai agent once.
+
+    One instance serves any number of concurrent runs.
+    """
 
     def __init__(self, agent: Agent[Any, Any], **options: Any) -> None:  # noqa: ANN401 -- pydantic-ai's own
-        """Take the agent; ``options`` are passed on to ``agent.iter``, such as ``deps`` or ``usage_limits``."""
+        """``options``, for example ``deps`` and ``usage_limits``, are passed to ``agent.iter``."""
         self._agent = agent
         self._options = options
 
     async def __call__(self, run: Run) -> AgentResult:
-        """Answer the request; whatever pydantic-ai raises ends the run.
+        """Run the pydantic-ai agent and return the result. Exceptions of pydantic-ai are raised unchanged.
 
-        A system prompt of the request takes the place of the agent's ``system_prompt``; its ``instructions`` stay.
+        A system message in the request replaces the agent's ``system_prompt``, but not its ``instructions``. Raises
+        AgentError if the agent ends without a result.
         """
         reporter = RunReporter(run, self._agent.name or "pydantic-ai")
         reporter.turn_start()
@@ -71,13 +75,13 @@ class PydanticAIAgent:
             message = "the pydantic-ai agent ended without a result"
             raise AgentError(message)
         output = steps.result.output
-        if output != answer:  # an output tool's, or one that a validator changed
+        if output != answer:  # a structured output, or a text that an output validator changed
             run.write(output if isinstance(output, str) else to_json(output, fallback=str).decode())
         return reporter.result()
 
 
 async def _infer(run: Run, reporter: RunReporter, step: Any, context: Any) -> str:  # noqa: ANN401 -- generic in the agent's types
-    """Stream one answer of the model; return its text."""
+    """Stream one answer of the model and return its text."""
     model = context.deps.model
     reporter.inference_start(model.model_name, model.system)
     texts: list[str] = []
@@ -99,21 +103,21 @@ async def _infer(run: Run, reporter: RunReporter, step: Any, context: Any) -> st
 
 
 async def _call_tools(run: Run, reporter: RunReporter, step: Any, context: Any) -> None:  # noqa: ANN401 -- generic in the agent's types
-    """Let the agent run the tools that its model asked for."""
+    """Let the agent run the tools that its model called."""
     async with step.stream(context) as events:
         async for event in events:
             if isinstance(event, FunctionToolCallEvent):
                 call = event.part
                 reporter.tool_start(call.tool_call_id, call.tool_name, call.args or "{}", call.tool_call_id)
-                await run.drain()  # the tool runs when the next event is asked for
+                await run.drain()  # the tool starts when this loop asks for the next event
             elif isinstance(event, FunctionToolResultEvent):
                 part = event.part
-                success = getattr(part, "outcome", "failed") == "success"  # a retry was once a part without an outcome
+                success = getattr(part, "outcome", "failed") == "success"  # a retry part has no outcome in old versions
                 reporter.tool_end(part.tool_call_id, as_text(part.content), success=success)
 
 
 def conversation(messages: list[ChatMessage]) -> list[ModelMessage]:
-    """Return a conversation in pydantic-ai's form; it ends with what is to be answered."""
+    """Convert a conversation to pydantic-ai's form. The last message is the one to answer."""
     names = {call.id: call.function.name for message in messages for call in message.tool_calls or ()}
     turns: list[ModelMessage] = []
     for message in messages:
@@ -140,7 +144,7 @@ def conversation(messages: list[ChatMessage]) -> list[ModelMessage]:
 
 
 def _content(message: ChatMessage) -> str | list[UserContent]:
-    """Return a user's text, and images if there are any; raises ValueError for a data URL that is none."""
+    """Return the text and the images of a user message; raises ValueError for a malformed data URL."""
     if not isinstance(message.content, list):
         return message.text
     content: list[UserContent] = []

@@ -1,4 +1,4 @@
-"""What an adapter tells of its run, in the names and fields of our events."""
+"""Emits the events of an adapter's run, and collects the run's result."""
 
 import time
 from dataclasses import dataclass, field
@@ -9,16 +9,16 @@ import orjson
 from agentstream.agents import AgentResult, Run, ToolResult
 from agentstream.protocol.openai import Usage
 
-# Of a tool's result: the orchestrator's bound too. What the framework's own model reads is not cut.
+# Limit for a tool's result in events, as in the orchestrator. The framework's own model reads the whole result.
 MAX_RESULT_CHARS: Final = 20_000
 
-# Reasons to stop that the client should hear of; all others (tool_calls, ...) are the framework's own affair.
+# Only these finish_reasons of a model become the run's. Others, such as tool_calls, are internal to the framework.
 _FORWARDED_REASONS: Final = frozenset({"length", "content_filter"})
 
 
 @dataclass(slots=True)
 class _OpenCall:
-    """A tool call that has not ended. ``started`` is on the clock of ``time.perf_counter``."""
+    """A tool call that has not ended. ``started`` is a value of ``time.perf_counter``, in seconds."""
 
     tool: str
     call_id: str
@@ -26,10 +26,10 @@ class _OpenCall:
 
 
 class RunReporter:
-    """Emits a run's events and keeps what its AgentResult needs: tool results, usage, the reason to stop."""
+    """Emits a run's events and collects its tool results, usage and finish_reason for the AgentResult."""
 
     def __init__(self, run: Run, agent: str) -> None:
-        """Begin for an agent of that name."""
+        """``agent`` is the agent's name in the events."""
         self._run = run
         self._agent = agent
         self._calls: dict[object, _OpenCall] = {}
@@ -38,30 +38,34 @@ class RunReporter:
         self._finish_reason = "stop"
 
     def turn_start(self, agent: str | None = None) -> None:
-        """Tell that an agent begins; ``agent`` if it is another than before, as after a handoff."""
+        """Emit the start of an agent's turn. ``agent`` is the new name if the agent changes, as after a handoff."""
         self._agent = agent or self._agent
-        asked = next((message.text for message in reversed(self._run.request.messages) if message.role == "user"), "")
-        self._run.emit("agent_turn_start", {"agent": self._agent, "input": asked})
+        messages = self._run.request.messages
+        question = next((message.text for message in reversed(messages) if message.role == "user"), "")
+        self._run.emit("agent_turn_start", {"agent": self._agent, "input": question})
 
     def inference_start(self, model: str, engine: str) -> None:
-        """Tell that a model is asked."""
+        """Emit the start of an inference."""
         self._run.emit("inference_start", {"model": model, "engine": engine})
 
     def inference_end(self, model: str, usage: Usage | None, finish_reason: str | None = None) -> None:
-        """Tell that a model has answered; ``usage`` is of this answer alone, None if it was not told."""
+        """Emit the end of an inference. ``usage`` is that of this inference, or None if it is not known."""
         self._usages.append(usage)
         self._finish_reason = finish_reason if finish_reason in _FORWARDED_REASONS else "stop"
-        told = {"usage": usage.model_dump()} if usage else {}
-        self._run.emit("inference_end", {"model": model, **told, "finish_reason": finish_reason})
+        known = {"usage": usage.model_dump()} if usage else {}
+        self._run.emit("inference_end", {"model": model, **known, "finish_reason": finish_reason})
 
     def tool_start(self, key: object, tool: str, arguments: object, call_id: str) -> None:
-        """Tell that a tool begins; ``key`` finds it again when it ends. Await ``run.drain()`` before it runs."""
+        """Emit the start of a tool call. On the event loop, await ``run.drain()`` before the tool runs.
+
+        ``key`` identifies the call in ``tool_end``.
+        """
         self._calls[key] = _OpenCall(tool, call_id)
         started = {"tool": tool, "arguments": as_text(arguments), "tool_call_id": call_id, "agent": self._agent}
         self._run.emit("tool_call_start", started)
 
     def tool_end(self, key: object, result: object, *, success: bool) -> None:
-        """Tell that a tool has ended; nothing if it never began."""
+        """Emit the end of a tool call. Do nothing if ``key`` names no open call."""
         call = self._calls.pop(key, None)
         if call is None:
             return
@@ -79,12 +83,12 @@ class RunReporter:
         self._run.emit("tool_call_end", ended)
 
     def result(self, content: str = "") -> AgentResult:
-        """Return the run's result; ``content`` is the answer of an agent that wrote none."""
+        """Return the run's result. ``content`` is the answer if the agent wrote no text."""
         return AgentResult(content, self._results, total(self._usages), self._finish_reason)
 
 
 def total(usages: list[Usage | None]) -> dict[str, Any]:
-    """Return the sum as result metadata; nothing if a part is unknown, for it would be taken for the whole."""
+    """Return the sum of the usages as result metadata, or an empty dict if one of them is not known."""
     known = [usage for usage in usages if usage is not None]
     if not known or len(known) < len(usages):
         return {}
@@ -92,7 +96,7 @@ def total(usages: list[Usage | None]) -> dict[str, Any]:
 
 
 def usage_of(prompt_tokens: int | None, completion_tokens: int | None) -> Usage | None:
-    """Return a usage, or None if a framework reports none (absent, or nothing but zeros)."""
+    """Return a usage, or None if the framework reports none: both counts are None or 0."""
     if not prompt_tokens and not completion_tokens:
         return None
     prompt, completion = prompt_tokens or 0, completion_tokens or 0
@@ -100,10 +104,10 @@ def usage_of(prompt_tokens: int | None, completion_tokens: int | None) -> Usage 
 
 
 def as_text(value: object) -> str:
-    """Return text as it is, and anything else as JSON (what JSON lacks, as ``str`` has it)."""
+    """Return a string unchanged, and any other value as JSON. Values that JSON does not know become ``str(value)``."""
     if isinstance(value, str):
         return value
     try:
         return orjson.dumps(value, default=str, option=orjson.OPT_NON_STR_KEYS).decode()
-    except TypeError:  # numbers beyond 64 bits, circles
+    except TypeError:  # a number of more than 64 bits, or a circular reference
         return str(value)
