@@ -212,7 +212,8 @@ class Settings(BaseSettings):
     """Number of new runs that one API key may request per minute, counted over all front ends. 0 means no limit."""
 
     queue_timeout_s: float = Field(60, gt=0)
-    """Time in seconds within which a worker must begin a job. Then the run fails, because it would end too late."""
+    """Time in seconds within which a worker must begin a job. After that the run fails, because its answer would come
+    too late."""
 
     # Runs and streams
     run_timeout_s: float = Field(600, gt=0)
@@ -311,7 +312,7 @@ class Settings(BaseSettings):
         return self
 
 
-for _field in Settings.model_fields.values():  # as one line each: readers of the texts wrap them
+for _field in Settings.model_fields.values():  # each text as one line; ``--help`` wraps it again
     _field.description = " ".join((_field.description or "").split())
 
 

@@ -232,9 +232,7 @@ def test_a_child_gets_equal_settings(monkeypatch: pytest.MonkeyPatch, unset: set
 
 
 def test_a_map_of_agents_is_read() -> None:
-    """Each entry names a model and its agent, and its queue or else the default queue; the worker serves all these
-    queues.
-    """
+    """Each entry names a model, its agent and perhaps its queue, and the worker serves all these queues."""
     settings = load_settings(queue="day", agents="org/big:1.5=pack.age:make.agent@night, b=builtin, c=m:f,")
     assert settings.routes == (
         AgentRoute("org/big:1.5", "pack.age:make.agent", "night"),

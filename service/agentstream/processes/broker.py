@@ -198,7 +198,8 @@ class EmbeddedBroker:
 
     async def _launch(self) -> Process:
         self._port = free_port()
-        self._password = secrets.token_urlsafe(32)  # new for each port: another process there may have read the last
+        # A new password for each port: another process on the last port may have received the last password.
+        self._password = secrets.token_urlsafe(32)
         self._folder = Path(tempfile.mkdtemp(prefix="agentstream-broker-"))
         self._output = tempfile.TemporaryFile()  # noqa: SIM115 -- closed by stop()
         process = self._process = await asyncio.create_subprocess_exec(
@@ -265,7 +266,7 @@ class EmbeddedBroker:
 
 
 def _encode(words: list[str]) -> bytes:
-    """Return a command in the form of RESP."""
+    """Return a command encoded as RESP."""
     return b"*%d\r\n" % len(words) + b"".join(b"$%d\r\n%b\r\n" % (len(word), word.encode()) for word in words)
 
 

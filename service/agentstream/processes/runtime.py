@@ -1,4 +1,4 @@
-"""The frame of every process: event loop, logging and signals."""
+"""The common parts of every process: event loop, logging and signals."""
 
 import asyncio
 import contextlib

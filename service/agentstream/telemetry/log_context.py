@@ -1,7 +1,7 @@
-"""The subject of log lines: run, request, queue, attempt and worker. Every line has it without passing it on.
+"""The subject of log lines: run, request, queue, attempt and worker. Every log line gets these fields automatically.
 
-A task or thread inherits it from the task that starts it, like every context variable. Some lines come from elsewhere,
-for example from a callback of the connection that all runs share. They name their subject themselves:
+A task or thread inherits them from the task that starts it, like every context variable. Some lines come from
+elsewhere, for example from a callback of the connection that all runs share. They name their subject themselves:
 ``extra=log_extra(log_context)``.
 """
 

@@ -46,7 +46,7 @@ class Metrics:
         name, help_text, labels, registry = metric.name, metric.help_text, tuple(metric.labels or ()), self._registry
         if metric.kind == "counter":
             counter = self._counters[name] = Counter(name, help_text, labels, registry=registry)
-            if len(labels) == 1:  # a series that appears with its first count has no rate for it
+            if len(labels) == 1:  # without a 0, the first count of a series has no rate
                 for value in (metric.labels or {})[labels[0]]:
                     counter.labels(value)
         elif metric.kind == "gauge":

@@ -150,7 +150,7 @@ FRONTEND_METRICS: Final = (
     Metric(
         DISPATCH_SECONDS,
         "histogram",
-        "Seconds from the admission of a request until a worker has begun its run and the first event arrived here",
+        "Seconds from the admission of a request until its run has begun and the first event has arrived here",
         buckets_s=WAIT_BUCKETS_S,
     ),
     Metric(

@@ -73,7 +73,7 @@ def _provider(settings: TraceSettings, process: str) -> "TracerProvider | None":
         processors = [BatchSpanProcessor(_exporter(name)) for name in settings.exporters]
         provider = TracerProvider(resource=_resource(process), shutdown_on_exit=False)
     except (ImportError, ValueError, TypeError) as exc:
-        why = str(exc)  # as text: it is about the operator's variables, and contains no text of users
+        why = str(exc)  # as text, so that it is logged: it is about the operator's variables, not from a user
         log.warning("traces are off: %s (check OpenTelemetry's OTEL_ variables)", why)
         return None
     for processor in processors:

@@ -1,7 +1,7 @@
 """One call of an agent, on the event loop or in a thread, and its terminal event.
 
-The call ends by itself, or at its time limit, a cancel, the stop of the worker, or the loss of its lease. If another
-worker will continue the run, this call has no terminal event: the next attempt publishes one.
+The call ends by itself, or because of its time limit, a cancel, the stop of the worker, or the loss of its lease. If
+another worker will continue the run, this call has no terminal event: the next attempt publishes one.
 """
 
 import asyncio
@@ -43,7 +43,8 @@ class Execution:
     def __init__(self, resolve_agent: AgentResolver, claim: Claim, on_tool_end: Callable[[bool], None]) -> None:
         """Take the job and the function that returns its agent. Call ``bind`` before ``run_agent``.
 
-        ``on_tool_end`` is called at the end of each tool call, from any thread, with whether the call succeeded.
+        ``on_tool_end`` is called at the end of each tool call, from any thread. Its argument is whether the call
+        succeeded.
         """
         self.claim = claim
         self.tally = Tally()
@@ -79,7 +80,7 @@ class Execution:
             self._stopped.set_result(reason)
 
     def cancel(self) -> None:
-        """Stop the run as cancelled."""
+        """End the run as cancelled."""
         if self.cancel_requested_at_s is None:
             self.cancel_requested_at_s = time.monotonic()
         self.stop(errors.CANCELLED)
@@ -110,7 +111,7 @@ class Execution:
 
     @property
     def text_events(self) -> int:
-        """The number of texts published so far. Other types, ``run_started`` and the terminal event do not count."""
+        """The number of pieces of text published so far. Other events do not count."""
         if self._publisher is None:
             return 0
         return max(0, self._publisher.events_put - self._non_text_events - 1 - self._publisher.ended)

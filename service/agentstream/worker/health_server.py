@@ -63,7 +63,7 @@ class HealthServer:
         return web.Response(body=self._render(), headers={"Content-Type": CONTENT_TYPE})
 
     async def _live(self, _request: web.Request) -> web.Response:
-        """GET /health/live: 200 while the event loop runs. No answer: an agent blocks the event loop."""
+        """GET /health/live: 200. If no answer comes, an agent blocks the event loop."""
         return web.json_response({"status": "ok"})
 
     async def _ready(self, _request: web.Request) -> web.Response:

@@ -38,14 +38,14 @@ class LeasedRun(Protocol):
 
     @property
     def text_events(self) -> int:
-        """The number of texts that its agent has written."""
+        """The number of pieces of text that its agent has written."""
         ...
 
     def abandon(self) -> None:
         """Stop the run and publish nothing more: another worker holds the job."""
 
     def cancel(self) -> None:
-        """Stop the run as cancelled."""
+        """End the run as cancelled."""
 
 
 class Leases:
@@ -79,7 +79,7 @@ class Leases:
         self._renew_now.set()
 
     async def renew_forever(self) -> None:
-        """Renew the leases until cancelled, and report the progress of the runs.
+        """Renew the leases until this task is cancelled, and report the progress of the runs.
 
         Abandons each run whose lease was lost. Cancels each run whose cancel was requested.
         """

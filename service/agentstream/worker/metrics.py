@@ -24,7 +24,7 @@ class WorkerStats(Protocol):
 
     @property
     def tokens(self) -> int:
-        """The number of texts that its agents have written since the worker began."""
+        """The number of pieces of text that its agents have written since the worker began."""
         ...
 
     @property
@@ -66,10 +66,10 @@ class WorkerMetrics:
 
 
 class QueueMetrics:
-    """The metrics of the runs of one queue. A run counts once at each step."""
+    """The metrics of the runs of one queue. Each method counts one step of a run."""
 
     def __init__(self, every: Metrics, queue: str) -> None:
-        """Create every series of the queue at 0. A series that appears with its first count has no rate for it."""
+        """Create every series of the queue at 0. Without the 0, the first count of a series has no rate."""
         self._runs = {
             outcome: every.counter(metric_names.WORKER_RUNS, queue, outcome) for outcome in metric_names.OUTCOMES
         }

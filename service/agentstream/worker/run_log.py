@@ -20,7 +20,7 @@ from agentstream.worker.execution import Terminal
 
 log = logging.getLogger(__name__)
 
-# The logged part of a question and of an answer. It is enough to recognise it.
+# The longest logged part of a question or an answer. It is enough to recognise the text.
 MAX_CONTENT_CHARS: Final = 2000
 HISTORY_TIMEOUT_S: Final = 5.0  # time to read the answer from the replay log; the run holds its slot meanwhile
 
@@ -47,8 +47,8 @@ class RunLog:
     def ended(self, terminal: Terminal | None, outcome: str, *, seconds: float) -> None:
         """Log the end of an attempt: its outcome, as in the metrics, and its duration.
 
-        The line leaves out the message of a failure, because it may repeat the question. There is no ``terminal`` event
-        if another worker continues the run.
+        The line leaves out the message of a failure, because it may repeat the question. ``terminal`` is None if
+        another worker continues the run.
         """
         data = terminal[1] if terminal is not None else {}
         usage = data.get("usage") or {}

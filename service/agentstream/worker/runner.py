@@ -69,7 +69,7 @@ class Runner:
 
     @property
     def text_events(self) -> int:
-        """The number of texts that the agents have written since this worker began."""
+        """The number of pieces of text that the agents have written since this worker began."""
         return self._text_events_before + sum(execution.text_events for execution in self._executions)
 
     @property
@@ -85,8 +85,8 @@ class Runner:
     async def execute(self, claim: Claim, called_again: asyncio.Future[bool] | None = None) -> None:
         """Execute a claimed job until it ends.
 
-        ``called_again`` is set for a job that another worker held before. Its result is whether the agent is called
-        again. It is set as soon as this is known, at the latest when the job ends.
+        ``called_again`` is given for a job that another worker held before. Its result is set as soon as it is known
+        whether the agent is called again, at the latest when the job ends.
         """
         self._run_log.claimed(claim, self._queue)
         self._metrics.claimed(again=called_again is not None)

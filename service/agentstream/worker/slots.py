@@ -4,7 +4,7 @@ import asyncio
 
 
 class Slots:
-    """As many slots as runs may execute at the same time. A free slot goes to the one who has waited longest."""
+    """As many slots as runs may execute at the same time. A free slot goes to the task that has waited longest."""
 
     def __init__(self, count: int) -> None:
         """Start with all slots free."""
@@ -13,7 +13,7 @@ class Slots:
 
     @property
     def contended(self) -> bool:
-        """Whether a task waits for a slot. Then a slot without a run should be released soon."""
+        """Whether a task waits for a slot. A task that only waits for a job should then release its slot soon."""
         return self._waiting > 0
 
     def locked(self) -> bool:

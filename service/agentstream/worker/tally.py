@@ -9,7 +9,7 @@ from agentstream.protocol.openai import ChatMessage, Usage, estimate_usage
 
 
 class Tally:
-    """Counts the events of one attempt. ``record`` may be called from any thread. Values are exact after the run."""
+    """Counts the events of one attempt. ``record`` may be called from any thread. Counts are exact after the run."""
 
     def __init__(self) -> None:
         """Start without events."""
@@ -22,7 +22,7 @@ class Tally:
 
     @property
     def retryable(self) -> bool:
-        """Whether a new attempt would repeat nothing: no text was written and no tool ran."""
+        """Whether a new attempt would repeat nothing: nothing was written and no tool ran."""
         return not (self.written_characters or self.tool_calls)
 
     def record(self, event_type: str, data: Any) -> None:  # noqa: ANN401 -- JSON

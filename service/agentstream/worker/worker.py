@@ -55,7 +55,7 @@ class Worker:
 
     @property
     def tokens(self) -> int:
-        """The number of texts that its agents have written so far."""
+        """The number of pieces of text that its agents have written so far."""
         return self._runner.text_events
 
     @property
@@ -64,7 +64,10 @@ class Worker:
         return self._runner.unflushed_bytes
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Work on the open queue until ``stop`` is set, then drain. An error in a side task ends the worker with it."""
+        """Work on the open queue until ``stop`` is set, then drain.
+
+        An error in a side task (heartbeat, renewal, reclaim) ends the worker with that error.
+        """
         try:
             async with asyncio.TaskGroup() as tasks:
                 side_tasks = [
@@ -121,7 +124,7 @@ class Worker:
     def _may_reclaim(self) -> bool:
         """Whether an expired lease means a dead worker.
 
-        It does not while the link is disconnected. ``on_reconnect`` then pauses the reclaim.
+        It does not while the link is disconnected, and not during the pause after a reconnect.
         """
         return self._is_connected() and asyncio.get_running_loop().time() >= self._reclaim_after_s
 
