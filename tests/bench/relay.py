@@ -1,4 +1,4 @@
-"""Baseline ``relay``: as many processes send the same commands to the broker over blocking sockets.
+"""Baseline ``relay``: the same number of processes sends the same commands to the broker over blocking sockets.
 
 The front enqueues the requests of a client and forwards the published messages. The agent appends tokens, or claims a
 job, begins it and appends an event. The broker does the same work as for the service. The other processes do nothing

@@ -1,4 +1,4 @@
-"""The client suite: every stock client, in its own environment, against a real front end and worker."""
+"""The client suite. It runs each stock client in its own environment against a real front end and worker."""
 
 import asyncio
 import json
@@ -19,15 +19,12 @@ from tests.processes import ROOT, Process
 
 HERE: Final = Path(__file__).parent
 INSTALLED: Final = ROOT / ".clients"
-# Importing a client takes up to 8 s of a core; once it is imported, it mostly waits.
+# Importing a client needs up to 8 s of CPU time. After that, it mostly waits.
 STARTING_AT_ONCE: Final = 2
 DRIVER_S: Final = SILENCE_S + 4 * TIMEOUT_S
 NO_ENVIRONMENT: Final = ""
-REPORT_PREFIXES: Final = (
-    '{"version"',
-    '{"mode"',
-    '{"done"',
-)  # lines of a driver's output; clients print what they like
+# The lines of a driver's report. Clients may print other lines.
+REPORT_PREFIXES: Final = ('{"version"', '{"mode"', '{"done"')
 
 WITH_TOOL: Final = f"{BEFORE}\n\n{AFTER}"
 TEXTS: Final = {
@@ -47,7 +44,7 @@ MODES: Final = (*TEXTS, "cancel")
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """A client at one release. ``package`` is how it is installed in its environment; curl is the machine's own."""
+    """One release of a client. ``package`` is its name in its environment. curl comes from the machine."""
 
     name: str
     environment: str
@@ -56,10 +53,10 @@ class Client:
     structured: bool = False
 
     def command(self, url: str, features: Iterable[str]) -> list[str | Path]:
-        """Return what runs its driver."""
+        """Return the command that runs its driver."""
         if self.environment == "node":
             node = INSTALLED / "node"
-            # The drivers are linked into the environment; where the link is, not where it leads, packages are found.
+            # The environment links to the drivers. Node must search packages next to the link, not next to its target.
             flags = "--preserve-symlinks", "--preserve-symlinks-main"
             return [node / "bin/node", *flags, node / "drivers" / self.driver, url, self.package, *features]
         python = INSTALLED / self.environment / "bin/python" if self.environment else sys.executable
@@ -93,13 +90,13 @@ CLIENTS: Final = (
 
 
 def absent_environments() -> list[str]:
-    """Return the environments that `make clients` has not installed."""
+    """Return the environments that are not installed by `make clients`."""
     stamps = {client.environment: ".installed" for client in CLIENTS if client.environment} | {"node": ".packages"}
     return sorted(name for name, stamp in stamps.items() if not (INSTALLED / name / stamp).is_file())
 
 
 def pinned_version(client: Client) -> str:
-    """Return the release that the pins name; "any" of what is the machine's own."""
+    """Return the pinned release of a client; "any" for a program of the machine."""
     if client.environment == NO_ENVIRONMENT:
         return "any"
     if client.environment == "node":
@@ -112,7 +109,7 @@ def pinned_version(client: Client) -> str:
 
 @dataclass
 class Report:
-    """What one client's users saw, by mode, and what is wrong with that."""
+    """The observations of one client by mode, and the complaints about them."""
 
     client: Client
     version: str = ""
@@ -124,7 +121,7 @@ class Report:
 
 
 def find_errors(client: Client, mode: str, seen: dict[str, Any]) -> list[str]:
-    """Return how what a user saw differs from what the agent said, cancelled runs' ends aside."""
+    """Return the differences between an observation and the agent's output. Ignores the text of cancelled runs."""
     if "absent" in seen:
         return []
     if seen["raised"]:
@@ -136,29 +133,29 @@ def find_errors(client: Client, mode: str, seen: dict[str, Any]) -> list[str]:
     if seen["text"] != expected:
         wrong.append(f"text {seen['text']!r}, not {expected!r}")
     if mode == "loop" and seen["pieces"] < 2 and not client.structured:
-        wrong.append("the text came in one piece")
+        wrong.append("the text arrived in one piece")
     if seen.get("finish", "stop") not in finish_reasons(client, mode):
         wrong.append(f"finish reason {seen['finish']!r}")
     if mode == "client tools" and not client.structured and seen.get("call") != ["weather", {"city": "Paris"}]:
         wrong.append(f"tool call {seen.get('call')!r}")
     if mode != "error" and "usage" in seen:
         once = list(USAGE.values())
-        # Whoever runs the client's tools by himself may report both of the round trip's requests.
+        # A client that runs its tools itself sends two requests and may report the usage of both.
         right = [once, [2 * count for count in once]] if mode == "client tools" else [once]
         if seen["usage"] not in right or seen["usages"] > len(right):
-            wrong.append(f"usage {seen['usage']!r}, told {seen.get('usages', 0)} times")
+            wrong.append(f"usage {seen['usage']!r}, reported {seen.get('usages', 0)} times")
     return wrong
 
 
 def finish_reasons(client: Client, mode: str) -> set[str]:
-    """Return what may be told: a structured answer is a tool's arguments where tools are used for it."""
+    """Return the allowed finish reasons. A structured answer may be a tool call."""
     return {"stop", "tool_calls"} if client.structured and mode == "client tools" else {"stop"}
 
 
 async def run_suite(url: str, home: Path, clients: Iterable[Client] = CLIENTS) -> list[Report]:
-    """Run the clients' drivers against a front end whose worker plays ``scenarios``; all of them overlap.
+    """Run the drivers of the clients concurrently against a front end whose worker plays ``scenarios``.
 
-    ``home`` is an empty folder: nobody's own settings of a client have a say.
+    ``home`` is an empty home folder, so that no client reads the user's settings.
     """
     gate = asyncio.Semaphore(STARTING_AT_ONCE)
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=TIMEOUT_S)) as session:
@@ -172,7 +169,7 @@ async def run_suite(url: str, home: Path, clients: Iterable[Client] = CLIENTS) -
 
 
 async def features_of(session: aiohttp.ClientSession, url: str) -> list[str]:
-    """Return what the service can do beyond plain chat."""
+    """Return the features of the service beyond plain chat."""
     features = []
     for feature, path, body in (
         ("completions", "/v1/completions", {"model": "m1", "prompt": "replayed"}),
@@ -212,15 +209,17 @@ async def _run_client(
             if code != 0:
                 report.complain("driver", f"ended with code {code}")
         except (AssertionError, TimeoutError) as exc:
-            report.complain("driver", f"hung, or ended early: {exc}")
+            report.complain("driver", f"hung or ended early: {exc}")
         output = process.output
     lines = [json.loads(line) for line in output.split("\n") if line.startswith(REPORT_PREFIXES)]
     report.version = next((line["version"] for line in lines if "version" in line), "unknown")
     report.seen = {line["mode"]: line for line in lines if "mode" in line}
     if {"done": len(report.seen)} not in lines:
-        report.complain("driver", f"not all of its modes were reported; its output:\n{output}")
+        report.complain("driver", f"did not report all of its modes; its output:\n{output}")
     if report.version != pinned_version(client):
-        report.complain("driver", f"is {report.version}, pinned is {pinned_version(client)}: run make clients")
+        report.complain(
+            "driver", f"is release {report.version}, but {pinned_version(client)} is pinned: run make clients"
+        )
     for mode, seen in report.seen.items():
         for complaint in find_errors(client, mode, seen):
             report.complain(mode, complaint)
@@ -229,13 +228,13 @@ async def _run_client(
 
 @asynccontextmanager
 async def _driver(client: Client, url: str, features: list[str], home: Path) -> AsyncIterator[Process]:
-    """Start a driver, and stop it if it still runs at the end."""
+    """Start a driver. Stop it at the end if it still runs."""
     environment = {
         "PATH": os.environ["PATH"],
         "HOME": str(home),
         "PYTHONUNBUFFERED": "1",
-        "LITELLM_LOCAL_MODEL_COST_MAP": "True",  # else it looks for prices on the internet when imported
-        "OPENAI_AGENTS_DISABLE_TRACING": "1",  # else it sends traces to OpenAI
+        "LITELLM_LOCAL_MODEL_COST_MAP": "True",  # otherwise its import downloads a price list
+        "OPENAI_AGENTS_DISABLE_TRACING": "1",  # otherwise it sends traces to OpenAI
     }
     process = Process(
         await asyncio.create_subprocess_exec(
@@ -252,20 +251,20 @@ async def _driver(client: Client, url: str, features: list[str], home: Path) -> 
 
 
 async def _imported(process: Process) -> None:
-    """Wait until a driver has imported its client, or ended."""
+    """Wait until a driver has imported its client or has ended."""
     with suppress(AssertionError):
         await process.until('"version"', DRIVER_S)
 
 
 async def _line_of(process: Process, mode: str) -> dict[str, Any] | None:
-    """Return a mode's report as soon as it is printed; None if the driver has no such mode."""
+    """Wait for the report of a mode and return it; None if the driver does not have this mode."""
     match = await process.until(rf'(?m)^\{{"mode": ?"{mode}".*$|^\{{"done".*$', DRIVER_S)
     line: dict[str, Any] = json.loads(match[0])
     return line if "mode" in line else None
 
 
 async def _not_cancelled(session: aiohttp.ClientSession, url: str, seen: dict[str, Any] | None) -> str | None:
-    """Wait for the end of a run whose client stopped; return what is wrong unless the server has it as cancelled."""
+    """Wait for the end of a run that its client has stopped. Return a complaint unless its status is cancelled."""
     if seen is None or not seen["text"]:
         return None
     run_id = seen["text"].partition(" ")[0]
@@ -274,10 +273,10 @@ async def _not_cancelled(session: aiohttp.ClientSession, url: str, seen: dict[st
         async with session.get(f"{run}?stream=true") as response:
             await response.read()
     except TimeoutError:
-        return f"{run_id} went on for {TIMEOUT_S} s after its client had stopped"
+        return f"{run_id} still ran {TIMEOUT_S} s after its client had stopped"
     async with session.get(run) as response:
         status = (await response.json()).get("status")
-    return None if status == "cancelled" else f"{run_id} is {status}"
+    return None if status == "cancelled" else f"{run_id} is {status}, not cancelled"
 
 
 AGENT: Final = f"{scenarios.__name__}:play"

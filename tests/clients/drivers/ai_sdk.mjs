@@ -1,4 +1,4 @@
-// The AI SDK with one of its providers. PACKAGE is the provider, as `ai-sdk-<provider>-<release of the SDK>`.
+// The AI SDK with one of its providers. PACKAGE has the form `ai-sdk-<provider>-<release of the SDK>`.
 
 import { z } from 'zod';
 
@@ -17,7 +17,7 @@ async function record(seen, result) {
   seen.record({ finish: await result.finishReason, usage: [usage.inputTokens, usage.outputTokens, usage.totalTokens] });
 }
 
-// Follows every part of the stream; an error part is what this SDK has for raising.
+// Reads every part of the stream. This SDK reports errors as error parts.
 async function streamed(seen, model, prompt, more = {}) {
   const result = streamText({ model, prompt, onError() {}, ...more });
   for await (const part of result.fullStream) {
@@ -53,7 +53,7 @@ await drive({
     for await (const part of result.fullStream) {
       if (part.type === 'error') throw part.error;
       if (part.type === 'text-delta') seen.add(part.text);
-      if (seen.told.pieces === CANCEL_AFTER_PIECES) stop.abort();
+      if (seen.fields.pieces === CANCEL_AFTER_PIECES) stop.abort();
     }
   },
 

@@ -1,4 +1,4 @@
-"""curl: what a shell script sees."""
+"""curl, used as in a shell script."""
 
 import json
 import subprocess
@@ -6,7 +6,7 @@ from typing import Any
 
 from reporting import BASE_URL, CANCEL_AFTER_PIECES, Observation, counts, drive, mode
 
-MACHINES_OWN = "any"  # it is not ours to pin
+ANY_RELEASE = "any"  # curl comes from the machine and is not pinned
 
 
 def command(asked: str, **more: Any) -> list[str]:
@@ -16,7 +16,7 @@ def command(asked: str, **more: Any) -> list[str]:
 
 
 def streamed(seen: Observation, asked: str, *, enough: int | None = None, **more: Any) -> None:
-    """Read line by line, as a script would; ending the program is how it is stopped."""
+    """Read line by line, as a script would. To stop, terminate curl."""
     with subprocess.Popen(command(asked, stream=True, **more), stdout=subprocess.PIPE, text=True) as curl:
         assert curl.stdout is not None
         last = ""
@@ -74,4 +74,4 @@ def cancel(seen: Observation) -> None:
 
 
 if __name__ == "__main__":
-    drive(MACHINES_OWN)
+    drive(ANY_RELEASE)

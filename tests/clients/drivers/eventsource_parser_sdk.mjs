@@ -1,4 +1,4 @@
-// eventsource-parser behind fetch: every message, with its event name.
+// eventsource-parser with fetch. Reads every message with its event name.
 
 import { EventSourceParserStream } from 'eventsource-parser/stream';
 
@@ -24,7 +24,7 @@ async function streamed(seen, scenario, { skipNamed = false, enough, ...more } =
       seen.record({ finish: choice.finish_reason });
     }
     seen.record({ usage: counts(chunk.usage) });
-    if (seen.told.pieces === enough) return;
+    if (seen.fields.pieces === enough) return;
   }
   throw new Error('the stream ended without [DONE]');
 }

@@ -1,4 +1,4 @@
-"""httpx-sse: every message, with its event name."""
+"""httpx-sse. Reads every message with its event name."""
 
 import json
 from importlib.metadata import version
@@ -12,7 +12,7 @@ from reporting import BASE_URL, CANCEL_AFTER_PIECES, Observation, counts, drive,
 def streamed(
     seen: Observation, asked: str, *, skip_named: bool = False, enough: int | None = None, **more: Any
 ) -> None:
-    """Stream with httpx's own time limits: 5 s without a byte."""
+    """Stream with the default timeouts of httpx: 5 s without a byte."""
     body = {"model": "m1", "messages": [{"role": "user", "content": asked}], "stream": True, **more}
     with (
         httpx.Client() as client,

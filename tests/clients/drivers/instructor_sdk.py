@@ -1,4 +1,4 @@
-"""instructor: answers with a structure, asked for as JSON or, its default, as a tool's arguments."""
+"""instructor: structured answers, as JSON or as tool arguments (its default)."""
 
 import json
 from importlib.metadata import version

@@ -12,11 +12,11 @@ const model = new ChatOpenAI(at);
 const TOKENS = ['input_tokens', 'output_tokens', 'total_tokens'];
 
 function record(seen, message) {
-  const { finish_reason: finish } = message.response_metadata; // responses have none
+  const { finish_reason: finish } = message.response_metadata; // the Responses API has none
   seen.record({ ...(finish && { finish }), usage: counts(message.usage_metadata, TOKENS) });
 }
 
-// The loop of its documentation; its way to the whole message is to add the chunks up.
+// The loop of its documentation. It concatenates the chunks to get the complete message.
 async function streamed(seen, runnable, asked) {
   let whole;
   for await (const chunk of await runnable.stream(asked)) {
@@ -51,7 +51,7 @@ await drive({
   async cancel(seen) {
     for await (const chunk of await model.stream('slow')) {
       seen.add(chunk.text);
-      if (seen.told.pieces === CANCEL_AFTER_PIECES) break;
+      if (seen.fields.pieces === CANCEL_AFTER_PIECES) break;
     }
   },
 

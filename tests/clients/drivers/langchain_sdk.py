@@ -19,7 +19,7 @@ def record(seen: Observation, message: Any) -> None:
 
 
 def streamed(seen: Observation, model: Any, asked: Any) -> Any:
-    """The loop of its documentation; LangChain's way to the whole message is to add the chunks up."""
+    """The loop of its documentation. LangChain adds the chunks to get the complete message."""
     whole: Any = None
     for chunk in model.stream(asked):
         seen.add(chunk.text)
@@ -41,7 +41,7 @@ def safe(seen: Observation) -> None:
 
 @mode("helper")
 def helper(seen: Observation) -> None:
-    """The events of a runnable."""
+    """Read the events of a runnable."""
 
     async def follow() -> None:
         async for event in model.astream_events("streamed", version="v2"):
@@ -86,7 +86,7 @@ def cancel(seen: Observation) -> None:
 
 
 def weather(city: str) -> str:
-    """Tell the weather of a city."""
+    """Return the weather of a city."""
     return f"sunny in {city}"
 
 

@@ -35,7 +35,7 @@ def streamed(seen: Observation, asked: Any, **more: Any) -> list[Any]:
 
 @mode("loop")
 def loop(seen: Observation) -> None:
-    """The loop of its documentation; litellm hands usage on only if asked."""
+    """The loop of its documentation. litellm reports usage only on request."""
     for chunk in ask("streamed", stream=True):
         seen.add(chunk.choices[0].delta.content or "")
         seen.record(finish=chunk.choices[0].finish_reason)
@@ -48,7 +48,7 @@ def safe(seen: Observation) -> None:
 
 @mode("helper")
 def helper(seen: Observation) -> None:
-    """Its helper puts the chunks together again; what it says of usage is its own count unless it was asked for."""
+    """Rebuild the completion from the chunks. Without a request for usage, litellm counts the tokens itself."""
     chunks = list(ask("streamed", stream=True, stream_options={"include_usage": True}))
     whole: Any = litellm.stream_chunk_builder(chunks)
     seen.add(whole.choices[0].message.content)

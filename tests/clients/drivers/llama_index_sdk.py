@@ -1,4 +1,4 @@
-"""llama-index, OpenAILike: chat, and its default, the older completions."""
+"""llama-index with OpenAILike: chat, and legacy completions (its default)."""
 
 import asyncio
 import gc
@@ -39,7 +39,7 @@ def safe(seen: Observation) -> None:
 
 @mode("helper")
 def helper(seen: Observation) -> None:
-    """A text completion, which it makes of a chat."""
+    """A text completion, for which the client sends a chat request."""
     streamed(seen, model.stream_complete("streamed"))
 
 
@@ -72,7 +72,7 @@ def silent(seen: Observation) -> None:
 
 @mode("cancel")
 def cancel(seen: Observation) -> None:
-    """It has no way to stop but to let go of the stream; the connection closes once Python has collected it."""
+    """Stop by deleting the stream, the only way. The connection closes when Python collects the object."""
     parts = model.stream_chat(asked("slow"))
     for part in parts:
         seen.add(part.delta)

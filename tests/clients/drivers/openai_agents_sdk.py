@@ -1,4 +1,4 @@
-"""openai-agents: chat completions, and its default, responses."""
+"""openai-agents: chat completions, and responses (its default)."""
 
 import asyncio
 from importlib.metadata import version
@@ -10,7 +10,7 @@ from reporting import BASE_URL, CANCEL_AFTER_PIECES, Observation, counts, drive,
 
 
 def agent(kind: Any = OpenAIChatCompletionsModel, **more: Any) -> Any:
-    """Return an agent of its own for each mode: they run on different loops."""
+    """Return a new agent. Each mode needs its own, because each runs on its own event loop."""
     client = AsyncOpenAI(base_url=f"{BASE_URL}/v1", api_key="none")
     return Agent(name="tester", model=kind(model="m1", openai_client=client), **more)
 
@@ -71,7 +71,7 @@ def cancel(seen: Observation) -> None:
 
 @mode("client tools", needs="tools")
 def client_tools(seen: Observation) -> None:
-    """It runs the tool and asks again by itself; its usage is that of both requests."""
+    """The client runs the tool and sends the second request itself. Its usage is the sum of both requests."""
 
     def weather(city: str) -> str:
         seen.record(call=["weather", {"city": city}])

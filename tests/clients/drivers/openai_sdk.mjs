@@ -1,4 +1,4 @@
-// openai-node, of any age.
+// openai-node, in any release.
 
 import { BASE_URL, CANCEL_AFTER_PIECES, PACKAGE, WEATHER, counts, drive } from './reporting.mjs';
 
@@ -7,7 +7,7 @@ const client = new OpenAI({ baseURL: `${BASE_URL}/v1`, apiKey: 'none' });
 const ask = (content, more) =>
   client.chat.completions.create({ model: 'm1', messages: [{ role: 'user', content }], ...more });
 
-// The loop of the README: every chunk has a choice.
+// The loop of the README. It expects a choice in every chunk.
 async function readmeLoop(seen, scenario) {
   for await (const chunk of await ask(scenario, { stream: true })) {
     seen.add(chunk.choices[0].delta.content ?? '');
@@ -18,7 +18,7 @@ async function readmeLoop(seen, scenario) {
 await drive({
   loop: (seen) => readmeLoop(seen, 'streamed'),
 
-  // The loop that expects OpenAI's chunk of usage, with no choices, and asks for it.
+  // A loop that requests usage and accepts OpenAI's usage chunk, which has no choices.
   async safe(seen) {
     for await (const chunk of await ask('replayed', { stream: true, stream_options: { include_usage: true } })) {
       seen.add(chunk.choices[0]?.delta?.content);
@@ -48,7 +48,7 @@ await drive({
   async cancel(seen) {
     for await (const chunk of await ask('slow', { stream: true })) {
       seen.add(chunk.choices[0].delta.content);
-      if (seen.told.pieces === CANCEL_AFTER_PIECES) break;
+      if (seen.fields.pieces === CANCEL_AFTER_PIECES) break;
     }
   },
 

@@ -1,4 +1,4 @@
-"""openai-python, of any age."""
+"""openai-python, in any release."""
 
 import asyncio
 import json
@@ -24,7 +24,7 @@ def ask(text: str, **more: Any) -> Any:
 
 
 def readme_loop(seen: Observation, scenario: str) -> None:
-    """The loop of the README: every chunk has a choice."""
+    """The loop of the README. It expects a choice in every chunk."""
     for chunk in ask(scenario, stream=True):
         seen.add(chunk.choices[0].delta.content or "")
         seen.record(finish=chunk.choices[0].finish_reason, usage=counts(chunk.usage))
@@ -37,7 +37,7 @@ def loop(seen: Observation) -> None:
 
 @mode("safe")
 def safe(seen: Observation) -> None:
-    """The loop that expects OpenAI's chunk of usage, with no choices, and asks for it."""
+    """A loop that requests usage and accepts OpenAI's usage chunk, which has no choices."""
     for chunk in ask("replayed", stream=True, stream_options={"include_usage": True}):
         if chunk.choices:
             seen.add(chunk.choices[0].delta.content)
@@ -78,7 +78,7 @@ def error(seen: Observation) -> None:
 
 @mode("silent")
 def silent(seen: Observation) -> None:
-    """The asynchronous client, for once."""
+    """The asynchronous client; the other modes use the synchronous client."""
 
     async def follow() -> None:
         client: Any = openai.AsyncOpenAI(base_url=f"{BASE_URL}/v1", api_key="none")
@@ -102,7 +102,7 @@ def cancel(seen: Observation) -> None:
 
 @mode("client tools", needs="tools")
 def client_tools(seen: Observation) -> None:
-    """Run a tool of the client's own that the model asks for, and send its result."""
+    """Run the client's own tool when the model calls it, and send the result."""
     messages: list[Any] = [{"role": "user", "content": "weather"}]
     calls: dict[int, Any] = {}
     reason = None

@@ -11,7 +11,7 @@ from reporting import BASE_URL, CANCEL_AFTER_PIECES, Observation, counts, drive,
 
 
 def agent(model: Any = OpenAIChatModel) -> Any:
-    """Return an agent of its own for each mode: they run on different loops."""
+    """Return a new agent. Each mode needs its own, because each runs on its own event loop."""
     return Agent(model("m1", provider=OpenAIProvider(base_url=f"{BASE_URL}/v1", api_key="none")))
 
 
@@ -21,7 +21,7 @@ def record(seen: Observation, result: Any) -> None:
 
 
 def streamed(seen: Observation, agent: Any, asked: str, enough: int | None = None) -> None:
-    """Stream as its documentation does; leaving the block is how it is stopped."""
+    """Stream as in its documentation. Leaving the block stops the run."""
 
     async def follow() -> None:
         async with agent.run_stream(asked) as result:
@@ -47,7 +47,7 @@ def safe(seen: Observation) -> None:
 
 @mode("helper")
 def helper(seen: Observation) -> None:
-    """Its events, which a user interface follows."""
+    """Read the events that a user interface would read."""
 
     async def follow() -> None:
         async with agent().iter("streamed") as run:
@@ -92,7 +92,7 @@ def cancel(seen: Observation) -> None:
 
 @mode("client tools", needs="tools")
 def client_tools(seen: Observation) -> None:
-    """It runs the tool and asks again by itself; its usage is that of both requests."""
+    """The client runs the tool and sends the second request itself. Its usage is the sum of both requests."""
 
     def weather(city: str) -> str:
         seen.record(call=["weather", {"city": city}])

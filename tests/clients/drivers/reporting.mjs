@@ -1,33 +1,34 @@
-// What the Node drivers share: a driver runs its modes and prints, as JSON lines, what its user would see.
+// Shared code of the Node drivers. A driver runs its modes and prints the observations of a user as JSON lines.
 //
-// `node driver.mjs BASE_URL PACKAGE [FEATURE ...]`. PACKAGE is what the client is installed as, for drivers that run
-// several releases. The features name what the service can do beyond plain chat.
+// Usage: `node driver.mjs BASE_URL PACKAGE [FEATURE ...]`. PACKAGE is the installed name of the client, because a driver
+// can run several releases. The features name the abilities of the service beyond plain chat.
 
 import { readFileSync } from 'node:fs';
 
 export const [BASE_URL, PACKAGE, ...FEATURES] = process.argv.slice(2);
-export const CANCEL_AFTER_PIECES = 3; // pieces of a long answer, after which a user presses stop
+export const CANCEL_AFTER_PIECES = 3; // the user stops a long answer after so many pieces
 
-// What a user of a client sees of one answer.
+// The observations of a user during one answer.
 class Observation {
   #began = performance.now();
-  told = { text: '', pieces: 0, raised: null };
+  fields = { text: '', pieces: 0, raised: null };
 
   add(text) {
     if (!text) return;
-    this.told.text += text;
-    this.told.pieces += 1;
-    this.told.first_s ??= Math.round(performance.now() - this.#began) / 1000;
+    this.fields.text += text;
+    this.fields.pieces += 1;
+    this.fields.first_s ??= Math.round(performance.now() - this.#began) / 1000;
   }
 
-  // Takes what else the client told: usage, finish, call; null takes nothing back. What it cannot tell is absent.
+  // Records other facts from the client: usage, finish, call. null does not replace an earlier value. Omit a fact that
+  // the client does not report.
   record(facts) {
-    for (const [name, value] of Object.entries(facts)) this.told[name] = value ?? this.told[name] ?? null;
-    if (facts.usage) this.told.usages = (this.told.usages ?? 0) + 1;
+    for (const [name, value] of Object.entries(facts)) this.fields[name] = value ?? this.fields[name] ?? null;
+    if (facts.usage) this.fields.usages = (this.fields.usages ?? 0) + 1;
   }
 }
 
-// Returns prompt, completion and total tokens, under the client's names for them.
+// Returns prompt, completion and total tokens. `names` are the client's names for them.
 export function counts(usage, names = ['prompt_tokens', 'completion_tokens', 'total_tokens']) {
   return usage ? names.map((name) => usage[name]) : null;
 }
@@ -42,10 +43,10 @@ async function attempt(name, run, needs) {
       seen.record({ raised: `${error?.name}: ${error?.message}` });
     }
   }
-  console.log(JSON.stringify({ mode: name, ...seen.told }));
+  console.log(JSON.stringify({ mode: name, ...seen.fields }));
 }
 
-// Runs every mode, the one that is called silent beside the others. A rejection nobody took is a raise as well.
+// Runs every mode; `silent` runs concurrently with the others. An unhandled rejection counts as raised.
 export async function drive(modes) {
   process.on('unhandledRejection', (error) => {
     console.log(JSON.stringify({ mode: 'unhandled', text: '', raised: `${error?.name}: ${error?.message}` }));

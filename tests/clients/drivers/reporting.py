@@ -1,7 +1,8 @@
-"""What the Python drivers share: a driver runs its modes and prints, as JSON lines, what its user would see.
+"""Shared code of the Python drivers. A driver runs its modes and prints the observations of a user as JSON lines.
 
-``driver.py BASE_URL [FEATURE ...]``. The features name what the service can do beyond plain chat; a mode that needs
-one that is absent is reported as absent. Runs in the environment of its client: the standard library only.
+Usage: ``driver.py BASE_URL [FEATURE ...]``. The features name the abilities of the service beyond plain chat. If a mode
+needs a missing feature, it is reported as absent. This module runs in the environment of the client, so it uses only
+the standard library.
 """
 
 import json
@@ -13,43 +14,46 @@ from typing import Any
 
 BASE_URL = sys.argv[1]
 FEATURES = sys.argv[2:]
-CANCEL_AFTER_PIECES = 3  # pieces of a long answer, after which a user presses stop
+CANCEL_AFTER_PIECES = 3  # the user stops a long answer after so many pieces
 
 
 class Observation:
-    """What a user of a client sees of one answer."""
+    """The observations of a user during one answer."""
 
     def __init__(self) -> None:
         self._began = time.monotonic()
-        self._told: dict[str, Any] = {"text": "", "pieces": 0, "raised": None}
+        self._fields: dict[str, Any] = {"text": "", "pieces": 0, "raised": None}
 
     @property
     def pieces(self) -> int:
-        return int(self._told["pieces"])
+        return int(self._fields["pieces"])
 
     def add(self, text: str | None) -> None:
-        """Take one more piece of text."""
+        """Add a piece of text."""
         if text:
-            self._told["text"] += text
-            self._told["pieces"] += 1
-            self._told.setdefault("first_s", round(time.monotonic() - self._began, 3))
+            self._fields["text"] += text
+            self._fields["pieces"] += 1
+            self._fields.setdefault("first_s", round(time.monotonic() - self._began, 3))
 
     def record(self, **facts: Any) -> None:
-        """Take what else the client told: usage, finish, call. None takes nothing back; the untold is left out."""
+        """Record other facts from the client: usage, finish, call.
+
+        None does not replace an earlier value. Omit a fact that the client does not report.
+        """
         for name, value in facts.items():
             if value is not None:
-                self._told[name] = value
+                self._fields[name] = value
             else:
-                self._told.setdefault(name, None)
+                self._fields.setdefault(name, None)
         if facts.get("usage") is not None:
-            self._told["usages"] = self._told.get("usages", 0) + 1
+            self._fields["usages"] = self._fields.get("usages", 0) + 1
 
     def as_json(self, mode: str) -> str:
-        return json.dumps({"mode": mode, **self._told})
+        return json.dumps({"mode": mode, **self._fields})
 
 
 def counts(usage: Any, *names: str) -> list[Any] | None:
-    """Return prompt, completion and total tokens, under the client's names for them."""
+    """Return prompt, completion and total tokens. ``names`` are the client's names for them."""
     names = names or ("prompt_tokens", "completion_tokens", "total_tokens")
     if usage is None:
         return None
@@ -61,7 +65,7 @@ _modes: dict[str, tuple[Mode, str | None]] = {}
 
 
 def mode(name: str, *, needs: str | None = None) -> Callable[[Mode], Mode]:
-    """Register a mode; one that is called silent runs beside the others."""
+    """Register a mode. The mode ``silent`` runs concurrently with the others."""
 
     def register(function: Mode) -> Mode:
         _modes[name] = (function, needs)
@@ -71,15 +75,15 @@ def mode(name: str, *, needs: str | None = None) -> Callable[[Mode], Mode]:
 
 
 def drive(version: str) -> None:
-    """Run every mode, and print a line for each."""
+    """Run every mode and print a line for each."""
     print(json.dumps({"version": version}), flush=True)
-    beside = [threading.Thread(target=_attempt, args=[name]) for name in _modes if name == "silent"]
-    for thread in beside:
+    concurrent = [threading.Thread(target=_attempt, args=[name]) for name in _modes if name == "silent"]
+    for thread in concurrent:
         thread.start()
     for name in _modes:
         if name != "silent":
             _attempt(name)
-    for thread in beside:
+    for thread in concurrent:
         thread.join()
     print(json.dumps({"done": len(_modes)}), flush=True)
 
@@ -92,6 +96,6 @@ def _attempt(name: str) -> None:
     else:
         try:
             function(seen)
-        except Exception as exc:  # noqa: BLE001 -- that nothing is raised is what is tested
+        except Exception as exc:  # noqa: BLE001 -- the suite tests that nothing is raised
             seen.record(raised=f"{type(exc).__name__}: {exc}")
     print(seen.as_json(name), flush=True)
