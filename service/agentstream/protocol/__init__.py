@@ -1,1 +1,1 @@
-"""L0: the words every layer speaks. No I/O here."""
+"""The wire models that all layers share; code that does I/O does not belong here."""

@@ -1,6 +1,6 @@
-"""OpenAI's older completions API, as far as it can be mapped onto a run: one prompt, one text.
+"""OpenAI's older completions API: one prompt becomes one run, and the answer is one text.
 
-The prompt becomes the only message of a chat completion request; everything else has the same name there.
+The prompt becomes the only message of a chat completion request. The other fields keep their names.
 """
 
 from typing import Annotated, Any, ClassVar, Final
@@ -14,16 +14,17 @@ COMPLETION_PREFIX: Final = "cmpl-"
 
 
 def completion_id(run_id: str) -> str:
-    """Return the id under which this API shows a run: the same 128 bits."""
+    """Return the id of a run in this API: ``cmpl-`` and the run's 32 hex digits."""
     return COMPLETION_PREFIX + run_id.removeprefix(RUN_PREFIX)
 
 
 def _one_prompt(value: object) -> object:
-    """Return the only text of a list; say in words what cannot be answered with one text."""
+    """Return the prompt, or the only text of a list; raises ValueError for any other value."""
     if isinstance(value, list):
         if len(value) != 1:
             message = (
-                f"exactly one prompt can be answered, not {len(value)} (or a list of tokens); send them one by one"
+                f"expected one prompt, got a list of {len(value)} (several prompts, or tokens); "
+                "send one request for each prompt, as text"
             )
             raise ValueError(message)
         value = value[0]
@@ -46,8 +47,8 @@ class CompletionRequest(SharedFields):
     """A validated ``POST /v1/completions`` body."""
 
     refused: ClassVar[Refusals] = {
-        "best_of": ("only one answer is made", (None, 1)),
-        "echo": ("the prompt is not sent back", _OFF),
+        "best_of": ("only one answer is generated", (None, 1)),
+        "echo": ("the prompt cannot be repeated in the answer", _OFF),
         "logprobs": ("log probabilities are not supported", (None,)),
         "suffix": ("insertion is not supported", (None, "")),
         "messages": ("use /v1/chat/completions", (None,)),
@@ -71,7 +72,7 @@ class CompletionRequest(SharedFields):
     max_tokens: TokenLimit | None = None
 
     def as_chat(self) -> ChatCompletionRequest:
-        """Return the request as an agent sees it; only what was sent is set."""
+        """Return the request as agents see it. Only fields that the client sent are set."""
         fields = self.model_dump(exclude_unset=True, exclude={"prompt", *self.refused})
         fields["messages"] = [{"role": "user", "content": self.prompt}]
         return ChatCompletionRequest.model_validate(fields, strict=True)

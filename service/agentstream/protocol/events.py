@@ -1,11 +1,11 @@
-"""A run's events, their positions, and the batches they travel in.
+"""The events of a run, their positions, and the batches that carry them.
 
-Wire form of a batch (one pub/sub message, one log entry), JSON::
+One pub/sub message and one entry of the replay log each hold one batch, as JSON::
 
     {"v":1, "a":<attempt>, "s":<seq of the first event>, "e":[<event>, ...]}
 
-where an event is a string (streamed text, the common case, 3 bytes over the text itself) or
-``[type, data]``. Unknown keys and types are ignored, so a newer writer can add some.
+An event is a string or ``[type, data]``. A string is streamed text, the most common event; it costs 3 bytes
+more than the text. Readers ignore unknown keys and types, so that newer writers can add some.
 """
 
 import json
@@ -29,17 +29,18 @@ RUN_COMPLETED: Final = "run_completed"
 RUN_FAILED: Final = "run_failed"
 RUN_CANCELLED: Final = "run_cancelled"
 
-# Sent to clients under these names, in the order the agent emitted them (seed's event map).
+# Clients receive these events under the same names, in the order in which the agent emitted them. The names are
+# those of the original bridge.
 NAMED_EVENTS: Final = frozenset(
     {"agent_turn_start", "inference_start", "inference_end", TOOL_CALL_START, TOOL_CALL_END},
 )
 TERMINAL_EVENTS: Final = frozenset({RUN_COMPLETED, RUN_FAILED, RUN_CANCELLED})
-# What an agent writes for the client to keep: an attempt that has written any of it is not run again.
+# Events whose content the client keeps. A run that stored one of them is not tried again (PROTOCOL.md, 4.6).
 WRITTEN_EVENTS: Final = frozenset({TEXT, REASONING, TOOL_CALL_DELTA})
-# The bridge's own; an agent may not emit them.
+# Only agentstream emits these events; ``emit`` refuses them.
 RESERVED_EVENTS: Final = frozenset({RUN_STARTED, TOOL_RESULTS}) | WRITTEN_EVENTS | TERMINAL_EVENTS
 
-# One event's encoded size. A 300 KB SSE line was measured harmless; a line over 1 MiB is a file.
+# Limit for one encoded event. An SSE line of 300 KB was harmless (measured). More than 1 MiB belongs in a file.
 MAX_EVENT_BYTES: Final = 1 << 20
 
 _TYPE = re.compile(r"[A-Za-z][A-Za-z0-9_.:-]{0,63}")
@@ -47,10 +48,10 @@ CURSOR: Final = re.compile(r"([0-9]{1,9})-([0-9]{1,15})(?:\.([0-9]{1,9}))?")
 
 
 class Event(NamedTuple):
-    """An internal fact of a run.
+    """One event of a run.
 
-    ``seq`` counts 1, 2, 3 ... within ``attempt``. ``data`` is the text for ``text`` and ``reasoning`` events and
-    a JSON object for all others. A tuple, not a dataclass: one is made per token.
+    ``seq`` counts 1, 2, 3 ... within ``attempt``. ``data`` is the text of a ``text`` or ``reasoning`` event, and
+    a JSON object for all other types. Events are tuples, not dataclasses, because one may be created for each token.
     """
 
     attempt: int
@@ -60,10 +61,10 @@ class Event(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """What one message, or one log entry, carries: events in order, as they came over the wire.
+    """Consecutive events of one attempt, as one message or one entry of the replay log carries them.
 
-    ``items`` are not events yet: one that is text, the common case, is the text itself, and no object is made of it
-    that the stream would only take apart again. ``seq`` is the first one's.
+    ``items`` are in wire form: a string for text, the most common event, or ``[type, data]``. The stream needs
+    only the string of a text, so no ``Event`` is created for it. ``seq`` is the seq of the first item.
     """
 
     attempt: int
@@ -72,20 +73,20 @@ class Batch(NamedTuple):
 
     @property
     def last_seq(self) -> int:
-        """The last event's seq."""
+        """The seq of the last event."""
         return self.seq + len(self.items) - 1
 
     def since(self, seq: int) -> Self:
-        """Return what of it begins at ``seq``, which it reaches."""
+        """Return the part of the batch from ``seq`` on. ``seq`` must be inside the batch."""
         return self if seq == self.seq else self._replace(seq=seq, items=self.items[seq - self.seq :])
 
     def events(self) -> list[Event]:
-        """Return the events; raises BusError if an item is none."""
+        """Return the events; raises BusError if an item is not an event."""
         return [event_of(self.attempt, seq, item) for seq, item in enumerate(self.items, self.seq)]
 
 
 class Cursor(NamedTuple):
-    """A position in a stream: ``attempt-seq``, and ``.part`` where one event makes several frames."""
+    """A position in a stream: ``attempt-seq``, or ``attempt-seq.part`` where one event makes several frames."""
 
     attempt: int
     seq: int
@@ -93,7 +94,7 @@ class Cursor(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read ``"2-17"`` or ``"2-17.3"``; raises ValueError on anything else."""
+        """Parse ``"2-17"`` or ``"2-17.3"``; raises ValueError for any other text."""
         match = CURSOR.fullmatch(text)
         if match is None:
             message = f"not a cursor: {text[:40]!r} (expected 'attempt-seq' or 'attempt-seq.part')"
@@ -101,7 +102,7 @@ class Cursor(NamedTuple):
         return cls(int(match[1]), int(match[2]), int(match[3] or 0))
 
     def __str__(self) -> str:
-        """Return the form used as SSE ``id:``."""
+        """Return the form that SSE ``id:`` lines use."""
         return f"{self.attempt}-{self.seq}.{self.part}" if self.part else f"{self.attempt}-{self.seq}"
 
 
@@ -110,9 +111,12 @@ _new: Final = tuple.__new__
 
 
 def check_agent_event(event_type: object, data: object) -> None:
-    """Refuse what an agent may not emit: reserved or malformed types, data that is not a dict."""
+    """Raise InvalidAgentOutput for an event that agents may not emit.
+
+    Its type is reserved or malformed, or its data is not a dict.
+    """
     if not isinstance(event_type, str) or _TYPE.fullmatch(event_type) is None:
-        message = f"event type {event_type!r} is not allowed: use a letter, then up to 63 letters, digits or _ . : -"
+        message = f"event type {event_type!r} is not valid: use a letter, then up to 63 letters, digits or _ . : -"
         raise InvalidAgentOutput(message)
     if event_type in RESERVED_EVENTS:
         message = f"event type {event_type!r} belongs to agentstream; choose another name"
@@ -123,16 +127,16 @@ def check_agent_event(event_type: object, data: object) -> None:
 
 
 def written_characters(event_type: str, data: Any) -> int:  # noqa: ANN401 -- JSON
-    """Return how much an event of ``WRITTEN_EVENTS`` says: its text, or a call's name and arguments."""
+    """Return how many characters an event of ``WRITTEN_EVENTS`` holds: its text, or the call's name and arguments."""
     return len(data.get("name") or "") + len(data["arguments"]) if event_type == TOOL_CALL_DELTA else len(data)
 
 
 def encode_event(event_type: str, data: Any) -> bytes:  # noqa: ANN401 -- JSON
-    """Return one event's wire form; raises InvalidAgentOutput if it is not JSON or too large."""
+    """Return the wire form of one event; raises InvalidAgentOutput if it is too large or cannot be written as JSON."""
     item = data if event_type is TEXT else (event_type, data)
     try:
         try:
-            # A copy: orjson's own bytes hold room for 4 KB, and many tokens may wait while the broker is away.
+            # Copied, because orjson's result occupies at least 4 KB. Many tokens wait while Redis is unreachable.
             encoded = b"%b" % orjson.dumps(item)
         except TypeError as exc:
             if "surrogates" not in str(exc):
@@ -148,19 +152,19 @@ def encode_event(event_type: str, data: Any) -> bytes:  # noqa: ANN401 -- JSON
 
 
 def _without_lone_surrogates(item: Any) -> bytes:  # noqa: ANN401 -- JSON
-    """Return an item's wire form with half characters replaced: there is no UTF-8 for them."""
+    """Return the wire form of an item, with lone surrogates replaced because UTF-8 cannot encode them."""
     text = json.dumps(item, ensure_ascii=False, allow_nan=False)
     whole = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return orjson.dumps(orjson.loads(whole))  # json also writes what no reader takes, such as 10**400
+    return orjson.dumps(orjson.loads(whole))  # json also writes values that no reader accepts, such as 10**400
 
 
 def encode_batch(attempt: int, first_seq: int, encoded_events: list[bytes]) -> bytes:
-    """Join encoded events, whose first has ``first_seq``, into one message."""
+    """Return the wire form of a batch. ``first_seq`` is the seq of the first event."""
     return b'{"v":1,"a":%d,"s":%d,"e":[%b]}' % (attempt, first_seq, b",".join(encoded_events))
 
 
 def event_of(attempt: int, seq: int, item: Any) -> Event:  # noqa: ANN401 -- JSON
-    """Return an item of a batch as an event; raises BusError if it is none."""
+    """Return an item of a batch as an event; raises BusError if it is not an event."""
     if item.__class__ is str:
         return Event(attempt, seq, TEXT, item)
     if item.__class__ is list and len(item) > 1 and item[0].__class__ is str:
@@ -170,13 +174,13 @@ def event_of(attempt: int, seq: int, item: Any) -> Event:  # noqa: ANN401 -- JSO
 
 
 def decode_batch(payload: bytes) -> Batch:
-    """Return a message's batch; raises BusError if it is not one of ours. Its items are looked at by ``event_of``."""
+    """Return the batch of a message; raises BusError if it is not a batch. Only ``event_of`` checks the items."""
     try:
         fields = orjson.loads(payload)
         attempt, seq, items = fields["a"], fields["s"], fields["e"]
         if not (attempt.__class__ is seq.__class__ is int and items.__class__ is list):
-            raise TypeError  # noqa: TRY301 -- one way out for all that is foreign
+            raise TypeError  # noqa: TRY301 -- the handler below covers every malformed payload
     except (ValueError, KeyError, TypeError, IndexError) as exc:
         message = f"not an event batch: {payload[:80]!r}"
         raise BusError(message) from exc
-    return _new(Batch, (attempt, seq, items))  # Batch(...) takes twice as long, and one is made per message
+    return _new(Batch, (attempt, seq, items))  # runs for each message; Batch(...) takes twice as long

@@ -1,4 +1,4 @@
-"""Every Redis name. ``{run}`` is a cluster hash tag: one run lives in one slot."""
+"""The names of all Redis keys and channels. ``{run}`` is a cluster hash tag: the keys of a run share one slot."""
 
 from typing import Final
 
@@ -7,40 +7,40 @@ GROUP: Final = "workers"
 
 
 class Keys:
-    """Names under one prefix; tests use a prefix of their own."""
+    """The names under one prefix. Each test uses its own prefix."""
 
     def __init__(self, prefix: str = PREFIX) -> None:
-        """Keep the prefix."""
+        """Store the prefix."""
         self.prefix = prefix
 
     def jobs(self, queue: str) -> str:
-        """Stream of job envelopes, group ``workers``; its length is the outstanding work."""
+        """Stream of job envelopes, consumer group ``workers``. Its length is the number of outstanding jobs."""
         return f"{self.prefix}:jobs:{queue}"
 
     def workers(self, queue: str) -> str:
-        """Sorted set of live worker ids by the server time (seconds) of their last beat."""
+        """Sorted set of live worker ids. The score is the server time (s) of the last heartbeat."""
         return f"{self.prefix}:workers:{queue}"
 
     def events(self, run_id: str) -> str:
-        """Pub/sub channel of live events, and the Stream of the same name: the replay log."""
+        """Pub/sub channel of live batches. The Stream with the same name is the replay log."""
         return f"{self.prefix}:{{{run_id}}}:events"
 
     def control(self, worker_id: str) -> str:
-        """Channel of one worker: ids of runs it shall cancel. One a worker, so a run costs no subscription."""
+        """Channel of one worker: ids of runs that it must cancel. A channel for each run would cost a subscription."""
         return f"{self.prefix}:control:{worker_id}"
 
     def idempotency(self, digest: str) -> str:
-        """Name of the run an idempotency key of one owner stands for, a string with a TTL; ``digest`` hides both."""
+        """Value with a TTL: the run of an idempotency key. ``digest`` is a hash of the owner and the key."""
         return f"{self.prefix}:idempotency:{digest}"
 
     def active_runs(self, owner: str) -> str:
-        """Sorted set of an API key's active runs, by the time they must have ended; TTL."""
+        """Sorted set with a TTL: active runs of an API key. The score is the time (s) when a run stops counting."""
         return f"{self.prefix}:{{key-{owner}}}:active"
 
     def requests(self, owner: str) -> str:
-        """Counter of an API key's requests in this minute; TTL."""
+        """Counter with a TTL: requests of an API key in the current minute."""
         return f"{self.prefix}:{{key-{owner}}}:requests"
 
     def run(self, run_id: str) -> str:
-        """Hash: status, owner, model, created, include_usage, attempt, entry, worker, cancel, handed_back."""
+        """Hash of a run: status, owner, model, attempt, worker and more. PROTOCOL.md, 4.1, lists the fields."""
         return f"{self.prefix}:{{{run_id}}}:run"

@@ -1,8 +1,8 @@
-"""OpenAI's wire models, as far as an agent behind a chat endpoint can mean them.
+"""OpenAI's chat completion models: requests, messages, tools, usage and answers.
 
-Rule for every field of a request: it is understood, or passed on to the agent (unknown fields
-included, see ``extra``), or refused with a 400 that names it. Nothing is dropped in silence.
-Source: the OpenAI API reference, and the requests 17 stock clients were seen to send.
+Each field of a request is used, passed on to the agent (unknown fields too, see ``extra``), or refused
+with a 400 that names it. No field is dropped silently.
+Source: the OpenAI API reference, and requests recorded from 17 stock clients.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,21 +14,21 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstr
 Name = Annotated[str, StringConstraints(min_length=1, max_length=256, pattern=r"^[^\x00-\x1f\x7f]+$")]
 FinishReason = Literal["stop", "length", "content_filter", "tool_calls"]
 
-_MAX_INTEGER: Final = 2**63 - 1  # beyond 64 bits JSON readers make floats of integers, ours included
+_MAX_INTEGER: Final = 2**63 - 1  # JSON readers, ours included, turn integers over 64 bits into floats
 
 
 def _whole(value: object) -> object:
-    """Return 10 for 10.0: to JSON Schema, and to writers that know one kind of number, they are the same integer."""
+    """Return 10 for 10.0. To JSON Schema, and to JSON writers with one number type, both are the same integer."""
     whole = isinstance(value, float) and value.is_integer() and abs(value) <= _MAX_INTEGER
     return int(value) if isinstance(value, float) and whole else value
 
 
-# The bounds stand first: behind the validator they would be missing from the JSON schema.
+# ``Field`` comes before the validator. In the other order pydantic leaves the bounds out of the JSON schema.
 TokenLimit = Annotated[int, Field(ge=1, le=_MAX_INTEGER), BeforeValidator(_whole)]
 Seed = Annotated[int, Field(ge=-_MAX_INTEGER, le=_MAX_INTEGER), BeforeValidator(_whole)]
 
-# Parameters whose answer could not be sent back: refused rather than ignored, each with the reason and the values
-# that mean "off" and pass.
+# Parameters that this service cannot fulfil. It refuses them instead of ignoring them. Each has the reason for the
+# refusal, and the values that mean "off"; these are accepted.
 Refusals = Mapping[str, tuple[str, tuple[Any, ...]]]
 _REFUSED: Final[Refusals] = {
     "audio": ("audio output is not supported", (None,)),
@@ -41,7 +41,7 @@ _REFUSED: Final[Refusals] = {
 }
 
 
-# What the validators below demand beyond the fields' types, for the published JSON schema.
+# Rules of the validators below that the types of the fields do not express. The published JSON schema contains them.
 _MESSAGE_RULES: Final[dict[str, Any]] = {
     "allOf": [
         {
@@ -76,7 +76,7 @@ def _describe_request(schema: dict[str, Any], model: "type[SharedFields]") -> No
 
 
 class ImageUrl(BaseModel):
-    """Where an image is: an https URL or a data URL."""
+    """The address of an image: an https URL or a data URL."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -94,7 +94,7 @@ class TextPart(BaseModel):
 
 
 class ImagePart(BaseModel):
-    """An image content part; passed on to engines that take images."""
+    """An image content part. It is passed on to engines that accept images."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -106,7 +106,7 @@ ContentPart = Annotated[TextPart | ImagePart, Field(discriminator="type")]
 
 
 class FunctionCall(BaseModel):
-    """The function of a tool call in the conversation so far."""
+    """The function name and arguments of an earlier tool call."""
 
     name: str
     arguments: str = ""
@@ -145,14 +145,14 @@ class ChatMessage(BaseModel):
 
     @property
     def text(self) -> str:
-        """The content's text, parts joined; images left out."""
+        """The text of the content. Text parts are joined, images are left out."""
         if isinstance(self.content, list):
             return "".join(part.text for part in self.content if isinstance(part, TextPart))
         return self.content or ""
 
 
 class FunctionDefinition(BaseModel):
-    """What a model is told of a function. ``parameters`` is a JSON schema; it is passed on, not judged."""
+    """The description of a function for the model. ``parameters`` is a JSON schema; it is passed on unchecked."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -163,7 +163,7 @@ class FunctionDefinition(BaseModel):
 
 
 class FunctionTool(BaseModel):
-    """A tool of the client's own: the model may call it, the client runs it."""
+    """A tool of the client: the model may call it, and the client runs it."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -172,7 +172,7 @@ class FunctionTool(BaseModel):
 
 
 class FunctionName(BaseModel):
-    """The function of a named choice."""
+    """The function of a named tool choice."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -180,7 +180,7 @@ class FunctionName(BaseModel):
 
 
 class NamedToolChoice(BaseModel):
-    """The one tool that is to be called."""
+    """A tool choice that names the only tool that the model may call."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -197,7 +197,7 @@ class StreamOptions(BaseModel):
 
 
 class SharedFields(BaseModel):
-    """What the requests of all three APIs have in common."""
+    """The request fields that all three APIs share."""
 
     model_config = ConfigDict(extra="allow", frozen=True, json_schema_extra=_describe_request)
 
@@ -224,7 +224,7 @@ class SharedFields(BaseModel):
         return stop
 
     @model_validator(mode="after")
-    def _refuse_what_cannot_be_answered(self) -> Self:
+    def _refuse_unsupported_fields(self) -> Self:
         for name, (reason, harmless) in self.refused.items():
             if self.extra.get(name) not in harmless:
                 message = f"{name}: {reason}"
@@ -236,19 +236,19 @@ class SharedFields(BaseModel):
 
     @property
     def extra(self) -> dict[str, Any]:
-        """Fields beyond those declared, as sent."""
+        """The fields that this model does not declare, as the client sent them."""
         return self.model_extra or {}
 
     @property
     def include_usage(self) -> bool:
-        """Whether usage is wanted as a chunk of its own, OpenAI's form."""
+        """Whether the client asked for usage in a separate chunk, which is OpenAI's form."""
         return bool(self.stream_options and self.stream_options.include_usage)
 
 
 class ChatCompletionRequest(SharedFields):
-    """A validated ``POST /v1/chat/completions`` body; what ``run.request`` is.
+    """A validated ``POST /v1/chat/completions`` body. Agents get it as ``run.request``.
 
-    Fields not listed here are kept and passed on: see ``extra``.
+    Fields that are not declared here are kept and passed on: see ``extra``.
     """
 
     refused: ClassVar[Refusals] = _REFUSED
@@ -265,7 +265,7 @@ class ChatCompletionRequest(SharedFields):
     background: bool | None = None
 
     @model_validator(mode="after")
-    def _refuse_a_choice_of_nothing(self) -> Self:
+    def _refuse_tool_choice_without_tools(self) -> Self:
         if not self.tools and (self.tool_choice == "required" or isinstance(self.tool_choice, NamedToolChoice)):
             message = "tool_choice: only allowed with tools"
             raise ValueError(message)
@@ -273,7 +273,7 @@ class ChatCompletionRequest(SharedFields):
 
     @property
     def output_token_limit(self) -> int | None:
-        """``max_completion_tokens``, or its older name ``max_tokens``."""
+        """The value of ``max_completion_tokens``, else of its older name ``max_tokens``."""
         return self.max_completion_tokens or self.max_tokens
 
 
@@ -288,7 +288,10 @@ class Usage(BaseModel):
 
 
 def estimate_usage(messages: list[ChatMessage], content_characters: int) -> Usage:
-    """Return the seed's estimate: 4 characters a token, at least 1 for each message and for the answer."""
+    """Return the estimate of the original bridge: one token for 4 characters.
+
+    Each message, each tool call in a message and the answer count as at least 1 token.
+    """
     prompt = 0
     for message in messages:
         prompt += max(1, len(message.text) // 4)
@@ -310,10 +313,10 @@ def completion_body(  # noqa: PLR0913 -- the fields of the wire object
     reasoning: str = "",
     tool_calls: Sequence[dict[str, Any]] = (),
 ) -> dict[str, Any]:
-    """Return a ``chat.completion`` object. All three usage keys are always there (the llm client needs them).
+    """Return a ``chat.completion`` object. ``usage`` always has its three keys, because the llm client needs them.
 
-    ``status`` is ours: queued, in_progress, completed, failed or cancelled; ``finish_reason`` is None until the end.
-    As from OpenAI, a message that only calls tools has null as its content.
+    ``status`` is not a field of OpenAI's: queued, in_progress, completed, failed or cancelled. ``finish_reason`` is
+    None until the run ends. If a message only calls tools, its content is null, as in OpenAI's API.
     """
     message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
     if reasoning:

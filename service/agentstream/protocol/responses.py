@@ -1,7 +1,7 @@
-"""OpenAI's Responses API: its requests, and the chat completion requests that agents see of them.
+"""The requests of OpenAI's Responses API, and their translation into chat completion requests for agents.
 
-Rule for every field as elsewhere (``agentstream.protocol.openai``): understood, passed on, or refused by name.
-Source: the OpenAI API reference, the types of openai-python 3.57, and what @ai-sdk/openai 3.0 sends.
+Each field is used, passed on, or refused with a 400 that names it, as in ``agentstream.protocol.openai``.
+Source: the OpenAI API reference, the types of openai-python 3.57, and the requests of @ai-sdk/openai 3.0.
 """
 
 import re
@@ -23,17 +23,17 @@ _NO_LOGPROBS: Final = "log probabilities are not supported"
 
 
 def response_id(run_id: str) -> str:
-    """Return the id under which this API shows a run: the same 128 bits."""
+    """Return the id of a run in this API: ``resp_`` and the run's 32 hex digits."""
     return "resp_" + run_id.removeprefix(RUN_PREFIX)
 
 
 def item_id(kind: str, run_id: str, index: int) -> str:
-    """Return the id of the item at this place of a run's output."""
+    """Return the id of the item at position ``index`` in the output of a run."""
     return f"{_ITEM_PREFIX[kind]}_{run_id.removeprefix(RUN_PREFIX)}_{index}"
 
 
 def run_id_of(public_id: str) -> str | None:
-    """Return the run that the id of a response or of an item stands for; None if it is no such id."""
+    """Return the run id of a response id or an item id; None if ``public_id`` is neither."""
     match = RESPONSE_ID.fullmatch(public_id) or ITEM_ID.fullmatch(public_id)
     return RUN_PREFIX + match[1] if match else None
 
@@ -43,21 +43,21 @@ class _ExtensibleModel(BaseModel):
 
 
 class TextContent(_ExtensibleModel):
-    """Text of a message: given (input), or an earlier answer's (output)."""
+    """A text part of a message: input text, or output text of an earlier answer."""
 
     type: Literal["input_text", "output_text"]
     text: str
 
 
 class RefusalContent(_ExtensibleModel):
-    """An earlier answer that was a refusal."""
+    """The refusal text of an earlier answer."""
 
     type: Literal["refusal"]
     refusal: str
 
 
 class ImageContent(_ExtensibleModel):
-    """An image, by https URL or data URL; there are no stored files."""
+    """An image, as an https URL or a data URL. Stored files are not supported."""
 
     type: Literal["input_image"]
     image_url: str = Field(min_length=1)
@@ -76,7 +76,7 @@ class MessageItem(_ExtensibleModel):
 
 
 class FunctionCallItem(_ExtensibleModel):
-    """A call of a client's tool, from an earlier answer."""
+    """A call of a client's tool in an earlier answer."""
 
     type: Literal["function_call"]
     call_id: str = Field(min_length=1)
@@ -85,7 +85,7 @@ class FunctionCallItem(_ExtensibleModel):
 
 
 class FunctionOutputItem(_ExtensibleModel):
-    """What the client's tool answered to a call."""
+    """The output of a client's tool for a call."""
 
     type: Literal["function_call_output"]
     call_id: str = Field(min_length=1)
@@ -93,13 +93,13 @@ class FunctionOutputItem(_ExtensibleModel):
 
 
 class ReasoningItem(_ExtensibleModel):
-    """An earlier answer's reasoning. Clients send it back; models are not shown it again."""
+    """The reasoning of an earlier answer. Clients send it back; the model does not get it again."""
 
     type: Literal["reasoning"]
 
 
 class ItemReference(_ExtensibleModel):
-    """An item of an earlier response, by its id."""
+    """A reference to an item of an earlier response, by its id."""
 
     type: Literal["item_reference"]
     id: str = Field(pattern=f"^{ITEM_ID.pattern}$")
@@ -108,7 +108,7 @@ class ItemReference(_ExtensibleModel):
 _REASONING: Final = "reasoning"
 
 
-def _kind(value: Any) -> str | None:  # noqa: ANN401 -- what JSON brought, or one of the models above
+def _kind(value: Any) -> str | None:  # noqa: ANN401 -- decoded JSON, or one of the models above
     kind = value.get("type", "message") if isinstance(value, dict) else getattr(value, "type", None)
     return kind if isinstance(kind, str) else None
 
@@ -125,7 +125,7 @@ _ITEMS: Final = TypeAdapter(list[InputItem])
 
 
 class ResponseTool(_ExtensibleModel):
-    """A tool of the client's own."""
+    """A tool of the client: the model may call it, and the client runs it."""
 
     type: Literal["function"]
     name: Name
@@ -135,20 +135,20 @@ class ResponseTool(_ExtensibleModel):
 
 
 class FunctionChoice(_ExtensibleModel):
-    """The one tool that is to be called."""
+    """A tool choice that names the only tool that the model may call."""
 
     type: Literal["function"]
     name: Name
 
 
 class PlainFormat(_ExtensibleModel):
-    """Text, or any JSON object."""
+    """The answer is text, or any JSON object."""
 
     type: Literal["text", "json_object"]
 
 
 class SchemaFormat(_ExtensibleModel):
-    """JSON of a schema; it is passed on, not judged."""
+    """The answer is JSON that follows a schema. The schema is passed on unchecked."""
 
     model_config = ConfigDict(extra="allow", populate_by_name=True)
 
@@ -160,19 +160,19 @@ class SchemaFormat(_ExtensibleModel):
 
 
 class TextConfig(_ExtensibleModel):
-    """How the answer's text shall be."""
+    """The format and verbosity of the answer's text."""
 
     format: Annotated[PlainFormat | SchemaFormat, Field(discriminator="type")] | None = None
     verbosity: str | None = None
 
 
 class ReasoningConfig(_ExtensibleModel):
-    """How much a model shall think. What it thinks is shown as it tells, whatever ``summary`` says."""
+    """The reasoning effort of the model. Its reasoning is sent unchanged; the field ``summary`` has no effect."""
 
     effort: str | None = None
 
 
-# A conversation needs something to answer.
+# For the published JSON schema: an input that has only reasoning items is refused.
 _NOT_ONLY_REASONING: Final[dict[str, Any]] = {
     "contains": {"not": {"required": ["type"], "properties": {"type": {"const": _REASONING}}}},
 }
@@ -216,14 +216,14 @@ class ResponseRequest(SharedFields):
 
     @property
     def references(self) -> list[str]:
-        """The ids of earlier items that the input refers to."""
+        """The ids of the earlier items that the input refers to."""
         return [item.id for item in self.input if isinstance(item, ItemReference)]
 
     def as_chat(self, items: Mapping[str, dict[str, Any]], history: Sequence[dict[str, Any]]) -> ChatCompletionRequest:
-        """Return the request as an agent sees it; only what was sent is set.
+        """Return the request as agents see it. Only fields that the client sent are set.
 
-        ``items`` are the output items referred to, by id; ``history`` are the chat messages of the conversation so
-        far. Raises ValueError, also pydantic's, if that makes no chat completion request.
+        ``items`` maps the ids in ``references`` to output items. ``history`` holds the chat messages of the earlier
+        conversation. Raises ValueError (pydantic.ValidationError is one) if the result is not a valid request.
         """
         if LOGPROBS in (self.include or ()):
             message = f"include: {_NO_LOGPROBS}"
@@ -231,7 +231,7 @@ class ResponseRequest(SharedFields):
         fields = self.model_dump(exclude_unset=True, exclude=_NOT_PASSED_ON | set(self.refused))
         messages = [*history, *self._messages(items)]
         if not messages:
-            message = "input: nothing but reasoning; there is nothing to answer"
+            message = "input: has only reasoning items; add a message"
             raise ValueError(message)
         if self.instructions is not None:
             messages.insert(0, {"role": "system", "content": self.instructions})
@@ -244,7 +244,7 @@ class ResponseRequest(SharedFields):
         return ChatCompletionRequest.model_validate(fields, strict=True)
 
     def echo(self) -> dict[str, Any]:
-        """Return the fields a response object repeats, where they were sent."""
+        """Return the fields that the response object repeats, if the client sent them."""
         sent = self.model_dump(mode="json", by_alias=True, exclude_none=True, include=_ECHOED)
         return {name: value for name, value in sent.items() if name in self.model_fields_set}
 
@@ -281,7 +281,7 @@ class ResponseRequest(SharedFields):
         return fields
 
 
-# Not in a chat completion request, or there in another form.
+# Fields that a chat completion request does not have, or has in another form.
 _NOT_PASSED_ON: Final = {
     *("input", "instructions", "max_output_tokens", "tools", "tool_choice", "max_tool_calls", "text", "reasoning"),
     *("include", "truncation", "previous_response_id", "store", "stream_options"),
@@ -294,7 +294,7 @@ _ECHOED: Final = {
 
 
 def chat_messages(items: Iterable[InputItem | dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return a conversation's items as chat messages; a turn's calls join the message they follow."""
+    """Return the items of a conversation as chat messages. Calls are added to the assistant message before them."""
     messages: list[dict[str, Any]] = []
     for item in _ITEMS.validate_python(list(items)):
         if isinstance(item, MessageItem):
@@ -312,7 +312,7 @@ def chat_messages(items: Iterable[InputItem | dict[str, Any]]) -> list[dict[str,
 
 
 def _chat_content(content: str | list[Content]) -> str | list[dict[str, Any]]:
-    """Return text as one string, as every engine takes it; parts only where there are images."""
+    """Return text as one string, which every engine accepts. Return a list of parts only if there are images."""
     if isinstance(content, str):
         return content
     if not any(isinstance(part, ImageContent) for part in content):

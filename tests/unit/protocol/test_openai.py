@@ -1,4 +1,4 @@
-"""The wire models: what a request may say, what is refused, and the shapes that go back."""
+"""The chat completion models: accepted requests, refused requests, and the bodies of answers."""
 
 from typing import Any
 
@@ -60,8 +60,8 @@ def problem(**fields: Any) -> str:
     ],
     ids=str,
 )
-def test_what_clients_send_is_kept(fields: dict[str, Any]) -> None:
-    """Every field seen from real clients, and any unknown one, is in the dump just as it was sent."""
+def test_fields_of_clients_are_kept(fields: dict[str, Any]) -> None:
+    """The dump of a request contains all fields that real clients send, and unknown fields, unchanged."""
     dumped = request(**fields).model_dump(mode="json", exclude_unset=True)
     assert dumped == {"model": "m1", "messages": [USER], **fields}
     assert ChatCompletionRequest.model_validate(dumped) == request(**fields)
@@ -80,8 +80,8 @@ def test_what_clients_send_is_kept(fields: dict[str, Any]) -> None:
         ("n", [None, 1], [0, 2]),
     ],
 )
-def test_what_cannot_be_honoured_is_refused_unless_it_is_off(field: str, off: list[Any], on: list[Any]) -> None:
-    """A parameter whose answer could not be sent is refused by name, and passes when its value asks for nothing."""
+def test_unsupported_parameters_are_refused_unless_they_are_off(field: str, off: list[Any], on: list[Any]) -> None:
+    """An unsupported parameter is refused by name, unless its value means off."""
     for value in off:
         assert request(**{field: value}).model == "m1"
     for value in on:
@@ -121,20 +121,20 @@ def test_what_cannot_be_honoured_is_refused_unless_it_is_off(field: str, off: li
     ],
     ids=lambda value: str(value)[:60],
 )
-def test_what_is_wrong_is_refused(fields: dict[str, Any], reason: str) -> None:
-    """A value outside what a field may hold is refused with its place and the reason."""
+def test_invalid_values_are_refused(fields: dict[str, Any], reason: str) -> None:
+    """An invalid value is refused with its location and the reason."""
     assert problem(**fields).startswith(reason)
 
 
 @given(st.characters(max_codepoint=0x1F) | st.just("\x7f"), st.sampled_from(["{}", "m{}", "{}m", "m{}m"]))
 def test_a_model_name_holds_no_control_character(character: str, place: str) -> None:
-    """A control character anywhere in a model's name is refused: names end up in headers, logs and SSE lines."""
+    """A control character anywhere in a model name is refused, because names go into headers, logs and SSE lines."""
     assert problem(model=place.format(character)).startswith("model: ")
 
 
 @given(st.text(st.characters(exclude_categories=["Cc", "Cs"]), min_size=1, max_size=256))
-def test_any_other_model_name_passes(name: str) -> None:
-    """A model's name is otherwise free, slashes, spaces and other scripts included."""
+def test_any_other_model_name_is_accepted(name: str) -> None:
+    """A model name may contain all other characters, including slashes, spaces and other scripts."""
     assert request(model=name).model == name
 
 
@@ -143,19 +143,19 @@ def test_any_other_model_name_passes(name: str) -> None:
     [(None, False), ({}, False), ({"include_usage": None}, False), ({"include_usage": True}, True)],
 )
 def test_include_usage(options: dict[str, Any] | None, wanted: bool) -> None:
-    """Usage comes as a chunk of its own only if it is asked for with true."""
+    """The stream sends usage in a separate chunk only if ``include_usage`` is true."""
     assert request(stream=True, stream_options=options).include_usage is wanted
 
 
 def test_both_names_of_the_output_limit() -> None:
-    """The output limit is max_completion_tokens, else its older name max_tokens, else none."""
+    """The output limit is max_completion_tokens, else max_tokens, else None."""
     assert request(max_tokens=5, max_completion_tokens=6).output_token_limit == 6
     assert request(max_tokens=5).output_token_limit == 5
     assert request().output_token_limit is None
 
 
 def test_the_text_of_a_message() -> None:
-    """A message's text is its content, its text parts joined, or nothing."""
+    """The text of a message is its content or its joined text parts, and is empty without either."""
     image = {"type": "image_url", "image_url": {"url": "https://x.test/y.png"}}
     parts = [{"type": "text", "text": "a"}, image, {"type": "text", "text": "b"}]
     contents: list[Any] = ["plain", parts, [], [image], ""]
@@ -164,14 +164,14 @@ def test_the_text_of_a_message() -> None:
 
 
 def test_a_request_cannot_be_changed() -> None:
-    """An agent sees the request as it was sent: its fields cannot be set."""
+    """The fields of a request cannot be set, so an agent sees the request as the client sent it."""
     with pytest.raises(ValidationError, match="frozen"):
         request().model = "other"  # type: ignore[misc]
 
 
 @given(st.lists(st.text(max_size=40), min_size=1, max_size=6), st.integers(0, 10_000))
-def test_usage_is_estimated_by_the_seeds_rule(contents: list[str], characters: int) -> None:
-    """Four characters are a token, each message and the answer are at least one, and the total is their sum."""
+def test_usage_is_estimated_as_in_the_original_bridge(contents: list[str], characters: int) -> None:
+    """Four characters count as one token, and each message and the answer count as at least one."""
     messages = [ChatMessage(role="user", content=content) for content in contents]
     usage = estimate_usage(messages, characters)
     assert usage.prompt_tokens == sum(max(1, len(content) // 4) for content in contents)
@@ -180,7 +180,7 @@ def test_usage_is_estimated_by_the_seeds_rule(contents: list[str], characters: i
 
 
 def test_usage_counts_parts_and_calls() -> None:
-    """The estimate counts text parts joined, images as nothing, and each tool call's arguments."""
+    """The estimate counts the joined text parts and the arguments of each tool call, but not the size of images."""
     messages = request(
         messages=[
             {"role": "user", "content": [{"type": "text", "text": "abcd"}, {"type": "text", "text": "efgh"}]},
@@ -191,8 +191,8 @@ def test_usage_counts_parts_and_calls() -> None:
     assert estimate_usage(messages, 0) == Usage(prompt_tokens=2 + 1 + (1 + 2 + 2), completion_tokens=1, total_tokens=9)
 
 
-def test_a_completion_is_one_for_the_openai_client() -> None:
-    """A completion body is a whole ChatCompletion to the openai package, all three usage keys included."""
+def test_a_completion_body_is_valid_for_the_openai_package() -> None:
+    """A completion body validates as a ChatCompletion of the openai package, with all three usage keys."""
     usage = {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3}
     body = completion_body(
         run_id="chatcmpl-1",
