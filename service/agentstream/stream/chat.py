@@ -1,12 +1,13 @@
-"""The stream machine: a run's events in, SSE frames out.
+"""The stream machine of chat completions: it turns a run's events into SSE frames.
 
-No I/O, no clock, no ids of its own: the same log gives the same frames, byte for byte, on any front end.
-That is what makes resuming simple: fold the log from its start and leave out the frames up to a cursor.
+It has no I/O and no clock, and makes no random ids. The same replay log gives the same frames, byte for byte, on
+every front end. So a stream is resumed in a simple way: fold the log from its start, and leave out the frames up to
+the cursor.
 
-Positions: the role chunk is ``0-0``; the only frame of an event is ``attempt-seq``; where an event may
-make several, and always for the terminal event, they are ``attempt-seq.1``, ``.2`` ... A part keeps its
-number in every format, sent or not, so a client may resume in another format. ``[DONE]`` has no id: a
-client that saw the final chunk and resumes gets ``[DONE]``.
+The cursor of the role chunk is ``0-0``. If an event makes one frame, its cursor is ``attempt-seq``. If it makes
+several, their cursors are ``attempt-seq.1``, ``.2`` and so on; the terminal event always has this form. A part has the
+same number in every event format, even if a format does not send it. So a client may resume in another format.
+``[DONE]`` has no id: a client that received the final chunk and resumes gets ``[DONE]``.
 """
 
 import json
@@ -31,14 +32,14 @@ from agentstream.stream.transcript import Failure, Finish, NamedEvent, Part, Rea
 EventFormat = Literal["named", "raw", "chunk", "off"]
 DONE = sse.frame(b"[DONE]")
 
-# Fields an event's flat data may not set: clients read them as the chunk's own. LangChain and pydantic-ai
-# add up every top-level "usage"; a top-level "error" kills SDK streams. "model" stays, if it is a string.
+# Event fields that are renamed in the format ``named``, because clients read them as fields of the chunk. LangChain
+# and pydantic-ai add up every top-level "usage"; a top-level "error" ends SDK streams. A string "model" stays.
 _CHUNK_ONLY_FIELDS = frozenset({"id", "object", "created", "choices", "usage", "error"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StreamHead:
-    """What every chunk of a run repeats. ``created`` is Unix time in whole seconds."""
+    """The fields that every chunk of a run repeats. ``created`` is Unix time in whole seconds."""
 
     run_id: str
     created: int
@@ -47,10 +48,11 @@ class StreamHead:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StreamOptions:
-    """How a client wants its stream.
+    """The options that a client chose for its stream.
 
-    ``event_format``: ``named`` (event line, seed fields plus chunk fields), ``raw`` (the seed's exact
-    payload), ``chunk`` (no event line, all under ``agent_event``), ``off`` (no agent events).
+    ``event_format`` is one of ``named`` (an ``event:`` line; the event's fields beside those of an empty chunk),
+    ``raw`` (an ``event:`` line; the event's fields only, as in the original bridge), ``chunk`` (no ``event:`` line;
+    the event under the key ``agent_event``) and ``off`` (no agent events).
     """
 
     event_format: EventFormat = "named"
@@ -59,63 +61,64 @@ class StreamOptions:
 
 
 class StreamMachine(Protocol):
-    """A run's events in, one client's frames out. The events go in by ``receive`` until there is a ``tail``."""
+    """Turns a run's events into the frames of one client. Call ``receive`` until ``tail`` is set."""
 
-    tail: Iterator[bytes] | None  # the terminal event's frames, made one by one, once it was received
-    completed: bool  # whether that event says so
-    text_count: int  # pieces of answer text that its frames have held so far
+    tail: Iterator[bytes] | None  # yields the last frames one by one; set by the terminal event or by ``fail``
+    completed: bool  # whether the terminal event is run_completed
+    text_count: int  # pieces of answer text in the frames so far
 
     def open(self) -> bytes:
-        """Return what a stream begins with. Ask before all else."""
+        """Return the first frames of the stream. Call this before all other methods."""
         ...
 
     def receive(self, batch: Batch) -> bytes:
-        """Return the frames of a batch's events, joined, up to the terminal one."""
+        """Return the frames of a batch, joined. The frames of the terminal event are in ``tail`` instead."""
         ...
 
     def fail(self, code: str, message: str) -> None:
-        """End the stream for a reason the log does not know; ``tail`` says so."""
+        """End the stream with a failure that is not in the replay log; its frames are in ``tail``."""
 
     def empty_chunk(self) -> bytes:
-        """Return a frame that says nothing new and has no position of its own."""
+        """Return a frame without new content and without a position of its own."""
         ...
 
 
 class ChatStream:
-    """One client's view of one run."""
+    """Renders a run as ``chat.completion.chunk`` frames for one client."""
 
     __slots__ = ("_after", "_head", "_options", "_reasoning", "_text", "_transcript", "completed", "tail", "text_count")
 
     def __init__(self, head: StreamHead, options: StreamOptions, after: Cursor | None = None) -> None:
-        """Render for ``options``; with ``after``, leave out every frame up to and including that cursor."""
+        """Create a stream with these options. With ``after``, leave out every frame up to and including that cursor."""
         self._head = head
         self._options = options
-        self._after = after  # None from the first frame behind it on
-        self.tail: Iterator[bytes] | None = None  # the terminal event's frames, once it was received
-        self.completed = False  # whether that event says so
+        self._after = after  # set to None by the first frame after it
+        self.tail: Iterator[bytes] | None = None
+        self.completed = False
         self.text_count = 0
         self._transcript = Transcript()
-        self._text: sse.TextTemplate | None = None  # made when there is some: a stream may wait for long
+        self._text: sse.TextTemplate | None = None  # created with the first text, which may come late
         self._reasoning: sse.TextTemplate | None = None
 
     def open(self) -> bytes:
-        """Return the role chunk, the first frame of every stream; nothing for a resumed one. Ask before all else."""
+        """Return the role chunk; nothing if the stream is resumed. Call this before all other methods."""
         if self._after is not None:
             return b""
         return sse.frame(sse.json_line(self._chunk([self._choice({"role": "assistant"})])), event_id=str(START))
 
     def empty_chunk(self) -> bytes:
-        """Return a chunk that says nothing and has no position: resets clients' per-chunk timeouts."""
+        """Return a chunk with an empty delta and no position. It resets the per-chunk timeouts of clients."""
         return sse.frame(sse.json_line(self._chunk([self._choice({})])))
 
     def receive(self, batch: Batch) -> bytes:
-        """Return the frames of a batch's events, joined, up to the terminal one.
+        """Return the frames of a batch, joined. The frames of the terminal event are in ``tail`` instead.
 
-        That one's are in ``tail`` then, made one by one as they are asked for, ``[DONE]`` last.
+        ``tail`` creates each frame only when the caller asks for it; ``[DONE]`` is the last frame. Raises BusError
+        for an item that is not an event, and for an event after the terminal event.
         """
         attempt, seq, items = batch
         transcript, text = self._transcript, self._text
-        # What there is most of; a template is there once a frame was sent, and then nothing is left out any more.
+        # The most common batch is one text. If the template exists, a text was sent, and so no frame is left out.
         if len(items) == 1 and text is not None and transcript.in_text and items[0].__class__ is str:
             self.text_count += 1
             return text.render_at(items[0], attempt, seq)
@@ -133,13 +136,13 @@ class ChatStream:
                     break
                 parts = tuple(transcript.receive(event))
                 frames += (made := list(self._frames(event, parts, numbered=len(parts) > 1)))
-                self.text_count -= len(made)  # has counted the text among them itself
+                self.text_count -= len(made)  # added again below; _frames has counted the texts among them
             seq += 1
-        self.text_count += len(frames)  # at once: most are made in the first branch, one by one
+        self.text_count += len(frames)  # one addition for all texts of the first branch
         return b"".join(frames)
 
     def fail(self, code: str, message: str) -> None:
-        """End the stream for a reason the log does not know: ``tail`` has the frames, which have no position."""
+        """End the stream with a failure that is not in the replay log. The frames in ``tail`` have no position."""
         self.tail = self._give_up(code, message)
 
     def _end(self, event: Event) -> Iterator[bytes]:
@@ -178,7 +181,7 @@ class ChatStream:
         return self._text
 
     def _template(self, field: str) -> sse.TextTemplate:
-        """Return the chunks whose delta is this one field."""
+        """Return the template of chunks whose delta has only this field."""
         before, after = sse.json_line(self._chunk([self._choice({field: ""})])).rsplit(b'""', 1)
         return sse.TextTemplate(before, after)
 
@@ -188,13 +191,13 @@ class ChatStream:
         return self._reasoning.render(text, event_id)
 
     def _is_new(self, cursor: Cursor) -> bool:
-        """Return whether a frame lies behind where the client was; from the first that does on, all do."""
+        """Return whether a frame comes after the cursor ``after``. All frames after the first new frame are new."""
         if self._after is not None and cursor > self._after:
             self._after = None
         return self._after is None
 
     def _finish(self, part: Finish, cursor: Cursor) -> Iterator[bytes]:
-        """Yield the final chunk with usage, or OpenAI's pair: final chunk, then usage alone. Never both."""
+        """Yield the final chunk with usage; with ``include_usage``, the final chunk and then a chunk of usage alone."""
         if part.cancelled and self._strict:
             if self._is_new(cursor):
                 yield self._failure(Failure(CANCELLED, CANCELLED_MESSAGE), cursor)
@@ -214,7 +217,10 @@ class ChatStream:
 
     @property
     def _strict(self) -> bool:
-        """Whether a failure is a bare error: asked for, or due, as clients run whatever calls they hold at the end."""
+        """Whether a failure is sent as an error object: the client asked for it, or a call of its tools has begun.
+
+        Clients run all calls that they hold when a stream ends. An error object makes them raise instead.
+        """
         return self._options.strict_errors or self._transcript.calls_begun
 
     def _tool_call_delta(self, part: ToolCallDelta, cursor: Cursor) -> bytes:
@@ -249,11 +255,11 @@ class ChatStream:
         yield sse.frame(sse.json_line(data), event=name, event_id=str(cursor))
 
     def _flat(self, data: dict[str, Any]) -> dict[str, Any]:
-        """Return the event's fields with the chunk's beside them, so that stock clients parse it as a chunk."""
+        """Return the event's fields beside those of an empty chunk, so that stock clients parse it as a chunk."""
         flat: dict[str, Any] = {}
         for key, value in data.items():
-            own = key in _CHUNK_ONLY_FIELDS or (key == "model" and not isinstance(value, str))
-            flat[f"event_{key}" if own else key] = value
+            reserved = key in _CHUNK_ONLY_FIELDS or (key == "model" and not isinstance(value, str))
+            flat[f"event_{key}" if reserved else key] = value
         return {**self._chunk([self._choice({})]), **flat}
 
     def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
@@ -271,7 +277,7 @@ class ChatStream:
 
 
 def public_data(part: NamedEvent) -> dict[str, Any]:
-    """Return an agent event's fields as clients see them: a tool's arguments are JSON text."""
+    """Return the fields of an agent event as clients get them: the arguments of a tool are JSON text."""
     data = part.data
     if part.name == TOOL_CALL_START and not isinstance(data.get("arguments"), str):
         return {**data, "arguments": json.dumps(data.get("arguments") or {})}

@@ -1,4 +1,4 @@
-"""The stream machine of the older completions API: as the chat's, with a piece of text where that has a delta."""
+"""The stream machine of the older completions API: like the chat machine, with ``text`` instead of ``delta``."""
 
 from typing import Any
 
@@ -9,12 +9,12 @@ from agentstream.stream.transcript import ToolCallDelta
 
 
 class CompletionStream(ChatStream):
-    """One client's view of one run, as ``text_completion`` chunks: no role chunk, no reasoning, no calls."""
+    """Renders a run as ``text_completion`` chunks for one client: no role chunk, no reasoning, no tool calls."""
 
     __slots__ = ()
 
     def open(self) -> bytes:
-        """Return nothing: a text begins with its text."""
+        """Return nothing, because this API has no role chunk."""
         return b""
 
     def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
@@ -24,8 +24,8 @@ class CompletionStream(ChatStream):
     def _choice(self, delta: dict[str, Any], finish_reason: str | None = None) -> dict[str, Any]:
         return {"text": delta.get("content", ""), "index": 0, "logprobs": None, "finish_reason": finish_reason}
 
-    def _reasoning_chunk(self, text: str, event_id: str) -> bytes:  # noqa: ARG002 -- the text has no place here
+    def _reasoning_chunk(self, text: str, event_id: str) -> bytes:  # noqa: ARG002 -- reasoning is left out
         return b""
 
-    def _tool_call_delta(self, part: ToolCallDelta, cursor: Cursor) -> bytes:  # noqa: ARG002
+    def _tool_call_delta(self, part: ToolCallDelta, cursor: Cursor) -> bytes:  # noqa: ARG002 -- calls are left out
         return b""

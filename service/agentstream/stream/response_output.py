@@ -1,4 +1,4 @@
-"""The response object of the Responses API: a run's parts as output items, each with the typed events that build it.
+"""The response object of the Responses API: a run's parts become output items, and typed events that build them.
 
     part            item           events
     ==============  =============  =============================================================================
@@ -6,8 +6,8 @@
     Reasoning       reasoning      reasoning_summary_part.added, reasoning_summary_text.delta ..., .done, part.done
     ToolCallDelta   function_call  function_call_arguments.delta ..., function_call_arguments.done
 
-around them output_item.added and output_item.done. A message or reasoning item ends where another item begins; calls
-end with the run. Sans-I/O and deterministic, ids included. Source: the types of openai-python 3.57.
+Each item begins with output_item.added and ends with output_item.done. A message or reasoning item ends when another
+item begins; calls end with the run. No I/O, and deterministic, ids included. Source: the types of openai-python 3.57.
 """
 
 from collections.abc import Generator, Iterable, Iterator
@@ -28,27 +28,27 @@ _Kind = Literal["message", "reasoning", "function_call"]
 
 @dataclass(slots=True)
 class OutputItem:
-    """An item of the output, being written or whole."""
+    """An item of the output, in progress or complete."""
 
     kind: _Kind
     index: int
-    fields: dict[str, Any]  # those that do not change; its id first
+    fields: dict[str, Any]  # fields that do not change; the id is the first
     texts: list[str] = field(default_factory=list)
     status: str = "in_progress"
 
     @property
     def location(self) -> dict[str, Any]:
-        """What events of its content are told by."""
+        """The fields with which events refer to the item's content."""
         number = {"message": {"content_index": 0}, "reasoning": {"summary_index": 0}, "function_call": {}}[self.kind]
         return {"item_id": self.fields["id"], "output_index": self.index, **number}
 
     @property
     def text(self) -> str:
-        """Its text, summary or arguments so far."""
+        """The item's text, summary or arguments so far."""
         return "".join(self.texts)
 
     def item(self, *, empty: bool = False) -> dict[str, Any]:
-        """Return it as it is; ``empty`` as it begins."""
+        """Return the item as JSON, with its content so far; with ``empty``, without content."""
         item = {**self.fields, "type": self.kind, "status": self.status}
         if self.kind == "function_call":
             return {**item, "arguments": "" if empty else self.text}
@@ -58,14 +58,14 @@ class OutputItem:
         return {**item, "role": "assistant", "content": content}
 
     def content(self, text: str) -> dict[str, Any]:
-        """Return its only part."""
+        """Return ``text`` as the item's only content part."""
         if self.kind == "reasoning":
             return {"type": "summary_text", "text": text}
         return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
 
 
 class ResponseOutput:
-    """A run's output items, and the events that tell how they come to be."""
+    """The output items of a run. Its methods yield the events that build them."""
 
     __slots__ = ("_calls", "_items", "_run_id", "open_item")
 
@@ -74,15 +74,15 @@ class ResponseOutput:
         self._run_id = run_id
         self._items: list[OutputItem] = []
         self._calls: dict[int, OutputItem] = {}
-        self.open_item: OutputItem | None = None  # the message or reasoning that is being written
+        self.open_item: OutputItem | None = None  # the message or reasoning item in progress
 
     @property
     def items(self) -> list[dict[str, Any]]:
-        """The items as they are. A call that is not whole is none: clients run what they find."""
+        """The items so far. Incomplete calls are left out, because clients run all calls that they find."""
         return [p.item() for p in self._items if p.kind != "function_call" or p.status == "completed"]
 
     def receive(self, part: Part) -> Iterator[TypedEvent]:
-        """Yield the events of a part; those that are no output have none."""
+        """Yield the events of a part. Parts that are not output have none."""
         if isinstance(part, Text):
             output_item = yield from self._ensure_open_item("message")
             output_item.texts.append(part.text)
@@ -95,7 +95,7 @@ class ResponseOutput:
             yield from self._receive_call(part)
 
     def close(self, *, whole: bool) -> Iterator[TypedEvent]:
-        """Yield the events that end what is open; of what was cut short, calls do not end at all."""
+        """Yield the events that end the open items. Calls end only if the answer is ``whole``."""
         yield from self._close_open_item(whole=whole)
         if whole:
             for output_item in self._calls.values():
@@ -104,7 +104,7 @@ class ResponseOutput:
                 yield "response.output_item.done", {"output_index": output_item.index, "item": output_item.item()}
 
     def _ensure_open_item(self, kind: _Kind) -> Generator[TypedEvent, None, OutputItem]:
-        """Return the open item of this kind; begin it if there is none."""
+        """Yield the events that begin an item of this kind, unless one is open; return the open item."""
         output_item = self.open_item
         if output_item is None or output_item.kind != kind:
             yield from self._close_open_item(whole=True)
@@ -149,10 +149,10 @@ class ResponseOutput:
 
 
 class ResponseFold:
-    """A run folded into one response, for requests that are not streamed."""
+    """Folds a run into one response, for requests that are not streamed."""
 
     def __init__(self, head: StreamHead, echo: dict[str, Any]) -> None:
-        """Start empty; ``echo`` is what the response repeats of its request."""
+        """Start empty. ``echo`` holds the request fields that the response repeats."""
         self._head = head
         self._echo = echo
         self._transcript = Transcript()
@@ -171,7 +171,7 @@ class ResponseFold:
         return self._output.items
 
     def receive(self, event: Event) -> None:
-        """Take the next event."""
+        """Add the next event."""
         for part in response_parts(self._transcript, event):
             if isinstance(part, Finish | Failure):
                 for _ in closing_events(self._output, part):
@@ -185,24 +185,24 @@ class ResponseFold:
                     pass
 
     def body(self, *, status: str = "running") -> dict[str, Any]:
-        """Return the response as far as it is; ``status`` is the run's while it is open."""
+        """Return the response, with the events so far. ``status`` is used only while the run is open."""
         end = self.finish or self.failure
         return response_body(self._head, self._echo, self.items, end=end, queued=status == "queued")
 
 
 def response_parts(transcript: Transcript, event: Event) -> Iterable[Part]:
-    """Return an event's parts, as far as they belong to a response: a failure's words are not the answer's."""
+    """Return the parts of an event that belong to a response. The separator before a failure does not."""
     parts = transcript.receive(event)
     return (part for part in parts if not isinstance(part, Text)) if event.type == RUN_FAILED else parts
 
 
 def closing_events(output: ResponseOutput, end: Finish | Failure) -> Iterator[TypedEvent]:
-    """Yield the events of the items that end with the run."""
+    """Yield the events that end the open items at the end of the run."""
     return output.close(whole=isinstance(end, Finish) and incomplete_reason(end) is None)
 
 
 def incomplete_reason(finish: Finish) -> str | None:
-    """Return why an answer is not whole; OpenAI's API has no reason of its own for a cancelled one that streams."""
+    """Return why an answer is incomplete, or None. OpenAI's API has no reason ``cancelled``; agentstream adds it."""
     return "cancelled" if finish.cancelled else _INCOMPLETE.get(finish.reason)
 
 
@@ -214,7 +214,10 @@ def response_body(
     end: Finish | Failure | None = None,
     queued: bool = False,
 ) -> dict[str, Any]:
-    """Return a response object. What was not asked for has OpenAI's default, or null where only a model could tell."""
+    """Return a response object. Fields that the client did not send have OpenAI's default.
+
+    They are null if the default depends on the model.
+    """
     status, reason = "queued" if queued else "in_progress", None
     failure = end if isinstance(end, Failure) else None
     finish = end if isinstance(end, Finish) else None
@@ -262,7 +265,7 @@ _DEFAULTS: Final[dict[str, Any]] = {
 
 
 def _error(failure: Failure) -> dict[str, Any]:
-    """Return the failure under one of OpenAI's own codes; ``agent_error`` beside it is exact."""
+    """Return the failure with one of OpenAI's codes. The response's ``agent_error`` has the exact code."""
     code = "invalid_prompt" if failure.code in {CONTEXT_LENGTH, MODEL_ERROR} else "server_error"
     message = failure_text(failure.code, failure.message)
     return {"code": code, "message": message, "type": failure_type(failure.code), "param": None}

@@ -1,9 +1,10 @@
-"""The stream machine of the Responses API: a run's events in, typed events with contiguous sequence numbers out.
+"""The stream machine of the Responses API: it turns a run's events into typed events with sequence numbers.
 
-Sans-I/O and deterministic as the chat's (``stream.chat``): resuming is folding the log from its start and leaving
-out what the client has. The number is also the frame's ``id:``. Agent events count, so who resumes asks for them as
-before. What the log does not know (``empty_chunk``, a lost stream's error) repeats the last number: whoever resumes
-behind that misses nothing.
+It has no I/O and is deterministic, like the chat machine (``stream.chat``). A stream is resumed by folding the
+replay log from its start and leaving out the events that the client has. Sequence numbers have no gaps; each is also
+the ``id:`` of its frame. Agent events are numbered too, so a client that resumes must ask for them as before. Frames
+that are not in the log (``empty_chunk``, the error of a lost stream) repeat the last number. So a client that resumes
+after such a frame misses nothing.
 """
 
 from collections.abc import Iterator
@@ -24,13 +25,14 @@ from agentstream.stream.response_output import (
 )
 from agentstream.stream.transcript import Failure, Finish, NamedEvent, Part, Transcript
 
-# The last events repeat the whole answer, so a stream holds it in memory, as an answer that is not streamed does.
+# The last events repeat the whole answer, so a stream holds it in memory. An answer that is not streamed has the
+# same limit.
 MAX_OUTPUT_CHARACTERS: Final = 16 << 20
 _NUMBER: Final = "sequence_number"
 
 
 class ResponseStream:
-    """One client's view of one run, as the events of a response."""
+    """Renders a run as the typed events of a response for one client."""
 
     __slots__ = (
         "_after",
@@ -50,13 +52,13 @@ class ResponseStream:
     )
 
     def __init__(self, head: StreamHead, echo: dict[str, Any], *, agent_events: bool, after: int | None = None) -> None:
-        """Render a response that repeats ``echo`` of its request; leave out what is numbered up to ``after``."""
+        """Create a stream. The response repeats the request fields ``echo``; events up to ``after`` are left out."""
         self._head = head
         self._echo = echo
         self._agent_events = agent_events
         self._after = -1 if after is None else after
         self._next = 0  # the next event's number
-        self._last_number = 0  # handed out; a batch that cannot be read does not count
+        self._last_number = 0  # of the events returned so far; a batch that raises an error does not change it
         self._characters = 0
         self._transcript = Transcript()
         self._output = ResponseOutput(head.run_id)
@@ -64,22 +66,22 @@ class ResponseStream:
         self._delta: sse.NumberedTemplate | None = None
         self.tail: Iterator[bytes] | None = None
         self.completed = False
-        self.text_count = 0  # pieces of answer text that frames have held
+        self.text_count = 0
 
     def open(self) -> bytes:
-        """Return the events a response begins with, before anything has happened."""
+        """Return the events that begin a response. Call this before all other methods."""
         frames = [self._event(f"response.{name}", self._response()) for name in ("created", "in_progress")]
         self._last_number = self._next - 1
         return b"".join(frames)
 
     def empty_chunk(self) -> bytes:
-        """Return response.in_progress once more: resets clients' per-event timeouts."""
+        """Return response.in_progress again. It resets the per-event timeouts of clients."""
         return self._unnumbered("response.in_progress", self._response())
 
     def receive(self, batch: Batch) -> bytes:
-        """Return the frames of a batch's events, joined, up to the terminal one, whose are in ``tail`` then.
+        """Return the frames of a batch, joined. The frames of the terminal event are in ``tail`` instead.
 
-        Raises BusError for an answer that is too long.
+        Raises BusError if the answer is longer than MAX_OUTPUT_CHARACTERS.
         """
         frames: list[bytes] = []
         attempt, seq, items = batch
@@ -102,14 +104,14 @@ class ResponseStream:
                     break
                 made = [frame for part in transcript.receive(event) for frame in self._frames(part)]
                 frames += made
-                self.text_count -= len(made) - made.count(b"")  # has counted the text among them itself
+                self.text_count -= len(made) - made.count(b"")  # added again below; _frames has counted the texts
             seq += 1
-        self.text_count += len(frames) - frames.count(b"")  # at once: most are made in the first branch, one by one
+        self.text_count += len(frames) - frames.count(b"")  # one addition for all texts of the first branch
         self._last_number = self._next - 1
         return b"".join(frames)
 
     def fail(self, code: str, message: str) -> None:
-        """End the stream for a reason the log does not know."""
+        """End the stream with a failure that is not in the replay log; its frame is in ``tail``."""
         self.tail = iter((self._error(failure_text(code, message), failure_type(code), code),))
 
     def _end(self, event: Event) -> Iterator[bytes]:
@@ -160,7 +162,7 @@ class ResponseStream:
         return sse.frame(sse.json_line({"type": name, **fields, _NUMBER: number}), event=name, event_id=str(number))
 
     def _error(self, message: str, error_type: str, code: str) -> bytes:
-        """Return the error event in both its forms: openai's SDKs raise for the field ``error`` only."""
+        """Return the error event in both of OpenAI's forms: OpenAI's SDKs raise only for the field ``error``."""
         fields = {"code": code, "message": message, "param": None, **error_body(message, error_type, code=code)}
         return self._unnumbered("error", fields)
 

@@ -1,22 +1,22 @@
-r"""From a run's events to the parts of its answer: what is said, before how it is written down.
+r"""Translates a run's events into the parts of its answer, independent of any wire format.
 
-Sans-I/O and deterministic: the same events give the same parts. The SSE stream renders the parts as
-frames (``agentstream.stream.chat``); a non-streamed completion collects them (``AnswerFold``).
+No I/O, and deterministic: the same events give the same parts. A stream machine renders the parts as
+frames (``agentstream.stream.chat``). ``AnswerFold`` collects them for an answer that is not streamed.
 
-What each event becomes (deploy/PROTOCOL.md, "The SSE sequence"):
+The parts of each event (deploy/PROTOCOL.md, "The SSE sequence"):
 
     ================  =======================  ===========================================================
     event             when                     parts
     ================  =======================  ===========================================================
-    run_started       always                   none; tool results not yet reported are forgotten
+    run_started       always                   none; tool results that were not reported are dropped
     agent's, named    always                   NamedEvent
     agent's, other    always                   none
     text              first after tools ran    NamedEvent(tool_results), then Text
-    text              after text and tools     Text("\n\n") before it
-    reasoning         always                   Reasoning; after reasoning and tools Reasoning("\n\n") before it
+    text              after text and tools     as above, with Text("\n\n") before the Text
+    reasoning         always                   Reasoning; after reasoning and tools, Reasoning("\n\n") before it
     tool_call_delta   always                   ToolCallDelta
-    run_completed     nothing was streamed     NamedEvent(tool_results) if any, a Text per word, Finish
-    run_completed     text was streamed        NamedEvent(tool_results) not yet reported, Finish
+    run_completed     no text was streamed     NamedEvent(tool_results) if any, a Text per word, Finish
+    run_completed     text was streamed        NamedEvent(tool_results) if any were not reported, Finish
     run_cancelled     always                   Finish
     run_failed        always                   Text("\n\n") if text was streamed, Failure
     ================  =======================  ===========================================================
@@ -52,32 +52,32 @@ class Text(NamedTuple):
 
 
 class Reasoning(NamedTuple):
-    """A piece of what the model thought before it answered; never part of the answer."""
+    """A piece of the model's reasoning; it is never part of the answer."""
 
     text: str
 
 
 class ToolCallDelta(NamedTuple):
-    """A piece of a call of one of the client's own tools.
+    """A piece of a call of a client's tool.
 
-    ``index`` counts the answer's calls from 0; ``id`` and ``name`` are those of a call's first piece, None after it.
+    ``index`` numbers the calls of the answer from 0. Only the first piece of a call has an ``id`` and a ``name``.
     """
 
-    index: int  # type: ignore[assignment]  # the wire's name, over tuple.index
+    index: int  # type: ignore[assignment]  # the name on the wire; it hides tuple.index
     id: str | None
     name: str | None
     arguments: str
 
 
 class NamedEvent(NamedTuple):
-    """An event the client sees under its name."""
+    """An event that clients receive under its name."""
 
     name: str
     data: dict[str, Any]
 
 
 class Finish(NamedTuple):
-    """The end of a run that completed or was cancelled. ``usage`` has the three OpenAI keys."""
+    """The end of a run that completed or was cancelled. ``usage`` has OpenAI's three keys."""
 
     reason: str
     usage: dict[str, int]
@@ -85,7 +85,7 @@ class Finish(NamedTuple):
 
 
 class Failure(NamedTuple):
-    """The end of a run that did not."""
+    """The end of a run that failed."""
 
     code: str
     message: str
@@ -95,7 +95,7 @@ Part = Text | Reasoning | ToolCallDelta | NamedEvent | Finish | Failure
 
 
 class Transcript:
-    """Turns events into parts, one event at a time, in order."""
+    """Translates events into parts, one event at a time, in order."""
 
     __slots__ = (
         "_any_reported",
@@ -112,7 +112,8 @@ class Transcript:
     def __init__(self) -> None:
         """Start before the first event."""
         self.finished = False
-        self.in_text = False  # whether a text event now is one part, its text, and changes nothing: no need to ask
+        # Whether a text event now gives exactly one Text and changes no state. Then callers need not call ``receive``.
+        self.in_text = False
         self._text_sent = False
         self._tools_since_text = False
         self._unreported: tuple[dict[str, Any], ...] = ()
@@ -123,16 +124,16 @@ class Transcript:
 
     @property
     def calls_begun(self) -> bool:
-        """Whether a call of a client's tool was sent, if only its beginning."""
+        """Whether a call of a client's tool was sent, at least its first piece."""
         return bool(self._call_places)
 
     def receive(self, event: Event) -> Iterable[Part]:
-        """Return the event's parts; for a terminal event, an iterator that makes them one by one.
+        """Return the parts of an event; for a terminal event, an iterator that creates them one by one.
 
-        Raises BusError for an event after the terminal one: two terminal events are our own fault.
+        Raises BusError for an event after the terminal event. The cause is then a bug in agentstream.
         """
         if self.finished:
-            message = f"event {event.type!r} ({event.attempt}-{event.seq}) after the terminal event"
+            message = f"event {event.type!r} ({event.attempt}-{event.seq}) came after the terminal event"
             raise BusError(message)
         kind = event.type
         if kind == TEXT:
@@ -151,7 +152,7 @@ class Transcript:
         return ()
 
     def fail(self, code: str, message: str) -> Iterable[Part]:
-        """End without a terminal event: the run's events cannot be had any more."""
+        """Return the parts of a failure that is not in the replay log; the transcript is then finished."""
         self.finished, self.in_text = True, False
         return self._failed({"code": code, "message": message})
 
@@ -173,7 +174,7 @@ class Transcript:
         return (Reasoning(TURN_SEPARATOR), Reasoning(text)) if new_turn else (Reasoning(text),)
 
     def _tool_call_delta(self, data: dict[str, Any]) -> Iterable[Part]:
-        # Threads may begin calls in another order than they took numbers; clients append what begins.
+        # Threads may begin calls in another order than that of their index. Clients expect new calls in order.
         places = self._call_places = self._call_places or {}
         place = places.setdefault(data["index"], len(places))
         return (ToolCallDelta(place, data.get("id"), data.get("name"), data["arguments"]),)
@@ -190,7 +191,7 @@ class Transcript:
         if self._text_sent:
             results: Sequence[dict[str, Any]] = self._unreported
             if not results and not self._any_reported:
-                results = data["tool_results"]  # an agent that streams, but announces no tools
+                results = data["tool_results"]  # the agent streams text, but emits no tool events
         else:
             results = data["tool_results"]
         if results:
@@ -215,7 +216,10 @@ class Transcript:
 
 
 def tool_result(tool_name: str, *, success: bool, output: str, latency_s: float) -> dict[str, Any]:
-    """Return one entry of ``tool_results``, in the seed's shape; JSON has no infinity for an absurd latency."""
+    """Return one entry of ``tool_results``, in the form of the original bridge.
+
+    ``latency_ms`` is 0 if the latency is not finite, because JSON has no infinity.
+    """
     latency_ms = latency_s * 1000
     return {
         "tool_name": tool_name,
@@ -242,7 +246,7 @@ class _PartialToolCall(NamedTuple):
 
 
 class AnswerFold:
-    """A run folded into one answer, for requests that are not streamed."""
+    """Folds a run into one answer, for requests that are not streamed."""
 
     def __init__(self) -> None:
         """Start empty."""
@@ -260,17 +264,17 @@ class AnswerFold:
 
     @property
     def content(self) -> str:
-        """The answer so far: exactly the joined deltas of the streamed form."""
+        """The answer so far. It equals the joined content deltas of the stream."""
         return "".join(self._texts)
 
     @property
     def reasoning(self) -> str:
-        """The reasoning so far: exactly the joined deltas of the streamed form."""
+        """The reasoning so far. It equals the joined reasoning deltas of the stream."""
         return "".join(self._reasoning)
 
     @property
     def tool_calls(self) -> list[dict[str, Any]]:
-        """The calls of the client's tools so far, as an assistant message holds them, in the order of their index."""
+        """The calls of the client's tools so far, in the form of an assistant message, ordered by index."""
         return [
             {
                 "id": call.id,
@@ -281,7 +285,7 @@ class AnswerFold:
         ]
 
     def receive(self, event: Event) -> None:
-        """Take the next event."""
+        """Add the next event; raises BusError for an event after the terminal event."""
         for part in self._transcript.receive(event):
             if isinstance(part, Text):
                 self._texts.append(part.text)

@@ -1,4 +1,4 @@
-"""How an API shows a run: as a stream, and as one object."""
+"""The views: how each API shows a run, as a stream and as one object."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ _STATUS: Final = {"running": "in_progress"}
 
 
 class Fold(Protocol):
-    """Takes a run's events, and is one object of them at any time."""
+    """Collects the events of a run; ``body`` returns the run as one object at any time."""
 
     failure: Failure | None
 
@@ -27,16 +27,16 @@ class Fold(Protocol):
         ...
 
     def receive(self, event: Event) -> None:
-        """Take the next event."""
+        """Add the next event."""
 
     def body(self, *, status: str = "running") -> dict[str, Any]:
-        """Return the object of the run as far as it is; ``status`` is the run's while it is open."""
+        """Return the run as one object, with the events so far. ``status`` is used only while the run is open."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """How an API shows a run: by which machine as a stream, and folded into what."""
+    """How one API shows a run: ``machine`` creates the stream machine, ``fold`` creates the fold."""
 
     machine: Callable[[StreamHead, StreamOptions, Cursor | None], StreamMachine]
     fold: Callable[[StreamHead], Fold]
@@ -72,7 +72,7 @@ class _ChatFold(AnswerFold):
 
 
 class _TextFold(_ChatFold):
-    """A run that has ended as a text completion, which knows no other state."""
+    """A run as a text completion. This API shows a run only after its end."""
 
     def body(self, *, status: str = "running") -> dict[str, Any]:  # noqa: ARG002
         finish, head = self.finish, self._head
@@ -93,7 +93,7 @@ COMPLETION_VIEW: Final = View(CompletionStream, _TextFold)
 def response_view(echo: dict[str, Any], after: int | None = None) -> View:
     """Return the view of the Responses API.
 
-    ``echo`` is what a response repeats of its request; ``after`` the sequence number behind which a stream begins.
+    ``echo`` holds the request fields that the response repeats. A stream begins after the sequence number ``after``.
     """
 
     def machine(head: StreamHead, options: StreamOptions, _after: Cursor | None) -> StreamMachine:

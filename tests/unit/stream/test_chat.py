@@ -1,3 +1,5 @@
+"""The stream machine of chat completions."""
+
 import json
 from collections.abc import Iterable
 from typing import Any
@@ -26,13 +28,13 @@ def stream(run: list[Event], *, after: Cursor | None = None, **options: Any) -> 
 
 
 def whole(machine: ChatStream, batches: Iterable[Batch]) -> bytes:
-    """Return all a machine makes of a run, its tail included."""
+    """Return all bytes of a run's stream, the tail included."""
     out = machine.open() + b"".join([machine.receive(each) for each in batches])
     return out + b"".join(machine.tail or ())
 
 
 def events_of_case(case: dict[str, Any]) -> list[Event]:
-    """Return what a worker would have published for a recorded case."""
+    """Return the events that a worker publishes for a recorded case."""
     facts: list[tuple[str, Any]] = [("run_started", {}), *map(tuple, case["agent"]["events"])]
     if "error" in case["agent"]:
         message = case["agent"]["error"]
@@ -60,18 +62,18 @@ def events_of_case(case: dict[str, Any]) -> list[Event]:
 @pytest.mark.parametrize("event_format", ["raw", "named"])
 @pytest.mark.parametrize("case", conformance_cases(), ids=lambda case: case["name"])
 def test_conforms_to_the_original(case: dict[str, Any], event_format: EventFormat) -> None:
-    """The machine sends for every recorded case what the original bridge sent."""
+    """For every recorded case the machine sends the same frames as the original bridge."""
     messages = decode(stream(events_of_case(case), event_format=event_format))
     assert_conforms(case, messages, event_format=event_format)
 
 
 def test_all_cases_are_there() -> None:
-    """Twelve cases were recorded; losing one must not go unnoticed."""
+    """All twelve recorded cases exist."""
     assert len(conformance_cases()) == 12
 
 
 def test_streamed_text_is_sent_as_written() -> None:
-    """Each write becomes one content chunk, and the final chunk carries the usage."""
+    """Each write becomes one content chunk, and the final chunk has the usage."""
     messages = decode(stream(events(("text", "He"), ("text", "llo "), ("text", "\nyou"), completed())))
     assert texts(messages) == ["He", "llo ", "\nyou"]
     assert messages[-2][1]["usage"] == {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
@@ -79,7 +81,7 @@ def test_streamed_text_is_sent_as_written() -> None:
 
 
 def test_tool_results_come_before_the_text_that_follows_them() -> None:
-    """With streamed text, results are reported as soon as the first text after the tools arrives, each once."""
+    """With streamed text, each tool result is sent once, before the first text after the tools."""
     run = events(TOOL_START, TOOL_END, ("text", "a"), TOOL_START, TOOL_END, TOOL_END, ("text", "b"), completed())
     messages = decode(stream(run, event_format="raw"))
     names = [name for name, _ in messages]
@@ -90,10 +92,10 @@ def test_tool_results_come_before_the_text_that_follows_them() -> None:
     assert [data["results"] for name, data in messages if name == "tool_results"] == [[RESULT], [RESULT, RESULT]]
 
 
-def test_pieces_of_text_are_counted_however_they_come() -> None:
-    """Alone, together, and among other events: each text counts once, and nothing else does."""
-    mark = ("inference_end", {"turn": 1})
-    run = events(mark, *(("text", text) for text in "abc"), mark, *(("text", text) for text in "de"))
+def test_pieces_of_text_are_counted_in_any_batches() -> None:
+    """``text_count`` counts each text once and no other event, for batches of any size."""
+    other = ("inference_end", {"turn": 1})
+    run = events(other, *(("text", text) for text in "abc"), other, *(("text", text) for text in "de"))
     for size in range(1, len(run) + 1):
         machine = ChatStream(HEAD, StreamOptions())
         for start in range(0, len(run), size):
@@ -102,31 +104,31 @@ def test_pieces_of_text_are_counted_however_they_come() -> None:
 
 
 def test_texts_of_turns_are_separated() -> None:
-    """Text, then tools, then text again: a blank line stands between; not before the first text."""
+    """A blank line separates text before tools from text after them, but does not precede the first text."""
     run = events(TOOL_START, TOOL_END, ("text", "a"), ("text", "b"), TOOL_START, TOOL_END, ("text", "c"), completed())
     assert texts(decode(stream(run))) == ["a", "b", "\n\n", "c"]
 
 
 def test_results_of_trailing_tools_come_before_the_final_chunk() -> None:
-    """Tools that no text follows are still reported, before the final chunk."""
+    """If no text follows the tools, their results are sent before the final chunk."""
     messages = decode(stream(events(("text", "a"), TOOL_START, TOOL_END, completed()), event_format="raw"))
     assert messages[-3] == ("tool_results", {"results": [RESULT]})
 
 
 def test_streaming_agent_without_tool_events_reports_its_results() -> None:
-    """An agent that streams and only returns tool results has them reported once, before the final chunk."""
+    """If an agent streams text and emits no tool events, its returned tool results are sent before the final chunk."""
     run = events(("text", "a"), completed(tool_results=[RESULT]))
     assert [data for name, data in decode(stream(run, event_format="raw")) if name] == [{"results": [RESULT]}]
 
 
-def test_new_attempt_forgets_unreported_results() -> None:
-    """Results of an attempt that was superseded are not reported by the next."""
+def test_a_new_attempt_drops_unreported_results() -> None:
+    """A new attempt does not send the tool results of the attempt before it."""
     run = [*events(TOOL_START, TOOL_END), *events(("run_started", {}), ("text", "a"), completed(), attempt=2)]
     assert "tool_results" not in [name for name, _ in decode(stream(run))]
 
 
 def test_error_after_text_is_set_apart() -> None:
-    """An error after streamed text begins a new paragraph, carries agent_error, and ends the stream."""
+    """An error after streamed text begins a new paragraph, has the field agent_error, and ends the stream."""
     messages = decode(stream(events(("text", "half"), FAILED)))
     assert texts(messages) == ["half", "\n\n", "Sorry, an error occurred: it broke"]
     final = messages[-2][1]
@@ -135,14 +137,14 @@ def test_error_after_text_is_set_apart() -> None:
 
 
 def test_strict_errors_are_openai_error_objects() -> None:
-    """With strict errors the last message before [DONE] is a bare error object."""
+    """With strict errors the last frame before [DONE] is an error object without chunk fields."""
     messages = decode(stream(events(FAILED), strict_errors=True))
     assert messages[-2][1]["error"]["code"] == "agent_error"
     assert set(messages[-2][1]) == {"error"}
 
 
 def test_usage_is_sent_in_one_form_only() -> None:
-    """Asked for with include_usage it comes alone and last, else in the final chunk; never both."""
+    """Usage is in a separate last chunk with include_usage and in the final chunk without it, but never in both."""
     run = events(("text", "a"), completed())
     *_, final, usage, done = decode(stream(run, include_usage=True))
     assert "usage" not in final[1]
@@ -153,7 +155,7 @@ def test_usage_is_sent_in_one_form_only() -> None:
 
 
 def test_named_format_moves_fields_clients_would_misread() -> None:
-    """An event's own id, object, created, choices, usage, error and non-text model move to event_<name>."""
+    """The event fields id, object, created, choices, usage, error and a non-text model are renamed to event_<name>."""
     own = {"id": 1, "object": 2, "created": 3, "choices": 4, "usage": 5, "error": None, "model": {"x": 1}, "fine": 6}
     _, (name, data), *_ = decode(stream(events(("inference_end", own), completed("x"))))
     assert name == "inference_end"
@@ -165,28 +167,28 @@ def test_named_format_moves_fields_clients_would_misread() -> None:
 
 
 def test_chunk_format_hides_the_event_name() -> None:
-    """In chunk format nothing has an event line and everything is under agent_event."""
+    """In chunk format no frame has an event line, and the event is under agent_event."""
     messages = decode(stream(events(TOOL_START, completed("x")), event_format="chunk"))
     assert {name for name, _ in messages} == {None}
     assert messages[1][1]["agent_event"] == {"type": "tool_call_start", "tool": "clock", "arguments": "{}"}
 
 
 def test_off_format_sends_chunks_only() -> None:
-    """With events off, neither named events nor tool results are sent."""
+    """In the format off, named events and tool results are not sent."""
     run = events(TOOL_START, TOOL_END, completed("x y", tool_results=[RESULT]))
     assert [name for name, _ in decode(stream(run, event_format="off"))] == [None] * 5
 
 
 @pytest.mark.parametrize("arguments", ['{"a": 1}', {"a": 1}, None])
 def test_tool_arguments_are_json_text(arguments: object) -> None:
-    """Whatever the agent passed, clients get a tool call's arguments as JSON text."""
+    """Clients get the arguments of a tool call as JSON text, in whatever form the agent emitted them."""
     run = events(("tool_call_start", {"tool": "t", "arguments": arguments}), completed("x"))
     text = decode(stream(run))[1][1]["arguments"]
     assert json.loads(text) == ((arguments and {"a": 1}) or {})
 
 
 def test_frames_are_single_ascii_lines() -> None:
-    """Whatever the text, a frame's data is one line of ASCII."""
+    """The data of a frame is one line of ASCII for any text."""
     out = stream(events(("text", "\u2028\x85\r\n\0日本 🙂"), completed()))
     assert out.isascii()
     assert b"\r" not in out
@@ -194,7 +196,7 @@ def test_frames_are_single_ascii_lines() -> None:
 
 
 def test_events_after_the_terminal_one_are_refused() -> None:
-    """A second terminal event is our own fault and raises."""
+    """An event after the terminal event raises BusError."""
     machine = ChatStream(HEAD, StreamOptions())
     whole(machine, [batch([Event(1, 1, *completed("x"))])])
     with pytest.raises(BusError, match="after the terminal event"):
@@ -203,15 +205,15 @@ def test_events_after_the_terminal_one_are_refused() -> None:
 
 @pytest.mark.parametrize("model", ['a"', '""', '"content":""', "\\"])
 def test_a_model_name_may_hold_quotes(model: str) -> None:
-    """Whatever the model's name, a text chunk carries both the name and the text unharmed."""
+    """A text chunk has the right model name and text, even if the name contains quotes."""
     machine = ChatStream(StreamHead(run_id="chatcmpl-1", created=1, model=model), StreamOptions())
     [(_, chunk)] = decode(machine.receive(batch(events(("text", 'said ""')))))
     assert chunk["model"] == model
     assert chunk["choices"][0]["delta"] == {"content": 'said ""'}
 
 
-def test_silence_has_a_chunk_of_its_own() -> None:
-    """The chunk that resets clients' timeouts is empty and has no position."""
+def test_the_empty_chunk_has_no_position() -> None:
+    """The chunk that resets clients' timeouts has an empty delta and no id."""
     [(name, data)] = decode(ChatStream(HEAD, StreamOptions()).empty_chunk())
     assert name is None
     assert data["choices"] == [{"index": 0, "delta": {}, "finish_reason": None}]
@@ -242,7 +244,7 @@ FORMATS = st.sampled_from(["named", "raw", "chunk", "off"])
 def test_resuming_continues_byte_for_byte(
     facts: list[Any], end: Any, event_format: EventFormat, include_usage: bool, data: st.DataObject
 ) -> None:
-    """From any cursor a client may hold, the rest of the stream is exactly what it would have got."""
+    """A stream that is resumed after any cursor equals the rest of the whole stream, byte for byte."""
     if end[1].get("content", "") is None and not any(kind == "text" for kind, _ in facts):
         facts = [("text", "t"), *facts]
     run = events(*facts, end)
@@ -260,7 +262,7 @@ def test_resuming_continues_byte_for_byte(
 
 @given(st.lists(FACTS, max_size=12), ENDS, FORMATS)
 def test_stream_and_completion_say_the_same(facts: list[Any], end: Any, event_format: EventFormat) -> None:
-    """The joined deltas are the folded completion's content, and exactly one final chunk ends the stream."""
+    """The joined deltas equal the content of the folded answer, and exactly one final chunk ends the stream."""
     if end[1].get("content", "") is None and not any(kind == "text" for kind, _ in facts):
         facts = [("text", "t"), *facts]
     run = events(*facts, end)

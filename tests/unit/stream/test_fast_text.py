@@ -1,4 +1,4 @@
-"""The short way of a text through the stream machine against the long one, in every state of the transcript."""
+"""The stream machine's fast path for text gives the same bytes as the slow path, in every state of the transcript."""
 
 import itertools
 from typing import Any, Final
@@ -11,7 +11,7 @@ from agentstream.stream.transcript import Transcript
 from tests.helpers import completed
 
 HEAD = StreamHead(run_id="chatcmpl-0", created=1, model="m")
-RETRY: Final = "retry"  # another worker begins the run again
+RETRY: Final = "retry"  # a new attempt begins
 FACTS: Final[tuple[Any, ...]] = (
     "text",
     ["tool_call_start", {"tool": "t", "arguments": {}}],
@@ -29,12 +29,12 @@ ENDS: Final[tuple[Any, ...]] = (
 AFTER: Final = (None, Cursor(0, 0), Cursor(1, 3), Cursor(1, 3, 1), Cursor(2, 2))
 
 
-class LongWay(Transcript):
-    """A transcript that never says that a text is simply a text."""
+class SlowTranscript(Transcript):
+    """A transcript whose ``in_text`` is always false, so that the machine never uses the fast path."""
 
     @property
     def in_text(self) -> bool:
-        """Never."""
+        """Always false."""
         return False
 
     @in_text.setter
@@ -42,7 +42,7 @@ class LongWay(Transcript):
 
 
 def batches(facts: tuple[Any, ...]) -> list[Batch]:
-    """Return a run in one batch an attempt."""
+    """Return a run with one batch for each attempt."""
     runs: list[list[Any]] = [[]]
     for fact in facts:
         if fact == RETRY:
@@ -54,7 +54,7 @@ def batches(facts: tuple[Any, ...]) -> list[Batch]:
 
 
 def one_by_one(run: list[Batch]) -> list[Batch]:
-    """Return the same run in one batch an event."""
+    """Return the same run with one batch for each event."""
     return [Batch(batch.attempt, seq, [item]) for batch in run for seq, item in enumerate(batch.items, batch.seq)]
 
 
@@ -65,27 +65,27 @@ def rendered(machine: ChatStream, run: list[Batch]) -> bytes:
 
 
 @pytest.mark.parametrize("event_format", ["named", "off"])
-def test_a_text_takes_the_short_way_to_the_same_bytes(event_format: EventFormat) -> None:
-    """Whatever led to a text, with or without a cursor to resume from, its frame is that of the long way."""
+def test_the_fast_path_gives_the_same_bytes(event_format: EventFormat) -> None:
+    """After any events, and with any cursor, the fast path for text gives the same bytes as the slow path."""
     options = StreamOptions(event_format=event_format)
     lengths = range(5)
     sequences = itertools.chain.from_iterable(itertools.product(FACTS, repeat=length) for length in lengths)
     for number, (facts, after) in enumerate(itertools.product(sequences, AFTER)):
         run = batches((*facts, "text", "text", ENDS[number % len(ENDS)]))
-        long = ChatStream(HEAD, options, after)
-        long._transcript = LongWay()
-        assert rendered(ChatStream(HEAD, options, after), run) == rendered(long, one_by_one(run)), (facts, after)
+        slow = ChatStream(HEAD, options, after)
+        slow._transcript = SlowTranscript()
+        assert rendered(ChatStream(HEAD, options, after), run) == rendered(slow, one_by_one(run)), (facts, after)
 
 
-def test_texts_in_a_row_do_take_the_short_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of many texts in a row only the first is asked about; else the comparison above would compare nothing."""
-    asked: list[str] = []
+def test_consecutive_texts_use_the_fast_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the first of several consecutive texts goes through ``Transcript.receive``."""
+    received: list[str] = []
     receive = Transcript.receive
 
-    def note(self: Transcript, event: Any) -> Any:
-        asked.append(event.type)
+    def record(self: Transcript, event: Any) -> Any:
+        received.append(event.type)
         return receive(self, event)
 
-    monkeypatch.setattr(Transcript, "receive", note)
+    monkeypatch.setattr(Transcript, "receive", record)
     rendered(ChatStream(HEAD, StreamOptions()), batches(("text",) * 10))
-    assert asked == ["run_started", "text"]
+    assert received == ["run_started", "text"]

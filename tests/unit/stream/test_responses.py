@@ -63,9 +63,8 @@ def frames(items: list[Any], *, after: int | None = None, agent_events: bool = F
 
 
 def decoded(stream: bytes) -> list[Typed]:
-    """Return what an SSE client reads; each event is named and numbered as its data say."""
-    messages = list(Decoder().feed(stream))
-    typed = [(message.event, json.loads(message.data)) for message in messages]
+    """Return name and data of each event; assert that the name equals the type in the data."""
+    typed = [(frame.event, json.loads(frame.data)) for frame in Decoder().feed(stream)]
     assert all(data["type"] == name for name, data in typed)
     return typed
 
@@ -82,7 +81,7 @@ def pieces(stream: bytes) -> Iterator[bytes]:
 
 
 def test_a_text_is_an_item_built_by_its_events() -> None:
-    """A streamed answer is one message: added, its part added, a delta each, then all of it done, then the response."""
+    """A streamed answer is one message item, with the events that OpenAI's API sends for it, in order."""
     stream = frames([STARTED, "Hel", "lo", ending()])
     assert names(stream) == [
         *("created", "in_progress", "output_item.added", "content_part.added"),
@@ -100,17 +99,17 @@ def test_a_text_is_an_item_built_by_its_events() -> None:
 @pytest.mark.parametrize("agent_events", [False, True])
 @pytest.mark.parametrize("run", RUNS)
 def test_numbers_are_contiguous_from_zero(run: str, agent_events: bool) -> None:
-    """Every event has the number after the one before it, which is also its SSE id; one event ends the response."""
+    """Events are numbered from 0 without gaps, each number is also the SSE id, and exactly one last event is sent."""
     stream = frames(RUNS[run], agent_events=agent_events)
     assert [data["sequence_number"] for _, data in decoded(stream)] == list(range(len(decoded(stream))))
-    assert [int(message.last_event_id) for message in Decoder().feed(stream)] == list(range(len(decoded(stream))))
+    assert [int(frame.last_event_id) for frame in Decoder().feed(stream)] == list(range(len(decoded(stream))))
     ends = {"response.completed", "response.incomplete", "response.failed"}
     assert [name in ends for name, _ in decoded(stream)] == [False] * (len(decoded(stream)) - 1) + [True]
 
 
 @pytest.mark.parametrize("run", RUNS)
 def test_a_stream_resumes_byte_for_byte_from_every_number(run: str) -> None:
-    """What a client gets after a number is what it would have got, however the events are batched."""
+    """A stream that is resumed after any number equals the rest of the whole stream, for batches of any size."""
     whole = frames(RUNS[run])
     every = list(pieces(whole))
     for after in range(len(every)):
@@ -118,8 +117,8 @@ def test_a_stream_resumes_byte_for_byte_from_every_number(run: str) -> None:
             assert frames(RUNS[run], after=after, size=size) == b"".join(every[after + 1 :])
 
 
-def test_resuming_behind_the_end_is_an_error() -> None:
-    """A number that the response never had is answered by an error event, not by silence."""
+def test_resuming_after_the_end_is_an_error() -> None:
+    """If ``after`` is larger than the last number of the response, the stream sends an error event."""
     [(name, data)] = decoded(frames(RUNS["replayed"], after=99))
     assert name == "error"
     assert data["error"]["type"] == "invalid_request_error"
@@ -127,7 +126,7 @@ def test_resuming_behind_the_end_is_an_error() -> None:
 
 
 def test_everything_becomes_items_in_order() -> None:
-    """Reasoning, text and a call are items of their own; the agent's own tools are not seen, and join the text."""
+    """Reasoning, text and each call become separate items, and the agent's own tools do not split the text item."""
     response = decoded(frames(RUNS["everything"]))[-1][1]["response"]
     Response.model_validate(response)
     reasoning, message, call = response["output"]
@@ -139,7 +138,7 @@ def test_everything_becomes_items_in_order() -> None:
 
 
 def test_deltas_join_to_what_is_done() -> None:
-    """The deltas of an item, joined, are the text or the arguments that its done event repeats."""
+    """The joined deltas of an item equal the text or arguments in its done event."""
     deltas: dict[tuple[str, str], str] = {}
     done: dict[tuple[str, str], str] = {}
     for name, data in decoded(frames(RUNS["everything"])):
@@ -153,11 +152,11 @@ def test_deltas_join_to_what_is_done() -> None:
     assert len(done) == 3
 
 
-def test_agent_events_are_typed_and_only_there_if_asked_for() -> None:
-    """Asked for, an agent's events stand among the others under types of our own; else nothing tells of them."""
-    asked = [data for name, data in decoded(frames(RUNS["everything"], agent_events=True)) if "agentstream" in name]
-    assert [data["type"].partition(".")[2] for data in asked] == ["tool_call_start", "tool_call_end", "tool_results"]
-    assert asked[0]["data"] == {"tool": "clock", "arguments": '{"zone": "UTC"}'}
+def test_agent_events_are_sent_only_if_asked_for() -> None:
+    """The events of the agent are sent with the type agentstream.<name>, but only if the client asked for them."""
+    sent = [data for name, data in decoded(frames(RUNS["everything"], agent_events=True)) if "agentstream" in name]
+    assert [data["type"].partition(".")[2] for data in sent] == ["tool_call_start", "tool_call_end", "tool_results"]
+    assert sent[0]["data"] == {"tool": "clock", "arguments": '{"zone": "UTC"}'}
     assert "agentstream" not in frames(RUNS["everything"]).decode()
 
 
@@ -172,8 +171,8 @@ def test_agent_events_are_typed_and_only_there_if_asked_for() -> None:
         ("cancelled before it began", "cancelled", "cancelled", "incomplete"),
     ],
 )
-def test_how_a_run_ended_is_how_its_response_ends(run: str, status: str, reason: str | None, last: str) -> None:
-    """The last event and its response say whether the answer is whole, and why not."""
+def test_the_last_event_shows_how_the_run_ended(run: str, status: str, reason: str | None, last: str) -> None:
+    """The last event and its response show whether the answer is complete, and why it is not."""
     name, data = decoded(frames(RUNS[run]))[-1]
     response = data["response"]
     assert name == f"response.{last}"
@@ -185,7 +184,7 @@ def test_how_a_run_ended_is_how_its_response_ends(run: str, status: str, reason:
 
 @pytest.mark.parametrize("run", ["cancelled", "failed"])
 def test_a_call_that_is_cut_short_is_not_done(run: str) -> None:
-    """Clients run the calls they hold, so one of a run that did not complete never becomes whole."""
+    """A call of a run that did not complete has no done event, because clients run the calls that they hold."""
     typed = decoded(frames(RUNS[run]))
     assert [data["item"]["type"] for name, data in typed if name == "response.output_item.done"] == [
         "reasoning",
@@ -194,8 +193,8 @@ def test_a_call_that_is_cut_short_is_not_done(run: str) -> None:
     assert [item["type"] for item in typed[-1][1]["response"]["output"]] == ["reasoning", "message"]
 
 
-def test_a_failure_is_told_by_openais_codes_and_exactly() -> None:
-    """A failed response's error has the four strings clients parse; its words are no part of the answer."""
+def test_a_failure_has_openais_code_and_the_exact_code() -> None:
+    """A failed response has the error fields that clients parse, and the error text is not part of the answer."""
     response = decoded(frames(RUNS["failed"]))[-1][1]["response"]
     sentence = "Sorry, an error occurred: no"
     assert response["error"] == {"code": "server_error", "message": sentence, "type": "server_error", "param": None}
@@ -204,12 +203,12 @@ def test_a_failure_is_told_by_openais_codes_and_exactly() -> None:
 
 
 def test_an_empty_answer_has_no_items() -> None:
-    """A run without a word completes with an empty output."""
+    """A run without text completes with an empty output."""
     assert names(frames(RUNS["empty"])) == ["created", "in_progress", "completed"]
 
 
 def test_a_lost_stream_ends_in_an_error_that_has_the_last_number() -> None:
-    """The error is there in both forms clients know, and whoever resumes behind its number misses nothing."""
+    """The error event has both forms that clients know, and repeats the number of the last event."""
     machine = ResponseStream(HEAD, {}, agent_events=False)
     stream = machine.open() + machine.receive(Batch(1, 1, [STARTED, "a"]))
     machine.fail(STREAM_LOST, "gone")
@@ -222,8 +221,8 @@ def test_a_lost_stream_ends_in_an_error_that_has_the_last_number() -> None:
     assert not machine.completed
 
 
-def test_a_lost_resumed_stream_does_not_send_its_client_back() -> None:
-    """A stream lost before it came to where its client was has that client's number."""
+def test_a_resumed_stream_repeats_the_number_of_its_client() -> None:
+    """If a resumed stream sends no event and is lost, its frames have the number after which the client resumed."""
     machine = ResponseStream(HEAD, {}, agent_events=False, after=40)
     assert machine.open() == b""
     assert decoded(machine.empty_chunk())[0][1]["sequence_number"] == 40
@@ -232,8 +231,8 @@ def test_a_lost_resumed_stream_does_not_send_its_client_back() -> None:
     assert decoded(b"".join(machine.tail))[0][1]["sequence_number"] == 40
 
 
-def test_a_batch_that_cannot_be_read_does_not_count() -> None:
-    """The error after it has the number of the last event that was sent, not of one that was made and thrown away."""
+def test_an_invalid_batch_does_not_change_the_last_number() -> None:
+    """After a batch with an invalid item, the error event has the number of the last event that was sent."""
     machine = ResponseStream(HEAD, {}, agent_events=False)
     stream = machine.open() + machine.receive(Batch(1, 1, [STARTED, "a"]))
     with pytest.raises(BusError):
@@ -244,8 +243,8 @@ def test_a_batch_that_cannot_be_read_does_not_count() -> None:
     assert error["sequence_number"] == earlier[-1][1]["sequence_number"]
 
 
-def test_an_answer_too_long_to_repeat_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stream holds its answer, so it is bounded; the feed that raises this tells the client."""
+def test_a_too_long_answer_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An answer that exceeds its limit raises BusError, because the stream holds the whole answer in memory."""
     monkeypatch.setattr(response_stream, "MAX_OUTPUT_CHARACTERS", 5)
     machine = ResponseStream(HEAD, {}, agent_events=False)
     machine.receive(Batch(1, 1, [STARTED, "12345"]))
@@ -255,7 +254,7 @@ def test_an_answer_too_long_to_repeat_is_refused(monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("run", RUNS)
 def test_folded_and_streamed_are_the_same_response(run: str) -> None:
-    """A response that is waited for or retrieved is the one its stream ends with."""
+    """The folded response equals the response in the last event of the stream."""
     fold = ResponseFold(HEAD, ECHO)
     for event in Batch(1, 1, RUNS[run]).events():
         fold.receive(event)
@@ -263,8 +262,8 @@ def test_folded_and_streamed_are_the_same_response(run: str) -> None:
     assert fold.body() == decoded(frames(RUNS[run]))[-1][1]["response"]
 
 
-def test_a_response_is_seen_as_far_as_it_is() -> None:
-    """A running response shows the text so far as an item in progress; one that waits is queued."""
+def test_an_open_response_shows_the_output_so_far() -> None:
+    """A queued response has the status queued, and a running one shows the text so far as an item in progress."""
     fold = ResponseFold(HEAD, {})
     assert fold.body(status="queued")["status"] == "queued"
     for event in Batch(1, 1, [STARTED, "It ", "is"]).events():

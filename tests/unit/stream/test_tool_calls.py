@@ -1,4 +1,4 @@
-"""Reasoning and calls of the client's tools: what goes on the wire, what is folded, what a resumed stream says."""
+"""Reasoning and calls of the client's tools: in the stream, in the folded answer, and in a resumed stream."""
 
 from typing import Any
 
@@ -38,7 +38,7 @@ def stream(run: list[Event], *, after: Cursor | None = None, **options: Any) -> 
 
 
 def deltas(out: bytes) -> list[Any]:
-    """Return the deltas of a stream, those that say nothing left out."""
+    """Return the deltas of a stream without the empty ones."""
     return [
         delta
         for name, data in decode(out)
@@ -55,7 +55,7 @@ def folded(run: list[Event]) -> AnswerFold:
 
 
 def test_a_call_is_streamed_as_openai_does() -> None:
-    """A call's first delta has index, id, type, name and arguments, later ones index and arguments alone."""
+    """The first delta of a call has index, id, type, name and arguments, and later deltas have index and arguments."""
     out = stream(events(*CALLS, CALLED))
     first = {"name": "get_weather"}
     assert deltas(out)[1:] == [
@@ -68,7 +68,7 @@ def test_a_call_is_streamed_as_openai_does() -> None:
 
 
 def test_the_openai_package_puts_the_calls_together() -> None:
-    """The accumulator of the openai package makes of the chunks the very message of the folded completion."""
+    """The openai package assembles the chunks into the same calls as the folded answer."""
     state: ChatCompletionStreamState[None] = ChatCompletionStreamState()
     for name, data in decode(stream(events(("reasoning", "hm"), *CALLS, CALLED))):
         if name is None and data != "[DONE]":
@@ -81,7 +81,7 @@ def test_the_openai_package_puts_the_calls_together() -> None:
 
 
 def test_reasoning_is_streamed_apart_from_the_text() -> None:
-    """Reasoning goes out as reasoning_content; text after it, and the content, hold nothing of it."""
+    """Reasoning is sent as reasoning_content, and is not part of the content."""
     run = events(("reasoning", "So\u2028"), ("reasoning", "then"), ("text", "Hi"), completed())
     out = stream(run)
     assert out.isascii()
@@ -90,7 +90,7 @@ def test_reasoning_is_streamed_apart_from_the_text() -> None:
 
 
 def test_reasoning_of_turns_is_separated() -> None:
-    """Reasoning, then tools, then reasoning again: a blank line stands between, not before the first."""
+    """A blank line separates reasoning before tools from reasoning after them, but does not precede the first one."""
     run = events(TOOL, ("reasoning", "a"), ("reasoning", "b"), TOOL, ("reasoning", "c"), ("text", "x"), completed())
     assert folded(run).reasoning == "ab\n\nc"
     assert folded(run).content == "x"
@@ -98,15 +98,15 @@ def test_reasoning_of_turns_is_separated() -> None:
     assert [frame.split(b"\n")[0] for frame in frames] == [b"id: 1-2", b"id: 1-3", b"id: 1-5.1", b"id: 1-5.2"]
 
 
-def test_a_call_is_no_text_that_tool_results_wait_for() -> None:
-    """Results of the server's tools that no text follows come before the final chunk, after the client's calls."""
+def test_a_call_is_not_text_for_tool_results() -> None:
+    """If calls but no text follow the agent's own tools, the tool results are sent just before the final chunk."""
     messages = decode(stream(events(("text", "a"), TOOL, *CALLS, CALLED), event_format="raw"))
     assert [name for name, _ in messages] == [None, None, "tool_call_end", *[None] * 4, "tool_results", None, None]
     assert texts(messages) == ["a"]
 
 
 def test_the_folded_calls_are_those_of_an_assistant_message() -> None:
-    """The calls are put together by index, in order, and the message without text has null as its content."""
+    """The folded calls are ordered by index, and the content of a message without text is null."""
     completion = folded(events(("reasoning", "hm"), *CALLS, CALLED))
     assert completion.tool_calls == WHOLE
     body = completion_body(
@@ -126,8 +126,8 @@ def test_the_folded_calls_are_those_of_an_assistant_message() -> None:
     assert [call.id for call in parsed.tool_calls or ()] == ["a", "b"]
 
 
-def test_a_plain_answer_has_neither_key() -> None:
-    """Without calls or reasoning the message says nothing of them."""
+def test_a_plain_answer_has_no_keys_for_calls_and_reasoning() -> None:
+    """A message without calls and reasoning has no keys for them."""
     usage = {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3}
     body = completion_body(
         run_id="c", created=7, model="m", status="completed", content="", finish_reason="stop", usage=usage
@@ -136,7 +136,7 @@ def test_a_plain_answer_has_neither_key() -> None:
 
 
 def test_calls_are_numbered_as_they_begin() -> None:
-    """Threads may take numbers in one order and begin in another: clients see 0, 1, 2 as the calls appear."""
+    """Clients see calls numbered in the order in which they begin, even if their indexes have another order."""
     late = [CALLS[2], CALLS[0], ("tool_call_delta", {"index": 1, "arguments": " "})]
     run = events(*late, CALLED)
     assert [delta["tool_calls"][0]["index"] for delta in deltas(stream(run))[1:]] == [0, 1, 0]
@@ -144,16 +144,16 @@ def test_calls_are_numbered_as_they_begin() -> None:
 
 
 @pytest.mark.parametrize("end", [FAILED, CANCELLED], ids=["failed", "cancelled"])
-def test_half_a_call_never_ends_as_an_answer(end: tuple[str, Any]) -> None:
-    """Once a call has begun, a failure or cancel is a bare error object: clients run whatever calls an answer holds."""
+def test_an_incomplete_call_ends_in_an_error_object(end: tuple[str, Any]) -> None:
+    """After a call has begun, a failure or cancel is sent as an error object, so that clients do not run the call."""
     messages = decode(stream(events(*CALLS[:2], end)))
     assert set(messages[-2][1]) == {"error"}
     assert messages[-1][1] == "[DONE]"
     assert not any(data["choices"][0]["finish_reason"] for _, data in messages[:-2])
 
 
-def test_half_a_call_never_ends_as_an_answer_if_the_log_is_lost() -> None:
-    """An end that the front end makes itself is a bare error object too, once a call has begun."""
+def test_an_incomplete_call_ends_in_an_error_object_if_the_stream_is_lost() -> None:
+    """After a call has begun, the front end's own failure is sent as an error object too."""
     machine = ChatStream(HEAD, StreamOptions())
     machine.receive(batch(events(*CALLS[:2])))
     machine.fail("stream_lost", "gone")
@@ -165,7 +165,7 @@ FACTS = st.sampled_from([("text", "t"), ("reasoning", "r"), TOOL, *CALLS])
 
 @given(st.lists(FACTS, max_size=12), st.sampled_from([CALLED, completed("a b"), FAILED, CANCELLED]), st.data())
 def test_resuming_continues_byte_for_byte(facts: list[Any], end: Any, data: st.DataObject) -> None:
-    """From any cursor, also one before a call began, the rest of the stream is exactly what it would have been."""
+    """A stream that is resumed after any cursor, also before a call, equals the rest of the whole stream."""
     run = events(*facts, end)
     frames = [frame + b"\n\n" for frame in stream(run).split(b"\n\n") if frame]
     index = data.draw(st.integers(0, len(frames) - 2))  # [DONE] has no id
@@ -175,7 +175,7 @@ def test_resuming_continues_byte_for_byte(facts: list[Any], end: Any, data: st.D
 
 @given(st.lists(FACTS, max_size=12))
 def test_stream_and_completion_say_the_same(facts: list[Any]) -> None:
-    """The joined deltas are the folded completion's content, reasoning and calls."""
+    """The joined deltas equal the content, reasoning and calls of the folded answer."""
     run = events(*facts, completed(None))
     completion, said = folded(run), deltas(stream(run))
     assert "".join(delta.get("content", "") for delta in said) == completion.content
@@ -188,6 +188,6 @@ def test_stream_and_completion_say_the_same(facts: list[Any]) -> None:
 
 
 def test_parts_are_plain_tuples() -> None:
-    """Both parts can be taken apart by the names other protocols are built on."""
+    """The parts for reasoning and calls have the field names that the stream machines use."""
     assert ToolCallDelta(0, "a", "f", "{}")._asdict() == {"index": 0, "id": "a", "name": "f", "arguments": "{}"}
     assert Reasoning("r").text == "r"
