@@ -1,4 +1,4 @@
-"""What a client waits for is sent to the broker as soon as it is known."""
+"""Commands that a client waits for are sent to the broker without delay."""
 
 import asyncio
 from types import SimpleNamespace
@@ -17,7 +17,7 @@ from tests.contract.test_queue import claimed, job
 
 
 async def test_a_job_is_sent_before_anything_is_awaited(link: Link, keys: Keys, written: list[bytes]) -> None:
-    """Opening a new run's feed sends its subscription and its job: what the answer needs is made meanwhile."""
+    """Opening the feed of a new run sends the subscription and the job at once, before the opening is awaited."""
     submitter = JobSubmitter(link, keys, "q", max_queued=3)
     context = cast("Context", SimpleNamespace(link=link, settings=load_settings(), model_router=submitter))
     sent = job()
@@ -27,15 +27,15 @@ async def test_a_job_is_sent_before_anything_is_awaited(link: Link, keys: Keys, 
     await opening
     feed.close()
     assert await submitter.outstanding() == 1
-    if link.subscribes_in_order:  # else the subscription has to be confirmed first
+    if link.subscribes_in_order:  # else the job is sent only after the subscription is confirmed
         parts = (b"SUBSCRIBE", SCRIPTS["create_run"].sha, SCRIPTS["admit"].sha)
         assert [at_once.count(part) for part in parts] == [1, 1, 1]
 
 
-async def test_a_run_is_begun_before_the_turn_ends(
+async def test_begin_is_sent_before_the_turn_ends(
     link: Link, keys: Keys, any_broker_url: str, written: list[bytes]
 ) -> None:
-    """Beginning does not wait for what else the turn of the loop has to send."""
+    """``begin`` sends its command at once, and does not wait for the end of the turn of the loop."""
     await JobSubmitter(link, keys, "q", max_queued=3).submit(job(), ttl_s=60)
     queue = JobQueue(Endpoint(any_broker_url), link, keys, "q", worker_id="w")
     await queue.open()

@@ -1,4 +1,4 @@
-"""What several runs say in one turn, over fakeredis and real servers alike."""
+"""The appender, which stores the batches of several runs with one command, on fakeredis and real servers."""
 
 import asyncio
 import contextlib
@@ -25,7 +25,7 @@ def bus(link: Link, keys: Keys) -> Bus:
 
 
 async def begun_runs(bus: Bus, count: int) -> dict[str, RunPublisher]:
-    """Return publishers whose logs hold one event, so that what follows is appended."""
+    """Return publishers whose logs hold one event, so that later batches go through the appender."""
     runs = {}
     for _ in range(count):
         run_id = new_run_id()
@@ -46,16 +46,16 @@ async def texts_of(bus: Bus, run_id: str) -> list[str]:
 
 @contextlib.contextmanager
 def scripts_sent(link: Link, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, int]]]:
-    """Note which scripts are sent, and with how many logs."""
+    """Record which scripts are sent, and with how many keys."""
     sent: list[tuple[str, int]] = []
     send_script = link.send_script
 
-    def note(name: str, keys: list[str], *args: object, **kwargs: object) -> object:
+    def record(name: str, keys: list[str], *args: object, **kwargs: object) -> object:
         sent.append((name, len(keys)))
         return send_script(name, keys, *args, **kwargs)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patched:
-        patched.setattr(link, "send_script", note)
+        patched.setattr(link, "send_script", record)
         yield sent
 
 
@@ -63,7 +63,7 @@ def scripts_sent(link: Link, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[t
 async def test_runs_of_one_turn_share_a_command(
     link: Link, bus: Bus, monkeypatch: pytest.MonkeyPatch, count: int
 ) -> None:
-    """What runs say in one turn goes out as one command, or as few as its bound on runs allows; each is stored."""
+    """Batches of several runs in one turn are stored by one command, or by several if there are more than MAX_RUNS."""
     runs = await begun_runs(bus, count)
     with scripts_sent(link, monkeypatch) as sent:
         for run in runs.values():
@@ -76,22 +76,22 @@ async def test_runs_of_one_turn_share_a_command(
         assert await texts_of(bus, run_id) == ["a", "b", "c"]
 
 
-async def test_a_refused_append_harms_no_other(link: Link, bus: Bus, keys: Keys) -> None:
-    """Beside one that is stored, a fenced run ends, a lost log is filled again, and what is stored is not doubled."""
+async def test_a_refused_append_does_not_affect_others(link: Link, bus: Bus, keys: Keys) -> None:
+    """One command stores a batch, ends a fenced run, restores a lost log, and does not store a batch twice."""
     runs = await begun_runs(bus, 4)
-    fine, fenced, lost, doubled = runs
+    fine, fenced, lost, duplicate = runs
     newer = bus.publisher(fenced, 2, LIMITS, on_lost=lambda _: None)
     newer.put("text", "newer")
     await flush({fenced: newer})
     await link.call("DEL", keys.events(lost))
     batch = encode_batch(1, 2, [encode_event("text", "b")])
-    await link.call("XADD", keys.events(doubled), "1-2", "b", batch)
+    await link.call("XADD", keys.events(duplicate), "1-2", "b", batch)
     for run in runs.values():
         run.put("text", "b")
     with pytest.raises(Fenced):
         await flush({fenced: runs.pop(fenced)})
     await flush(runs)
-    for run_id in (fine, lost, doubled):
+    for run_id in (fine, lost, duplicate):
         assert await texts_of(bus, run_id) == ["a", "b"]
     assert await texts_of(bus, fenced) == ["a", "newer"]
 
@@ -100,7 +100,7 @@ async def test_a_refused_append_harms_no_other(link: Link, bus: Bus, keys: Keys)
 async def test_an_append_whose_reply_was_lost_is_stored_once(
     link: Link, other_link: Link, bus: Bus, keys: Keys, emptied: bool
 ) -> None:
-    """Cut before the reply to several runs' append, all is stored once, even if the broker came back empty."""
+    """If the reply to an append is lost, all batches are stored once, even if the broker lost the logs too."""
     runs = await begun_runs(bus, 3)
     for run in runs.values():
         run.put("text", "b")
@@ -109,7 +109,7 @@ async def test_an_append_whose_reply_was_lost_is_stored_once(
         assert [command.repack is not None for command in link._pending] == [True]
         assert link._command_connection is not None
         link._command_connection.on_reply = lambda _reply: None
-        while any([await other_link.call("XLEN", keys.events(run_id)) != 2 for run_id in runs]):  # noqa: ASYNC110 -- the broker does it
+        while any([await other_link.call("XLEN", keys.events(run_id)) != 2 for run_id in runs]):  # noqa: ASYNC110 -- the broker stores them
             await asyncio.sleep(0.005)
         if emptied:
             await other_link.call("DEL", *(keys.events(run_id) for run_id in runs))

@@ -1,4 +1,4 @@
-"""What the bus promises, over fakeredis and real servers alike."""
+"""The contract of the event bus, on fakeredis and real servers."""
 
 import asyncio
 import contextlib
@@ -21,7 +21,7 @@ LIMITS = LogLimits(open_ttl_s=100, closed_ttl_s=10, max_bytes=1 << 20)
 
 
 class Reader:
-    """Collects what a feed delivers."""
+    """Collects the events of a feed."""
 
     def __init__(self, bus: Bus, run_id: str) -> None:
         self.events: list[Event] = []
@@ -88,7 +88,7 @@ def publisher(bus: Bus, run_id: str, attempt: int = 1, limits: LogLimits = LIMIT
 
 @contextlib.asynccontextmanager
 async def deaf(link: Link, channel: str) -> AsyncIterator[None]:
-    """Lose the channel's next message, as a cut connection or a full output buffer would."""
+    """Lose the next message of the channel, as a lost connection or a full output buffer does."""
     name = channel.encode()
     handler = link._handlers[name]
     lost = asyncio.Event()
@@ -100,7 +100,7 @@ async def deaf(link: Link, channel: str) -> AsyncIterator[None]:
 
 
 async def test_delivers_everything_once_and_in_order(other_bus: Bus, reader: Reader, run_id: str) -> None:
-    """What one process publishes another receives, each event once, in order."""
+    """Another process receives every published event once and in order."""
     writer = publisher(other_bus, run_id)
     for number in range(500):
         writer.put("text", f"{number} ")
@@ -144,7 +144,7 @@ async def test_runs_do_not_mix(bus: Bus, other_bus: Bus, reader: Reader, run_id:
 
 
 async def test_late_reader_reads_the_log(bus: Bus, other_bus: Bus, run_id: str) -> None:
-    """A reader that comes late gets the whole run from the log, over several pages, and then live events."""
+    """A late reader gets the whole run from the log, in several pages, and then live events."""
     writer = publisher(other_bus, run_id)
     for number in range(100):
         writer.put("text", str(number))
@@ -161,7 +161,7 @@ async def test_late_reader_reads_the_log(bus: Bus, other_bus: Bus, run_id: str) 
 async def test_lost_message_is_read_from_the_log(
     link: Link, bus: Bus, other_bus: Bus, reader: Reader, run_id: str, keys: Keys
 ) -> None:
-    """A message that never came is noticed at the next one and filled in from the log."""
+    """After a lost message, the next message makes the reader read the missing events from the log."""
     writer = publisher(other_bus, run_id)
     writer.put("text", "a")
     await reader.until_count(1)
@@ -174,10 +174,10 @@ async def test_lost_message_is_read_from_the_log(
     assert (bus.feed_counts.catch_ups["gap"], bus.feed_counts.gaps) == (1, 1)
 
 
-async def test_doubt_finds_a_lost_last_message(
+async def test_resync_finds_a_lost_last_message(
     link: Link, other_bus: Bus, reader: Reader, run_id: str, keys: Keys
 ) -> None:
-    """If the last message was lost, nothing follows to show it; a doubt finds it all the same."""
+    """If the last message is lost, ``resync`` reads its events from the log."""
     writer = publisher(other_bus, run_id)
     async with deaf(link, keys.events(run_id)):
         writer.put("run_completed", {})
@@ -188,7 +188,7 @@ async def test_doubt_finds_a_lost_last_message(
 
 
 async def test_duplicates_are_skipped(link: Link, reader: Reader, run_id: str, keys: Keys) -> None:
-    """A message that comes twice, or overlaps with what was delivered, is delivered once."""
+    """If a message arrives twice or overlaps with earlier messages, each event is delivered once."""
     channel = keys.events(run_id)
     ab = encode_batch(1, 1, [encode_event("text", "a"), encode_event("text", "b")])
     bc = encode_batch(1, 2, [encode_event("text", "b"), encode_event("text", "c")])
@@ -199,7 +199,7 @@ async def test_duplicates_are_skipped(link: Link, reader: Reader, run_id: str, k
 
 
 async def test_paused_reader_gets_everything_later(other_bus: Bus, reader: Reader, run_id: str) -> None:
-    """What comes during a pause is dropped, and delivered from the log after it."""
+    """Events that arrive during a pause are delivered from the log after the pause."""
     writer = publisher(other_bus, run_id)
     writer.put("text", "a")
     await reader.until_count(1)
@@ -216,7 +216,7 @@ async def test_paused_reader_gets_everything_later(other_bus: Bus, reader: Reade
 
 
 async def test_reader_may_pause_in_the_middle_of_the_log(bus: Bus, other_bus: Bus, run_id: str) -> None:
-    """A consumer that pauses while the log is read goes on where it stopped, nothing lost or doubled."""
+    """If the consumer pauses while the feed reads the log, the feed continues at the same event after the pause."""
     writer = publisher(other_bus, run_id)
     for number in range(50):
         writer.put("text", str(number))
@@ -233,7 +233,7 @@ async def test_reader_may_pause_in_the_middle_of_the_log(bus: Bus, other_bus: Bu
 
 
 async def test_older_attempt_is_fenced(bus: Bus, other_bus: Bus, reader: Reader, run_id: str) -> None:
-    """Once the next attempt has begun, the older one cannot publish: it is told, and readers never see it."""
+    """After the next attempt has begun, the older attempt raises Fenced, and readers do not get its later events."""
     old, new = publisher(bus, run_id, 1), publisher(other_bus, run_id, 2)
     old.put("text", "old")
     await old.flush()
@@ -251,7 +251,7 @@ async def test_older_attempt_is_fenced(bus: Bus, other_bus: Bus, reader: Reader,
 
 
 async def test_batch_sent_again_is_stored_once(link: Link, reader: Reader, run_id: str, keys: Keys) -> None:
-    """An append whose reply was lost and that is sent again is stored and published once."""
+    """A batch that is sent again after a lost reply is stored and published once."""
     payload = encode_batch(1, 1, [encode_event("text", "a")])
     channel = keys.events(run_id)
     names = [channel, keys.run(run_id)]
@@ -263,10 +263,10 @@ async def test_batch_sent_again_is_stored_once(link: Link, reader: Reader, run_i
     assert reader.texts == ["a"]
 
 
-async def test_emptied_log_is_filled_again(
+async def test_a_lost_log_is_stored_again(
     link: Link, bus: Bus, other_bus: Bus, reader: Reader, run_id: str, keys: Keys
 ) -> None:
-    """If the broker lost the log, the writer fills it again; readers old and new get everything once."""
+    """If the broker lost the log, the publisher stores it again, and old and new readers get every event once."""
     writer = publisher(other_bus, run_id)
     for text in "abc":
         writer.put("text", text)
@@ -282,10 +282,10 @@ async def test_emptied_log_is_filled_again(
     late.feed.close()
 
 
-async def test_log_is_capped_and_says_so(
+async def test_log_is_trimmed_at_its_limit(
     bus: Bus, other_bus: Bus, reader: Reader, run_id: str, link: Link, keys: Keys
 ) -> None:
-    """The log keeps to its size; live readers miss nothing, a reader from the start is told it is cut."""
+    """The log is trimmed at its size limit, live readers miss no event, and a late reader gets LogTrimmed."""
     limits = LogLimits(open_ttl_s=100, closed_ttl_s=10, max_bytes=64 << 10)
     writer = publisher(other_bus, run_id, limits=limits)
     for _ in range(300):
@@ -299,8 +299,8 @@ async def test_log_is_capped_and_says_so(
     assert isinstance(late.failure, LogTrimmed)
 
 
-async def test_log_lives_as_long_as_promised(link: Link, bus: Bus, run_id: str, keys: Keys) -> None:
-    """A log has a TTL from its first entry on, and another once the run is over."""
+async def test_log_has_a_ttl(link: Link, bus: Bus, run_id: str, keys: Keys) -> None:
+    """A log has the open TTL from its first entry on, and the closed TTL after the end of the run."""
     writer = publisher(bus, run_id)
     writer.put("run_started", {})
     await writer.flush()
@@ -310,11 +310,11 @@ async def test_log_lives_as_long_as_promised(link: Link, bus: Bus, run_id: str, 
     assert 0 < await link.call("TTL", keys.events(run_id)) <= 10
 
 
-async def test_failing_consumer_is_told(other_bus: Bus, reader: Reader, run_id: str) -> None:
-    """A consumer that raises gets a failure instead of waiting for ever; the link lives on."""
+async def test_failing_consumer_gets_on_failure(other_bus: Bus, reader: Reader, run_id: str) -> None:
+    """If the consumer raises an error, the feed calls its ``on_failure``."""
 
     def fail(_events: Sequence[Event]) -> None:
-        message = "consumer broke"
+        message = "broken on purpose"
         raise ValueError(message)
 
     reader.when = fail
@@ -324,14 +324,14 @@ async def test_failing_consumer_is_told(other_bus: Bus, reader: Reader, run_id: 
 
 
 async def test_foreign_message_fails_the_feed(link: Link, reader: Reader, run_id: str, keys: Keys) -> None:
-    """A message that is no batch ends the feed with an error instead of being skipped."""
+    """A message that is not a batch ends the feed with BusError."""
     await link.call("PUBLISH", keys.events(run_id), "nonsense")
     await reader.until(lambda: reader.failure is not None)
     assert isinstance(reader.failure, BusError)
 
 
 async def test_unserialisable_event_is_refused(bus: Bus, run_id: str) -> None:
-    """An event that is not JSON, or too large, is refused where it is put; nothing of it is published."""
+    """``put`` refuses an event that is not JSON or too large, and nothing of it is published."""
     writer = publisher(bus, run_id)
     for data in ({"x": object()}, {"x": "y" * (1 << 20)}, {1: 2}):
         with pytest.raises(InvalidAgentOutput):
@@ -340,7 +340,7 @@ async def test_unserialisable_event_is_refused(bus: Bus, run_id: str) -> None:
 
 
 async def test_two_readers_of_one_run_share_a_link(bus: Bus, other_bus: Bus, reader: Reader, run_id: str) -> None:
-    """Two clients of one run on one front end each get everything; one leaving does not silence the other."""
+    """Two readers of one run on one link both get every event, and closing one does not affect the other."""
     second = Reader(bus, run_id)
     await second.feed.open()
     writer = publisher(other_bus, run_id)
@@ -356,9 +356,9 @@ async def test_two_readers_of_one_run_share_a_link(bus: Bus, other_bus: Bus, rea
 async def test_survives_killed_connections(
     any_broker_url: str, link: Link, other_link: Link, other_bus: Bus, reader: Reader, run_id: str
 ) -> None:
-    """Connections cut again and again while a run is streamed lose and double nothing."""
+    """If connections are killed repeatedly while a run is streamed, every event is delivered once."""
     if "protocol=2" in any_broker_url:
-        pytest.skip("fakeredis cannot cut a client")
+        pytest.skip("fakeredis cannot kill a client's connection")
     admin = Endpoint(any_broker_url).redis()
     writer = publisher(other_bus, run_id)
     for number in range(200):

@@ -1,4 +1,4 @@
-"""What an operator's look at Redis promises, over fakeredis and real servers alike."""
+"""The contract of the admin queries, on fakeredis and real servers."""
 
 import time
 from typing import Any
@@ -37,8 +37,8 @@ async def submitted(link: Link, keys: Keys, queue: str, *jobs: Job) -> None:
         await submitter.submit(one, ttl_s=60)
 
 
-async def test_a_queues_runs_are_listed_in_order(any_broker_url: str, link: Link, keys: Keys) -> None:
-    """Queued runs are listed the oldest first, with their model and age, queue by queue, a large one like a small."""
+async def test_queued_runs_are_listed_in_order(any_broker_url: str, link: Link, keys: Keys) -> None:
+    """The runs of each queue are listed with model and age, oldest first, also if a request is large."""
     small, large, other = job(), job("x" * (2 << 20)), job()
     await submitted(link, keys, "a", small, large)
     await submitted(link, keys, "b", other)
@@ -53,7 +53,7 @@ async def test_a_queues_runs_are_listed_in_order(any_broker_url: str, link: Link
 
 
 async def test_a_listing_is_bounded(any_broker_url: str, link: Link, keys: Keys) -> None:
-    """No more runs are listed than asked for, and how many there are in all is told."""
+    """A listing has at most ``limit`` runs, and the number of all outstanding jobs."""
     jobs = [job() for _ in range(5)]
     await submitted(link, keys, "q", *jobs)
     [listing] = await listed(any_broker_url, keys, "q", limit=3)
@@ -61,8 +61,8 @@ async def test_a_listing_is_bounded(any_broker_url: str, link: Link, keys: Keys)
     assert listing.outstanding == 5
 
 
-async def test_a_running_run_is_told_with_its_progress(any_broker_url: str, link: Link, keys: Keys) -> None:
-    """A begun run has its attempt, its worker and its events; one whose cancel was asked for is cancelling."""
+async def test_a_running_run_is_listed_with_its_progress(any_broker_url: str, link: Link, keys: Keys) -> None:
+    """A running run is listed with its attempt, worker and events, and has the state cancelling after a cancel."""
     one = job()
     await submitted(link, keys, "q", one)
     queue = JobQueue(Endpoint(any_broker_url), link, keys, "q", worker_id="w1")
@@ -81,8 +81,8 @@ async def test_a_running_run_is_told_with_its_progress(any_broker_url: str, link
     await queue.close()
 
 
-async def test_what_is_no_job_is_listed_as_unknown(any_broker_url: str, link: Link, keys: Keys) -> None:
-    """A foreign entry, and a run that only the queue tells of, are listed as unknown."""
+async def test_entries_without_a_run_are_listed_as_unknown(any_broker_url: str, link: Link, keys: Keys) -> None:
+    """An entry that is not a job, and a job whose run has no hash, are listed as unknown."""
     lost = job()
     await link.call("XADD", keys.jobs("q"), "*", "job", "not a job")
     await link.call("XADD", keys.jobs("q"), "*", "job", lost.encode())
@@ -90,8 +90,8 @@ async def test_what_is_no_job_is_listed_as_unknown(any_broker_url: str, link: Li
     assert [(run.run_id, run.state) for run in listing.runs] == [("", "unknown"), (lost.run_id, "unknown")]
 
 
-async def test_a_queues_vitals_count_workers_and_jobs(any_broker_url: str, link: Link, keys: Keys) -> None:
-    """Workers that beat are counted, as are outstanding jobs; clock and pings are told in seconds."""
+async def test_the_server_state_has_workers_jobs_clock_and_pings(any_broker_url: str, link: Link, keys: Keys) -> None:
+    """The server state counts live workers and outstanding jobs, and has the clock offset and sorted ping times."""
     await submitted(link, keys, "q", job(), job())
     queue = JobQueue(Endpoint(any_broker_url), link, keys, "q", worker_id="w1")
     await queue.open()
@@ -106,7 +106,7 @@ async def test_a_queues_vitals_count_workers_and_jobs(any_broker_url: str, link:
 
 
 async def test_a_probe_leaves_nothing_behind(any_broker_url: str, link: Link, keys: Keys) -> None:
-    """Inside its context a probe is a running run with a log; afterwards there is nothing of it."""
+    """Inside its context a probe is a running run with a log, and afterwards none of its keys exists."""
     probe = ProbeRun(Endpoint(any_broker_url), keys, owner="me")
     async with probe:
         await probe.write("a")
@@ -114,13 +114,13 @@ async def test_a_probe_leaves_nothing_behind(any_broker_url: str, link: Link, ke
         assert info is not None
         assert (info.status, info.owner) == ("running", "me")
         for name in (keys.run(probe.run_id), keys.events(probe.run_id)):
-            assert await link.call("TTL", name) in range(1, 61)  # whatever becomes of who wrote it
+            assert await link.call("TTL", name) in range(1, 61)  # so the keys expire if the process is killed
         assert await link.call("XLEN", keys.events(probe.run_id)) == 2
     assert await link.call("EXISTS", keys.run(probe.run_id), keys.events(probe.run_id)) == 0
 
 
-async def test_a_broker_that_is_away_is_told(keys: Keys) -> None:
-    """Where nothing listens, each of them says that Redis does not answer."""
+async def test_an_unreachable_broker_is_reported(keys: Keys) -> None:
+    """If nothing listens at the address, each query raises an error that says that Redis does not answer."""
     nowhere = Endpoint("redis://127.0.0.1:1")
     with pytest.raises(BrokerUnavailable, match="does not answer"):
         await listed("redis://127.0.0.1:1", keys, "q")

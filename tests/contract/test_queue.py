@@ -1,4 +1,4 @@
-"""What the job queue promises, over fakeredis and real servers alike."""
+"""The contract of the job queue, on fakeredis and real servers."""
 
 import asyncio
 import time
@@ -55,7 +55,7 @@ async def attempt_at(queue: JobQueue, claim: Claim) -> int:
 
 
 async def test_job_reaches_one_worker(submitter: JobSubmitter, queue: JobQueue, other_queue: JobQueue) -> None:
-    """A job submitted is claimed by exactly one of two waiting workers, unchanged."""
+    """Exactly one of two waiting workers claims a submitted job, unchanged."""
     sent = [job() for _ in range(3)]
     waiting = [asyncio.create_task(claimed(queue)), asyncio.create_task(claimed(other_queue))]
     for one in sent:
@@ -67,10 +67,10 @@ async def test_job_reaches_one_worker(submitter: JobSubmitter, queue: JobQueue, 
     assert await submitter.outstanding() == 3
 
 
-async def test_a_subscription_and_its_job_leave_in_one_write(
+async def test_subscription_and_job_are_sent_in_one_write(
     submitter: JobSubmitter, link: Link, keys: Keys, written: list[bytes]
 ) -> None:
-    """What a new run needs of the broker is sent at once, in this order: subscribe, describe, admit."""
+    """The commands of a new run are sent in one write, in the order SUBSCRIBE, create_run, admit."""
     sent = job()
     subscribed = link.subscribe(keys.events(sent.run_id).encode(), lambda _: None)
     await submitter.submit(sent, ttl_s=60)
@@ -87,7 +87,7 @@ async def test_a_subscription_and_its_job_leave_in_one_write(
 async def test_job_submitted_before_any_worker_is_not_lost(
     submitter: JobSubmitter, any_broker_url: str, link: Link, keys: Keys
 ) -> None:
-    """The first worker ever finds jobs that were enqueued before it came."""
+    """The first worker of a queue claims jobs that were enqueued before it started."""
     await submitter.submit(sent := job(), ttl_s=60)
     queue = JobQueue(Endpoint(any_broker_url), link, keys, "q", worker_id="w")
     await queue.open()
@@ -96,7 +96,7 @@ async def test_job_submitted_before_any_worker_is_not_lost(
 
 
 async def test_full_queue_refuses_and_leaves_nothing(submitter: JobSubmitter, link: Link, keys: Keys) -> None:
-    """Over its bound the queue refuses with a time to retry after, and keeps no trace of the refused run."""
+    """A full queue refuses a job with a time to retry, and stores nothing of the refused run."""
     for _ in range(3):
         await submitter.submit(job(), ttl_s=60)
     with pytest.raises(QueueFull) as refused:
@@ -107,7 +107,7 @@ async def test_full_queue_refuses_and_leaves_nothing(submitter: JobSubmitter, li
 
 
 async def test_finished_job_makes_room(submitter: JobSubmitter, queue: JobQueue, link: Link, keys: Keys) -> None:
-    """A job counts as outstanding until it is finished."""
+    """A job is outstanding until it is finished."""
     await submitter.submit(sent := job(), ttl_s=60)
     claim = await claimed(queue)
     assert await attempt_at(queue, claim) == 1
@@ -118,14 +118,14 @@ async def test_finished_job_makes_room(submitter: JobSubmitter, queue: JobQueue,
 
 
 async def test_attempts_are_counted(submitter: JobSubmitter, queue: JobQueue) -> None:
-    """Each begin of the same queue entry is the next attempt."""
+    """Each ``begin`` of the same queue entry starts the next attempt."""
     await submitter.submit(job(), ttl_s=60)
     claim = await claimed(queue)
     assert [await attempt_at(queue, claim) for _ in range(3)] == [1, 2, 3]
 
 
 async def test_job_enqueued_twice_runs_once(submitter: JobSubmitter, queue: JobQueue) -> None:
-    """A job that stands in the queue twice (an enqueue sent again after a lost reply) is begun once."""
+    """If a job is in the queue twice (it was sent again after a lost reply), only one entry begins an attempt."""
     sent = job()
     await submitter.submit(sent, ttl_s=60)
     await submitter.submit(sent, ttl_s=60)
@@ -147,7 +147,7 @@ async def test_only_the_holder_finishes(submitter: JobSubmitter, queue: JobQueue
 
 
 async def test_foreign_entry_is_removed(queue: JobQueue, submitter: JobSubmitter, link: Link, keys: Keys) -> None:
-    """An entry that is no job is removed instead of coming back for ever; the next job is claimed."""
+    """An entry that is not a job is removed, and the next job is claimed."""
     await link.call("XADD", keys.jobs("q"), "*", "job", "nonsense")
     await link.call("XADD", keys.jobs("q"), "*", "other", "x")
     await submitter.submit(sent := job(), ttl_s=60)
@@ -159,7 +159,7 @@ async def test_foreign_entry_is_removed(queue: JobQueue, submitter: JobSubmitter
 async def test_workers_are_counted_while_they_live(
     submitter: JobSubmitter, any_broker_url: str, keys: Keys, link: Link
 ) -> None:
-    """A worker counts as alive from its start until it leaves, and leaves no consumer behind."""
+    """A worker counts as alive from ``open`` to ``close``, and ``close`` removes its consumer."""
     assert await submitter.workers_alive() == 1
     other = JobQueue(Endpoint(any_broker_url), link, keys, "q", worker_id="w2")
     await other.open()
@@ -171,10 +171,10 @@ async def test_workers_are_counted_while_they_live(
     assert b"w2" not in str(consumers).encode()
 
 
-async def test_attempts_count_on_where_the_log_is_lost(
+async def test_attempts_are_counted_if_the_log_is_lost(
     queue: JobQueue, submitter: JobSubmitter, link: Link, keys: Keys
 ) -> None:
-    """The run's hash knows how often it was begun, too."""
+    """If the replay log is lost, the attempts continue from the count in the run's hash."""
     await submitter.submit(sent := job(), ttl_s=60)
     claim = await claimed(queue)
     assert await attempt_at(queue, claim) == 1
@@ -183,7 +183,7 @@ async def test_attempts_count_on_where_the_log_is_lost(
 
 
 async def test_a_begin_sent_again_after_a_lost_reply_counts_once(link: Link, keys: Keys) -> None:
-    """The same token is the same attempt, and stores nothing more; another token is the next attempt."""
+    """A second ``begin`` with the same token returns the same attempt, and another token begins the next attempt."""
     run_id = job().run_id
     names = [keys.run(run_id), keys.events(run_id)]
 
@@ -195,10 +195,8 @@ async def test_a_begin_sent_again_after_a_lost_reply_counts_once(link: Link, key
     assert await link.call("XLEN", names[1]) == 2
 
 
-async def test_worker_outlives_an_emptied_broker(
-    queue: JobQueue, submitter: JobSubmitter, link: Link, keys: Keys
-) -> None:
-    """If the queue and its group are gone, the next claim makes them again."""
+async def test_a_lost_queue_is_created_again(queue: JobQueue, submitter: JobSubmitter, link: Link, keys: Keys) -> None:
+    """If the broker lost the queue and its group, the next claim creates them again."""
     await link.call("DEL", keys.jobs("q"))
     assert await queue.claim() is None
     await submitter.submit(sent := job(), ttl_s=60)
@@ -206,7 +204,7 @@ async def test_worker_outlives_an_emptied_broker(
 
 
 async def test_waiting_for_jobs_does_not_spin(queue: JobQueue) -> None:
-    """An empty queue is waited for, even over a server whose blocking read returns at once."""
+    """A claim of an empty queue waits, even on a server whose blocking read returns at once."""
     claims = 0
     async with asyncio.timeout(TIMEOUT_S):
         started = time.monotonic()
@@ -219,7 +217,7 @@ async def test_waiting_for_jobs_does_not_spin(queue: JobQueue) -> None:
 async def test_expired_lease_is_taken_over_once(
     submitter: JobSubmitter, queue: JobQueue, other_queue: JobQueue
 ) -> None:
-    """A job not renewed within the lease goes to exactly one other worker, and its first holder learns it."""
+    """Exactly one other worker reclaims a job whose lease expired, and ``renew`` reports this to the first worker."""
     await submitter.submit(sent := job(), ttl_s=60)
     claim = await claimed(queue)
     assert await other_queue.reclaim(60) is None
@@ -233,7 +231,7 @@ async def test_expired_lease_is_taken_over_once(
 
 
 async def test_renewed_lease_is_kept(submitter: JobSubmitter, queue: JobQueue, other_queue: JobQueue) -> None:
-    """A lease renewed in time is not taken over."""
+    """A lease that is renewed in time is not reclaimed."""
     await submitter.submit(job(), ttl_s=60)
     claim = await claimed(queue)
     for _ in range(5):
@@ -245,7 +243,7 @@ async def test_renewed_lease_is_kept(submitter: JobSubmitter, queue: JobQueue, o
 async def test_expired_leases_behind_many_held_ones_are_found(
     link: Link, keys: Keys, other_queue: JobQueue, queue: JobQueue
 ) -> None:
-    """A reclaim looks past any number of healthy leases."""
+    """A reclaim finds an expired lease after any number of valid leases."""
     submitter = JobSubmitter(link, keys, "q", max_queued=100)
     for _ in range(40):
         await submitter.submit(job(), ttl_s=60)
@@ -255,10 +253,10 @@ async def test_expired_leases_behind_many_held_ones_are_found(
     assert (await reclaimed(other_queue, 0.3)).job == held[-1].job
 
 
-async def test_renewing_in_an_emptied_broker_is_not_a_loss(
+async def test_renewing_after_the_broker_lost_the_queue_keeps_the_lease(
     submitter: JobSubmitter, queue: JobQueue, link: Link, keys: Keys
 ) -> None:
-    """If the queue is gone, nobody else has the job: its worker goes on."""
+    """If the broker lost the queue, ``renew`` does not report the lease as lost: no other worker has the job."""
     await submitter.submit(job(), ttl_s=60)
     claim = await claimed(queue)
     await link.call("DEL", keys.jobs("q"))
@@ -268,7 +266,7 @@ async def test_renewing_in_an_emptied_broker_is_not_a_loss(
 async def test_job_handed_back_is_taken_at_once(
     submitter: JobSubmitter, queue: JobQueue, other_queue: JobQueue
 ) -> None:
-    """A job handed back needs no lease to expire, and the attempt does not count against the run."""
+    """A handed-back job is reclaimed before its lease expires, and ``begin`` returns the number of hand-backs."""
     await submitter.submit(job(), ttl_s=60)
     claim = await claimed(queue)
     assert await attempt_at(queue, claim) == 1
@@ -280,7 +278,7 @@ async def test_job_handed_back_is_taken_at_once(
     assert (begun.attempt, begun.hand_backs) == (2, 1)
 
 
-async def test_dead_consumers_are_forgotten_unless_they_hold_a_job(
+async def test_dead_consumers_are_removed_unless_they_hold_a_job(
     submitter: JobSubmitter,
     queue: JobQueue,
     any_broker_url: str,
@@ -288,7 +286,7 @@ async def test_dead_consumers_are_forgotten_unless_they_hold_a_job(
     link: Link,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Consumers of killed workers do not pile up; one that still holds a job is kept, and so is the job."""
+    """``prune`` removes the consumers of dead workers, except a consumer that still holds a job."""
     monkeypatch.setattr("agentstream.store.queue.DEAD_CONSUMER_IDLE_MS", 50)
     await submitter.submit(job(), ttl_s=60)
     for name in ("holds", "gone"):
@@ -313,7 +311,7 @@ async def reclaimed(queue: JobQueue, lease_s: float) -> Claim:
 
 
 async def test_limits_of_a_key(submitter: JobSubmitter, queue: JobQueue) -> None:
-    """A key over its active runs or its requests a minute is refused with a time to retry; others are not."""
+    """An API key that reached a limit is refused with a time to retry, and other keys are not refused."""
     first = job().model_copy(update={"limited": True})
     await submitter.check_limits(first, max_runs=1, max_requests_per_minute=0, ttl_s=60)
     await submitter.submit(first, ttl_s=60)
@@ -330,17 +328,17 @@ async def test_limits_of_a_key(submitter: JobSubmitter, queue: JobQueue) -> None
         await submitter.check_limits(job(), max_runs=0, max_requests_per_minute=2, ttl_s=60)
 
 
-def test_retry_after_follows_the_drain_rate() -> None:
-    """A refused client is told to come back when a tenth of the queue will have been worked off, within bounds."""
+def test_retry_after_follows_the_removal_rate() -> None:
+    """Retry-After is the time in which a tenth of the jobs will be removed, within bounds."""
     rate = _RemovalRate()
     assert rate.retry_after_s(1000, 500, 100) == 5
     assert rate.retry_after_s(1000, 600, 110) == 10  # 10 jobs a second
-    assert rate.retry_after_s(1000, 400, 111) == 5  # another queue: the count went back
-    assert rate.retry_after_s(1000, 400, 121) == 60  # nothing moves
+    assert rate.retry_after_s(1000, 400, 111) == 5  # the count decreased, so it is another queue
+    assert rate.retry_after_s(1000, 400, 121) == 60  # no job was removed
 
 
-async def test_what_waits_is_told_with_its_age(submitter: JobSubmitter, queue: JobQueue) -> None:
-    """Jobs wait until a worker takes them, not until they are done; the age is the oldest waiting one's."""
+async def test_the_backlog_has_waiting_jobs_and_their_age(submitter: JobSubmitter, queue: JobQueue) -> None:
+    """The backlog counts a job as waiting until a worker claims it, and has the age of the oldest waiting job."""
     assert await submitter.backlog() == Backlog(0, 0, 0)
     await submitter.submit(job(), ttl_s=60)
     await asyncio.sleep(0.05)
@@ -359,18 +357,18 @@ async def test_what_waits_is_told_with_its_age(submitter: JobSubmitter, queue: J
     assert await submitter.backlog() == Backlog(0, 0, 0)
 
 
-async def test_a_queue_without_a_worker_ever_waits_as_a_whole(submitter: JobSubmitter) -> None:
-    """Before the first worker has come there is no group to ask, and every job waits."""
+async def test_all_jobs_wait_before_the_first_worker(submitter: JobSubmitter) -> None:
+    """Before the first worker has created the group, all jobs of the queue count as waiting."""
     for _ in range(2):
         await submitter.submit(job(), ttl_s=60)
     backlog = await submitter.backlog()
     assert (backlog.jobs, backlog.waiting) == (2, 2)
 
 
-async def test_progress_is_noted_by_the_worker_that_runs_it_alone(
+async def test_only_the_worker_of_a_run_stores_its_progress(
     submitter: JobSubmitter, queue: JobQueue, other_queue: JobQueue, link: Link, keys: Keys
 ) -> None:
-    """A run's hash tells agent and tokens as its own worker last said; nobody else may, and no hash is remade."""
+    """Only the worker that runs a run can store agent and tokens in its hash, and a lost hash is not created again."""
     await submitter.submit(sent := job(), ttl_s=60)
     claim = await claimed(queue)
     await attempt_at(queue, claim)

@@ -1,4 +1,4 @@
-"""What a worker that serves several queues promises, over fakeredis and real servers alike."""
+"""The contract of a worker that serves several queues, on fakeredis and real servers."""
 
 import asyncio
 import contextlib
@@ -23,32 +23,32 @@ LEASE_S = 0.5
 
 
 class RecordingRunner:
-    """Takes note of the queue of each job it is given, and of how many it has at once."""
+    """Records the queue of each job that it runs, and how many jobs run at once."""
 
-    def __init__(self, queue: JobQueue, name: str, log: "Log") -> None:
+    def __init__(self, queue: JobQueue, name: str, history: "History") -> None:
         self._queue = queue
         self._name = name
-        self._log = log
+        self._history = history
 
     async def execute(self, claim: Claim, called_again: asyncio.Future[bool] | None = None) -> None:
-        log = self._log
+        history = self._history
         if called_again is not None:
             called_again.set_result(True)
-        log.now += 1
-        log.most = max(log.most, log.now)
-        log.queues.append(self._name)
-        log.news.set()
-        await asyncio.wait_for(log.gate.wait(), TIMEOUT_S)
+        history.now += 1
+        history.most = max(history.most, history.now)
+        history.queues.append(self._name)
+        history.news.set()
+        await asyncio.wait_for(history.gate.wait(), TIMEOUT_S)
         await asyncio.sleep(0.005)
         await self._queue.finish(claim)
-        log.now -= 1
+        history.now -= 1
 
     def stop_all(self) -> None:
-        """Nothing is to be stopped: the gate is open by then."""
+        """Do nothing, because the gate is open and all runs end."""
 
 
-class Log:
-    """What the runners of one worker process have done; runs go on while the gate is open."""
+class History:
+    """The jobs that the runners of one worker process have run. Runs finish while the gate is open."""
 
     def __init__(self) -> None:
         self.queues: list[str] = []
@@ -59,7 +59,7 @@ class Log:
         self.gate.set()
 
     async def until(self, count: int) -> None:
-        """Return when so many jobs have begun."""
+        """Return when ``count`` jobs have begun."""
         async with asyncio.timeout(TIMEOUT_S):
             while len(self.queues) < count:
                 self.news.clear()
@@ -67,7 +67,7 @@ class Log:
 
 
 class Site:
-    """Queues a and b, and worker processes that serve both."""
+    """Queues a and b, and workers that serve both."""
 
     def __init__(self, url: str, link: Link, keys: Keys) -> None:
         self._url = url
@@ -81,18 +81,18 @@ class Site:
             await self.submitters[queue].submit(job, ttl_s=60)
 
     @contextlib.asynccontextmanager
-    async def worker(self, slots: int, *, held: bool = False) -> AsyncIterator[Log]:
-        """Serve both queues in one process with so many slots; runs that are held wait for the gate."""
-        log, stop, shared = Log(), asyncio.Event(), Slots(slots)
+    async def worker(self, slots: int, *, held: bool = False) -> AsyncIterator[History]:
+        """Serve both queues with shared ``slots``. If ``held``, runs wait until the gate is opened."""
+        history, stop, shared = History(), asyncio.Event(), Slots(slots)
         if held:
-            log.gate.clear()
+            history.gate.clear()
         async with asyncio.TaskGroup() as tasks:
             for name in self.submitters:
                 queue = self.queue(name, f"w-{new_run_id()}")
                 await queue.open()
                 worker = Worker(
                     queue,
-                    cast("Runner", RecordingRunner(queue, name, log)),
+                    cast("Runner", RecordingRunner(queue, name, history)),
                     Leases(queue, LEASE_S),
                     slots=shared,
                     drain_timeout_s=TIMEOUT_S,
@@ -100,9 +100,9 @@ class Site:
                 )
                 tasks.create_task(worker.run(stop))
             try:
-                yield log
+                yield history
             finally:
-                log.gate.set()
+                history.gate.set()
                 stop.set()
 
     def queue(self, name: str, worker_id: str) -> JobQueue:
@@ -116,33 +116,33 @@ def site(any_broker_url: str, link: Link, keys: Keys) -> Site:
 
 @pytest.mark.parametrize("slots", [1, 3])
 async def test_a_worker_takes_no_more_than_it_has_slots(site: Site, slots: int) -> None:
-    """However many queues have jobs, a worker holds as many as it has slots, and leaves the others in their queues."""
+    """A worker holds at most as many jobs as it has slots, and leaves the other jobs in their queues."""
     for queue in "ab":
         await site.submit(queue, 10)
-    async with site.worker(slots, held=True) as log:
-        await log.until(slots)
+    async with site.worker(slots, held=True) as history:
+        await history.until(slots)
         await asyncio.sleep(0.3)
-        assert len(log.queues) == slots
-        log.gate.set()
-        await log.until(20)
-        assert log.most <= slots
+        assert len(history.queues) == slots
+        history.gate.set()
+        await history.until(20)
+        assert history.most <= slots
     assert [await submitter.outstanding() for submitter in site.submitters.values()] == [0, 0]
 
 
 async def test_a_busy_queue_does_not_starve_another(site: Site) -> None:
-    """With one slot for both, a job of one queue is begun while many of the other are still waiting."""
+    """With one slot for two queues, a job of one queue begins while many jobs of the other queue still wait."""
     await site.submit("a", 40)
-    async with site.worker(1) as log:
-        await log.until(3)
+    async with site.worker(1) as history:
+        await history.until(3)
         await site.submit("b", 2)
-        await log.until(42)
-        begun = [place for place, queue in enumerate(log.queues) if queue == "b"]
+        await history.until(42)
+        begun = [place for place, queue in enumerate(history.queues) if queue == "b"]
     assert len(begun) == 2
     assert begun[-1] < 30
 
 
 async def test_expired_leases_of_every_queue_are_taken_over(site: Site) -> None:
-    """A dead worker's jobs are taken over from each queue, even by a worker with one slot for both."""
+    """A worker with one slot for two queues reclaims the jobs of a dead worker from both queues."""
     dead = [site.queue(name, "dead") for name in "ab"]
     for name, queue in zip("ab", dead, strict=True):
         await queue.open()
@@ -150,8 +150,8 @@ async def test_expired_leases_of_every_queue_are_taken_over(site: Site) -> None:
         async with asyncio.timeout(TIMEOUT_S):
             while await queue.claim() is None:
                 pass
-    async with site.worker(1) as log:
-        await log.until(2)
-        assert sorted(log.queues) == ["a", "b"]
+    async with site.worker(1) as history:
+        await history.until(2)
+        assert sorted(history.queues) == ["a", "b"]
     for queue in dead:
         await queue.close()

@@ -1,4 +1,4 @@
-"""An item that is no event, behind good ones: in the machine, and all the way from a message to a client."""
+"""An invalid item after valid ones: in the stream machine, and all the way from a message to a client."""
 
 import asyncio
 from collections.abc import Callable
@@ -23,12 +23,12 @@ NO_EVENTS: list[Any] = [7, None, {}, [], ["x"], [1, {}], [["x"], {}]]
 
 
 def payload(seq: int, *items: Any) -> bytes:
-    """Return a message as another process would send it."""
+    """Return a message as another process sends it."""
     return orjson.dumps({"v": 1, "a": 1, "s": seq, "e": items})
 
 
 class OneRunLink:
-    """A link with one channel and one log."""
+    """A link with one channel and one replay log."""
 
     def __init__(self) -> None:
         self.subscribers: set[RunFeed] = set()
@@ -59,30 +59,30 @@ class OneRunLink:
         return feed
 
 
-class TakesAll:
-    """A client that takes everything."""
+class FastClient:
+    """A client that accepts all bytes at once."""
 
     def __init__(self) -> None:
         self.sent = b""
         self.ended = False
 
     async def prepare(self) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def write(self, data: bytes) -> bool:
         self.sent += data
         return False
 
     async def wait_writable(self) -> None:
-        """At once."""
+        """Return at once."""
 
     async def end(self) -> None:
         self.ended = True
 
 
 @pytest.mark.parametrize("item", NO_EVENTS, ids=repr)
-def test_machine_refuses_an_item_that_is_no_event(item: Any) -> None:
-    """``receive`` raises BusError with the item's place; the machine can still end its stream with an error frame."""
+def test_the_machine_refuses_an_invalid_item(item: Any) -> None:
+    """``receive`` raises BusError with the item's position, and the machine can still send an error frame."""
     machine = ChatStream(HEAD, StreamOptions())
     with pytest.raises(BusError, match=r"1-3"):
         machine.receive(Batch(1, 1, ["a", "b", item, "c"]))
@@ -93,9 +93,9 @@ def test_machine_refuses_an_item_that_is_no_event(item: Any) -> None:
 
 
 @pytest.mark.parametrize("item", NO_EVENTS, ids=repr)
-async def test_a_stream_ends_at_a_message_that_cannot_be_read(item: Any) -> None:
-    """Events before the bad item's message are sent, none of that message, and an error frame names where it stops."""
-    link, client = OneRunLink(), TakesAll()
+async def test_a_stream_ends_at_an_invalid_message(item: Any) -> None:
+    """The stream sends the events before the invalid message, and then an error frame that names the position."""
+    link, client = OneRunLink(), FastClient()
     pump = StreamPump(
         ChatStream(HEAD, StreamOptions()), cast("RawWriter", client), FlushScheduler(), replay_word_delay_ms=0
     )
@@ -111,21 +111,21 @@ async def test_a_stream_ends_at_a_message_that_cannot_be_read(item: Any) -> None
     assert texts(messages) == ["a", "\n\n", messages[-2][1]["choices"][0]["delta"]["content"]]
     error = messages[-2][1]["agent_error"]
     assert error["code"] == STREAM_LOST
-    assert "events 1-2 and after" in error["message"]
+    assert "events from 1-2 on" in error["message"]
     assert messages[-1] == (None, "[DONE]")
     assert client.ended
     assert not pump.ended
 
 
-async def test_a_past_that_cannot_be_read_is_told_and_not_waited_for() -> None:
-    """A log with a bad item behind good ones fails ``open_from_log`` by name, and a collector's wait."""
+async def test_an_invalid_log_ends_open_from_log_and_the_collector() -> None:
+    """If the replay log has an invalid item, ``open_from_log`` and a collector's wait raise an error that names it."""
     link, collector = OneRunLink(), Collector(CHAT_VIEW.fold(HEAD))
     link.log = [payload(1, "a"), payload(2, "b", 7)]
     feed = link.feed(collector)
     async with asyncio.timeout(TIMEOUT_S):
-        with pytest.raises(BusError, match="events 1-2 and after"):
+        with pytest.raises(BusError, match="events from 1-2 on"):
             await feed.open_from_log()
-        with pytest.raises(RunFailed, match="events 1-2 and after"):
+        with pytest.raises(RunFailed, match="events from 1-2 on"):
             await collector.wait_ended()
     assert collector.fold.body()["choices"][0]["message"]["content"] == "a"
     assert not collector.ended

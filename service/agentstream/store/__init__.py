@@ -1,1 +1,1 @@
-"""L2: Redis. The bus (events of runs), the queue (jobs), and the one shared connection under both."""
+"""Redis: the event bus, the job queue, and the connection that both share; nothing here knows HTTP or agents."""

@@ -1,9 +1,9 @@
 """The job queue: a Redis Stream with a consumer group.
 
-An entry stays until its run is over, so the stream's length is the outstanding work.
+An entry stays until its run is over, so the length of the stream is the number of outstanding jobs.
 
-A worker holds an entry while it renews its lease; any worker takes over an entry whose lease ran out. XCLAIM and
-XACK ignore who owns an entry, so renewing, handing back and finishing are scripts that ask first.
+A worker holds an entry as long as it renews its lease. Any worker may take over an entry whose lease expired. XCLAIM
+and XACK do not check which worker holds an entry. So renewing, handing back and finishing are scripts that check it.
 """
 
 import asyncio
@@ -31,35 +31,36 @@ from agentstream.store.scripts import SCRIPTS
 
 log = logging.getLogger(__name__)
 
-CLAIM_BLOCK_S: Final = 1.0  # one blocking read; ends sooner when a job comes; bounds how long a stop takes
-SHORT_CLAIM_BLOCK_S: Final = 0.02  # the same, while another queue's turn waits for it to end
-# A server whose blocking read returns at once (fakeredis) must not make us spin.
+# Duration of one blocking read. It ends early when a job arrives. A worker that stops waits for it.
+CLAIM_BLOCK_S: Final = 1.0
+SHORT_CLAIM_BLOCK_S: Final = 0.02  # the same, if another queue or a reclaim waits for the slot
+# If a blocking read returns earlier than this without a job (fakeredis), the worker pauses so that it does not spin.
 MIN_EMPTY_CLAIM_S: Final = 0.01
-# What a job handed back claims to have been idle: longer than any lease.
+# The idle time that a handed-back job gets: longer than any lease, so that the next reclaim takes the job.
 HANDED_BACK_IDLE_MS: Final = 24 * 3600 * 1000
-# A worker that has not asked for work for so long is dead: a live one asks every CLAIM_BLOCK_S.
+# A consumer that is idle for longer belongs to a dead worker: a live worker reads every CLAIM_BLOCK_S.
 DEAD_CONSUMER_IDLE_MS: Final = 3600 * 1000
-# A command that takes longer met a broker that was away: a healthy one answers within milliseconds.
+# If a command takes longer, the broker stalled: a healthy broker answers within milliseconds.
 STALL_S: Final = 1.0
-_STALLED: Final = "the broker stalled; leases that ran out meanwhile say nothing"
+_STALLED: Final = "the broker stalled, so workers could not renew their leases; nothing is reclaimed now"
 HEARTBEAT_INTERVAL_S: Final = 3.0
-HEARTBEAT_VALID_S: Final = 10  # three beats: a worker that is alive but busy is not called dead
-FULL_QUEUE_RETRY_AFTER_S: Final = 5
+HEARTBEAT_VALID_S: Final = 10  # three heartbeats, so that a busy worker does not count as dead
+FULL_QUEUE_RETRY_AFTER_S: Final = 5  # without a recent sample of the removal rate
 MAX_RETRY_AFTER_S: Final = 60
-MAX_CONVERSATION_BYTES: Final = 256 << 10  # a run's copy of it; about 64,000 tokens
+MAX_CONVERSATION_BYTES: Final = 256 << 10  # of the conversation in a run's hash; about 64,000 tokens
 REMOVAL_SAMPLE_VALID_S: Final = 60
-# The second is fakeredis', whose "ERR " redis-py takes off and the link does not.
+# The second and third are fakeredis' text. redis-py removes its "ERR ", the link does not.
 _NO_GROUP_ERRORS: Final = (
     "NOGROUP",
     "The XGROUP subcommand requires the key",
     "ERR The XGROUP subcommand requires the key",
 )
-_FIRST_ENTRY: Final = "0"  # a group that starts at $ would skip jobs enqueued before its first worker
+_FIRST_ENTRY: Final = "0"  # a group that starts at $ skips jobs that were enqueued before the first worker
 
 
 @contextlib.contextmanager
 def _map_redis_errors() -> Iterator[None]:
-    """Raise redis-py's errors as ours; redis stays inside ``store``."""
+    """Raise BrokerUnavailable for every error of redis-py, so that other packages need not know redis-py."""
     try:
         yield
     except RedisError as exc:
@@ -67,11 +68,14 @@ def _map_redis_errors() -> Iterator[None]:
         raise BrokerUnavailable(message) from exc
 
 
-async def _reply_within(asked: Awaitable[Reply], timeout_s: float) -> Reply:
-    """Return what was asked over a link, which would wait for a broker that is away; raises BrokerUnavailable."""
+async def _reply_within(pending: Awaitable[Reply], timeout_s: float) -> Reply:
+    """Return the reply of a link; raises BrokerUnavailable after ``timeout_s`` or for an error reply.
+
+    Without the timeout the link would wait until the broker is reachable again.
+    """
     try:
         async with asyncio.timeout(timeout_s):
-            return await asked
+            return await pending
     except TimeoutError as exc:
         message = f"Redis did not answer within {timeout_s:g} s"
         raise BrokerUnavailable(message) from exc
@@ -82,7 +86,10 @@ async def _reply_within(asked: Awaitable[Reply], timeout_s: float) -> Reply:
 
 @dataclass(frozen=True, slots=True)
 class Backlog:
-    """A queue's outstanding jobs, those no worker has taken, and the oldest one's age. -1: the server may not tell."""
+    """The outstanding jobs of a queue, the jobs that no worker has taken, and the age (s) of the oldest of these.
+
+    ``waiting`` and ``oldest_s`` are -1 if the Redis user may not read them.
+    """
 
     jobs: int
     waiting: int
@@ -91,7 +98,7 @@ class Backlog:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A job held by this worker: its queue entry, what to run, and since when its lease may run (monotonic, s)."""
+    """A job that this worker holds, and its queue entry. Its lease began at ``lease_since_s`` (monotonic) or later."""
 
     entry_id: str
     job: Job
@@ -100,9 +107,10 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class BegunAttempt:
-    """A begun attempt: its number, whether a cancel was asked for, and its first batch as it is stored.
+    """An attempt that has begun, and its first batch as it is stored.
 
-    ``waited_s`` is how long its job has been in the queue, by the server's clock.
+    ``hand_backs`` is how many attempts of the run were handed back. ``waited_s`` is the time that the job was in the
+    queue, by the server's clock.
     """
 
     attempt: int
@@ -113,26 +121,27 @@ class BegunAttempt:
 
 
 def _kept_for_responses(job: Job) -> tuple[str | bytes, ...]:
-    """Return the fields of the run's hash that the Responses API reads."""
+    """Return the fields and values of the run's hash that only the Responses API reads."""
     if job.response is None:
         return ()
     fields: tuple[str | bytes, ...] = (RESPONSE, orjson.dumps(job.response))
     if job.response.get("store", True):
-        instructed = job.response.get("instructions") is not None  # they stand first, and are for this run alone
-        conversation = orjson.dumps(job.request["messages"][1 if instructed else 0 :])
+        # Instructions are the first message, and apply to this run only.
+        has_instructions = job.response.get("instructions") is not None
+        conversation = orjson.dumps(job.request["messages"][1 if has_instructions else 0 :])
         if len(conversation) <= MAX_CONVERSATION_BYTES:
             fields += (CONVERSATION, conversation)
     return fields
 
 
 class _RemovalRate:
-    """How fast the queue empties, from what refusals tell of it."""
+    """Estimates how fast jobs leave the queue, from the counts that ``admit.lua`` returns with a refusal."""
 
     def __init__(self) -> None:
         self._sample: tuple[int, int] | None = None  # jobs ever removed, server time in s
 
     def retry_after_s(self, outstanding: int, removed: int, now_s: int) -> int:
-        """Return when about a tenth of the queue will have been worked off; a guess without an earlier sample."""
+        """Return the time (s) until about a tenth of the jobs is done; a fixed time if there is no recent sample."""
         earlier = self._sample
         if earlier is None or removed < earlier[0] or now_s - earlier[1] > REMOVAL_SAMPLE_VALID_S:
             self._sample = (removed, now_s)
@@ -147,7 +156,7 @@ class JobSubmitter:
     """The front end's side of the queue."""
 
     def __init__(self, link: Link, keys: Keys, queue: str, *, max_queued: int) -> None:
-        """Bind the link and the queue's name and bound."""
+        """Store the link, the queue's name and its bound."""
         self._link = link
         self._keys = keys
         self._queue = queue
@@ -155,31 +164,31 @@ class JobSubmitter:
         self._removal_rate = _RemovalRate()
 
     def submit(self, job: Job, *, ttl_s: int) -> Awaitable[None]:
-        """Enqueue; what is returned is done when it is, or raises QueueFull.
+        """Enqueue the job. The returned awaitable is done when the job is in the queue; it raises QueueFull.
 
-        It goes out with what else this turn of the loop sends. ``ttl_s`` bounds the run's hash, and covers its whole
-        life. Sent again after a lost reply the job may stand in the queue twice; the worker that begins it second
-        is told so (``begin.lua``).
+        The commands are sent together with the other commands of this turn of the event loop. ``ttl_s`` is the TTL of
+        the run's hash and must cover the whole run. If the commands are sent again after a lost reply, the job may be
+        in the queue twice. Then ``begin.lua`` begins an attempt for one of the two entries only.
         """
         run = self._keys.run(job.run_id)
-        described = (
+        fields = (
             *("status", "queued", "owner", job.owner, "model", job.request["model"], "created", job.created),
             *("include_usage", int(job.include_usage)),
             *((TRACEPARENT, job.traceparent) if job.traceparent else ()),
             *_kept_for_responses(job),
         )
-        asked = asyncio.gather(  # in this order, and with the subscription before them
-            self._link.start_script_call("create_run", [run], ttl_s, *described),
+        replies = asyncio.gather(  # the server runs them in this order, after the subscription
+            self._link.start_script_call("create_run", [run], ttl_s, *fields),
             self._link.start_script_call("admit", [self._keys.jobs(self._queue)], self._max_queued, job.encode()),
         )
-        return self._admitted(job, asked)
+        return self._admitted(job, replies)
 
-    async def _admitted(self, job: Job, asked: Awaitable[tuple[Reply, Reply]]) -> None:
-        """Raise QueueFull, and take back what was sent, unless the job is in the queue."""
-        new, admitted = await asked
+    async def _admitted(self, job: Job, replies: Awaitable[tuple[Reply, Reply]]) -> None:
+        """Return if the job is in the queue. Else remove the keys of the run, and raise QueueFull."""
+        new, admitted = await replies
         if isinstance(admitted, list):
             run = self._keys.run(job.run_id)
-            if new:  # else a run of this id may have been admitted: this is a request repeated under its key
+            if new:  # else the run existed before: a client repeated the request under its idempotency key
                 await self._link.call("DEL", run)
             if job.limited:
                 await self._link.call("ZREM", self._keys.active_runs(job.owner), job.run_id)
@@ -188,7 +197,7 @@ class JobSubmitter:
             raise QueueFull(message, retry_after_s=self._removal_rate.retry_after_s(outstanding, removed, now_s))
 
     async def check_limits(self, job: Job, *, max_runs: int, max_requests_per_minute: int, ttl_s: int) -> None:
-        """Count a request against its owner's limits; raises LimitReached. 0 is no limit."""
+        """Count a request against the limits of its owner; raises LimitReached. A limit of 0 means no limit."""
         keys = [self._keys.active_runs(job.owner), self._keys.requests(job.owner)]
         reached = await self._link.call_script(
             "check_limits", keys, job.run_id, max_runs, max_requests_per_minute, ttl_s
@@ -196,37 +205,37 @@ class JobSubmitter:
         if reached is not None:
             which, used, retry_after_s = reached[0].decode(), int(reached[1]), max(1, int(reached[2]))
             message = (
-                f"this API key has {used} active runs, as many as it may"
+                f"this API key has {used} active runs, which is its limit; wait until a run ends"
                 if which == "runs"
-                else f"this API key has sent {used} requests this minute, as many as it may"
+                else f"this API key has sent {used} requests this minute, which is its limit; try again later"
             )
             raise LimitReached(message, retry_after_s=retry_after_s)
 
     async def outstanding(self) -> int:
-        """Return how many jobs are waiting or running."""
+        """Return the number of jobs that wait or run."""
         return int(await self._link.call("XLEN", self._keys.jobs(self._queue)))
 
     async def backlog(self) -> Backlog:
-        """Return what is outstanding, and what of it waits."""
+        """Return the outstanding jobs of the queue, and how many of them wait for a worker."""
         jobs, waiting, oldest_ms = await self._link.call_script("backlog", [self._keys.jobs(self._queue)], GROUP)
         return Backlog(jobs, waiting, oldest_ms if waiting < 0 else oldest_ms / 1000)
 
     async def workers_alive(self) -> int:
-        """Return how many workers of this queue beat lately."""
+        """Return the number of workers of this queue with a valid heartbeat."""
         return int(await self._link.call_script("count_workers", [self._keys.workers(self._queue)], HEARTBEAT_VALID_S))
 
 
 class JobQueue:
     """A worker's side of the queue.
 
-    What a request waits for (claim, begin, finish) goes over links: the blocking read over one of its own, the rest
-    over the bus's. The upkeep of leases goes over redis-py.
+    Commands that a request waits for use links, which are fast: ``claim`` has its own link for its blocking read,
+    ``begin`` and ``finish`` use the link of the bus. Heartbeats and the upkeep of leases use redis-py.
 
-    Every method raises BrokerUnavailable if Redis cannot be reached or refuses.
+    Every method raises BrokerUnavailable if Redis is unreachable or refuses.
     """
 
     def __init__(self, endpoint: Endpoint, link: Link, keys: Keys, queue: str, *, worker_id: str) -> None:
-        """Bind the names; ``worker_id`` is unique for every process that ever claims."""
+        """Prepare the queue. ``worker_id`` must be unique among all processes that ever claim jobs."""
         self._link = link
         self._claims = Link(endpoint, name="agentstream-claims")
         self._keys = keys
@@ -239,11 +248,11 @@ class JobQueue:
 
     @property
     def reconnects(self) -> int:
-        """How often the connection of its blocking read was made anew."""
+        """How often the link for the blocking read has reconnected."""
         return self._claims.reconnects
 
     async def open(self) -> None:
-        """Make sure the queue and its group exist, and say that this worker is alive."""
+        """Create the queue and its group if they do not exist, and store the first heartbeat."""
         self._claims.open()
         await self._create()
 
@@ -257,7 +266,7 @@ class JobQueue:
         await self.heartbeat()
 
     async def close(self) -> None:
-        """Leave: no longer alive, no consumer left behind unless it still holds jobs."""
+        """Remove the heartbeat, and the consumer unless it still holds jobs; close the connections."""
         try:
             with _map_redis_errors():
                 await self._redis.zrem(self._workers, self.worker_id)
@@ -273,27 +282,27 @@ class JobQueue:
             await self._redis.aclose()
 
     async def heartbeat(self) -> None:
-        """Say that this worker is alive; worth HEARTBEAT_VALID_S."""
+        """Store a heartbeat of this worker, which is valid for HEARTBEAT_VALID_S."""
         await self._script("heartbeat", [self._workers], self.worker_id, HEARTBEAT_VALID_S)
 
     async def claim(self, *, short_block: bool = False) -> Claim | None:
-        """Wait up to CLAIM_BLOCK_S, or less in a hurry, for a job and take it.
+        """Wait up to CLAIM_BLOCK_S for a job and claim it; None if none arrives. ``short_block`` shortens the wait.
 
-        One at a time, so idle workers share a burst. One queue at a time: XREADGROUP counts per stream, and several
-        streams may lie in several slots of a cluster.
+        It claims one job at a time, so that idle workers share a burst. It reads one queue at a time, because COUNT
+        applies to each stream of an XREADGROUP, and because a cluster may hold the streams in different slots.
         """
         started = time.monotonic()
         block_s = SHORT_CLAIM_BLOCK_S if short_block else CLAIM_BLOCK_S
         block = ("COUNT", 1, "BLOCK", int(block_s * 1000))
         try:
-            asked = self._claims.start_call(
+            pending = self._claims.start_call(
                 "XREADGROUP", "GROUP", GROUP, self.worker_id, *block, "STREAMS", self._jobs, ">"
             )
-            reply = await _reply_within(asked, block_s + COMMAND_TIMEOUT_S)
+            reply = await _reply_within(pending, block_s + COMMAND_TIMEOUT_S)
         except BrokerUnavailable as exc:
             if not str(exc.__cause__).startswith(_NO_GROUP_ERRORS):
                 raise
-            log.warning("the queue is gone (a broker that came back empty?); creating it again")
+            log.warning("the queue does not exist; the broker may have lost its data; creating the queue again")
             await self._create()
             return None
         if not reply:
@@ -305,15 +314,15 @@ class JobQueue:
         return await self._decode_claim(entry_id, dict(zip(flat[::2], flat[1::2], strict=True)), lease_since_s=started)
 
     async def reclaim(self, lease_s: float) -> Claim | None:
-        """Take over one job whose worker has not renewed its lease for ``lease_s``; None if there is none.
+        """Take over one job whose worker has not renewed its lease for ``lease_s``; None if there is no such job.
 
-        One at a time: taken ten at a time, an innocent job was once given up beside a poisonous one. Raises
-        BrokerUnavailable also if the broker stalled meanwhile: then leases ran out that nobody could renew.
+        It takes one job at a time. When it took ten, a harmless job was given up together with a job that killed its
+        workers. Raises BrokerUnavailable also if the broker stalled: then leases expired that no worker could renew.
         """
-        asked = time.monotonic()
+        started = time.monotonic()
         with _map_redis_errors():
             seconds, microseconds = await self._redis.time()
-        if time.monotonic() - asked > STALL_S:
+        if time.monotonic() - started > STALL_S:
             raise BrokerUnavailable(_STALLED)
         now_ms = seconds * 1000 + microseconds // 1000
         try:
@@ -330,43 +339,49 @@ class JobQueue:
         if not isinstance(reply, list):
             raise BrokerUnavailable(_STALLED)
         entry_id, flat = reply
-        return await self._decode_claim(entry_id, dict(zip(flat[::2], flat[1::2], strict=True)), lease_since_s=asked)
+        return await self._decode_claim(entry_id, dict(zip(flat[::2], flat[1::2], strict=True)), lease_since_s=started)
 
     async def begin(self, claim: Claim, *, ttl_s: int) -> BegunAttempt | None:
-        """Begin an attempt at a claimed job; None if the run has ended, or another entry carries it."""
+        """Begin an attempt at a claimed job; None if the run has ended, or if another queue entry carries the run.
+
+        ``ttl_s`` is the TTL of the run's keys while the run is open.
+        """
         keys = [self._keys.run(claim.job.run_id), self._keys.events(claim.job.run_id)]
         token = secrets.token_hex(8)
-        asked = self._link.start_script_call("begin", keys, claim.entry_id, self.worker_id, ttl_s, token)
-        self._link.flush()  # nothing is to go before it: a client waits
-        reply = await _reply_within(asked, COMMAND_TIMEOUT_S)
+        pending = self._link.start_script_call("begin", keys, claim.entry_id, self.worker_id, ttl_s, token)
+        self._link.flush()  # sent now, not at the end of the turn, because a client waits
+        reply = await _reply_within(pending, COMMAND_TIMEOUT_S)
         if not isinstance(reply, list):
-            log.info("the run needs no attempt: %s", reply)
+            log.info("the run needs no attempt; the broker answered %s", reply)
             return None
         attempt, cancelled, handed_back, waited_ms = reply
         first = encode_batch(attempt, 1, [encode_event(RUN_STARTED, {"worker": self.worker_id})])
         return BegunAttempt(attempt, bool(cancelled), handed_back, waited_ms / 1000, first)
 
     async def renew(self, entry_ids: list[str]) -> list[str]:
-        """Renew leases; returns the entries that another worker holds by now."""
+        """Renew the leases of entries; return the entries that another worker holds now."""
         renewed = await self._script("renew", [self._jobs], GROUP, self.worker_id, *entry_ids)
         return [entry_id for entry_id, answer in zip(entry_ids, renewed, strict=True) if answer == 0]
 
     async def cancel_requested(self, run_ids: list[str]) -> list[str]:
-        """Return those of the runs whose cancel was asked for: for cancels whose message was lost."""
+        """Return the runs with a stored cancel. It finds a cancel even if the message to this worker was lost."""
         flags = await self._field(run_ids, "cancel")
         return [run_id for run_id, flag in zip(run_ids, flags, strict=True) if flag]
 
     async def superseded(self, run_ids: list[str]) -> list[str]:
-        """Return those of the runs this worker began of which another began a newer attempt.
+        """Return the runs in which another worker has begun a newer attempt. This worker must have begun all of them.
 
-        It may have ended the run and removed the job by now, so that no lease tells.
+        Renewing a lease does not show this if the other worker has ended the run and removed its job already.
         """
         workers = await self._field(run_ids, "worker")
         mine = self.worker_id.encode()
         return [run_id for run_id, worker in zip(run_ids, workers, strict=True) if worker not in (None, mine)]
 
     async def report_progress(self, runs: Sequence[tuple[str, str, int]]) -> None:
-        """Note for runs this worker began their agent's name and how many tokens it has written, for who lists them."""
+        """Store the progress of runs that this worker began, for commands that list open runs.
+
+        An item of ``runs`` is (run id, name of the agent, tokens written so far).
+        """
         script = SCRIPTS["progress"]
         with _map_redis_errors():
             async with self._redis.pipeline(transaction=False) as pipeline:
@@ -376,35 +391,35 @@ class JobQueue:
                 await pipeline.execute()
 
     async def finish(self, claim: Claim) -> None:
-        """Remove a job that needs no run any more: its terminal event is stored, or another entry carries it."""
-        asked = self._link.start_script_call("finish", [self._jobs], GROUP, self.worker_id, claim.entry_id)
-        if not await _reply_within(asked, COMMAND_TIMEOUT_S):
+        """Remove a job that needs no more attempts: its terminal event is stored, or another entry carries its run."""
+        pending = self._link.start_script_call("finish", [self._jobs], GROUP, self.worker_id, claim.entry_id)
+        if not await _reply_within(pending, COMMAND_TIMEOUT_S):
             log.warning("the job %s is no longer held by this worker", claim.entry_id)
         if claim.job.limited:
             with _map_redis_errors():
                 await self._redis.zrem(self._keys.active_runs(claim.job.owner), claim.job.run_id)
 
     async def hand_back(self, claim: Claim) -> None:
-        """Let another worker take the job at its next reclaim; the attempt does not count against the run."""
+        """Release the job, so that the next reclaim takes it. The attempt does not count against MAX_ATTEMPTS."""
         with _map_redis_errors():
             run = self._keys.run(claim.job.run_id)
-            if await self._redis.exists(run):  # else a broker that came back empty would keep it for ever
+            if await self._redis.exists(run):  # if the broker lost the hash, HINCRBY would create one without a TTL
                 await self._redis.hincrby(run, "handed_back", 1)
         await self._script("hand_back", [self._jobs], GROUP, self.worker_id, claim.entry_id, HANDED_BACK_IDLE_MS)
 
     async def prune(self) -> None:
-        """Forget consumers of workers that are long dead and hold nothing."""
+        """Remove consumers that hold no jobs and have been idle for DEAD_CONSUMER_IDLE_MS."""
         await self._script("prune_consumers", [self._jobs], GROUP, DEAD_CONSUMER_IDLE_MS)
 
     async def _decode_claim(
         self, entry_id: bytes | str, fields: dict[bytes, bytes], *, lease_since_s: float
     ) -> Claim | None:
-        """Return the claim of an entry; an entry that is no job is removed instead of coming back for ever."""
+        """Return the claim of an entry. Remove an entry that is not a job: it would be reclaimed again and again."""
         name = entry_id.decode() if isinstance(entry_id, bytes) else entry_id
         try:
             return Claim(name, Job.decode(fields[b"job"]), lease_since_s)
         except (ValueError, KeyError):
-            log.exception("entry %s of %s is not a job; removed", name, self._jobs)
+            log.exception("entry %s of %s is not a job; removing it", name, self._jobs)
             await self._script("finish", [self._jobs], GROUP, self.worker_id, name)
             return None
 

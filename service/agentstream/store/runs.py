@@ -1,4 +1,4 @@
-"""What is known of a run beside its events: its hash, its cancel flag, and the idempotency key it stands under."""
+"""The stored state of a run beside its replay log: its hash, its cancel flag and its idempotency key."""
 
 import hashlib
 from dataclasses import dataclass
@@ -13,19 +13,20 @@ from agentstream.protocol.keys import Keys
 from agentstream.protocol.openai import Usage
 from agentstream.store.connection.link import Link
 
-# Fields of the hash of a run that the Responses API created. The conversation is there if another may go on from it.
+# Hash fields of a run that the Responses API created. The conversation is stored only if a later request may continue
+# it.
 RESPONSE: Final = "response"
 CONVERSATION: Final = "conversation"
-# Of a run that was enqueued inside a trace: the W3C header that names it.
+# Hash field of a run that was enqueued inside a trace: the W3C header that names the trace.
 TRACEPARENT: Final = "traceparent"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunInfo:
-    """A run's hash. ``status`` is queued, running, completed, failed or cancelled; ``created`` Unix time in s.
+    """The hash of a run. ``status`` is queued, running, completed, failed or cancelled; ``created`` is Unix time in s.
 
-    ``response`` is what a response repeats of its request; None if the run was created by another API.
-    ``traceparent`` names the trace it was created in, if there was one.
+    ``response`` holds the request fields that the response object repeats; None if another API created the run.
+    ``traceparent`` names the trace in which the run was created; None without a trace.
     """
 
     run_id: str
@@ -39,20 +40,20 @@ class RunInfo:
 
     @property
     def ended(self) -> bool:
-        """Whether its terminal event is stored."""
+        """Whether the run's terminal event is stored."""
         return self.status not in {"queued", "running"}
 
 
 class RunStore:
-    """Reads and marks runs."""
+    """Reads the state of runs, cancels runs, and registers idempotency keys."""
 
     def __init__(self, link: Link, keys: Keys) -> None:
-        """Bind the link and the names."""
+        """Store the link and the keys."""
         self._link = link
         self._keys = keys
 
     async def get_info(self, run_id: str) -> RunInfo | None:
-        """Return what is known of a run; None if there is no such run (any more)."""
+        """Return the hash of a run; None if it does not exist or has expired."""
         names = ("status", "owner", "model", "created", "include_usage")
         reply = await self._link.call("HMGET", self._keys.run(run_id), *names, RESPONSE, TRACEPARENT)
         *values, response, traceparent = reply
@@ -71,12 +72,15 @@ class RunStore:
         )
 
     async def conversation(self, run_id: str) -> list[dict[str, Any]] | None:
-        """Return the chat messages a run answered, its instructions left out; None if they are not kept."""
+        """Return the chat messages of a run's request, without its instructions; None if they are not stored."""
         kept = await self._link.call("HGET", self._keys.run(run_id), CONVERSATION)
         return None if kept is None else orjson.loads(kept)
 
     async def cancel(self, run_id: str, *, ttl_s: int) -> None:
-        """Ask for a run's end, durably. A queued one has ended when this returns; harmless if it ended before."""
+        """Store a cancel. When this returns, a queued run has ended. A run that ended before does not change.
+
+        ``ttl_s`` is the TTL of the keys of a run that this call ends.
+        """
         event = encode_event(RUN_CANCELLED, {"usage": Usage().model_dump()})
         names = [self._keys.run(run_id), self._keys.events(run_id)]
         await self._link.call_script("cancel", names, event, self._keys.control(""), run_id, ttl_s)
@@ -84,14 +88,14 @@ class RunStore:
     async def register_idempotency_key(
         self, owner: str, key: str, job: Job, fingerprint: str, *, ttl_s: int
     ) -> tuple[str, int, str] | None:
-        """Let an idempotency key stand for a run, or return the (run id, created, fingerprint) it stands for already.
+        """Register an idempotency key for a run. If it is registered already, return its run id, created, fingerprint.
 
-        ``ttl_s`` is as long as the run may be attached to.
-        Who repeats the request before its run is described must show the same ``created``, too.
+        ``ttl_s`` must cover the time in which clients may attach to the run. ``created`` is stored here because a
+        repeated request may come before the run's hash exists, and its answer must show the same ``created``.
         """
-        meaning = f"{job.run_id} {job.created} {fingerprint}"
+        value = f"{job.run_id} {job.created} {fingerprint}"
         earlier = await self._link.call_script(
-            "register_idempotency_key", [self._idempotency(owner, key)], meaning, ttl_s
+            "register_idempotency_key", [self._idempotency(owner, key)], value, ttl_s
         )
         if earlier is None:
             return None
@@ -99,7 +103,7 @@ class RunStore:
             earlier_run, created, earlier_fingerprint = earlier.decode().split(" ")
             return earlier_run, int(created), earlier_fingerprint
         except ValueError as exc:
-            message = f"an idempotency key holds {earlier!r}"
+            message = f"the stored value of an idempotency key is invalid: {earlier!r}"
             raise BusError(message) from exc
 
     def _idempotency(self, owner: str, key: str) -> str:

@@ -1,4 +1,4 @@
-"""The Lua scripts, by name. One script a file, its first line says what it is for."""
+"""The Lua scripts by name. Each file holds one script; its first line says what the script does."""
 
 import hashlib
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from typing import Final
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """A script's source and the SHA-1 Redis knows it by."""
+    """The source of a script, and the SHA-1 that EVALSHA needs."""
 
     source: bytes
     sha: bytes

@@ -1,4 +1,4 @@
-"""Getting into the broker: what a REDIS_URL may say, and what is said when it does not lead in."""
+"""Connecting to the broker: the forms of REDIS_URL, and the errors when no connection can be made."""
 
 import asyncio
 import shutil
@@ -20,15 +20,15 @@ from tests.helpers import TIME_SCALE
 
 
 def with_login(url: str, login: str, database: int = 0) -> str:
-    """Return the URL of the same server for somebody else."""
+    """Return the URL of the same server with another login and database."""
     return f"redis://{login}@{url.rpartition('@')[2].partition('/')[0]}/{database}"
 
 
 @pytest.mark.parametrize("protocol", [2, 3])
-async def test_a_wrong_password_is_said_not_shown(
+async def test_a_wrong_password_is_reported_without_the_password(
     broker_url: str, protocol: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """With a wrong password wait_ready raises the server's refusal and the address, and no log shows the password."""
+    """With a wrong password wait_ready raises the address and the server's refusal, and no log shows the password."""
     url = with_login(broker_url, ":not-the-password")
     async with connecting_link(f"{url}?protocol={protocol}") as link:
         with pytest.raises(BrokerUnavailable, match=r"127\.0\.0\.1:\d+ cannot be reached.*WRONGPASS") as refusal:
@@ -36,15 +36,15 @@ async def test_a_wrong_password_is_said_not_shown(
     assert "not-the-password" not in str(refusal.value) + caplog.text
 
 
-async def test_a_missing_password_is_said(broker_url: str) -> None:
-    """Without the password a server wants, wait_ready raises its refusal."""
+async def test_a_missing_password_is_reported(broker_url: str) -> None:
+    """If the URL lacks the password that the server requires, wait_ready raises the server's refusal."""
     async with connecting_link(with_login(broker_url, "")) as link:
         with pytest.raises(BrokerUnavailable, match="NOAUTH"):
             await link.wait_ready(0.5 * TIME_SCALE)
 
 
-async def test_nobody_there_is_said() -> None:
-    """With nothing listening, wait_ready raises the address, the time it waited, and why."""
+async def test_a_closed_port_is_reported() -> None:
+    """If nothing listens at the address, wait_ready raises the address, the time that it waited, and the cause."""
     port = free_port()
     async with connecting_link(f"redis://127.0.0.1:{port}") as link:
         with pytest.raises(BrokerUnavailable, match=rf"127\.0\.0\.1:{port} .* within 0\.3 s: .*(?:refused|failed)"):
@@ -53,7 +53,7 @@ async def test_nobody_there_is_said() -> None:
 
 @pytest.mark.parametrize("protocol", [2, 3])
 async def test_user_password_and_database_are_those_of_the_url(broker_url: str, keys: Keys, protocol: int) -> None:
-    """A URL's user, percent-encoded password and database number are what the server sees, with our name."""
+    """The connection has the user, percent-decoded password and database of the URL, and the name of the link."""
     user = keys.prefix
     async with Redis.from_url(broker_url) as admin, in_time():
         await admin.acl_setuser(user, enabled=True, passwords=["+p@ss:/word"], categories=["+@all"], keys=["*"])
@@ -65,8 +65,8 @@ async def test_user_password_and_database_are_those_of_the_url(broker_url: str, 
         await admin.acl_deluser(user)
 
 
-async def test_the_database_is_chosen_again_after_a_cut(broker_url: str, keys: Keys) -> None:
-    """What is written after a reconnect is in the same database as what was written before."""
+async def test_a_reconnect_selects_the_database_again(broker_url: str, keys: Keys) -> None:
+    """After a reconnect the link uses the same database as before."""
     name = keys.jobs("n")
     async with (
         connected_link(f"{broker_url.rpartition('/')[0]}/4") as link,
@@ -74,15 +74,15 @@ async def test_the_database_is_chosen_again_after_a_cut(broker_url: str, keys: K
         in_time(),
     ):
         await link.call("INCR", name)
-        told = reconnected(link)
+        reconnect = reconnected(link)
         await admin.call("CLIENT", "KILL", "ID", await link.call("CLIENT", "ID"))
-        await told.wait()
+        await reconnect.wait()
         assert await link.call("INCR", name) == 2
         assert await admin.call("EXISTS", name) == 0
 
 
 async def test_a_unix_socket_is_an_address(tmp_path: Path) -> None:
-    """A unix:// URL reaches a real server by its socket, with password and database."""
+    """A unix:// URL connects to a real server through its socket, with password and database."""
     path = tmp_path / "broker.sock"
     settings = ["--port", "0", "--unixsocket", str(path), "--requirepass", "secret", "--save", ""]
     server = await asyncio.create_subprocess_exec(
@@ -100,7 +100,7 @@ async def test_a_unix_socket_is_an_address(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1", "127.0.0.1:6379", "redis://127.0.0.1:port", ""])
 def test_another_kind_of_url_is_refused(url: str) -> None:
-    """What is no Redis URL is refused by name, with the form that is expected."""
+    """A value that is not a Redis URL raises a StartupError with the setting's name and the expected form."""
     with pytest.raises(StartupError, match=r"REDIS_URL .*expected redis://"):
         Endpoint(url)
 
@@ -108,8 +108,8 @@ def test_another_kind_of_url_is_refused(url: str) -> None:
 # TLS
 
 
-def test_tls_checks_certificate_and_name_unless_told_not_to() -> None:
-    """A rediss:// URL verifies the server wholly; each check is switched off by its own word only."""
+def test_tls_checks_certificate_and_host_name_by_default() -> None:
+    """A rediss:// URL checks the certificate and the host name, and a separate option switches off each check."""
     checks = {}
     for query in ("", "?ssl_check_hostname=false", "?ssl_cert_reqs=none"):
         context = Endpoint(f"rediss://broker.example{query}")._tls()
@@ -121,8 +121,8 @@ def test_tls_checks_certificate_and_name_unless_told_not_to() -> None:
     }
 
 
-async def test_tls_is_never_given_up_for_plain_text() -> None:
-    """A rediss:// URL sends no password to a server that speaks no TLS, and says what is wrong."""
+async def test_tls_never_falls_back_to_plain_text() -> None:
+    """With a rediss:// URL the link sends nothing to a server without TLS, and reports a TLS error."""
     async with fake_broker() as peer, connecting_link(f"rediss://:secret@127.0.0.1:{peer.port}") as link:
         with pytest.raises(BrokerUnavailable, match=r"(?i)ssl"):
             await link.wait_ready(0.5 * TIME_SCALE)
@@ -131,7 +131,7 @@ async def test_tls_is_never_given_up_for_plain_text() -> None:
 
 @pytest.fixture(scope="session")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A certificate for localhost that no authority knows, and its key."""
+    """A self-signed certificate for localhost, and its key."""
     openssl = shutil.which("openssl")
     if openssl is None:
         pytest.skip("a certificate is made with openssl, which is not on PATH")
@@ -146,7 +146,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 @pytest.fixture
 async def tls_port(certificate: tuple[Path, Path]) -> AsyncIterator[int]:
-    """The port of a peer that speaks TLS only."""
+    """The port of a fake broker that accepts only TLS."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(*certificate)
     async with fake_broker(context) as peer:
@@ -154,13 +154,13 @@ async def tls_port(certificate: tuple[Path, Path]) -> AsyncIterator[int]:
 
 
 async def test_tls_to_a_known_server(tls_port: int, certificate: tuple[Path, Path]) -> None:
-    """A server whose certificate the URL's authority file vouches for is reached."""
+    """The link connects to a server whose certificate is in the URL's file of trusted certificates."""
     async with connected_link(f"rediss://localhost:{tls_port}?ssl_ca_certs={certificate[0]}") as link, in_time():
         assert await link.call("SET", "key", "value") == b"OK"
 
 
-async def test_tls_to_a_stranger_is_refused(tls_port: int) -> None:
-    """A server nobody vouches for is not talked to, and the reason is the certificate."""
+async def test_tls_to_an_untrusted_server_is_refused(tls_port: int) -> None:
+    """The link does not connect to a server with an untrusted certificate, and reports the certificate as the cause."""
     async with connecting_link(f"rediss://localhost:{tls_port}") as link:
         with pytest.raises(BrokerUnavailable, match=r"(?i)certificate"):
             await link.wait_ready(0.5 * TIME_SCALE)

@@ -1,4 +1,4 @@
-"""The link to the broker: over the bundled real server, and over a peer whose every answer a test decides."""
+"""The link to the broker, with the bundled real server and with a fake broker."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -27,7 +27,7 @@ from tests.helpers import TIMEOUT_S
 
 @pytest.fixture
 async def peer() -> AsyncIterator[FakeBroker]:
-    """A peer in good health."""
+    """A fake broker that answers as a healthy server."""
     async with fake_broker() as peer:
         yield peer
 
@@ -36,14 +36,14 @@ async def peer() -> AsyncIterator[FakeBroker]:
 
 
 async def test_replies_come_in_the_order_of_the_commands(broker_url: str, keys: Keys) -> None:
-    """Commands sent without waiting are answered each with its own reply, in order."""
+    """Commands that are sent without waiting each get their own reply, in order."""
     async with connected_link(broker_url) as link, in_time():
         replies = await asyncio.gather(*(link.call("INCR", keys.jobs("n")) for _ in range(1000)))
         assert replies == list(range(1, 1001))
 
 
 async def test_an_error_reply_is_raised(broker_url: str) -> None:
-    """A refused command raises BusError in the server's words, and the next one works."""
+    """A refused command raises BusError with the server's text, and the next command works."""
     async with connected_link(broker_url) as link, in_time():
         with pytest.raises(BusError, match="unknown command"):
             await link.call("NOSUCHCOMMAND")
@@ -64,8 +64,8 @@ async def test_an_error_reply_is_raised(broker_url: str) -> None:
     ],
     ids=lambda refusal: refusal.partition(" ")[0],
 )
-async def test_not_now_is_waited_out(peer: FakeBroker, refusal: str) -> None:
-    """A server that cannot just now is asked again, with the same command, until it can."""
+async def test_a_not_now_reply_is_retried(peer: FakeBroker, refusal: str) -> None:
+    """After a reply that means "not now" the link sends the same command again until it succeeds."""
     refusals = iter([refusal] * 2)
 
     def answer(words: Command, connection: int) -> bytes | None:
@@ -80,10 +80,8 @@ async def test_not_now_is_waited_out(peer: FakeBroker, refusal: str) -> None:
         assert link.reconnects == 0
 
 
-async def test_a_command_given_up_during_a_wait_is_not_sent_again(
-    peer: FakeBroker, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Once its caller has gone, a command that was told "not now" is forgotten."""
+async def test_a_cancelled_command_is_not_retried(peer: FakeBroker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a "not now" reply, a command whose caller was cancelled is not sent again."""
     monkeypatch.setattr(link_module, "RESEND_DELAY_S", 0.01)
 
     def answer(words: Command, connection: int) -> bytes | None:
@@ -91,11 +89,11 @@ async def test_a_command_given_up_during_a_wait_is_not_sent_again(
 
     peer.answer = answer
     async with connected_link(peer.url) as link, in_time():
-        given_up, kept = (asyncio.create_task(link.call("SET", key, "value")) for key in ("given up", "kept"))
+        cancelled, kept = (asyncio.create_task(link.call("SET", key, "value")) for key in ("cancelled", "kept"))
         await peer.until(lambda: len(peer.commands) >= 4)
-        given_up.cancel()
-        await asyncio.gather(given_up, return_exceptions=True)
-        await link.call("ECHO", "what was under way has come by now")
+        cancelled.cancel()
+        await asyncio.gather(cancelled, return_exceptions=True)
+        await link.call("ECHO", "earlier commands have arrived")
         peer.received.clear()
         await peer.until(lambda: len(peer.commands) >= 3)
         assert {words[1] for words in peer.commands} == {b"kept"}
@@ -103,17 +101,19 @@ async def test_a_command_given_up_during_a_wait_is_not_sent_again(
         await asyncio.gather(kept, return_exceptions=True)
 
 
-async def test_forgotten_scripts_are_loaded_again(broker_url: str, keys: Keys) -> None:
-    """A server that has lost our scripts is given them, and the call succeeds as if nothing had been."""
+async def test_lost_scripts_are_loaded_again(broker_url: str, keys: Keys) -> None:
+    """If the server has lost the scripts, the link loads them again, and the call succeeds."""
     async with connected_link(broker_url) as link, in_time():
         await link.call("SCRIPT", "FLUSH")
         assert await link.call_script("count_workers", [keys.workers("none")], 10) == 0
-        known = await link.call("SCRIPT", "EXISTS", *(script.sha for script in SCRIPTS.values()))
-        assert known == [1] * len(SCRIPTS)
+        loaded = await link.call("SCRIPT", "EXISTS", *(script.sha for script in SCRIPTS.values()))
+        assert loaded == [1] * len(SCRIPTS)
 
 
-async def test_a_failing_reply_handler_harms_nobody_else(broker_url: str, caplog: pytest.LogCaptureFixture) -> None:
-    """What a reply handler raises is logged; the replies behind it are still handled."""
+async def test_a_failing_reply_handler_does_not_affect_others(
+    broker_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An error in a reply handler is logged, and later replies are still handled."""
 
     def fail(_reply: object) -> None:
         message = "broken on purpose"
@@ -129,8 +129,8 @@ async def test_a_failing_reply_handler_harms_nobody_else(broker_url: str, caplog
 # Channels
 
 
-async def test_subscribed_means_confirmed(broker_url: str, keys: Keys) -> None:
-    """Once subscribe has returned, the server counts us among the receivers."""
+async def test_subscribe_and_unsubscribe_reach_the_server(broker_url: str, keys: Keys) -> None:
+    """After ``subscribe`` is done the server has one receiver, and after ``unsubscribe`` it has none."""
     channel, got = keys.events("run").encode(), asyncio.Queue[bytes]()
     async with connected_link(broker_url) as link, connected_link(broker_url) as other, in_time():
         await link.subscribe(channel, got.put_nowait)
@@ -142,7 +142,7 @@ async def test_subscribed_means_confirmed(broker_url: str, keys: Keys) -> None:
 
 
 async def test_subscribe_waits_for_the_confirmation(peer: FakeBroker) -> None:
-    """As long as the server has not confirmed, subscribe does not return."""
+    """``subscribe`` is not done until the server has confirmed."""
 
     def answer(words: Command, connection: int) -> bytes | None:
         return None if words[0] == b"SUBSCRIBE" else answer_normally(words, connection)
@@ -157,10 +157,10 @@ async def test_subscribe_waits_for_the_confirmation(peer: FakeBroker) -> None:
         await subscribing
 
 
-async def test_a_failing_message_handler_harms_nobody_else(
+async def test_a_failing_message_handler_does_not_affect_others(
     broker_url: str, keys: Keys, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What a message handler raises is logged; the channel's other handlers and later messages go on."""
+    """An error in a message handler is logged, and other handlers and later messages are not affected."""
     channel, got = keys.events("run").encode(), asyncio.Queue[bytes]()
 
     def fail(payload: bytes) -> None:
@@ -176,8 +176,8 @@ async def test_a_failing_message_handler_harms_nobody_else(
     assert caplog.text.count("a message handler failed") == 2
 
 
-async def test_a_channel_is_left_with_its_last_handler(broker_url: str, keys: Keys) -> None:
-    """One handler leaving a channel does not silence the other."""
+async def test_a_channel_stays_subscribed_until_its_last_handler_leaves(broker_url: str, keys: Keys) -> None:
+    """When one of two handlers unsubscribes, the other still gets the messages of the channel."""
     channel, gone, stays = keys.events("run").encode(), asyncio.Queue[bytes](), asyncio.Queue[bytes]()
     async with connected_link(broker_url) as link, in_time():
         gone_handler, stays_handler = gone.put_nowait, stays.put_nowait
@@ -190,12 +190,12 @@ async def test_a_channel_is_left_with_its_last_handler(broker_url: str, keys: Ke
         assert gone.empty()
 
 
-async def test_three_handlers_of_a_channel_are_told_but_the_one_that_left(broker_url: str, keys: Keys) -> None:
-    """Of three handlers any one may leave, first, middle or last: the other two get every message once."""
+async def test_any_of_three_handlers_may_unsubscribe(broker_url: str, keys: Keys) -> None:
+    """When any one of three handlers unsubscribes, the other two get every message once."""
     for leaves in range(3):
         channel = keys.events(f"run-{leaves}").encode()
         got: list[list[bytes]] = [[], [], []]
-        handlers = [told.append for told in got]
+        handlers = [messages.append for messages in got]
         async with connected_link(broker_url) as link, in_time():
             for handler in handlers:
                 await link.subscribe(channel, handler)
@@ -209,21 +209,21 @@ async def test_three_handlers_of_a_channel_are_told_but_the_one_that_left(broker
             assert await link.call("PUBLISH", channel, "none") == 0
 
 
-async def test_what_is_left_in_the_turn_it_was_asked_for_is_left(peer: FakeBroker) -> None:
-    """An unsubscribe never overtakes its subscribe: no channel stays subscribed for nobody."""
+async def test_unsubscribe_is_sent_after_subscribe_of_the_same_turn(peer: FakeBroker) -> None:
+    """If a handler subscribes and unsubscribes in one turn of the loop, the commands are sent in this order."""
     async with connected_link(peer.url) as link, in_time():
         handler = asyncio.Queue[bytes]().put_nowait
-        await link.call("ECHO", "nothing is on its way")
+        await link.call("ECHO", "no command is in flight")
         first = link.subscribe(b"channel", handler)
         link.unsubscribe(b"channel", handler)
-        await link.call("ECHO", "all was sent")
+        await link.call("ECHO", "all commands were sent")
         await first
-        asked = [words[0] for _, words in peer.received if b"channel" in words]
-        assert asked == [b"SUBSCRIBE", b"UNSUBSCRIBE"]
+        sent = [words[0] for _, words in peer.received if b"channel" in words]
+        assert sent == [b"SUBSCRIBE", b"UNSUBSCRIBE"]
 
 
-async def test_each_subscription_has_a_confirmation_of_its_own(peer: FakeBroker) -> None:
-    """A channel left and asked for again counts as subscribed when the second time is confirmed, not the first."""
+async def test_each_subscription_has_its_own_confirmation(peer: FakeBroker) -> None:
+    """A second subscription to a channel is done when its own confirmation arrives, not that of the first."""
 
     def answer(words: Command, connection: int) -> bytes | None:
         return None if words[0] == b"SUBSCRIBE" else answer_normally(words, connection)
@@ -242,8 +242,8 @@ async def test_each_subscription_has_a_confirmation_of_its_own(peer: FakeBroker)
         await second
 
 
-async def test_a_channel_left_while_channels_are_renewed_does_not_end_the_link(peer: FakeBroker) -> None:
-    """A client that goes while a reconnect awaits the confirmation of its channel leaves the link whole."""
+async def test_unsubscribing_during_a_reconnect_is_harmless(peer: FakeBroker) -> None:
+    """A handler may unsubscribe while the reconnect waits for the confirmation of its channel."""
 
     def answer(words: Command, connection: int) -> bytes | None:
         return None if words[0] == b"SUBSCRIBE" and connection == 2 else answer_normally(words, connection)
@@ -257,9 +257,9 @@ async def test_a_channel_left_while_channels_are_renewed_does_not_end_the_link(p
         peer.send(b"-ERR unasked\r\n")
         await peer.until(lambda: peer.count(b"SUBSCRIBE", 2) == 1)
         link.unsubscribe(b"goes", goes_handler)
-        told = reconnected(link)
+        reconnect = reconnected(link)
         peer.send(push(b"subscribe", b"stays", b":1\r\n") + push(b"subscribe", b"goes", b":2\r\n"))
-        await told.wait()
+        await reconnect.wait()
         peer.send(message(b"stays", b"x") + message(b"goes", b"y"))
         assert await stays.get() == b"x"
         assert await link.call("SET", "key", "value") == b"OK"
@@ -267,7 +267,7 @@ async def test_a_channel_left_while_channels_are_renewed_does_not_end_the_link(p
 
 
 async def test_without_resp3_there_are_two_connections(broker_url: str, keys: Keys) -> None:
-    """With protocol=2 in the URL messages come on a connection of their own, and commands go on working."""
+    """With protocol=2 in the URL, messages arrive on a second connection, and commands work on the first."""
     channel, got = keys.events("run").encode(), asyncio.Queue[bytes]()
     async with connected_link(f"{broker_url}?protocol=2") as link, in_time():
         await link.subscribe(channel, got.put_nowait)
@@ -279,26 +279,26 @@ async def test_without_resp3_there_are_two_connections(broker_url: str, keys: Ke
 # Broken connections
 
 
-async def test_channels_are_back_before_reconnect_is_told(broker_url: str, keys: Keys) -> None:
-    """After a cut every channel is subscribed and confirmed again before anybody hears of the reconnect."""
+async def test_channels_are_subscribed_again_before_on_reconnect(broker_url: str, keys: Keys) -> None:
+    """After a reconnect all channels are subscribed and confirmed before ``on_reconnect`` is called."""
     channel, got = keys.events("run").encode(), asyncio.Queue[bytes]()
     receivers = asyncio.Queue[int]()
     async with connected_link(broker_url) as link, connected_link(broker_url) as other, in_time():
         await link.subscribe(channel, got.put_nowait)
 
-        def tell() -> None:
-            other.send("PUBLISH", channel, "told", on_reply=receivers.put_nowait)
+        def publish() -> None:
+            other.send("PUBLISH", channel, "reconnected", on_reply=receivers.put_nowait)
 
-        link.on_reconnect[tell] = None
+        link.on_reconnect[publish] = None
         assert await other.call("CLIENT", "KILL", "ID", await link.call("CLIENT", "ID")) == 1
         assert await receivers.get() == 1
-        assert await got.get() == b"told"
+        assert await got.get() == b"reconnected"
         assert link.reconnects == 1
         assert link.connected
 
 
-async def test_subscribing_while_away_is_confirmed_by_the_reconnect(peer: FakeBroker) -> None:
-    """A subscription made without a connection returns once the connection has brought it."""
+async def test_subscribing_without_a_connection_is_done_after_connecting(peer: FakeBroker) -> None:
+    """A subscription that is made without a connection is done when the next connection has confirmed it."""
     port = peer.port
     await peer.close()
     async with connecting_link(f"redis://127.0.0.1:{port}") as link, in_time():
@@ -310,8 +310,8 @@ async def test_subscribing_while_away_is_confirmed_by_the_reconnect(peer: FakeBr
         assert await got.get() == b"x"
 
 
-async def test_a_lost_reply_means_the_same_bytes_again(peer: FakeBroker) -> None:
-    """Commands without an answer when the connection broke are sent again, whole and in order, and answered once."""
+async def test_unanswered_commands_are_sent_again(peer: FakeBroker) -> None:
+    """Commands without a reply when the connection is lost are sent again in order, and each gets one reply."""
 
     def answer(words: Command, connection: int) -> bytes | None:
         if connection == 1 and words[0] == b"EVALSHA":
@@ -322,11 +322,11 @@ async def test_a_lost_reply_means_the_same_bytes_again(peer: FakeBroker) -> None
     replies: list[object] = []
     async with connected_link(peer.url) as link, in_time():
         link.send_script("publish", ["{run}"], b"\x00binary\r\n", 7, on_reply=replies.append)
-        link.send("SET", "behind", "it", on_reply=replies.append)
+        link.send("SET", "key", "value", on_reply=replies.append)
         await link.call("ECHO", "last")
         expected = [
             [b"EVALSHA", SCRIPTS["publish"].sha, b"1", b"{run}", b"\x00binary\r\n", b"7"],
-            [b"SET", b"behind", b"it"],
+            [b"SET", b"key", b"value"],
             [b"ECHO", b"last"],
         ]
         assert [words for number, words in peer.received if number == 1 and words in expected] == expected[:1]
@@ -334,35 +334,35 @@ async def test_a_lost_reply_means_the_same_bytes_again(peer: FakeBroker) -> None
         assert replies == [b"OK", b"OK"]
 
 
-async def test_what_was_answered_is_not_sent_again(peer: FakeBroker) -> None:
-    """A reconnect repeats no command whose reply had come."""
+async def test_answered_commands_are_not_sent_again(peer: FakeBroker) -> None:
+    """After a reconnect the link does not repeat a command whose reply it received."""
     async with connected_link(peer.url) as link, in_time():
         await link.call("SET", "key", "value")
-        told = reconnected(link)
+        reconnect = reconnected(link)
         peer.send(b"-ERR unasked\r\n")
-        await told.wait()
+        await reconnect.wait()
         await link.call("ECHO", "after")
         assert peer.commands == [[b"SET", b"key", b"value"], [b"ECHO", b"after"]]
 
 
-async def test_a_call_given_up_while_away_is_never_sent(peer: FakeBroker) -> None:
-    """A call cancelled while there is no connection does not reach the server when there is one again."""
+async def test_a_call_cancelled_without_a_connection_is_never_sent(peer: FakeBroker) -> None:
+    """A call that is cancelled while there is no connection is not sent by the next connection."""
     port = peer.port
     await peer.close()
     async with connecting_link(f"redis://127.0.0.1:{port}") as link, in_time():
-        given_up, kept = (asyncio.create_task(link.call("SET", key, "value")) for key in ("given up", "kept"))
-        done, _ = await asyncio.wait({given_up, kept}, timeout=0)
+        cancelled, kept = (asyncio.create_task(link.call("SET", key, "value")) for key in ("cancelled", "kept"))
+        done, _ = await asyncio.wait({cancelled, kept}, timeout=0)
         assert not done
-        given_up.cancel()
-        await asyncio.gather(given_up, return_exceptions=True)
+        cancelled.cancel()
+        await asyncio.gather(cancelled, return_exceptions=True)
         await peer.listen(port)
         assert await kept == b"OK"
         assert await link.call("ECHO", "after") == b"OK"
         assert peer.commands == [[b"SET", b"kept", b"value"], [b"ECHO", b"after"]]
 
 
-async def test_a_call_given_up_under_way_leaves_the_order_of_replies_whole(peer: FakeBroker) -> None:
-    """The reply to a call that was cancelled after it was sent is dropped, and mistaken for no other's."""
+async def test_the_reply_of_a_cancelled_call_is_dropped(peer: FakeBroker) -> None:
+    """The reply to a call that was cancelled after it was sent is dropped, and does not go to another call."""
     held: list[bytes] = []
 
     def answer(words: Command, connection: int) -> bytes | None:
@@ -381,7 +381,7 @@ async def test_a_call_given_up_under_way_leaves_the_order_of_replies_whole(peer:
 
 
 async def test_a_frozen_peer_is_noticed(peer: FakeBroker, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A peer that keeps the connection open and answers nothing more is left for a new connection."""
+    """If a server keeps the connection open but stops answering, the link makes a new connection."""
     monkeypatch.setattr(link_module, "PING_INTERVAL_S", 0.02)
     monkeypatch.setattr(link_module, "PONG_DEADLINE_S", 0.1)
     frozen = False
@@ -391,16 +391,16 @@ async def test_a_frozen_peer_is_noticed(peer: FakeBroker, monkeypatch: pytest.Mo
 
     peer.answer = answer
     async with connected_link(peer.url) as link, in_time():
-        told = reconnected(link)
+        reconnect = reconnected(link)
         frozen = True
         calling = asyncio.create_task(link.call("SET", "key", "value"))
-        await told.wait()
+        await reconnect.wait()
         assert await calling == b"OK"
         assert link.reconnects == 1
 
 
-async def test_a_silent_handshake_is_given_up(peer: FakeBroker, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A peer that accepts and never says a word is tried again, until one answers."""
+async def test_a_silent_handshake_times_out(peer: FakeBroker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If a server accepts a connection and does not answer, the link tries again until the server answers."""
     monkeypatch.setattr(link_module, "CONNECT_TIMEOUT_S", 0.1)
     peer.answer = lambda words, connection: None if connection == 1 else answer_normally(words, connection)
     async with connecting_link(peer.url) as link:
@@ -408,8 +408,8 @@ async def test_a_silent_handshake_is_given_up(peer: FakeBroker, monkeypatch: pyt
         assert peer.connections == 2
 
 
-async def test_silence_is_named_as_the_reason(peer: FakeBroker, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A peer that accepts and never says a word is told from one that is not there."""
+async def test_the_error_for_a_silent_server_has_a_cause(peer: FakeBroker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If a server accepts connections and never answers, wait_ready raises an error with a cause."""
     monkeypatch.setattr(link_module, "CONNECT_TIMEOUT_S", 0.05)
     peer.answer = lambda _words, _connection: None
     async with connecting_link(peer.url) as link:
@@ -417,10 +417,10 @@ async def test_silence_is_named_as_the_reason(peer: FakeBroker, monkeypatch: pyt
             await link.wait_ready(0.3)
 
 
-async def test_a_cut_while_the_pong_is_awaited_is_noticed_at_once(
+async def test_a_connection_lost_before_the_pong_is_replaced_at_once(
     peer: FakeBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A connection that is cut between PING and PONG is renewed without waiting for the pong's deadline."""
+    """If the connection is lost between PING and pong, the link reconnects without waiting for the pong's deadline."""
     monkeypatch.setattr(link_module, "PING_INTERVAL_S", 0.02)
     monkeypatch.setattr(link_module, "PONG_DEADLINE_S", 10 * TIMEOUT_S)
 
@@ -434,8 +434,8 @@ async def test_a_cut_while_the_pong_is_awaited_is_noticed_at_once(
         await reconnected(link).wait()
 
 
-async def test_a_refused_ping_is_an_answer(peer: FakeBroker, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A server that refuses our PING is alive: the link stays, and goes on watching it."""
+async def test_a_refused_ping_counts_as_a_pong(peer: FakeBroker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the server refuses a PING, the link keeps the connection and continues to send PINGs."""
     monkeypatch.setattr(link_module, "PING_INTERVAL_S", 0.02)
     monkeypatch.setattr(link_module, "PONG_DEADLINE_S", 0.1)
     frozen = False
@@ -451,15 +451,15 @@ async def test_a_refused_ping_is_an_answer(peer: FakeBroker, monkeypatch: pytest
     async with connected_link(peer.url) as link, in_time():
         await peer.until(lambda: peer.count(b"PING", 1) == 4)
         assert link.reconnects == 0
-        told = reconnected(link)
+        reconnect = reconnected(link)
         frozen = True
-        await told.wait()
+        await reconnect.wait()
 
 
-async def test_a_failing_reconnect_handler_harms_nobody_else(
+async def test_a_failing_reconnect_handler_does_not_affect_others(
     peer: FakeBroker, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What a handler raises when told of a reconnect is logged; the others are told, and the link lives on."""
+    """An error in an ``on_reconnect`` handler is logged, the other handlers are called, and the link works."""
 
     def fail() -> None:
         message = "broken on purpose"
@@ -468,18 +468,18 @@ async def test_a_failing_reconnect_handler_harms_nobody_else(
     async with connected_link(peer.url) as link, in_time():
         link.on_reconnect[fail] = None
         for times in (1, 2):
-            told = reconnected(link)
-            peer.send(b"+nobody asked\r\n")
-            await told.wait()
+            reconnect = reconnected(link)
+            peer.send(b"+unasked\r\n")
+            await reconnect.wait()
             assert await link.call("SET", "key", "value") == b"OK"
             assert caplog.text.count("broken on purpose") == times
 
 
-@pytest.mark.parametrize("nonsense", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"+nobody asked\r\n"])
-async def test_what_cannot_be_a_reply_ends_the_connection(peer: FakeBroker, nonsense: bytes) -> None:
-    """Bytes that are no RESP, or a reply to no command, lead to a fresh connection, as nothing after fits any more."""
+@pytest.mark.parametrize("unexpected", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"+unasked\r\n"])
+async def test_unexpected_bytes_end_the_connection(peer: FakeBroker, unexpected: bytes) -> None:
+    """After bytes that are not RESP, or a reply to no command, the link makes a new connection."""
     async with connected_link(peer.url) as link, in_time():
-        told = reconnected(link)
-        peer.send(nonsense)
-        await told.wait()
+        reconnect = reconnected(link)
+        peer.send(unexpected)
+        await reconnect.wait()
         assert await link.call("SET", "key", "value") == b"OK"

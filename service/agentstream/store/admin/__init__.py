@@ -1,1 +1,1 @@
-"""Questions that operators and command lines ask of Redis. Nothing here is on the way of a request."""
+"""Queries about a deployment for operators and commands; nothing here serves a client's request."""

@@ -1,4 +1,4 @@
-"""Asking Redis from a command line: one short-lived client, and errors that say whether Redis is away or refuses."""
+"""The base class of admin queries: it owns one short-lived Redis client and translates redis-py's errors."""
 
 import contextlib
 from collections.abc import Iterator
@@ -13,14 +13,14 @@ from agentstream.store.connection.endpoint import Endpoint
 
 @contextlib.contextmanager
 def map_redis_errors() -> Iterator[None]:
-    """Raise redis-py's errors as ours: BrokerUnavailable if Redis is away, BusError if it refuses."""
+    """Translate redis-py's errors: raise BrokerUnavailable if Redis is unreachable, BusError if it refuses."""
     try:
         yield
     except NoPermissionError as exc:
-        message = f"this Redis user may not do that: {exc}"
+        message = f"this Redis user lacks a permission: {exc}"
         raise BusError(message) from exc
     except (AuthenticationError, ResponseError) as exc:
-        message = f"Redis refuses: {exc}"
+        message = f"Redis refuses the command: {exc}"
         raise BusError(message) from exc
     except (RedisError, OSError) as exc:
         message = f"Redis does not answer: {str(exc) or type(exc).__name__}"
@@ -28,20 +28,21 @@ def map_redis_errors() -> Iterator[None]:
 
 
 class AdminClient:
-    """Asks Redis; an asynchronous context manager.
+    """A Redis client for admin queries; use it as an asynchronous context manager.
 
-    Every method raises BrokerUnavailable if Redis cannot be reached, BusError if it refuses, as a restricted user is.
+    Every method raises BrokerUnavailable if Redis is unreachable, and BusError if Redis refuses, for example because
+    the user lacks a permission.
     """
 
     def __init__(self, endpoint: Endpoint, keys: Keys) -> None:
-        """Bind the names; nothing is connected yet. The front end's and the workers' keys are these."""
+        """Prepare a client that connects on first use. ``keys`` must be those of the front ends and workers."""
         self._redis = endpoint.redis()
         self._keys = keys
 
     async def __aenter__(self) -> Self:
-        """Return it."""
+        """Return the client."""
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        """Close its connections."""
+        """Close the connections."""
         await self._redis.aclose()

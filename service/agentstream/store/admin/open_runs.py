@@ -1,6 +1,6 @@
-"""What an operator may ask of Redis about a deployment's runs, by two reading scripts.
+"""Lists the open runs of a deployment, with two read-only scripts.
 
-Nothing here needs more than front ends may do (deploy/redis-users.acl), and none of it walks the key space.
+It needs no permission beyond those of front ends (deploy/redis-users.acl), and does not scan the keyspace.
 """
 
 from collections.abc import Sequence
@@ -10,18 +10,19 @@ from typing import Final
 from agentstream.store.admin.client import AdminClient, map_redis_errors
 from agentstream.store.scripts import SCRIPTS
 
-MAX_LISTED_RUNS: Final = 1000  # listed of one queue: its default bound
+MAX_LISTED_RUNS: Final = 1000  # default limit for each queue; equals the default of MAX_QUEUED
 
 _FIELDS: Final = ("status", "model", "created", "attempt", "worker", "cancel", "agent", "tokens")
 
 
 @dataclass(frozen=True, slots=True)
 class OpenRun:
-    """A run that a queue holds. ``state`` is queued, running, cancelling, or how it has ended a moment ago.
+    """A run that a queue holds.
 
-    It is "unknown" where only the queue tells of it (a broker that lost data). ``events`` counts those of the
-    latest attempt; a streamed token is one. ``agent`` and ``tokens`` are as its worker told at its last renewal: empty
-    and 0 before the first.
+    ``state`` is queued, running, cancelling, or the final status of a run that ended a moment ago. It is unknown if
+    the run has no hash, because the broker lost data. ``events`` counts the events of the latest attempt; a streamed
+    token is one event. The worker stores ``agent`` and ``tokens`` when it renews its lease. They are empty and 0 until
+    the first renewal.
     """
 
     run_id: str
@@ -38,7 +39,7 @@ class OpenRun:
 
 @dataclass(frozen=True, slots=True)
 class QueueListing:
-    """A queue's oldest runs, and how many jobs it has in all."""
+    """The oldest runs of a queue, and the number of all its outstanding jobs."""
 
     queue: str
     outstanding: int
@@ -46,10 +47,10 @@ class QueueListing:
 
 
 class Inspector(AdminClient):
-    """Asks what goes on."""
+    """Lists open runs."""
 
     async def open_runs(self, queues: Sequence[str], *, limit: int = MAX_LISTED_RUNS) -> list[QueueListing]:
-        """List what each queue holds, in two round trips for all of them."""
+        """Return the oldest runs of each queue, at most ``limit``, in two round trips for all queues."""
         with map_redis_errors():
             async with self._redis.pipeline(transaction=False) as pipeline:
                 for name in ("open_runs", "last_entry"):
@@ -62,12 +63,12 @@ class Inspector(AdminClient):
                     for run_id in map(bytes.decode, run_ids):
                         pipeline.hmget(self._keys.run(run_id), _FIELDS)
                         pipeline.evalsha(SCRIPTS["last_entry"].sha.decode(), 1, self._keys.events(run_id))
-                told = iter(await pipeline.execute())
+                details = iter(await pipeline.execute())
         return [
             QueueListing(
                 queue,
                 outstanding,
-                [_open_run(run_id.decode(), queue, int(now_s), next(told), next(told)) for run_id in run_ids],
+                [_open_run(run_id.decode(), queue, int(now_s), next(details), next(details)) for run_id in run_ids],
             )
             for queue, (now_s, outstanding, run_ids) in zip(queues, replies, strict=True)
         ]

@@ -1,4 +1,4 @@
-"""A run that no worker executes: written here, to be read back through a front end."""
+"""A probe run: it is written without a worker, so that it can be read back through a front end."""
 
 import time
 from typing import Any, Final, Self
@@ -12,20 +12,20 @@ from agentstream.store.admin.client import AdminClient, map_redis_errors
 from agentstream.store.connection.endpoint import Endpoint
 from agentstream.store.scripts import SCRIPTS
 
-TTL_S: Final = 60  # should nobody remove it
+TTL_S: Final = 60  # removes the probe's keys if the process is killed before it can
 
 _ATTEMPT: Final = 1
 _STATUS: Final = {RUN_COMPLETED: "completed"}
 
 
 class ProbeRun(AdminClient):
-    """Inside this asynchronous context manager the run exists, open and never queued.
+    """A run that exists inside this asynchronous context manager. It is open and is never queued.
 
-    It is written by the scripts of front ends and workers: its keys have their TTL from the first moment.
+    The scripts of front ends and workers write it, so its keys always have a TTL.
     """
 
     def __init__(self, endpoint: Endpoint, keys: Keys, *, owner: str) -> None:
-        """Prepare; ``owner`` is the hash of the API key it shall be read with, empty without keys."""
+        """Prepare the run. ``owner`` is the hash of the API key that will read it; empty without keys."""
         super().__init__(endpoint, keys)
         self._owner = owner
         self.run_id = new_run_id()
@@ -33,13 +33,13 @@ class ProbeRun(AdminClient):
         self._seq = 0
 
     async def __aenter__(self) -> Self:
-        """Describe the run, and let it have started."""
-        described = (
+        """Create the run's hash and append its run_started event."""
+        fields = (
             *("status", "running", "owner", self._owner, "model", "agentstream-doctor"),
             *("created", int(time.time()), "include_usage", 0),
         )
         try:
-            await self._script("create_run", self._names[1:], TTL_S, *described)
+            await self._script("create_run", self._names[1:], TTL_S, *fields)
             await self._append(RUN_STARTED, {"worker": "doctor"})
         except BaseException:
             await self._redis.aclose()
@@ -47,7 +47,7 @@ class ProbeRun(AdminClient):
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        """Remove every trace of it."""
+        """Delete the run's keys and close the connections."""
         try:
             with map_redis_errors():
                 for name in self._names:
@@ -60,20 +60,20 @@ class ProbeRun(AdminClient):
         await self._append(TEXT, text)
 
     async def complete(self) -> None:
-        """Store and publish its end."""
+        """Store and publish the terminal event."""
         usage = Usage().model_dump()
         end: dict[str, Any] = {"content": None, "tool_results": [], "finish_reason": "stop", "usage": usage}
         await self._append(RUN_COMPLETED, end)
 
     async def _append(self, event_type: str, data: Any) -> None:  # noqa: ANN401 -- JSON
-        """Append and publish, as a worker does."""
+        """Append and publish an event as a worker does; raises BusError if Redis does not store it."""
         self._seq += 1
         batch = encode_batch(_ATTEMPT, self._seq, [encode_event(event_type, data)])
         create = 1 if self._seq == 1 else 0
         entry_id, status = f"{_ATTEMPT}-{self._seq}", _STATUS.get(event_type, "")
         reply = await self._script("publish", self._names, entry_id, batch, create, "", "", status, TTL_S)
         if reply not in (b"OK", b"DUPLICATE"):
-            message = f"Redis did not keep a piece of the run {self.run_id}: {reply!r}"
+            message = f"Redis did not store an event of the run {self.run_id}: {reply!r}"
             raise BusError(message)
 
     async def _script(self, name: str, keys: list[str], *args: str | bytes | int) -> Any:  # noqa: ANN401 -- a reply

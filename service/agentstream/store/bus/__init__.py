@@ -1,1 +1,1 @@
-"""The event bus: publishers append and publish the events of runs, feeds read them. Nothing here knows jobs."""
+"""The event bus: publishers append and publish the events of runs, feeds read them; nothing here knows jobs."""

@@ -1,7 +1,7 @@
-"""What several runs have to say in one turn of the loop, appended and published by one command.
+"""Appends and publishes the batches of several runs with one command for each turn of the event loop.
 
-A script's call costs the broker more than what it does: 5.1 us with one batch, 3.1 us a batch with 50 (Valkey 9.1,
-measured). Two plain commands, XADD and PUBLISH, cost 2.5 us, but publish also what the log refuses.
+Most of the cost of a script is its call: 5.1 us of the broker's time for one batch, 3.1 us a batch for 50 (Valkey 9.1,
+measured). The two plain commands XADD and PUBLISH cost 2.5 us, but would also publish batches that the log refuses.
 """
 
 import asyncio
@@ -12,43 +12,43 @@ from agentstream.store.bus.counts import PublishCounts
 from agentstream.store.connection.link import Link
 from agentstream.store.connection.wire import Reply
 
-# Runs of one command: a script holds the broker up while it runs, so it stays well below 1 ms.
+# Runs in one command. The broker does nothing else while a script runs, so a script must stay well below 1 ms.
 MAX_RUNS: Final = 64
 
 
 class AppendSource(Protocol):
-    """A run that has something to say."""
+    """A run with batches to append."""
 
     def next_append(self) -> "Append | None":
-        """Return the next batch to append, if there is one for now."""
+        """Return the next batch to append; None if there is none now."""
         ...
 
     def on_append_result(self, *, stored: bool) -> None:
-        """Learn whether it was appended."""
+        """Handle the result of the append."""
 
 
 class Append(NamedTuple):
-    """A batch on its way into a run's log. ``previous_id`` is the id of the log's last entry, as far as is known."""
+    """A batch to append to a run's replay log. ``previous_id`` is the last entry's id, as far as the source knows."""
 
     source: AppendSource
     log: str
     entry_id: str
     payload: bytes
     previous_id: str
-    verify: bool  # whether the log must be asked for that entry
+    verify: bool  # whether the script must check that ``previous_id`` is the last entry
 
 
 class Appender:
-    """The way of all runs of a process to the broker. For the event loop only."""
+    """Sends the batches of all runs of a process to the broker. Use it on the event loop only."""
 
     def __init__(self, link: Link) -> None:
-        """Bind the link."""
+        """Store the link."""
         self._link = link
         self._scheduled: list[AppendSource] = []
-        self.counts = PublishCounts()  # of the runs' publishers
+        self.counts = PublishCounts()  # of all publishers of the process
 
     def schedule(self, source: AppendSource) -> None:
-        """Take a batch of this run's at the end of the turn; to be told once a turn."""
+        """Send the next batch of ``source`` at the end of this turn. Call this at most once a turn for each source."""
         if not self._scheduled:
             asyncio.get_running_loop().call_soon(self._send)
         self._scheduled.append(source)
@@ -58,12 +58,12 @@ class Appender:
         appends = [append for source in sources if (append := source.next_append()) is not None]
         for start in range(0, len(appends), MAX_RUNS):
             self._append(appends[start : start + MAX_RUNS])
-        self._link.flush()  # this is the turn's end; the link would wait for the next one's
+        self._link.flush()  # this is the end of the turn; the link would flush at the end of the next turn
 
     def _append(self, appends: Sequence[Append]) -> None:
         def on_reply(reply: Reply) -> None:
-            done = reply if isinstance(reply, list) else [0] * len(appends)  # an error says so for each
-            for append, stored in zip(appends, done, strict=True):
+            results = reply if isinstance(reply, list) else [0] * len(appends)  # an error reply applies to every batch
+            for append, stored in zip(appends, results, strict=True):
                 append.source.on_append_result(stored=stored == 1)
 
         logs = [append.log for append in appends]
@@ -72,7 +72,7 @@ class Appender:
 
 
 def _arguments(appends: Sequence[Append], *, verify: bool = False) -> list[bytes | str]:
-    """Return append.lua's; with ``verify``, after a reconnect, every log is asked for its last entry."""
+    """Return the arguments of append.lua. With ``verify`` (after a reconnect) it checks the last entry of every log."""
     arguments: list[bytes | str] = []
     for append in appends:
         arguments += (append.entry_id, append.payload, append.previous_id if verify or append.verify else "")

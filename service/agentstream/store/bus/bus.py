@@ -1,4 +1,4 @@
-"""The bus: where runs' events are written and read. The front end and the worker meet here."""
+"""The event bus: workers write the events of runs to it, and front ends read them from it."""
 
 from collections.abc import Callable
 
@@ -13,10 +13,10 @@ from agentstream.store.connection.link import Link
 
 
 class Bus:
-    """Feeds and publishers of runs, all over one shared link."""
+    """Creates feeds and publishers of runs. They all share one link."""
 
     def __init__(self, link: Link, keys: Keys) -> None:
-        """Bind the link and the names."""
+        """Store the link and the keys."""
         self._link = link
         self._keys = keys
         self._appender = Appender(link)
@@ -24,11 +24,11 @@ class Bus:
 
     @property
     def publish_counts(self) -> PublishCounts:
-        """What its publishers have counted."""
+        """The counters of all publishers."""
         return self._appender.counts
 
     def feed(self, run_id: str) -> RunFeed:
-        """Return a reader of the run's events; not yet subscribed, and without a consumer."""
+        """Return a feed of the run's events. It has not subscribed yet, and has no consumer."""
         return RunFeed(self._link, self._keys.events(run_id), self.feed_counts)
 
     def publisher(
@@ -39,12 +39,12 @@ class Bus:
         on_lost: Callable[[AgentStreamError], None],
         first_batch: bytes | None = None,
     ) -> RunPublisher:
-        """Return the writer of one attempt at the run; ``first_batch`` is given if it is stored already."""
+        """Return the publisher of one attempt at the run. Pass ``first_batch`` if it is stored already."""
         names = self._keys.events(run_id), self._keys.run(run_id)
         return RunPublisher(self._link, self._appender, names, attempt, limits, on_lost, first_batch)
 
     async def history(self, run_id: str) -> list[Event]:
-        """Return the events that are in the run's log now; raises LogTrimmed if its beginning is not."""
+        """Return the events in the run's replay log; raises LogTrimmed if its beginning was trimmed."""
         events: list[Event] = []
         after = "-"
         while page := await self._link.call("XRANGE", self._keys.events(run_id), after, "+", "COUNT", PAGE_ENTRIES):
@@ -52,6 +52,7 @@ class Bus:
                 events += decode_batch(fields[1]).events()
             after = f"({page[-1][0].decode()}"
         if events and events[0].seq != 1:
-            message = f"the log of {run_id} begins at {events[0].attempt}-{events[0].seq}"
+            first = f"{events[0].attempt}-{events[0].seq}"
+            message = f"the beginning of the replay log of {run_id} was trimmed; the log starts at {first}"
             raise LogTrimmed(message)
         return events

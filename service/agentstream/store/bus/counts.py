@@ -1,4 +1,4 @@
-"""What readers and writers of a process have counted since it began: plain integers, told by its metrics."""
+"""Counters of the feeds and publishers of a process since its start: plain integers, which its metrics read."""
 
 from dataclasses import dataclass, field
 
@@ -7,7 +7,11 @@ from agentstream.telemetry.names import CATCH_UP_CAUSES
 
 @dataclass(slots=True)
 class FeedCounts:
-    """Of all feeds of a process: times they read their logs, by cause; holes these filled; messages already known."""
+    """Counters of all feeds of a process.
+
+    ``catch_ups``: reads of a replay log, by cause. ``gaps``: reads that found lost messages. ``duplicates``: messages
+    whose events were delivered before.
+    """
 
     catch_ups: dict[str, int] = field(default_factory=lambda: dict.fromkeys(CATCH_UP_CAUSES, 0))
     gaps: int = 0
@@ -16,7 +20,11 @@ class FeedCounts:
 
 @dataclass(slots=True)
 class PublishCounts:
-    """Of all publishers of a process: batches sent again, runs refused more by whom, and logs that were cut."""
+    """Counters of all publishers of a process.
+
+    ``retries``: batches sent again. ``fenced``: attempts ended by a newer attempt. ``refused``: attempts ended by an
+    error of the broker. ``trimmed``: logs that exceeded their size limit.
+    """
 
     retries: int = 0
     fenced: int = 0

@@ -1,13 +1,12 @@
-"""One reader of one run: live messages, and the log whenever there is doubt.
+"""Reads one run: live messages, and the replay log whenever messages may be missing.
 
-    LIVE         messages are taken as they come, while their seq follows
-    CATCHING_UP  the log is read after the position, page by page; messages only say that there is more
-    PAUSED       the consumer cannot keep up: messages are dropped, nothing is read
-    CLOSED       over
+    LIVE         messages are delivered as they arrive, while their seq follows
+    CATCHING_UP  the log is read after the position, page by page; messages only show that there is more to read
+    PAUSED       the consumer cannot keep up: messages are dropped, and the log is not read
+    CLOSED       the feed has stopped
 
-The log is the truth, pub/sub the fast path: a seq that does not follow, a new attempt, a reconnect, a pause
-or a long silence is answered by reading the log, never by guessing. Everything happens synchronously in
-the link's read loop, so there is nothing to race.
+The log is the truth, pub/sub the fast path. The feed reads the log after a gap in the seqs, a new attempt, a
+reconnect, a pause or a long silence. Everything runs synchronously in the link's read loop, so there are no races.
 """
 
 import asyncio
@@ -26,8 +25,8 @@ from agentstream.telemetry.log_context import current_log_context, log_extra
 
 log = logging.getLogger(__name__)
 
-# Log entries read at once. An entry is a batch of usually below 64 KiB (one event more at most): a page stays
-# below 2 MiB, unless events come near their own limit of 1 MiB; then the log's cap bounds it.
+# Log entries in one read. An entry is a batch, which is smaller than 64 KiB plus one event. So a page is usually below
+# 2 MiB. It is larger if single events come near their limit of 1 MiB; then the size limit of the log bounds it.
 PAGE_ENTRIES: Final = 32
 
 
@@ -38,24 +37,24 @@ class _State(enum.Enum):
     CLOSED = enum.auto()
 
 
-_LIVE: Final = _State.LIVE  # looked up for every message
-# After these a log that has more than was delivered tells of messages that did not come; after the others (telemetry's
-# CATCH_UP_CAUSES) it was known that they would not.
+_LIVE: Final = _State.LIVE  # compared for every message; a global name is faster than the enum's attribute
+# After these causes, new events in the log mean that messages were lost. After the other causes (CATCH_UP_CAUSES in
+# telemetry/names.py) the feed expected no messages.
 _MISSED_CAUSES: Final = frozenset({"gap", "reconnect", "silence"})
 
 
 class Consumer(Protocol):
-    """Who a feed is for."""
+    """Receives the events of a feed."""
 
     def on_batch(self, batch: Batch) -> None:
-        """Take the next events."""
+        """Handle the next events."""
 
     def on_failure(self, error: AgentStreamError) -> None:
-        """Learn that the events cannot be had any more."""
+        """Handle the end of the feed: no more events can be delivered."""
 
 
 class RunFeed:
-    """Delivers every event of a run once and in order to its consumer, or tells it once why it cannot."""
+    """Delivers every event of a run to its consumer, once and in order. If it cannot, it calls ``on_failure`` once."""
 
     __slots__ = (
         "_attempt",
@@ -79,38 +78,38 @@ class RunFeed:
         channel: str,
         counts: FeedCounts | None = None,
     ) -> None:
-        """Prepare; nothing arrives before ``open``. ``counts`` are those of all feeds of the process."""
+        """Prepare a feed that delivers nothing before ``open``. ``counts`` are the counters of all feeds."""
         self._link = link
         self._channel = channel.encode()
         self._log_context = current_log_context()
         self._counts = counts or FeedCounts()
         self._state = _State.CLOSED
         self._attempt = self._seq = 0  # of the last event delivered
-        self._furthest_dropped = (0, 0)  # the furthest position a dropped message told of
-        self._missed = False  # whether what the log has more is what messages should have brought
+        self._furthest_dropped = (0, 0)  # the highest position in a dropped message
+        self._missed = False  # whether new events in the log mean that messages were lost
         self._pending_read: Command | None = None
         self._synced: asyncio.Future[None] | None = None  # awaited by open_from_log
         self.failure: AgentStreamError | None = None
 
     def deliver_to(self, consumer: Consumer) -> None:
-        """Take who it is for: before the turn of the loop ends in which it was opened."""
+        """Set the consumer. Call this in the same turn of the event loop as ``open``."""
         self._consumer = consumer
 
     @property
     def position(self) -> tuple[int, int]:
-        """Attempt and seq of the last event delivered."""
+        """Attempt and seq of the last delivered event."""
         return self._attempt, self._seq
 
     def open(self) -> asyncio.Future[None]:
-        """Subscribe to a run that has no past yet; what is returned is done when the server has confirmed it."""
+        """Subscribe to a run that has no events yet. The future is done when the server has confirmed it."""
         self._state = _LIVE
         self._link.subscribers.add(self)
         return self._link.subscribe(self._channel, self._on_message)
 
     async def open_from_log(self) -> bool:
-        """Subscribe, deliver the past, and return whether all of it could be: False if the consumer paused.
+        """Subscribe, and deliver the events in the replay log; return False if the consumer paused the feed meanwhile.
 
-        Raises LogTrimmed if the past is not whole any more, BusError if it cannot be read.
+        Raises LogTrimmed if the log is not complete, BusError if it cannot be read.
         """
         self._synced = asyncio.get_running_loop().create_future()
         await self.open()
@@ -121,7 +120,7 @@ class RunFeed:
         return self._state is _State.LIVE
 
     def close(self) -> None:
-        """Stop; harmless twice."""
+        """Stop the feed; do nothing if it has stopped."""
         if self._state is _State.CLOSED:
             return
         self._state = _State.CLOSED
@@ -131,22 +130,22 @@ class RunFeed:
         self._cancel_read()
 
     def resync(self, cause: str = "reconnect") -> None:
-        """Compare with the log: after a reconnect, or when the run has been silent for long.
+        """Read the replay log: after a reconnect, or if no message has arrived for long.
 
-        ``cause`` is one of telemetry.CATCH_UP_CAUSES.
+        ``cause`` is one of CATCH_UP_CAUSES.
         """
         if self._state is _State.LIVE:
             self._catch_up(cause)
 
     def pause(self) -> None:
-        """Deliver nothing more until ``resume``; what comes meanwhile is read from the log then."""
+        """Deliver nothing until ``resume``, which reads the missed events from the replay log."""
         if self._state is not _State.CLOSED:
             self._state = _State.PAUSED
             self._cancel_read()
             self._set_synced()
 
     def resume(self) -> None:
-        """Go on after a pause."""
+        """Continue after a pause; do nothing if the feed is not paused."""
         if self._state is _State.PAUSED:
             self._catch_up("slow_client")
 
@@ -161,13 +160,13 @@ class RunFeed:
             self._seq += len(items)
             try:
                 self._consumer.on_batch(batch)
-            except Exception as exc:  # noqa: BLE001 -- whatever it is, the consumer must be told
+            except Exception as exc:  # noqa: BLE001 -- the consumer must learn of every error
                 self._on_consumer_failed(batch, exc)
         elif items:
             self._on_out_of_sequence(batch)
 
     def _on_out_of_sequence(self, batch: Batch) -> None:
-        """Take a message that does not simply follow."""
+        """Handle a message that arrives in another state than LIVE, or whose seq is not the next one."""
         attempt, seq = self.position
         if self._state is not _LIVE:
             self._furthest_dropped = max(self._furthest_dropped, (batch.attempt, batch.last_seq))
@@ -202,7 +201,7 @@ class RunFeed:
             for _entry_id, fields in page:
                 self._on_log_entry(decode_batch(fields[1]))
                 if self._state is not _State.CATCHING_UP:
-                    return  # paused or closed by its consumer
+                    return  # the consumer has paused or closed the feed
         except BusError as exc:
             self._fail(exc)
             return
@@ -216,7 +215,8 @@ class RunFeed:
     def _on_log_entry(self, batch: Batch) -> None:
         expected = self._seq + 1 if batch.attempt == self._attempt else 1
         if batch.seq > expected:
-            message = f"events {batch.attempt}-{expected} to {batch.attempt}-{batch.seq - 1} are no longer in the log"
+            missing = f"events {batch.attempt}-{expected} to {batch.attempt}-{batch.seq - 1}"
+            message = f"{missing} are no longer in the replay log"
             raise LogTrimmed(message)
         if batch.last_seq >= expected:
             if self._missed:
@@ -229,13 +229,13 @@ class RunFeed:
         self._seq = seq + len(items) - 1
         try:
             self._consumer.on_batch(batch)
-        except Exception as exc:  # noqa: BLE001 -- whatever it is, the consumer must be told
+        except Exception as exc:  # noqa: BLE001 -- the consumer must learn of every error
             self._on_consumer_failed(batch, exc)
 
     def _on_consumer_failed(self, batch: Batch, exc: Exception) -> None:
-        """Tell a consumer that cannot go on, instead of leaving it to wait."""
-        log.error("what reads the run failed", exc_info=exc, extra=log_extra(self._log_context))
-        self._fail(BusError(f"events {batch.attempt}-{batch.seq} and after could not be handled: {type(exc).__name__}"))
+        """End the feed after an error of the consumer, and call ``on_failure``, so that it does not wait for events."""
+        log.error("the consumer of the run's events failed", exc_info=exc, extra=log_extra(self._log_context))
+        self._fail(BusError(f"events from {batch.attempt}-{batch.seq} on could not be handled: {type(exc).__name__}"))
 
     def _set_synced(self) -> None:
         if self._synced is not None and not self._synced.done():
@@ -247,7 +247,7 @@ class RunFeed:
             self._pending_read = None
 
     def _fail(self, error: AgentStreamError) -> None:
-        log.warning("the run cannot be read: %s", error, extra=log_extra(self._log_context))
+        log.warning("the events of the run cannot be read: %s", error, extra=log_extra(self._log_context))
         self.failure = error
         self.close()
         self._consumer.on_failure(error)

@@ -1,10 +1,10 @@
-"""One writer of one run: gathers what the agent emits and appends it to the log, batch after batch.
+"""Publishes one attempt at a run: it collects the events that the agent emits, and appends them to the log in batches.
 
-One batch of a run is on its way at a time; everything emitted meanwhile travels in the next. So order is
-kept through any number of resends, and a busy broker gets fewer, larger messages.
+One batch of a run is in flight at a time. Events that arrive meanwhile are sent together in the next batch. So events
+stay in order through any number of resends, and a busy broker gets fewer, larger messages.
 
-The published events are kept here (as far as the log keeps them) until the run is over: a broker that came
-back empty is filled again.
+The publisher keeps the published batches until the run is over, as many bytes as the log may hold. If the broker loses
+its data, the publisher stores them again.
 """
 
 import asyncio
@@ -26,20 +26,20 @@ from agentstream.telemetry.log_context import current_log_context, log_extra
 
 log = logging.getLogger(__name__)
 
-# One message: large enough to amortise the broker's work, small enough that a reader's page stays small.
+# Limits of one batch: large enough to amortise the broker's work, small enough that a page of a feed stays small.
 MAX_BATCH_BYTES: Final = 64 << 10
 MAX_BATCH_EVENTS: Final = 512
-# Unpublished events of one run. A thread waits at this bound; code on the event loop, which cannot wait in
-# ``write``, may go on to the hard bound and then fails.
+# Bounds of the unpublished events of one run. A thread waits at the first bound. Code on the event loop cannot wait in
+# ``write``, so it may go on to the hard bound; then ``put`` raises BufferFull.
 MAX_BUFFER_BYTES: Final = 4 << 20
 HARD_BUFFER_BYTES: Final = 16 << 20
-# How long a thread waits for room: as long as a stream survives without a broker.
+# How long a thread waits for room in the buffer. A stream survives without a broker for as long.
 ROOM_TIMEOUT_S: Final = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogLimits:
-    """How long and how large a run's log may be. ``open_ttl_s`` holds while the run goes on."""
+    """TTLs and size limit of a run's replay log. ``open_ttl_s`` applies until the run ends, then ``closed_ttl_s``."""
 
     open_ttl_s: int
     closed_ttl_s: int
@@ -50,13 +50,13 @@ class LogLimits:
 class _Batch:
     last_seq: int
     payload: bytes
-    terminal: str = ""  # the type of the terminal event it carries
+    terminal: str = ""  # the type of its terminal event, or empty
 
 
 class RunPublisher:
-    """Publishes one attempt's events: a run's sink. ``put`` may be called from any thread, the rest on the loop."""
+    """Publishes the events of one attempt. ``put`` may be called from any thread, the other methods on the loop."""
 
-    def __init__(  # noqa: PLR0913, PLR0917 -- what it writes, where, and how far
+    def __init__(  # noqa: PLR0913, PLR0917 -- only ``Bus.publisher`` calls it
         self,
         link: Link,
         appender: Appender,
@@ -66,10 +66,10 @@ class RunPublisher:
         on_lost: Callable[[AgentStreamError], None],
         first_batch: bytes | None = None,
     ) -> None:
-        """Write to the log and the run called ``names``.
+        """Write to ``names``: the run's replay log, which has the name of its channel, and the run's hash.
 
-        ``first_batch`` is the attempt's first batch, if it is stored already. ``on_lost`` is told once if nothing more
-        can be published: fenced, or refused by the broker.
+        ``first_batch`` is the attempt's first batch, if it is stored already. ``on_lost`` is called once if nothing
+        more can be published, because the attempt is fenced or the broker refused a batch.
         """
         self._link = link
         self._appender = appender
@@ -81,21 +81,21 @@ class RunPublisher:
         self._on_lost = on_lost
         self._loop = asyncio.get_running_loop()
         self._loop_thread = threading.get_ident()
-        self._lock = threading.Lock()  # guards the seven lines below
-        self._state_changed = threading.Condition(self._lock)  # for threads that wait
+        self._lock = threading.Lock()  # guards the state that ``put`` uses in other threads
+        self._state_changed = threading.Condition(self._lock)  # threads wait for it
         self._threads_waiting = 0
         self._pending: deque[tuple[str, bytes]] = deque()
         self._pending_bytes = 0
         self._wake_scheduled = False
         self._closed: AgentStreamError | None = None
-        self._ended = False  # the terminal event was put: it is the last
-        self._put_seq = self._tool_seq = 0  # of the last event put, and of the last tool_call_start
+        self._ended = False  # whether the terminal event was put, which is the last event
+        self._put_seq = self._tool_seq = 0  # seq of the last event put, and of the last tool_call_start
         self._next_seq = 1
         self._stored_seq = 0
         self._log_exists = False
         self._epoch = link.reconnects
         self._in_flight: _Batch | None = None
-        self._to_restore: deque[_Batch] = deque()  # kept batches on their way into a log that lost them
+        self._to_restore: deque[_Batch] = deque()  # kept batches that the log lost, to be stored again
         self._kept: deque[_Batch] = deque()
         self._kept_bytes = 0
         self._trimmed = False
@@ -106,7 +106,7 @@ class RunPublisher:
 
     @property
     def events_put(self) -> int:
-        """How many events were put so far, run_started included."""
+        """The number of events put so far, run_started included."""
         return self._put_seq
 
     @property
@@ -116,17 +116,17 @@ class RunPublisher:
 
     @property
     def unflushed_bytes(self) -> int:
-        """How much waits to be stored."""
+        """The number of bytes that wait to be stored."""
         in_flight = self._in_flight
         return self._pending_bytes + (0 if in_flight is None else len(in_flight.payload))
 
     # -- from the agent, any thread -----------------------------------------------------------------
 
     def put(self, event_type: str, data: Any) -> None:  # noqa: ANN401 -- JSON
-        """Take an event for publishing. A thread waits until its tool_call_start is stored: see ``wait_for_room``.
+        """Add an event to the next batch. If the event is a tool_call_start, a thread waits until it is stored.
 
-        Raises InvalidAgentOutput if it is not JSON, BufferFull if the broker has been away too long, RunCancelled
-        if the run is over for this attempt.
+        Raises InvalidAgentOutput if the data cannot be written as JSON, BufferFull if too many bytes wait to be
+        published, and RunCancelled if the run is over for this attempt.
         """
         encoded = encode_event(event_type, data)
         on_loop = threading.get_ident() == self._loop_thread
@@ -156,7 +156,7 @@ class RunPublisher:
             self._check_tool_calls_stored()
 
     def _wait(self, condition: Callable[[], bool], timeout_s: float | None = None) -> None:
-        """Have a thread that holds the lock wait; ``close`` ends every wait."""
+        """Let this thread, which holds the lock, wait for ``condition``. ``close`` makes every condition true."""
         self._threads_waiting += 1
         try:
             self._state_changed.wait_for(condition, timeout_s)
@@ -164,14 +164,14 @@ class RunPublisher:
             self._threads_waiting -= 1
 
     def _notify_threads(self) -> None:
-        if self._threads_waiting:  # seldom: telling nobody would cost every token a microsecond
+        if self._threads_waiting:  # this is rare; without the check each token would cost a microsecond more
             self._state_changed.notify_all()
 
     def _tool_calls_stored(self) -> bool:
         return self._stored_seq >= self._tool_seq or self._closed is not None
 
     def _check_tool_calls_stored(self) -> None:
-        """Raise RunCancelled if a tool would run of which the log does not know: another attempt may run it too."""
+        """Raise RunCancelled if a tool_call_start is not stored: the tool must not run, as a new attempt may run it."""
         if self._stored_seq < self._tool_seq:
             message = f"the start of a tool could not be published: {self._closed}"
             raise RunCancelled(message)
@@ -182,23 +182,23 @@ class RunPublisher:
     # -- on the loop --------------------------------------------------------------------------------
 
     async def wait_for_room(self) -> None:
-        """Return when less than the buffer's bound waits to be published; at once if nothing more can be.
+        """Return when the unpublished events are within MAX_BUFFER_BYTES and every tool_call_start is stored.
 
-        Waits also until every tool_call_start is stored, and raises RunCancelled if it cannot be.
+        Returns also if nothing more can be published; raises RunCancelled if a tool_call_start is not stored then.
         """
         while not (self._has_room() and self._tool_calls_stored()):
             await self._wait_for_progress()
         self._check_tool_calls_stored()
 
     async def flush(self) -> None:
-        """Return when everything put so far is in the log; raises what ended the publishing, if it ended."""
+        """Return when all events put so far are stored; raises the error that ended the publishing, if any."""
         while self._closed is None and (self._pending or self._in_flight or self._to_restore):
             await self._wait_for_progress()
         if self._closed is not None:
             raise self._closed
 
     def close(self, reason: AgentStreamError) -> None:
-        """Publish nothing more; later puts raise RunCancelled."""
+        """Stop publishing and drop events that wait; later puts raise RunCancelled."""
         with self._lock:
             self._closed = self._closed or reason
             self._pending.clear()
@@ -218,7 +218,7 @@ class RunPublisher:
                 waiter.set_result(None)
 
     def next_append(self) -> Append | None:
-        """Return what is to be appended next, for the appender; None if nothing is, or if it needs publish.lua."""
+        """Return the next batch for the appender; None if there is none, or if publish.lua must store it."""
         with self._lock:
             self._wake_scheduled = False
             if self._in_flight is not None or self._closed is not None:
@@ -235,7 +235,7 @@ class RunPublisher:
         return Append(self, self._channel, entry_id, batch.payload, previous_id, verify)
 
     def _next_batch(self) -> _Batch | None:
-        """Return what waits, as far as it fits a batch; the lock is held."""
+        """Return a batch of the events that wait, or None. The caller holds the lock."""
         pending = self._pending
         taken: list[bytes] = []
         size, terminal = 0, ""
@@ -272,7 +272,7 @@ class RunPublisher:
         command.repack = lambda: self._link.pack_script("publish", self._names, *self._arguments(batch, verify=True))
 
     def on_append_result(self, *, stored: bool) -> None:
-        """Take note of it; what could not be appended goes by publish.lua, which says why or mends it."""
+        """Handle the result of an append. If it failed, call publish.lua, which stores the batch or says why not."""
         batch = self._in_flight
         if batch is None:
             return
@@ -287,7 +287,7 @@ class RunPublisher:
             self._wake_waiters()
 
     def _arguments(self, batch: _Batch, *, verify: bool) -> tuple[bytes | str | int, ...]:
-        """Return publish.lua's; after a reconnect have it verified that the log still holds what it held."""
+        """Return the arguments of publish.lua. With ``verify`` it checks that the log ends at the last stored entry."""
         ttl_s = 0 if self._log_exists else self._limits.open_ttl_s
         return (
             f"{self._attempt}-{batch.last_seq}",
@@ -327,13 +327,13 @@ class RunPublisher:
         self._wake_waiters()
 
     def _restore_log(self, last: Cursor) -> None:
-        """Store once more what the log lost: everything kept after its last entry."""
+        """Store again the batches that the log lost: all kept batches after its last entry ``last``."""
         self._log_exists = last != START
         self._stored_seq = last.seq if last.attempt == self._attempt else 0
         self._to_restore = deque(batch for batch in self._kept if batch.last_seq > self._stored_seq)
         self._appender.counts.retries += len(self._to_restore)
         log.warning(
-            "the log ends at %s; storing %d batches again",
+            "the broker lost events: the replay log ends at %s; storing %d batches again",
             last,
             len(self._to_restore),
             extra=log_extra(self._log_context),
@@ -341,6 +341,6 @@ class RunPublisher:
         self._appender.schedule(self)
 
     def _end(self, reason: AgentStreamError) -> None:
-        log.warning("the attempt is lost: %s", reason, extra=log_extra(self._log_context))
+        log.warning("the attempt can publish no more events: %s", reason, extra=log_extra(self._log_context))
         self.close(reason)
         self._on_lost(reason)

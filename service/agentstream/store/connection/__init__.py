@@ -1,4 +1,1 @@
-"""One connection to Redis: the URL, the socket, and the link that a process shares.
-
-Nothing here knows runs or jobs.
-"""
+"""The connection to Redis: the URL, the socket, and the link that a process shares; nothing here knows runs or jobs."""

@@ -1,4 +1,4 @@
-"""Where the broker is and how to get in: one URL, read once, used by the link and by redis-py."""
+"""The address and credentials of the broker: one URL, parsed once, for the link and for redis-py."""
 
 import asyncio
 import ssl
@@ -12,14 +12,14 @@ from redis.backoff import ExponentialWithJitterBackoff
 
 from agentstream.errors import StartupError
 
-COMMAND_TIMEOUT_S = 5.0  # a healthy broker answers within milliseconds; its own pauses stay below 1 s
+COMMAND_TIMEOUT_S = 5.0  # a healthy broker answers within milliseconds, and its own pauses are shorter than 1 s
 
 
 class Endpoint:
     """A parsed REDIS_URL: ``redis://``, ``rediss://`` (TLS) or ``unix://``, with credentials and database."""
 
     def __init__(self, url: str) -> None:
-        """Parse; raises StartupError (without the password) if it is not a Redis URL."""
+        """Parse the URL; raises StartupError if it is not a Redis URL. The error does not contain the password."""
         try:
             self._options: dict[str, Any] = dict(parse_url(url))
         except ValueError as exc:
@@ -40,7 +40,7 @@ class Endpoint:
         return self.protocol >= 3  # noqa: PLR2004
 
     async def connect(self, protocol_factory: Callable[[], asyncio.Protocol]) -> None:
-        """Open a connection for a protocol of ours; raises OSError."""
+        """Open a connection for the protocol that ``protocol_factory`` returns; raises OSError."""
         loop = asyncio.get_running_loop()
         connection_class = self._options.get("connection_class")
         if connection_class is UnixDomainSocketConnection:
@@ -51,7 +51,7 @@ class Endpoint:
         await loop.create_connection(protocol_factory, host, self._options.get("port", 6379), ssl=tls)
 
     def handshake(self, name: str) -> list[tuple[bytes | str | int, ...]]:
-        """Return the commands a fresh connection begins with: protocol, credentials, name, database."""
+        """Return the first commands of a new connection: protocol version, credentials, client name, database."""
         user, password = self._options.get("username", "default"), self._options.get("password")
         commands: list[tuple[bytes | str | int, ...]] = []
         if self.pushes_inline:
@@ -66,9 +66,10 @@ class Endpoint:
         return commands
 
     def redis(self, *, read_timeout_s: float = COMMAND_TIMEOUT_S) -> redis_asyncio.Redis:
-        """Return a redis-py client; ``read_timeout_s`` must exceed the longest blocking read made with it.
+        """Return a redis-py client. ``read_timeout_s`` must exceed its longest blocking read.
 
-        Commands are sent again after a lost reply (2 tries more): use only what is harmless twice.
+        The client sends a command again after a lost reply, at most twice. So a command must be harmless if the
+        server runs it more than once.
         """
         client: redis_asyncio.Redis = redis_asyncio.Redis.from_url(
             self._url,

@@ -1,15 +1,15 @@
-"""One connection to Redis, shared by everything in a process: commands and pub/sub pushes together.
+"""One connection to Redis that a whole process shares, for commands and for pub/sub pushes.
 
-Why not redis-py here: its PubSub costs 12 times as much a message, loses messages without a word when it
-reconnects, and never notices a dead peer (measured with 8.1). This link is an asyncio.Protocol over
-hiredis.Reader, RESP3. What it promises:
+It does not use redis-py, whose PubSub costs 12 times as much for each message, silently loses messages when it
+reconnects, and never notices a dead peer (measured with 8.1). The link is an asyncio.Protocol over hiredis.Reader,
+with RESP3. It promises:
 
-- Replies and pushes are handled in the order the server sent them, synchronously, in one read loop.
-- A command that was sent but not answered when the connection broke is sent again, byte for byte, after a
-  reconnect; commands must therefore be harmless twice. Replies that mean "not now" (LOADING, READONLY ...)
-  are waits: the command is sent again a little later.
-- After a reconnect all channels are subscribed again and acknowledged before ``on_reconnect`` is told.
-- A PING every PING_INTERVAL_S with a deadline for the pong: a frozen peer is a broken connection.
+- It handles replies and pushes in the order in which the server sent them, synchronously, in one read loop.
+- After a reconnect it sends every unanswered command again, byte for byte unless ``repack`` is set. So a command must
+  be harmless if the server runs it twice. If a reply means "not now" (LOADING, READONLY ...), the link sends the
+  command again after RESEND_DELAY_S.
+- After a reconnect it calls ``on_reconnect`` only when the server has confirmed all subscriptions again.
+- It sends a PING every PING_INTERVAL_S. If no pong arrives within PONG_DEADLINE_S, it reconnects.
 
 A server without RESP3 pushes (``?protocol=2`` in the URL) gets a second connection for subscriptions.
 """
@@ -32,15 +32,16 @@ from agentstream.store.scripts import SCRIPTS
 
 log = logging.getLogger(__name__)
 
-PING_INTERVAL_S: Final = 2.0  # twice in the front end's keepalive interval
-PONG_DEADLINE_S: Final = 3.0  # a healthy broker answers in under 1 ms; its own pauses (fork, AOF) stay below 1 s
+PING_INTERVAL_S: Final = 2.0  # half of the front end's keepalive interval
+PONG_DEADLINE_S: Final = 3.0  # a healthy broker answers within 1 ms, and its own pauses (fork, AOF) are below 1 s
 CONNECT_TIMEOUT_S: Final = 5.0
 MIN_BACKOFF_S: Final = 0.05
 MAX_BACKOFF_S: Final = 1.0
 RESEND_DELAY_S: Final = 0.1
-MAX_CHANNELS_PER_SUBSCRIBE: Final = 1000  # channels per SUBSCRIBE when they are all renewed
+MAX_CHANNELS_PER_SUBSCRIBE: Final = 1000  # when a new connection subscribes to all channels
 
-# The server will do it, but not now. OOM: memory may be freed; the caller's own deadline bounds the wait.
+# Error replies that mean "not now". OOM is one of them because memory may be freed; the caller's deadline bounds the
+# wait.
 _RETRYABLE_ERRORS: Final = (
     "LOADING",
     "READONLY",
@@ -57,71 +58,71 @@ OnMessage = Callable[[bytes], None]
 
 
 class Subscriber(Protocol):
-    """Who follows a channel and cannot do with less than all its messages."""
+    """A reader of a channel that needs every message."""
 
     def resync(self) -> None:
-        """Learn that messages may have been missed."""
+        """Read the messages that may have been lost."""
 
 
 class Command:
-    """A command on its way. ``cancel`` keeps it from being sent (again).
+    """A command that was sent, or waits to be sent.
 
-    ``repack``, if set, makes what is sent in its place after a reconnect: the same command, asking for certainty.
+    ``repack``, if set, returns the bytes to send instead after a reconnect: the same command, with more checks.
     """
 
     __slots__ = ("cancelled", "on_reply", "payload", "repack")
 
     def __init__(self, payload: bytes, on_reply: OnReply) -> None:
-        """Keep the packed command and what takes its reply."""
+        """Store the packed command and the callback for its reply."""
         self.payload = payload
         self.on_reply = on_reply
         self.repack: Callable[[], bytes] | None = None
         self.cancelled = False
 
     def cancel(self) -> None:
-        """Do not send it any more and drop its reply."""
+        """Do not send the command (again), and drop its reply."""
         self.cancelled = True
 
 
 class Link:
-    """The process's connection to the broker. Open it once, close it at the end."""
+    """The connection of a process to the broker. Open it once, and close it at the end."""
 
     def __init__(self, endpoint: Endpoint, *, name: str) -> None:
-        """Prepare a link; ``name`` is shown by CLIENT LIST."""
+        """Prepare a link. CLIENT LIST shows ``name``."""
         self._endpoint = endpoint
         self._name = name
         self._pending: deque[Command] = deque()
         self._outbox: list[bytes] = []
         self._flush_scheduled = False
         self._handlers: dict[bytes, OnMessage] = {}
-        self._acks: dict[bytes, deque[asyncio.Future[None]]] = {}  # one for each confirmation to come, in order
-        self._unconfirmed: list[asyncio.Future[None]] = []  # of connections that broke; the next one answers them
+        self._acks: dict[bytes, deque[asyncio.Future[None]]] = {}  # one for each expected confirmation, in order
+        self._unconfirmed: list[asyncio.Future[None]] = []  # of lost connections; the next connection confirms them
         self._command_connection: RespConnection | None = None
         self._push_connection: RespConnection | None = None
         self._ready = asyncio.Event()
         self._last_error: Exception | None = None
         self._task: asyncio.Task[None] | None = None
-        self.on_reconnect: dict[Callable[[], None], None] = {}  # an ordered set, told after every reconnect
-        self.subscribers: set[Subscriber] = set()  # likewise; there may be thousands
+        self.on_reconnect: dict[Callable[[], None], None] = {}  # an ordered set; called after every connect
+        self.subscribers: set[Subscriber] = set()  # resynced after every connect; there may be thousands
         self.reconnects = 0
-        self.on_pong: Callable[[float], None] = _ignore_ping_time  # told how long a ping took, seconds
+        self.on_pong: Callable[[float], None] = _ignore_ping_time  # called with the duration of each ping, in s
 
     @property
     def connected(self) -> bool:
-        """Whether commands reach the broker right now, as far as is known."""
+        """Whether the link is connected now, as far as it knows."""
         return self._ready.is_set()
 
     @property
     def subscribes_in_order(self) -> bool:
-        """Whether a channel is subscribed before a command sent after it is carried out: one connection has both."""
+        """Whether the server subscribes before it runs commands that were sent later: both use one connection."""
         return self._endpoint.pushes_inline
 
     def open(self) -> None:
-        """Begin to connect, and stay connected until ``close``."""
+        """Start to connect; the link then stays connected until ``close``."""
         self._task = asyncio.create_task(self._keep_connected(), name="link")
 
     async def wait_ready(self, timeout_s: float) -> None:
-        """Return once connected; raises BrokerUnavailable, with the cause, after ``timeout_s``."""
+        """Return when the link is connected; raises BrokerUnavailable, with the cause, after ``timeout_s``."""
         try:
             async with asyncio.timeout(timeout_s):
                 await self._ready.wait()
@@ -131,7 +132,7 @@ class Link:
             raise BrokerUnavailable(message) from exc
 
     async def close(self) -> None:
-        """Close the connection; unanswered commands are dropped."""
+        """Close the connection and drop unanswered commands."""
         if self._task is not None:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -139,30 +140,30 @@ class Link:
         self._drop_connections()
 
     def send(self, *args: bytes | str | int, on_reply: OnReply) -> Command:
-        """Send a command. ``on_reply`` gets the reply (or a hiredis.ReplyError) in the server's order."""
+        """Send a command. ``on_reply`` gets the reply or a hiredis.ReplyError, in the order of the server."""
         command = Command(pack(args), on_reply)
         self._enqueue(command)
         return command
 
     def send_script(self, name: str, keys: list[str], *args: bytes | str | int, on_reply: OnReply) -> Command:
-        """Run a script of ours; otherwise like ``send``."""
+        """Call a Lua script; otherwise like ``send``."""
         return self.send("EVALSHA", SCRIPTS[name].sha, len(keys), *keys, *args, on_reply=on_reply)
 
     @staticmethod
     def pack_script(name: str, keys: list[str], *args: bytes | str | int) -> bytes:
-        """Return the bytes of a script's call, for ``Command.repack``."""
+        """Return the bytes of a script call, for ``Command.repack``."""
         return pack(("EVALSHA", SCRIPTS[name].sha, len(keys), *keys, *args))
 
     async def call(self, *args: bytes | str | int) -> Reply:
         """Send a command and return its reply; raises BusError for an error reply.
 
-        Waits as long as the broker is away: bound it with asyncio.timeout. Cancelling takes it back if it
-        was not sent yet.
+        Waits as long as the broker is unreachable; use asyncio.timeout to bound the wait. If the call is cancelled
+        before the command was sent, the command is not sent.
         """
         return await self.start_call(*args)
 
     def start_call(self, *args: bytes | str | int) -> "asyncio.Future[Reply]":
-        """Send a command with what else this turn of the loop sends; its reply is to come. Otherwise like ``call``."""
+        """Send a command with the others of this turn; return a future of its reply. Otherwise like ``call``."""
         future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
         command = self.send(*args, on_reply=lambda reply: _settle(future, reply))
         future.add_done_callback(lambda done: self._withdraw(command) if done.cancelled() else None)
@@ -175,24 +176,24 @@ class Link:
                 self._pending.remove(command)
 
     async def call_script(self, name: str, keys: list[str], *args: bytes | str | int) -> Reply:
-        """Run a script of ours; otherwise like ``call``."""
+        """Call a Lua script; otherwise like ``call``."""
         return await self.start_script_call(name, keys, *args)
 
     def start_script_call(self, name: str, keys: list[str], *args: bytes | str | int) -> "asyncio.Future[Reply]":
-        """Run a script of ours; otherwise like ``start_call``."""
+        """Call a Lua script; otherwise like ``start_call``."""
         return self.start_call("EVALSHA", SCRIPTS[name].sha, len(keys), *keys, *args)
 
     def subscribe(self, channel: bytes, on_message: OnMessage) -> asyncio.Future[None]:
-        """Subscribe; what is returned is done when the server has confirmed: from then on no message is missed.
+        """Subscribe to a channel. The future is done when the server has confirmed; after that no message is missed.
 
-        Commands sent after it are carried out after it, if ``subscribes_in_order``.
+        If ``subscribes_in_order``, the server subscribes before it runs commands that are sent later.
         """
         other = self._handlers.get(channel)
         self._handlers[channel] = on_message if other is None else _Fanout(other, on_message)
         return self._subscribe([channel])
 
     def unsubscribe(self, channel: bytes, on_message: OnMessage) -> None:
-        """Stop receiving; harmless if not subscribed."""
+        """Pass no more messages to ``on_message``; do nothing if it is not subscribed."""
         before = self._handlers.get(channel)
         if isinstance(before, _Fanout):
             self._handlers[channel] = before.without(on_message)
@@ -210,29 +211,29 @@ class Link:
             self._write(command.payload)
 
     def _resend(self, command: Command) -> None:
-        """Send it after a wait, in which the connection may have become one to another server."""
+        """Send a command again after a delay. The link may be connected to another server now, so repack it."""
         if command.repack is not None:
             command.payload = command.repack()
         self._enqueue(command)
 
     def _write(self, packed: bytes) -> None:
-        """Send bytes with whatever else this turn of the loop sends."""
+        """Send bytes together with the others of this turn of the event loop."""
         self._outbox.append(packed)
         if not self._flush_scheduled:
             self._flush_scheduled = True
             asyncio.get_running_loop().call_soon(self.flush)
 
     def flush(self) -> None:
-        """Send now what this turn of the loop has gathered."""
+        """Send the bytes of this turn of the event loop now."""
         self._flush_scheduled = False
         outbox, self._outbox = self._outbox, []
         if outbox and self._command_connection is not None and self._ready.is_set():
             self._command_connection.write(b"".join(outbox))
 
     def _subscribe(self, names: list[bytes]) -> asyncio.Future[None]:
-        """Return a future for the last one's confirmation, as they come in order.
+        """Subscribe to channels; return a future for the last confirmation, because confirmations come in order.
 
-        Without a connection, the next one subscribes, and confirms.
+        Without a connection, the next connection subscribes and confirms.
         """
         ack: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._acks.setdefault(names[-1], deque()).append(ack)
@@ -245,7 +246,7 @@ class Link:
 
     def _write_to_push_connection(self, packed: bytes) -> None:
         if self._ready.is_set() and self._push_connection is self._command_connection:
-            self._write(packed)  # with the commands that follow, such as the job whose run this is
+            self._write(packed)  # together with later commands of this turn, for example the job of the run
         elif self._push_connection is not None:
             self._push_connection.write(packed)
 
@@ -253,7 +254,7 @@ class Link:
 
     def _on_reply(self, reply: Reply) -> None:
         if not self._pending:
-            log.error("a reply nobody asked for; reconnecting")
+            log.error("the broker sent a reply to no command; reconnecting")
             self._drop_connections()
             return
         command = self._pending.popleft()
@@ -281,7 +282,7 @@ class Link:
             if handler is not None:
                 try:
                     handler(push[2])
-                except Exception:  # one stream's fault must not end all others
+                except Exception:  # an error of one stream must not end the others
                     log.exception("a message handler failed")
         elif kind == b"subscribe":
             acks = self._acks.get(push[1])
@@ -300,7 +301,7 @@ class Link:
                     await self._connect()
             except (OSError, BusError, TimeoutError) as exc:
                 if self._last_error is None or str(exc) != str(self._last_error):
-                    log.warning("broker: %s", str(exc) or type(exc).__name__)
+                    log.warning("cannot connect to the broker: %s", str(exc) or type(exc).__name__)
                 self._last_error = exc
                 self._drop_connections()
                 await asyncio.sleep(backoff_s * random.uniform(0.5, 1.0))  # noqa: S311 -- spreads reconnects
@@ -311,13 +312,13 @@ class Link:
             self._ready.clear()
             self._drop_connections()
             self.reconnects += 1
-            log.warning("the connection to the broker broke; reconnecting")
+            log.warning("the connection to the broker was lost; reconnecting")
 
     async def _connect(self) -> None:
-        """Open the connections, prove with a PONG that the server answers, subscribe, send what is unanswered."""
+        """Open the connections, wait for a pong, subscribe again, and send all unanswered commands."""
         connection = await self._open(self._on_reply, load_scripts=True)
         self._command_connection = connection
-        # Not before it is the right one: an UNSUBSCRIBE on the connection of commands would shift all its replies.
+        # _push_connection is set only now: an UNSUBSCRIBE on the command connection would shift all its replies.
         pushes = connection if self._endpoint.pushes_inline else await self._open(self._on_push, load_scripts=False)
         self._push_connection = pushes
         self._unconfirmed += (ack for acks in self._acks.values() for ack in acks)
@@ -331,10 +332,10 @@ class Link:
         self._outbox.clear()
         connection.write(b"".join(command.repack() if command.repack else command.payload for command in self._pending))
         self._ready.set()
-        for tell in (*self.on_reconnect, *(subscriber.resync for subscriber in self.subscribers)):
+        for callback in (*self.on_reconnect, *(subscriber.resync for subscriber in self.subscribers)):
             try:
-                tell()
-            except Exception:  # one stream's fault must not end all others
+                callback()
+            except Exception:  # an error of one stream must not end the others
                 log.exception("a reconnect handler failed")
 
     async def _open(self, on_reply: OnReply, *, load_scripts: bool) -> RespConnection:
@@ -375,14 +376,14 @@ class Link:
             except TimeoutError:
                 log.warning("the broker has not answered a PING within %g s", PONG_DEADLINE_S)
                 return
-            except BusError as exc:  # lost, which the next turn sees; or it answers, if unhappily
-                log.warning("broker: %s", exc)
+            except BusError as exc:  # the connection is lost, so the loop ends; or the server answers with an error
+                log.warning("the PING failed: %s", exc)
 
     async def _ping(self) -> None:
-        """Ping. What it took has an end at which all that was read before the pong is written to clients, too."""
-        asked_s = time.monotonic()
+        """Send a PING and report its duration. It includes the time to write messages before the pong to clients."""
+        sent_s = time.monotonic()
         await self.call("PING")
-        self.on_pong(time.monotonic() - asked_s)
+        self.on_pong(time.monotonic() - sent_s)
 
     def _drop_connections(self) -> None:
         self._ready.clear()
@@ -393,7 +394,7 @@ class Link:
 
 
 class _Fanout:
-    """Several handlers of one channel, as one."""
+    """Passes the messages of one channel to several handlers."""
 
     def __init__(self, one: OnMessage, other: OnMessage) -> None:
         self._one = one
@@ -402,34 +403,34 @@ class _Fanout:
     def __call__(self, payload: bytes) -> None:
         try:
             self._one(payload)
-        finally:  # whatever the one does
+        finally:  # also if the first handler raises
             self._other(payload)
 
     def without(self, handler: OnMessage) -> OnMessage:
-        """Return what is left."""
+        """Return the handler of the others."""
         if self._other == handler:
             return self._one
         if self._one == handler:
             return self._other
-        if isinstance(self._one, _Fanout):  # the later ones are outside
+        if isinstance(self._one, _Fanout):  # holds the handlers that were added earlier
             return _Fanout(self._one.without(handler), self._other)
         return self
 
 
 def _check_handshake(commands: list[tuple[bytes | str | int, ...]], replies: list[Reply]) -> None:
-    """Raise BusError for the first refused command, such as a wrong password."""
+    """Raise BusError for the first command with an error reply, for example because the password is wrong."""
     for command, reply in zip(commands, replies, strict=True):
         if reply.__class__ is hiredis.ReplyError:
-            message = f"{command[0]!s} was answered with: {reply}"
+            message = f"the broker refused {command[0]!s}: {reply}"
             raise BusError(message)
 
 
 def _ignore_reply(_reply: Reply) -> None:
-    """Take a reply nobody waits for."""
+    """Ignore a reply."""
 
 
 def _ignore_ping_time(_seconds: float) -> None:
-    """Take a time nobody asks for."""
+    """Ignore the duration of a ping."""
 
 
 def _confirm(ack: asyncio.Future[None]) -> None:

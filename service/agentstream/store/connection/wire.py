@@ -1,4 +1,4 @@
-"""One socket to the broker: bytes in, replies and pushes out."""
+"""One socket to the broker: it turns received bytes into replies and pushes."""
 
 import asyncio
 import logging
@@ -16,10 +16,10 @@ OnReply = Callable[[Reply], None]
 
 
 class RespConnection(asyncio.Protocol):
-    """Bytes in, replies and pushes out. ``lost`` is done when the connection is."""
+    """Turns received bytes into replies and pushes. The future ``lost`` is done when the connection is lost."""
 
     def __init__(self, on_reply: OnReply, on_push: Callable[[list[Any]], None]) -> None:
-        """Hand replies to ``on_reply`` and pushes to ``on_push``; both may be changed later."""
+        """Pass replies to ``on_reply`` and pushes to ``on_push``. Both attributes may be changed later."""
         self._reader = hiredis.Reader()
         self.on_reply = on_reply
         self.on_push = on_push
@@ -28,11 +28,11 @@ class RespConnection(asyncio.Protocol):
         self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Keep the transport."""
+        """Store the transport."""
         self._transport = cast("asyncio.Transport", transport)
 
     def data_received(self, data: bytes) -> None:
-        """Handle every whole reply in the bytes so far, in order."""
+        """Handle all complete replies and pushes in the bytes so far, in order."""
         self._reader.feed(data)
         gets, push_type = self._reader.gets, hiredis.PushNotification
         try:
@@ -42,22 +42,22 @@ class RespConnection(asyncio.Protocol):
                 else:
                     self.on_reply(reply)
         except hiredis.ProtocolError:
-            log.exception("the broker sent something that is not RESP; reconnecting")
+            log.exception("the broker sent bytes that are not RESP; reconnecting")
             self.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 -- asyncio's signature
-        """Say so."""
+        """Complete ``lost``."""
         self._aborted = True
         if not self.lost.done():
             self.lost.set_result(None)
 
     def write(self, data: bytes) -> None:
-        """Send bytes; a lost connection swallows them, as they are sent again after a reconnect."""
+        """Send bytes. A lost connection drops them; the link sends commands again after it has reconnected."""
         if self._transport is not None and not self._aborted:
             self._transport.write(data)
 
     def abort(self) -> None:
-        """Cut the connection and handle nothing more of it."""
+        """Abort the connection, and handle no more of its bytes."""
         self._aborted = True
         if self._transport is not None:
             self._transport.abort()
@@ -69,7 +69,7 @@ async def await_while_connected(connection: RespConnection, work: Awaitable[None
     try:
         await asyncio.wait({task, connection.lost}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
-            message = "the connection was closed"
+            message = "the connection to the broker was lost"
             raise BusError(message)
         await task
     finally:
@@ -77,6 +77,6 @@ async def await_while_connected(connection: RespConnection, work: Awaitable[None
 
 
 def pack(command: tuple[bytes | str | int, ...]) -> bytes:
-    """Return a command's bytes."""
-    packed: bytes = hiredis.pack_command(command)  # type: ignore[arg-type]  # its stub says: a tuple of one
+    """Return the bytes of a command."""
+    packed: bytes = hiredis.pack_command(command)  # type: ignore[arg-type]  # the stub declares a tuple of one item
     return packed

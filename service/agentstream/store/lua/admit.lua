@@ -1,5 +1,6 @@
--- Enqueue a job unless the queue is full. KEYS[1] jobs. ARGV: most outstanding jobs, envelope.
--- Returns the entry id, or {outstanding jobs, jobs ever removed or -1, server time in s} if it is full.
+-- Enqueue a job unless the queue is full.
+-- KEYS[1] jobs. ARGV: maximum of outstanding jobs, envelope.
+-- Returns the entry id; if the queue is full, {outstanding jobs, jobs removed so far or -1, server time in s}.
 local outstanding = redis.call('XLEN', KEYS[1])
 if outstanding < tonumber(ARGV[1]) then return redis.call('XADD', KEYS[1], '*', 'job', ARGV[2]) end
 local removed = -1

@@ -1,6 +1,8 @@
--- Append a batch to each of several runs' replay logs, and publish it: the common case of publish.lua, many at once.
--- KEYS logs and channels. ARGV, three for each: entry id, batch, id of the entry that must be the last one or ''.
--- Returns for each 1, or 0 if nothing was done (no such log, an id not beyond its last one): publish.lua tells why.
+-- Append a batch to the replay log of each of several runs, and publish it: the common case of publish.lua.
+-- KEYS: the replay logs, which have the names of their channels. ARGV, three for each: entry id, batch, and the id that
+-- the last entry must have or '' (not checked).
+-- Returns for each 1, or 0 if the batch was not stored: there is no log, its last entry is another one, or its last id
+-- is not smaller than the entry id. publish.lua then returns the reason.
 local done = {}
 for i = 1, #KEYS do
   local log, id, batch, last = KEYS[i], ARGV[3 * i - 2], ARGV[3 * i - 1], ARGV[3 * i]

@@ -1,6 +1,7 @@
--- Tell how much of a queue is outstanding, and what no worker has taken yet. KEYS[1] jobs. ARGV: group.
--- Returns {outstanding jobs, jobs no worker has taken, age of the oldest of them in ms by the server's clock, 0 if there
--- is none}; -1 for both if this user may not ask for the group.
+-- Return how many jobs of a queue are outstanding, and how many of them no worker has taken.
+-- KEYS[1] jobs. ARGV: group.
+-- Returns {outstanding jobs, jobs that no worker has taken, age of the oldest of these}. The age is in ms by the
+-- server's clock, and 0 if there is no such job. The last two are -1 if this Redis user may not read the group.
 local outstanding = redis.call('XLEN', KEYS[1])
 if outstanding == 0 then return {0, 0, 0} end
 local groups = redis.pcall('XINFO', 'GROUPS', KEYS[1])

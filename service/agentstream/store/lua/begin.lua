@@ -1,7 +1,7 @@
 -- Begin an attempt at a run: count it, and append and publish its run_started, which fences every older attempt.
--- KEYS[1] run, KEYS[2] log and channel. ARGV: queue entry id, worker id, ttl in s, a token of this very begin.
--- Returns {attempt, cancel flag, times handed back, ms since it was enqueued}, or DUPLICATE (another queue entry carries
--- this run, an enqueue sent again after a lost reply), or ENDED (its terminal event is stored: nothing to do).
+-- KEYS[1] run, KEYS[2] log and channel. ARGV: queue entry id, worker id, TTL in s, random token of this call.
+-- Returns {attempt, cancel flag, number of hand-backs, ms since the job was enqueued}; DUPLICATE if another queue entry
+-- carries this run, because the job was enqueued again after a lost reply; or ENDED if the terminal event is stored.
 local entry, status, attempt, cancel, handed_back, token = unpack(redis.call('HMGET', KEYS[1],
   'entry', 'status', 'attempt', 'cancel', 'handed_back', 'token'))
 if entry and entry ~= ARGV[1] then return 'DUPLICATE' end
@@ -9,7 +9,7 @@ if status and status ~= 'queued' and status ~= 'running' then return 'ENDED' end
 local time = redis.call('TIME')
 local waited = math.max(0, time[1] * 1000 + math.floor(time[2] / 1000) - tonumber(string.match(ARGV[1], '^%d+')))
 attempt, cancel, handed_back = tonumber(attempt or 0), cancel and 1 or 0, tonumber(handed_back or 0)
-if token == ARGV[4] then return {attempt, cancel, handed_back, waited} end  -- sent again after a lost reply
+if token == ARGV[4] then return {attempt, cancel, handed_back, waited} end  -- sent twice, after a lost reply
 attempt = attempt + 1
 local last = redis.call('XREVRANGE', KEYS[2], '+', '-', 'COUNT', 1)[1]
 if last then attempt = math.max(attempt, tonumber(string.match(last[1], '^%d+')) + 1) end

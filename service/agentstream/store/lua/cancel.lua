@@ -1,6 +1,6 @@
--- Ask for a run's end, durably. A queued run is ended here and now; a running one's worker is told.
--- KEYS[1] run, KEYS[2] log and channel. ARGV: terminal event, control channels' prefix, run id, ttl in s.
--- Returns the status before: queued, running, or how it had ended already; nil if there is no such run.
+-- Store a cancel: end a queued run at once, and send a running run's id to its worker.
+-- KEYS[1] run, KEYS[2] log and channel. ARGV: terminal event, prefix of control channels, run id, TTL in s.
+-- Returns the status before this call: queued, running, or the final status; nil if there is no such run.
 local status, worker = unpack(redis.call('HMGET', KEYS[1], 'status', 'worker'))
 if status == 'queued' then
   local attempt = redis.call('HINCRBY', KEYS[1], 'attempt', 1)

@@ -1,6 +1,7 @@
--- Count a request against its key's limits. KEYS[1] the key's active runs, KEYS[2] its requests of this minute.
--- ARGV: run id, most active runs or 0, most requests a minute or 0, longest life of a run in s.
--- Returns nil if it may go on, else {which limit, its use, seconds until it is worth trying again}.
+-- Count a request against the limits of its API key.
+-- KEYS[1] the key's active runs, KEYS[2] its requests of this minute.
+-- ARGV: run id, maximum of active runs or 0, maximum of requests a minute or 0, longest duration of a run in s.
+-- Returns nil if the request is within the limits, else {name of the limit, its use, seconds to wait before a retry}.
 local now = tonumber(redis.call('TIME')[1])
 if ARGV[3] ~= '0' then
   local requests = redis.call('INCR', KEYS[2])

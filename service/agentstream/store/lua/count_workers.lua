@@ -1,3 +1,4 @@
--- Count the workers that beat lately, by the server's clock. KEYS[1] workers. ARGV: seconds a beat counts.
+-- Count the workers with a valid heartbeat, by the server's clock.
+-- KEYS[1] workers. ARGV: validity of a heartbeat in s.
 local now = tonumber(redis.call('TIME')[1])
 return redis.call('ZCOUNT', KEYS[1], now - tonumber(ARGV[1]), '+inf')

@@ -1,4 +1,5 @@
--- Say that a worker is alive, by the server's clock. KEYS[1] workers. ARGV: worker id, seconds a beat counts.
+-- Store a heartbeat of a worker, by the server's clock.
+-- KEYS[1] workers. ARGV: worker id, validity of a heartbeat in s.
 local now = tonumber(redis.call('TIME')[1])
 redis.call('ZADD', KEYS[1], now, ARGV[1])
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now - tonumber(ARGV[2]))

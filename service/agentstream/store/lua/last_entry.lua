@@ -1,4 +1,5 @@
--- Tell how far a run has come, without its batches. KEYS[1] log. Returns the last entry's id, attempt-seq, or nil.
+-- Return the id of the last entry of a replay log (attempt-seq), or nil; the batches are not read.
+-- KEYS[1] log.
 if redis.call('EXISTS', KEYS[1]) == 0 then return false end
 local info = redis.call('XINFO', 'STREAM', KEYS[1])
 for i = 1, #info, 2 do

@@ -1,6 +1,7 @@
--- List the runs of a queue, the oldest first. KEYS[1] jobs. ARGV: most runs.
--- Returns {server time in s, all jobs of the queue, run ids}. An envelope may hold megabytes: only its beginning is
--- looked at, one entry at a time, and none leaves the server.
+-- List the runs of a queue, the oldest first.
+-- KEYS[1] jobs. ARGV: maximum of runs.
+-- Returns {server time in s, outstanding jobs of the queue, run ids}. An envelope may have megabytes. So the script
+-- reads one entry at a time, looks only at the beginning of its envelope, and returns no envelope.
 local runs = {}
 local after = '-'
 while #runs < tonumber(ARGV[1]) do

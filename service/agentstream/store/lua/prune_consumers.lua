@@ -1,5 +1,6 @@
--- Forget consumers of workers that are long dead and hold nothing. KEYS[1] jobs. ARGV: group, least idle ms.
--- Returns how many. One script, as deleting a consumer that has just got a job would lose the job.
+-- Remove consumers of dead workers: they hold no jobs and have been idle for long.
+-- KEYS[1] jobs. ARGV: group, minimum idle time in ms.
+-- Returns how many it removed. The check and the removal are one script: a job claimed between them would be lost.
 local pruned = 0
 for _, fields in ipairs(redis.call('XINFO', 'CONSUMERS', KEYS[1], ARGV[1])) do
   local consumer = {}

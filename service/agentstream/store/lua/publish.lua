@@ -1,8 +1,8 @@
 -- Append a batch to a run's replay log, then publish it; a refused append publishes nothing.
--- KEYS[1] log and channel, KEYS[2] run. ARGV: entry id, batch, '1' to create the log, least id kept or '',
--- id of the entry that must be the last one or '' (not asked), the run's final status or '', ttl in s or '0'.
--- Returns OK, DUPLICATE (sent again after a lost reply), FENCED (a newer attempt began), or {LOST, last id} if
--- entries before this one are missing from the log.
+-- KEYS[1] log and channel, KEYS[2] run. ARGV: entry id, batch, '1' to create the log, smallest id to keep or '',
+-- id that the last entry must have or '' (not checked), final status of the run or '', TTL in s or '0'.
+-- Returns OK, DUPLICATE (stored before; sent again after a lost reply), FENCED (a newer attempt has begun), or
+-- {LOST, last id} if entries before this one are missing from the log.
 local function last_id()
   local last = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)[1]
   return last and last[1] or '0-0'

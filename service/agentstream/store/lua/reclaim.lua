@@ -1,7 +1,7 @@
--- Take over one job whose lease ran out.
--- KEYS[1] jobs. ARGV: group, consumer, lease in ms, server time in ms when asked, longest delay since then in ms.
--- Returns {entry id, fields}, nil if there is none, or STALLED if the server was away since it was asked: then
--- leases look expired whose workers had no chance to renew them.
+-- Take over one job whose lease expired.
+-- KEYS[1] jobs. ARGV: group, consumer, lease in ms, server time in ms before this call, longest delay since then in ms.
+-- Returns {entry id, fields}, nil if there is no such job, or STALLED if the server stalled before this call. After a
+-- stall, leases look expired because their workers could not renew them.
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 if now - tonumber(ARGV[4]) > tonumber(ARGV[5]) then return 'STALLED' end

@@ -1,5 +1,6 @@
--- Renew the leases a worker still holds. KEYS[1] jobs. ARGV: group, consumer, entry ids.
--- Returns for each entry 1 (renewed), 0 (another worker's by now) or -1 (gone, as from a broker that came back empty).
+-- Renew the leases that a worker still holds.
+-- KEYS[1] jobs. ARGV: group, consumer, entry ids.
+-- Returns for each entry 1 (renewed), 0 (another worker holds it) or -1 (no worker holds it: the broker lost data).
 local renewed = {}
 for i = 3, #ARGV do
   local held = redis.pcall('XPENDING', KEYS[1], ARGV[1], ARGV[i], ARGV[i], 1)
