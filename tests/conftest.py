@@ -1,4 +1,4 @@
-"""Brokers and processes for the tests: each starts on a free port and is stopped again."""
+"""Fixtures for all tests: brokers, links and processes, each on a free port and stopped at the end."""
 
 import asyncio
 import os
@@ -18,33 +18,33 @@ from tests.helpers import TIMEOUT_S
 from tests.processes import Processes
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    # As a shell starts what it puts in the background; our processes would inherit it, and tests send them ctrl-C.
+    # A shell starts background jobs with SIGINT ignored. Child processes inherit that, but tests send them SIGINT.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _servers() -> dict[str, ServerChoice]:
-    """Return the bundled real server, redis-server where PATH has it, and fakeredis."""
+    """Return the bundled real server, redis-server if PATH has it, and fakeredis."""
     return {choice.executable.name if choice.executable else choice.origin: choice for choice in usable_servers()}
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run a test that asks for ``any_broker_url`` over every server there is."""
+    """Run a test that uses ``any_broker_url`` once for each available server."""
     if "any_broker_url" in metafunc.fixturenames:
         servers = _servers()
-        assert "valkey-server" in servers, "the bundled real server is missing; the contract needs it"
+        assert "valkey-server" in servers, "the bundled real server is missing; the contract tests need it"
         metafunc.parametrize("any_broker_url", sorted(servers), indirect=True, scope="session")
 
 
 @pytest.fixture(scope="session")
 def broker_runner() -> Iterator[asyncio.Runner]:
-    """A loop for starting and stopping brokers that outlive a test."""
+    """The event loop that starts and stops the brokers of the whole session."""
     with asyncio.Runner() as runner:
         yield runner
 
 
 @pytest.fixture(scope="session")
 def any_broker_url(request: pytest.FixtureRequest, broker_runner: asyncio.Runner) -> Iterator[str]:
-    """The URL of the server the test is run over."""
+    """The URL of the server for this run of the test."""
     broker = EmbeddedBroker(_servers()[request.param])
     broker_runner.run(broker.start())
     yield broker.url
@@ -62,13 +62,13 @@ def broker_url(broker_runner: asyncio.Runner) -> Iterator[str]:
 
 @pytest.fixture
 def keys() -> Keys:
-    """Redis names of the test's own."""
+    """Redis names under a prefix that only this test uses."""
     return Keys(f"test-{secrets.token_hex(6)}")
 
 
 @pytest.fixture
 async def processes(broker_url: str, tmp_path: Path) -> AsyncIterator[Processes]:
-    """Starts front ends and workers on one broker; a queue of the test's own keeps them apart."""
+    """Starts front ends and workers on the shared broker, with a queue that only this test uses."""
     async with Processes(broker_url, tmp_path) as started:
         yield started
 
@@ -83,7 +83,7 @@ async def open_link(url: str, name: str) -> Link:
 
 @pytest.fixture
 async def link(any_broker_url: str) -> AsyncIterator[Link]:
-    """A link to the server the test is run over."""
+    """A link to the server for this run of the test."""
     link = await open_link(any_broker_url, "test")
     yield link
     await link.close()
@@ -91,7 +91,7 @@ async def link(any_broker_url: str) -> AsyncIterator[Link]:
 
 @pytest.fixture
 async def other_link(any_broker_url: str) -> AsyncIterator[Link]:
-    """A second link, as another process would have."""
+    """A second link to the same server, as in another process."""
     link = await open_link(any_broker_url, "test-other")
     yield link
     await link.close()
@@ -99,7 +99,7 @@ async def other_link(any_broker_url: str) -> AsyncIterator[Link]:
 
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep the caller's own settings out of the tests."""
+    """Remove the settings of the caller's environment."""
     for name in list(os.environ):
         if name.startswith(("AGENTSTREAM_", "OPENAI_", "OTEL_")) or name == "REDIS_URL":
             monkeypatch.delenv(name)
@@ -107,13 +107,13 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def written(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
-    """Return what is written to any broker from now on."""
+    """Return a list to which each later write to a broker is appended."""
     written: list[bytes] = []
     write = RespConnection.write
 
-    def note(connection: RespConnection, data: bytes) -> None:
+    def record(connection: RespConnection, data: bytes) -> None:
         written.append(data)
         write(connection, data)
 
-    monkeypatch.setattr(RespConnection, "write", note)
+    monkeypatch.setattr(RespConnection, "write", record)
     return written

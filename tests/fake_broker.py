@@ -1,4 +1,4 @@
-"""A broker that does what a test says, and links to it or to a real one."""
+"""A fake broker whose answers a test controls, and links to a fake or real broker."""
 
 import asyncio
 import contextlib
@@ -22,28 +22,28 @@ HANDSHAKE = {b"HELLO", b"AUTH", b"CLIENT", b"SELECT", b"SCRIPT", b"PING", b"SUBS
 
 
 def push(kind: bytes, channel: bytes, last: bytes) -> bytes:
-    """Return a RESP3 push of three parts, the last one already encoded."""
+    """Return a RESP3 push of three parts. The last part must be encoded already."""
     return b">3\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n%b" % (len(kind), kind, len(channel), channel, last)
 
 
 def message(channel: bytes, payload: bytes) -> bytes:
-    """Return what a subscriber gets for a PUBLISH."""
+    """Return the push that a subscriber gets for a PUBLISH."""
     return push(b"message", channel, b"$%d\r\n%b\r\n" % (len(payload), payload))
 
 
 def answer_normally(words: Command, _connection: int) -> bytes | None:
-    """Answer as a server in good health does."""
+    """Return the answer of a healthy server."""
     if words[0] in {b"SUBSCRIBE", b"UNSUBSCRIBE"}:
         return b"".join(push(words[0].lower(), channel, b":1\r\n") for channel in words[1:])
     return {b"HELLO": HELLO, b"PING": PONG}.get(words[0], OK)
 
 
 class CutError(Exception):
-    """Raised by an answer: the peer cuts the connection instead."""
+    """Raised by an ``Answer`` to make the broker abort the connection."""
 
 
 class FakeBroker:
-    """A broker that answers as ``answer(command, number of the connection)`` says; None is silence."""
+    """A broker that sends the bytes that ``answer(command, number of the connection)`` returns; None sends nothing."""
 
     def __init__(self) -> None:
         self.answer: Answer = answer_normally
@@ -65,11 +65,11 @@ class FakeBroker:
 
     @property
     def commands(self) -> list[Command]:
-        """The commands beyond those of handshake, ping and subscription."""
+        """All received commands except handshakes, pings and subscriptions."""
         return [words for _, words in self.received if words[0] not in HANDSHAKE]
 
     def count(self, name: bytes, connection: int) -> int:
-        """Return how often a command came on a connection."""
+        """Return how often the broker received a command on a connection."""
         return [(number, words[0]) for number, words in self.received].count((connection, name))
 
     async def listen(self, port: int = 0, tls: ssl.SSLContext | None = None) -> None:
@@ -83,11 +83,11 @@ class FakeBroker:
             await self._server.wait_closed()
 
     def send(self, data: bytes) -> None:
-        """Send bytes nobody asked for on the newest connection."""
+        """Send bytes on the newest connection without a command."""
         self._writers[-1].write(data)
 
     async def until(self, done: Callable[[], bool]) -> None:
-        """Return once ``done()`` holds; it is asked again whenever something came in."""
+        """Return when ``done()`` is true; it is called again after each received command and each closed connection."""
         async with asyncio.timeout(TIMEOUT_S):
             while not done():
                 self._news.clear()
@@ -117,7 +117,7 @@ class FakeBroker:
 
 @contextlib.asynccontextmanager
 async def fake_broker(tls: ssl.SSLContext | None = None) -> AsyncIterator[FakeBroker]:
-    """A peer in good health."""
+    """A fake broker that answers as a healthy server until the test changes ``answer``."""
     peer = FakeBroker()
     await peer.listen(tls=tls)
     try:
@@ -128,7 +128,7 @@ async def fake_broker(tls: ssl.SSLContext | None = None) -> AsyncIterator[FakeBr
 
 @contextlib.asynccontextmanager
 async def connected_link(url: str) -> AsyncIterator[Link]:
-    """A connected link that is closed at the end."""
+    """A link that is connected, and is closed at the end."""
     link = await open_link(url, "test-link")
     try:
         yield link
@@ -138,7 +138,7 @@ async def connected_link(url: str) -> AsyncIterator[Link]:
 
 @contextlib.asynccontextmanager
 async def connecting_link(url: str) -> AsyncIterator[Link]:
-    """A link that begins to connect."""
+    """A link that starts to connect, and is closed at the end."""
     link = Link(Endpoint(url), name="test-link")
     link.open()
     try:
@@ -149,13 +149,13 @@ async def connecting_link(url: str) -> AsyncIterator[Link]:
 
 @contextlib.asynccontextmanager
 async def in_time() -> AsyncIterator[None]:
-    """What is awaited in here must come in time."""
+    """Raises TimeoutError if the block takes longer than TIMEOUT_S."""
     async with asyncio.timeout(TIMEOUT_S):
         yield
 
 
 def reconnected(link: Link) -> asyncio.Event:
     """Return an event that the next reconnect sets."""
-    told = asyncio.Event()
-    link.on_reconnect[told.set] = None
-    return told
+    event = asyncio.Event()
+    link.on_reconnect[event.set] = None
+    return event

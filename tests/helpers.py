@@ -1,4 +1,4 @@
-"""What several tests share: recorded cases, reading streams, a recording sink."""
+"""Helpers that several tests share: the recorded cases, functions to read streams, and a recording sink."""
 
 import asyncio
 import json
@@ -12,7 +12,7 @@ import orjson
 from agentstream.protocol.events import TEXT, Batch, Event
 from agentstream.stream import sse
 
-# Every wait of a test scales by this: raise it on a slow machine, never the single wait.
+# All timeouts of the tests scale with this factor. On a slow machine raise the factor, never a single timeout.
 TIME_SCALE = 1.0
 TIMEOUT_S = 20 * TIME_SCALE
 
@@ -31,7 +31,7 @@ def events(*facts: tuple[str, Any], attempt: int = 1, first_seq: int = 1) -> lis
 
 
 def batch(run: Sequence[Event]) -> Batch:
-    """Return events of one attempt, with contiguous seqs, as the batch they travel in."""
+    """Return the batch that carries these events of one attempt. Their seqs must be contiguous."""
     assert [event[:2] for event in run] == [(run[0].attempt, seq) for seq, _ in enumerate(run, run[0].seq)]
     items = [event.data if event.type == TEXT else [event.type, event.data] for event in run]
     return Batch(run[0].attempt, run[0].seq, items)
@@ -40,23 +40,22 @@ def batch(run: Sequence[Event]) -> Batch:
 def completed(
     content: str | None = None, *, tool_results: Sequence[dict[str, Any]] = (), reason: str = "stop"
 ) -> tuple[str, dict[str, Any]]:
-    """Return a run_completed fact; content None means the text was streamed."""
+    """Return type and data of a run_completed event. ``content`` is None if the text was streamed."""
     usage = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
     data = {"content": content, "tool_results": list(tool_results), "finish_reason": reason, "usage": usage}
     return "run_completed", data
 
 
 def decode(stream: bytes) -> list[tuple[str | None, Any]]:
-    """Return a stream's messages as (event name or None, parsed data)."""
+    """Return the frames of a stream as (event name or None, parsed data)."""
     decoder = sse.Decoder()
     return [
-        (None if message.event == "message" else message.event, parse_data(message.data))
-        for message in decoder.feed(stream)
+        (None if frame.event == "message" else frame.event, parse_data(frame.data)) for frame in decoder.feed(stream)
     ]
 
 
 def parse_data(data: str) -> Any:
-    """Return a message's data: JSON, or the literal [DONE]."""
+    """Return the parsed JSON of a frame's data, or the literal [DONE]."""
     return data if data == "[DONE]" else orjson.loads(data)
 
 
@@ -72,7 +71,7 @@ def texts(messages: Iterable[tuple[str | None, Any]]) -> list[str]:
 
 
 def assert_conforms(case: dict[str, Any], messages: list[tuple[str | None, Any]], *, event_format: str) -> None:
-    """Compare a stream with what the original bridge sent for a case, as the cases' README says."""
+    """Assert that a stream equals the recorded stream of the original bridge, except for documented differences."""
     assert len(messages) == len(case["expected"])
     first = messages[0][1]
     for (name, data), expected in zip(messages, case["expected"], strict=True):
@@ -98,15 +97,15 @@ def assert_conforms(case: dict[str, Any], messages: list[tuple[str | None, Any]]
 
 @dataclass
 class RecordingSink:
-    """A run's sink that keeps what it is given."""
+    """A sink of a run that stores its events in a list."""
 
     facts: list[tuple[str, Any]] = field(default_factory=list)
     new: asyncio.Event = field(default_factory=asyncio.Event)
 
     def put(self, event_type: str, data: Any) -> None:
-        """Keep an event."""
+        """Store an event."""
         self.facts.append((event_type, data))
         self.new.set()
 
     async def wait_for_room(self) -> None:
-        """Return at once: there is always room."""
+        """Return at once, because there is always room."""

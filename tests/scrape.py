@@ -1,4 +1,4 @@
-"""Metrics as Prometheus would read them from a process."""
+"""Reads the metrics of a process as Prometheus does."""
 
 import asyncio
 from collections.abc import Callable
@@ -24,7 +24,7 @@ class Scrape:
     families: list[Metric]
 
     def of(self, name: str, **labels: str) -> float:
-        """Return the sum of a metric's samples that have these labels; a histogram's is its count."""
+        """Return the sum of a metric's samples with these labels; for a histogram, the sum of its counts."""
         wanted = labels.items()
         return sum(
             sample.value
@@ -34,14 +34,14 @@ class Scrape:
         )
 
     def series(self) -> set[Series]:
-        """Return every series there is."""
+        """Return all series of the scrape."""
         return {
             (sample.name, frozenset(sample.labels.items())) for family in self.families for sample in family.samples
         }
 
 
 class Scraper:
-    """Asks one process for its numbers."""
+    """Reads metrics from one port."""
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -51,36 +51,36 @@ class Scraper:
         return cls(f"http://127.0.0.1:{port}")
 
     async def get(self, path: str) -> tuple[int, str]:
-        """Return status and body, by a connection of its own: of several processes on the port any may answer."""
+        """Return status and body over a new connection. If processes share the port, any of them may answer."""
         async with aiohttp.ClientSession() as session, session.get(self._url + path) as response:
             return response.status, await response.text()
 
     async def scrape(self) -> Scrape:
-        """Return what it tells now."""
+        """Return the current metrics."""
         status, text = await self.get("/metrics")
         assert status == 200, text
         return Scrape(list(text_string_to_metric_families(text)))
 
     async def until(self, holds: Callable[[Scrape], bool], timeout_s: float = TIMEOUT_S) -> Scrape:
-        """Return the first scrape for which this holds; fails with the last one's."""
-        numbers = await self.scrape()
+        """Return the first scrape for which ``holds`` is true; fail with the values of the last scrape."""
+        scrape = await self.scrape()
         try:
             async with asyncio.timeout(timeout_s):
-                while not holds(numbers):
+                while not holds(scrape):
                     await asyncio.sleep(_POLL_S)
-                    numbers = await self.scrape()
+                    scrape = await self.scrape()
         except TimeoutError:
-            told = {sample.name: sample.value for family in numbers.families for sample in family.samples}
-            message = f"never so; the last numbers were {told}"
+            values = {sample.name: sample.value for family in scrape.families for sample in family.samples}
+            message = f"the condition did not hold within {timeout_s:g} s; the last values were {values}"
             raise AssertionError(message) from None
-        return numbers
+        return scrape
 
     async def reaches(self, name: str, value: float = 1, timeout_s: float = TIMEOUT_S, **labels: str) -> Scrape:
-        """Return the first scrape in which a metric is at least so much."""
-        return await self.until(lambda numbers: numbers.of(name, **labels) >= value, timeout_s)
+        """Return the first scrape in which a metric is at least ``value``."""
+        return await self.until(lambda scrape: scrape.of(name, **labels) >= value, timeout_s)
 
 
 def metrics_port() -> tuple[int, dict[str, str]]:
-    """Return a free port for a worker's numbers, and the setting that makes it serve them there."""
+    """Return a free port for a worker's metrics, and the setting that makes the worker listen on it."""
     port = free_port()
     return port, {"AGENTSTREAM_METRICS_PORT": str(port)}

@@ -1,4 +1,4 @@
-"""What arbitrary input does to the pure parts: the stream machine, the codecs, and the feed's state machine."""
+"""Arbitrary input to the parts without I/O: the stream machine, the codecs, and the state machine of the feed."""
 
 import asyncio
 import itertools
@@ -39,7 +39,7 @@ from tests.helpers import CHUNK_FIELDS, batch, completed, decode, events, texts
 FORMATS: Final[tuple[EventFormat, ...]] = ("named", "raw", "chunk", "off")
 HEAD = StreamHead(run_id="chatcmpl-0", created=1, model="m")
 
-# -- what an agent can emit -----------------------------------------------------------------------------
+# -- events of an agent ---------------------------------------------------------------------------------
 
 ODD_TEXTS = st.sampled_from(["\r\n\r\ndata: x", "\0", "\u2028\u2029", "\ufeff", "\ud800", "]}", "[DONE]", " ", "\x85"])
 TEXTS = st.text(max_size=20) | ODD_TEXTS
@@ -72,7 +72,7 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=3),
     max_leaves=8,
 )
-# A tool's end with each of its fields there or not, and anything in it.
+# Data of tool_call_end: each field is present or absent, and has any value.
 TOOL_END_DATA = st.fixed_dictionaries(
     {},
     optional={
@@ -118,7 +118,7 @@ TERMINALS = (
 
 @st.composite
 def run_events(draw: st.DrawFn) -> list[Event]:
-    """A run's events as they come out of the log: up to three attempts, what cannot be encoded left out."""
+    """The events of a run as decoded from its log: up to three attempts, without events that cannot be encoded."""
     log: list[Event] = []
     attempts = draw(st.integers(1, 3))
     for attempt in range(1, attempts + 1):
@@ -139,26 +139,26 @@ def run_events(draw: st.DrawFn) -> list[Event]:
 
 
 def stream(log: Sequence[Event], options: StreamOptions, after: Cursor | None = None) -> list[bytes]:
-    """Return the frames of a run; one that holds no bytes is none."""
+    """Return the frames of a run without empty ones."""
     machine = ChatStream(HEAD, options, after)
     frames = [machine.open()]
     for event in log:
         data = machine.receive(batch([event]))
         pieces = re.findall(rb".+?\n\n", data, re.DOTALL)
-        assert b"".join(pieces) == data, "bytes that do not end with a blank line"
+        assert b"".join(pieces) == data, "the bytes do not end with a blank line"
         lines = data.split(b"\n")
-        assert len(pieces) == sum(line.startswith(b"data: ") for line in lines), "a frame has one line of data"
-        assert len(pieces) == len(list(sse.Decoder().feed(data))), "a frame is one message"
+        assert len(pieces) == sum(line.startswith(b"data: ") for line in lines), "a frame has not exactly one data line"
+        assert len(pieces) == len(list(sse.Decoder().feed(data))), "a frame is not decoded as one frame"
         frames += pieces
     frames += machine.tail or ()
     return [frame for frame in frames if frame]
 
 
 def strict_json(text: str) -> Any:
-    """Parse as a browser would: NaN and Infinity are no JSON."""
+    """Parse JSON as a browser does: NaN and Infinity are invalid."""
 
     def refuse(constant: str) -> Any:
-        message = f"{constant} is no JSON"
+        message = f"{constant} is not JSON"
         raise ValueError(message)
 
     return json.loads(text, parse_constant=refuse)
@@ -172,29 +172,27 @@ OPTIONS = st.builds(
 )
 
 
-ABSURD_LATENCY = events(("tool_call_end", {"latency": 1e308}), ("text", "x"), completed(None))
+HUGE_LATENCY = events(("tool_call_end", {"latency": 1e308}), ("text", "x"), completed(None))
 
 
 @given(run_events(), OPTIONS)
-@example(ABSURD_LATENCY, StreamOptions())
-def test_whatever_an_agent_emits_becomes_a_well_formed_stream(log: list[Event], options: StreamOptions) -> None:
-    """Any sequence of emittable events gives one-message frames of strict JSON with rising ids that end in [DONE]."""
+@example(HUGE_LATENCY, StreamOptions())
+def test_any_events_give_a_well_formed_stream(log: list[Event], options: StreamOptions) -> None:
+    """Any events of an agent give frames of strict JSON with increasing ids, and the last frame is [DONE]."""
     frames = stream(log, options)
     cursors = []
     for frame in frames:
-        messages = list(sse.Decoder().feed(frame))
-        assert len(messages) == 1
+        [decoded] = sse.Decoder().feed(frame)
         assert frame.endswith(b"\n\n")
         assert frame.isascii()
-        message = messages[0]
         if frame == DONE:
             continue
-        data = strict_json(message.data)
+        data = strict_json(decoded.data)
         assert isinstance(data, dict)
-        cursors.append(Cursor.parse(message.last_event_id))
-        if message.event == "message" and "error" not in data:
+        cursors.append(Cursor.parse(decoded.last_event_id))
+        if decoded.event == "message" and "error" not in data:
             assert set(data) >= CHUNK_FIELDS
-        if options.event_format == "named" and message.event != "message":
+        if options.event_format == "named" and decoded.event != "message":
             assert set(data) >= CHUNK_FIELDS
             assert (data["id"], data["object"]) == (HEAD.run_id, "chat.completion.chunk")
             assert not {"usage", "error"} & set(data)
@@ -204,10 +202,10 @@ def test_whatever_an_agent_emits_becomes_a_well_formed_stream(log: list[Event], 
 
 
 @given(run_events(), st.sampled_from(FORMATS), st.sampled_from(FORMATS), st.data())
-def test_resuming_behind_any_frame_gives_exactly_the_rest(
+def test_resuming_after_any_frame_gives_the_rest(
     log: list[Event], first: EventFormat, second: EventFormat, data: st.DataObject
 ) -> None:
-    """A stream cut behind any frame and resumed is byte-identical, and in another format continues at that place."""
+    """A stream that is resumed after any frame equals the rest byte for byte, or the same rest in another format."""
     whole = stream(log, StreamOptions(event_format=first))
     cut = data.draw(st.integers(1, len(whole) - 1))
     decoder = sse.Decoder()
@@ -221,8 +219,8 @@ def test_resuming_behind_any_frame_gives_exactly_the_rest(
 
 
 @given(run_events())
-def test_a_folded_run_says_what_its_stream_says(log: list[Event]) -> None:
-    """The completion's content is the joined deltas of the stream, whatever the events were."""
+def test_the_folded_answer_equals_the_stream(log: list[Event]) -> None:
+    """For any events, the content of the folded answer equals the joined deltas of the stream."""
     completion = AnswerFold()
     for event in log:
         completion.receive(event)
@@ -236,8 +234,8 @@ def test_a_folded_run_says_what_its_stream_says(log: list[Event]) -> None:
     st.text(max_size=70) | st.sampled_from(sorted(NAMED_EVENTS)),
     NO_JSON | JSON | EVENT_DATA | st.dictionaries(KEYS, NO_JSON),
 )
-def test_an_emitted_event_is_refused_or_survives_the_wire(event_type: str, data: Any) -> None:
-    """An event is refused as InvalidAgentOutput, or decodes to one event of its type with a dict as data."""
+def test_an_emitted_event_is_refused_or_decodes(event_type: str, data: Any) -> None:
+    """An event raises InvalidAgentOutput, or decodes to one event of the same type with a dict as data."""
     try:
         check_agent_event(event_type, data)
         encoded = encode_event(event_type, data)
@@ -253,7 +251,7 @@ def test_an_emitted_event_is_refused_or_survives_the_wire(event_type: str, data:
 def test_any_split_into_batches_gives_the_same_bytes(
     log: list[Event], options: StreamOptions, after: Cursor | None, data: st.DataObject
 ) -> None:
-    """However a log is cut into batches, from wherever it is resumed, the stream is the same byte for byte."""
+    """For any split of the events into batches, and any cursor, the stream is the same byte for byte."""
     machine = ChatStream(HEAD, options, after)
     out = machine.open()
     start = 0
@@ -280,7 +278,7 @@ BATCHES = st.fixed_dictionaries(
 
 
 def as_json(value: Any) -> bytes:
-    """Return JSON with all Python can write, such as numbers no double can hold and escaped lone surrogates."""
+    """Return JSON as Python writes it, with integers that no double can represent and with escaped lone surrogates."""
     return json.dumps(value, default=str).encode()
 
 
@@ -289,7 +287,7 @@ def as_json(value: Any) -> bytes:
 @example(b'{"a":1e308,"s":1,"e":["x"]}')
 @example(b"[" * 100_000)
 def test_a_batch_decodes_or_is_refused(payload: bytes) -> None:
-    """Any bytes are events in order with names and data that fit, or a BusError."""
+    """Any bytes decode to events of one attempt with contiguous seqs, or raise BusError."""
     try:
         decoded = decode_batch(payload).events()
     except BusError:
@@ -300,8 +298,8 @@ def test_a_batch_decodes_or_is_refused(payload: bytes) -> None:
 
 
 @given(st.text(max_size=30) | st.from_regex(r"[0-9]{0,11}-[0-9]{0,17}(\.[0-9]{0,11})?[\r\n]?", fullmatch=True))
-def test_a_cursor_is_read_exactly_or_refused(text: str) -> None:
-    """Cursor.parse reads ASCII ``attempt-seq[.part]`` of bounded length and raises ValueError on anything else."""
+def test_a_cursor_is_parsed_exactly_or_refused(text: str) -> None:
+    """Cursor.parse accepts ASCII ``attempt-seq[.part]`` of bounded length, and raises ValueError for any other text."""
     if re.fullmatch(r"[0-9]{1,9}-[0-9]{1,15}(\.[0-9]{1,9})?", text) is None:
         with pytest.raises(ValueError, match="not a cursor"):
             Cursor.parse(text)
@@ -313,8 +311,8 @@ def test_a_cursor_is_read_exactly_or_refused(text: str) -> None:
     )
 
 
-def reference_messages(stream_bytes: bytes) -> Iterator[tuple[str, str, str]]:
-    """Yield an SSE stream's messages by the specification's line rules, from all bytes at once."""
+def reference_frames(stream_bytes: bytes) -> Iterator[tuple[str, str, str]]:
+    """Yield the frames of a whole SSE stream, decoded line by line as the specification says."""
     text = stream_bytes.decode("utf-8", "replace").removeprefix("\ufeff")
     lines = re.split(r"\r\n|\r|\n", text)[:-1]
     data: list[str] = []
@@ -366,29 +364,29 @@ SSE_PIECES = st.sampled_from(
 
 @given(st.lists(SSE_PIECES | st.binary(max_size=4), max_size=40), st.lists(st.integers(0, 160), max_size=12))
 @settings(max_examples=300)
-def test_an_sse_stream_decodes_alike_in_any_cuts(pieces: list[bytes], cuts: list[int]) -> None:
-    """However the bytes are cut, the decoder's messages are those of the specification's rules for the whole."""
-    whole = b"".join(pieces) + b":end\n"  # so that no line is left open, where the two may rightly differ
+def test_an_sse_stream_decodes_in_any_pieces(pieces: list[bytes], cuts: list[int]) -> None:
+    """For pieces of any size, the decoder yields the frames that the specification requires for the whole stream."""
+    whole = b"".join(pieces) + b":end\n"  # ends the last line: the two may differ for an incomplete line
     bounds = [0, *sorted(cut for cut in cuts if cut <= len(whole)), len(whole)]
     decoder = sse.Decoder()
-    got = [tuple(message) for start, end in itertools.pairwise(bounds) for message in decoder.feed(whole[start:end])]
-    assert got == list(reference_messages(whole))
+    got = [tuple(frame) for start, end in itertools.pairwise(bounds) for frame in decoder.feed(whole[start:end])]
+    assert got == list(reference_frames(whole))
 
 
 # -- the feed ------------------------------------------------------------------------------------------
 
-PAGE_ENTRIES: Final = 3  # small, so that catching up takes several pages
+PAGE_ENTRIES: Final = 3  # small, so that a catch-up reads several pages
 
 
 class ScriptedLink:
-    """A link whose server, pushes and replies move only when the test says so."""
+    """A link on which commands, replies and messages advance only when the test calls a method."""
 
     def __init__(self) -> None:
-        self.log: list[bytes] = []  # the entries' payloads; an entry's id is its last event's position
+        self.log: list[bytes] = []  # payloads of the entries; the id of an entry is the position of its last event
         self.subscribers: set[RunFeed] = set()
         self.handlers: list[Callable[[bytes], None]] = []
-        self.asked: list[tuple[Command, str]] = []  # sent, not executed
-        self.replies: list[tuple[Command, str, list[Any]]] = []  # executed, not received
+        self.commands: list[tuple[Command, str]] = []  # sent, not executed yet
+        self.replies: list[tuple[Command, str, list[Any]]] = []  # executed, reply not received yet
 
     async def subscribe(self, _channel: bytes, handler: Callable[[bytes], None]) -> None:
         self.handlers.append(handler)
@@ -400,17 +398,17 @@ class ScriptedLink:
         name, _channel, after, end, _, count = args
         assert (name, end, count) == ("XRANGE", "+", PAGE_ENTRIES)
         command = Command(b"", on_reply)
-        self.asked.append((command, after))
+        self.commands.append((command, after))
         return command
 
     def push(self, payload: bytes) -> None:
-        """Let a message arrive."""
+        """Deliver a message."""
         for handler in list(self.handlers):
             handler(payload)
 
     def execute(self) -> None:
-        """Let the server execute the oldest command on the log as it is now."""
-        command, after = self.asked.pop(0)
+        """Execute the oldest command on the current log."""
+        command, after = self.commands.pop(0)
         entries = [
             [b"%d-%d" % last, [b"b", payload]]
             for payload in self.log
@@ -420,59 +418,59 @@ class ScriptedLink:
         self.replies.append((command, after, entries[:PAGE_ENTRIES]))
 
     def answer(self) -> None:
-        """Let the oldest reply arrive; nobody takes it if its command was taken back."""
+        """Deliver the oldest reply, unless its command was cancelled."""
         command, _, page = self.replies.pop(0)
         if not command.cancelled:
             command.on_reply(page)
 
     def reconnect(self) -> None:
-        """Lose the replies on their way and send their commands again."""
-        unanswered = [(command, after) for command, after, _ in self.replies] + self.asked
-        self.asked = [(command, after) for command, after in unanswered if not command.cancelled]
+        """Lose all replies in flight, and send their commands again."""
+        unanswered = [(command, after) for command, after, _ in self.replies] + self.commands
+        self.commands = [(command, after) for command, after in unanswered if not command.cancelled]
         self.replies.clear()
         for subscriber in list(self.subscribers):
             subscriber.resync()
 
 
 class World:
-    """A run that publishes, a network that loses, doubles and reorders messages, and a reader that pauses.
+    """A run that publishes, a network that loses, duplicates and reorders messages, and a reader that pauses.
 
-    The model is the list of all published events: what the feed delivers must be its beginning at every moment, and
-    all of it once the network is quiet, unless the feed failed because the log was cut before it could be read.
+    The model is the list of all published events. The delivered events must always be the beginning of this list, and
+    in the end the whole list, unless the feed failed because the log was trimmed before the feed read it.
     """
 
     def __init__(self, choices: Random) -> None:
         self.choices = choices
         self.link = ScriptedLink()
         self.published: list[Event] = []
-        self.messages: list[bytes] = []  # on their way
+        self.messages: list[bytes] = []  # in flight
         self.delivered: list[Event] = []
         self.failures: list[AgentStreamError] = []
         self.attempt, self.seq = 1, 0
-        self.pause_at: int | None = None  # the consumer pauses in the callback that reaches so many events
+        self.pause_at: int | None = None  # the consumer pauses in the callback that reaches this number of events
         self.paused = False
         self.trimmed = False
-        self.promised = 0  # events a resumed feed must deliver without a further doubt
+        self.promised = 0  # number of events that a resumed feed must deliver without another resync
         self.feed = RunFeed(cast("Link", self.link), "log")
         self.feed.deliver_to(self)
 
     def on_failure(self, error: AgentStreamError) -> None:
-        """Keep the failure."""
+        """Store the failure."""
         self.failures.append(error)
 
     def on_batch(self, delivered: Batch) -> None:
-        """Compare what is delivered with the model."""
-        assert delivered.items, "nothing was delivered"
-        assert not self.failures, "events after the failure"
-        assert not self.paused, "events during a pause"
+        """Compare the delivered events with the model."""
+        assert delivered.items, "the batch is empty"
+        assert not self.failures, "events were delivered after the failure"
+        assert not self.paused, "events were delivered during a pause"
         self.delivered += delivered.events()
-        assert self.delivered == self.published[: len(self.delivered)], "not the next events"
+        assert self.delivered == self.published[: len(self.delivered)], "the delivered events are not the next ones"
         if self.pause_at is not None and len(self.delivered) >= self.pause_at:
             self.pause_at, self.paused, self.promised = None, True, 0
             self.feed.pause()
 
     async def open(self, past: int) -> None:
-        """Read a new run from its first message, or one that has a past of so many batches from its log."""
+        """Open the feed of a new run, or read a run with ``past`` batches from its log."""
         if not past:
             await self.feed.open()
             return
@@ -481,14 +479,14 @@ class World:
         self.messages.clear()
         opening = asyncio.create_task(self.feed.open_from_log())
         await asyncio.sleep(0)
-        while self.link.asked:
+        while self.link.commands:
             self.link.execute()
             self.link.answer()
         assert await opening
         assert self.delivered == self.published
 
     def check(self) -> None:
-        """Assert that the feed failed at most once, and only as the log was cut."""
+        """Assert that the feed failed at most once, and only because the log was trimmed."""
         assert len(self.failures) <= 1
         for failure in self.failures:
             assert isinstance(failure, LogTrimmed), failure
@@ -507,24 +505,24 @@ class World:
         self.messages.append(payload)
 
     def next_attempt(self) -> None:
-        """Let another worker begin the run again."""
+        """Begin a new attempt."""
         self.attempt, self.seq = self.attempt + 1, 0
         self.publish()
 
     # -- the network --------------------------------------------------------------------------------
 
     def deliver(self) -> None:
-        """Let the next message arrive."""
+        """Deliver the next message."""
         if self.messages:
             self.link.push(self.messages.pop(0))
 
     def deliver_out_of_order(self) -> None:
-        """Let any message arrive."""
+        """Deliver any message."""
         if self.messages:
             self.link.push(self.messages.pop(self.choices.randrange(len(self.messages))))
 
     def deliver_twice(self) -> None:
-        """Let the next message arrive, and stay on its way."""
+        """Deliver the next message, and keep it in flight."""
         if self.messages:
             self.link.push(self.messages[0])
 
@@ -534,45 +532,45 @@ class World:
             self.messages.pop(self.choices.randrange(len(self.messages)))
 
     def execute(self) -> None:
-        """Let the server execute a read."""
-        if self.link.asked:
+        """Execute a read of the log."""
+        if self.link.commands:
             self.link.execute()
 
     def answer(self) -> None:
-        """Let a page arrive."""
+        """Deliver the reply of a read."""
         if self.link.replies:
             self.link.answer()
 
     def reconnect(self) -> None:
-        """Break the connection: messages and replies on their way are lost."""
+        """Reconnect: messages and replies in flight are lost."""
         self.messages.clear()
         self.link.reconnect()
 
     # -- the reader ---------------------------------------------------------------------------------
 
     def resync(self) -> None:
-        """Let the watcher doubt the feed."""
+        """Compare the feed with the log."""
         self.feed.resync()
 
     def pause_soon(self) -> None:
-        """Let the consumer pause while it is being given events."""
+        """Pause inside a later ``on_batch``."""
         self.pause_at = len(self.delivered) + self.choices.randint(1, 8)
 
     def pause(self) -> None:
-        """Let the consumer pause between events."""
+        """Pause between two batches."""
         self.paused, self.promised = True, 0
         self.feed.pause()
 
     def resume(self) -> None:
-        """Let the consumer go on."""
+        """Resume after a pause."""
         if self.paused:
             self.paused, self.promised = False, len(self.published)
         self.feed.resume()
 
-    # -- the log's cap ------------------------------------------------------------------------------
+    # -- the size limit of the log ------------------------------------------------------------------
 
     def trim(self) -> None:
-        """Cut the beginning off the log, as its cap does: within an attempt, and never its last entry."""
+        """Trim the beginning of the log, as its size limit does: within an attempt, and never its last entry."""
         kept = self.link.log[self.choices.randint(0, max(0, len(self.link.log) - 1)) :]
         if kept and decode_batch(kept[0]).seq > 1:
             self.link.log, self.trimmed = kept, True
@@ -580,15 +578,15 @@ class World:
     # -- the end ------------------------------------------------------------------------------------
 
     def settle(self) -> None:
-        """Quiet down: resumed and doubted, with nothing on its way, the feed has delivered all there is or has failed.
+        """Resume and resync until nothing is in flight; assert that the feed has delivered all events or has failed.
 
-        Twice, as a doubt is not heard while an earlier read goes on.
+        It repeats this because the feed ignores a resync while it reads the log.
         """
         self.pause_at = None
         self.messages.clear()
         self.resume()
         for _ in range(3):
-            while self.link.asked or self.link.replies:
+            while self.link.commands or self.link.replies:
                 self.execute()
                 self.answer()
             assert self.failures or len(self.delivered) >= self.promised, "a resumed feed did not catch up"
@@ -619,7 +617,7 @@ TROUBLES: Final = (
 def test_a_feed_delivers_every_event_once_and_in_order_or_fails(
     troubles: set[Callable[[World], None]], past: int, seed: int
 ) -> None:
-    """Whatever is lost, doubled, reordered or paused, a feed delivers a run whole and in order, or fails by name."""
+    """With lost, duplicated and reordered messages and with pauses, a feed delivers all events in order or fails."""
     steps = list(USUAL | dict.fromkeys(sorted(troubles, key=TROUBLES.index), 1))
     weights = [USUAL.get(step, 1) for step in steps]
 
