@@ -67,7 +67,7 @@ def _frontend() -> click.Command:
     def frontend(number: int | None, **flags: Any) -> None:  # noqa: ANN401
         """Start the HTTP front end.
 
-        Connects to REDIS_URL. Starts as many processes on one port as --processes says.
+        Connects to REDIS_URL. --processes sets the number of processes, which share one port.
         """
 
         def serve(settings: "Settings") -> Coroutine[Any, Any, int]:
@@ -95,7 +95,7 @@ def _worker() -> click.Command:
     def worker(number: int | None, **flags: Any) -> None:  # noqa: ANN401
         """Start a worker, which runs agents.
 
-        Connects to REDIS_URL. Starts as many processes as --processes says.
+        Connects to REDIS_URL. --processes sets the number of processes.
         """
 
         def serve(settings: "Settings") -> Coroutine[Any, Any, int]:

@@ -61,7 +61,10 @@ async def busy(run: Run) -> AgentResult:
 
 
 async def _wait_for_all(run: Run, count: int) -> list[tuple[Run, asyncio.Future[None]]] | None:
-    """Wait until ``count`` agents wait. Return all of them to the last agent, and None to the others when released."""
+    """Wait until ``count`` agents have called this.
+
+    Returns all of them, with their futures, to the last caller. Returns None to another caller when its future is done.
+    """
     done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     _waiting.append((run, done))
     if len(_waiting) < count:

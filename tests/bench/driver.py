@@ -84,7 +84,7 @@ class Driver:
                 await publisher.flush()
 
     async def publish(self, load: Load) -> None:
-        """Send the same number of messages with PUBLISH only: the minimum work of the broker.
+        """Send as many messages as ``write``, but with PUBLISH only: the minimum work of the broker.
 
         Front ends ignore these messages, because their seq is old.
         """

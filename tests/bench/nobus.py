@@ -1,6 +1,6 @@
 """Baseline ``no bus``: front end and agent in one process, without a broker, a queue or a worker.
 
-It reads, checks and answers requests with the code of the service. So the difference to a run of the service is the
+It reads, checks and answers requests with the code of the service. So the difference from a run of the service is the
 cost of the queue and the bus.
 """
 

@@ -2,7 +2,7 @@
 
 The front enqueues the requests of a client and forwards the published messages. The agent appends tokens, or claims a
 job, begins it and appends an event. The broker does the same work as for the service. The other processes do nothing
-else: no HTTP, no checks, no event loop. So the difference to the service is the cost of our own code.
+else: no HTTP, no checks, no event loop. So the difference from the service is the cost of our own code.
 """
 
 import os

@@ -14,7 +14,7 @@ from agentstream.stream import sse
 CONNECT_TIMEOUT_S: Final = 5.0
 READ_TIMEOUT_S: Final = 30.0  # front ends send a keepalive every 4 s
 ANSWER_TIMEOUT_S: Final = 60.0  # front ends answer a cancel within 4/3 of a lease + 10 s
-MAX_ERROR_CHARACTERS: Final = 300  # of an error page that comes from a proxy, for example
+MAX_ERROR_CHARACTERS: Final = 300  # error pages of proxies can be long
 
 COMPLETIONS: Final = "/v1/chat/completions"
 
