@@ -78,7 +78,7 @@ class Unauthenticated(RequestError):
 
 
 class ForbiddenHost(RequestError):
-    """403: the ``Host`` header does not name this machine; see ``middleware.openai_errors``."""
+    """403: the ``Host`` header does not name this machine (PROTOCOL.md, section 2.2)."""
 
     status = 403
     code = "forbidden_host"
@@ -150,7 +150,7 @@ class LimitReached(RequestError):
 
 
 class ServiceError(RequestError):
-    """5xx: the request was valid, but the service failed. The error body has the form of RequestError."""
+    """5xx: the request was valid, but the service failed."""
 
     status = 500
     code = "internal_error"
