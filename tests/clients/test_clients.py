@@ -1,4 +1,4 @@
-"""Stock clients against the service, as they are released."""
+"""Stock clients, as released, against the service."""
 
 import json
 from pathlib import Path
@@ -17,39 +17,39 @@ from tests.clients.suite import (
     find_errors,
     run_suite,
 )
-from tests.clients.table import markdown, table
+from tests.clients.table import TABLE, table, with_table
 from tests.processes import ROOT, Processes
 
-DOCUMENT = ROOT / "deploy" / "CLIENTS.md"
+DOCUMENT = ROOT / "deploy" / "guides" / "clients.md"
 
 
 @pytest.mark.timeout(300)
-async def test_every_client_sees_what_the_agent_said(
+async def test_every_client_receives_the_answer(
     processes: Processes, tmp_path: Path, subtests: pytest.Subtests
 ) -> None:
-    """No client raises, miscounts, loses text, hangs or fails to stop a run, and the published table says so."""
+    """No client raises, miscounts usage, loses text, hangs or fails to cancel, and the published table is current."""
     if absent := absent_environments():
         pytest.skip(f"the stock clients are not installed ({', '.join(absent)}): run make clients")
     await processes.worker(AGENT, AGENTSTREAM_CONCURRENCY="200")
     url = await processes.frontend()
     reports = await run_suite(url, tmp_path)
-    print(f"\n{table(reports)}")  # noqa: T201 -- the suite's result, for who runs it with -s
+    print(f"\n{table(reports)}")  # noqa: T201 -- shows the result of the suite with -s
     for report in reports:
         for mode in {*report.seen, *report.complaints}:
             with subtests.test(client=report.client.name, version=report.version, mode=mode):
                 assert report.complaints.get(mode, []) == []
-    written = markdown(reports)
-    published = DOCUMENT.read_text(encoding="utf-8") if DOCUMENT.is_file() else ""
+    published = DOCUMENT.read_text(encoding="utf-8")
+    written = with_table(published, reports)
     DOCUMENT.write_text(written, encoding="utf-8")
-    assert written == published, f"{DOCUMENT.name} was out of date and has been written anew: look at it, and commit it"
+    assert written == published, f"{DOCUMENT.name} was out of date. The test has updated it: review and commit it"
 
 
 FINE = {"text": TEXT, "pieces": 4, "raised": None, "finish": "stop", "usage": [11, 7, 18], "usages": 1}
 PLAIN = Client("plain", NO_ENVIRONMENT, "plain.py", "plain")
 
 
-def test_what_is_right_is_not_complained_of() -> None:
-    """A user who saw the text, the reason and the usage, or cannot tell the last two, has nothing to complain of."""
+def test_a_correct_observation_has_no_errors() -> None:
+    """An observation with the right text, finish reason and usage, or only the text, has no errors."""
     assert find_errors(PLAIN, "loop", FINE) == []
     assert find_errors(PLAIN, "loop", {"text": TEXT, "pieces": 4, "raised": None}) == []
 
@@ -66,14 +66,22 @@ def test_what_is_right_is_not_complained_of() -> None:
         ({"usages": 2}, "usage"),
     ],
 )
-def test_what_is_wrong_is_complained_of(fault: dict[str, Any], complaint: str) -> None:
-    """Whatever a user sees that the agent did not say is found."""
+def test_a_wrong_observation_has_an_error(fault: dict[str, Any], complaint: str) -> None:
+    """Each difference from the output of the agent is found."""
     [found] = find_errors(PLAIN, "loop", FINE | fault)
     assert complaint in found
 
 
+def test_the_table_has_its_place_in_the_guide() -> None:
+    """The guide has the markers, the suite writes the table between them, and nothing else changes."""
+    guide = DOCUMENT.read_text(encoding="utf-8")
+    written = with_table(guide, [])
+    assert TABLE.sub("", written) == TABLE.sub("", guide)
+    assert table([]) in written
+
+
 def test_pins_name_no_registry() -> None:
-    """Every release is pinned by its hash, and no list says where to get it from."""
+    """Every release is pinned by its hash, and no list names a registry."""
     lock = json.loads((HERE / "package-lock.json").read_text())
     packages = [package for path, package in lock["packages"].items() if path]
     assert all("integrity" in package and "resolved" not in package for package in packages)
