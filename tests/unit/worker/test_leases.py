@@ -253,7 +253,7 @@ async def test_renewal_continues_while_redis_is_unavailable(
 
 
 async def test_unexpected_error_ends_the_renewal(queue: StubQueue, leases: Leases) -> None:
-    """An error other than an unavailable Redis ends the renewal, so that somebody notices it."""
+    """An error other than an unavailable Redis ends the renewal and is raised."""
     leases.hold(HeldRun())
     queue.errors["renew"] = ValueError("broken on purpose")
     with pytest.raises(ValueError, match="broken on purpose"):
