@@ -133,7 +133,7 @@ async def test_misbehaving_agents_end_their_run_only(processes: Processes, clien
     worker = await processes.worker(agent, AGENTSTREAM_RUN_TIMEOUT_S="1")
     expected = {
         "wrong type": ("invalid_agent_output", "returned dict"),
-        "wrong content": ("invalid_agent_output", "content cannot be 17"),
+        "wrong content": ("invalid_agent_output", "content must be a str, not 17"),
         "unserialisable": ("invalid_agent_output", "cannot be written as JSON"),
         "forbidden event": ("invalid_agent_output", "belongs to agentstream"),
         "line end in event": ("invalid_agent_output", "not allowed"),

@@ -1,4 +1,4 @@
-"""The public agent contract (import it from ``agentstream``) and the built-in orchestrator; no Redis and no HTTP here.
+"""The agent contract, which users import from ``agentstream``, and the built-in orchestrator; nothing that uses Redis.
 
 An agent is ``async def agent(run: Run) -> AgentResult``. It may also be a plain ``def``; it then runs in a thread::
 

@@ -1,4 +1,7 @@
-"""The types that an agent's author uses: Run, AgentResult, ToolResult and ToolCallWriter. They only grow."""
+"""The types that an agent's author uses: Run, AgentResult, ToolResult and ToolCallWriter.
+
+New versions add to these types. They do not remove or change anything.
+"""
 
 import itertools
 import math
@@ -54,19 +57,21 @@ class AgentResult:
     finish_reason: str = "stop"
 
     def check(self) -> None:
-        """Raise InvalidAgentOutput, with the name and the value of the field, if a field has a wrong type or value."""
-        for name, valid in (
-            ("content", _has_type(self.content, str)),
+        """Raise InvalidAgentOutput if a field has a wrong type or value. The error names the field and the value."""
+        reasons = get_args(FinishReason)
+        for name, expected, valid in (
+            ("content", "a str", _has_type(self.content, str)),
             (
                 "tool_results",
+                "a list of ToolResult",
                 _has_type(self.tool_results, list, tuple) and all(map(_is_tool_result, self.tool_results)),
             ),
-            ("metadata", _has_type(self.metadata, dict)),
-            ("finish_reason", self.finish_reason in get_args(FinishReason)),
+            ("metadata", "a dict", _has_type(self.metadata, dict)),
+            ("finish_reason", f"one of {', '.join(reasons)}", self.finish_reason in reasons),
         ):
             if not valid:
                 value = getattr(self, name)
-                message = f"AgentResult.{name} cannot be {value!r:.120} ({type(value).__name__})"
+                message = f"AgentResult.{name} must be {expected}, not {value!r:.120} ({type(value).__name__})"
                 raise InvalidAgentOutput(message)
 
     def usage(self) -> Usage | None:
@@ -93,7 +98,7 @@ def _json_text(arguments: dict[str, Any]) -> str:
 
 
 def _has_type(value: object, *types: type) -> bool:
-    """Return whether the value has one of the types: the type hints of a user's value are not checked at run time."""
+    """Return whether a value from an agent has one of the types, because Python does not check its type hints."""
     return isinstance(value, types)
 
 
@@ -149,8 +154,8 @@ class Run:
     ``request.model`` and the other fields of OpenAI's chat completions. ``request.extra`` holds unknown fields.
 
     Any thread may call ``emit``, ``write``, ``write_reasoning`` and ``write_tool_call``. They return without waiting
-    for the broker, with two exceptions in a thread: ``emit("tool_call_start", ...)`` waits until the event is stored,
-    and every call waits, for up to 60 s, while more than 4 MiB of the run's events are not yet stored.
+    for the broker. In a thread there are two exceptions: ``emit("tool_call_start", ...)`` waits until the event is
+    stored, and every call waits, for up to 60 s, while more than 4 MiB of the run's events wait to be stored.
     """
 
     def __init__(self, run_id: str, request: ChatCompletionRequest, sink: EventSink) -> None:
@@ -171,7 +176,7 @@ class Run:
         return self._cancelled
 
     def cancel(self) -> None:
-        """Mark the run as cancelled: from now on its methods raise RunCancelled. The worker calls it, not the agent."""
+        """Mark the run as cancelled: from now on its methods raise RunCancelled. Only the worker calls this."""
         self._cancelled = True
 
     def emit(self, type: str, data: dict[str, Any]) -> None:  # noqa: A002 -- the published name
@@ -186,7 +191,8 @@ class Run:
 
         Raises RunCancelled if the run is cancelled or this attempt is over. Raises InvalidAgentOutput if the type is
         malformed or reserved, or if ``data`` is no dict, cannot be written as JSON or is too large. Raises BufferFull
-        if too many bytes of events wait for the broker: 16 MiB on the event loop; in a thread 4 MiB, after 60 s.
+        if too many events wait to be stored: more than 16 MiB on the event loop, or more than 4 MiB for 60 s in a
+        thread.
         """
         self._raise_if_cancelled()
         check_agent_event(type, data)
@@ -239,7 +245,10 @@ class Run:
         """
         self._raise_if_cancelled()
         if not (_has_type(name, str) and name and _has_type(arguments, str, dict) and _has_type(id, str, type(None))):
-            message = f"run.write_tool_call takes a name, and arguments as str or dict; got {name!r:.120}"
+            message = (
+                "run.write_tool_call takes a name that is not empty, arguments as str or dict, and an id as str or "
+                f"None; got {name!r:.120}, {type(arguments).__name__} and {id!r:.120}"
+            )
             raise InvalidAgentOutput(message)
         text = arguments if isinstance(arguments, str) else _json_text(arguments)
         call_id = id or f"call_{secrets.token_hex(12)}"
@@ -252,11 +261,11 @@ class Run:
         self._sink.put(TOOL_CALL_DELTA, piece)
 
     async def drain(self) -> None:
-        """Wait until less than 4 MiB of the run's events wait to be stored, and every ``tool_call_start`` is stored.
+        """Wait until every ``tool_call_start`` is stored and at most 4 MiB of the run's events wait to be stored.
 
-        For async agents, on the event loop only. An agent that writes a lot awaits it between writes. An agent with
-        tools awaits it between ``emit("tool_call_start", ...)`` and the tool, so that no later attempt runs the tool
-        again. A threaded agent does not need it: there ``emit`` and ``write`` wait.
+        Only async agents can call it, on the event loop. An agent that writes a lot awaits it between writes. An agent
+        with tools awaits it between ``emit("tool_call_start", ...)`` and the tool, so that no later attempt runs the
+        tool again. A threaded agent does not need it, because in a thread ``emit`` and ``write`` wait.
 
         Raises RunCancelled if this attempt is over before a ``tool_call_start`` could be stored.
         """

@@ -12,6 +12,7 @@ from agentstream.agents import AgentResult, Run
 from agentstream.agents.loading import is_async, load_agent
 from agentstream.errors import StartupError
 
+ROOT = Path(__file__).parents[3]
 AGENT = "def agent(run):\n    return {name!r}\n"
 
 
@@ -19,7 +20,9 @@ AGENT = "def agent(run):\n    return {name!r}\n"
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty working directory; the test's imports and the search path are reset afterwards."""
     known = set(sys.modules)
-    monkeypatch.setattr(sys, "path", list(sys.path))
+    # Without the root of this checkout: Python would import its folder ``service`` as a package.
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if Path(entry).resolve() != ROOT])
+    monkeypatch.delitem(sys.modules, "service", raising=False)
     monkeypatch.chdir(tmp_path)
     yield tmp_path
     for name in set(sys.modules) - known:
