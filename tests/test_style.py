@@ -1,4 +1,4 @@
-"""The habits of this codebase that a linter does not know."""
+"""The rules of this codebase that a linter does not check."""
 
 import ast
 import io
@@ -10,18 +10,18 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-MOST_LINES = 450  # a file that needs more does more than one thing
+MOST_LINES = 450  # a longer file does more than one thing
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
 def files(folder: str, *suffixes: str) -> list[Path]:
-    """Return a folder's files with these endings."""
+    """Return the files of a folder that have one of these suffixes."""
     return sorted(path for path in (ROOT / folder).rglob("*") if path.suffix in suffixes)
 
 
 def named(path: Path) -> str:
-    """Return a test id."""
+    """Return the path as the id of a test."""
     return path.relative_to(ROOT).as_posix()
 
 
@@ -31,14 +31,14 @@ each_source = pytest.mark.parametrize("path", files("service", ".py", ".lua", ".
 
 
 def functions_that_test(source: str) -> Iterator[Function]:
-    """Yield a file's test functions."""
+    """Yield the test functions of a file."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, Function) and node.name.startswith("test"):
             yield node
 
 
 def is_one_sentence(docstring: str | None) -> bool:
-    """Return whether a docstring is a single sentence, on one line or wrapped."""
+    """Return whether a docstring is one sentence, on one line or wrapped."""
     text = " ".join((docstring or "").splitlines())
     return "  " not in text and re.fullmatch(r"\S(?:(?![.!?] [A-Z]).)*\.", text) is not None
 
@@ -51,13 +51,13 @@ def comments(source: str) -> Iterator[tuple[int, str]]:
 
 
 def loose_ends(source: str) -> list[str]:
-    """Return the comments that put work off, or switch a check off without saying why."""
+    """Return the comments that postpone work, or that switch a check off without a reason."""
     marks = re.compile(r"\b(?:TODO|FIXME|XXX|HACK)\b|\bpragma\b(?!.* -- \S)")
     return [f"line {line}: {text}" for line, text in comments(source) if marks.search(text)]
 
 
 def unexplained_skips(source: str) -> list[str]:
-    """Return where a test is skipped, or expected to fail, without a reason."""
+    """Return the places where a test is skipped, or expected to fail, without a reason."""
     tree = ast.parse(source)
     explained = {
         id(node.func)
@@ -76,38 +76,38 @@ def unexplained_skips(source: str) -> list[str]:
 
 @pytest.mark.parametrize("path", files("tests", ".py"), ids=named)
 def test_every_test_says_what_it_promises(path: Path) -> None:
-    """The docstring of each test is one sentence: the behaviour it promises."""
+    """The docstring of each test is one sentence on the promised behaviour."""
     functions = functions_that_test(path.read_text(encoding="utf-8"))
     assert [node.name for node in functions if not is_one_sentence(ast.get_docstring(node))] == []
 
 
 @each_source
 def test_no_file_is_too_long(path: Path) -> None:
-    """A file is short enough to be read in one go."""
+    """No file of the service is longer than the limit."""
     assert len(path.read_text(encoding="utf-8").splitlines()) <= MOST_LINES
 
 
-def test_there_is_no_drawer_for_everything() -> None:
-    """No module is called after nothing in particular."""
+def test_no_module_is_called_utils() -> None:
+    """No module has a name that says nothing about its content, for example utils."""
     python = files("service", ".py") + files("tests", ".py")
     assert [path for path in python if path.stem in {"util", "utils", "misc", "common"}] == []
 
 
 @each_module
 def test_every_module_says_what_it_is_for(path: Path) -> None:
-    """A module begins with a docstring."""
+    """Every module of the service begins with a docstring."""
     assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
 
 
 @pytest.mark.parametrize("path", files("service", ".lua"), ids=named)
 def test_every_script_says_what_it_is_for(path: Path) -> None:
-    """The first line of a Lua script is a comment that says its purpose in a sentence."""
+    """The first line of each Lua script is a comment that states its purpose in one sentence."""
     assert re.match(r"-- [A-Z][^\n]{10,}\.$", path.read_text(encoding="utf-8"), re.MULTILINE)
 
 
 @each_python_file
-def test_nothing_is_put_off_or_switched_off_in_silence(path: Path) -> None:
-    """There is no note of work left over, no unexplained pragma, and no skipped test without a reason."""
+def test_no_work_is_postponed_and_no_check_is_off_without_a_reason(path: Path) -> None:
+    """No file has a note of unfinished work, a pragma without a reason, or a skipped test without a reason."""
     source = path.read_text(encoding="utf-8")
     assert loose_ends(source) + unexplained_skips(source) == []
 
@@ -123,8 +123,8 @@ def test_nothing_is_put_off_or_switched_off_in_silence(path: Path) -> None:
         ("One.\n\nMore of it.", False),
     ],
 )
-def test_sentences_are_told_from_other_docstrings(docstring: str | None, *, fine: bool) -> None:
-    """What counts as one sentence ends with a full stop, has no second one and no blank line."""
+def test_one_sentence_is_recognised(docstring: str | None, *, fine: bool) -> None:
+    """One sentence ends with a full stop, and has no second sentence and no blank line."""
     assert is_one_sentence(docstring) == fine
 
 
@@ -140,8 +140,8 @@ def test_sentences_are_told_from_other_docstrings(docstring: str | None, *, fine
         "x = pytest.mark.xfail(strict=True)",
     ],
 )
-def test_loose_ends_are_found(line: str) -> None:
-    """A note of work left over, a bare pragma and a bare skip are each found."""
+def test_unexplained_pragmas_and_skips_are_found(line: str) -> None:
+    """A note of unfinished work, a pragma without a reason and a skip without a reason are found."""
     assert loose_ends(line) + unexplained_skips(line)
 
 
@@ -154,6 +154,6 @@ def test_loose_ends_are_found(line: str) -> None:
         'pytest.skip("no openssl")',
     ],
 )
-def test_explained_ends_are_no_loose_ends(line: str) -> None:
-    """A string, and whatever gives its reason, is left alone."""
+def test_explained_pragmas_and_skips_are_not_reported(line: str) -> None:
+    """Strings, and pragmas and skips with a reason, are not reported."""
     assert loose_ends(line) + unexplained_skips(line) == []

@@ -1,4 +1,4 @@
-"""The deployment files agree with each other, with the settings, and with what they are read by."""
+"""The deployment files match each other, the settings, and the tools that read them."""
 
 import itertools
 import re
@@ -23,16 +23,16 @@ HASH = re.compile(r"    --hash=sha256:[0-9a-f]{64}( \\)?")
 
 
 def filled(text: str) -> str:
-    """Return a compose file as Compose reads it where no variable is set: defaults in the place of ``${…}``.
+    """Return a compose file as Compose reads it when no variable is set: with the default of each ``${…}``.
 
-    The parser knows addresses only, so ``host-gateway``, Docker's word for this machine, becomes one.
+    The parser accepts only addresses, so ``host-gateway``, Docker's name for this machine, is replaced by one.
     """
     return re.sub(r"\$\{\w+(?::-([^}]*))?\}", lambda match: match[1] or "", text).replace("host-gateway", "127.0.0.1")
 
 
 @pytest.fixture(scope="module")
 def every_service() -> dict[str, Any]:
-    """Return what compose.yaml can start, parsed and checked by the Compose Specification."""
+    """Return all services of compose.yaml, parsed and validated by the Compose Specification."""
     parsed = PyOptions(apply_merge=True).from_yaml(filled((ROOT / "compose.yaml").read_text()))
     parsed.validate()
     services: dict[str, Any] = parsed.to_dict()["services"]
@@ -41,37 +41,37 @@ def every_service() -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def compose(every_service: dict[str, Any]) -> dict[str, Any]:
-    """Return what it starts unasked."""
+    """Return the services that start without a profile."""
     return {name: service for name, service in every_service.items() if "profiles" not in service}
 
 
 @pytest.fixture(scope="module")
 def observers(every_service: dict[str, Any]) -> dict[str, Any]:
-    """Return what it starts with the profile ``observability``."""
+    """Return the services that start with the profile ``observability``."""
     return {name: service for name, service in every_service.items() if service.get("profiles") == ["observability"]}
 
 
 @pytest.fixture(scope="module")
 def settings_names() -> set[str]:
-    """Return every environment variable that is a setting."""
+    """Return the environment variables of all settings."""
     return {env_name(field) for field in Settings.model_fields}
 
 
 def pins(path: Path) -> dict[str, str]:
-    """Return name -> pinned version of a requirements file."""
+    """Return the pinned versions in a requirements file, by name."""
     return {match["name"]: match["version"] for match in PIN.finditer(path.read_text())}
 
 
 def mentioned(path: str) -> set[str]:
-    """Return the variables of ours that a file names."""
+    """Return the variables of this service that a file names."""
     return set(re.findall(rf"\b(?:{'|'.join(OURS)})[A-Z_]+\b", (ROOT / path).read_text()))
 
 
 @pytest.mark.parametrize(
     ("right", "wrong"), [("healthcheck:", "healthchek:"), ("networks: [edge]", "networks: [egde]")], ids=["key", "name"]
 )
-def test_a_wrong_compose_file_is_noticed(right: str, wrong: str) -> None:
-    """The check these tests rely on refuses an unknown key and a network that is not defined."""
+def test_a_wrong_compose_file_is_refused(right: str, wrong: str) -> None:
+    """The validation that these tests use refuses an unknown key and an undefined network."""
     text = filled((ROOT / "compose.yaml").read_text())
     assert right in text
     with pytest.raises(ValueError, match=wrong.strip(":").rpartition("[")[2].strip("]")):
@@ -79,7 +79,7 @@ def test_a_wrong_compose_file_is_noticed(right: str, wrong: str) -> None:
 
 
 def test_compose_has_two_of_each_process(compose: dict[str, Any]) -> None:
-    """Two front ends and two workers run by default, and none is named, so that --scale can add more."""
+    """Two front ends and two workers run by default, and they have no fixed name, so that --scale can add more."""
     assert set(compose) == {"nginx", "frontend", "worker", "redis"}
     for service in ("frontend", "worker"):
         assert compose[service]["deploy"]["replicas"] == 2
@@ -87,27 +87,27 @@ def test_compose_has_two_of_each_process(compose: dict[str, Any]) -> None:
 
 
 def test_only_nginx_is_published_and_only_on_this_machine(compose: dict[str, Any]) -> None:
-    """Front ends listen without keys because nothing but nginx can be reached, and that on loopback alone."""
+    """Only nginx is published, on loopback only, so front ends may listen without keys."""
     assert [service for service in compose if "ports" in compose[service]] == ["nginx"]
     assert compose["nginx"]["ports"] == ["127.0.0.1:8000:8080"]
     assert compose["frontend"]["environment"]["AGENTSTREAM_ALLOW_OPEN"] == "true"
     assert compose["redis"]["networks"] == ["broker"]
 
 
-def test_observers_change_nothing(every_service: dict[str, Any], observers: dict[str, Any]) -> None:
-    """What only looks is started by its profile alone, is pinned and bounded, and nothing waits for it."""
+def test_observers_do_not_affect_the_service(every_service: dict[str, Any], observers: dict[str, Any]) -> None:
+    """Observers start only with their profile, are pinned and have a memory limit, and no service depends on them."""
     assert set(observers) == {"prometheus", "grafana", "jaeger"}
     for service in observers.values():
         assert re.search(r":v?\d+\.\d+\.\d+$", service["image"])
         assert service["mem_limit"] == "512mb"
         assert all(port.startswith("127.0.0.1:") for port in service["ports"])
-        assert "broker" not in service["networks"]  # Redis has no password there
+        assert "broker" not in service["networks"]  # Redis has no password in that network
     for service in every_service.values():
         assert not set(service.get("depends_on", {})) & set(observers)
 
 
 def test_every_container_is_confined(every_service: dict[str, Any]) -> None:
-    """Each container has a read-only root, no capabilities and no way to gain privileges."""
+    """Each container has a read-only root, no capabilities, and cannot gain privileges."""
     for service in every_service.values():
         assert service["read_only"] is True
         assert service["cap_drop"] == ["ALL"]
@@ -116,7 +116,7 @@ def test_every_container_is_confined(every_service: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("path", ["compose.yaml", "deploy/Dockerfile", "deploy/nginx.conf", ".ci/run", "Makefile"])
 def test_every_variable_is_a_setting(path: str, settings_names: set[str]) -> None:
-    """No deployment file names a variable that the service does not know."""
+    """Every variable that a deployment file names is a setting."""
     assert mentioned(path) <= settings_names
 
 
@@ -127,7 +127,7 @@ def test_every_variable_of_a_guide_exists(guide: str, settings_names: set[str]) 
 
 
 def test_the_front_end_accepts_its_environment(compose: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The values compose gives a front end are valid settings, and make it listen for nginx."""
+    """The values that compose gives to a front end are valid settings, and make it listen for nginx."""
     for name, value in compose["frontend"]["environment"].items():
         if value is not None:
             monkeypatch.setenv(name, str(value))
@@ -135,28 +135,28 @@ def test_the_front_end_accepts_its_environment(compose: dict[str, Any], monkeypa
     assert (settings.host, settings.port) == ("0.0.0.0", 8000)  # noqa: S104 -- inside a container
 
 
-def test_a_worker_is_asked_for_its_health(compose: dict[str, Any]) -> None:
-    """Compose asks each worker where it is told to serve, and publishes that nowhere."""
+def test_a_worker_has_a_health_check(compose: dict[str, Any]) -> None:
+    """The health check of a worker uses its metrics port, and compose does not publish this port."""
     port = compose["worker"]["environment"]["AGENTSTREAM_METRICS_PORT"]
     assert f"http://127.0.0.1:{port}/health/live" in compose["worker"]["healthcheck"]["test"][-1]
     assert "ports" not in compose["worker"]
 
 
 def test_secrets_go_where_they_are_needed(compose: dict[str, Any]) -> None:
-    """Front ends never see the model server's key, nor workers the callers' keys."""
+    """Front ends do not get the key of the model server, and workers do not get the keys of callers."""
     assert "OPENAI_API_KEY" not in compose["frontend"]["environment"]
     assert "AGENTSTREAM_API_KEYS" not in compose["worker"]["environment"]
 
 
 def test_a_stop_leaves_time_to_drain(compose: dict[str, Any]) -> None:
-    """Docker waits longer for a process to end than the process takes to drain."""
+    """Docker waits longer for the end of a process than the process needs to drain."""
     drain_s = Settings.model_fields["drain_timeout_s"].default
     for service in ("frontend", "worker"):
         assert parse_duration(compose[service]["stop_grace_period"]) > drain_s
 
 
-def test_redis_keeps_what_it_is_given(compose: dict[str, Any]) -> None:
-    """Redis writes its append-only file to a volume and evicts nothing."""
+def test_redis_keeps_its_data(compose: dict[str, Any]) -> None:
+    """Redis writes its append-only file to a volume and evicts no keys."""
     command = compose["redis"]["command"]
     assert command[command.index("--appendonly") + 1] == "yes"
     assert command[command.index("--maxmemory-policy") + 1] == "noeviction"
@@ -164,7 +164,7 @@ def test_redis_keeps_what_it_is_given(compose: dict[str, Any]) -> None:
 
 
 def test_nginx_matches_the_service() -> None:
-    """The proxy holds nothing back, takes bodies as large as the service does, and waits longer than any run."""
+    """The proxy does not buffer, accepts bodies as large as the service accepts, and waits longer than any run."""
     config = (ROOT / "deploy/nginx.conf").read_text()
     values = dict(re.findall(r"^\s*(\w+) ([^;]+);", config, flags=re.MULTILINE))
     assert values["proxy_buffering"] == "off"
@@ -200,7 +200,7 @@ def test_the_operations_guide_quotes_real_log_lines() -> None:
 
 
 def test_requirements_name_no_host() -> None:
-    """Every line of every requirements file is a pin or a hash: no index, no address, no path."""
+    """Every line of every requirements file is a pin or a hash, and not an index, an address or a path."""
     assert [path.name for path in REQUIREMENTS] == ["build.txt", "dev.txt", "openjarvis.txt", "run.txt", "runtime.txt"]
     for path in REQUIREMENTS:
         for line in path.read_text().splitlines():
@@ -208,17 +208,17 @@ def test_requirements_name_no_host() -> None:
 
 
 def test_requirements_agree() -> None:
-    """What runs in a container is, version by version, what the tests ran with."""
+    """The packages in the image have the same versions as those of the tests."""
     tested = pins(ROOT / "deploy/requirements/dev.txt")
     for name in ("build.txt", "run.txt", "runtime.txt"):
         assert pins(ROOT / "deploy/requirements" / name).items() <= tested.items()
 
 
 def test_every_dependency_is_pinned() -> None:
-    """Each dependency that pyproject.toml declares has its pin in the file that is installed for it."""
+    """Each dependency in pyproject.toml is pinned in the requirements files that are installed for it."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     extras = project["project"]["optional-dependencies"]
-    jarvis = extras.pop("openjarvis")  # tested without its dependencies, so from a file of its own
+    jarvis = extras.pop("openjarvis")  # tested without its dependencies, so it has its own file
     groups = project["dependency-groups"]
     runtime = project["project"]["dependencies"]
     tools = [*groups["build"], *(line for line in groups["dev"] if isinstance(line, str))]
@@ -236,7 +236,7 @@ def test_every_dependency_is_pinned() -> None:
 
 
 def test_the_image_is_pinned_and_not_root() -> None:
-    """The image installs by hash only, without a cache, and runs as a numbered user."""
+    """The image installs only packages with a hash, without a cache, and runs as a user with a number."""
     dockerfile = (ROOT / "deploy/Dockerfile").read_text()
     installs = re.findall(r"\binstall (?!--no-deps)[^\\&\n]+", dockerfile)
     assert len(installs) == 2
@@ -245,8 +245,8 @@ def test_the_image_is_pinned_and_not_root() -> None:
     assert re.search(r"^USER [1-9]\d*:[1-9]\d*$", dockerfile, flags=re.MULTILINE)
 
 
-def test_the_image_has_all_it_copies() -> None:
-    """Everything the Dockerfile copies exists and is let through by .dockerignore."""
+def test_the_image_can_copy_its_files() -> None:
+    """Everything that the Dockerfile copies exists and is allowed by .dockerignore."""
     let_through = {
         line.removeprefix("!") for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")
     }

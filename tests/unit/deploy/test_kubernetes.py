@@ -1,4 +1,4 @@
-"""The Kubernetes manifests are valid, confined, and agree with the settings and the metrics."""
+"""The Kubernetes manifests are valid and confined, and match the settings and the metrics."""
 
 import shlex
 from pathlib import Path
@@ -13,38 +13,38 @@ from agentstream.frontend.serve import LAST_REQUESTS_S
 from agentstream.telemetry import names as metric_names
 
 FOLDER = Path(__file__).parents[3] / "deploy/kubernetes"
-VERSION = "1.30"  # the oldest supported; what is used here is older
+VERSION = "1.30"  # the oldest supported version; the manifests use only older features
 Manifest = dict[str, Any]
 ROLES = ("frontend", "worker")
 
 
 def manifests() -> list[Manifest]:
-    """Return every manifest."""
+    """Return all manifests."""
     return [manifest for path in sorted(FOLDER.glob("*.yaml")) for manifest in yaml.safe_load_all(path.read_text())]
 
 
 def of(kind: str, role: str) -> Manifest:
-    """Return a role's manifest of this kind."""
+    """Return the manifest of this kind for a role."""
     found = [each for each in manifests() if (each["kind"], each["metadata"]["name"]) == (kind, f"agentstream-{role}")]
     assert len(found) == 1
     return found[0]
 
 
 def pod(role: str) -> Manifest:
-    """Return a role's pod."""
+    """Return the pod specification of a role."""
     spec: Manifest = of("Deployment", role)["spec"]["template"]["spec"]
     return spec
 
 
 def container(role: str) -> Manifest:
-    """Return a role's one container."""
+    """Return the only container of a role."""
     (only,) = pod(role)["containers"]
     assert isinstance(only, dict)
     return only
 
 
 def environment(role: str) -> dict[str, str | None]:
-    """Return a role's variables; None for those that come from a secret."""
+    """Return the environment variables of a role, with None for those that come from a secret."""
     return {entry["name"]: entry.get("value") for entry in container(role)["env"]}
 
 
@@ -52,7 +52,7 @@ each_role = pytest.mark.parametrize("role", ROLES)
 
 
 def test_every_manifest_is_valid() -> None:
-    """Each manifest fits Kubernetes' own schema, unknown fields refused."""
+    """Each manifest matches the schema of Kubernetes, which refuses unknown fields."""
     assert {manifest["kind"] for manifest in manifests()} == {
         "Deployment",
         "HorizontalPodAutoscaler",
@@ -64,8 +64,8 @@ def test_every_manifest_is_valid() -> None:
         kubernetes_validate.validate(manifest, VERSION, strict=True)
 
 
-def test_a_wrong_manifest_is_noticed() -> None:
-    """The check refuses a field that Kubernetes does not know."""
+def test_a_wrong_manifest_is_refused() -> None:
+    """The validation refuses a field that Kubernetes does not know."""
     wrong = of("Deployment", "worker")
     wrong["spec"]["template"]["spec"]["terminationGracePeriod"] = 75
     with pytest.raises(kubernetes_validate.ValidationError, match="terminationGracePeriod"):
@@ -74,7 +74,7 @@ def test_a_wrong_manifest_is_noticed() -> None:
 
 @each_role
 def test_every_variable_is_a_setting(role: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each container is started as what it is, with settings that exist and values they take."""
+    """Each container starts with its role, with existing settings and valid values."""
     assert container(role)["args"] == [role]
     assert environment(role).keys() <= {env_name(field) for field in Settings.model_fields}
     for name, value in environment(role).items():
@@ -83,7 +83,7 @@ def test_every_variable_is_a_setting(role: str, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_secrets_go_where_they_are_needed() -> None:
-    """Front ends never see the model server's key, nor workers the callers' keys."""
+    """Front ends do not get the key of the model server, and workers do not get the keys of callers."""
     assert "OPENAI_API_KEY" not in environment("frontend")
     assert "AGENTSTREAM_API_KEYS" not in environment("worker")
 
@@ -103,7 +103,7 @@ def test_the_guide_creates_the_secrets() -> None:
 
 
 def test_ports_agree() -> None:
-    """The front end listens where the container, its probes, the Service and the network policy say."""
+    """The front end listens on the port that the container, its probes, the Service and the network policy name."""
     port = int(environment("frontend")["AGENTSTREAM_PORT"] or 0)
     assert environment("frontend")["AGENTSTREAM_HOST"] == "0.0.0.0"  # noqa: S104 -- inside a container
     assert container("frontend")["ports"] == [{"name": "http", "containerPort": port}]
@@ -115,8 +115,8 @@ def test_ports_agree() -> None:
     assert [probe["path"] for probe in probes.values()] == ["/health/live", "/health/live", "/health/ready"]
 
 
-def test_a_workers_metrics_can_be_had() -> None:
-    """The worker's metrics and health are served where its probes, its annotations and the network policy say."""
+def test_the_metrics_of_a_worker_can_be_scraped() -> None:
+    """A worker serves metrics and health on the port that its probes, its annotations and the network policy name."""
     port = int(environment("worker")["AGENTSTREAM_METRICS_PORT"] or 0)
     assert environment("worker")["AGENTSTREAM_METRICS_HOST"] == "0.0.0.0"  # noqa: S104 -- inside a container
     assert container("worker")["ports"] == [{"name": "metrics", "containerPort": port}]
@@ -130,7 +130,7 @@ def test_a_workers_metrics_can_be_had() -> None:
 
 @each_role
 def test_a_stop_leaves_time_to_drain(role: str) -> None:
-    """Kubernetes waits longer for a pod to end than its preStop and its drain take."""
+    """Kubernetes waits longer for the end of a pod than its preStop and its drain need."""
     drain_s = float(environment(role)["AGENTSTREAM_DRAIN_TIMEOUT_S"] or 0)
     pre_stop = container(role).get("lifecycle", {}).get("preStop", {}).get("exec", {}).get("command", ["sleep", "0"])
     assert pod(role)["terminationGracePeriodSeconds"] > float(pre_stop[1]) + LAST_REQUESTS_S + drain_s + 5
@@ -138,7 +138,7 @@ def test_a_stop_leaves_time_to_drain(role: str) -> None:
 
 @each_role
 def test_every_pod_is_confined(role: str) -> None:
-    """Each pod runs without root, writable root, capabilities, privileges or a token of the cluster's."""
+    """Each pod runs without root, a writable root, capabilities, privileges or a token of the cluster."""
     assert pod(role)["securityContext"]["runAsNonRoot"] is True
     assert pod(role)["automountServiceAccountToken"] is False
     assert container(role)["securityContext"] == {
@@ -152,7 +152,7 @@ def test_every_pod_is_confined(role: str) -> None:
 
 @each_role
 def test_selectors_find_their_pods(role: str) -> None:
-    """Deployment, budget and network policy of a role select exactly its pods' labels."""
+    """Deployment, disruption budget and network policy of a role select exactly the labels of its pods."""
     labels = of("Deployment", role)["spec"]["template"]["metadata"]["labels"]
     assert of("Deployment", role)["spec"]["selector"]["matchLabels"] == labels
     assert of("PodDisruptionBudget", role)["spec"]["selector"]["matchLabels"] == labels
@@ -160,7 +160,7 @@ def test_selectors_find_their_pods(role: str) -> None:
 
 
 def test_workers_scale_by_a_metric_that_exists() -> None:
-    """The autoscaler follows the queue's gauge, asks for fewer jobs than a worker has slots, and scales the workers."""
+    """The autoscaler scales workers by the gauge of the queue, and targets fewer jobs than a worker has slots."""
     spec = of("HorizontalPodAutoscaler", "worker")["spec"]
     assert spec["scaleTargetRef"]["name"] == of("Deployment", "worker")["metadata"]["name"]
     external = spec["metrics"][0]["external"]

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[3]
 FOLDER = ROOT / "deploy/observability"
 GUIDE = "deploy/guides/operations.md"
 METRICS = {metric.name: metric for metric in (*metric_names.FRONTEND_METRICS, *metric_names.WORKER_METRICS)}
-# What Prometheus itself makes of every target, and the labels it adds to every series.
+# The series that Prometheus itself adds for every target, and the labels that it adds to every series.
 MADE_BY_PROMETHEUS = {"up", "scrape_duration_seconds"}
 ADDED_LABELS = {"job", "instance"}
 
@@ -27,7 +27,7 @@ FUNCTIONS = {"histogram_quantile", "label_values"}
 
 
 def rules() -> list[dict[str, Any]]:
-    """Return every rule."""
+    """Return all rules."""
     groups = yaml.safe_load((FOLDER / "alerts.yaml").read_text())["groups"]
     return [rule for group in groups for rule in group["rules"]]
 
@@ -41,18 +41,18 @@ def dashboard() -> dict[str, Any]:
 
 
 def panels() -> list[dict[str, Any]]:
-    """Return the dashboard's panels, rows left out."""
+    """Return the panels of the dashboard, without rows."""
     return [panel for panel in dashboard()["panels"] if panel["type"] != "row"]
 
 
 def expressions() -> Iterator[str]:
-    """Yield every expression of rules and dashboard."""
+    """Yield all expressions of the rules and the dashboard."""
     yield from (rule["expr"] for rule in rules())
     yield from (target["expr"] for panel in panels() for target in panel["targets"])
 
 
 def metric_of(name: str) -> Metric | None:
-    """Return the metric that a series belongs to; a histogram has three kinds."""
+    """Return the metric of a series. A histogram has three kinds of series."""
     found = METRICS.get(name) or METRICS.get(re.sub(r"_(bucket|count|sum)$", "", name))
     if found is None or (found.name != name) != (found.kind == "histogram"):
         return None
@@ -60,7 +60,7 @@ def metric_of(name: str) -> Metric | None:
 
 
 def complaints(expression: str) -> list[str]:
-    """Return what an expression asks for that no process tells."""
+    """Return the metrics, labels and values in an expression that no process reports."""
     found = []
     known_labels = set(ADDED_LABELS)
     for name, inside in SELECTOR.findall(re.sub(r"agentstream:\w+(:\w+)*", "recorded", expression)):
@@ -85,8 +85,8 @@ def complaints(expression: str) -> list[str]:
 
 
 @pytest.mark.parametrize("expression", list(dict.fromkeys(expressions())))
-def test_every_expression_asks_for_what_is_told(expression: str) -> None:
-    """Each metric, label and label's value that a rule or a panel names is one that processes tell."""
+def test_every_expression_uses_reported_metrics(expression: str) -> None:
+    """Each metric, label and label value in a rule or a panel is one that processes report."""
     assert complaints(expression) == []
 
 
@@ -105,12 +105,12 @@ def test_every_expression_asks_for_what_is_told(expression: str) -> None:
     ],
 )
 def test_wrong_expressions_are_found(expression: str, complaint: str) -> None:
-    """A metric, label or value that does not exist is found."""
+    """A metric, label or value that does not exist is reported."""
     assert complaint in complaints(expression)
 
 
 def test_every_metric_is_shown() -> None:
-    """The dashboard has every metric there is: none is kept and never looked at."""
+    """The dashboard shows every metric."""
     shown = {name for panel in panels() for target in panel["targets"] for name, _ in SELECTOR.findall(target["expr"])}
     assert {metric.name for name in shown if (metric := metric_of(name))} == set(METRICS)
 
@@ -133,8 +133,8 @@ def test_the_operations_guide_has_no_other_alerts() -> None:
     assert re.findall(r"(?m)^### (Agentstream\w+)$", guide) == [rule["alert"] for rule in ALERTS]
 
 
-def test_every_alert_is_seen_firing() -> None:
-    """The cases for `promtool test rules` make each alert fire, and name none that does not exist."""
+def test_every_alert_has_a_case_that_fires() -> None:
+    """The cases for `promtool test rules` make each alert fire, and name only existing alerts."""
     cases = yaml.safe_load((ROOT / "tests/deploy/alerts_cases.yaml").read_text())["tests"]
     fired = {
         sample["labels"].split('"')[1]
@@ -146,7 +146,7 @@ def test_every_alert_is_seen_firing() -> None:
 
 
 def test_every_panel_can_be_read() -> None:
-    """A panel has a title, a unit, queries with a legend, and the data source that the reader chose."""
+    """Each panel has a title, a unit, queries with a legend, and the data source that the reader selected."""
     source = {"type": "prometheus", "uid": "${datasource}"}
     for panel in panels():
         assert panel["title"]
@@ -162,7 +162,7 @@ def test_every_panel_can_be_read() -> None:
 
 
 def test_panels_do_not_overlap() -> None:
-    """Panels and rows lie side by side in Grafana's 24 columns."""
+    """Panels and rows fit into the 24 columns of Grafana without overlap."""
     taken: set[tuple[int, int]] = set()
     for panel in dashboard()["panels"]:
         place = panel["gridPos"]
@@ -177,7 +177,7 @@ def test_panels_do_not_overlap() -> None:
 
 
 def test_grafana_is_provisioned_with_what_compose_mounts() -> None:
-    """The provisioned data sources are the containers of compose.yaml, and the dashboards lie where it mounts them."""
+    """The provisioned data sources are containers of compose.yaml, which mounts the dashboards where Grafana looks."""
     compose = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]
     provisioning = FOLDER / "grafana/provisioning"
     sources = yaml.safe_load((provisioning / "datasources/agentstream.yaml").read_text())["datasources"]
@@ -192,7 +192,7 @@ def test_grafana_is_provisioned_with_what_compose_mounts() -> None:
 
 
 def test_prometheus_finds_the_containers() -> None:
-    """Prometheus looks for front ends and workers by their names in compose.yaml, where they serve their metrics."""
+    """Prometheus discovers front ends and workers by their names in compose.yaml, on the ports of their metrics."""
     compose = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]
     jobs = yaml.safe_load((FOLDER / "prometheus.yml").read_text())["scrape_configs"]
     found = {job["dns_sd_configs"][0]["names"][0]: job["dns_sd_configs"][0]["port"] for job in jobs}
