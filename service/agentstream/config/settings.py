@@ -1,41 +1,32 @@
-"""The settings. This module alone reads the environment.
+"""The settings: one class. The text below a field describes it in ``--help``, in errors and in the reference."""
 
-Every field has an environment variable ``AGENTSTREAM_<FIELD>`` and a command-line flag ``--field``. The settings for
-Redis and OpenAI have their conventional variables instead, such as ``REDIS_URL``. The text below a field describes it
-in ``--help`` and in error messages.
-"""
-
-import difflib
-import os
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from ipaddress import ip_address
-from typing import Annotated, Any, Final, Literal, Self
+from typing import Annotated, Final, Literal, Self
 from urllib.parse import unquote, urlsplit
 
-from pydantic import AliasChoices, BeforeValidator, Field, ValidationError, field_validator, model_validator
+from pydantic import AliasChoices, BeforeValidator, Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from agentstream.errors import StartupError
-
 ENV_PREFIX = "AGENTSTREAM_"
+
+
 BUILTIN: Final = "builtin"  # stands for the built-in orchestrator in ``agents``
 
+
 _QUEUE: Final = r"[A-Za-z0-9_.-]{1,64}"
+
+
 _AGENT: Final = r"[\w.]+:[\w.]+"
+
+
 _ROUTE: Final = re.compile(rf"(?P<model>[^=,\s]{{1,256}})=(?P<agent>{BUILTIN}|{_AGENT})(?:@(?P<queue>{_QUEUE}))?")
 
 
 def _split(value: object) -> object:
     return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
-
-# Variables of command-line flags that are no settings.
-_CLIENT_VARIABLES: Final = {"AGENTSTREAM_URL"}
-
-_URL_PASSWORD: Final = re.compile(r"(://[^/?#@:]*:)[^/?#]*@")
-_QUERY_PASSWORD: Final = re.compile(r"([?&][^=&#]*password=)[^&#]*")
 
 CommaList = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
 
@@ -330,117 +321,3 @@ def env_name(field: str) -> str:
     if isinstance(alias, AliasChoices):
         return str(alias.choices[0])
     return str(alias) if alias else f"{ENV_PREFIX}{field.upper()}"
-
-
-def load_settings(**flags: Any) -> Settings:  # noqa: ANN401 -- raw flag values
-    """Return the settings of the environment. ``flags`` override it; a flag that is None was not given.
-
-    Raises StartupError. It names every wrong setting, its value and the allowed values.
-    """
-    given = {_init_name(name): value for name, value in flags.items() if value is not None}
-    try:
-        return Settings(**given)
-    except ValidationError as exc:
-        lines = [_explain(error) for error in exc.errors()]
-        raise StartupError("wrong settings:\n  " + "\n  ".join(lines)) from exc
-
-
-def environment(settings: Settings) -> dict[str, str]:
-    """Return the environment variables that give a child process the same settings."""
-    values: dict[str, str] = {}
-    for field in Settings.model_fields:
-        value = getattr(settings, field)
-        if value is not None:
-            values[env_name(field)] = ",".join(value) if isinstance(value, tuple) else str(value)
-    return values
-
-
-def setting_source(field: str, flags: Mapping[str, Any]) -> str:
-    """Return the source of a setting: ``--flag``, the name of its environment variable, or "default"."""
-    if flags.get(field) is not None:
-        return f"--{field.replace('_', '-')}"
-    alias = Settings.model_fields[field].validation_alias
-    names = alias.choices if isinstance(alias, AliasChoices) else [env_name(field)]
-    given = {name.lower(): name for name, value in os.environ.items() if value}  # pydantic-settings ignores case
-    return next((given[str(name).lower()] for name in names if str(name).lower() in given), "default")
-
-
-def masked(field: str, value: Any) -> Any:  # noqa: ANN401 -- a setting's
-    """Return the value of a setting with stars in the place of every secret."""
-    if isinstance(value, tuple):
-        return tuple(masked(field, item) for item in value)
-    if not isinstance(value, str):
-        return value
-    if Settings.model_fields[field].repr or field == "redis_url":  # the address is no secret
-        return _URL_PASSWORD.sub(r"\1***@", _QUERY_PASSWORD.sub(r"\1***", value))
-    return "***"
-
-
-def terminal_type() -> str:
-    """Return the type of the terminal according to the environment, or "dumb" if it is unknown."""
-    return os.environ.get("TERM") or "dumb"
-
-
-def unknown_variables() -> list[str]:
-    """Return one line for each AGENTSTREAM_ variable that is not a setting. The line suggests a similar name."""
-    known = {env_name(field) for field in Settings.model_fields} | _CLIENT_VARIABLES
-    lines = []
-    for name in sorted(os.environ):
-        if name.startswith(ENV_PREFIX) and name not in known:
-            bare = name.removeprefix(ENV_PREFIX)
-            close = [bare] if bare in known else difflib.get_close_matches(name, known, n=1)
-            lines.append(f"{name} is not a setting" + (f"; did you mean {close[0]}?" if close else ""))
-    return lines
-
-
-def _init_name(field: str) -> str:
-    """Return the keyword argument of Settings for a field: its alias if it has one."""
-    return env_name(field) if Settings.model_fields[field].validation_alias else field
-
-
-def _explain(error: Any) -> str:  # noqa: ANN401 -- pydantic's ErrorDetails
-    if not error["loc"]:
-        return str(error["msg"]).removeprefix("Value error, ")
-    field = next((name for name in Settings.model_fields if error["loc"][0] in (name, env_name(name))), None)
-    name = env_name(field) if field else str(error["loc"][0])
-    message = str(error["msg"]).removeprefix("Value error, ")
-    shown = "" if field in {"api_keys", "openai_api_key", "redis_url"} else f"={error['input']!r}"
-    meaning = f". {Settings.model_fields[field].description}" if field else ""
-    return f"{name}{shown}: {message}{meaning}"
-
-
-# Each of these variables switches traces on. An endpoint is enough: its exporter, otlp, is the default.
-_TRACES_WANTED: Final = ("OTEL_TRACES_EXPORTER", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
-_CONTENT_IN_SPANS: Final = frozenset({"true", "span_only", "span_and_event"})
-
-
-@dataclass(frozen=True, slots=True)
-class TraceSettings:
-    """The settings of traces, from OpenTelemetry's own variables. Its SDK reads the other variables itself.
-
-    ``exporters`` are names of entry points. ``reason`` is the variable that switched traces on. ``content`` allows the
-    texts of users, models and tools in spans.
-    """
-
-    exporters: tuple[str, ...]
-    reason: str
-    content: bool
-
-
-def trace_settings() -> TraceSettings:
-    """Return the settings of traces; there are no exporters if traces are off.
-
-    By the OpenTelemetry specification, traces go to a collector on this machine if no variable is set. Here they are
-    then off, because most machines have no collector.
-    """
-    env = {name: value.strip() for name, value in os.environ.items() if name.startswith("OTEL_")}
-    asked = env.get("OTEL_TRACES_EXPORTER", "")
-    reason = next((name for name in _TRACES_WANTED if env.get(name)), "")
-    names = (asked or "otlp").split(",") if reason and env.get("OTEL_SDK_DISABLED", "").lower() != "true" else []
-    protocol = env.get("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL") or env.get("OTEL_EXPORTER_OTLP_PROTOCOL")
-    otlp = "otlp_proto_grpc" if protocol == "grpc" else "otlp_proto_http"
-    return TraceSettings(
-        exporters=tuple(otlp if name.strip() == "otlp" else name.strip() for name in names if name.strip() != "none"),
-        reason=reason,
-        content=env.get("OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT", "").lower() in _CONTENT_IN_SPANS,
-    )

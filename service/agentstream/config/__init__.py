@@ -1,0 +1,32 @@
+"""The settings. This folder alone reads the environment.
+
+Every field has an environment variable ``AGENTSTREAM_<FIELD>`` and a command-line flag ``--field``. The settings for
+Redis and OpenAI have their conventional variables instead, such as ``REDIS_URL``.
+"""
+
+from agentstream.config.loading import (
+    environment,
+    load_settings,
+    masked,
+    setting_source,
+    terminal_type,
+    unknown_variables,
+)
+from agentstream.config.settings import BUILTIN, AgentRoute, Settings, env_name, is_loopback
+from agentstream.config.traces import TraceSettings, trace_settings
+
+__all__ = [
+    "BUILTIN",
+    "AgentRoute",
+    "Settings",
+    "TraceSettings",
+    "env_name",
+    "environment",
+    "is_loopback",
+    "load_settings",
+    "masked",
+    "setting_source",
+    "terminal_type",
+    "trace_settings",
+    "unknown_variables",
+]
