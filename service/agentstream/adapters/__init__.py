@@ -1,4 +1,4 @@
-"""Adapters: each module runs agents of another framework; the framework is an optional extra, and nothing else is here.
+"""Adapters: each module runs agents of one framework, which is an optional extra; only this module may import it.
 
     module            makes an agent from
     ================  ==============================================================
@@ -8,7 +8,7 @@
     openjarvis        ``OpenJarvisAgent(make_agent)``: an OpenJarvis agent
     command           ``CommandAgent("program", ...)``: any program that speaks JSON lines
 
-Set ``AGENTSTREAM_AGENT`` to the name of the new agent. The adapter streams the framework's text as the answer. It emits
-the framework's tool calls, inferences and usage as events. An exception of the framework ends the run with an error.
-A cancel of the run stops the framework's agent.
+Set ``AGENTSTREAM_AGENT`` to the name of the new agent, for example ``my_module:agent``. The adapter streams the
+framework's text as the answer, and emits its tool calls, inferences and usage as events. An exception of the framework
+ends the run with an error. A cancel of the run stops the framework's agent.
 """

@@ -6,7 +6,7 @@ In your own module::
 
     agent = LangGraphAgent(graph)  # AGENTSTREAM_AGENT=my_module:agent
 
-The input of the graph is ``{"messages": [...]}``. The answer is the text of all chat models in the graph, streamed,
+The input of the graph is ``{"messages": [...]}``. The answer is the streamed text of all chat models in the graph,
 except models with the tag "nostream". A message that a node creates without a model is written after the node has
 ended. The usage is known only if the models report it: ``ChatOpenAI(stream_usage=True)``.
 """

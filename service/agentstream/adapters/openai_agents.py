@@ -6,7 +6,7 @@ In your own module::
 
     agent = OpenAIAgent(Agent(name="Assistant"))  # AGENTSTREAM_AGENT=my_module:agent
 
-The answer is the text of the agent's model, streamed, and of the agents that it hands off to. For a structured output
+The answer is the streamed text of the agent's model, and of the agents that it hands off to. For a structured output
 the answer is the JSON that the model wrote. The SDK sends traces to OpenAI; to prevent this, call
 ``agents.set_tracing_disabled(True)``.
 """

@@ -6,7 +6,7 @@ In your own module::
 
     agent = PydanticAIAgent(Agent("openai:gpt-5"))  # AGENTSTREAM_AGENT=my_module:agent
 
-The answer is the text of the agent's model, streamed. A structured output is written at the end, as JSON.
+The answer is the streamed text of the agent's model. A structured output is written at the end, as JSON.
 """
 
 from typing import Any

@@ -1,4 +1,4 @@
-"""The agent contract, which users import from ``agentstream``, and the built-in orchestrator; nothing that uses Redis.
+"""The agent contract, which users import from ``agentstream``, and the built-in agent; no module here uses Redis.
 
 An agent is ``async def agent(run: Run) -> AgentResult``. It may also be a plain ``def``; it then runs in a thread::
 

@@ -11,8 +11,8 @@ class ToolOffer:
     """The tools that the model may call in each turn: the client's tools and the orchestrator's own.
 
     A client's tool replaces an own tool of the same name: the client knows its request, but not the own tools.
-    ``tool_choice`` applies to the client's tools only. The own tools are offered whatever it says, except in the last
-    turn of a required call.
+    ``tool_choice`` applies to the client's tools only. The own tools are offered with every ``tool_choice``, except in
+    the last turn with ``required``.
     """
 
     def __init__(self, request: ChatCompletionRequest, own: Sequence[ToolSchema]) -> None:
@@ -71,7 +71,7 @@ class ClientToolCalls:
 
 
 def unique_call_id(call_id: str, used_ids: set[str]) -> str:
-    """Return ``call_id``, numbered if another call of the conversation has it, and add the result to ``used_ids``.
+    """Return ``call_id``, with a number if it is already used, and add the returned id to ``used_ids``.
 
     A tool result names its call by this id, so two calls must not share one.
     """

@@ -8,7 +8,7 @@ Message = dict[str, Any]
 
 # The model has already used an old tool result. Its beginning and its end are enough to recognise it.
 OLD_RESULT_CHARS: Final = 1000
-# A shorter piece of a result that the model has not used yet is of no use to it.
+# The results of the latest turn keep at least this length. The model could not use a shorter piece.
 LEAST_RESULT_CHARS: Final = 200
 # Models count an image by its tiles (about 1,000 tokens), not by the length of its data URL.
 IMAGE_CHARS: Final = 4000

@@ -26,13 +26,13 @@ from agentstream.protocol.openai import ChatCompletionRequest, Usage
 
 log = logging.getLogger(__name__)
 
-# If the model server refuses a conversation as too long, these shares of its size are tried in order. Large steps,
-# because servers seldom report their limit and each try costs a request.
+# If the model server refuses a conversation as too long, these shares of its size are tried in order. The steps are
+# large, because servers seldom report their limit and each try costs a request.
 TRIMMED_TO: Final = (0.7, 0.4, 0.15)
-# How often an answer is continued that the model server truncated at its own limit. Four times that limit is a long
-# answer.
+# How often a truncated answer is continued. Four times the model server's limit is a long answer.
 MAX_CONTINUATIONS: Final = 3
-# To convert a known context window. Fewer than the usual 4: a low estimate only trims a little too early.
+# Converts a context window to characters. The usual value is 4. With 3, some conversations are trimmed too early, but
+# none is too long.
 CHARS_PER_TOKEN: Final = 3
 ANSWER_TOKENS: Final = 1024  # reserved for the answer if the client sets no limit
 
@@ -63,7 +63,7 @@ class TurnRunner:
         self._run = run
         self._context_tokens = context_tokens
         self._used_ids = used_call_ids(run.request)
-        self.usages: list[Usage | None] = []  # one of each completed inference; None if it was not reported
+        self.usages: list[Usage | None] = []  # one per completed inference; None if the engine reported none
         self.last_turn = Turn()  # the latest inference, also if it failed
 
     async def run_turn(

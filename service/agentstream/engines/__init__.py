@@ -1,1 +1,1 @@
-"""Engines: one interface to language models, with an OpenAI client and a demo; no agents, tools or Redis here."""
+"""Language models behind one interface: an OpenAI client and a demo engine; no module here uses agents or Redis."""

@@ -20,7 +20,7 @@ from agentstream.engines.spans import inference_span, record_response
 from agentstream.protocol.openai import ChatCompletionRequest, Usage
 
 CHARS_PER_TOKEN = 4  # the seed's rule
-# Bounds the time of the patterns below, which scan a text several times. A normal question is much shorter.
+# Limits the time of the patterns below, which scan a text several times. A normal question is much shorter.
 MAX_QUESTION_CHARS = 20_000
 MAX_COUNT = 10_000  # for "count to ...": minutes of streaming, but only 48 KB of replay log
 MAX_INTENTS = 20  # calls for one question; people ask for fewer
@@ -163,7 +163,7 @@ def _pending_intents(intents: Sequence[_Intent], made: Counter[tuple[str, str]])
 
 
 def _forced_tools(tools: Sequence[ToolSchema], choice: ToolChoice | None) -> list[ToolSchema]:
-    """Return the tools of which the answer must call one, or an empty list if no call is required."""
+    """Return the tools that satisfy ``choice``, so that one of them must be called; empty if no call is required."""
     if choice == "required":
         return [tool for tool in tools if tool.definition] or list(tools)
     if isinstance(choice, str) or choice is None:

@@ -1,1 +1,1 @@
-"""The tools of the built-in orchestrator and the clients of MCP servers; no model and no Redis here."""
+"""The tools of the built-in agent, including those of MCP servers; no module here calls a model or uses Redis."""

@@ -251,7 +251,7 @@ class _Parser:
 
 
 def _bounded(value: Number) -> Number:
-    """Return the value, a whole fraction as int; raises ToolError if it is larger than the limits."""
+    """Return the value; a fraction with denominator 1 becomes an int. Raises ToolError if the value is too large."""
     if isinstance(value, float):
         if not math.isfinite(value):
             raise ToolError(_TOO_LARGE)

@@ -163,7 +163,7 @@ def _zones_by_key() -> dict[str, str]:
     names = sorted(available_timezones() | {"UTC"}, key=lambda name: (name.count("/"), name))
     index = {_key(name): name for name in names}
     for name in names:
-        # Etc/GMT+5 means 5 hours behind UTC, so its name misleads. US/Eastern and Canada/Eastern end in no place name.
+        # Etc/GMT+5 is 5 hours behind UTC, so its name misleads. US/Eastern and similar zones end in no place name.
         if not name.startswith(("Etc/", "US/", "Canada/", "SystemV/")):
             index.setdefault(_key(name.rpartition("/")[2]), name)
     return index

@@ -1,4 +1,4 @@
-"""The tools of MCP servers. It uses the official client, for child processes (over pipes) and for streamable HTTP.
+"""The tools of MCP servers, through the official client. A server is a child process or uses streamable HTTP.
 
 A file lists the servers, in the format that other MCP clients read::
 
@@ -231,7 +231,7 @@ class _Connection:
         try:
             return await client.call_tool(tool, arguments)
         except MCPError as exc:
-            # Over HTTP no error code means a lost session. So any error except refused arguments may mean it.
+            # HTTP has no error code for a lost session. So every error, except refused arguments, may mean a lost one.
             may_be_lost = self._config.url is not None and exc.error.code != INVALID_PARAMS
             if may_be_lost or exc.error.code == CONNECTION_CLOSED:
                 self._mark_lost(client, exc)

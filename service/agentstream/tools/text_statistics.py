@@ -40,7 +40,7 @@ def describe(text: str) -> str:
     """Return the statistics of ``text`` in one line; raises ToolError if it is too long.
 
     A character is a Unicode code point. A sentence ends with ``.``, ``!``, ``?`` or a similar mark. Words after the
-    last mark count as one more sentence. Upper and lower case words are the same.
+    last mark count as one more sentence. Words that differ only in case count as the same word.
     """
     if len(text) > MAX_LENGTH_CHARS:
         message = f"the text has {len(text)} characters; at most {MAX_LENGTH_CHARS} can be counted in one call"

@@ -114,7 +114,7 @@ async def test_an_answer_is_streamed() -> None:
 
 
 async def test_tools_are_run_and_their_results_given_to_the_model() -> None:
-    """The calls of a turn run between their events, the model gets the results, and an empty line parts the texts."""
+    """The calls of a turn run between their events, the model gets the results, and an empty line separates texts."""
     first_turn = tool_call_turn(call("calculator", '{"expression": "17*23"}'), text="Let me see.", usage=usage(20, 8))
     engine = ScriptedEngine(first_turn, answer_turn("It is |391.", usage(40, 7)))
     result, sink = await result_of(engine)
