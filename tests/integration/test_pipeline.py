@@ -136,7 +136,7 @@ async def test_misbehaving_agents_end_their_run_only(processes: Processes, clien
         "wrong content": ("invalid_agent_output", "content must be a str, not 17"),
         "unserialisable": ("invalid_agent_output", "cannot be written as JSON"),
         "forbidden event": ("invalid_agent_output", "belongs to agentstream"),
-        "line end in event": ("invalid_agent_output", "not allowed"),
+        "line end in event": ("invalid_agent_output", "is not valid"),
         "huge answer": ("invalid_agent_output", "run.write"),
         "exits": ("agent_error", "SystemExit"),
         "raises": ("agent_error", "broken on purpose"),

@@ -242,7 +242,10 @@ async def test_an_agent_that_cannot_be_loaded_is_refused(ups: Ups, command: str,
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"AGENTSTREAM_PORT": "http"}, ["AGENTSTREAM_PORT='http'", "valid integer", "Port that the front end listens on"]),
+        (
+            {"AGENTSTREAM_PORT": "http"},
+            ["AGENTSTREAM_PORT='http'", "valid integer", "Port that the front end listens on"],
+        ),
         (
             {"AGENTSTREAM_PORT": "65536", "AGENTSTREAM_WORKERS": "0"},
             ["AGENTSTREAM_PORT='65536'", "equal to 65535", "AGENTSTREAM_WORKERS='0'", "greater than or equal to 1"],
