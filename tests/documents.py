@@ -1,13 +1,13 @@
 """The README and the guides: their code blocks and links, and how to run a command as a reader does."""
 
 import asyncio
+import contextlib
 import os
 import re
 import shlex
 import signal
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -137,17 +137,19 @@ async def output(command: str, folder: Path, **settings: str) -> str:
 
 async def interrupt(process: Process) -> None:
     """Press ctrl-C and wait until all its processes have ended."""
-    os.killpg(process.pid, signal.SIGINT)
+    with contextlib.suppress(ProcessLookupError):  # it has ended by itself
+        os.killpg(process.pid, signal.SIGINT)
     await process.ended(START_S)
 
 
 async def terminate(process: Process) -> None:
     """Send SIGTERM to a command and to all that it has started in the background; wait until all have ended."""
-    os.killpg(process.pid, signal.SIGTERM)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
     await process.ended(START_S)
 
 
-@asynccontextmanager
+@contextlib.asynccontextmanager
 async def serving(command: str, folder: Path, **settings: str) -> AsyncIterator[Process]:
     """Run a command that starts ``agentstream up``, on a free port. Yields when it serves, and ends it afterwards."""
     process = await shell(as_run_here(command), folder, **FREE_PORT, **settings)

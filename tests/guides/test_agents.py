@@ -66,7 +66,7 @@ async def test_an_agent_calls_the_tool_of_its_client(agents: Process) -> None:
         asked: list[Any] = [user("the weather?")]
         first = await client.chat.completions.create(model="ask_client", messages=asked)
         assert first.choices[0].finish_reason == "tool_calls"
-        (call,) = first.choices[0].message.tool_calls or ()
+        (call,) = first.choices[0].message.tool_calls or []
         asked += [first.choices[0].message, {"role": "tool", "tool_call_id": call.id, "content": "rain"}]
         second = await client.chat.completions.create(model="ask_client", messages=asked)
         assert second.choices[0].message.content == "Your tool says: rain"

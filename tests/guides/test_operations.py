@@ -4,9 +4,10 @@ import configparser
 import re
 import shlex
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import pytest
@@ -15,7 +16,7 @@ import yaml
 from redis.asyncio import Redis
 
 from agentstream.config import Settings, env_name
-from agentstream.processes.broker import find_server
+from agentstream.processes.broker import ServerChoice, find_server
 from agentstream.processes.runtime import EXIT_WRONG_SETTINGS, free_port
 from tests.deploy.servers import SERVERS, run_server
 from tests.documents import (
@@ -78,12 +79,18 @@ async def background_run(url: str) -> str:
 # Deploy
 
 
+class Unit(configparser.ConfigParser):
+    """A systemd unit: its names have capitals."""
+
+    def optionxform(self, optionstr: str) -> str:
+        return optionstr
+
+
 @pytest.mark.parametrize(("mark", "printed"), [("frontend_unit", "serving on"), ("worker_unit", "takes jobs of queue")])
 async def test_a_systemd_unit_starts_its_process(mark: str, printed: str, broker_url: str, tmp_path: Path) -> None:
     """The command of the unit starts with the variables of the unit, and the time to stop is above that to drain."""
     (text,) = OPERATIONS.blocks(mark)
-    unit = configparser.ConfigParser(interpolation=None)
-    unit.optionxform = str  # type: ignore[assignment,method-assign] -- systemd's names have capitals
+    unit = Unit(interpolation=None)
     unit.read_string(text.replace("%i", str(free_port())))
     service = unit["Service"]
     variables = dict(variable.split("=") for variable in service["Environment"].split())
@@ -215,15 +222,16 @@ async def serving_lines(commands: str, folder: Path, **settings: str) -> AsyncIt
 
 
 @pytest.mark.parametrize("choice", SERVERS, ids=lambda choice: choice.executable.name)
-async def test_the_output_buffer_is_set(choice: object, tmp_path: Path) -> None:
+async def test_the_output_buffer_is_set(choice: ServerChoice, tmp_path: Path) -> None:
     """The server accepts the command, and has the limit then."""
     (command,) = SCALING.blocks("output_buffer")
     words = shlex.split(command)
     assert words[:2] == ["redis-cli", "-u"]
-    async with run_server(choice, tmp_path) as port, Redis(port=port) as redis:  # type: ignore[arg-type]
-        await redis.execute_command(*words[3:])
+    async with run_server(choice, tmp_path) as port, Redis(port=port) as redis:
+        send: Callable[..., Awaitable[Any]] = redis.execute_command
+        await send(*words[3:])
         limits = (await redis.config_get("client-output-buffer-limit"))["client-output-buffer-limit"]
-    assert f"pubsub {128 << 20} {32 << 20} 60" in limits
+    assert f"pubsub {128 << 20} {32 << 20} 60" in str(limits)
 
 
 # Secure
