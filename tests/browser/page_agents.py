@@ -72,9 +72,13 @@ async def hostile(run: Run) -> AgentResult:
     run.emit("inference_end", {"model": HOSTILE, "finish_reason": HOSTILE, "usage": {"total_tokens": HOSTILE}})
     run.emit("tool_call_start", {"tool": HOSTILE, "arguments": {HOSTILE: HOSTILE}, "tool_call_id": HOSTILE})
     run.emit("tool_call_end", {"tool": HOSTILE, "success": False, "latency": HOSTILE, "result": HOSTILE})
-    for odd in ({}, {"tool": None, "arguments": None}, {"tool": ["x"], "latency": -1, "result": {"__proto__": 1}}):
-        run.emit("tool_call_start", odd)
-        run.emit("tool_call_end", odd)
+    for odd in (
+        {},
+        {"arguments": None, "model": None},
+        {"arguments": ["x"], "latency": -1, "result": {"__proto__": 1}},
+    ):
+        run.emit("tool_call_start", {"tool": HOSTILE, **odd})
+        run.emit("tool_call_end", {"tool": HOSTILE, **odd})
         run.emit("inference_end", odd)
     for line in ("", "# ", "> ", "- ", "1. ", "| a | b |\n|---|---|\n| ", "```"):
         run.write(f"{line}{HOSTILE}\n\n")

@@ -12,6 +12,7 @@ from typing import Any, Protocol, get_args
 
 import orjson
 
+from agentstream.agents.unseen_events import warn_if_unseen
 from agentstream.errors import InvalidAgentOutput, RunCancelled
 from agentstream.protocol.events import REASONING, TEXT, TOOL_CALL_DELTA, check_agent_event
 from agentstream.protocol.openai import ChatCompletionRequest, FinishReason, Usage
@@ -184,18 +185,20 @@ class Run:
 
         ``type`` is a letter, then up to 63 letters, digits or ``_ . : -``. Clients receive the types
         ``agent_turn_start``, ``inference_start``, ``inference_end``, ``tool_call_start`` and ``tool_call_end``. Events
-        of other types are stored, but not sent. ``data`` is an object that can be written as JSON, up to 1 MiB.
+        of other types are stored, but not sent; a warning in the log says so once per type. ``data`` is an object that
+        can be written as JSON, up to 1 MiB. In the two events of a tool call it has the name of the ``tool``.
 
         After a ``tool_call_start`` no other attempt runs this agent again, so that no tool runs twice. In a thread the
         call returns when that event is stored; on the event loop, await ``drain`` before you run the tool.
 
         Raises RunCancelled if the run is cancelled or this attempt is over. Raises InvalidAgentOutput if the type is
-        malformed or reserved, or if ``data`` is no dict, cannot be written as JSON or is too large. Raises BufferFull
-        if too many events wait to be stored: more than 16 MiB on the event loop, or more than 4 MiB for 60 s in a
-        thread.
+        malformed or reserved, or if ``data`` is no dict, names no tool, cannot be written as JSON or is too large.
+        Raises BufferFull if too many events wait to be stored: more than 16 MiB on the event loop, or more than 4 MiB
+        for 60 s in a thread.
         """
         self._raise_if_cancelled()
         check_agent_event(type, data)
+        warn_if_unseen(type)
         self._sink.put(type, data)
 
     def write(self, text: str) -> None:

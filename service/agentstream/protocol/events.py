@@ -34,6 +34,8 @@ RUN_CANCELLED: Final = "run_cancelled"
 NAMED_EVENTS: Final = frozenset(
     {"agent_turn_start", "inference_start", "inference_end", TOOL_CALL_START, TOOL_CALL_END},
 )
+# Clients show these events under the name of their tool.
+TOOL_EVENTS: Final = frozenset({TOOL_CALL_START, TOOL_CALL_END})
 TERMINAL_EVENTS: Final = frozenset({RUN_COMPLETED, RUN_FAILED, RUN_CANCELLED})
 # Events whose content the client keeps. A run that stored one of them is not tried again (PROTOCOL.md, 4.6).
 WRITTEN_EVENTS: Final = frozenset({TEXT, REASONING, TOOL_CALL_DELTA})
@@ -113,7 +115,7 @@ _new: Final = tuple.__new__
 def check_agent_event(event_type: object, data: object) -> None:
     """Raise InvalidAgentOutput for an event that agents may not emit.
 
-    Its type is reserved or malformed, or its data is not a dict.
+    Its type is reserved or malformed, its data is not a dict, or it is an event of a tool call that names no tool.
     """
     if not isinstance(event_type, str) or _TYPE.fullmatch(event_type) is None:
         message = f"event type {event_type!r} is not valid: use a letter, then up to 63 letters, digits or _ . : -"
@@ -123,6 +125,10 @@ def check_agent_event(event_type: object, data: object) -> None:
         raise InvalidAgentOutput(message)
     if not isinstance(data, dict):
         message = f"event {event_type!r} needs a dict as data, got {type(data).__name__}"
+        raise InvalidAgentOutput(message)
+    if event_type in TOOL_EVENTS and not (isinstance(tool := data.get("tool"), str) and tool):
+        got = f"got {tool!r:.80}" if "tool" in data else "the field is missing"
+        message = f"event {event_type!r} needs the name of the tool as text in its field 'tool'; {got}"
         raise InvalidAgentOutput(message)
 
 

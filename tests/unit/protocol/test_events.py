@@ -174,7 +174,7 @@ def test_event_data_must_be_a_dict(data: object) -> None:
 def test_other_event_types_are_allowed(event_type: str) -> None:
     """An agent may emit every other short ASCII name, and the named events."""
     for allowed in (event_type, *NAMED_EVENTS):
-        check_agent_event(allowed, {})
+        check_agent_event(allowed, {"tool": "clock"})
 
 
 @pytest.mark.parametrize(
@@ -216,3 +216,12 @@ def test_an_event_has_a_size_limit() -> None:
     assert len(encode_event("note", {"x": "y" * (MAX_EVENT_BYTES - around)})) == MAX_EVENT_BYTES
     with pytest.raises(InvalidAgentOutput, match=f"is {MAX_EVENT_BYTES + 1} bytes; the limit is {MAX_EVENT_BYTES}"):
         encode_event("note", {"x": "y" * (MAX_EVENT_BYTES - around + 1)})
+
+
+@pytest.mark.parametrize("event_type", ["tool_call_start", "tool_call_end"])
+@pytest.mark.parametrize("data", [{}, {"tool": ""}, {"tool": None}, {"tool": 3}, {"name": "clock"}, {"Tool": "clock"}])
+def test_events_of_a_tool_call_name_the_tool(event_type: str, data: dict[str, Any]) -> None:
+    """An event of a tool call without the name of the tool is refused, with the name of the missing field."""
+    with pytest.raises(InvalidAgentOutput, match=rf"'{event_type}' needs the name of the tool .* 'tool'"):
+        check_agent_event(event_type, data)
+    check_agent_event(event_type, {**data, "tool": "clock"})
