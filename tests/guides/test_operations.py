@@ -14,6 +14,7 @@ import pytest
 import pytest_asyncio
 import yaml
 from redis.asyncio import Redis
+from redis.exceptions import NoPermissionError
 
 from agentstream.config import Settings, env_name
 from agentstream.processes.broker import ServerChoice, find_server
@@ -210,6 +211,17 @@ async def test_queues_are_served(broker_url: str, tmp_path: Path) -> None:
         assert texts(await answer(url, "researcher", user("?"))) == ["found"]
 
 
+async def test_a_deployment_has_its_own_prefix(tmp_path: Path) -> None:
+    """The worker of the guide starts, and every name that it stores begins with the prefix."""
+    (commands,) = SCALING.blocks("key_prefix")
+    async with run_server(find_server(), tmp_path) as port, Redis(port=port) as redis:
+        commands = re.sub(r"127\.0\.0\.1:\d+", f"127.0.0.1:{port}", commands)
+        async with serving_lines(commands, tmp_path) as process:
+            await process.until(r"takes jobs of queue", START_S)
+            names = [name.decode() async for name in redis.scan_iter()]
+    assert sorted(names) == ["team-a:jobs:default", "team-a:workers:default"]
+
+
 @asynccontextmanager
 async def serving_lines(commands: str, folder: Path, **settings: str) -> AsyncIterator[Process]:
     """Run a block whose last line does not end by itself."""
@@ -262,3 +274,28 @@ async def test_redis_starts_with_the_users(tmp_path: Path) -> None:
                 await redis.ping()
     listed = re.findall(r"(?m)^\| `(\w+)` \|", SECURITY.section("Redis users"))
     assert listed == re.findall(r"(?m)^user (\w+) on ", users)
+
+
+async def test_users_of_a_prefix_suffice(tmp_path: Path) -> None:
+    """The command makes a file whose users serve a deployment with the prefix, and are refused the default names."""
+    (command,) = SECURITY.blocks("prefixed_users")
+    (tmp_path / "users.acl").write_text((ROOT / "deploy/redis-users.acl").read_text(encoding="utf-8"), encoding="utf-8")
+    await output(command, tmp_path)
+    users = tmp_path / "team-a.acl"
+    users.write_text(users.read_text(encoding="utf-8") + "user watching on nopass allcommands allkeys allchannels\n")
+    async with run_server(find_server(), tmp_path, "--aclfile", str(users)) as port:
+        urls = [f"redis://team-a-{who}:CHANGE-ME-{who}@127.0.0.1:{port}/0" for who in ("frontend", "worker")]
+        prefix = {"AGENTSTREAM_KEY_PREFIX": "team-a"}
+        async with (
+            running("agentstream frontend", tmp_path, REDIS_URL=urls[0], **prefix, **FREE_PORT) as front_end,
+            running("agentstream worker", tmp_path, REDIS_URL=urls[1], **prefix) as worker,
+        ):
+            url = (await front_end.until(r"serving on (http://[^\s\"]+)", START_S))[1]
+            await worker.until(r"takes jobs of queue", START_S)
+            assert "391" in "".join(texts(await answer(url, "m", user("what is 17*23?"))))
+        async with Redis(port=port, username="watching", password="any", protocol=3) as redis:  # noqa: S106
+            refused = {entry["object"] for entry in await redis.acl_log()}
+        async with Redis.from_url(urls[0]) as redis:
+            with pytest.raises(NoPermissionError):
+                await redis.xlen("agentstream:jobs:default")
+    assert refused <= {"client|setinfo"}

@@ -27,6 +27,7 @@ EVERY_SETTING: dict[str, tuple[str, Any]] = {
     "redis_url": ("redis://h:1/2", "redis://h:1/2"),
     "queue": ("night.shift-2", "night.shift-2"),
     "queues": ("day, night.shift-2", ("day", "night.shift-2")),
+    "key_prefix": ("prod:agents", "prod:agents"),
     "agents": ("a=pack.age:run@day,b=builtin", ("a=pack.age:run@day", "b=builtin")),
     "agent": ("pack.age:agent.run", "pack.age:agent.run"),
     "models": (" a, org/b ,,", ("a", "org/b")),
@@ -140,6 +141,12 @@ def test_the_conventional_names(monkeypatch: pytest.MonkeyPatch) -> None:
         ("port", "http", "valid integer"),
         ("queue", "a b", "[A-Za-z0-9_.-]{1,64}"),
         ("queue", "q" * 65, "{1,64}"),
+        ("key_prefix", "{team}", "letters, digits"),
+        ("key_prefix", "team a", "letters, digits"),
+        ("key_prefix", "team*", "letters, digits"),
+        ("key_prefix", ":team", "letters, digits"),
+        ("key_prefix", "a::b", "letters, digits"),
+        ("key_prefix", "t" * 65, "at most 64 characters"),
         ("agent", "no_colon", "package.module:attribute"),
         ("models", ",", "at least 1 item"),
         ("workers", "0", "greater than or equal to 1"),
@@ -162,6 +169,11 @@ def test_a_wrong_value_is_refused(monkeypatch: pytest.MonkeyPatch, field: str, v
         assert f"{env_name(field)}=" in message
         assert allowed in message
         assert value in message or field == "models"
+
+
+def test_the_colon_after_the_key_prefix_may_be_written() -> None:
+    """A prefix may end with the colon that separates it, and the names have one colon there."""
+    assert load_settings(key_prefix="team-a:").key_prefix == "team-a"
 
 
 def test_all_wrong_values_are_named_at_once() -> None:

@@ -27,6 +27,7 @@ async def _open_run_ids() -> list[str]:
     settings = load_settings()
     if settings.redis_url is None:
         return []
-    async with asyncio.timeout(TIMEOUT_S), Inspector(Endpoint(settings.redis_url), Keys()) as inspector:
+    endpoint, keys = Endpoint(settings.redis_url), Keys(settings.key_prefix)
+    async with asyncio.timeout(TIMEOUT_S), Inspector(endpoint, keys) as inspector:
         listings = await inspector.open_runs(settings.served_queues, limit=MAX_SUGGESTIONS)
     return [run.run_id for listing in listings for run in listing.runs if run.run_id]

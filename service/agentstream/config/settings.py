@@ -18,6 +18,10 @@ BUILTIN: Final = "builtin"  # stands for the built-in orchestrator in ``agents``
 _QUEUE: Final = r"[A-Za-z0-9_.-]{1,64}"
 
 
+# No braces: a hash tag would put all keys into one slot of a cluster. No * or ?: they are patterns in an ACL.
+_KEY_PREFIX: Final = re.compile(r"[A-Za-z0-9_.-]+(:[A-Za-z0-9_.-]+)*")
+
+
 _AGENT: Final = r"[\w.]+:[\w.]+"
 
 
@@ -77,6 +81,10 @@ class Settings(BaseSettings):
     queues: CommaList = Field(())
     """Queues that a worker takes jobs from, separated by commas. The default is every queue of AGENTSTREAM_AGENTS, or
     AGENTSTREAM_QUEUE if there are no such agents."""
+
+    key_prefix: str = Field("agentstream", max_length=64)
+    """Beginning of every key and channel in Redis. Deployments that share one Redis need different prefixes; without
+    them they share runs, queues, limits and idempotency keys. All processes of a deployment need the same prefix."""
 
     # The agent
     agent: str | None = Field(None, pattern=rf"^{_AGENT}$")
@@ -247,6 +255,15 @@ class Settings(BaseSettings):
     def served_queues(self) -> tuple[str, ...]:
         """The queues that a worker takes jobs from, without duplicates."""
         return tuple(dict.fromkeys(self.queues or [route.queue for route in self.routes] or [self.queue]))
+
+    @field_validator("key_prefix")
+    @classmethod
+    def _key_prefix_is_a_name(cls, prefix: str) -> str:
+        bare = prefix.removesuffix(":")  # many write the separator too; each name adds its own
+        if _KEY_PREFIX.fullmatch(bare) is None:
+            message = "write letters, digits, '_', '.', '-' and single ':' between them, such as team-a or prod:agents"
+            raise ValueError(message)
+        return bare
 
     @field_validator("agents")
     @classmethod

@@ -41,7 +41,7 @@ def create_app(settings: Settings, *, keys: Keys | None = None, number: int | No
         message = "REDIS_URL is not set; set it, or run `agentstream up`, which starts its own Redis"
         raise StartupError(message)
     link = Link(Endpoint(settings.redis_url), name="agentstream-frontend")
-    keys = keys or Keys()
+    keys = keys or Keys(settings.key_prefix)
     middlewares = [middleware.cors(settings.cors_origins)] if settings.cors_origins else []
     app = web.Application(client_max_size=settings.max_body_bytes, middlewares=middlewares)
     app[CONTEXT] = Context(

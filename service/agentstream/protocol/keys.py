@@ -7,7 +7,7 @@ GROUP: Final = "workers"
 
 
 class Keys:
-    """The names under one prefix. Each test uses its own prefix."""
+    """The names under one prefix: those of one deployment, or of one test."""
 
     def __init__(self, prefix: str = PREFIX) -> None:
         """Store the prefix."""

@@ -54,7 +54,9 @@ async def serve_worker(settings: Settings, *, keys: Keys | None = None, number: 
     mcp = build_mcp(settings)
     agents, engine = build_agents(settings, mcp)
     with exported_spans("worker"):  # after loading the agents: their modules may set up their own provider
-        return await _run_worker(settings, Endpoint(settings.redis_url), keys or Keys(), number, agents, engine, mcp)
+        return await _run_worker(
+            settings, Endpoint(settings.redis_url), keys or Keys(settings.key_prefix), number, agents, engine, mcp
+        )
 
 
 async def _run_worker(  # noqa: PLR0913, PLR0917 -- the parts made from the settings

@@ -29,7 +29,7 @@ _LEVEL_COLORS: Final = {"ok": "green", "warning": "yellow", "fault": "red", "unk
 
 
 @click.command()
-@setting_flags("redis_url", "queue", "queues", "agents", "max_queued")
+@setting_flags("redis_url", "key_prefix", "queue", "queues", "agents", "max_queued")
 @click.option("--url", metavar="URL", help="Public address of the front ends. Tests streaming for about 2 s.")
 @click.option(
     "--api-key",
@@ -60,23 +60,23 @@ def doctor(url: str | None, api_key: str | None, *, as_json: bool, **flags: Any)
 
 
 async def _run_checks(settings: Settings, url: str | None, api_key: str | None, *, as_json: bool) -> int:
-    redis_url = redis_url_of(settings)
+    endpoint, keys = Endpoint(redis_url_of(settings)), Keys(settings.key_prefix)
     with exit_on_redis_errors():
-        results = await check_redis(redis_url, settings.served_queues, max_queued=settings.max_queued)
+        results = await check_redis(endpoint, keys, settings.served_queues, max_queued=settings.max_queued)
         if url is not None:
-            results.append(await check_buffering(redis_url, url, api_key))
+            results.append(await check_buffering(endpoint, keys, url, api_key))
     count = Counter(result.level for result in results)
     if as_json:
-        report = {"redis": str(Endpoint(redis_url)), "checks": [asdict(result) for result in results]}
+        report = {"redis": str(endpoint), "checks": [asdict(result) for result in results]}
         click.echo(json.dumps(report | {"faults": count["fault"], "warnings": count["warning"]}))
     else:
         _print_results(results)
     return EXIT_FAILED if count["fault"] else 0
 
 
-async def check_redis(redis_url: str, queues: Sequence[str], *, max_queued: int) -> list[CheckResult]:
+async def check_redis(endpoint: Endpoint, keys: Keys, queues: Sequence[str], *, max_queued: int) -> list[CheckResult]:
     """Run all checks of Redis. Raises BrokerUnavailable, and BusError if Redis refuses the login."""
-    async with ServerState(Endpoint(redis_url), Keys()) as server:
+    async with ServerState(endpoint, keys) as server:
         latency = findings.latency(await server.ping_times_s())  # first: it raises if Redis is unreachable
         results = [
             await _check("version", server.info(), findings.version),

@@ -24,7 +24,7 @@ HEADINGS: Final = ("RUN", "STATE", "AGE", "MODEL", "AGENT", "TOKENS", "QUEUE", "
 
 
 @click.command()
-@setting_flags("redis_url", "queue", "queues", "agents")
+@setting_flags("redis_url", "key_prefix", "queue", "queues", "agents")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
 def ps(*, as_json: bool, **flags: Any) -> None:  # noqa: ANN401
     """List the queued and running runs.
@@ -44,7 +44,7 @@ def ps(*, as_json: bool, **flags: Any) -> None:  # noqa: ANN401
 
 async def _list(settings: Settings, *, as_json: bool) -> int:
     with exit_on_redis_errors():
-        async with Inspector(Endpoint(redis_url_of(settings)), Keys()) as inspector:
+        async with Inspector(Endpoint(redis_url_of(settings)), Keys(settings.key_prefix)) as inspector:
             listings = await inspector.open_runs(settings.served_queues)
     click.echo(_json(listings) if as_json else _table(listings))
     return 0

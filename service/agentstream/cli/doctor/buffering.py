@@ -34,14 +34,14 @@ _OTHERS: Final = (
 )
 
 
-async def check_buffering(redis_url: str, url: str, api_key: str | None) -> CheckResult:
+async def check_buffering(endpoint: Endpoint, keys: Keys, url: str, api_key: str | None) -> CheckResult:
     """Write a run of PIECE_COUNT pieces to Redis, read its stream through ``url`` and judge the delays.
 
     Raises BrokerUnavailable.
     """
     owner = hashlib.sha256(api_key.encode("utf-8", "surrogateescape")).hexdigest() if api_key else ""
     try:
-        async with ProbeRun(Endpoint(redis_url), Keys(), owner=owner) as run, ApiClient(url, api_key) as api:
+        async with ProbeRun(endpoint, keys, owner=owner) as run, ApiClient(url, api_key) as api:
             delays_s = await _measure_delays_s(run, api)
             server = api.server_header
     except BusError as exc:
@@ -128,6 +128,7 @@ def _result_from_error(exc: Failed, url: str) -> CheckResult:
         what = f"{url} does not know a run that doctor has just written to Redis"
         fix: tuple[str, ...] = (
             "run the front ends and doctor with the same REDIS_URL, including the database number",
+            "run the front ends and doctor with the same AGENTSTREAM_KEY_PREFIX",
             "run doctor with --api-key and one of the front ends' AGENTSTREAM_API_KEYS, or without if they have none",
         )
         return CheckResult(_NAME, "fault", what, why, fix)
