@@ -9,12 +9,12 @@ import contextvars
 import logging
 import threading
 import time
-from collections.abc import Awaitable, Callable
-from typing import Any, Final, cast
+from collections.abc import Callable
+from typing import Any, Final
 
 from agentstream import errors
 from agentstream.agents import Agent, AgentResult, Run
-from agentstream.agents.loading import is_async, name_of
+from agentstream.agents.shapes import is_async, name_of, returned_in_thread, returned_on_loop
 from agentstream.errors import AgentStreamError, BusError, Fenced, InvalidAgentOutput
 from agentstream.protocol.events import RUN_CANCELLED, RUN_COMPLETED, RUN_FAILED, TEXT, TOOL_CALL_END
 from agentstream.protocol.openai import ChatCompletionRequest
@@ -180,7 +180,7 @@ class Execution:
 
     async def _call(self, agent: Agent, run: Run) -> object:
         if is_async(agent):
-            return await _await_agent(agent, run)
+            return await _await_agent(agent(run), run)
         done = asyncio.get_running_loop().create_future()
         done.add_done_callback(lambda future: future.cancelled() or future.exception())  # asyncio must not warn
         self._unfinished.append(done)
@@ -192,7 +192,7 @@ class Execution:
             daemon=True,  # a blocked agent must not keep a stopped worker process alive
         )
         thread.start()
-        return await asyncio.shield(done)
+        return await _await_agent(await asyncio.shield(done), run)
 
     def _terminal_of(self, agent: asyncio.Task[object], request: ChatCompletionRequest) -> Terminal:
         if agent.cancelled():
@@ -234,10 +234,10 @@ def failed_event(code: str, message: str) -> Terminal:
     return RUN_FAILED, {"code": code, "message": message[: errors.MAX_MESSAGE_CHARACTERS]}
 
 
-async def _await_agent(agent: Agent, run: Run) -> object:
-    """Await the agent. Its SystemExit must not end the worker."""
+async def _await_agent(outcome: object, run: Run) -> object:
+    """Await the result of the agent's function. Its SystemExit must not end the worker."""
     try:
-        return await cast("Awaitable[AgentResult]", agent(run))
+        return await returned_on_loop(outcome, run)
     except (SystemExit, KeyboardInterrupt) as exc:
         message = f"the agent raised {type(exc).__name__}"
         raise errors.AgentError(message) from exc
@@ -248,7 +248,7 @@ def _call_in_thread(agent: Agent, run: Run, done: asyncio.Future[object]) -> Non
     result: object = None
     error: BaseException | None = None
     try:
-        result = agent(run)
+        result = returned_in_thread(agent(run), run)
     except StopIteration as exc:  # a future cannot hold StopIteration
         error = RuntimeError(f"the agent raised StopIteration: {exc.value!r}")
     except (SystemExit, KeyboardInterrupt) as exc:

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from agentstream.agents import AgentResult, Run
-from agentstream.agents.loading import is_async, load_agent
+from agentstream.agents.loading import load_agent
+from agentstream.agents.shapes import is_async
 from agentstream.errors import StartupError
 
 ROOT = Path(__file__).parents[3]
@@ -82,7 +83,16 @@ def test_a_callable_object_is_an_agent(folder: Path) -> None:
         ("class A: pass\na = A()", "a.agent", ["has no attribute 'a.agent'"]),
         ("agent = 'me'", "agent", ["is a str", "expected a function"]),
         ("agent = None", "agent", ["is a NoneType", "expected a function"]),
-        ("class agent:\n    def __call__(self, run): ...", "agent", ["is a type", "expected a function or object"]),
+        ("class agent:\n    def __call__(self, run): ...", "agent", ["is the class agent", "`agent = agent()`"]),
+        ("async def f(run): ...\nagent = f(None)", "agent", ["is a coroutine object", "name the function 'f'"]),
+        ("def f(run): yield\nagent = f(None)", "agent", ["is a generator object", "name the function 'f'"]),
+        ("async def f(run): yield\nagent = f(None)", "agent", ["is a generator object", "name the function 'f'"]),
+        ("async def agent(): ...", "agent", ["takes no parameter", "`async def agent(run: Run) -> AgentResult:`"]),
+        ("async def agent(): yield", "agent", ["takes no parameter", "`async def agent(run: Run) -> AgentResult:`"]),
+        ("def agent(): yield", "agent", ["takes no parameter", "`async def agent(run: Run) -> AgentResult:`"]),
+        ("async def agent(run, db): ...", "agent", ["takes the parameters (run, db)", "one argument, the run"]),
+        ("def agent(*, run): ...", "agent", ["takes the parameters (*, run)", "one argument, the run"]),
+        ("class A:\n    def __call__(self): ...\nagent = A()", "agent", ["takes no parameter"]),
     ],
     ids=[
         "no module",
@@ -95,6 +105,15 @@ def test_a_callable_object_is_an_agent(folder: Path) -> None:
         "a string",
         "None",
         "a class",
+        "a coroutine object",
+        "a generator object",
+        "an async generator object",
+        "async without a parameter",
+        "an async generator without a parameter",
+        "a generator without a parameter",
+        "two parameters",
+        "a keyword parameter",
+        "an object whose call takes no parameter",
     ],
 )
 def test_a_wrong_agent_is_refused(folder: Path, source: str | None, attribute: str, reasons: list[str]) -> None:
