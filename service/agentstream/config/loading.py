@@ -2,23 +2,42 @@
 
 import difflib
 import os
-import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Final
 
 from pydantic import AliasChoices, ValidationError
 
+from agentstream.config.secret_values import MASK, without_secrets
 from agentstream.config.settings import ENV_PREFIX, Settings, env_name
 from agentstream.errors import StartupError
 
 # Variables of command-line flags that are no settings.
 _CLIENT_VARIABLES: Final = {"AGENTSTREAM_URL"}
 
+_MIN_SIMILARITY: Final = 0.7  # PROT is as similar to PORT as 0.75; RELOAD is to READ_URL as 0.57
+_MAX_LONGER: Final = 3
+_SHOWN_CHARS: Final = 200
 
-_URL_PASSWORD: Final = re.compile(r"(://[^/?#@:]*:)[^/?#]*@")
 
-
-_QUERY_PASSWORD: Final = re.compile(r"([?&][^=&#]*password=)[^&#]*")
+# How to write a value, by pydantic's type of the error.
+_HOW_TO_WRITE: Final = {
+    "int_parsing": "write a whole number in digits, such as 8",
+    "int_from_float": "write a whole number in digits, such as 8",
+    "int_type": "write a whole number in digits, such as 8",
+    "float_parsing": "write a number, with a point if it has a fraction, such as 30 or 2.5",
+    "float_type": "write a number, with a point if it has a fraction, such as 30 or 2.5",
+    "finite_number": "write a number",
+    "bool_parsing": "write true or false",
+    "bool_type": "write true or false",
+    "too_short": "write at least one entry",
+}
+# The unit of a number, by the end of its setting's name.
+_UNITS: Final = {
+    "_s": "seconds, or a number with a unit, such as 30s or 2m",
+    "_ms": "milliseconds, or a number with a unit, such as 500ms",
+    "_bytes": "bytes, or a number with a unit, such as 4MB",
+    "_tokens": "tokens",
+}
 
 
 def load_settings(**flags: Any) -> Settings:  # noqa: ANN401 -- raw flag values
@@ -31,7 +50,8 @@ def load_settings(**flags: Any) -> Settings:  # noqa: ANN401 -- raw flag values
         return Settings(**given)
     except ValidationError as exc:
         lines = [_explain(error) for error in exc.errors()]
-        raise StartupError("wrong settings:\n  " + "\n  ".join(lines)) from exc
+    # Outside the except block: the exception may quote a secret, and a traceback would show it as the context.
+    raise StartupError("wrong settings:\n  " + "\n  ".join(lines))
 
 
 def environment(settings: Settings) -> dict[str, str]:
@@ -61,8 +81,8 @@ def masked(field: str, value: Any) -> Any:  # noqa: ANN401 -- a setting's
     if not isinstance(value, str):
         return value
     if Settings.model_fields[field].repr or field == "redis_url":  # the address is no secret
-        return _URL_PASSWORD.sub(r"\1***@", _QUERY_PASSWORD.sub(r"\1***", value))
-    return "***"
+        return without_secrets(value) if "://" in value or "@" in value else value
+    return MASK
 
 
 def terminal_type() -> str:
@@ -73,13 +93,21 @@ def terminal_type() -> str:
 def unknown_variables() -> list[str]:
     """Return one line for each AGENTSTREAM_ variable that is not a setting. The line suggests a similar name."""
     known = {env_name(field) for field in Settings.model_fields} | _CLIENT_VARIABLES
+    bare_names = {name.removeprefix(ENV_PREFIX): name for name in known}
     lines = []
     for name in sorted(os.environ):
         if name.startswith(ENV_PREFIX) and name not in known:
-            bare = name.removeprefix(ENV_PREFIX)
-            close = [bare] if bare in known else difflib.get_close_matches(name, known, n=1)
-            lines.append(f"{name} is not a setting" + (f"; did you mean {close[0]}?" if close else ""))
+            close = similar(name.removeprefix(ENV_PREFIX), bare_names)
+            lines.append(f"{name} is not a setting" + (f"; did you mean {bare_names[close[0]]}?" if close else ""))
     return lines
+
+
+def similar(name: str, known: Collection[str]) -> list[str]:
+    """Return the known names that a mistyped name probably means, the best first: similar ones, and longer ones."""
+    close = difflib.get_close_matches(name, known, cutoff=_MIN_SIMILARITY)
+    words = name.strip("-")
+    longer = [option for option in known if words and option.startswith(name) and option not in close]
+    return close + sorted(longer, key=len)[:_MAX_LONGER]
 
 
 def _init_name(field: str) -> str:
@@ -93,6 +121,16 @@ def _explain(error: Any) -> str:  # noqa: ANN401 -- pydantic's ErrorDetails
     field = next((name for name in Settings.model_fields if error["loc"][0] in (name, env_name(name))), None)
     name = env_name(field) if field else str(error["loc"][0])
     message = str(error["msg"]).removeprefix("Value error, ")
-    shown = "" if field in {"api_keys", "openai_api_key", "redis_url"} else f"={error['input']!r}"
+    if how := _HOW_TO_WRITE.get(error["type"]):
+        unit = next((text for end, text in _UNITS.items() if name.lower().endswith(end)), "")
+        message = f"{message}; {how}{f' (the unit is {unit})' if unit and 'number' in how else ''}"
     meaning = f". {Settings.model_fields[field].description}" if field else ""
-    return f"{name}{shown}: {message}{meaning}"
+    return f"{name}{_shown(field, error['input'])}: {message}{meaning}"
+
+
+def _shown(field: str | None, value: object) -> str:
+    """Return a wrong value for an error, without secrets: a wrong value may be a secret in the wrong place."""
+    if field in {"api_keys", "openai_api_key", "redis_url"} or (field == "mcp_servers" and "{" in str(value)):
+        return ""
+    text = repr(without_secrets(value) if isinstance(value, str) and ("://" in value or "@" in value) else value)
+    return f"={text if len(text) <= _SHOWN_CHARS else f'{text[:_SHOWN_CHARS]}...'}"

@@ -3,11 +3,15 @@
 import re
 from dataclasses import dataclass
 from ipaddress import ip_address
-from typing import Annotated, Final, Literal, Self
-from urllib.parse import unquote, urlsplit
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import AliasChoices, BeforeValidator, Field, field_validator, model_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic import AliasChoices, Field, field_validator, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from agentstream.config import values
+from agentstream.config.secret_values import environment_secrets, url_secrets
+from agentstream.config.values import CommaList, Host, Milliseconds, Port, Seconds, Size, Tokens, WholeSeconds
 
 ENV_PREFIX = "AGENTSTREAM_"
 
@@ -22,17 +26,13 @@ _QUEUE: Final = r"[A-Za-z0-9_.-]{1,64}"
 _KEY_PREFIX: Final = re.compile(r"[A-Za-z0-9_.-]+(:[A-Za-z0-9_.-]+)*")
 
 
+_QUEUE_FORM: Final = "1 to 64 letters, digits, '_', '.' or '-'"
+
+
 _AGENT: Final = r"[\w.]+:[\w.]+"
 
 
 _ROUTE: Final = re.compile(rf"(?P<model>[^=,\s]{{1,256}})=(?P<agent>{BUILTIN}|{_AGENT})(?:@(?P<queue>{_QUEUE}))?")
-
-
-def _split(value: object) -> object:
-    return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
-
-
-CommaList = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,24 +58,24 @@ class Settings(BaseSettings):
     )
 
     # Addresses and queues
-    host: str = Field("127.0.0.1")
+    host: Host = Field("127.0.0.1")
     """Address that the front end listens on. The default is loopback: only this machine can reach it."""
 
-    port: int = Field(8000, ge=0, le=65535)
+    port: Port = Field(8000, ge=0, le=65535)
     """Port that the front end listens on. 0 picks a free port."""
 
-    metrics_port: int = Field(0, ge=0, le=65535)
+    metrics_port: Port = Field(0, ge=0, le=65535)
     """Port on which a worker serves /metrics and /health; all processes of one `worker` command share it. The default 0
     opens no port, because a worker needs none for its work. A front end serves both paths on AGENTSTREAM_PORT."""
 
-    metrics_host: str = Field("127.0.0.1")
+    metrics_host: Host = Field("127.0.0.1")
     """Address that a worker listens on for AGENTSTREAM_METRICS_PORT. The default is loopback, because metrics are not
     meant for the public."""
 
     redis_url: str | None = Field(None, validation_alias="REDIS_URL", repr=False)
     """URL of Redis: redis://, rediss:// (with TLS) or unix://. If it is not set, `up` starts a private broker."""
 
-    queue: str = Field("default", pattern=rf"^{_QUEUE}$")
+    queue: str = Field("default")
     """Name of the job queue. Agents that name no other queue get their jobs from it."""
 
     queues: CommaList = Field(())
@@ -87,7 +87,7 @@ class Settings(BaseSettings):
     them they share runs, queues, limits and idempotency keys. All processes of a deployment need the same prefix."""
 
     # The agent
-    agent: str | None = Field(None, pattern=rf"^{_AGENT}$")
+    agent: str | None = Field(None)
     """Your agent, as package.module:attribute. By default the built-in orchestrator answers."""
 
     agents: CommaList = Field(())
@@ -108,23 +108,23 @@ class Settings(BaseSettings):
     engine_model: str | None = Field(None)
     """Model that the built-in agent asks the model server for. The default is the model that the request names."""
 
-    engine_timeout_s: float = Field(120, gt=0)
+    engine_timeout_s: Seconds = Field(120, gt=0)
     """Longest silence of the model server in seconds, before the first token and between two tokens. Reasoning models
     are silent for a minute or more."""
 
-    engine_context_tokens: int | None = Field(None, ge=1024)
+    engine_context_tokens: Tokens | None = Field(None, ge=1024)
     """Context window of the model in tokens. The built-in agent trims longer conversations before it sends them. By
     default it trims a conversation only after the server has refused it. Set this for servers that truncate long
     prompts silently, such as Ollama."""
 
-    demo_token_delay_ms: int = Field(15, ge=0, le=10_000)
+    demo_token_delay_ms: Milliseconds = Field(15, ge=0, le=10_000)
     """Pause between two tokens of the demo engine in milliseconds. With the default you can watch the answer stream."""
 
     max_turns: int = Field(10, ge=1, le=1000)
     """Number of turns after which the built-in agent must answer without more tool calls. The limit ends a run whose
     model would call tools for ever."""
 
-    tool_timeout_s: float = Field(30, gt=0)
+    tool_timeout_s: Seconds = Field(30, gt=0)
     """Time limit in seconds of one tool call of the built-in agent. A tool that hangs must not hang its run."""
 
     mcp_servers: str | None = Field(None)
@@ -146,7 +146,7 @@ class Settings(BaseSettings):
     """Number of runs that one worker process executes at the same time. Most agents wait for a model most of the time,
     so one process can execute many."""
 
-    lease_s: float = Field(10, ge=0.5, le=3600)
+    lease_s: Seconds = Field(10, ge=0.5, le=3600)
     """Time in seconds after which another worker takes over the runs of a worker that has not renewed its leases. A
     worker renews a lease three times in this time, so that two renewals may fail. It also loses its runs if an agent
     blocks its event loop for so long."""
@@ -161,17 +161,17 @@ class Settings(BaseSettings):
     """Try a run again after its worker died, even if its tools have run. Off by default, because the tools then run
     twice. A run that has written text is never tried again."""
 
-    drain_timeout_s: float = Field(20, ge=0)
+    drain_timeout_s: Seconds = Field(20, ge=0)
     """Time in seconds that a stopping process gives its runs and streams to end. The default is below the 30 s after
     which Kubernetes by default kills a pod that does not stop."""
 
-    broker_wait_s: float = Field(30, ge=0)
+    broker_wait_s: Seconds = Field(30, ge=0)
     """Time in seconds that a starting process waits for Redis. Redis may start later, and must first load its data."""
 
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info")
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], values.Level] = Field("info")
     """Lowest level of log lines that a process writes."""
 
-    log_format: Literal["text", "json"] = Field("text")
+    log_format: Annotated[Literal["text", "json"], values.Lower] = Field("text")
     """Form of log lines: `text` for people, `json` (one object per line) for log collectors."""
 
     log_content: bool = Field(default=False)
@@ -195,10 +195,10 @@ class Settings(BaseSettings):
     """Number of jobs, waiting and running, that one queue may hold. Beyond it a new request gets 429, because its
     answer would come too late."""
 
-    max_body_bytes: int = Field(10 << 20, ge=1024)
+    max_body_bytes: Size = Field(10 << 20, ge=1024)
     """Largest request body in bytes. The default has room for images as data URLs."""
 
-    body_timeout_s: float = Field(60, gt=0)
+    body_timeout_s: Seconds = Field(60, gt=0)
     """Time in seconds that a client may take to send a request body. A slow client must not hold its connection."""
 
     max_messages: int = Field(2000, ge=1)
@@ -210,26 +210,26 @@ class Settings(BaseSettings):
     max_requests_per_minute: int = Field(0, ge=0)
     """Number of new runs that one API key may request per minute, counted over all front ends. 0 means no limit."""
 
-    queue_timeout_s: float = Field(60, gt=0)
+    queue_timeout_s: Seconds = Field(60, gt=0)
     """Time in seconds within which a worker must begin a job. After that the run fails, because its answer would come
     too late."""
 
     # Runs and streams
-    run_timeout_s: float = Field(600, gt=0)
+    run_timeout_s: Seconds = Field(600, gt=0)
     """Time limit in seconds of one attempt at a run. An agent that never returns must not hold its slot for ever."""
 
-    run_ttl_s: int = Field(3600, ge=60)
+    run_ttl_s: WholeSeconds = Field(3600, ge=60)
     """Time in seconds for which a run is kept after its end. Until then clients can read and resume it."""
 
-    log_max_bytes: int = Field(4 << 20, ge=64 << 10)
+    log_max_bytes: Size = Field(4 << 20, ge=64 << 10)
     """Largest replay log of one run in bytes; it limits the memory that the run needs in Redis. A run that exceeds it
     loses its oldest events, and clients can no longer resume it."""
 
-    write_timeout_s: float = Field(30, gt=0)
+    write_timeout_s: Seconds = Field(30, gt=0)
     """Time in seconds after which the front end cuts the stream of a client that takes no bytes. A client that hangs
     must not hold a buffer for ever."""
 
-    replay_word_delay_ms: int = Field(
+    replay_word_delay_ms: Milliseconds = Field(
         0, ge=0, le=3000, validation_alias=AliasChoices(f"{ENV_PREFIX}REPLAY_WORD_DELAY_MS", "REPLAY_WORD_DELAY_MS")
     )
     """Pause in milliseconds between two words of an answer that the agent returned without streaming it. By default
@@ -244,12 +244,10 @@ class Settings(BaseSettings):
         )
 
     def secrets(self) -> tuple[str, ...]:
-        """Return the keys and passwords that every log line must mask."""
-        try:
-            password = urlsplit(self.redis_url or "").password or ""
-        except ValueError:  # not a URL; ``Endpoint`` refuses it
-            password = self.redis_url or ""
-        return tuple(filter(None, [*self.api_keys, self.openai_api_key, password, unquote(password)]))
+        """Return the keys and passwords of the settings and of the environment, which no text may show."""
+        urls = (self.redis_url or "", self.openai_base_url or "")
+        found = [secret for url in urls for secret in url_secrets(url)]
+        return tuple(filter(None, [*self.api_keys, self.openai_api_key, *found, *environment_secrets()]))
 
     @property
     def served_queues(self) -> tuple[str, ...]:
@@ -265,16 +263,62 @@ class Settings(BaseSettings):
             raise ValueError(message)
         return bare
 
+    @model_validator(mode="before")
+    @classmethod
+    def _cleaned(cls, given: dict[str, Any]) -> dict[str, Any]:
+        """Remove whitespace and quotes around every value. A variable with nothing else is not set."""
+        cleaned = {name: values.clean(value) for name, value in given.items()}
+        return {name: value for name, value in cleaned.items() if value != "" or given[name] == ""}
+
+    @field_validator("redis_url")
+    @classmethod
+    def _redis_url(cls, url: str | None) -> str | None:
+        return values.redis_url(url) if url else url
+
+    @field_validator("openai_base_url")
+    @classmethod
+    def _openai_base_url(cls, url: str | None) -> str | None:
+        return values.http_url(url) if url else url
+
+    @field_validator("openai_api_key")
+    @classmethod
+    def _openai_api_key(cls, key: str | None) -> str | None:
+        return values.header_value(key) if key else key
+
+    @field_validator("api_keys")
+    @classmethod
+    def _api_keys(cls, keys: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(map(values.header_value, keys))
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(map(values.origin, origins)))
+
+    @field_validator("agent")
+    @classmethod
+    def _agent_spec(cls, spec: str | None) -> str | None:
+        return None if spec in {None, "", BUILTIN} else values.agent_spec(str(spec))
+
+    @field_validator("mcp_servers")
+    @classmethod
+    def _mcp_servers(cls, path: str | None) -> str | None:
+        if path and path.startswith(("{", "[")):
+            message = "this is JSON: write it to a file and give the path of the file"
+            raise ValueError(message)
+        return str(Path(path.removeprefix("file://")).expanduser()) if path else path
+
     @field_validator("agents")
     @classmethod
     def _agents_are_a_map(cls, entries: tuple[str, ...]) -> tuple[str, ...]:
+        entries = tuple(re.sub(r"\s*([=:@])\s*", r"\1", entry) for entry in entries)
         models: set[str] = set()
         for entry in entries:
             route = _ROUTE.fullmatch(entry)
             if route is None:
                 message = (
                     f"entry {entry!r} should be model=package.module:attribute or model={BUILTIN}, "
-                    f"optionally followed by @queue (the name of a queue matches {_QUEUE})"
+                    f"optionally followed by @queue (the name of a queue has {_QUEUE_FORM})"
                 )
                 raise ValueError(message)
             if route["model"] in models:
@@ -283,12 +327,18 @@ class Settings(BaseSettings):
             models.add(route["model"])
         return entries
 
+    @field_validator("queue")
+    @classmethod
+    def _queue_is_a_name(cls, queue: str) -> str:
+        return cls._queues_are_names((queue,))[0]
+
     @field_validator("queues")
     @classmethod
     def _queues_are_names(cls, queues: tuple[str, ...]) -> tuple[str, ...]:
         for queue in queues:
             if re.fullmatch(_QUEUE, queue) is None:
-                message = f"{queue!r} is not the name of a queue; a name matches {_QUEUE}"
+                several = " and commas between the names" if re.search(r"[\s;|]", queue) else ""
+                message = f"{queue!r} is not the name of a queue: write {_QUEUE_FORM}{several}"
                 raise ValueError(message)
         return queues
 
@@ -329,7 +379,7 @@ def is_loopback(host: str) -> bool:
     try:
         return ip_address(host.strip("[]")).is_loopback
     except ValueError:
-        return host == "localhost"
+        return values.is_local_name(host)
 
 
 def env_name(field: str) -> str:
