@@ -8,6 +8,7 @@ import re
 import sys
 
 from agentstream.agents.contract import Agent
+from agentstream.agents.import_errors import explain_import_error
 from agentstream.agents.lifespan import ManagedAgent, is_context_manager
 from agentstream.agents.shapes import as_agent, takes_nothing
 from agentstream.errors import StartupError
@@ -41,18 +42,32 @@ def load_object(role: str, spec: str) -> object:
         sys.path.insert(0, here)
     try:
         found: object = importlib.import_module(module_name)
-    except (Exception, SystemExit) as exc:  # the user's module may raise anything
-        message = (
-            f"{role} {spec!r}: importing {module_name} failed: {type(exc).__name__}: {exc} (searched {here} first)"
-        )
-        raise StartupError(message + _new_name_hint(exc, module_name)) from exc
+    except KeyboardInterrupt:
+        raise
+    except BaseException as exc:  # the user's module may raise anything
+        reason = explain_import_error(exc, module_name)
+        message = f"{role} {spec!r}: importing {module_name} failed: {reason} (searched {here} first)"
+        raise StartupError(message + _hint(exc, module_name)) from exc
     for name in attribute.split("."):
         try:
             found = getattr(found, name)
         except AttributeError as exc:
             message = f"{role} {spec!r}: {module_name} has no attribute {attribute!r}"
             raise StartupError(message) from exc
+        except Exception as exc:  # from a property, or from __getattr__ of the module
+            message = f"{role} {spec!r}: reading {attribute!r} failed: {explain_import_error(exc, module_name)}"
+            raise StartupError(message) from exc
     return found
+
+
+def _hint(exc: BaseException, module_name: str) -> str:
+    """Return what helps against a frequent error of an agent's module; else ""."""
+    if isinstance(exc, RuntimeError) and "no running event loop" in str(exc):
+        return (
+            "; the module is imported before the event loop runs: create what needs the loop inside the agent, or once "
+            "per worker in an async context manager"
+        )
+    return _new_name_hint(exc, module_name)
 
 
 def _new_name_hint(exc: BaseException, module_name: str) -> str:

@@ -1,6 +1,7 @@
 """Importing the user's agent: the working directory is searched first, and errors give the reason."""
 
 import functools
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -139,6 +140,87 @@ def test_the_cause_is_kept(folder: Path) -> None:
     with pytest.raises(StartupError) as refusal:
         load_agent("loaded_raising:agent")
     assert isinstance(refusal.value.__cause__, ValueError)
+
+
+IN_A_TASK = """import asyncio
+async def load():
+    raise OSError('no server')
+async def load_all():
+    async with asyncio.TaskGroup() as group:
+        group.create_task(load())
+asyncio.run(load_all())
+"""
+
+
+@pytest.mark.parametrize(
+    ("source", "reason", "line"),
+    [
+        ("import os\nimport loaded_nowhere", "ModuleNotFoundError: No module named 'loaded_nowhere'", 2),
+        ("from json import nothing", "ImportError: cannot import name 'nothing' from 'json'", 1),
+        ("x = 1\ndef agent(run) return 1", "SyntaxError: expected ':'", 2),
+        ("def agent(run):\nreturn 1", "IndentationError: ", 2),
+        (b"x = 1\ny = '\xff'", "SyntaxError: (unicode error) 'utf-8' codec can't decode byte 0xff", 2),
+        (b"x = '\0'", "SyntaxError: source code string cannot contain null bytes", None),
+        ("def load():\n    raise KeyError('API_KEY')\nload()", "KeyError: 'API_KEY'", 2),
+        ("assert False", "AssertionError", 1),
+        ("import json\njson.loads('{')", "JSONDecodeError: ", 2),
+        ("import ast\n\nast.literal_eval('1 +')", "SyntaxError: invalid syntax", 3),
+        ("import sys\nsys.exit('usage')", "SystemExit: usage", 2),
+        ("import asyncio\nraise asyncio.CancelledError", "CancelledError", 2),
+        (IN_A_TASK, "OSError: no server", 3),
+        ("class Odd(Exception):\n    def __str__(self):\n        raise self\nraise Odd", "Odd: its text cannot", 4),
+    ],
+)
+def test_an_import_error_shows_file_and_line_of_its_cause(
+    folder: Path, source: str | bytes, reason: str, line: int | None
+) -> None:
+    """For every kind of error in the agent's module, the message has its class, text, file and line."""
+    path = folder / "loaded_faulty.py"
+    path.write_bytes(source if isinstance(source, bytes) else source.encode())
+    with pytest.raises(StartupError) as refusal:
+        load_agent("loaded_faulty:agent")
+    place = f"{path}, line {line}" if line else str(path)
+    assert re.search(re.escape(reason) + r".*, at " + re.escape(place) + r"\b", str(refusal.value)), refusal.value
+
+
+@pytest.mark.parametrize("source", ["\n\nimport loaded_nowhere", "\n\nx = = 1", "\n\nraise ValueError"])
+def test_the_line_is_that_of_the_module_that_the_agents_module_imports(folder: Path, source: str) -> None:
+    """If a module that the agent's module imports is faulty, the error shows the line of that module."""
+    write(folder / "loaded_helper.py", source)
+    write(folder / "loaded_by_helper.py", "import loaded_helper\n")
+    with pytest.raises(StartupError, match=rf", at {re.escape(str(folder))}/loaded_helper\.py, line 3\b"):
+        load_agent("loaded_by_helper:agent")
+
+
+def test_an_error_that_a_library_raises_shows_both_lines(folder: Path) -> None:
+    """If a library raises, the error shows the line of the user's module and the line of the library."""
+    write(folder / "loaded_calling.py", "import json\njson.loads('{')")
+    with pytest.raises(StartupError, match=r"loaded_calling\.py, line 2 \(raised at \S+decoder\.py, line \d+\)"):
+        load_agent("loaded_calling:agent")
+
+
+def test_an_attribute_that_raises_is_explained(folder: Path) -> None:
+    """If reading the agent's attribute raises, the error has the reason and the line."""
+    write(folder / "loaded_lazy.py", "def __getattr__(name):\n    raise RuntimeError('no key')\n")
+    with pytest.raises(StartupError, match=r"RuntimeError: no key, at \S+loaded_lazy\.py, line 2"):
+        load_agent("loaded_lazy:agent")
+
+
+def test_a_module_may_use_asyncio_run(folder: Path) -> None:
+    """A module that runs a coroutine to its end while it is imported gets the result."""
+    write(
+        folder / "loaded_running.py",
+        "import asyncio\nasync def load():\n    return 7\n"
+        "TOOLS = asyncio.run(load())\ndef agent(run):\n    return TOOLS\n",
+    )
+    assert load("loaded_running:agent")(None) == 7
+
+
+def test_a_module_that_needs_a_running_loop_gets_advice(folder: Path) -> None:
+    """If the agent's module needs a running event loop, the error says where to create what needs it."""
+    write(folder / "loaded_needy.py", "import asyncio\nLOOP = asyncio.get_running_loop()\n")
+    with pytest.raises(StartupError, match="imported before the event loop runs: create what needs the loop inside"):
+        load_agent("loaded_needy:agent")
 
 
 async def _async_function(run: Run) -> AgentResult:
