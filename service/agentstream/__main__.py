@@ -22,7 +22,12 @@ def _run(process: str, flags: dict[str, Any], main: "Callable[[Settings], Corout
     """Read the settings, run a process, and exit with its code."""
     from agentstream.config import load_settings, unknown_variables  # noqa: PLC0415
     from agentstream.errors import StartupError  # noqa: PLC0415
-    from agentstream.processes.runtime import EXIT_WRONG_SETTINGS, configure_logging, run_loop  # noqa: PLC0415
+    from agentstream.processes.runtime import (  # noqa: PLC0415
+        EXIT_INTERRUPTED,
+        EXIT_WRONG_SETTINGS,
+        configure_logging,
+        run_loop,
+    )
     from agentstream.telemetry import tracing  # noqa: PLC0415
 
     try:
@@ -34,6 +39,8 @@ def _run(process: str, flags: dict[str, Any], main: "Callable[[Settings], Corout
     except StartupError as exc:
         click.echo(f"agentstream {process}: {exc}", err=True)
         code = EXIT_WRONG_SETTINGS
+    except KeyboardInterrupt:  # before the process handles signals itself
+        code = EXIT_INTERRUPTED
     sys.exit(code)
 
 
@@ -64,7 +71,8 @@ def _frontend() -> click.Command:
     @click.command("frontend")
     @setting_flags()
     @click.option("--number", type=click.IntRange(1), hidden=True, help="Number among the processes that share a port.")
-    def frontend(number: int | None, **flags: Any) -> None:  # noqa: ANN401
+    @click.option("--parent", type=int, hidden=True, help="Descriptor of the pipe to the parent process.")
+    def frontend(number: int | None, parent: int | None, **flags: Any) -> None:  # noqa: ANN401
         """Start the HTTP front end.
 
         Connects to REDIS_URL. --processes sets the number of processes, which share one port.
@@ -77,7 +85,7 @@ def _frontend() -> click.Command:
                 return serve_processes("frontend", settings, click.echo)
             from agentstream.frontend.serve import serve_frontend  # noqa: PLC0415
 
-            return serve_frontend(settings, number=number)
+            return serve_frontend(settings, number=number, parent=parent)
 
         _run("frontend" if number is None else f"frontend {number}", flags, serve)
 
@@ -92,7 +100,8 @@ def _worker() -> click.Command:
     @click.option(
         "--number", type=click.IntRange(1), hidden=True, help="Number among the processes that share metrics."
     )
-    def worker(number: int | None, **flags: Any) -> None:  # noqa: ANN401
+    @click.option("--parent", type=int, hidden=True, help="Descriptor of the pipe to the parent process.")
+    def worker(number: int | None, parent: int | None, **flags: Any) -> None:  # noqa: ANN401
         """Start a worker, which runs agents.
 
         Connects to REDIS_URL. --processes sets the number of processes.
@@ -105,7 +114,7 @@ def _worker() -> click.Command:
                 return serve_processes("worker", settings, click.echo)
             from agentstream.worker.serve import serve_worker  # noqa: PLC0415
 
-            return serve_worker(settings, number=number)
+            return serve_worker(settings, number=number, parent=parent)
 
         _run("worker" if number is None else f"worker {number}", flags, serve)
 
@@ -179,7 +188,7 @@ def main() -> None:
       3    the front end or Redis cannot be reached; a retry may help
       4    the request was refused: unknown run, wrong key or full queue
       130  stopped by ctrl-C; `up`, `frontend` and `worker` exit with 0 instead,
-           because ctrl-C is their normal end
+           because ctrl-C is their normal end, and with 130 after a second ctrl-C
 
     \b
     Completion of commands, flags and run ids (run ids need REDIS_URL):

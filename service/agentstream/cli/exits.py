@@ -8,11 +8,10 @@ from typing import IO, Any, Final
 import click
 
 from agentstream.errors import BrokerUnavailable, BusError, StartupError
-from agentstream.processes.runtime import EXIT_FAILED, EXIT_WRONG_SETTINGS, run_loop
+from agentstream.processes.runtime import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_WRONG_SETTINGS, run_loop
 
 EXIT_UNREACHABLE: Final = 3
 EXIT_REFUSED: Final = 4
-EXIT_INTERRUPTED: Final = 130  # 128 + SIGINT, as shells report ctrl-C
 
 
 class Failed(click.ClickException):

@@ -15,7 +15,7 @@ from agentstream.config import Settings
 from agentstream.errors import BrokerUnavailable, StartupError
 from agentstream.frontend.app import create_app
 from agentstream.frontend.context import CONTEXT
-from agentstream.processes.runtime import stop_signals
+from agentstream.processes.stopping import stop_signals
 from agentstream.telemetry.otel import exported_spans
 
 log = logging.getLogger(__name__)
@@ -44,21 +44,21 @@ def _quiet_malformed_request(record: logging.LogRecord) -> bool:
     return True
 
 
-async def serve_frontend(settings: Settings, *, number: int | None = None) -> int:
+async def serve_frontend(settings: Settings, *, number: int | None = None, parent: int | None = None) -> int:
     """Serve until SIGTERM or SIGINT and return the exit code.
 
     Without a ``number`` the process listens before Redis is reachable; requests get 503 until it is. With a ``number``
     it is one of several processes on the port. It then listens only after it has connected to Redis, and the other
-    processes get the requests until then.
+    processes get the requests until then. ``parent`` is the pipe to the process that started it (see ``TurnPipe``).
 
     Raises StartupError if it cannot listen on the port, BrokerUnavailable if it cannot reach Redis within
     ``broker_wait_s`` seconds.
     """
     with exported_spans("frontend"):
-        return await _serve(settings, number)
+        return await _serve(settings, number, parent)
 
 
-async def _serve(settings: Settings, number: int | None) -> int:
+async def _serve(settings: Settings, number: int | None, parent: int | None) -> int:
     app = create_app(settings, number=number)
     context = app[CONTEXT]
     logging.getLogger("aiohttp.server").addFilter(_quiet_malformed_request)
@@ -66,7 +66,7 @@ async def _serve(settings: Settings, number: int | None) -> int:
     await runner.setup()
     manager = cast("web.Server", runner.server)  # setup() has created it
     try:
-        with stop_signals() as stop, contextlib.ExitStack() as listening:
+        with stop_signals(parent=parent) as stop, contextlib.ExitStack() as listening:
             shared = number is not None
             if shared:
                 await _wait_connected(context.link.wait_ready(settings.broker_wait_s), stop)

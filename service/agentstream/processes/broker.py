@@ -23,11 +23,10 @@ from pathlib import Path
 from typing import IO, Literal, Self
 
 from agentstream.errors import StartupError
-from agentstream.processes.launcher import LISTENING, die_with_parent, fake_redis_command
+from agentstream.processes.launcher import LISTENING, fake_redis_command, shielded
 from agentstream.processes.runtime import free_port
 
 START_TIMEOUT_S = 10  # a server starts in about 50 ms, fakeredis in 1 s; ten times as long on a busy machine
-STOP_TIMEOUT_S = 5  # an empty server ends at once; after this time it is killed
 PORT_TRIES = 3  # another process may take a free port before the server listens on it
 MIN_VERSION = (6, 2)  # the first version with XAUTOCLAIM
 
@@ -106,8 +105,8 @@ class EmbeddedBroker:
     """A private server: on loopback only, with a random password, its data in a temporary folder that ``stop`` removes.
 
     It stores nothing on disk and ends with the ``up`` that started it. On Linux the kernel kills it when the thread
-    that called ``start`` ends for any reason, also by SIGKILL of the whole process. It runs in its own session, so that
-    ctrl-C reaches only the parent: the parent needs the broker while it drains.
+    that called ``start`` ends for any reason, also by SIGKILL of the whole process. No other signal ends it: the parent
+    and its children need the broker while they drain, even if a supervisor sends SIGTERM to all of them at once.
     """
 
     def __init__(self, choice: ServerChoice) -> None:
@@ -166,10 +165,12 @@ class EmbeddedBroker:
         return await self._started().wait()
 
     async def stop(self) -> None:
-        """End the server (SIGTERM, after 5 s SIGKILL) and remove its folder. Does nothing if it is not started."""
+        """Kill the server, which has nothing to save, and remove its folder. Does nothing if it is not started."""
         process, self._process = self._process, None
         if process is not None:
-            await _end(process)
+            with contextlib.suppress(ProcessLookupError):  # it has already ended
+                process.kill()
+            await process.wait()
         if self._output is not None:
             self._output.close()
             self._output = None
@@ -219,7 +220,7 @@ class EmbeddedBroker:
     def _command(self) -> list[str]:
         if self._choice.executable is None:
             return fake_redis_command(self._port)
-        return die_with_parent(str(self._choice.executable), "-")  # "-": configuration from standard input
+        return shielded(str(self._choice.executable), "-")  # "-": configuration from standard input
 
     def _configuration(self) -> bytes:
         """Return the configuration of the server. Standard input hides the password from process lists."""
@@ -268,15 +269,3 @@ class EmbeddedBroker:
 def _encode(words: list[str]) -> bytes:
     """Return a command encoded as RESP."""
     return b"*%d\r\n" % len(words) + b"".join(b"$%d\r\n%b\r\n" % (len(word), word.encode()) for word in words)
-
-
-async def _end(process: Process) -> None:
-    with contextlib.suppress(ProcessLookupError):  # it has already ended
-        process.terminate()
-    try:
-        async with asyncio.timeout(STOP_TIMEOUT_S):
-            await process.wait()
-    except TimeoutError:
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
-        await process.wait()

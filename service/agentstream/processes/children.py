@@ -3,12 +3,13 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from agentstream.errors import StartupError
-from agentstream.processes.runtime import EXIT_FAILED, EXIT_WRONG_SETTINGS
+from agentstream.processes.runtime import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_WRONG_SETTINGS
+from agentstream.processes.stopping import TurnPipe
 
 log = logging.getLogger(__name__)
 
@@ -22,13 +23,23 @@ STOP_GRACE_S: Final = 10.0
 
 @dataclass(slots=True, kw_only=True)
 class Child:
-    """One supervised process. ``on_end`` is called each time it has ended."""
+    """One supervised process. ``on_end`` is called each time it has ended.
+
+    ``changed`` is set to start it again at once, because its program has changed.
+    """
 
     name: str
     command: list[str]
     env: Mapping[str, str]
     on_end: Callable[[], object] | None = None
     process: asyncio.subprocess.Process | None = None
+    pipe: TurnPipe | None = None
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def runs(self) -> bool:
+        """Whether its process runs."""
+        return self.process is not None and self.process.returncode is None
 
 
 class _RefusedError(StartupError):
@@ -39,21 +50,45 @@ class Children:
     """The child processes that one process supervises."""
 
     def __init__(
-        self, *stop_groups: Sequence[Child], drain_timeout_s: float, print_line: Callable[[str], None]
+        self,
+        *stop_groups: Sequence[Child],
+        drain_timeout_s: float,
+        print_line: Callable[[str], None],
+        at_once: asyncio.Event,
+        reload: bool = False,
     ) -> None:
-        """Take groups of children. The groups are ended in this order. ``print_line`` prints a line for the user."""
+        """Take groups of children. The groups are ended in this order. ``print_line`` prints a line for the user.
+
+        When ``at_once`` is set, the end does not wait for the drain. With ``reload``, a child that refuses to start
+        waits for the next ``reload`` instead of ending all children.
+        """
         self._stop_groups = stop_groups
         self._drain_timeout_s = drain_timeout_s
         self._print_line = print_line
+        self._at_once = at_once
+        self._reloads = reload
+        self._leaving: set[asyncio.Task[None]] = set()  # the ends of processes that a newer one has replaced
         self._stopping = asyncio.Event()
         self.restarts = 0  # the number of restarts of all children
 
     def pids(self) -> list[tuple[str, int | None]]:
         """Return the name and process id of every child. The id is None while the child does not run."""
-        return [
-            (child.name, child.process.pid if child.process and child.process.returncode is None else None)
-            for child in self._all()
-        ]
+        return [(child.name, child.process.pid if child.process and child.runs else None) for child in self._all()]
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the children are being ended."""
+        return self._stopping.is_set()
+
+    @property
+    def drain_timeout_s(self) -> float:
+        """The time in seconds that each group of children gets to drain."""
+        return self._drain_timeout_s
+
+    def reload(self, children: Sequence[Child]) -> None:
+        """Replace these children by new processes. The old ones drain at the same time."""
+        for child in children:
+            child.changed.set()
 
     async def serve(
         self,
@@ -62,6 +97,8 @@ class Children:
         announce: Callable[[], Coroutine[Any, Any, None]] | None = None,
     ) -> int:
         """Keep the children running until ``stop`` is set, then end them all. Return the exit code.
+
+        The exit code is EXIT_INTERRUPTED if ``at_once`` was set.
 
         ``announce`` is awaited once after the start; by default it prints the process ids. All children are ended if it
         raises, if a ``critical`` coroutine raises, or if a child refuses its settings.
@@ -79,20 +116,34 @@ class Children:
             if done == {announcing} and announcing.exception() is None:
                 others.remove(announcing)
                 done, _ = await asyncio.wait({*others, *keeping}, return_when=asyncio.FIRST_COMPLETED)
-            if stopped in done:
-                self._print_line("stopping")
-                return 0
-            errors = [error for task in done if (error := task.exception())]  # a child refused, or was never ready
-            for error in errors:
-                self._print_line(f"error: {error}")
-            return EXIT_WRONG_SETTINGS if any(isinstance(error, _RefusedError) for error in errors) else EXIT_FAILED
+            code = self._reason(stopped, done)
         finally:
-            self._stopping.set()
-            for group in self._stop_groups:
-                await self._end(group)
+            await self._end_all()
             for task in others:
                 task.cancel()
             await asyncio.gather(*others, *keeping, return_exceptions=True)  # they end because ``_stopping`` is set
+        return EXIT_INTERRUPTED if self._at_once.is_set() else code
+
+    def _reason(self, stopped: asyncio.Task[Any], done: set[asyncio.Task[Any]]) -> int:
+        """Print why the children are ended, and return the exit code."""
+        if stopped in done:
+            self._print_line(
+                f"stopping  open runs may take up to {self._drain_timeout_s:g} s to end; a second ctrl-C ends them now"
+            )
+            return 0
+        errors = [error for task in done if (error := task.exception())]  # a child refused, or was never ready
+        for error in errors:
+            self._print_line(f"error: {error}")
+        return EXIT_WRONG_SETTINGS if any(isinstance(error, _RefusedError) for error in errors) else EXIT_FAILED
+
+    async def _end_all(self) -> None:
+        self._stopping.set()
+        for child in self._all():
+            if child.pipe is not None:
+                child.pipe.wait()
+        for group in self._stop_groups:
+            await self._end(group)
+        await asyncio.gather(*self._leaving)
 
     async def print_pids(self) -> None:
         """Print the process id of every child, in the order in which they are ended."""
@@ -107,7 +158,7 @@ class Children:
         return [child for group in self._stop_groups for child in group]
 
     async def _keep_running(self, child: Child) -> None:
-        """Start a child again each time it ends, until everything stops.
+        """Start a child again each time it ends or its program has changed, until everything stops.
 
         Raises _RefusedError if the child refuses its settings.
         """
@@ -115,49 +166,101 @@ class Children:
         backoff_s = FIRST_BACKOFF_S
         while child.process is not None:
             started_s = loop.time()
-            code = await child.process.wait()
-            if child.on_end is not None:
+            await _first_of(child.process.wait(), child.changed.wait())
+            ended = child.process.returncode is not None
+            if not ended:
+                await self._replace(child)
+            elif child.on_end is not None:
                 child.on_end()
             if self._stopping.is_set():
                 return
-            if code == EXIT_WRONG_SETTINGS:
-                message = f"{child.name} refused to start; its error message is above"
-                raise _RefusedError(message)
-            if loop.time() - started_s > HEALTHY_AFTER_S:
-                backoff_s = FIRST_BACKOFF_S
-            self._print_line(
-                f"{child.name} (pid {child.process.pid}) ended with code {code}; starting it again in {backoff_s:g} s"
-            )
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(backoff_s):
-                    await self._stopping.wait()
+            if not child.changed.is_set():
+                if loop.time() - started_s > HEALTHY_AFTER_S:
+                    backoff_s = FIRST_BACKOFF_S
+                await self._wait_before_restart(child, backoff_s)
+                backoff_s = min(backoff_s * 2, MAX_BACKOFF_S)
             if self._stopping.is_set():
                 return
-            backoff_s = min(backoff_s * 2, MAX_BACKOFF_S)
+            child.changed.clear()
             await _start(child)
-            self.restarts += 1
+            self.restarts += ended
             self._print_pid(child)
             if self._stopping.is_set():  # ``serve`` ended the children before this one started
                 await self._end([child])
 
+    async def _wait_before_restart(self, child: Child, backoff_s: float) -> None:
+        """Say why a child has ended, and wait until it should start again or everything stops.
+
+        Raises _RefusedError if it refuses its settings and no change of its program can help.
+        """
+        assert child.process is not None  # noqa: S101 -- narrows the type
+        code = child.process.returncode
+        timeout_s: float | None = backoff_s
+        if code != EXIT_WRONG_SETTINGS:
+            self._print_line(
+                f"{child.name} (pid {child.process.pid}) ended with code {code}; starting it again in {backoff_s:g} s"
+            )
+        elif self._reloads:
+            self._print_line(
+                f"{child.name} does not start; its error message is above. The next change starts it again"
+            )
+            timeout_s = None
+        else:
+            message = f"{child.name} refused to start; its error message is above"
+            raise _RefusedError(message)
+        await _first_of(self._stopping.wait(), child.changed.wait(), timeout_s=timeout_s)
+
+    async def _replace(self, child: Child) -> None:
+        """Begin to end the process of a child, whose successor starts meanwhile."""
+        leaving = asyncio.create_task(self._end([replace(child)]), name=f"end of {child.name}")
+        self._leaving.add(leaving)
+        leaving.add_done_callback(self._leaving.discard)
+        if child.on_end is not None:  # the successor uses the same number and metric files
+            await asyncio.wait({leaving})
+            child.on_end()
+
     async def _end(self, children: Sequence[Child]) -> None:
-        running = [child.process for child in children if child.process and child.process.returncode is None]
+        running = [child.process for child in children if child.process and child.runs]
+        for child in children:
+            if child.pipe is not None:
+                child.pipe.stop()
         for process in running:
             with contextlib.suppress(ProcessLookupError):
                 process.terminate()
         if not running:
             return
-        waits = [asyncio.ensure_future(process.wait()) for process in running]
-        _, late = await asyncio.wait(waits, timeout=self._drain_timeout_s + STOP_GRACE_S)
-        if late:
-            for process in running:
-                if process.returncode is None:
+        ends = asyncio.gather(*(process.wait() for process in running))
+        await _first_of(asyncio.shield(ends), self._at_once.wait(), timeout_s=self._drain_timeout_s + STOP_GRACE_S)
+        for process in running:
+            if process.returncode is None:
+                if not self._at_once.is_set():
                     log.warning("the process with pid %d did not end in time; killing it", process.pid)
-                    with contextlib.suppress(ProcessLookupError):
-                        process.kill()
-            await asyncio.wait(late)
+                with contextlib.suppress(ProcessLookupError):
+                    process.kill()
+        await ends
+
+
+async def _first_of(*waits: Awaitable[Any], timeout_s: float | None = None) -> None:
+    """Wait until one of these is done or the time is up. Cancel the others."""
+    tasks = [asyncio.ensure_future(wait) for wait in waits]
+    try:
+        await asyncio.wait(tasks, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _start(child: Child) -> None:
     """Start a process in its own session: ctrl-C in the terminal reaches only the parent, which then ends the child."""
-    child.process = await asyncio.create_subprocess_exec(*child.command, env=dict(child.env), start_new_session=True)
+    if child.pipe is not None:
+        child.pipe.stop()
+    with TurnPipe() as child.pipe:
+        child.process = await asyncio.create_subprocess_exec(
+            *child.command,
+            "--parent",
+            str(child.pipe.child_end),
+            env=dict(child.env),
+            start_new_session=True,
+            pass_fds=[child.pipe.child_end],
+        )

@@ -1,7 +1,8 @@
 """The program that starts a child process and makes it end with its parent.
 
     launcher.py exec PARENT_PID COMMAND...     become this command
-    launcher.py fake PARENT_PID PORT           serve fakeredis on this loopback port
+    launcher.py shield PARENT_PID COMMAND...   become this command, without SIGTERM, SIGINT and SIGHUP
+    launcher.py fake PARENT_PID PORT           serve fakeredis on this loopback port, without these signals
 
 On Linux the kernel kills the process when the thread that started it ends, for any reason. The parent runs this file by
 its path. It imports nothing of this package, so it starts fast and from any working directory.
@@ -24,6 +25,14 @@ def die_with_parent(*command: str) -> list[str]:
     return [sys.executable, "-P", __file__, "exec", str(os.getpid()), *command]
 
 
+def shielded(*command: str) -> list[str]:
+    """Return a command that runs ``command`` as a child that only its parent ends, by SIGKILL.
+
+    A supervisor may send SIGTERM to all processes of a service. The broker must outlive the processes that need it.
+    """
+    return [sys.executable, "-P", __file__, "shield", str(os.getpid()), *command]
+
+
 def fake_redis_command(port: int) -> list[str]:
     """Return the command of a child that serves fakeredis on a loopback port."""
     return [sys.executable, "-P", __file__, "fake", str(os.getpid()), str(port)]
@@ -35,7 +44,9 @@ def main(role: str, parent_pid: str, *command: str) -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # still in effect after exec
         if os.getppid() != int(parent_pid):  # the parent ended before this call
             sys.exit(1)
-    if role == "exec":
+    if role != "exec":  # a blocked signal stays blocked after exec, also for a program that handles it
+        signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
+    if role != "fake":
         os.execv(command[0], command)  # noqa: S606 -- the parent chose the command
     from fakeredis import TcpFakeServer  # noqa: PLC0415 -- optional, only for this role
 

@@ -1,14 +1,13 @@
-"""The common parts of every process: event loop, logging and signals."""
+"""The common parts of every process: event loop, logging and exit codes."""
 
 import asyncio
 import contextlib
 import logging
 import os
-import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine
 from types import TracebackType
 from typing import Any, Final
 
@@ -26,6 +25,7 @@ NOISY: Final = ("asyncio", "httpcore", "httpcore2", "httpx", "httpx2", "mcp", "o
 
 EXIT_FAILED = 1
 EXIT_WRONG_SETTINGS = 2  # another start would not help
+EXIT_INTERRUPTED: Final = 130  # 128 + SIGINT, as shells report ctrl-C
 
 
 def configure_logging(settings: Settings, process: str, *, trace_ids: TraceIds | None = None) -> None:
@@ -95,23 +95,3 @@ def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port: int = probe.getsockname()[1]
         return port
-
-
-@contextlib.contextmanager
-def stop_signals() -> Iterator[asyncio.Event]:
-    """Yield an event that SIGTERM and SIGINT set. A second signal of the same kind has its default effect."""
-    loop = asyncio.get_running_loop()
-    stop = asyncio.Event()
-    caught = (signal.SIGTERM, signal.SIGINT)
-
-    def on_signal(number: signal.Signals) -> None:
-        stop.set()
-        loop.remove_signal_handler(number)
-
-    for number in caught:
-        loop.add_signal_handler(number, on_signal, number)
-    try:
-        yield stop
-    finally:
-        for number in caught:
-            loop.remove_signal_handler(number)

@@ -17,8 +17,9 @@ from agentstream.errors import StartupError
 from agentstream.processes.broker import EmbeddedBroker, find_server
 from agentstream.processes.children import Child, Children
 from agentstream.processes.launcher import die_with_parent
-from agentstream.processes.runtime import free_port, stop_signals
+from agentstream.processes.runtime import free_port
 from agentstream.processes.shared_port import shared_port
+from agentstream.processes.stopping import stop_signals
 from agentstream.telemetry.metrics import multiproc_env, remove_process_gauges
 
 Watch = Callable[[str, Children], Coroutine[Any, Any, None]]  # takes the URL of the front end and the children
@@ -34,12 +35,14 @@ async def serve_processes(
 
     Raises StartupError if the front ends cannot listen on the port.
     """
-    with stop_signals() as stop, contextlib.ExitStack() as stack:
+    at_once = asyncio.Event()
+    with stop_signals(on_second_interrupt=at_once.set) as stop, contextlib.ExitStack() as stack:
         if what == "frontend":
             _, members = stack.enter_context(_front_ends(settings, print_line))
         else:
             members = stack.enter_context(_workers(settings, settings.processes))
-        return await Children(members, drain_timeout_s=settings.drain_timeout_s, print_line=print_line).serve(stop)
+        children = Children(members, drain_timeout_s=settings.drain_timeout_s, print_line=print_line, at_once=at_once)
+        return await children.serve(stop)
 
 
 class Supervisor:
@@ -53,6 +56,7 @@ class Supervisor:
         self._settings = settings
         self._print_line = print_line
         self._watch = watch
+        self._at_once = asyncio.Event()
 
     async def run(self) -> int:
         """Serve until SIGINT or SIGTERM. Return the exit code. Raises StartupError."""
@@ -62,7 +66,7 @@ class Supervisor:
                 "add it, or change AGENTSTREAM_QUEUE"
             )
             raise StartupError(message)
-        with stop_signals() as stop:
+        with stop_signals(on_second_interrupt=self._at_once.set) as stop:
             async with contextlib.AsyncExitStack() as stack:
                 settings = self._settings
                 if settings.redis_url is None:
@@ -82,7 +86,11 @@ class Supervisor:
         ):
             # The front ends end first: their streams can end while the workers still work.
             children = Children(
-                front_ends, workers, drain_timeout_s=settings.drain_timeout_s, print_line=self._print_line
+                front_ends,
+                workers,
+                drain_timeout_s=settings.drain_timeout_s,
+                print_line=self._print_line,
+                at_once=self._at_once,
             )
             critical = [_raise_when_broker_ends(broker)] if broker is not None else []
             return await children.serve(stop, *critical, announce=lambda: self._announce(port, children))

@@ -16,7 +16,7 @@ from agentstream.config import BUILTIN, Settings, env_name
 from agentstream.engines.base import Engine
 from agentstream.engines.demo import BuiltinEngine
 from agentstream.errors import StartupError, missing_extra
-from agentstream.processes.runtime import stop_signals
+from agentstream.processes.stopping import stop_signals
 from agentstream.protocol.jobs import open_ttl_s
 from agentstream.protocol.keys import Keys
 from agentstream.store.bus.bus import Bus
@@ -40,11 +40,16 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-async def serve_worker(settings: Settings, *, keys: Keys | None = None, number: int | None = None) -> int:
+async def serve_worker(
+    settings: Settings, *, keys: Keys | None = None, number: int | None = None, parent: int | None = None
+) -> int:
     """Work until SIGTERM or SIGINT. Return the exit code.
 
-    With a ``number`` this is one of several processes that share a metrics port. Raises StartupError if an agent cannot
-    be loaded or the metrics port is taken, and BrokerUnavailable if Redis does not answer within ``broker_wait_s``.
+    With a ``number`` this is one of several processes that share a metrics port. ``parent`` is the pipe to the process
+    that started it (see ``TurnPipe``).
+
+    Raises StartupError if an agent cannot be loaded or the metrics port is taken, and BrokerUnavailable if Redis does
+    not answer within ``broker_wait_s``.
     """
     if settings.redis_url is None:
         message = (
@@ -55,7 +60,14 @@ async def serve_worker(settings: Settings, *, keys: Keys | None = None, number: 
     agents, engine = build_agents(settings, mcp)
     with exported_spans("worker"):  # after loading the agents: their modules may set up their own provider
         return await _run_worker(
-            settings, Endpoint(settings.redis_url), keys or Keys(settings.key_prefix), number, agents, engine, mcp
+            settings,
+            Endpoint(settings.redis_url),
+            keys or Keys(settings.key_prefix),
+            number,
+            parent,
+            agents,
+            engine,
+            mcp,
         )
 
 
@@ -64,12 +76,13 @@ async def _run_worker(  # noqa: PLR0913, PLR0917 -- the parts made from the sett
     endpoint: Endpoint,
     keys: Keys,
     number: int | None,
+    parent: int | None,
     agents: dict[str, AgentResolver],
     engine: Engine | None,
     mcp: "McpServers | None",
 ) -> int:
     worker_id = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
-    link = Link(endpoint, name="agentstream-worker")
+    link = Link(endpoint, name="agentstream-worker", probe_key=keys.probe)
     queues = {name: JobQueue(endpoint, link, keys, name, worker_id=worker_id) for name in agents}
     leases = {name: Leases(queue, settings.lease_s) for name, queue in queues.items()}
     slots = Slots(settings.concurrency)
@@ -107,7 +120,7 @@ async def _run_worker(  # noqa: PLR0913, PLR0917 -- the parts made from the sett
 
     try:
         async with contextlib.AsyncExitStack() as stack:
-            stop = stack.enter_context(stop_signals())
+            stop = stack.enter_context(stop_signals(parent=parent))
             health = HealthServer(link, stop, observe=observe, render=metrics.render)
             if settings.metrics_port:
                 shared = number is not None

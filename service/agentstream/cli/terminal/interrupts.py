@@ -5,7 +5,7 @@ from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 from agentstream.cli.exits import Interrupted
-from agentstream.processes.runtime import stop_signals
+from agentstream.processes.stopping import stop_signals
 
 T = TypeVar("T")
 

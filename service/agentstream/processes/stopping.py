@@ -1,0 +1,144 @@
+"""How a process learns that it should stop: from a signal, or from its parent.
+
+Supervisors differ in whom they signal. Some signal only the parent of a service, others all its processes at once
+(systemd with ``KillMode=control-group``, some platforms). Both lead to the same drain:
+
+- A repeated SIGTERM changes nothing, because a process may get it from the supervisor and from its parent.
+- A child that gets a signal asks its parent over a pipe. If the parent stops too, the child works on until its turn.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+from collections.abc import Callable, Iterator
+from typing import Final, Self
+
+from agentstream.processes.runtime import EXIT_INTERRUPTED
+
+log = logging.getLogger(__name__)
+
+# A child that got a signal waits this long for its parent to say that it stops too. A supervisor signals all processes
+# within milliseconds; the rest is for a busy machine.
+PARENT_WORD_S: Final = 1.0
+
+_WAIT: Final = b"w"
+
+
+def exit_at_once() -> None:
+    """End this process without a cleanup, as a second ctrl-C asks for."""
+    os._exit(EXIT_INTERRUPTED)
+
+
+@contextlib.contextmanager
+def stop_signals(
+    *, on_second_interrupt: Callable[[], object] = exit_at_once, parent: int | None = None
+) -> Iterator[asyncio.Event]:
+    """Yield an event that SIGTERM, SIGINT and SIGHUP set.
+
+    More signals change nothing, except a second SIGINT: that is a person who does not want to wait. It calls
+    ``on_second_interrupt``. SIGHUP is left alone if this process was started with it ignored, as nohup does.
+
+    In a child process, ``parent`` is the child's end of the pipe to its parent (see ``TurnPipe``). The event is then
+    set when the parent says so or has ended, or after a signal that only this child got.
+    """
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    caught = [signal.SIGTERM, signal.SIGINT]
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
+        caught.append(signal.SIGHUP)
+    turn = None if parent is None else _Turn(parent, stop)
+    interrupts = 0
+
+    def on_signal(number: signal.Signals) -> None:
+        nonlocal interrupts
+        if turn is not None:
+            turn.on_signal()
+            return
+        interrupts += number == signal.SIGINT
+        if interrupts > 1:
+            on_second_interrupt()
+        elif interrupts and not stop.is_set():
+            log.info("stopping; a second ctrl-C ends at once")
+        stop.set()
+
+    for number in caught:
+        loop.add_signal_handler(number, on_signal, number)
+    try:
+        yield stop
+    finally:
+        for number in caught:
+            loop.remove_signal_handler(number)
+        if turn is not None:
+            turn.close()
+
+
+class TurnPipe:
+    """The parent's end of the pipe to a child. It tells the child when to stop.
+
+    A byte means that the parent stops and that the child's turn comes later. The end of the pipe means that it is the
+    child's turn. So a child also stops when its parent is killed.
+    """
+
+    def __init__(self) -> None:
+        """Open the pipe. ``child_end`` is for the child; close it after the child was started."""
+        self.child_end, self._end = os.pipe()
+
+    def __enter__(self) -> Self:
+        """Return the pipe while the child is started."""
+        return self
+
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        """Close the child's end, which the child has inherited; after an error also the parent's."""
+        os.close(self.child_end)
+        if error is not None:
+            self.stop()
+
+    def wait(self) -> None:
+        """Say that the parent stops, and that the child works on until its turn."""
+        if self._end >= 0:
+            with contextlib.suppress(BrokenPipeError):  # the child has ended
+                os.write(self._end, _WAIT)
+
+    def stop(self) -> None:
+        """Say that it is the child's turn to stop."""
+        if self._end >= 0:
+            os.close(self._end)
+            self._end = -1
+
+
+class _Turn:
+    """The child's end of the pipe: it sets ``stop`` when it is this child's turn."""
+
+    def __init__(self, descriptor: int, stop: asyncio.Event) -> None:
+        """Read the pipe until ``close``."""
+        self._descriptor = descriptor
+        self._stop = stop
+        self._parent_stops = False
+        self._loop = asyncio.get_running_loop()
+        os.set_blocking(descriptor, False)
+        os.set_inheritable(descriptor, False)  # noqa: FBT003 -- its signature
+        self._loop.add_reader(descriptor, self._on_word)
+
+    def on_signal(self) -> None:
+        """Stop soon, unless the parent says that it stops too."""
+        self._loop.call_later(PARENT_WORD_S, self._stop_alone)
+
+    def close(self) -> None:
+        """Stop reading the pipe."""
+        if self._descriptor >= 0:
+            self._loop.remove_reader(self._descriptor)
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def _on_word(self) -> None:
+        if os.read(self._descriptor, 64):
+            self._parent_stops = True
+        else:
+            self.close()
+            self._stop.set()
+
+    def _stop_alone(self) -> None:
+        if not self._parent_stops:
+            self._stop.set()
