@@ -294,7 +294,7 @@ async def test_the_sample_agent_is_served(tmp_path: Path) -> None:
             messages = decode(await response.read())
     finally:
         await interrupt(process)
-    assert "\nstopping\n" in process.output
+    assert re.search(r"(?m)^stopping\b", process.output)
     assert texts(messages) == ["BE ", "HEARD, ", "PLEASE "]
     assert [name for name, _ in messages if name] == ["tool_call_start", "tool_call_end", "tool_results"]
     assert parse_data(messages[1][1]["arguments"]) == {"text": "be heard, please"}
