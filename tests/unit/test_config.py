@@ -358,3 +358,37 @@ def test_known_and_foreign_variables_are_not_reported(monkeypatch: pytest.Monkey
     monkeypatch.setenv("SOMEONES_PORT", "1")
     assert unknown_variables() == []
     assert "AGENTSTREAM_PORT" in os.environ
+
+
+LINKS = {
+    "AGENTSTREAM_SERVICE_HOST": "10.96.14.7",
+    "AGENTSTREAM_SERVICE_PORT": "80",
+    "AGENTSTREAM_SERVICE_PORT_HTTP": "80",
+    "AGENTSTREAM_PORT_80_TCP": "tcp://10.96.14.7:80",
+    "AGENTSTREAM_PORT_80_TCP_PROTO": "tcp",
+    "AGENTSTREAM_PORT_80_TCP_PORT": "80",
+    "AGENTSTREAM_PORT_80_TCP_ADDR": "10.96.14.7",
+    "AGENTSTREAM_FRONTEND_PORT": "tcp://10.96.14.8:80",
+    "AGENTSTREAM_FRONTEND_SERVICE_HOST": "10.96.14.8",
+}
+
+
+@pytest.mark.parametrize("name", ["AGENTSTREAM_PORT", "AGENTSTREAM_METRICS_PORT"])
+@pytest.mark.parametrize("value", ["tcp://10.96.14.7:80", "udp://10.96.14.7:53", "tcp://[fd00::7]:80"])
+def test_the_address_of_a_kubernetes_service_is_explained(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    """If Kubernetes has set a port to the address of a Service, the error names the cause and the remedy."""
+    monkeypatch.setenv(name, value)
+    with pytest.raises(StartupError, match=r"address of a Kubernetes Service.*enableServiceLinks: false") as caught:
+        load_settings()
+    assert f"{name}={value!r}" in str(caught.value)
+
+
+def test_the_variables_of_kubernetes_services_share_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All variables of service links are reported in one line with the remedy, and other unknown ones as before."""
+    for name, value in (LINKS | {"AGENTSTREAM_WORKER": "2"}).items():
+        monkeypatch.setenv(name, value)
+    links, other = unknown_variables()
+    assert re.search("8 more variables.* agentstream, agentstream-frontend; .*enableServiceLinks: false", links)
+    assert other == "AGENTSTREAM_WORKER is not a setting; did you mean AGENTSTREAM_WORKERS?"

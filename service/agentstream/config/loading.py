@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from pydantic import AliasChoices, ValidationError
 
+from agentstream.config import service_links
 from agentstream.config.secret_values import MASK, without_secrets
 from agentstream.config.settings import ENV_PREFIX, Settings, env_name
 from agentstream.errors import StartupError
@@ -91,12 +92,17 @@ def terminal_type() -> str:
 
 
 def unknown_variables() -> list[str]:
-    """Return one line for each AGENTSTREAM_ variable that is not a setting. The line suggests a similar name."""
+    """Return one line for each AGENTSTREAM_ variable that is not a setting. The line suggests a similar name.
+
+    All variables that Kubernetes sets for Services share one line.
+    """
     known = {env_name(field) for field in Settings.model_fields} | _CLIENT_VARIABLES
     bare_names = {name.removeprefix(ENV_PREFIX): name for name in known}
-    lines = []
-    for name in sorted(os.environ):
-        if name.startswith(ENV_PREFIX) and name not in known:
+    unknown = [name for name in sorted(os.environ) if name.startswith(ENV_PREFIX) and name not in known]
+    links = [name for name in unknown if service_links.service_of(name)]
+    lines = [service_links.describe(links)] if links else []
+    for name in unknown:
+        if name not in links:
             close = similar(name.removeprefix(ENV_PREFIX), bare_names)
             lines.append(f"{name} is not a setting" + (f"; did you mean {bare_names[close[0]]}?" if close else ""))
     return lines

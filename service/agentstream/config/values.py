@@ -11,11 +11,11 @@ from urllib.parse import urlsplit
 from pydantic import BeforeValidator
 from pydantic_settings import NoDecode
 
+from agentstream.config import service_links
 from agentstream.config.secret_values import without_secrets
 
 # Whitespace, and characters without a width that editors and web pages add: zero-width spaces and byte order marks.
 _AROUND: Final = re.compile(r"\A[\s\0\u200b-\u200d\u2060\ufeff]+|[\s\0\u200b-\u200d\u2060\ufeff]+\Z")
-_SERVICE_LINK: Final = re.compile(r"(?:tcp|udp|sctp)://[^/]*\Z")
 
 _MS: Final = 1000.0
 _SECONDS_PER: Final = {"ms": 1 / _MS, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -136,10 +136,10 @@ Level = BeforeValidator(_level)
 def _port(value: object) -> object:
     if not isinstance(value, str):
         return value
-    if _SERVICE_LINK.match(value):
+    if service_links.is_address(value):
         message = (
-            "this is the address of a Kubernetes Service of that name, which Kubernetes writes into the variables of "
-            "every pod: set enableServiceLinks: false in the pod's spec, or set the port there"
+            "this is the address of a Kubernetes Service, which Kubernetes writes into every pod under the name of the "
+            f"Service: {service_links.REMEDY}, or set this variable there to the port"
         )
         raise ValueError(message)
     host, colon, port = value.rpartition(":")

@@ -48,6 +48,12 @@ def environment(role: str) -> dict[str, str | None]:
     return {entry["name"]: entry.get("value") for entry in container(role)["env"]}
 
 
+def started_with(role: str) -> dict[str, str]:
+    """Return the environment variables of a role, with examples for those that come from a secret."""
+    examples = {"REDIS_URL": "redis://redis:6379/0", "OPENAI_BASE_URL": "https://models.example/v1"}
+    return {name: value or examples.get(name, "secret") for name, value in environment(role).items()}
+
+
 each_role = pytest.mark.parametrize("role", ROLES)
 
 
@@ -77,9 +83,42 @@ def test_every_variable_is_a_setting(role: str, monkeypatch: pytest.MonkeyPatch)
     """Each container starts with its role, with existing settings and valid values."""
     assert container(role)["args"] == [role]
     assert environment(role).keys() <= {env_name(field) for field in Settings.model_fields}
-    for name, value in environment(role).items():
-        monkeypatch.setenv(name, value or "secret")
+    for name, value in started_with(role).items():
+        monkeypatch.setenv(name, value)
     Settings()
+
+
+def service_links(service: str, port: int) -> dict[str, str]:
+    """Return the variables that Kubernetes sets for a Service with one port called http."""
+    name, address = service.upper().replace("-", "_"), "10.96.14.7"
+    url = f"tcp://{address}:{port}"
+    return {
+        f"{name}_SERVICE_HOST": address,
+        f"{name}_SERVICE_PORT": str(port),
+        f"{name}_SERVICE_PORT_HTTP": str(port),
+        f"{name}_PORT": url,
+        f"{name}_PORT_{port}_TCP": url,
+        f"{name}_PORT_{port}_TCP_PROTO": "tcp",
+        f"{name}_PORT_{port}_TCP_PORT": str(port),
+        f"{name}_PORT_{port}_TCP_ADDR": address,
+    }
+
+
+@each_role
+def test_services_do_not_change_the_settings(role: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No Service of the namespace changes a setting of a pod, even in a cluster that always sets service links."""
+    assert pod(role)["enableServiceLinks"] is False
+    explicit = started_with(role)
+    for name, value in explicit.items():
+        monkeypatch.setenv(name, value)
+    expected = Settings()
+    parts = [env_name(field).lower().split("_") for field in Settings.model_fields]
+    services = {"-".join(words[:count]) for words in parts for count in range(1, len(words) + 1)}
+    assert {"agentstream", "agentstream-metrics", "redis", "openai"} <= services
+    for service in services:
+        for name, value in service_links(service, 80).items():
+            monkeypatch.setenv(name, explicit.get(name, value))
+    assert Settings() == expected
 
 
 def test_secrets_go_where_they_are_needed() -> None:
