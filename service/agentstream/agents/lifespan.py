@@ -16,6 +16,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Final, cast
 
 from agentstream.agents.contract import Agent, AgentResult, Run
+from agentstream.agents.import_errors import explain_import_error
 from agentstream.agents.shapes import as_agent, name_of, takes_nothing
 from agentstream.errors import StartupError
 
@@ -62,7 +63,7 @@ class ManagedAgent:
         except (StartupError, asyncio.CancelledError):
             raise
         except (Exception, SystemExit) as exc:  # the user's code may raise anything
-            message = f"{self._label} could not start: {type(exc).__name__}: {exc}{_origin(exc)}"
+            message = f"{self._label} could not start: {explain_import_error(exc, '')}"
             raise StartupError(message) from exc
         try:
             self._agent = as_agent(_agent_of(manager, value))
@@ -175,14 +176,3 @@ def _agent_of(manager: ContextManager, value: object) -> object:
     if value is None and type(manager).__module__ != "contextlib":
         return manager
     return value
-
-
-def _origin(exc: BaseException) -> str:
-    """Return the place in the user's code that raised an exception, or ""."""
-    traceback, place = exc.__traceback__, ""
-    while traceback is not None:
-        code = traceback.tb_frame.f_code
-        if code.co_filename != __file__:
-            place = f" ({code.co_filename}, line {traceback.tb_lineno})"
-        traceback = traceback.tb_next
-    return place

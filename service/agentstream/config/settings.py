@@ -130,6 +130,18 @@ class Settings(BaseSettings):
     mcp_servers: str | None = Field(None)
     """Path of a JSON file that lists MCP servers ({"mcpServers": {...}}). The built-in agent can call their tools."""
 
+    tools: CommaList = Field(())
+    """Tools of your own for the built-in agent, separated by commas. An entry is package.module:attribute: a function
+    with type hints and a docstring, an object with the methods of a tool, or a list of these."""
+
+    engine: str | None = Field(None)
+    """Your engine for the built-in agent, as package.module:attribute: an object with a method `stream`, or a function
+    without parameters that returns one. It replaces the model server of OPENAI_BASE_URL."""
+
+    agent_start_timeout_s: Seconds = Field(60, gt=0)
+    """Time limit in seconds for the start of a worker's agents that are context managers. They may load models and open
+    connections there."""
+
     read_url: bool = Field(default=False)
     """Give the built-in agent a tool that reads public web pages. It is off by default, because the model would choose
     the addresses that the worker connects to."""
@@ -179,6 +191,10 @@ class Settings(BaseSettings):
     question and answer. Off by default, because these texts may be private. Known keys and passwords are masked in any
     case."""
 
+    log_errors: bool = Field(default=True)
+    """Log the text and the traceback of an agent's error. `false` logs only the class of an exception and where it was
+    raised, because its text may be private. Under `up` a worker always logs the text."""
+
     # Admission
     api_keys: CommaList = Field((), repr=False)
     """API keys that clients may use as Bearer tokens, separated by commas. Without keys every client that reaches the
@@ -190,6 +206,10 @@ class Settings(BaseSettings):
 
     cors_origins: CommaList = Field(())
     """Origins from which browsers may call the API, separated by commas, or * for any. By default there are none."""
+
+    caller_headers: CommaList = Field(())
+    """Names of request headers that agents may read in run.caller.headers, separated by commas, for example those that
+    a proxy sets after a login. Headers with credentials are refused."""
 
     max_queued: int = Field(1000, ge=1)
     """Number of jobs, waiting and running, that one queue may hold. Beyond it a new request gets 429, because its
@@ -215,6 +235,14 @@ class Settings(BaseSettings):
     too late."""
 
     # Runs and streams
+    error_details: Annotated[Literal["full", "hidden"], values.Lower] = Field("full")
+    """What clients see of an agent's error: `full` shows its text. `hidden` shows a neutral sentence with the id of the
+    request, which is also in the worker's log. Workers read it."""
+
+    error_form: Annotated[Literal["text", "strict"], values.Lower] = Field("text")
+    """How a stream shows that its run failed, if the request has no header X-Agent-Errors: `text` is a sentence in the
+    answer, `strict` an error object on which SDKs raise. Front ends read it."""
+
     run_timeout_s: Seconds = Field(600, gt=0)
     """Time limit in seconds of one attempt at a run. An agent that never returns must not hold its slot for ever."""
 
@@ -299,6 +327,21 @@ class Settings(BaseSettings):
     @classmethod
     def _agent_spec(cls, spec: str | None) -> str | None:
         return None if spec in {None, "", BUILTIN} else values.agent_spec(str(spec))
+
+    @field_validator("engine")
+    @classmethod
+    def _engine_spec(cls, spec: str | None) -> str | None:
+        return values.agent_spec(spec) if spec else None
+
+    @field_validator("tools")
+    @classmethod
+    def _tool_specs(cls, specs: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(map(values.agent_spec, specs))
+
+    @field_validator("caller_headers")
+    @classmethod
+    def _caller_headers(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(map(values.caller_header, names))
 
     @field_validator("mcp_servers")
     @classmethod

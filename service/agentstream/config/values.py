@@ -36,6 +36,8 @@ _SIZE: Final = re.compile(r"(\d+(?:\.\d+)?) ?(?:([kmg])(?:i?b)?|b|bytes?)")
 _LEVELS: Final = {"warn": "warning", "err": "error", "10": "debug", "20": "info", "30": "warning", "40": "error"}
 
 _LOCAL_NAMES: Final = frozenset({"localhost", "localhost.localdomain", "localhost4", "localhost6", "ip6-localhost"})
+_HEADER_NAME: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,100}")
+_CREDENTIAL_HEADERS: Final = ("authorization", "cookie", "api-key", "apikey", "api_key")
 _HOST_NAME: Final = re.compile(r"[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*\.?")
 
 
@@ -304,3 +306,14 @@ def agent_spec(value: str) -> str:
     elif not colon:
         form += f", such as {text if text.isidentifier() else 'my_agents'}:agent"
     raise ValueError(form)
+
+
+def caller_header(name: str) -> str:
+    """Check the name of a request header that agents may read."""
+    if not _HEADER_NAME.fullmatch(name):
+        message = f"{name!r} is not the name of a header: write names such as X-User-Id, with commas between them"
+        raise ValueError(message)
+    if any(word in name.lower() for word in _CREDENTIAL_HEADERS):
+        message = f"the header {name} holds credentials, which agents must not see: remove it"
+        raise ValueError(message)
+    return name
