@@ -14,6 +14,7 @@ from agentstream.protocol.keys import Keys
 from agentstream.store.connection.endpoint import Endpoint
 from agentstream.store.connection.link import Link
 from agentstream.store.connection.wire import RespConnection
+from agentstream.telemetry.masking import forget_secrets
 from tests.helpers import TIMEOUT_S
 from tests.processes import Processes
 
@@ -95,6 +96,13 @@ async def other_link(any_broker_url: str) -> AsyncIterator[Link]:
     link = await open_link(any_broker_url, "test-other")
     yield link
     await link.close()
+
+
+@pytest.fixture(autouse=True)
+def _no_secrets() -> Iterator[None]:
+    """Forget the secrets that a test has registered: they may be ordinary words elsewhere."""
+    yield
+    forget_secrets()
 
 
 @pytest.fixture(autouse=True)

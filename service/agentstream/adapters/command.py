@@ -43,6 +43,7 @@ from agentstream.processes.launcher import die_with_parent
 from agentstream.protocol.events import MAX_EVENT_BYTES
 from agentstream.protocol.openai import Usage
 from agentstream.telemetry import tracing
+from agentstream.telemetry.masking import mask_error
 
 PROTOCOL_VERSION: Final = 1
 TERM_TIMEOUT_S: Final = 2.0  # from SIGTERM to SIGKILL; shorter than the worker's cleanup time for a cancelled agent
@@ -51,7 +52,7 @@ EOF_TIMEOUT_S: Final = 1.0
 # Limits for standard error, so that a program cannot fill the log or the memory.
 MAX_LOG_LINES: Final = 200
 MAX_LOG_CHARS: Final = 1000
-_SHOWN_BYTES: Final = 200  # an error quotes this much of an invalid line
+_SHOWN_CHARS: Final = 200  # an error quotes this much of an invalid line
 _LINE_BYTES: Final = MAX_EVENT_BYTES
 
 log = logging.getLogger(__name__)
@@ -126,7 +127,7 @@ class _Session:
         """Log the lines of standard error, up to a number of lines and characters, and remember the last line."""
         lines = 0
         async for chunk in _lines(self._stderr):
-            text = chunk.decode(errors="replace").strip()[:MAX_LOG_CHARS]
+            text = mask_error(chunk.decode(errors="replace").strip())[:MAX_LOG_CHARS]
             if text:
                 self._last_error_line = text
                 lines += 1
@@ -156,15 +157,14 @@ class _Session:
         _signal_group(self._process, signal.SIGKILL)
 
     def _handle_line(self, line: bytes) -> None:
-        shown = line[:_SHOWN_BYTES].decode(errors="replace").strip()
         if self._result is not None or self._failure is not None:
-            message = f"the program wrote a line after its result or error: {shown}"
+            message = f"the program wrote a line after its result or error: {_shown(line)}"
             raise InvalidAgentOutput(message)
         try:
             fields = orjson.loads(line)
             kind = fields.pop("type")
         except (ValueError, AttributeError, KeyError, TypeError) as exc:
-            message = f'the program wrote a line that is not a JSON object with a "type": {shown}'
+            message = f'the program wrote a line that is not a JSON object with a "type": {_shown(line)}'
             raise InvalidAgentOutput(message) from exc
         if kind == "text":
             self._run.write(fields.get("text"))
@@ -211,6 +211,11 @@ def _tool_result(fields: dict[str, Any]) -> ToolResult:
         bool(fields.get("success", True)),
         latency_s if isinstance(latency_s, int | float) else 0.0,
     )
+
+
+def _shown(line: bytes) -> str:
+    """Return the beginning of a wrong line for an error, without secrets."""
+    return mask_error(line.decode(errors="replace").strip())[:_SHOWN_CHARS]
 
 
 async def _lines(stream: asyncio.StreamReader) -> AsyncIterator[bytes]:

@@ -8,6 +8,7 @@ import orjson
 
 from agentstream.agents import AgentResult, Run, ToolResult
 from agentstream.protocol.openai import Usage
+from agentstream.telemetry.masking import mask
 
 # Limit for a tool's result in events, as in the orchestrator. The framework's own model reads the whole result.
 MAX_RESULT_CHARS: Final = 20_000
@@ -70,7 +71,7 @@ class RunReporter:
         if call is None:
             return
         latency_s = time.perf_counter() - call.started
-        text = as_text(result)[:MAX_RESULT_CHARS]
+        text = mask(as_text(result))[:MAX_RESULT_CHARS]  # a cut secret would not be recognised
         self._results.append(ToolResult(call.tool, text, success, latency_s))
         ended = {
             "tool": call.tool,

@@ -16,6 +16,7 @@ from agentstream.agents.unseen_events import warn_if_unseen
 from agentstream.errors import InvalidAgentOutput, RunCancelled
 from agentstream.protocol.events import REASONING, TEXT, TOOL_CALL_DELTA, check_agent_event
 from agentstream.protocol.openai import ChatCompletionRequest, FinishReason, Usage
+from agentstream.telemetry.masking import mask_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +187,8 @@ class Run:
         ``type`` is a letter, then up to 63 letters, digits or ``_ . : -``. Clients receive the types
         ``agent_turn_start``, ``inference_start``, ``inference_end``, ``tool_call_start`` and ``tool_call_end``. Events
         of other types are stored, but not sent; a warning in the log says so once per type. ``data`` is an object that
-        can be written as JSON, up to 1 MiB. In the two events of a tool call it has the name of the ``tool``.
+        can be written as JSON, up to 1 MiB; known
+        secrets in it are masked. In the two events of a tool call it has the name of the ``tool``.
 
         After a ``tool_call_start`` no other attempt runs this agent again, so that no tool runs twice. In a thread the
         call returns when that event is stored; on the event loop, await ``drain`` before you run the tool.
@@ -199,7 +201,7 @@ class Run:
         self._raise_if_cancelled()
         check_agent_event(type, data)
         warn_if_unseen(type)
-        self._sink.put(type, data)
+        self._sink.put(type, mask_json(data))
 
     def write(self, text: str) -> None:
         """Stream the next piece of the answer's text. Any thread may call it.

@@ -15,6 +15,7 @@ from agentstream.agents.turn import Turn, TurnRunner
 from agentstream.engines.base import SUMMARY_PROMPT, Engine, EngineError, EngineToolCall, ToolSchema
 from agentstream.protocol.openai import ChatCompletionRequest, Usage
 from agentstream.telemetry import tracing
+from agentstream.telemetry.masking import mask
 from agentstream.tools.toolbox import Toolbox, ToolOutcome
 
 AGENT_NAME: Final = "orchestrator"
@@ -185,7 +186,7 @@ class Orchestrator:
             outcome = await self._toolbox.call(call.name, call.arguments)
             if tracing.content_enabled():
                 content = {"gen_ai.tool.call.arguments": call.arguments, "gen_ai.tool.call.result": outcome.content}
-                span.set({key: text[: tracing.MAX_CONTENT_CHARS] for key, text in content.items()})
+                span.set({key: mask(text)[: tracing.MAX_CONTENT_CHARS] for key, text in content.items()})
             if not outcome.success:
                 span.fail("tool_error", outcome.content)
         return outcome

@@ -9,6 +9,7 @@ import click
 
 from agentstream.errors import BrokerUnavailable, BusError, StartupError
 from agentstream.processes.runtime import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_WRONG_SETTINGS, run_loop
+from agentstream.telemetry.masking import mask_error
 
 EXIT_UNREACHABLE: Final = 3
 EXIT_REFUSED: Final = 4
@@ -21,7 +22,7 @@ class Failed(click.ClickException):
 
     def show(self, file: IO[Any] | None = None) -> None:
         """Print the error."""
-        click.echo(f"error: {self.message}", file=file, err=file is None)
+        click.echo(f"error: {mask_error(self.message)}", file=file, err=file is None)
 
 
 class WrongSettings(Failed):

@@ -8,6 +8,7 @@ import click
 from agentstream.cli.exits import WrongSettings
 from agentstream.config import Settings, env_name, load_settings
 from agentstream.errors import StartupError
+from agentstream.telemetry.masking import register_secrets
 
 DEFAULT_URL: Final = "http://127.0.0.1:8000"
 
@@ -53,9 +54,11 @@ def format_value(value: object) -> str:
 def settings_from(flags: dict[str, Any]) -> Settings:
     """Return the settings from the environment, overridden by these flags. Raises WrongSettings."""
     try:
-        return load_settings(**flags)
+        settings = load_settings(**flags)
     except StartupError as exc:
         raise WrongSettings(str(exc)) from exc
+    register_secrets(settings.secrets())
+    return settings
 
 
 def redis_url_of(settings: Settings) -> str:

@@ -17,9 +17,12 @@ from agentstream.engines.base import (
     ToolChoice,
     ToolSchema,
 )
+from agentstream.engines.proxies import proxy_of, unusable_proxy
 from agentstream.engines.spans import inference_span, record_output_messages, record_response
+from agentstream.errors import StartupError
 from agentstream.protocol.openai import ChatCompletionRequest, Usage
 from agentstream.telemetry import tracing
+from agentstream.telemetry.masking import mask_error, register_secrets
 
 # Parameters of the client's request that are sent to the model server under the same names.
 _FORWARDED_PARAMETERS: Final = (
@@ -45,11 +48,10 @@ CONNECT_TIMEOUT_S: Final = 10.0  # a running server completes the handshake much
 # 5xx. It waits with backoff, or for the server's Retry-After if that is at most 2 minutes. With a longer Retry-After
 # it does not retry.
 MAX_RETRIES: Final = 2
-# Shorter keys are not masked in errors: they are placeholders such as "none", which may also be words of the text.
-SHORTEST_SECRET_CHARS: Final = 8
 # Limit for the text of an upstream error: some proxies answer with a whole web page.
 MAX_ERROR_CHARS: Final = 1000
 _PORTS: Final = {"http": 80, "https": 443}
+_FROM_PROXY: Final = (407, 502, 503, 504)  # statuses that a proxy also answers itself
 
 log = logging.getLogger(__name__)
 
@@ -72,16 +74,24 @@ class OpenAIEngine:
 
         ``model`` replaces the model name of the requests. ``timeout_s`` is the longest wait for the first token and
         between two tokens, in seconds; reasoning models may need a minute or more. ``max_retries`` is the number of
-        retries before the answer begins.
+        retries before the answer begins. Raises StartupError if the proxy variables of the environment are wrong.
         """
         self._model = model
-        self._api_key = api_key or ""
-        self._client = openai.AsyncOpenAI(
-            base_url=base_url,
-            api_key=api_key or "none",  # the client requires a key, also for local servers that need none
-            timeout=openai.Timeout(timeout_s, connect=min(CONNECT_TIMEOUT_S, timeout_s)),
-            max_retries=max_retries,
-        )
+        register_secrets([api_key or ""])
+        try:
+            self._client = openai.AsyncOpenAI(
+                base_url=base_url,
+                api_key=api_key or "none",  # the client requires a key, also for local servers that need none
+                timeout=openai.Timeout(timeout_s, connect=min(CONNECT_TIMEOUT_S, timeout_s)),
+                max_retries=max_retries,
+            )
+        except Exception as exc:  # httpx raises several classes for wrong URLs and for a missing package
+            reason = unusable_proxy() or (
+                "the client of the model server does not start with OPENAI_BASE_URL and the variables HTTP_PROXY, "
+                f"HTTPS_PROXY, ALL_PROXY and NO_PROXY: {mask_error(str(exc) or type(exc).__name__)}"
+            )
+            raise StartupError(reason) from exc
+        self._proxy = proxy_of(base_url)
         url = self._client.base_url
         self._where = {"server.address": url.host, "server.port": url.port or _PORTS.get(url.scheme)}
 
@@ -170,7 +180,9 @@ class OpenAIEngine:
         return parameters
 
     def _explained(self, exc: openai.OpenAIError) -> str:
-        """Return the error's text with the upstream status and message, without the API key and the server's address.
+        """Return the error's text with the upstream status and message, without secrets and the server's address.
+
+        If the request went through a proxy, and the error may be the proxy's, the text names it.
 
         ``errors.failure_code`` searches the text for "400" and "context length". An address could contain "400".
         """
@@ -184,9 +196,9 @@ class OpenAIEngine:
                 text = f"{text} - {body}"
             if exc.code == "context_length_exceeded" and "context length" not in text.lower():
                 text = f"{text} (context length exceeded)"
-        if len(self._api_key) >= SHORTEST_SECRET_CHARS:
-            text = text.replace(self._api_key, "***")
-        return text[:MAX_ERROR_CHARS]
+        text = mask_error(text)[:MAX_ERROR_CHARS]
+        may_be_proxy = not isinstance(exc, openai.APIStatusError) or exc.status_code in _FROM_PROXY
+        return f"{text} (through the proxy {self._proxy})" if self._proxy and may_be_proxy else text
 
 
 @dataclass(slots=True)

@@ -26,6 +26,7 @@ from agentstream.store.connection.endpoint import Endpoint
 from agentstream.store.connection.link import Link
 from agentstream.store.runs import RunStore
 from agentstream.telemetry import tracing
+from agentstream.telemetry.masking import register_secrets
 from agentstream.telemetry.metrics import observe_periodically
 
 log = logging.getLogger(__name__)
@@ -41,6 +42,7 @@ def create_app(settings: Settings, *, keys: Keys | None = None, number: int | No
         message = "REDIS_URL is not set; set it, or run `agentstream up`, which starts its own Redis"
         raise StartupError(message)
     link = Link(Endpoint(settings.redis_url), name="agentstream-frontend")
+    register_secrets(settings.secrets())
     keys = keys or Keys(settings.key_prefix)
     middlewares = [middleware.cors(settings.cors_origins)] if settings.cors_origins else []
     app = web.Application(client_max_size=settings.max_body_bytes, middlewares=middlewares)

@@ -26,6 +26,7 @@ from agentstream.errors import (
 )
 from agentstream.frontend.context import CONTEXT
 from agentstream.frontend.request_log import RequestLog, assign_request_id
+from agentstream.telemetry.masking import mask_error
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 BROKER_RETRY_AFTER_S: Final = 2
@@ -94,7 +95,7 @@ async def no_such_route(request: web.Request) -> web.StreamResponse:
 
 
 def error_response(error: RequestError) -> web.Response:
-    """Return the HTTP response for an error."""
+    """Return the HTTP response for an error, without secrets."""
     headers = {}
     if error.retry_after_s is not None:
         headers["Retry-After"] = str(error.retry_after_s)
@@ -103,7 +104,9 @@ def error_response(error: RequestError) -> web.Response:
         status = error.run_status
         if error.error_code != QUEUE_TIMEOUT:
             headers["X-Should-Retry"] = "false"  # the agent has run: a retry by an SDK would run it again
-    response = web.json_response(error.body(), status=status, headers=headers)
+    body = error.body()
+    body["error"]["message"] = mask_error(body["error"]["message"])
+    response = web.json_response(body, status=status, headers=headers)
     if not isinstance(error, RunFailed):
         response[REJECTED_AS] = error.error_code
     return response

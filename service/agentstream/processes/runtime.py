@@ -14,6 +14,7 @@ from typing import Any, Final
 from agentstream.config import Settings
 from agentstream.errors import AgentStreamError, StartupError
 from agentstream.telemetry.log_format import JsonFormatter, TextFormatter, TraceIds
+from agentstream.telemetry.masking import register_secrets
 
 log = logging.getLogger(__name__)
 
@@ -29,13 +30,14 @@ EXIT_INTERRUPTED: Final = 130  # 128 + SIGINT, as shells report ctrl-C
 
 
 def configure_logging(settings: Settings, process: str, *, trace_ids: TraceIds | None = None) -> None:
-    """Log to standard error in the form of the settings. Log uncaught exceptions too.
+    """Log to standard error in the form of the settings, without secrets. Log uncaught exceptions too.
 
     ``trace_ids`` returns the ids of the trace and of the current span in hex, or None if there is no span.
     """
     form = JsonFormatter if settings.log_format == "json" else TextFormatter
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(form(process, content=settings.log_content, secrets=settings.secrets(), trace_ids=trace_ids))
+    register_secrets(settings.secrets())
+    handler.setFormatter(form(process, content=settings.log_content, trace_ids=trace_ids))
     logging.basicConfig(level=settings.log_level.upper(), handlers=[handler], force=True)
     for noisy in NOISY:
         logging.getLogger(noisy).setLevel(max(logging.WARNING, logging.getLevelName(settings.log_level.upper())))

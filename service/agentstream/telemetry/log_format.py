@@ -4,15 +4,15 @@ A line contains no text of users, models and tools, unless the settings allow it
 any of these, for example the arguments of a tool or the answer of a model server. So a log line shows only the class of
 an exception, in a traceback and among the arguments of the line. It also shows the text of our own errors about Redis,
 the service and the start, and of errors of the operating system. With ``content`` it shows every text. Known secrets
-are always masked. Lines of agents and libraries get the same format: everything goes through the logging module of the
-standard library.
+are always masked (see ``masking``). Lines of agents and libraries get the same format: everything goes through the
+logging module of the standard library.
 """
 
 import json
 import logging
 import re
 import traceback
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -20,6 +20,7 @@ import orjson
 
 from agentstream.errors import BusError, RunFailed, ServiceError, StartupError
 from agentstream.telemetry.log_context import LogContext, current_log_context
+from agentstream.telemetry.masking import mask, mask_error
 
 # Limits of one line. A traceback of depth 50 has about 5,000 characters.
 MAX_MESSAGE_CHARS: Final = 8000
@@ -27,7 +28,6 @@ MAX_EXCEPTION_CHARS: Final = 20_000
 MAX_FIELD_CHARS: Final = 1000
 MAX_FRAMES: Final = 50  # the innermost frames of a traceback
 MAX_EXCEPTIONS: Final = 10  # in a chain or a group
-MIN_SECRET_CHARS: Final = 6  # a shorter secret may be part of other words
 
 # Characters that can forge a line or control a terminal: all controls, and the line separators of Unicode.
 _CONTROLS: Final = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
@@ -47,10 +47,8 @@ TraceIds = Callable[[], tuple[str, str] | None]
 class LineFormatter(logging.Formatter):
     """The common part of both formats."""
 
-    def __init__(
-        self, process: str, *, content: bool = False, secrets: Collection[str] = (), trace_ids: TraceIds | None = None
-    ) -> None:
-        """Take the name of the process and the secrets to mask.
+    def __init__(self, process: str, *, content: bool = False, trace_ids: TraceIds | None = None) -> None:
+        """Take the name of the process.
 
         ``content`` allows the texts of users, models and tools. ``trace_ids`` returns the ids of the trace and of the
         current span.
@@ -58,7 +56,6 @@ class LineFormatter(logging.Formatter):
         super().__init__()
         self._process = process
         self._content = content
-        self._secrets = sorted((secret for secret in secrets if len(secret) >= MIN_SECRET_CHARS), key=len, reverse=True)
         self._trace_ids = trace_ids
 
     def format(self, record: logging.LogRecord) -> str:
@@ -71,7 +68,7 @@ class LineFormatter(logging.Formatter):
         except Exception as exc:  # noqa: BLE001 -- a value of the caller may raise anything
             text = f"cannot format a log line of {record.pathname}:{record.lineno}: {type(exc).__name__}"
             line = self.line(logging.LogRecord(record.name, record.levelno, record.pathname, 0, text, (), None))
-        return self._masked(line)
+        return mask(line)
 
     def line(self, record: logging.LogRecord) -> str:
         """Return the line before secrets are masked."""
@@ -114,11 +111,6 @@ class LineFormatter(logging.Formatter):
             if isinstance(value, BaseException)
             else value
         )
-
-    def _masked(self, line: str) -> str:
-        for secret in self._secrets:
-            line = line.replace(secret, "***")
-        return line
 
 
 class TextFormatter(LineFormatter):
@@ -171,7 +163,7 @@ class _RedactedException:
 
 def describe_exception(exc: BaseException, *, content: bool) -> str:
     """Return the class of an exception, and its text if the text cannot come from a user or ``content`` allows it."""
-    text = str(exc) if content else _harmless_text(exc)
+    text = mask_error(str(exc) if content else _harmless_text(exc))
     return f"{type(exc).__name__}: {text}" if text else type(exc).__name__
 
 
@@ -208,7 +200,8 @@ def _time_of(record: logging.LogRecord) -> str:
 
 
 def _cut(text: str, characters: int) -> str:
-    return text if len(text) <= characters else f"{text[:characters]}... ({len(text)} characters)"
+    """Return the text up to a length. Secrets are masked before the cut: half of one would not be recognised."""
+    return text if len(text) <= characters else f"{mask(text)[:characters]}... ({len(text)} characters)"
 
 
 def _indented(text: str) -> str:

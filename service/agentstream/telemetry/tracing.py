@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
+from agentstream.telemetry.masking import mask, mask_error
+
 if TYPE_CHECKING:
     from opentelemetry import trace
     from opentelemetry.context import Context
@@ -90,7 +92,7 @@ class Span:
         if self._span is not None and not self._failed:
             self._failed = True
             self._span.set_attribute(ERROR_TYPE, error_type)
-            description = _sendable(message[:MAX_MESSAGE_CHARS]) if _api.content and message else None
+            description = _sendable(mask_error(message)[:MAX_MESSAGE_CHARS]) if _api.content and message else None
             self._span.set_status(_api.trace.StatusCode.ERROR, description)
 
     def link(self, carrier: Carrier) -> None:
@@ -210,6 +212,7 @@ def _span_attributes(attributes: Attributes) -> dict[str, Any]:
 def _sendable(value: Any) -> Any:  # noqa: ANN401 -- the value of an attribute
     """Return a value that protobuf can hold. A value that it cannot hold would lose all spans of the same message."""
     if isinstance(value, str):
+        value = mask(value)
         return value if value.isascii() else value.encode(errors="replace").decode()  # lone surrogates
     if isinstance(value, int) and value.bit_length() > _INT_BITS:
         return str(value)

@@ -17,18 +17,21 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Annotated, Any, Final, Self
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 import httpx2
 from mcp import Client, MCPError, StdioServerParameters, stdio_client, types
 from mcp.client.streamable_http import streamable_http_client
 from mcp.types import CONNECTION_CLOSED, INVALID_PARAMS
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from agentstream.engines.proxies import proxy_of, unusable_proxy
 from agentstream.errors import StartupError
 from agentstream.processes.launcher import die_with_parent
+from agentstream.telemetry.masking import mask_error, register_secrets
 from agentstream.tools.base import Tool, ToolError
 
 CONNECT_TIMEOUT_S: Final = 10.0  # for opening a session; `npx` may need longer to download, and is then retried
@@ -38,9 +41,24 @@ STABLE_S: Final = 30.0  # after a session of this length the delays start again 
 CLOSE_TIMEOUT_S: Final = 8.0  # the client needs up to 6 s to end a process that does not stop
 MAX_TOOLS: Final = 500  # of one server; models cannot choose from more
 MAX_NAME_CHARS: Final = 64  # OpenAI's limit for the name of a function
+MIN_URL_KEY_CHARS: Final = 16  # shorter parts of an address are words
 
 log = logging.getLogger(__name__)
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
+_SECRET_NAME: Final = re.compile(r"(?i)key|token|secret|pass|auth|credential")
+_DIGIT: Final = re.compile(r"\d")
+
+
+def _header_value(value: str) -> str:
+    """Return a header's value without whitespace around it. The error about a wrong character does not quote it."""
+    value = value.strip()
+    at = next((at for at, char in enumerate(value, 1) if not (char == "\t" or " " <= char <= "~")), None)
+    if at is not None:
+        message = (
+            f"character {at} cannot be part of a header (a line end, a control character or one that is not ASCII)"
+        )
+        raise ValueError(message)
+    return value
 
 
 class McpServerConfig(BaseModel):
@@ -53,7 +71,7 @@ class McpServerConfig(BaseModel):
     env: dict[str, str] = Field(default_factory=dict)
     cwd: str | None = None
     url: str | None = None
-    headers: dict[str, str] = Field(default_factory=dict)
+    headers: dict[str, Annotated[str, AfterValidator(_header_value)]] = Field(default_factory=dict)
     type: str | None = None
     disabled: bool = False
 
@@ -61,6 +79,9 @@ class McpServerConfig(BaseModel):
     def _one_way_to_reach_it(self) -> Self:
         if (self.command is None) == (self.url is None):
             message = "needs either a command or a url"
+            raise ValueError(message)
+        if self.url is not None and not self.url.lower().startswith(("http://", "https://")):
+            message = "the url must begin with http:// or https://"
             raise ValueError(message)
         if self.type == "sse":
             message = 'type "sse" is not supported; use the server\'s address for streamable HTTP'
@@ -90,7 +111,26 @@ def read_servers(path: str) -> dict[str, McpServerConfig]:
         if server.command is not None and not server.disabled and shutil.which(server.command) is None:
             message = f"MCP server {name!r} in {path}: no program {server.command!r} on PATH"
             raise StartupError(message)
-    return {name: server for name, server in servers.items() if not server.disabled}
+    used = {name: server for name, server in servers.items() if not server.disabled}
+    if any(server.url for server in used.values()) and (fault := unusable_proxy()):
+        raise StartupError(fault)
+    for server in used.values():
+        register_secrets(_secrets_of(server))
+    return used
+
+
+def _secrets_of(server: McpServerConfig) -> Iterator[str]:
+    """Yield the keys and passwords of an entry, which no error, event or log line may show."""
+    for value in server.headers.values():
+        yield value
+        yield value.partition(" ")[2]  # without a scheme such as Bearer
+    yield from (value for name, value in server.env.items() if _SECRET_NAME.search(name))
+    if server.url:
+        parts = urlsplit(server.url)
+        yield from (parts.password or "", unquote(parts.password or ""), parts.query)
+        yield from (value for _, value in parse_qsl(parts.query) if len(value) >= MIN_URL_KEY_CHARS)
+        # Some services give each user an address with a key as a part of the path.
+        yield from (part for part in parts.path.split("/") if len(part) >= MIN_URL_KEY_CHARS and _DIGIT.search(part))
 
 
 def _expand_variables(value: Any) -> Any:  # noqa: ANN401 -- JSON
@@ -235,8 +275,12 @@ class _Connection:
             may_be_lost = self._config.url is not None and exc.error.code != INVALID_PARAMS
             if may_be_lost or exc.error.code == CONNECTION_CLOSED:
                 self._mark_lost(client, exc)
-            message = f"the MCP server {self.name!r} failed: {exc}"
+            message = mask_error(f"the MCP server {self.name!r} failed: {exc}")
             raise ToolError(message) from exc
+
+    def _through_proxy(self) -> str:
+        proxy = proxy_of(self._config.url) if self._config.url else ""
+        return f" (through the proxy {proxy})" if proxy else ""
 
     def _mark_lost(self, client: Client, reason: object) -> None:
         if self._client is client:
@@ -257,7 +301,7 @@ class _Connection:
                 self._reason = "the session was cancelled"  # by one of the client's own task groups
             except Exception as exc:  # noqa: BLE001 -- a server, its pipe or its HTTP answers can cause any error
                 cause = _cause(exc)
-                self._reason = f"{type(cause).__name__}: {cause}".rstrip(": ")
+                self._reason = mask_error(f"{type(cause).__name__}: {cause}".rstrip(": ")) + self._through_proxy()
             self._client = None
             self.first_attempt_done.set()
             if self._stop.is_set():

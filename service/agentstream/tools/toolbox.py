@@ -10,6 +10,7 @@ from typing import Any
 import orjson
 
 from agentstream.engines.base import ToolSchema
+from agentstream.telemetry.masking import mask, mask_error
 from agentstream.tools.base import Tool, ToolError
 from agentstream.tools.calculator import Calculator
 from agentstream.tools.current_time import CurrentTime
@@ -88,15 +89,15 @@ class Toolbox:
                 content = await self._run(name, arguments_json)
             success = True
         except ToolError as exc:
-            content = str(exc)
+            content = mask_error(str(exc))
         except Exception as exc:
             if isinstance(exc, TimeoutError) and limit.expired():
                 content = f"{name} took longer than {self._timeout_s:g} s and was stopped"
             else:
                 log.warning("tool %s failed", name, exc_info=exc)
-                content = f"{name} failed: {type(exc).__name__}: {exc}"
+                content = mask_error(f"{name} failed: {type(exc).__name__}: {exc}")
         latency_s = time.perf_counter() - started
-        return ToolOutcome(tool=name, content=_capped(content), success=success, latency_s=latency_s)
+        return ToolOutcome(tool=name, content=_capped(mask(content)), success=success, latency_s=latency_s)
 
     async def _run(self, name: str, arguments_json: str) -> str:
         tools = self.tools()

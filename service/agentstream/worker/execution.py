@@ -21,6 +21,7 @@ from agentstream.protocol.openai import ChatCompletionRequest
 from agentstream.store.bus.publisher import RunPublisher
 from agentstream.store.queue import Claim
 from agentstream.stream.transcript import tool_result
+from agentstream.telemetry.masking import mask, mask_error
 from agentstream.worker.spans import agent_span, record_end
 from agentstream.worker.tally import Tally
 
@@ -217,10 +218,13 @@ class Execution:
         # An agent may forget this reason. Clients look at it before they look for calls.
         calls = self.tally.has_client_calls and result.finish_reason == "stop"
         return {
-            "content": None if streamed else result.content,
+            "content": None if streamed else mask(result.content),
             "tool_results": [
                 tool_result(
-                    tool.tool_name, success=bool(tool.success), output=tool.content, latency_s=tool.latency_seconds
+                    tool.tool_name,
+                    success=bool(tool.success),
+                    output=mask(tool.content),
+                    latency_s=tool.latency_seconds,
                 )
                 for tool in result.tool_results
             ],
@@ -230,8 +234,8 @@ class Execution:
 
 
 def failed_event(code: str, message: str) -> Terminal:
-    """Return the terminal event of a failed run. The message is cut to MAX_MESSAGE_CHARACTERS."""
-    return RUN_FAILED, {"code": code, "message": message[: errors.MAX_MESSAGE_CHARACTERS]}
+    """Return the terminal event of a failed run. Its message has no secrets, and is cut to MAX_MESSAGE_CHARACTERS."""
+    return RUN_FAILED, {"code": code, "message": mask_error(message)[: errors.MAX_MESSAGE_CHARACTERS]}
 
 
 async def _await_agent(outcome: object, run: Run) -> object:

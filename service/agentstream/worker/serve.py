@@ -18,6 +18,7 @@ from agentstream.store.bus.publisher import LogLimits
 from agentstream.store.connection.endpoint import Endpoint
 from agentstream.store.connection.link import Link
 from agentstream.store.queue import JobQueue
+from agentstream.telemetry.masking import register_secrets
 from agentstream.telemetry.otel import exported_spans
 from agentstream.worker.agent_set import AgentSet, build_agents
 from agentstream.worker.health_server import HealthServer
@@ -46,6 +47,7 @@ async def serve_worker(
             "REDIS_URL is not set: a worker needs Redis. Set it, or run `agentstream up`, which starts a private broker"
         )
         raise StartupError(message)
+    register_secrets(settings.secrets())
     agents = build_agents(settings)
     with exported_spans("worker"):  # after loading the agents: their modules may set up their own provider
         return await _run_worker(

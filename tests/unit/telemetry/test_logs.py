@@ -21,6 +21,7 @@ from agentstream.telemetry.log_format import (
     LineFormatter,
     TextFormatter,
 )
+from agentstream.telemetry.masking import register_secrets
 from tests.helpers import TIMEOUT_S
 
 FORMATS = [TextFormatter, JsonFormatter]
@@ -138,9 +139,18 @@ def test_secrets_are_masked_everywhere(form: type[LineFormatter]) -> None:
     """A known secret is masked in messages, fields and tracebacks, but a very short one is not."""
     error = raised(ValueError("sk-secret"))
     made = record("sk-secret of a", exc=error, field="x sk-secret-longer")
-    line = form("worker", content=True, secrets=["sk-secret", "sk-secret-longer", "a"]).format(made)
+    register_secrets(["sk-secret", "sk-secret-longer", "a"])
+    line = form("worker", content=True).format(made)
     assert "secret" not in line.replace("test_secrets", "")
     assert "*** of a" in line
+
+
+@each_format
+def test_a_secret_at_a_cut_is_masked(form: type[LineFormatter]) -> None:
+    """A secret is masked even if the line is cut in the middle of it."""
+    register_secrets(["sk-hidden-0123456789"])
+    line = form("worker").format(record("x" * (MAX_MESSAGE_CHARS - 8) + "sk-hidden-0123456789" + "y" * 100))
+    assert "sk-hid" not in line
 
 
 @each_format

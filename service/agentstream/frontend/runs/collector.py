@@ -10,6 +10,7 @@ from agentstream.frontend.runs.watcher import Deadlines
 from agentstream.protocol.events import TEXT, WRITTEN_EVENTS, Batch, written_characters
 from agentstream.stream.views import Fold
 from agentstream.telemetry.log_context import current_log_context, log_extra
+from agentstream.telemetry.masking import mask_error
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +97,7 @@ class Collector:
         """Give up on the run with this error, unless the run has ended."""
         if not self._done.done():
             self.given_up_code = code
-            self._done.set_exception(RunFailed(message, code=code))
+            self._done.set_exception(RunFailed(mask_error(message), code=code))
 
     def tick(self, now_s: float) -> None:
         """Check the deadlines: compare a silent run with its replay log, or give up on it."""

@@ -19,6 +19,7 @@ from agentstream.store.bus.feed import RunFeed
 from agentstream.stream import sse
 from agentstream.stream.chat import StreamMachine
 from agentstream.telemetry.log_context import current_log_context, log_extra
+from agentstream.telemetry.masking import mask_error
 
 log = logging.getLogger(__name__)
 
@@ -197,7 +198,7 @@ class StreamPump:
         """Give up on the run: end the stream with an error frame, unless it has ended."""
         if self._machine.tail is None:
             self.given_up_code = code
-            self._machine.fail(code, message)
+            self._machine.fail(code, mask_error(message))
             self._wake_up()
 
     # -- from the watcher ---------------------------------------------------------------------------
