@@ -99,6 +99,7 @@ class Processes:
         self._folder = folder
         self.queue = f"test-{secrets.token_hex(6)}"
         self.started: list[Process] = []
+        self.cwd = AGENTS  # the folder of the test agents
 
     async def __aenter__(self) -> Self:
         return self
@@ -107,7 +108,7 @@ class Processes:
         await asyncio.gather(*(process.stop() for process in reversed(self.started)))
 
     async def start(self, *arguments: str, **environment: str) -> Process:
-        """Start ``agentstream <arguments>`` with these settings, in the folder of the test agents."""
+        """Start ``agentstream <arguments>`` with these settings, in the folder ``cwd``."""
         env = {
             **os.environ,
             "PYTHONPATH": str(ROOT),
@@ -123,7 +124,7 @@ class Processes:
                 "-m",
                 "agentstream",
                 *arguments,
-                cwd=AGENTS,
+                cwd=self.cwd,
                 env=env,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.STDOUT,

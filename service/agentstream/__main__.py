@@ -28,7 +28,7 @@ def _run(process: str, flags: dict[str, Any], main: "Callable[[Settings], Corout
         configure_logging,
         run_loop,
     )
-    from agentstream.telemetry import tracing  # noqa: PLC0415
+    from agentstream.telemetry import masking, tracing  # noqa: PLC0415
 
     try:
         settings = load_settings(**flags)
@@ -37,7 +37,7 @@ def _run(process: str, flags: dict[str, Any], main: "Callable[[Settings], Corout
             click.echo(f"warning: {line}", err=True)
         code = run_loop(main(settings))
     except StartupError as exc:
-        click.echo(f"agentstream {process}: {exc}", err=True)
+        click.echo(f"agentstream {process}: {masking.mask_error(str(exc))}", err=True)
         code = EXIT_WRONG_SETTINGS
     except KeyboardInterrupt:  # before the process handles signals itself
         code = EXIT_INTERRUPTED
@@ -52,15 +52,22 @@ def _up() -> click.Command:
 
     @click.command("up")
     @setting_flags()
-    def up(**flags: Any) -> None:  # noqa: ANN401
+    @click.option(
+        "--reload", is_flag=True, help="Replace the workers when a Python file in the working directory changes."
+    )
+    def up(*, reload: bool, **flags: Any) -> None:  # noqa: ANN401
         """Start everything on this machine.
 
         Starts the front end, the workers and, if REDIS_URL is not set, a private broker. ctrl-C stops all of them.
 
         On a terminal, the last two rows show the address, the workers, the open runs and the tokens per second.
+
+        While you write an agent, use --reload. After a change, new workers take the new requests. Runs that have begun
+        end on the old workers, within AGENTSTREAM_DRAIN_TIMEOUT_S. If the new code cannot be imported, the error is
+        shown, and the next change tries again.
         """
         watch = live_status if is_terminal(sys.stdout) else None
-        _run("up", flags, lambda settings: Supervisor(settings, click.echo, watch).run())
+        _run("up", flags, lambda settings: Supervisor(settings, click.echo, watch, reload=reload).run())
 
     return up
 

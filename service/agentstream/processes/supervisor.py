@@ -6,8 +6,9 @@ import os
 import shlex
 import sys
 import tempfile
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, Final, Literal
 
 import aiohttp
@@ -16,6 +17,7 @@ from agentstream.config import BUILTIN, Settings, env_name, environment
 from agentstream.errors import StartupError
 from agentstream.processes.broker import EmbeddedBroker, find_server
 from agentstream.processes.children import Child, Children
+from agentstream.processes.file_watch import FileWatch
 from agentstream.processes.launcher import die_with_parent
 from agentstream.processes.runtime import free_port
 from agentstream.processes.shared_port import shared_port
@@ -48,12 +50,21 @@ async def serve_processes(
 class Supervisor:
     """``agentstream up``: the broker, workers and front ends as child processes that end together."""
 
-    def __init__(self, settings: Settings, print_line: Callable[[str], None], watch: Watch | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        print_line: Callable[[str], None],
+        watch: Watch | None = None,
+        *,
+        reload: bool = False,
+    ) -> None:
         """Take the settings. ``print_line`` prints a line for the user.
 
-        ``watch`` is awaited when the front ends are ready. It runs until the end.
+        ``watch`` is awaited when the front ends are ready. It runs until the end. With ``reload``, the workers are
+        replaced each time that a Python file of the working directory changes.
         """
         self._settings = settings
+        self._reload = reload
         self._print_line = print_line
         self._watch = watch
         self._at_once = asyncio.Event()
@@ -91,18 +102,37 @@ class Supervisor:
                 drain_timeout_s=settings.drain_timeout_s,
                 print_line=self._print_line,
                 at_once=self._at_once,
+                reload=self._reload,
             )
             critical = [_raise_when_broker_ends(broker)] if broker is not None else []
+            if self._reload:
+                critical.append(self._replace_workers(children, workers))
             return await children.serve(stop, *critical, announce=lambda: self._announce(port, children))
 
+    async def _replace_workers(self, children: Children, workers: Sequence[Child]) -> None:
+        """Replace the workers each time that a file changes, and print which one."""
+        others = [Path(self._settings.mcp_servers)] if self._settings.mcp_servers else []
+        watch = await asyncio.to_thread(FileWatch, Path(), others)
+        self._print_line(f"reload    watches {watch.count} files in the working directory")
+        if watch.truncated:
+            self._print_line("warning   the working directory has more files than --reload watches: start it elsewhere")
+        async for changed in watch.changes():
+            more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
+            self._print_line(f"changed   {changed[0]}{more}: replacing the workers; runs may end on the old ones")
+            children.reload(workers)
+
     async def _announce(self, port: int, children: Children) -> None:
-        """Wait until the front ends are ready, then print what is served and where. Raises StartupError after 30 s."""
+        """Wait until the front ends are ready, then print what is served and where.
+
+        Raises StartupError after 30 s. With ``reload`` it waits for ever: a change may let the workers start.
+        """
         settings = self._settings
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)  # noqa: S104 -- every address
         url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
         timeout = aiohttp.ClientTimeout(total=2)
         try:
-            async with asyncio.timeout(READY_TIMEOUT_S), aiohttp.ClientSession(timeout=timeout) as session:
+            limit_s = None if self._reload else READY_TIMEOUT_S
+            async with asyncio.timeout(limit_s), aiohttp.ClientSession(timeout=timeout) as session:
                 while not await _is_ready(session, url, settings):  # noqa: ASYNC110 -- another process's state
                     await asyncio.sleep(READY_POLL_S)
         except TimeoutError as exc:
