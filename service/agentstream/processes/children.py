@@ -80,11 +80,6 @@ class Children:
         """Whether the children are being ended."""
         return self._stopping.is_set()
 
-    @property
-    def drain_timeout_s(self) -> float:
-        """The time in seconds that each group of children gets to drain."""
-        return self._drain_timeout_s
-
     def reload(self, children: Sequence[Child]) -> None:
         """Replace these children by new processes. The old ones drain at the same time."""
         for child in children:
@@ -128,7 +123,8 @@ class Children:
         """Print why the children are ended, and return the exit code."""
         if stopped in done:
             self._print_line(
-                f"stopping  open runs may take up to {self._drain_timeout_s:g} s to end; a second ctrl-C ends them now"
+                f"stopping  each process waits up to {self._drain_timeout_s:g} s for its open runs; "
+                "a second ctrl-C ends everything now"
             )
             return 0
         errors = [error for task in done if (error := task.exception())]  # a child refused, or was never ready
