@@ -288,6 +288,7 @@ async def test_only_requests_of_the_api_have_spans(deployment: Deployment) -> No
         "/",
         "/page/app.js",
         "/v1/models",
+        "/v1/models/org/m1",
         run,
         f"{run}?stream=true",
     ):
@@ -295,17 +296,20 @@ async def test_only_requests_of_the_api_have_spans(deployment: Deployment) -> No
     await deployment.call("GET", "/v1/chat/completions/nothing")
 
     def complete(spans: list[ReceivedSpan]) -> bool:
-        return len([span for span in spans if span.kind == "server"]) >= 5
+        return len([span for span in spans if span.kind == "server"]) >= 6
 
     spans = await deployment.collector.until(complete)
     requests = [span for span in spans if span.kind == "server"]
     names = sorted((span.name, span.attributes["http.response.status_code"]) for span in requests)
     get = "GET /v1/chat/completions/{run_id}"
-    assert names == [(get, 200), (get, 200), (get, 404), ("GET /v1/models", 200), ("POST /v1/chat/completions", 200)]
+    assert names == [
+        *[(get, 200), (get, 200), (get, 404)],
+        *[("GET /v1/models", 200), ("GET /v1/models/{model}", 404), ("POST /v1/chat/completions", 200)],
+    ]
     [send] = named(spans, "send")
     looks = [span for span in requests if span.name == get and span.attributes["http.response.status_code"] == 200]
     assert all(span.links == [(send.trace, send.id)] for span in looks)
-    assert len({span.trace for span in requests}) == 5
+    assert len({span.trace for span in requests}) == 6
 
 
 async def test_a_wrong_trace_context_begins_a_new_trace(deployment: Deployment) -> None:

@@ -41,9 +41,9 @@ def create_app(settings: Settings, *, keys: Keys | None = None, number: int | No
     if settings.redis_url is None:
         message = "REDIS_URL is not set; set it, or run `agentstream up`, which starts its own Redis"
         raise StartupError(message)
-    link = Link(Endpoint(settings.redis_url), name="agentstream-frontend")
     register_secrets(settings.secrets())
     keys = keys or Keys(settings.key_prefix)
+    link = Link(Endpoint(settings.redis_url), name="agentstream-frontend", probe_key=keys.probe)
     middlewares = [middleware.cors(settings.cors_origins)] if settings.cors_origins else []
     app = web.Application(client_max_size=settings.max_body_bytes, middlewares=middlewares)
     app[CONTEXT] = Context(
@@ -73,10 +73,10 @@ def create_app(settings: Settings, *, keys: Keys | None = None, number: int | No
         app.cleanup_ctx.append(_share_metrics)
     # The settings refuse an unprotected front end on an address that is not loopback.
     unprotected = not (settings.api_keys or settings.allow_open)
-    for route in [*routes.ROUTES, *playground.routes(), web.route("*", "/{path:.*}", middleware.no_such_route)]:
+    for route in [*routes.ROUTES, *playground.routes(), web.route("*", r"/{path:[\s\S]*}", middleware.no_such_route)]:
         handler = middleware.openai_errors(route.handler, local_hosts_only=unprotected)
         if tracing.enabled() and route.path.startswith(spans.TRACED_PREFIX):
-            handler = spans.traced(handler, route.path)
+            handler = spans.traced(handler)
         web.RouteDef(route.method, route.path, handler, route.kwargs).register(app.router)
     return app
 

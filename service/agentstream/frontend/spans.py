@@ -11,17 +11,19 @@ from agentstream.telemetry import tracing
 from agentstream.telemetry.log_context import current_log_context
 
 TRACED_PREFIX: Final = "/v1/"  # health checks, scrapes and page files would hide the API requests in a trace list
-MAX_CHARS: Final = 256  # of an attribute that the client sends: a header may have 8 KB, and spans wait in memory
+MAX_CHARS: Final = 256  # of an attribute that the client sends: a header may have 32 KB, and spans wait in memory
 
 
-def traced(handler: Handler, route: str) -> Handler:
-    """Return a handler that calls ``handler`` inside a span.
+def traced(handler: Handler) -> Handler:
+    """Return a handler that calls ``handler`` inside a span with the name of its route.
 
     The span continues the trace in the request's W3C headers. Without a valid ``traceparent`` it starts a new trace.
     Apply this wrapper last: the span then records the status that is sent.
     """
 
     async def inside_a_span(request: web.Request) -> web.StreamResponse:
+        resource = request.match_info.route.resource
+        route = resource.canonical if resource else ""
         sent_host = request.headers.get("Host", "")[:MAX_CHARS]
         host, _, port = sent_host.rpartition(":")
         has_port = port.isdecimal() and len(port) <= len("65535")

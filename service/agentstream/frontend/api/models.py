@@ -29,7 +29,7 @@ async def _available_models(request: web.Request) -> list[str]:
     context = request.app[CONTEXT]
     context.authenticator.authenticate(request)
     require_broker(context)
-    async with broker_timeout():
+    async with broker_timeout(context):
         return await context.model_router.available_models()
 
 
@@ -39,5 +39,5 @@ def _model(name: str) -> dict[str, Any]:
 
 ROUTES: Final = [
     web.get("/v1/models", list_models),
-    web.get("/v1/models/{model}", retrieve_model),
+    web.get(r"/v1/models/{model:[\s\S]+}", retrieve_model),  # a name may contain slashes, encoded or not
 ]
