@@ -20,6 +20,7 @@
     |   |-- RunNotEnded              504  run_not_ended
     |   `-- RunFailed                the run failed; the HTTP status depends on the failure code
     |-- BusError                     an error of the store; clients get a ServiceError instead
+    |   |-- ConnectionRefused        the broker refuses a new connection; has the broker's own words
     |   |-- Fenced                   a newer attempt of the run has begun
     |   |-- LogTrimmed               the replay log no longer holds the events that the reader needs
     |   `-- BufferFull               too many events of the run wait to be published
@@ -127,7 +128,7 @@ class BodyTooLarge(RequestError):
 
 
 class UnsupportedMediaType(RequestError):
-    """415: the body is not declared as JSON."""
+    """415: the body is not declared as JSON, or its Content-Encoding is not supported."""
 
     status = 415
     code = "unsupported_media_type"
@@ -194,6 +195,15 @@ class RunFailed(ServiceError):
 
 class BusError(AgentStreamError):
     """An error of the store: a command failed, or stored data is invalid."""
+
+
+class ConnectionRefused(BusError):
+    """The broker refuses a new connection, for example because the password is wrong or it is not the primary."""
+
+    def __init__(self, message: str, *, words: str) -> None:
+        """Store the message, which may have a hint, and the broker's own words."""
+        super().__init__(message)
+        self.words = words
 
 
 class Fenced(BusError):

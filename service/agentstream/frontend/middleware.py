@@ -1,7 +1,7 @@
 """Wraps every handler: errors in OpenAI's shape, a request id, and CORS headers."""
 
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from functools import lru_cache
 from typing import Final
 from urllib.parse import urlsplit
@@ -31,6 +31,7 @@ from agentstream.telemetry.masking import mask_error
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 BROKER_RETRY_AFTER_S: Final = 2
 REJECTED_AS: Final = "rejected_as"  # a response's key for its error code
+MAX_PREFIX_PARTS: Final = 6  # in front of a known path, for the hint about a wrong path
 
 
 def openai_errors(handler: Handler, *, local_hosts_only: bool) -> Handler:
@@ -55,7 +56,7 @@ def openai_errors(handler: Handler, *, local_hosts_only: bool) -> Handler:
             if isinstance(exc, Draining):
                 response.force_close()  # the client's next request needs a new connection, to another front end
         except web.HTTPException as exc:
-            response = error_response(error := _from_aiohttp(exc, request))
+            response = error_response(error := from_aiohttp(exc, request))
             if isinstance(exc, web.HTTPMethodNotAllowed):
                 response.headers["Allow"] = ", ".join(sorted(exc.allowed_methods))
         except BusError as exc:
@@ -84,14 +85,44 @@ def _route_of(request: web.Request, handler: Handler) -> str:
 
 async def no_such_route(request: web.Request) -> web.StreamResponse:
     """Handle a request that no route matches; raises 404, or 405 if another method of the path has a route."""
+    if allowed := await _methods_of(request, request.rel_url.raw_path):
+        raise web.HTTPMethodNotAllowed(request.method, allowed)
+    hint = "GET /openapi.json lists the routes"
+    for path in _intended_paths(request.rel_url.raw_path):
+        if allowed := await _methods_of(request, path):
+            method = request.method if request.method in allowed else min(allowed)
+            base = "; the base URL of an OpenAI client ends with /v1" if path.startswith("/v1/") else ""
+            hint = f"use {method} {path[:200]}{base}"
+            break
+    message = f"{_no_such_route(request)}; {hint}"
+    raise NotFound(message)
+
+
+async def _methods_of(request: web.Request, path: str) -> set[str]:
+    """Return the methods that have a route for an encoded path; none if there is no such route."""
     here = request.match_info.route.resource
+    asked = request.clone(rel_url=request.rel_url.with_path(path, encoded=True))
     allowed: set[str] = set()
     for resource in request.app.router.resources():
         if resource is not here:
-            allowed |= (await resource.resolve(request))[1]
-    if allowed:
-        raise web.HTTPMethodNotAllowed(request.method, allowed)
-    raise web.HTTPNotFound
+            allowed |= (await resource.resolve(asked))[1]
+    return allowed
+
+
+def _intended_paths(path: str) -> Iterator[str]:
+    """Yield the paths that a client may mean: the ends of ``path``, with /v1 in front of them and without it.
+
+    Clients leave /v1 out, send it twice, put the path of another server in front, or add a slash.
+    """
+    parts = [part for part in path.split("/") if part]
+    for start in range(min(len(parts), MAX_PREFIX_PARTS)):
+        rest = "/".join(parts[start:])
+        yield f"/v1/{rest}"
+        yield f"/{rest}"
+
+
+def _no_such_route(request: web.BaseRequest) -> str:
+    return f"no such route: {request.method} {request.path[:200]}"
 
 
 def error_response(error: RequestError) -> web.Response:
@@ -112,14 +143,17 @@ def error_response(error: RequestError) -> web.Response:
     return response
 
 
-def _from_aiohttp(exc: web.HTTPException, request: web.Request) -> RequestError:
+def from_aiohttp(exc: web.HTTPException, request: web.BaseRequest) -> RequestError:
+    """Return an error of aiohttp as one of ours. ``request`` may be one that no handler gets."""
     if isinstance(exc, web.HTTPNotFound):
-        return NotFound(f"no such route: {request.method} {request.path[:200]}")
+        return NotFound(_no_such_route(request))
     if isinstance(exc, web.HTTPMethodNotAllowed):
         allowed = ", ".join(sorted(exc.allowed_methods))
         return MethodNotAllowed(f"{request.method} is not allowed on {request.path[:200]}; use {allowed}")
-    if isinstance(exc, web.HTTPRequestEntityTooLarge):
+    if isinstance(exc, web.HTTPRequestEntityTooLarge) and isinstance(request, web.Request):
         return BodyTooLarge(f"the body is too large; the limit is {request.app[CONTEXT].settings.max_body_bytes} bytes")
+    if isinstance(exc, web.HTTPExpectationFailed):
+        return InvalidRequest("the header Expect has a value that is not supported; send '100-continue' or omit it")
     if exc.status < 500:  # noqa: PLR2004
         return InvalidRequest(exc.reason or f"HTTP {exc.status}")
     return ServiceError(exc.reason or f"HTTP {exc.status}")

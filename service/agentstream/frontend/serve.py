@@ -14,6 +14,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from agentstream.config import Settings
 from agentstream.errors import BrokerUnavailable, StartupError
 from agentstream.frontend.app import create_app
+from agentstream.frontend.connection import ConnectionFactory, connection_factory
 from agentstream.frontend.context import CONTEXT
 from agentstream.processes.stopping import stop_signals
 from agentstream.telemetry.otel import exported_spans
@@ -73,13 +74,14 @@ async def _serve(settings: Settings, number: int | None, parent: int | None) -> 
             else:
                 with contextlib.suppress(BrokerUnavailable):
                     await context.link.wait_ready(CONNECT_FIRST_S)
-            server = listening.enter_context(contextlib.closing(await _listen(manager, settings, shared=shared)))
+            connect = connection_factory(manager)
+            server = listening.enter_context(contextlib.closing(await _listen(connect, settings, shared=shared)))
             if not shared:
                 await _wait_connected(context.link.wait_ready(settings.broker_wait_s), stop)
             if not stop.is_set():
                 log.info("serving on %s", server_url(settings.host, server))
             await stop.wait()
-            await _stop_listening(server, manager)
+            await _stop_listening(server, connect)
             await asyncio.sleep(LAST_REQUESTS_S)
             context.draining = True
             log.info("draining: %d open runs", len(context.watcher))
@@ -94,18 +96,18 @@ async def _serve(settings: Settings, number: int | None, parent: int | None) -> 
     return 0
 
 
-async def _listen(manager: web.Server, settings: Settings, *, shared: bool) -> asyncio.Server:
+async def _listen(connect: ConnectionFactory, settings: Settings, *, shared: bool) -> asyncio.Server:
     """Listen and accept connections until the server is closed; raises StartupError if the port cannot be used."""
     try:
         return await asyncio.get_running_loop().create_server(
-            manager, settings.host, settings.port, backlog=BACKLOG, reuse_port=shared or None
+            connect, settings.host, settings.port, backlog=BACKLOG, reuse_port=shared or None
         )
     except OSError as exc:
         message = f"cannot listen on {settings.host}:{settings.port} (AGENTSTREAM_PORT): {exc.strerror}"
         raise StartupError(message) from exc
 
 
-async def _stop_listening(server: asyncio.Server, manager: web.Server) -> None:
+async def _stop_listening(server: asyncio.Server, connect: ConnectionFactory) -> None:
     """Refuse new connections, and serve every connection that the kernel has already accepted.
 
     When a listening socket is closed, the kernel resets the connections in its accept queue. Their clients may have
@@ -123,7 +125,7 @@ async def _stop_listening(server: asyncio.Server, manager: web.Server) -> None:
             accepted += _accept_all(listener)
     for connection in accepted:
         try:
-            await asyncio.get_running_loop().connect_accepted_socket(manager, connection)
+            await asyncio.get_running_loop().connect_accepted_socket(connect, connection)
         except OSError as exc:
             log.warning("dropped a connection that was accepted during the stop: %s", exc)
             connection.close()

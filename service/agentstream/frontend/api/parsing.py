@@ -4,7 +4,7 @@ import asyncio
 from typing import Any, Final, TypeVar
 
 import orjson
-from aiohttp import web
+from aiohttp import http_exceptions, web
 from pydantic import ValidationError
 
 from agentstream.config import Settings
@@ -18,6 +18,10 @@ MAX_DEPTH: Final = 64
 MAX_VALUES: Final = 50_000
 MAX_REASON_CHARACTERS: Final = 500  # pydantic's messages quote the body, and a quote may be long
 MAX_IDEMPOTENCY_KEY: Final = 255  # characters; other APIs have the same limit
+# The values of Content-Encoding that a body may have. aiohttp also decodes br and zstd, but only if further packages
+# are installed.
+CODINGS: Final = ("", "identity", "gzip", "deflate")
+CODINGS_WORDS: Final = "send it uncompressed, or with 'Content-Encoding: gzip' or 'deflate'"
 
 RequestT = TypeVar("RequestT", bound=SharedFields)
 
@@ -27,6 +31,10 @@ async def read_request(request: web.Request, settings: Settings, model: type[Req
     if request.content_type != "application/json":
         # This also blocks web pages of other origins: for a JSON content type, a browser sends a CORS preflight first.
         message = f"the body must be JSON: send 'Content-Type: application/json', not {request.content_type[:80]!r}"
+        raise UnsupportedMediaType(message)
+    coding = ", ".join(request.headers.getall("Content-Encoding", ())).strip().lower()
+    if coding not in CODINGS:
+        message = f"the body has the Content-Encoding {coding[:80]!r}, which is not supported; {CODINGS_WORDS}"
         raise UnsupportedMediaType(message)
     raw = await _body_of(request, settings.body_timeout_s)
     try:
@@ -61,8 +69,10 @@ async def _body_of(request: web.Request, timeout_s: float) -> bytes:
     except TimeoutError as exc:
         message = f"the body did not arrive within {timeout_s:g} s"
         raise BodyTimeout(message) from exc
-    except web.RequestPayloadError as exc:
-        message = f"the body cannot be read: {' '.join(str(exc).split())}"
+    except (web.RequestPayloadError, http_exceptions.HttpProcessingError) as exc:
+        coding = request.headers.get("Content-Encoding", "")
+        broken = f"it is not valid {coding} data" if coding else "its chunks are malformed or incomplete"
+        message = f"the body cannot be read: {broken}"
         raise InvalidRequest(message) from exc
 
 
