@@ -179,6 +179,7 @@ async def test_a_body_over_the_limit_is_refused(refuse: Refuse, sent: str) -> No
 
 
 USER = {"role": "user", "content": "x"}
+TOOL = {"type": "function", "function": {"name": "f"}}
 
 
 @pytest.mark.parametrize(
@@ -225,9 +226,9 @@ USER = {"role": "user", "content": "x"}
         ({"tools": {"type": "function"}}, "tools", "list"),
         ({"tool_choice": "required"}, "tool_choice", "only allowed with tools"),
         ({"tool_choice": "sometimes"}, "tool_choice", "'none', 'auto' or 'required'"),
-        ({"tool_choice": {"type": "allowed_tools", "allowed_tools": {}}}, "tool_choice.function", "required"),
-        ({"functions": [{"name": "f"}]}, "functions", "send tools"),
-        ({"function_call": {"name": "f"}}, "function_call", "send tool_choice"),
+        ({"tool_choice": {"type": "allowed_tools", "allowed_tools": {}}}, "tool_choice.allowed_tools.mode", "required"),
+        ({"functions": [{"name": "f"}], "tools": [TOOL]}, "functions", "either tools or functions"),
+        ({"function_call": {"name": "f"}}, "function_call", "only allowed with functions"),
         ({"audio": {"voice": "x"}}, "audio", "not supported"),
         ({"modalities": ["text", "audio"]}, "modalities", "only the text"),
         ({"logprobs": True}, "logprobs", "not supported"),

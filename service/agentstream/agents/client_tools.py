@@ -4,7 +4,7 @@ from collections.abc import Collection, Sequence
 
 from agentstream.agents.contract import Run, ToolCallWriter
 from agentstream.engines.base import EngineToolCall, EngineToolCallDelta, ToolChoice, ToolSchema
-from agentstream.protocol.openai import ChatCompletionRequest, FunctionTool, NamedToolChoice
+from agentstream.protocol.openai import ChatCompletionRequest, FunctionTool
 
 
 class ToolOffer:
@@ -24,7 +24,7 @@ class ToolOffer:
         self._own = [tool for tool in own if tool.name not in self.client_names]
         self._choice: ToolChoice | None = None
         if client:
-            self._choice = choice.model_dump() if isinstance(choice, NamedToolChoice) else choice
+            self._choice = choice if isinstance(choice, str | None) else choice.model_dump()
 
     def for_turn(self, number: int, *, last: bool) -> tuple[list[ToolSchema], ToolChoice | None]:
         """Return the tools and the ``tool_choice`` of a turn; turns are numbered from 1.

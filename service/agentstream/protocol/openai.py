@@ -13,6 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstr
 # No CR, LF, NUL or other control characters: model names end up in headers, logs and SSE lines.
 Name = Annotated[str, StringConstraints(min_length=1, max_length=256, pattern=r"^[^\x00-\x1f\x7f]+$")]
 FinishReason = Literal["stop", "length", "content_filter", "tool_calls"]
+ImageDetail = Literal["auto", "low", "high", "original"]
 
 _MAX_INTEGER: Final = 2**63 - 1  # JSON readers, ours included, turn integers over 64 bits into floats
 
@@ -34,8 +35,6 @@ _REFUSED: Final[Refusals] = {
     "audio": ("audio output is not supported", (None,)),
     "logprobs": ("log probabilities are not supported", (None, False)),
     "top_logprobs": ("log probabilities are not supported", (None, 0)),
-    "functions": ("the older form of tools is not supported; send tools", (None, [])),
-    "function_call": ("the older form of tools is not supported; send tool_choice", (None, "none", "auto")),
     "modalities": ("only the text modality is supported", (None, [], ["text"])),
     "store": ("stored completions are not supported", (None, False)),
 }
@@ -45,12 +44,16 @@ _REFUSED: Final[Refusals] = {
 _MESSAGE_RULES: Final[dict[str, Any]] = {
     "allOf": [
         {
-            "if": {"properties": {"role": {"const": "assistant"}}},
+            "if": {"properties": {"role": {"enum": ["assistant", "function"]}}},
             "else": {"required": ["content"], "properties": {"content": {"type": ["string", "array"]}}},
         },
         {
             "if": {"properties": {"role": {"const": "tool"}}},
             "then": {"required": ["tool_call_id"], "properties": {"tool_call_id": {"type": "string", "minLength": 1}}},
+        },
+        {
+            "if": {"properties": {"role": {"const": "function"}}},
+            "then": {"required": ["name"], "properties": {"name": {"type": "string", "minLength": 1}}},
         },
     ],
 }
@@ -59,20 +62,28 @@ _STREAM_RULE: Final[dict[str, Any]] = {
     "if": {"required": ["stream_options"], "properties": {"stream_options": {"type": "object"}}},
     "then": {"required": ["stream"], "properties": {"stream": {"const": True}}},
 }
-_CHOICE_RULE: Final[dict[str, Any]] = {
-    "if": {
-        "required": ["tool_choice"],
-        "properties": {"tool_choice": {"anyOf": [{"const": "required"}, {"type": "object"}]}},
+_SOME: Final[dict[str, Any]] = {"type": "array", "minItems": 1}
+_CHOICE_RULES: Final[tuple[dict[str, Any], ...]] = (
+    {
+        "if": {
+            "required": ["tool_choice"],
+            "properties": {"tool_choice": {"anyOf": [{"const": "required"}, {"type": "object"}]}},
+        },
+        "then": {"required": ["tools"], "properties": {"tools": _SOME}},
     },
-    "then": {"required": ["tools"], "properties": {"tools": {"type": "array", "minItems": 1}}},
-}
+    {
+        "if": {"required": ["function_call"], "properties": {"function_call": {"type": "object"}}},
+        "then": {"required": ["functions"], "properties": {"functions": _SOME}},
+    },
+    {"not": {"required": ["tools", "functions"], "properties": {"tools": _SOME, "functions": _SOME}}},
+)
 
 
 def _describe_request(schema: dict[str, Any], model: "type[SharedFields]") -> None:
     schema["properties"] |= {
         name: {"description": reason, "enum": list(harmless)} for name, (reason, harmless) in model.refused.items()
     }
-    schema["allOf"] = [_STREAM_RULE, _CHOICE_RULE] if "tools" in model.model_fields else [_STREAM_RULE]
+    schema["allOf"] = [_STREAM_RULE, *model.rules]
 
 
 class ImageUrl(BaseModel):
@@ -81,7 +92,7 @@ class ImageUrl(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     url: str = Field(min_length=1)
-    detail: Literal["auto", "low", "high"] | None = None
+    detail: ImageDetail | None = None
 
 
 class TextPart(BaseModel):
@@ -102,7 +113,16 @@ class ImagePart(BaseModel):
     image_url: ImageUrl
 
 
-ContentPart = Annotated[TextPart | ImagePart, Field(discriminator="type")]
+class RefusalPart(BaseModel):
+    """The refusal text of an earlier answer. Agents get it as a text part."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: Literal["refusal"]
+    refusal: str
+
+
+ContentPart = Annotated[TextPart | ImagePart | RefusalPart, Field(discriminator="type")]
 
 
 class FunctionCall(BaseModel):
@@ -122,24 +142,35 @@ class ToolCall(BaseModel):
     function: FunctionCall
 
 
+def _text_of(part: TextPart | ImagePart | RefusalPart) -> str:
+    return part.text if isinstance(part, TextPart) else part.refusal if isinstance(part, RefusalPart) else ""
+
+
 class ChatMessage(BaseModel):
-    """One message of the conversation."""
+    """One message of the conversation.
+
+    Agents get neither the role ``function`` nor ``function_call``: see ``agentstream.protocol.older_forms``.
+    """
 
     model_config = ConfigDict(extra="allow", json_schema_extra=_MESSAGE_RULES)
 
-    role: Literal["system", "developer", "user", "assistant", "tool"]
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: str | list[ContentPart] | None = None
     name: str | None = None
     tool_calls: list[ToolCall] | None = None
     tool_call_id: str | None = None
+    function_call: FunctionCall | None = None
 
     @model_validator(mode="after")
     def _content_fits_role(self) -> Self:
-        if self.content is None and self.role != "assistant":
+        if self.content is None and self.role not in {"assistant", "function"}:
             message = f"a {self.role} message needs content"
             raise ValueError(message)
         if self.role == "tool" and not self.tool_call_id:
             message = "a tool message needs tool_call_id"
+            raise ValueError(message)
+        if self.role == "function" and not self.name:
+            message = "a function message needs the name of its function"
             raise ValueError(message)
         return self
 
@@ -147,7 +178,7 @@ class ChatMessage(BaseModel):
     def text(self) -> str:
         """The text of the content. Text parts are joined, images are left out."""
         if isinstance(self.content, list):
-            return "".join(part.text for part in self.content if isinstance(part, TextPart))
+            return "".join(map(_text_of, self.content))
         return self.content or ""
 
 
@@ -188,6 +219,24 @@ class NamedToolChoice(BaseModel):
     function: FunctionName
 
 
+class AllowedTools(BaseModel):
+    """The tools that the model may call, out of all tools of the request."""
+
+    model_config = ConfigDict(extra="allow")
+
+    mode: Literal["auto", "required"]
+    tools: list[NamedToolChoice]
+
+
+class AllowedToolsChoice(BaseModel):
+    """A tool choice that names several tools. Agents get these tools only, and ``mode`` as the tool choice."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: Literal["allowed_tools"]
+    allowed_tools: AllowedTools
+
+
 class StreamOptions(BaseModel):
     """``stream_options`` of a streamed request."""
 
@@ -202,6 +251,7 @@ class SharedFields(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True, json_schema_extra=_describe_request)
 
     refused: ClassVar[Refusals] = {}
+    rules: ClassVar[tuple[dict[str, Any], ...]] = ()  # of validators, for the published JSON schema
 
     model: Name
     stream: bool | None = None
@@ -248,16 +298,24 @@ class SharedFields(BaseModel):
 class ChatCompletionRequest(SharedFields):
     """A validated ``POST /v1/chat/completions`` body. Agents get it as ``run.request``.
 
-    Fields that are not declared here are kept and passed on: see ``extra``.
+    Fields that are not declared here are kept and passed on: see ``extra``. Agents get ``functions`` and
+    ``function_call``, the older form of tools, as ``tools`` and ``tool_choice``.
     """
 
     refused: ClassVar[Refusals] = _REFUSED
+    rules: ClassVar[tuple[dict[str, Any], ...]] = _CHOICE_RULES
 
     messages: list[ChatMessage] = Field(min_length=1)
     max_tokens: TokenLimit | None = None
     max_completion_tokens: TokenLimit | None = None
     tools: list[FunctionTool] | None = None
-    tool_choice: Literal["none", "auto", "required"] | NamedToolChoice | None = None
+    tool_choice: (
+        Literal["none", "auto", "required"]
+        | Annotated[NamedToolChoice | AllowedToolsChoice, Field(discriminator="type")]
+        | None
+    ) = None
+    functions: list[FunctionDefinition] | None = None
+    function_call: Literal["none", "auto"] | FunctionName | None = None
     parallel_tool_calls: bool | None = None
     response_format: dict[str, Any] | None = None
     metadata: dict[str, Any] | None = None
@@ -266,8 +324,14 @@ class ChatCompletionRequest(SharedFields):
 
     @model_validator(mode="after")
     def _refuse_tool_choice_without_tools(self) -> Self:
-        if not self.tools and (self.tool_choice == "required" or isinstance(self.tool_choice, NamedToolChoice)):
+        if not self.tools and self.tool_choice not in (None, "none", "auto"):
             message = "tool_choice: only allowed with tools"
+            raise ValueError(message)
+        if self.tools and self.functions:
+            message = "functions: the older form of tools; send either tools or functions"
+            raise ValueError(message)
+        if not self.functions and isinstance(self.function_call, FunctionName):
+            message = "function_call: only allowed with functions"
             raise ValueError(message)
         return self
 

@@ -16,6 +16,7 @@ from agentstream.frontend.runs.guards import refuse_if_draining
 from agentstream.frontend.runs.reading import snapshot_run
 from agentstream.frontend.runs.streaming import stream_run
 from agentstream.protocol.events import Cursor
+from agentstream.protocol.older_forms import in_current_form
 from agentstream.protocol.openai import ChatCompletionRequest
 from agentstream.stream.views import CHAT_VIEW
 
@@ -29,7 +30,7 @@ def create_chat_completion(request: web.Request) -> Awaitable[web.StreamResponse
 
 
 async def _admit_chat_completion(request: web.Request, context: Context, owner: str) -> AdmittedRun:
-    chat = await read_request(request, context.settings, ChatCompletionRequest)
+    chat = in_current_form(await read_request(request, context.settings, ChatCompletionRequest))
     options = stream_options(request, include_usage=chat.include_usage)
     return await admit(request, chat, owner, options, CHAT_VIEW)
 
