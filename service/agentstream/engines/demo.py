@@ -225,11 +225,11 @@ def _introduction(offered: set[str], client_tool: str | None) -> str:
     abilities = [example for tool, example in _EXAMPLES.items() if tool in offered]
     if client_tool is not None:
         abilities.append(f'calling your own tool by its name, such as "{client_tool} ..."')
-    abilities.append('a long answer, such as "count to 200"')
+    abilities.append('a long answer, such as "count to 2000"')
     listed = "\n".join(f"- {ability}" for ability in abilities)
     return (
         "I am agentstream's built-in demo engine. I follow fixed rules; I am not a language model. These are the "
-        f"things I can do, up to {MAX_INTENTS} of them for one question:\n{listed}\n{_HOW_TO_CONNECT}"
+        f"things I can do, up to {MAX_INTENTS} of them for one question:\n{listed}\n\n{_HOW_TO_CONNECT}"
     )
 
 

@@ -200,7 +200,7 @@ async def test_it_names_only_abilities_it_has() -> None:
     """The introduction does not mention tools that are not offered."""
     answer = await answer_to(user("help"), tools=[])
     assert "Tokyo" not in answer
-    assert "count to 200" in answer
+    assert "count to 2000" in answer
 
 
 @pytest.mark.parametrize(
