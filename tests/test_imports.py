@@ -19,7 +19,7 @@ ARROWS = """
     3  worker     agents config engines errors processes protocol store stream telemetry tools
     2  adapters   agents errors processes protocol telemetry
     2  agents     engines errors protocol telemetry tools
-    2  tools      engines errors processes telemetry
+    2  tools      engines errors processes protocol telemetry
     2  engines    errors protocol telemetry
     2  store      errors protocol telemetry
     2  processes  config errors telemetry

@@ -42,6 +42,7 @@ from agentstream.errors import AgentError, InvalidAgentOutput
 from agentstream.processes.launcher import die_with_parent
 from agentstream.protocol.events import MAX_EVENT_BYTES
 from agentstream.protocol.openai import Usage
+from agentstream.protocol.plain_json import json_text
 from agentstream.telemetry import tracing
 from agentstream.telemetry.masking import mask_error
 
@@ -207,7 +208,7 @@ def _tool_result(fields: dict[str, Any]) -> ToolResult:
     latency_s = fields.get("latency")
     return ToolResult(
         str(fields.get("tool", "")),
-        str(fields.get("result", "")),
+        json_text(fields.get("result", "")),
         bool(fields.get("success", True)),
         latency_s if isinstance(latency_s, int | float) else 0.0,
     )

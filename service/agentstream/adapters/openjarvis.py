@@ -10,16 +10,18 @@ Each run has its own bus and its own agent, so that concurrent runs never see ea
 returns its answer in one piece; the service streams it word by word.
 """
 
-import json
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
+
+import orjson
 
 from agentstream.adapters.run_reporter import total, usage_of
 from agentstream.agents import AgentResult, Run, ToolResult
 from agentstream.errors import missing_extra
 from agentstream.protocol.events import NAMED_EVENTS
 from agentstream.protocol.openai import ChatMessage, ImagePart, Usage
+from agentstream.protocol.plain_json import json_bytes
 
 try:
     from openjarvis.agents._stubs import AgentContext, BaseAgent
@@ -82,8 +84,8 @@ class _RunBus(EventBus):
         Raises RunCancelled if the run is cancelled.
         """
         if event_type.value in NAMED_EVENTS:
-            # The data may contain Python objects such as enums, paths and times, which become strings here.
-            self._run.emit(event_type.value, json.loads(json.dumps(data or {}, default=str)))
+            # The data may contain any Python objects. Those that cannot be JSON become text here.
+            self._run.emit(event_type.value, orjson.loads(json_bytes(data or {}, unknown=str)))
         if event_type is EventType.INFERENCE_END:
             used = (data or {}).get("usage") or {}
             self.usages.append(usage_of(used.get("prompt_tokens"), used.get("completion_tokens")))

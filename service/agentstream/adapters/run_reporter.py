@@ -4,10 +4,9 @@ import time
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-import orjson
-
 from agentstream.agents import AgentResult, Run, ToolResult
 from agentstream.protocol.openai import Usage
+from agentstream.protocol.plain_json import json_text
 from agentstream.telemetry.masking import mask
 
 # Limit for a tool's result in events, as in the orchestrator. The framework's own model reads the whole result.
@@ -105,10 +104,8 @@ def usage_of(prompt_tokens: int | None, completion_tokens: int | None) -> Usage 
 
 
 def as_text(value: object) -> str:
-    """Return a string unchanged, and any other value as JSON. Values that JSON does not know become ``str(value)``."""
-    if isinstance(value, str):
-        return value
+    """Return a string unchanged, and any other value as JSON. An object that cannot be JSON becomes ``str(value)``."""
     try:
-        return orjson.dumps(value, default=str, option=orjson.OPT_NON_STR_KEYS).decode()
-    except TypeError:  # a number of more than 64 bits, or a circular reference
+        return json_text(value, unknown=str)
+    except (TypeError, ValueError):  # for example a circular reference
         return str(value)

@@ -10,12 +10,11 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol, get_args
 
-import orjson
-
 from agentstream.agents.unseen_events import warn_if_unseen
 from agentstream.errors import InvalidAgentOutput, RunCancelled
 from agentstream.protocol.events import REASONING, TEXT, TOOL_CALL_DELTA, check_agent_event
 from agentstream.protocol.openai import ChatCompletionRequest, FinishReason, Usage
+from agentstream.protocol.plain_json import json_text
 from agentstream.telemetry.masking import mask_json
 
 
@@ -23,14 +22,18 @@ from agentstream.telemetry.masking import mask_json
 class ToolResult:
     """The result of one tool call.
 
-    ``content`` is the tool's output, or the error text if ``success`` is False. ``latency_seconds`` is the
-    wall-clock time of the call, in seconds.
+    ``content`` is the tool's output, or the error text if ``success`` is False. A value that is no text is sent as its
+    JSON text. ``latency_seconds`` is the wall-clock time of the call, in seconds.
     """
 
     tool_name: str
-    content: str
+    content: Any
     success: bool = True
     latency_seconds: float = 0.0
+
+    def text(self) -> str:
+        """Return ``content`` as text. Raises InvalidAgentOutput if it cannot be written as JSON."""
+        return _json_text(self.content, f"ToolResult.content of {self.tool_name!r}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,11 +94,11 @@ class AgentResult:
             raise InvalidAgentOutput(message) from exc
 
 
-def _json_text(arguments: dict[str, Any]) -> str:
+def _json_text(value: object, where: str) -> str:
     try:
-        return orjson.dumps(arguments).decode()
-    except TypeError as exc:
-        message = f"run.write_tool_call: the arguments cannot be written as JSON: {exc}"
+        return json_text(value)
+    except Exception as exc:  # a class of the agent's may raise anything when its fields are read
+        message = f"{where} cannot be written as JSON: {exc}"
         raise InvalidAgentOutput(message) from exc
 
 
@@ -108,7 +111,6 @@ def _is_tool_result(value: object) -> bool:
     return (
         isinstance(value, ToolResult)
         and _has_type(value.tool_name, str)
-        and _has_type(value.content, str)
         and _has_type(value.latency_seconds, int, float)
         and math.isfinite(value.latency_seconds)
     )
@@ -255,7 +257,7 @@ class Run:
                 f"None; got {name!r:.120}, {type(arguments).__name__} and {id!r:.120}"
             )
             raise InvalidAgentOutput(message)
-        text = arguments if isinstance(arguments, str) else _json_text(arguments)
+        text = _json_text(arguments, "run.write_tool_call: the arguments")
         call_id = id or f"call_{secrets.token_hex(12)}"
         call = ToolCallWriter(self._write_tool_call_delta, next(self._call_numbers), call_id)
         self._write_tool_call_delta({"index": call.index, "id": call_id, "name": name, "arguments": text})

@@ -280,9 +280,9 @@ class _ChunkFold:
     def _add(self, part: object) -> EngineToolCallDelta:
         function = getattr(part, "function", None)
         name = getattr(function, "name", None) or ""
-        arguments = getattr(function, "arguments", None) or ""
+        arguments = getattr(function, "arguments", None)
         if not isinstance(arguments, str):  # some servers send an object, as in other APIs
-            arguments = json.dumps(arguments)
+            arguments = "" if arguments is None else json.dumps(arguments)
         index, call_id = getattr(part, "index", None), getattr(part, "id", None) or ""
         call = self._find_call(index, call_id)
         if call is None or _starts_new_call(call, call_id, name, arguments):

@@ -8,13 +8,13 @@ An event is a string or ``[type, data]``. A string is streamed text, the most co
 more than the text. Readers ignore unknown keys and types, so that newer writers can add some.
 """
 
-import json
 import re
 from typing import Any, Final, NamedTuple, Self
 
 import orjson
 
 from agentstream.errors import BusError, InvalidAgentOutput
+from agentstream.protocol.plain_json import json_bytes
 
 VERSION: Final = 1
 
@@ -141,27 +141,23 @@ def encode_event(event_type: str, data: Any) -> bytes:  # noqa: ANN401 -- JSON
     """Return the wire form of one event; raises InvalidAgentOutput if it is too large or cannot be written as JSON."""
     item = data if event_type is TEXT else (event_type, data)
     try:
-        try:
-            # Copied, because orjson's result occupies at least 4 KB. Many tokens wait while Redis is unreachable.
-            encoded = b"%b" % orjson.dumps(item)
-        except TypeError as exc:
-            if "surrogates" not in str(exc):
-                raise
-            encoded = _without_lone_surrogates(item)
-    except (TypeError, ValueError) as exc:
-        message = f"event {event_type!r} cannot be written as JSON: {exc}"
-        raise InvalidAgentOutput(message) from exc
+        # Copied, because orjson's result occupies at least 4 KB. Many tokens wait while Redis is unreachable.
+        encoded = b"%b" % orjson.dumps(item)
+    except TypeError:
+        encoded = _encode_rare(event_type, item)
     if len(encoded) > MAX_EVENT_BYTES:
         message = f"event {event_type!r} is {len(encoded)} bytes; the limit is {MAX_EVENT_BYTES}"
         raise InvalidAgentOutput(message)
     return encoded
 
 
-def _without_lone_surrogates(item: Any) -> bytes:  # noqa: ANN401 -- JSON
-    """Return the wire form of an item, with lone surrogates replaced because UTF-8 cannot encode them."""
-    text = json.dumps(item, ensure_ascii=False, allow_nan=False)
-    whole = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return orjson.dumps(orjson.loads(whole))  # json also writes values that no reader accepts, such as 10**400
+def _encode_rare(event_type: str, item: Any) -> bytes:  # noqa: ANN401 -- JSON
+    """Return the wire form of an item with values that JSON lacks, or with surrogates."""
+    try:
+        return json_bytes(item)
+    except Exception as exc:  # a class of the agent's may raise anything when its fields are read
+        message = f"event {event_type!r} cannot be written as JSON: {exc}"
+        raise InvalidAgentOutput(message) from exc
 
 
 def encode_batch(attempt: int, first_seq: int, encoded_events: list[bytes]) -> bytes:

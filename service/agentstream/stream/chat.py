@@ -280,7 +280,7 @@ def public_data(part: NamedEvent) -> dict[str, Any]:
     """Return the fields of an agent event as clients get them: the arguments of a tool are JSON text."""
     data = part.data
     if part.name == TOOL_CALL_START and not isinstance(data.get("arguments"), str):
-        return {**data, "arguments": json.dumps(data.get("arguments") or {})}
+        return {**data, "arguments": json.dumps(data.get("arguments", {}))}
     return data
 
 

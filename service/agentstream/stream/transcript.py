@@ -41,6 +41,7 @@ from agentstream.protocol.events import (
     WRITTEN_EVENTS,
     Event,
 )
+from agentstream.protocol.plain_json import json_text
 
 TURN_SEPARATOR = "\n\n"
 
@@ -234,7 +235,7 @@ def _result_of_event(data: dict[str, Any]) -> dict[str, Any]:
     return tool_result(
         str(data.get("tool", "")),
         success=bool(data.get("success", True)),
-        output=str(data.get("result", "")),
+        output=json_text(data.get("result", "")),
         latency_s=latency_s if isinstance(latency_s, int | float) else 0.0,
     )
 

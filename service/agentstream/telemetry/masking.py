@@ -11,6 +11,10 @@ from collections.abc import Iterable, Iterator
 from html import escape
 from typing import Any, Final
 
+import orjson
+
+from agentstream.protocol.plain_json import json_bytes
+
 MIN_SECRET_CHARS: Final = 6  # a shorter secret may be part of other words
 MASK: Final = "***"
 
@@ -69,14 +73,28 @@ def mask_error(text: str) -> str:
 
 
 def mask_json(value: Any) -> Any:  # noqa: ANN401 -- JSON
-    """Return a JSON value with every text masked. Returns the same object if there are no secrets."""
+    """Return a value for JSON with every text masked. Returns the same object if there are no secrets.
+
+    A value that JSON lacks, such as a dataclass, is converted first. A value that cannot be JSON is returned unchanged.
+    """
     if not _secrets:
+        return value
+    try:
+        return _masked(value)
+    except Exception:  # noqa: BLE001 -- a class of the agent's may raise anything; the writer of the JSON reports it
+        return value
+
+
+def _masked(value: Any) -> Any:  # noqa: ANN401 -- JSON
+    if value is None or isinstance(value, bool | int | float):
         return value
     if isinstance(value, str):
         return mask(value)
-    if isinstance(value, dict):
-        return {mask_json(key): mask_json(item) for key, item in value.items()}
-    return [mask_json(item) for item in value] if isinstance(value, list | tuple) else value
+    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+        return {mask(key): _masked(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_masked(item) for item in value]
+    return _masked(orjson.loads(json_bytes(value)))
 
 
 def _encodings(secret: str) -> Iterator[str]:

@@ -27,6 +27,9 @@ class Tool(Protocol):
         """The JSON schema of the arguments; its type is object."""
         ...
 
-    async def run(self, arguments: dict[str, Any]) -> str:
-        """Return the result as text for the model. Raises ToolError, with a message for the model, if it fails."""
+    async def run(self, arguments: dict[str, Any]) -> object:
+        """Return the result for the model: text, or a value that is sent as JSON (see ``protocol.plain_json``).
+
+        Raises ToolError, with a message for the model, if it fails.
+        """
         ...

@@ -10,6 +10,7 @@ from typing import Any
 import orjson
 
 from agentstream.engines.base import ToolSchema
+from agentstream.protocol.plain_json import json_text
 from agentstream.telemetry.masking import mask, mask_error
 from agentstream.tools.base import Tool, ToolError
 from agentstream.tools.calculator import Calculator
@@ -106,10 +107,11 @@ class Toolbox:
             message = f"there is no tool called {name!r}; the tools are: {', '.join(tools) or 'none'}"
             raise ToolError(message)
         result: object = await tool.run(_arguments(arguments_json, tool.parameters))
-        if not isinstance(result, str):
-            message = f"{name} returned {type(result).__name__} instead of text"
-            raise ToolError(message)
-        return result
+        try:
+            return json_text(result)
+        except (TypeError, ValueError) as exc:
+            message = f"{name} returned {type(result).__name__}, which cannot be written as JSON: {exc}"
+            raise ToolError(message) from exc
 
 
 def default_tools(read_url: bool = False) -> list[Tool]:  # noqa: FBT001, FBT002 -- one switch, named where called

@@ -223,7 +223,7 @@ class Execution:
                 tool_result(
                     tool.tool_name,
                     success=bool(tool.success),
-                    output=mask(tool.content),
+                    output=mask(tool.text()),
                     latency_s=tool.latency_seconds,
                 )
                 for tool in result.tool_results

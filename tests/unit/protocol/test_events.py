@@ -2,9 +2,11 @@
 
 import json
 import re
+from decimal import Decimal
 from typing import Any
 
 import orjson
+import pydantic
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -177,13 +179,24 @@ def test_other_event_types_are_allowed(event_type: str) -> None:
         check_agent_event(allowed, {"tool": "clock"})
 
 
-@pytest.mark.parametrize(
-    "value", [object(), {1, 2}, b"bytes", 1j, 2**70, {5: "key"}], ids=lambda value: type(value).__name__
-)
+class _Raises(pydantic.BaseModel):
+    @pydantic.model_serializer
+    def serialize(self) -> Any:
+        message = "no"
+        raise KeyError(message)
+
+
+@pytest.mark.parametrize("value", [object(), object, _Raises()], ids=["object", "class", "model that raises"])
 def test_data_that_is_not_json_is_refused(value: object) -> None:
     """Data that cannot be written as JSON raises an InvalidAgentOutput that names the event."""
     with pytest.raises(InvalidAgentOutput, match="event 'note' cannot be written as JSON"):
         encode_event("note", {"value": value})
+
+
+def test_data_that_json_lacks_is_written() -> None:
+    """Values such as sets, Decimals and int keys do not fail the run, and a reader gets them as JSON."""
+    [event] = decode_batch(encode_batch(1, 1, [encode_event("note", {"set": {1}, 5: Decimal("1.5")})])).events()
+    assert event.data == {"set": [1], "5": "1.5"}
 
 
 def test_data_that_contains_itself_is_refused() -> None:

@@ -103,6 +103,26 @@ def test_pieces_of_text_are_counted_in_any_batches() -> None:
         assert machine.text_count == 5, f"batches of {size}"
 
 
+@pytest.mark.parametrize(
+    ("arguments", "sent"), [(None, "null"), ([], "[]"), ({}, "{}"), (0, "0"), (False, "false"), ("", ""), ("x", "x")]
+)
+def test_arguments_that_are_no_text_are_sent_as_their_json(arguments: object, sent: str) -> None:
+    """The arguments of a tool call reach the client as the JSON text of exactly what they are; text is unchanged."""
+    run = events(("tool_call_start", {"tool": "clock", "arguments": arguments}), completed("x"))
+    started = next(data for name, data in decode(stream(run)) if name == "tool_call_start")
+    assert started["arguments"] == sent
+
+
+@pytest.mark.parametrize(
+    ("result", "output"), [({"ok": True}, '{"ok":true}'), ([1], "[1]"), (None, "null"), (7, "7"), ("text", "text")]
+)
+def test_a_tools_result_that_is_no_text_is_sent_as_json(result: object, output: str) -> None:
+    """The output in tool_results is the JSON of the tool's result, and a text is unchanged."""
+    run = events(TOOL_START, ("tool_call_end", {"tool": "clock", "result": result}), ("text", "a"), completed())
+    results = next(data for name, data in decode(stream(run)) if name == "tool_results")["results"]
+    assert results[0]["output"] == output
+
+
 def test_texts_of_turns_are_separated() -> None:
     """A blank line separates text before tools from text after them, but does not precede the first text."""
     run = events(TOOL_START, TOOL_END, ("text", "a"), ("text", "b"), TOOL_START, TOOL_END, ("text", "c"), completed())
@@ -179,12 +199,12 @@ def test_off_format_sends_chunks_only() -> None:
     assert [name for name, _ in decode(stream(run, event_format="off"))] == [None] * 5
 
 
-@pytest.mark.parametrize("arguments", ['{"a": 1}', {"a": 1}, None])
+@pytest.mark.parametrize("arguments", ['{"a": 1}', {"a": 1}])
 def test_tool_arguments_are_json_text(arguments: object) -> None:
     """Clients get the arguments of a tool call as JSON text, in whatever form the agent emitted them."""
     run = events(("tool_call_start", {"tool": "t", "arguments": arguments}), completed("x"))
     text = decode(stream(run))[1][1]["arguments"]
-    assert json.loads(text) == ((arguments and {"a": 1}) or {})
+    assert json.loads(text) == {"a": 1}
 
 
 def test_frames_are_single_ascii_lines() -> None:

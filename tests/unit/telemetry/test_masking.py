@@ -5,12 +5,14 @@ import html
 import json
 import re
 from collections.abc import Callable
+from pathlib import PurePath
 from urllib.parse import quote, quote_plus
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from agentstream.protocol.plain_json import json_bytes
 from agentstream.telemetry.masking import forget_secrets, mask, mask_error, mask_json, register_secrets
 
 ENCODINGS: dict[str, Callable[[str], str]] = {
@@ -99,6 +101,17 @@ def test_json_is_masked_at_every_depth() -> None:
     assert mask_json(value) is value
     register_secrets(["sk-secretkey123"])
     assert mask_json(value) == {"a": ["***", {"***": 1}], "b": None, "c": 1.5}
+
+
+@pytest.mark.parametrize(
+    "value", [{"sk-secretkey123"}, b"sk-secretkey123", {("sk-secretkey123", 1): 2}, PurePath("/sk-secretkey123")]
+)
+def test_values_that_json_lacks_are_masked(value: object) -> None:
+    """A secret in a set, bytes, a path or a key that is no text is masked too."""
+    register_secrets(["sk-secretkey123"])
+    masked = json_bytes(mask_json({"a": value, "b": 1}))
+    assert b"***" in masked
+    assert b"secretkey" not in masked
 
 
 @settings(deadline=None, max_examples=300)

@@ -5,6 +5,7 @@ import time
 import zoneinfo
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from decimal import Decimal
 from typing import Any, ClassVar
 
 import pytest
@@ -384,10 +385,21 @@ async def test_a_tool_that_takes_too_long_is_stopped() -> None:
     assert (outcome.success, outcome.content) == (False, "echo took longer than 0.01 s and was stopped")
 
 
-async def test_a_result_that_is_not_text_is_a_failure() -> None:
-    """If a tool does not return text, the outcome is a failure that names the type of the result."""
-    outcome = await toolbox(42).call("echo", '{"text": ""}')
-    assert (outcome.success, outcome.content) == (False, "echo returned int instead of text")
+@pytest.mark.parametrize(
+    ("result", "content"),
+    [(42, "42"), ({"ok": True, 1: {2}}, '{"ok":true,"1":[2]}'), ([Decimal("1.5")], '["1.5"]')],
+)
+async def test_a_result_that_is_not_text_becomes_json(result: object, content: str) -> None:
+    """If a tool returns a value that is no text, the model reads it as JSON."""
+    outcome = await toolbox(result).call("echo", '{"text": ""}')
+    assert (outcome.success, outcome.content) == (True, content)
+
+
+async def test_a_result_that_cannot_be_json_is_a_failure() -> None:
+    """If a tool returns an object that cannot be JSON, the outcome is a failure that names its type."""
+    outcome = await toolbox(object()).call("echo", '{"text": ""}')
+    assert not outcome.success
+    assert outcome.content.startswith("echo returned object, which cannot be written as JSON")
 
 
 async def test_a_long_result_is_cut_with_a_note() -> None:
