@@ -26,7 +26,8 @@ The client runs the tool. It then sends a new request, with the whole conversati
 ``run.write_reasoning`` streams the model's reasoning, which clients show apart from the answer.
 """
 
+from agentstream.agents.caller import Caller
 from agentstream.agents.contract import Agent, AgentResult, Run, ToolCallWriter, ToolResult
 from agentstream.errors import RunCancelled
 
-__all__ = ["Agent", "AgentResult", "Run", "RunCancelled", "ToolCallWriter", "ToolResult"]
+__all__ = ["Agent", "AgentResult", "Caller", "Run", "RunCancelled", "ToolCallWriter", "ToolResult"]

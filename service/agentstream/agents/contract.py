@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol, get_args
 
+from agentstream.agents.caller import Caller
 from agentstream.agents.unseen_events import warn_if_unseen
 from agentstream.errors import InvalidAgentOutput, RunCancelled
 from agentstream.protocol.events import REASONING, TEXT, TOOL_CALL_DELTA, check_agent_event
@@ -156,16 +157,20 @@ class Run:
 
     ``id`` is the completion id (``chatcmpl-...``). ``request`` is the validated request: ``request.messages``,
     ``request.model`` and the other fields of OpenAI's chat completions. ``request.extra`` holds unknown fields.
+    ``caller`` tells who sent the request.
 
     Any thread may call ``emit``, ``write``, ``write_reasoning`` and ``write_tool_call``. They return without waiting
     for the broker. In a thread there are two exceptions: ``emit("tool_call_start", ...)`` waits until the event is
     stored, and every call waits, for up to 60 s, while more than 4 MiB of the run's events wait to be stored.
     """
 
-    def __init__(self, run_id: str, request: ChatCompletionRequest, sink: EventSink) -> None:
+    def __init__(
+        self, run_id: str, request: ChatCompletionRequest, sink: EventSink, caller: Caller | None = None
+    ) -> None:
         """Create a run that sends its events to ``sink``."""
         self.id = run_id
         self.request = request
+        self.caller = caller or Caller()
         self._sink = sink
         self._cancelled = False
         self._call_numbers = itertools.count()  # gives each number once, also to concurrent threads

@@ -33,6 +33,12 @@ def open_ttl_s(queue_timeout_s: float, run_timeout_s: float) -> int:
     return int(queue_timeout_s + run_timeout_s) + 3600
 
 
+def _headers(value: object) -> dict[str, str]:
+    """Return well-formed headers, or none: a job with malformed ones must still run."""
+    given = value if isinstance(value, dict) else {}
+    return {name: text for name, text in given.items() if isinstance(name, str) and isinstance(text, str)}
+
+
 class Job(BaseModel):
     """The data that a worker needs to run an agent. Unknown fields are ignored: newer front ends may add some."""
 
@@ -49,6 +55,9 @@ class Job(BaseModel):
     include_usage: bool = Field(default=False, description="whether the stream sends its usage in a separate chunk")
     limited: bool = Field(default=False, description="whether the run counts against MAX_RUNS_PER_KEY of its owner")
     owner: str = Field(default="", description="hash of the API key that created the run; empty without keys")
+    headers: Annotated[dict[str, str], BeforeValidator(_headers)] = Field(
+        default_factory=dict, repr=False, description="request headers for the agent, which only the agent may see"
+    )
     response: dict[str, Any] | None = Field(
         default=None, description="request fields that the response object repeats; None for the other APIs"
     )

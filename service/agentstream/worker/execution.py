@@ -13,10 +13,12 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from agentstream import errors
-from agentstream.agents import Agent, AgentResult, Run
+from agentstream.agents import Agent, AgentResult, Caller, Run
+from agentstream.agents.caller import Headers
 from agentstream.agents.shapes import is_async, name_of, returned_in_thread, returned_on_loop
 from agentstream.errors import AgentStreamError, BusError, Fenced, InvalidAgentOutput
 from agentstream.protocol.events import RUN_CANCELLED, RUN_COMPLETED, RUN_FAILED, TEXT, TOOL_CALL_END
+from agentstream.protocol.jobs import Job
 from agentstream.protocol.openai import ChatCompletionRequest
 from agentstream.store.bus.publisher import RunPublisher
 from agentstream.store.queue import Claim
@@ -146,7 +148,7 @@ class Execution:
         return terminal
 
     async def _run_agent(self, called: Agent, request: ChatCompletionRequest, run_timeout_s: float) -> Terminal | None:
-        run = Run(self.claim.job.run_id, request, self)
+        run = Run(self.claim.job.run_id, request, self, caller_of(self.claim.job))
         agent = asyncio.create_task(self._call(called, run), name=f"agent {run.id}")
         agent.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # asyncio must not warn
         self._unfinished.append(agent)
@@ -231,6 +233,11 @@ class Execution:
             "finish_reason": "tool_calls" if calls else result.finish_reason,
             "usage": usage.model_dump(),
         }
+
+
+def caller_of(job: Job) -> Caller:
+    """Return the sender of the request that created a job."""
+    return Caller(key_hash=job.owner, request_id=job.request_id, headers=Headers(job.headers))
 
 
 def failed_event(code: str, message: str) -> Terminal:

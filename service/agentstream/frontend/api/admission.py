@@ -8,6 +8,7 @@ from typing import Any
 from aiohttp import web
 
 from agentstream.errors import NotFound
+from agentstream.frontend.api.caller_headers import caller_headers
 from agentstream.frontend.api.parsing import idempotency_key
 from agentstream.frontend.context import CONTEXT, Context
 from agentstream.frontend.runs.attaching import ExistingRun, resolve_idempotency_key
@@ -91,7 +92,7 @@ async def admit(  # noqa: PLR0913 -- the parsed request, and how to answer it
     BrokerUnavailable.
     """
     context = request.app[CONTEXT]
-    job = new_job(context, chat, owner, response)
+    job = new_job(context, chat, owner, response, caller_headers(request, context.settings.caller_headers))
     key = idempotency_key(request)
     earlier: RunInfo | Job = job
     if key is not None:

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Mapping
 from typing import Any
 
 from agentstream.frontend.context import Context
@@ -137,8 +137,17 @@ async def _check_limits(context: Context, job: Job) -> None:
         )
 
 
-def new_job(context: Context, chat: ChatCompletionRequest, owner: str, response: dict[str, Any] | None = None) -> Job:
-    """Return the job of a new run; raises NotFound if no agent is configured for its model."""
+def new_job(
+    context: Context,
+    chat: ChatCompletionRequest,
+    owner: str,
+    response: dict[str, Any] | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> Job:
+    """Return the job of a new run; raises NotFound if no agent is configured for its model.
+
+    ``headers`` are the headers of the request that the agent may see.
+    """
     context.model_router.check(chat.model)
     now = time.time()
     job = Job(
@@ -149,6 +158,7 @@ def new_job(context: Context, chat: ChatCompletionRequest, owner: str, response:
         request_id=current_log_context().request_id or "",
         include_usage=chat.include_usage,
         limited=context.settings.max_runs_per_key > 0,
+        headers=dict(headers or {}),
         owner=owner,
         response=response,
         **tracing.carrier(),

@@ -1,0 +1,121 @@
+"""Agents of every shape, and agents that show who asks, for the integration tests."""
+
+import asyncio
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from agentstream import AgentResult, Run
+
+log = logging.getLogger("author")
+
+
+def say(line: str) -> None:
+    """Print a line at once, in one write."""
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
+async def who(run: Run) -> AgentResult:
+    """Answer with the caller, as JSON."""
+    caller = run.caller
+    return AgentResult(json.dumps([caller.key_hash, caller.request_id, dict(caller.headers), repr(caller)]))
+
+
+async def words(run: Run) -> AsyncIterator[str]:
+    """Yield three words, slowly if asked."""
+    try:
+        for word in ("one ", "two ", "three"):
+            yield word
+            if run.request.messages[-1].text == "slowly":
+                await asyncio.Event().wait()
+    finally:
+        say("words closed")
+
+
+def words_in_a_thread(run: Run) -> Iterator[str]:
+    """Yield words, for ever if asked."""
+    try:
+        yield "one "
+        while run.request.messages[-1].text == "for ever":
+            time.sleep(0.01)
+            yield "more "
+        yield "two"
+    finally:
+        say("words closed")
+
+
+@asynccontextmanager
+async def pooled() -> AsyncIterator[Any]:
+    """An agent with a pool that belongs to the process."""
+    loop = asyncio.get_running_loop()
+    pool = {"runs": 0}
+    say(f"pool opened in {os.getpid()}")
+
+    async def agent(_run: Run) -> AgentResult:
+        assert asyncio.get_running_loop() is loop
+        pool["runs"] += 1
+        return AgentResult(f"run {pool['runs']} of {os.getpid()}")
+
+    yield agent
+    say(f"pool closed after {pool['runs']} runs")
+
+
+def fail_to_connect() -> None:
+    """Fail like a client of a database."""
+    message = "no database"
+    raise ConnectionError(message)
+
+
+@asynccontextmanager
+async def broken() -> AsyncIterator[Any]:
+    """An agent whose start fails."""
+    fail_to_connect()
+    yield who
+
+
+@asynccontextmanager
+async def stubborn() -> AsyncIterator[Any]:
+    """An agent whose end blocks the event loop."""
+    yield who
+    say("closing")
+    time.sleep(600)  # noqa: ASYNC251 -- the mistake of an author
+
+
+@asynccontextmanager
+async def waiting() -> AsyncIterator[Any]:
+    """An agent whose start never ends."""
+    say("waiting to start")
+    await asyncio.Event().wait()
+    yield who
+
+
+async def no_parameter() -> AgentResult:
+    """Take no run."""
+    return AgentResult("")
+
+
+async def secretive(run: Run) -> AgentResult:
+    """Fail in the way that the last message names, with a text that no client may see."""
+    text = run.request.messages[-1].text
+    private = "db password is hunter2-marked"
+    if text.startswith("stream"):
+        run.write("so far ")
+    if text.endswith("contract"):
+        return AgentResult(private, finish_reason=private)
+    if text.endswith("event"):
+        run.emit("bad type!", {"x": private})
+    if text.endswith("context"):
+        message = f"context length exceeded: {private}"
+        raise ValueError(message)
+    if text.endswith("model"):
+        message = f"Error code: 400 - {private}"
+        raise ValueError(message)
+    if text.endswith("own log"):
+        log.error("the author logs this", exc_info=ValueError(private))
+    raise ValueError(private)
