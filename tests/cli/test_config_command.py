@@ -54,3 +54,16 @@ async def test_wrong_settings_and_unknown_variables_are_named() -> None:
     assert ended.code == 0
     assert "AGENTSTREAM_WORKER is not a setting; did you mean AGENTSTREAM_WORKERS?" in ended.err
     assert "AGENTSTREAM_URL" not in ended.err
+
+
+async def test_a_wrong_redis_url_is_refused_without_its_password() -> None:
+    """A URL of Redis that no process could use gives exit code 2, the reason, and no part of the password."""
+    ended = await agentstream("config", REDIS_URL="redis://h/0?family=0")
+    assert ended.code == 2
+    assert "REDIS_URL: the option 'family' does not exist" in ended.err
+    for wrong in ("redis://:S3cretPart#restOfIt@h:6379", "redis://:S3cretPart/restOfIt@h", ":S3cretPart@h#restOfIt"):
+        ended = await agentstream("config", REDIS_URL=wrong)
+        assert ended.code == 2
+        assert "REDIS_URL" in ended.err
+        assert "S3cretPart" not in ended.out + ended.err
+        assert "restOfIt" not in ended.out + ended.err

@@ -69,6 +69,17 @@ def redis_url_of(settings: Settings) -> str:
     return settings.redis_url
 
 
+def check_redis_url(settings: Settings) -> None:
+    """Raise WrongSettings if REDIS_URL is set and a process could not use it."""
+    from agentstream.store.connection.endpoint import Endpoint  # noqa: PLC0415 -- slow to import
+
+    try:
+        if settings.redis_url:
+            Endpoint(settings.redis_url)
+    except StartupError as exc:
+        raise WrongSettings(str(exc)) from exc
+
+
 def front_end_flags(command: Command) -> Command:
     """Add the flags ``--url`` and ``--api-key`` to a command."""
     command = click.option(

@@ -4,6 +4,7 @@ import asyncio
 import shutil
 import ssl
 import subprocess
+import traceback
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -164,3 +165,44 @@ async def test_tls_to_an_untrusted_server_is_refused(tls_port: int) -> None:
     async with connecting_link(f"rediss://localhost:{tls_port}") as link:
         with pytest.raises(BrokerUnavailable, match=r"(?i)certificate"):
             await link.wait_ready(0.5 * TIME_SCALE)
+
+
+@pytest.mark.parametrize(
+    ("url", "hint"),
+    [
+        ("redis://h/0?family=0", "the option 'family' does not exist; remove it. The options are db, protocol, "),
+        ("redis://h?foo=bar", "the option 'foo' does not exist"),
+        ("redis://h?foo=", "the option 'foo' does not exist"),
+        ("redis://h?socket_timeout=1", "the option 'socket_timeout' does not exist"),
+        ("redis://h?decode_responses=true", "the option 'decode_responses' does not exist"),
+        ("unix:///run/redis.sock?foo=1", "the option 'foo' does not exist"),
+        ("redis://h?ssl=true", "begin the URL with rediss://"),
+        ("redis://h?ssl_cert_reqs=none", "the option 'ssl_cert_reqs' is for TLS; begin the URL with rediss://"),
+        ("rediss://h?ssl_cert_reqs=never", "write none, optional, required"),
+        ("rediss://h?ssl_ca_certs=/no/such/file", "No such file"),
+        ("redis://h?protocol=4", "write protocol=2 or protocol=3"),
+    ],
+)
+def test_a_wrong_option_is_refused(url: str, hint: str) -> None:
+    """An option that the URL cannot have raises a StartupError with its name and what to write instead."""
+    with pytest.raises(StartupError, match=r"^REDIS_URL: ") as refusal:
+        Endpoint(url)
+    assert hint in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "url", ["redis://:S3cret#rest@h:6379", "redis://h:S3cret", "redis://[S3cret", "redis://h?db=S3cret"]
+)
+def test_an_error_about_a_url_quotes_nothing_of_it(url: str) -> None:
+    """A malformed URL may have a part of the password anywhere, so neither the error nor its traceback quotes it."""
+    with pytest.raises(StartupError) as refusal:
+        Endpoint(url)
+    assert "S3cret" not in "".join(traceback.format_exception(refusal.value))
+
+
+async def test_spellings_of_tls_options_are_those_of_both_clients() -> None:
+    """The link and redis-py's client get the same TLS options, also from the spelling that other libraries use."""
+    endpoint = Endpoint("rediss://h?ssl_cert_reqs=CERT_NONE")
+    assert endpoint._tls().verify_mode == ssl.CERT_NONE
+    async with endpoint.redis() as client:
+        assert client.connection_pool.connection_kwargs["ssl_cert_reqs"] == "none"

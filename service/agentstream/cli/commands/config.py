@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from agentstream.cli.flags import format_value, setting_flags, settings_from
+from agentstream.cli.flags import check_redis_url, format_value, setting_flags, settings_from
 from agentstream.cli.terminal.layout import format_table
 from agentstream.config import masked, setting_source, unknown_variables
 
@@ -25,6 +25,7 @@ def config(*, as_json: bool, **flags: Any) -> None:  # noqa: ANN401
       agentstream config --json | jq .settings.port
     """
     settings = settings_from(flags)
+    check_redis_url(settings)
     rows = [
         (field, masked(field, getattr(settings, field)), setting_source(field, flags))
         for field in type(settings).model_fields

@@ -3,7 +3,8 @@
 import asyncio
 import ssl
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
+from urllib.parse import parse_qsl, urlsplit
 
 import redis.asyncio as redis_asyncio
 from redis.asyncio.connection import SSLConnection, UnixDomainSocketConnection, parse_url
@@ -12,6 +13,16 @@ from redis.backoff import ExponentialWithJitterBackoff
 
 from agentstream.errors import StartupError
 
+# The options that a URL may have. Other options of redis-py would fail at the first connection, or change what the
+# service relies on, such as timeouts.
+_OPTIONS: Final = (
+    *("db", "protocol", "username", "password", "ssl_cert_reqs", "ssl_check_hostname"),
+    *("ssl_ca_certs", "ssl_ca_path", "ssl_certfile", "ssl_keyfile", "ssl_password"),
+)
+_PROTOCOLS: Final = (2, 3)
+_CERT_REQS: Final = ("none", "optional", "required")
+_FORM: Final = "redis://[[user]:password@]host[:port][/database]"
+
 COMMAND_TIMEOUT_S = 5.0  # a healthy broker answers within milliseconds, and its own pauses are shorter than 1 s
 
 
@@ -19,14 +30,21 @@ class Endpoint:
     """A parsed REDIS_URL: ``redis://``, ``rediss://`` (TLS) or ``unix://``, with credentials and database."""
 
     def __init__(self, url: str) -> None:
-        """Parse the URL; raises StartupError if it is not a Redis URL. The error does not contain the password."""
+        """Parse the URL; raises StartupError if it or one of its options is wrong. No error contains the password."""
         try:
             self._options: dict[str, Any] = dict(parse_url(url))
-        except ValueError as exc:
-            message = f"REDIS_URL is not a Redis URL ({exc}); expected redis://[[user]:password@]host[:port][/database]"
-            raise StartupError(message) from exc
+            names = [name for name, _ in parse_qsl(urlsplit(url).query, keep_blank_values=True)]
+        except ValueError:  # its text may quote a part of the password
+            message = (
+                "REDIS_URL is not a Redis URL: its scheme, its port or the value of an option is wrong, or its "
+                f"password is not percent-encoded; expected {_FORM}"
+            )
+            raise StartupError(message) from None
         self._url = url
         self.protocol = int(self._options.get("protocol", 3))
+        if fault := self._fault_of_names(names) or self._fault_of_values():
+            message = f"REDIS_URL: {fault}"
+            raise StartupError(message)
 
     def __str__(self) -> str:
         """Return the address, without credentials."""
@@ -39,6 +57,10 @@ class Endpoint:
         """Whether one connection carries both commands and pushes (RESP3)."""
         return self.protocol >= 3  # noqa: PLR2004
 
+    @property
+    def _uses_tls(self) -> bool:
+        return self._options.get("connection_class") is SSLConnection
+
     async def connect(self, protocol_factory: Callable[[], asyncio.Protocol]) -> None:
         """Open a connection for the protocol that ``protocol_factory`` returns; raises OSError."""
         loop = asyncio.get_running_loop()
@@ -47,7 +69,7 @@ class Endpoint:
             await loop.create_unix_connection(protocol_factory, self._options["path"])
             return
         host = self._options.get("host", "localhost")
-        tls = self._tls() if connection_class is SSLConnection else None
+        tls = self._tls() if self._uses_tls else None
         await loop.create_connection(protocol_factory, host, self._options.get("port", 6379), ssl=tls)
 
     def handshake(self, name: str) -> list[tuple[bytes | str | int, ...]]:
@@ -78,13 +100,41 @@ class Endpoint:
             retry=Retry(ExponentialWithJitterBackoff(base=0.05, cap=0.5), 2),
             protocol=self.protocol,
         )
+        tls = {name: value for name, value in self._options.items() if name.startswith("ssl_")}
+        client.connection_pool.connection_kwargs.update(tls)  # in their usual spelling
         return client
+
+    def _fault_of_names(self, names: list[str]) -> str | None:
+        """Return which option the URL cannot have, and what to write instead; None if it can have all of them."""
+        for name in names:
+            if name in {"ssl", "tls"}:
+                return f"the option {name!r} does not exist; for TLS begin the URL with rediss:// instead of redis://"
+            if name not in _OPTIONS:
+                return f"the option {name!r} does not exist; remove it. The options are {', '.join(_OPTIONS)}"
+            if name.startswith("ssl_") and not self._uses_tls:
+                return f"the option {name!r} is for TLS; begin the URL with rediss:// instead of redis://"
+        return None
+
+    def _fault_of_values(self) -> str | None:
+        """Return which option has a wrong value; None if all are right. Changes values to their usual spelling."""
+        if self.protocol not in _PROTOCOLS:
+            return f"protocol={self.protocol} does not exist; write protocol=2 or protocol=3"
+        if verify := self._options.get("ssl_cert_reqs"):
+            self._options["ssl_cert_reqs"] = verify = verify.lower().removeprefix("cert_")
+            if verify not in _CERT_REQS:
+                return f"ssl_cert_reqs={verify!r} does not exist; write {', '.join(_CERT_REQS)}"
+        try:
+            if self._uses_tls:
+                self._tls()
+        except OSError as exc:  # also ssl.SSLError
+            return f"a file of the options ssl_... cannot be used: {exc}"
+        return None
 
     def _tls(self) -> ssl.SSLContext:
         options = self._options
-        context = ssl.create_default_context(cafile=options.get("ssl_ca_certs"))
+        context = ssl.create_default_context(cafile=options.get("ssl_ca_certs"), capath=options.get("ssl_ca_path"))
         if certificate := options.get("ssl_certfile"):
-            context.load_cert_chain(certificate, options.get("ssl_keyfile"))
+            context.load_cert_chain(certificate, options.get("ssl_keyfile"), options.get("ssl_password"))
         verify = str(options.get("ssl_cert_reqs", "required"))
         checked = str(options.get("ssl_check_hostname", "true")).lower() not in {"false", "0", "no"}
         if verify == "none" or not checked:
