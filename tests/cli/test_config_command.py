@@ -61,7 +61,7 @@ async def test_a_wrong_redis_url_is_refused_without_its_password() -> None:
     ended = await agentstream("config", REDIS_URL="redis://h/0?family=0")
     assert ended.code == 2
     assert "REDIS_URL: the option 'family' does not exist" in ended.err
-    for wrong in ("redis://:S3cretPart#restOfIt@h:6379", "redis://:S3cretPart/restOfIt@h", ":S3cretPart@h#restOfIt"):
+    for wrong in ("redis://:S3cretPart#restOfIt@h:6379", "redis://:S3cretPart/restOfIt@h", ":S3cretPart#restOfIt@h"):
         ended = await agentstream("config", REDIS_URL=wrong)
         assert ended.code == 2
         assert "REDIS_URL" in ended.err
