@@ -11,6 +11,7 @@ import pytest
 
 from agentstream.config import Settings, env_name
 from tests import test_imports
+from tests.bench import figures
 from tests.documents import (
     FREE_PORT,
     RUN_BY_READERS,
@@ -62,6 +63,14 @@ def test_broken_links_are_found(link: str) -> None:
     guide = Document("deploy/guides/README.md")
     guide.text += f"\n[there]({link})\n"
     assert broken_links(guide) == [link]
+
+
+def test_figures_agree_with_the_table_of_the_benchmark() -> None:
+    """Each figure that a guide repeats from the benchmark's table follows from the table, and has its sentence."""
+    values = figures.measured(figures.PERFORMANCE.read_text())
+    texts = [guide.read_text() for guide in figures.GUIDES]
+    assert [figures.agree(text, values) for text in texts] == texts
+    assert [sentence for sentence in figures.SENTENCES if not re.search(sentence, "".join(texts))] == []
 
 
 def test_every_guide_is_listed() -> None:

@@ -1,4 +1,6 @@
-"""The benchmark, ``make bench``. It prints a table, a profile and the cost of each layer, and writes the guide's table.
+"""The benchmark, ``make bench``. It prints a table, a profile and the cost of each layer.
+
+It writes the table of the guide, and the figures that sentences of the guides repeat (``tests.bench.figures``).
 
 All figures of the front end are for one process on one core. Broker, workers and load generator share the other core.
 "Chunks/s per core" is the number of chunks divided by the CPU time of the front end, because the other core cannot
@@ -13,8 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
 from agentstream.processes.broker import EmbeddedBroker, find_server
-from tests.bench import layers, scenarios
-from tests.bench.machine import ROOT
+from tests.bench import figures, layers, scenarios
 from tests.bench.processes import Rig, new_queue_name
 from tests.bench.scenarios import Row
 from tests.bench.tokens import Load
@@ -29,7 +30,6 @@ SCENARIOS: Final[tuple[Callable[[Rig], Iterator[Row]], ...]] = (
     scenarios.pipeline,
     scenarios.scaling,
 )
-GUIDE: Final = ROOT / "deploy" / "guides" / "performance.md"
 TABLE: Final = re.compile(r"(<!-- bench -->\n).*?(<!-- end of bench -->)", re.DOTALL)
 
 
@@ -75,7 +75,10 @@ async def main() -> int:
     for layer, cost_us in await layers.measure():
         print(f"  {cost_us:6.2f} us  {layer}")
     print(f"\n{choice.origin}, Python {sys.version.split()[0]}, {time.monotonic() - began_s:.0f} s")
-    GUIDE.write_text(TABLE.sub(lambda match: match[1] + table(rows) + match[2], GUIDE.read_text()))
+    text = figures.PERFORMANCE.read_text()
+    figures.PERFORMANCE.write_text(TABLE.sub(lambda match: match[1] + table(rows) + match[2], text))
+    for guide in figures.GUIDES:
+        guide.write_text(figures.agree(guide.read_text(), figures.measured(table(rows))))
     return 0
 
 
