@@ -18,6 +18,7 @@ import pytest
 import pytest_asyncio
 
 from agentstream import __version__
+from agentstream.config import Settings
 from tests.documents import (
     FREE_PORT,
     PYTHON,
@@ -44,8 +45,10 @@ one_loop = pytest.mark.asyncio(loop_scope="module")
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def up(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Process]:
-    """Run the processes of `make run` on a free port."""
-    process = await shell(f"{PYTHON} -m agentstream up", tmp_path_factory.mktemp("up"), **FREE_PORT)
+    """Run the processes of `make run` on a free port. The demo writes quickly, so that its long answers end soon."""
+    folder = tmp_path_factory.mktemp("up")
+    settings = {"AGENTSTREAM_DEMO_TOKEN_DELAY_MS": "2", **FREE_PORT}
+    process = await shell(f"{PYTHON} -m agentstream up", folder, **settings)
     try:
         await process.until(r"serving +http://\S+", START_S)
         yield process
@@ -181,6 +184,13 @@ async def test_openai_client_prints_the_same(up: Process, tmp_path: Path) -> Non
 
 
 # Watch nothing get lost
+
+
+def test_the_drills_last_long_enough_to_do_by_hand() -> None:
+    """The answer that a reader interrupts takes at least 20 s at the default pace of the demo."""
+    (start,) = README.blocks("background")
+    words = int(re.findall(r"count to (\d+)", start)[0])
+    assert words * Settings.model_fields["demo_token_delay_ms"].default >= 20_000
 
 
 async def until_words(path: Path, count: int) -> None:
