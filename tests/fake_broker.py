@@ -9,6 +9,7 @@ import hiredis
 
 from agentstream.store.connection.endpoint import Endpoint
 from agentstream.store.connection.link import Link
+from agentstream.store.scripts import SCRIPTS
 from tests.conftest import open_link
 from tests.helpers import TIMEOUT_S
 
@@ -65,8 +66,8 @@ class FakeBroker:
 
     @property
     def commands(self) -> list[Command]:
-        """All received commands except handshakes, pings and subscriptions."""
-        return [words for _, words in self.received if words[0] not in HANDSHAKE]
+        """All received commands except handshakes, pings, probes and subscriptions."""
+        return [words for _, words in self.received if words[0] not in HANDSHAKE and SCRIPTS["probe"].sha not in words]
 
     def count(self, name: bytes, connection: int) -> int:
         """Return how often the broker received a command on a connection."""
@@ -81,6 +82,10 @@ class FakeBroker:
             for writer in self._writers:
                 writer.transport.abort()
             await self._server.wait_closed()
+            # A TLS handshake that has not ended has no writer. Its client is gone, so it ends; without this wait its
+            # socket may stay open when the loop ends.
+            if handshakes := [task for task in asyncio.all_tasks() if "accept_connection" in repr(task.get_coro())]:
+                await asyncio.wait(handshakes, timeout=TIMEOUT_S)
 
     def send(self, data: bytes) -> None:
         """Send bytes on the newest connection without a command."""
@@ -152,6 +157,13 @@ async def in_time() -> AsyncIterator[None]:
     """Raises TimeoutError if the block takes longer than TIMEOUT_S."""
     async with asyncio.timeout(TIMEOUT_S):
         yield
+
+
+async def failed(link: Link) -> None:
+    """Return when the link has failed to connect once. The cause is the text of ``wait_ready``."""
+    async with in_time():
+        while link._last_error is None:  # noqa: ASYNC110 -- no event tells it
+            await asyncio.sleep(0.01)
 
 
 def reconnected(link: Link) -> asyncio.Event:

@@ -16,6 +16,7 @@ import hiredis
 from agentstream.protocol.jobs import new_run_id
 from agentstream.protocol.keys import GROUP, Keys
 from agentstream.store.connection.endpoint import Endpoint
+from agentstream.store.connection.handshake import login_steps
 from agentstream.store.connection.wire import pack
 from agentstream.store.scripts import SCRIPTS
 from agentstream.stream import sse
@@ -43,8 +44,8 @@ class Broker:
         host, _, port = str(endpoint).rpartition(":")
         self._socket = _set_nodelay(socket.create_connection((host, int(port))))
         self._reader = hiredis.Reader()
-        for command in endpoint.handshake("bench-relay"):
-            self.ask(*command)
+        for step in login_steps(endpoint, "bench-relay"):
+            self.ask(*step.command)
         for script in SCRIPTS.values():
             self.ask("SCRIPT", "LOAD", script.source)
 

@@ -159,7 +159,7 @@ async def count_cut_subscribers(broker: Broker) -> int:
 
 
 class SwitchableProxy:
-    """One address in front of several brokers. It forwards to one of them; ``switch_to`` cuts all connections."""
+    """One address in front of several brokers. It forwards new connections to one of them."""
 
     def __init__(self, broker: Broker) -> None:
         self._broker = broker
@@ -181,9 +181,11 @@ class SwitchableProxy:
     def url(self) -> str:
         return f"redis://127.0.0.1:{self.port}/0"
 
-    def switch_to(self, broker: Broker) -> None:
+    def switch_to(self, broker: Broker, *, cut: bool = True) -> None:
+        """Forward new connections to another broker. With ``cut``, end those that are open."""
         self._broker = broker
-        self._cut()
+        if cut:
+            self._cut()
 
     def _cut(self) -> None:
         for writer in self._writers:

@@ -41,6 +41,11 @@ class Keys:
         """Counter with a TTL: requests of an API key in the current minute."""
         return f"{self.prefix}:{{key-{owner}}}:requests"
 
+    @property
+    def probe(self) -> str:
+        """Name that ``probe.lua`` uses to prove that the server accepts writes. Nothing is stored under it."""
+        return f"{self.prefix}:{{probe}}:events"
+
     def run(self, run_id: str) -> str:
         """Hash of a run: status, owner, model, attempt, worker and more. PROTOCOL.md, 4.1, lists the fields."""
         return f"{self.prefix}:{{{run_id}}}:run"

@@ -25,6 +25,7 @@ from agentstream.protocol.jobs import Job
 from agentstream.protocol.keys import GROUP, Keys
 from agentstream.store.connection.endpoint import COMMAND_TIMEOUT_S, Endpoint
 from agentstream.store.connection.link import Link
+from agentstream.store.connection.refusals import words_of
 from agentstream.store.connection.wire import Reply
 from agentstream.store.runs import CONVERSATION, RESPONSE, TRACEPARENT
 from agentstream.store.scripts import SCRIPTS
@@ -55,6 +56,8 @@ _NO_GROUP_ERRORS: Final = (
     "The XGROUP subcommand requires the key",
     "ERR The XGROUP subcommand requires the key",
 )
+# The replies of begin.lua that begin no attempt.
+_NO_ATTEMPT: Final = {b"ENDED": "it has ended", b"DUPLICATE": "another queue entry carries it"}
 _FIRST_ENTRY: Final = "0"  # a group that starts at $ skips jobs that were enqueued before the first worker
 
 
@@ -64,12 +67,12 @@ def _map_redis_errors() -> Iterator[None]:
     try:
         yield
     except RedisError as exc:
-        message = f"Redis: {exc}"
+        message = f"Redis: {words_of(exc)}"
         raise BrokerUnavailable(message) from exc
 
 
-async def _reply_within(pending: Awaitable[Reply], timeout_s: float) -> Reply:
-    """Return the reply of a link; raises BrokerUnavailable after ``timeout_s`` or for an error reply.
+async def _reply_within(link: Link, pending: Awaitable[Reply], timeout_s: float) -> Reply:
+    """Return the reply of ``link``; raises BrokerUnavailable after ``timeout_s`` or for an error reply.
 
     Without the timeout the link would wait until the broker is reachable again.
     """
@@ -77,8 +80,7 @@ async def _reply_within(pending: Awaitable[Reply], timeout_s: float) -> Reply:
         async with asyncio.timeout(timeout_s):
             return await pending
     except TimeoutError as exc:
-        message = f"Redis did not answer within {timeout_s:g} s"
-        raise BrokerUnavailable(message) from exc
+        raise BrokerUnavailable(link.unanswered(timeout_s)) from exc
     except BusError as exc:
         message = f"Redis: {exc}"
         raise BrokerUnavailable(message) from exc
@@ -237,7 +239,7 @@ class JobQueue:
     def __init__(self, endpoint: Endpoint, link: Link, keys: Keys, queue: str, *, worker_id: str) -> None:
         """Prepare the queue. ``worker_id`` must be unique among all processes that ever claim jobs."""
         self._link = link
-        self._claims = Link(endpoint, name="agentstream-claims")
+        self._claims = Link(endpoint, name="agentstream-claims", probe_key=keys.probe)
         self._keys = keys
         self.name = queue
         self._jobs = keys.jobs(queue)
@@ -275,7 +277,7 @@ class JobQueue:
                     if not held:
                         await self._redis.xgroup_delconsumer(self._jobs, GROUP, self.worker_id)
                 except ResponseError as exc:
-                    if not str(exc).startswith(_NO_GROUP_ERRORS):
+                    if not words_of(exc).startswith(_NO_GROUP_ERRORS):
                         raise
         finally:
             await self._claims.close()
@@ -298,9 +300,9 @@ class JobQueue:
             pending = self._claims.start_call(
                 "XREADGROUP", "GROUP", GROUP, self.worker_id, *block, "STREAMS", self._jobs, ">"
             )
-            reply = await _reply_within(pending, block_s + COMMAND_TIMEOUT_S)
+            reply = await _reply_within(self._claims, pending, block_s + COMMAND_TIMEOUT_S)
         except BrokerUnavailable as exc:
-            if not str(exc.__cause__).startswith(_NO_GROUP_ERRORS):
+            if not words_of(exc.__cause__).startswith(_NO_GROUP_ERRORS):
                 raise
             log.warning("the queue does not exist; the broker may have lost its data; creating the queue again")
             await self._create()
@@ -330,7 +332,7 @@ class JobQueue:
                 "reclaim", [self._jobs], GROUP, self.worker_id, int(lease_s * 1000), now_ms, int(STALL_S * 1000)
             )
         except BrokerUnavailable as exc:
-            if not str(exc.__cause__).startswith(_NO_GROUP_ERRORS):
+            if not words_of(exc.__cause__).startswith(_NO_GROUP_ERRORS):
                 raise
             await self._create()
             return None
@@ -350,9 +352,9 @@ class JobQueue:
         token = secrets.token_hex(8)
         pending = self._link.start_script_call("begin", keys, claim.entry_id, self.worker_id, ttl_s, token)
         self._link.flush()  # sent now, not at the end of the turn, because a client waits
-        reply = await _reply_within(pending, COMMAND_TIMEOUT_S)
+        reply = await _reply_within(self._link, pending, COMMAND_TIMEOUT_S)
         if not isinstance(reply, list):
-            log.info("the run needs no attempt; the broker answered %s", reply)
+            log.info("the run needs no attempt: %s", _NO_ATTEMPT[reply])
             return None
         attempt, cancelled, handed_back, waited_ms = reply
         first = encode_batch(attempt, 1, [encode_event(RUN_STARTED, {"worker": self.worker_id})])
@@ -393,7 +395,7 @@ class JobQueue:
     async def finish(self, claim: Claim) -> None:
         """Remove a job that needs no more attempts: its terminal event is stored, or another entry carries its run."""
         pending = self._link.start_script_call("finish", [self._jobs], GROUP, self.worker_id, claim.entry_id)
-        if not await _reply_within(pending, COMMAND_TIMEOUT_S):
+        if not await _reply_within(self._link, pending, COMMAND_TIMEOUT_S):
             log.warning("the job %s is no longer held by this worker", claim.entry_id)
         if claim.job.limited:
             with _map_redis_errors():

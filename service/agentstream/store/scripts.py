@@ -35,6 +35,7 @@ SCRIPTS: Final[Mapping[str, Script]] = {
         "last_entry",
         "check_limits",
         "open_runs",
+        "probe",
         "progress",
         "prune_consumers",
         "publish",

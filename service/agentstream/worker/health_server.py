@@ -67,16 +67,17 @@ class HealthServer:
         return web.json_response({"status": "ok"})
 
     async def _ready(self, _request: web.Request) -> web.Response:
-        """GET /health/ready: 200 while the worker takes jobs, even if all slots are taken, and Redis answers."""
+        """GET /health/ready: 200 while the worker takes jobs, even if all slots are taken, and Redis accepts writes."""
         if self._stop.is_set():
             return web.json_response({"status": "draining"}, status=503)
         if not self.taking_jobs:
             return web.json_response({"status": "starting"}, status=503)
         try:
             async with asyncio.timeout(PING_TIMEOUT_S):
-                await self._link.call("PING")
-        except (TimeoutError, BusError):
-            return web.json_response({"status": "unavailable", "redis": "does not answer"}, status=503)
+                await self._link.prove_writable()
+        except (TimeoutError, BusError) as exc:
+            reason = str(exc) or self._link.refusal or "does not answer"
+            return web.json_response({"status": "unavailable", "redis": reason}, status=503)
         return web.json_response({"status": "ok", "redis": "ok"})
 
 

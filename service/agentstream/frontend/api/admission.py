@@ -97,7 +97,7 @@ async def admit(  # noqa: PLR0913 -- the parsed request, and how to answer it
     earlier: RunInfo | Job = job
     if key is not None:
         require_broker(context)
-        async with broker_timeout():
+        async with broker_timeout(context):
             earlier = await resolve_idempotency_key(context, owner, key, chat, job)
     bind(run_id=earlier.run_id)
     return AdmittedRun(
@@ -120,7 +120,7 @@ async def find_owned_run(context: Context, request: web.Request, public_id: str,
     require_broker(context)
     run_id = run_id or public_id
     if RUN_ID.fullmatch(run_id) is not None:
-        async with broker_timeout():
+        async with broker_timeout(context):
             info = await context.runs.get_info(run_id)
         if info is not None and hmac.compare_digest(info.owner, owner):
             bind(run_id=run_id)

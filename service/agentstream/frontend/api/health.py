@@ -5,6 +5,7 @@ from typing import Any, Final
 
 from aiohttp import web
 
+from agentstream.errors import BusError
 from agentstream.frontend.context import CONTEXT
 from agentstream.frontend.runs.model_router import QueueState
 from agentstream.telemetry.metrics import CONTENT_TYPE
@@ -20,6 +21,7 @@ async def live(_request: web.Request) -> web.Response:
 async def ready(request: web.Request) -> web.Response:
     """GET /health/ready: 200 if the front end accepts requests, else 503.
 
+    It accepts requests if Redis runs scripts and accepts writes; the answer has Redis' own words if it refuses.
     The status is "degraded" if a queue has no live worker: its requests are accepted and wait.
     """
     context = request.app[CONTEXT]
@@ -27,10 +29,11 @@ async def ready(request: web.Request) -> web.Response:
         return web.json_response({"status": "draining"}, status=503)
     try:
         async with asyncio.timeout(HEALTH_TIMEOUT_S):
-            await context.link.call("PING")
+            await context.link.prove_writable()
             queues = await context.model_router.states()
-    except TimeoutError:
-        return web.json_response({"status": "unavailable", "redis": "does not answer"}, status=503)
+    except (TimeoutError, BusError) as exc:
+        reason = str(exc) or context.link.refusal or "does not answer"
+        return web.json_response({"status": "unavailable", "redis": reason}, status=503)
     body: dict[str, Any] = {
         "status": "ok",
         "redis": "ok",
@@ -50,7 +53,7 @@ async def show_metrics(request: web.Request) -> web.Response:
     try:
         async with asyncio.timeout(HEALTH_TIMEOUT_S):
             states = await context.model_router.states()
-    except TimeoutError:
+    except (TimeoutError, BusError):
         unknown = QueueState(workers=-1, queued=-1, waiting=-1, oldest_s=-1)
         states = dict.fromkeys(context.model_router.queues, unknown)
     for queue, state in states.items():

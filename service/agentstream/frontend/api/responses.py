@@ -103,7 +103,7 @@ class _EarlierResponses:
         """
         param = "previous_response_id"
         answer = await self._output(response_id, param=param)
-        async with broker_timeout():
+        async with broker_timeout(self._context):
             messages = await self._context.runs.conversation(run_id_of(response_id) or "")
         if messages is None:
             message = (

@@ -41,7 +41,7 @@ class ExistingRun:
         and BrokerUnavailable.
         """
         try:
-            async with broker_timeout():
+            async with broker_timeout(self._context):
                 caught_up = await feed.open_from_log()
         except LogTrimmed as exc:
             message = f"the stream of {self._info.run_id} cannot be resumed: {exc}"

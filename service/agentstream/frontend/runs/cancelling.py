@@ -18,7 +18,7 @@ async def cancel_run(context: Context, info: RunInfo, view: View) -> web.Respons
     ``read_run``.
     """
     requested_s = time.monotonic()
-    async with broker_timeout():
+    async with broker_timeout(context):
         await context.runs.cancel(info.run_id, ttl_s=context.settings.run_ttl_s)
     if not info.ended:
         context.metrics.cancel_requested("request")

@@ -14,20 +14,24 @@ ADMISSION_TIMEOUT_S: Final = 5.0
 
 
 @contextlib.asynccontextmanager
-async def broker_timeout() -> AsyncIterator[None]:
-    """Limit the commands in the block to ADMISSION_TIMEOUT_S; raises BrokerUnavailable if they take longer."""
+async def broker_timeout(context: Context) -> AsyncIterator[None]:
+    """Limit the commands in the block to ADMISSION_TIMEOUT_S.
+
+    Raises BrokerUnavailable if they take longer, with the broker's own words if it refuses them.
+    """
     try:
         async with asyncio.timeout(ADMISSION_TIMEOUT_S):
             yield
     except TimeoutError as exc:
-        message = f"Redis did not answer within {ADMISSION_TIMEOUT_S:g} s; try again"
+        message = f"{context.link.unanswered(ADMISSION_TIMEOUT_S)}; try again"
         raise BrokerUnavailable(message, retry_after_s=BROKER_RETRY_AFTER_S) from exc
 
 
 def require_broker(context: Context) -> None:
     """Raise BrokerUnavailable if the link to Redis is not connected."""
     if not context.link.connected:
-        message = "Redis cannot be reached; try again"
+        refusal = context.link.refusal
+        message = f"Redis refuses: {refusal}; try again" if refusal else "Redis cannot be reached; try again"
         raise BrokerUnavailable(message, retry_after_s=BROKER_RETRY_AFTER_S)
 
 

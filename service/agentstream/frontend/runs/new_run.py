@@ -51,7 +51,7 @@ class NewRun:
         return self._opened(subscribed, admitted)
 
     async def _open_in_steps(self, feed: RunFeed, job: Job) -> None:
-        async with broker_timeout():
+        async with broker_timeout(self._context):
             await _check_limits(self._context, job)
             subscribed = feed.open()
             if not self._context.link.subscribes_in_order:
@@ -59,16 +59,15 @@ class NewRun:
             await _enqueue(self._context, job)
             await subscribed
 
-    @staticmethod
-    async def _opened(subscribed: Awaitable[None], admitted: Awaitable[None]) -> None:
-        async with broker_timeout():
+    async def _opened(self, subscribed: Awaitable[None], admitted: Awaitable[None]) -> None:
+        async with broker_timeout(self._context):
             await admitted
             await subscribed
 
     async def start(self) -> None:
         """Enqueue a background run without subscribing; raises the same errors as ``open``."""
         require_broker(self._context)
-        async with broker_timeout():
+        async with broker_timeout(self._context):
             await _check_limits(self._context, self._job)
             await _enqueue(self._context, self._job)
 

@@ -2,16 +2,18 @@
 
 import asyncio
 import ssl
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, Final
 from urllib.parse import parse_qsl, urlsplit
 
 import redis.asyncio as redis_asyncio
 from redis.asyncio.connection import SSLConnection, UnixDomainSocketConnection, parse_url
 from redis.asyncio.retry import Retry
-from redis.backoff import ExponentialWithJitterBackoff
+from redis.backoff import AbstractBackoff, ExponentialWithJitterBackoff
+from redis.exceptions import ConnectionError, MasterDownError, ReadOnlyError, ResponseError, TimeoutError  # noqa: A004
 
 from agentstream.errors import StartupError
+from agentstream.store.connection.refusals import is_not_primary, words_of
 
 # The options that a URL may have. Other options of redis-py would fail at the first connection, or change what the
 # service relies on, such as timeouts.
@@ -24,6 +26,29 @@ _CERT_REQS: Final = ("none", "optional", "required")
 _FORM: Final = "redis://[[user]:password@]host[:port][/database]"
 
 COMMAND_TIMEOUT_S = 5.0  # a healthy broker answers within milliseconds, and its own pauses are shorter than 1 s
+
+
+class _Retry(Retry):
+    """Also retries commands that a server refuses because it is not the primary. redis-py reconnects for a retry."""
+
+    def __init__(self, backoff: AbstractBackoff, retries: int) -> None:
+        super().__init__(backoff, retries, (ConnectionError, TimeoutError, ResponseError))
+
+    async def call_with_retry(
+        self,
+        do: Callable[[], Awaitable[Any]],
+        fail: Callable[..., Any],
+        is_retryable: Callable[[Exception], bool] | None = None,
+        with_failure_count: bool = False,  # noqa: FBT001, FBT002 -- redis-py's signature
+    ) -> Any:  # noqa: ANN401 -- the result of ``do``
+        return await super().call_with_retry(do, fail, is_retryable or _is_retryable, with_failure_count)
+
+
+def _is_retryable(error: Exception) -> bool:
+    """Return whether a new connection may help. The error of a script has the words, its class does not show them."""
+    if not isinstance(error, ResponseError):
+        return True
+    return isinstance(error, ReadOnlyError | MasterDownError) or is_not_primary(words_of(error))
 
 
 class Endpoint:
@@ -72,34 +97,35 @@ class Endpoint:
         tls = self._tls() if self._uses_tls else None
         await loop.create_connection(protocol_factory, host, self._options.get("port", 6379), ssl=tls)
 
-    def handshake(self, name: str) -> list[tuple[bytes | str | int, ...]]:
-        """Return the first commands of a new connection: protocol version, credentials, client name, database."""
-        user, password = self._options.get("username", "default"), self._options.get("password")
-        commands: list[tuple[bytes | str | int, ...]] = []
-        if self.pushes_inline:
-            credentials = ("AUTH", user, password) if password else ()
-            commands.append(("HELLO", 3, *credentials, "SETNAME", name))
-        else:
-            if password:
-                commands.append(("AUTH", user, password))
-            commands.append(("CLIENT", "SETNAME", name))
-        if database := int(self._options.get("db", 0)):
-            commands.append(("SELECT", database))
-        return commands
+    @property
+    def credentials(self) -> tuple[str, str] | None:
+        """User and password; None if the URL has no password."""
+        password = self._options.get("password")
+        return (self._options.get("username") or "default", password) if password else None
+
+    @property
+    def database(self) -> int:
+        """The number of the database."""
+        return int(self._options.get("db", 0))
+
+    def use_resp2(self) -> None:
+        """Use RESP2 for all later connections: this server has no RESP3."""
+        self.protocol = 2
 
     def redis(self, *, read_timeout_s: float = COMMAND_TIMEOUT_S) -> redis_asyncio.Redis:
         """Return a redis-py client. ``read_timeout_s`` must exceed its longest blocking read.
 
-        The client sends a command again after a lost reply, at most twice. So a command must be harmless if the
-        server runs it more than once.
+        The client sends a command again after a lost reply, or on a new connection if the server is not the primary,
+        at most twice. So a command must be harmless if the server runs it more than once. The client speaks RESP2,
+        which every server has: it uses nothing of RESP3.
         """
         client: redis_asyncio.Redis = redis_asyncio.Redis.from_url(
             self._url,
             socket_timeout=read_timeout_s,
             socket_connect_timeout=COMMAND_TIMEOUT_S,
-            retry=Retry(ExponentialWithJitterBackoff(base=0.05, cap=0.5), 2),
-            protocol=self.protocol,
+            retry=_Retry(ExponentialWithJitterBackoff(base=0.05, cap=0.5), 2),
         )
+        client.connection_pool.connection_kwargs["protocol"] = 2  # an option of the URL would win over an argument
         tls = {name: value for name, value in self._options.items() if name.startswith("ssl_")}
         client.connection_pool.connection_kwargs.update(tls)  # in their usual spelling
         return client

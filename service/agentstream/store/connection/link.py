@@ -6,12 +6,14 @@ with RESP3. It promises:
 
 - It handles replies and pushes in the order in which the server sent them, synchronously, in one read loop.
 - After a reconnect it sends every unanswered command again, byte for byte unless ``repack`` is set. So a command must
-  be harmless if the server runs it twice. If a reply means "not now" (LOADING, READONLY ...), the link sends the
-  command again after RESEND_DELAY_S.
+  be harmless if the server runs it twice. If a reply means "not now" (LOADING, OOM ...), the link sends the command
+  again after RESEND_DELAY_S. If it means that the server is not the primary (READONLY ...), the link reconnects.
+- It connects only to a server that accepts writes: each handshake proves it, and again a command every PING_INTERVAL_S.
 - After a reconnect it calls ``on_reconnect`` only when the server has confirmed all subscriptions again.
 - It sends a PING every PING_INTERVAL_S. If no pong arrives within PONG_DEADLINE_S, it reconnects.
 
-A server without RESP3 pushes (``?protocol=2`` in the URL) gets a second connection for subscriptions.
+A server without RESP3 (``?protocol=2`` in the URL, or a server that refuses HELLO) gets a second connection for
+subscriptions.
 """
 
 import asyncio
@@ -25,8 +27,12 @@ from typing import Any, Final, Protocol
 
 import hiredis
 
-from agentstream.errors import BrokerUnavailable, BusError
+from agentstream.errors import BrokerUnavailable, BusError, ConnectionRefused
+from agentstream.protocol.keys import Keys
 from agentstream.store.connection.endpoint import Endpoint
+from agentstream.store.connection.fanout import Fanout, OnMessage
+from agentstream.store.connection.handshake import Step, Words, open_connection
+from agentstream.store.connection.refusals import is_not_now, is_not_primary, words_of
 from agentstream.store.connection.wire import OnReply, Reply, RespConnection, await_while_connected, pack
 from agentstream.store.scripts import SCRIPTS
 
@@ -40,21 +46,9 @@ MAX_BACKOFF_S: Final = 1.0
 RESEND_DELAY_S: Final = 0.1
 MAX_CHANNELS_PER_SUBSCRIBE: Final = 1000  # when a new connection subscribes to all channels
 
-# Error replies that mean "not now". OOM is one of them because memory may be freed; the caller's deadline bounds the
-# wait.
-_RETRYABLE_ERRORS: Final = (
-    "LOADING",
-    "READONLY",
-    "MASTERDOWN",
-    "CLUSTERDOWN",
-    "TRYAGAIN",
-    "BUSY ",
-    "OOM",
-    "UNBLOCKED",
-    "MISCONF",
-)
-
-OnMessage = Callable[[bytes], None]
+# How long the words of a refused command count as the reason why commands wait: such a command is sent again, and is
+# refused again, every RESEND_DELAY_S; a connection is tried again after MAX_BACKOFF_S at the latest.
+REFUSAL_VALID_S: Final = 2.0
 
 
 class Subscriber(Protocol):
@@ -71,6 +65,7 @@ class Command:
     """
 
     __slots__ = ("cancelled", "on_reply", "payload", "repack")
+    waits = True  # a reply that means "not now" is not the end: the command is sent again
 
     def __init__(self, payload: bytes, on_reply: OnReply) -> None:
         """Store the packed command and the callback for its reply."""
@@ -84,13 +79,22 @@ class Command:
         self.cancelled = True
 
 
+class _Probe(Command):
+    """A command whose caller wants to know that the broker refuses writes now."""
+
+    __slots__ = ()
+    waits = False
+
+
 class Link:
     """The connection of a process to the broker. Open it once, and close it at the end."""
 
-    def __init__(self, endpoint: Endpoint, *, name: str) -> None:
-        """Prepare a link. CLIENT LIST shows ``name``."""
+    def __init__(self, endpoint: Endpoint, *, name: str, probe_key: str = Keys().probe) -> None:
+        """Prepare a link. CLIENT LIST shows ``name``. ``probe_key`` is the name for proofs of writes."""
         self._endpoint = endpoint
         self._name = name
+        self._probe_command: Words = ("EVALSHA", SCRIPTS["probe"].sha, 1, probe_key)
+        self._probe = pack(self._probe_command)
         self._pending: deque[Command] = deque()
         self._outbox: list[bytes] = []
         self._flush_scheduled = False
@@ -101,16 +105,27 @@ class Link:
         self._push_connection: RespConnection | None = None
         self._ready = asyncio.Event()
         self._last_error: Exception | None = None
+        self._refusal = ""
+        self._refused_at_s = 0.0  # monotonic
         self._task: asyncio.Task[None] | None = None
         self.on_reconnect: dict[Callable[[], None], None] = {}  # an ordered set; called after every connect
         self.subscribers: set[Subscriber] = set()  # resynced after every connect; there may be thousands
         self.reconnects = 0
-        self.on_pong: Callable[[float], None] = _ignore_ping_time  # called with the duration of each ping, in s
+        self.on_pong: Callable[[float], None] = _ignore  # called with the duration of each ping, in s
 
     @property
     def connected(self) -> bool:
         """Whether the link is connected now, as far as it knows."""
         return self._ready.is_set()
+
+    @property
+    def refusal(self) -> str:
+        """The broker's own words, if it refuses commands or connections now; empty otherwise."""
+        return self._refusal if time.monotonic() - self._refused_at_s < REFUSAL_VALID_S else ""
+
+    def unanswered(self, timeout_s: float) -> str:
+        """Return the reason why a command was not done within ``timeout_s``: the broker's own words if it refuses."""
+        return f"Redis refuses: {self.refusal}" if self.refusal else f"Redis did not answer within {timeout_s:g} s"
 
     @property
     def subscribes_in_order(self) -> bool:
@@ -169,6 +184,22 @@ class Link:
         future.add_done_callback(lambda done: self._withdraw(command) if done.cancelled() else None)
         return future
 
+    async def prove_writable(self) -> None:
+        """Return when the broker has run a script with a write, which stores nothing.
+
+        Raises BusError with the broker's words for every error reply, also if the reply means "not now". Use
+        asyncio.timeout to bound the wait for a connection.
+        """
+        future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+        command = self._send_probe(lambda reply: _settle(future, reply))
+        future.add_done_callback(lambda done: self._withdraw(command) if done.cancelled() else None)
+        await future
+
+    def _send_probe(self, on_reply: OnReply) -> Command:
+        command = _Probe(self._probe, on_reply)
+        self._enqueue(command)
+        return command
+
     def _withdraw(self, command: Command) -> None:
         command.cancel()
         if not self._ready.is_set():
@@ -189,13 +220,13 @@ class Link:
         If ``subscribes_in_order``, the server subscribes before it runs commands that are sent later.
         """
         other = self._handlers.get(channel)
-        self._handlers[channel] = on_message if other is None else _Fanout(other, on_message)
+        self._handlers[channel] = on_message if other is None else Fanout(other, on_message)
         return self._subscribe([channel])
 
     def unsubscribe(self, channel: bytes, on_message: OnMessage) -> None:
         """Pass no more messages to ``on_message``; do nothing if it is not subscribed."""
         before = self._handlers.get(channel)
-        if isinstance(before, _Fanout):
+        if isinstance(before, Fanout):
             self._handlers[channel] = before.without(on_message)
         elif before == on_message:
             del self._handlers[channel]
@@ -264,16 +295,31 @@ class Link:
             text = str(reply)
             if text.startswith("NOSCRIPT"):
                 for script in SCRIPTS.values():
-                    self.send("SCRIPT", "LOAD", script.source, on_reply=_ignore_reply)
+                    self.send("SCRIPT", "LOAD", script.source, on_reply=_ignore)
                 self._enqueue(command)
                 return
-            if text.startswith(_RETRYABLE_ERRORS):
+            words = words_of(text)
+            if is_not_primary(words):
+                self._leave_server(command, words)
+                return
+            if command.waits and is_not_now(words):
+                self._refuse(words)
                 asyncio.get_running_loop().call_later(RESEND_DELAY_S, self._resend, command)
                 return
         try:
             command.on_reply(reply)
         except Exception:
             log.exception("a reply handler failed")
+
+    def _refuse(self, words: str) -> None:
+        self._refusal, self._refused_at_s = words, time.monotonic()
+
+    def _leave_server(self, command: Command, words: str) -> None:
+        """Reconnect, because the server is not the primary, and send the command again there."""
+        log.warning("the broker is not the primary: %s", words)
+        self._refuse(words)
+        self._pending.appendleft(command)  # the commands after it keep their order
+        self._drop_connections()
 
     def _on_push(self, push: list[Any]) -> None:
         kind = push[0]
@@ -300,6 +346,8 @@ class Link:
                 async with asyncio.timeout(CONNECT_TIMEOUT_S):
                     await self._connect()
             except (OSError, BusError, TimeoutError) as exc:
+                if isinstance(exc, ConnectionRefused):
+                    self._refuse(exc.words)
                 if self._last_error is None or str(exc) != str(self._last_error):
                     log.warning("cannot connect to the broker: %s", str(exc) or type(exc).__name__)
                 self._last_error = exc
@@ -313,13 +361,15 @@ class Link:
             self._drop_connections()
             self.reconnects += 1
             log.warning("the connection to the broker was lost; reconnecting")
+            if is_not_primary(self.refusal):
+                await asyncio.sleep(RESEND_DELAY_S)  # do not spin if the next server refuses too
 
     async def _connect(self) -> None:
         """Open the connections, wait for a pong, subscribe again, and send all unanswered commands."""
-        connection = await self._open(self._on_reply, load_scripts=True)
+        connection = await self._open(self._on_reply, for_commands=True)
         self._command_connection = connection
         # _push_connection is set only now: an UNSUBSCRIBE on the command connection would shift all its replies.
-        pushes = connection if self._endpoint.pushes_inline else await self._open(self._on_push, load_scripts=False)
+        pushes = connection if self._endpoint.pushes_inline else await self._open(self._on_push, for_commands=False)
         self._push_connection = pushes
         self._unconfirmed += (ack for acks in self._acks.values() for ack in acks)
         self._acks.clear()
@@ -338,28 +388,14 @@ class Link:
             except Exception:  # an error of one stream must not end the others
                 log.exception("a reconnect handler failed")
 
-    async def _open(self, on_reply: OnReply, *, load_scripts: bool) -> RespConnection:
-        commands = self._endpoint.handshake(self._name)
-        if load_scripts:
-            commands += [("SCRIPT", "LOAD", script.source) for script in SCRIPTS.values()]
-        commands.append(("PING",))
-        replies: list[Reply] = []
-        answered: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-        def collect(reply: Reply) -> None:
-            replies.append(reply)
-            if len(replies) == len(commands) and not answered.done():
-                answered.set_result(None)
-
-        connection = RespConnection(collect, self._on_push)
-        try:
-            await self._endpoint.connect(lambda: connection)
-            connection.write(b"".join(map(pack, commands)))
-            await await_while_connected(connection, answered)
-            _check_handshake(commands, replies)
-        except BaseException:
-            connection.abort()
-            raise
+    async def _open(self, on_reply: OnReply, *, for_commands: bool) -> RespConnection:
+        steps = []
+        if for_commands:
+            steps = [Step(("SCRIPT", "LOAD", script.source)) for script in SCRIPTS.values()]
+            steps.append(
+                Step(self._probe_command, required=False)
+            )  # a server that is not the primary is refused in any case
+        connection = await open_connection(self._endpoint, self._name, self._on_push, steps)
         connection.on_reply = on_reply
         return connection
 
@@ -369,7 +405,8 @@ class Link:
             connection for connection in {self._command_connection, self._push_connection} if connection is not None
         ]
         lost = {connection.lost for connection in connections}
-        while not (await asyncio.wait(lost, timeout=PING_INTERVAL_S, return_when=asyncio.FIRST_COMPLETED))[0]:
+        while lost and not (await asyncio.wait(lost, timeout=PING_INTERVAL_S, return_when=asyncio.FIRST_COMPLETED))[0]:
+            self._send_probe(_ignore)  # finds out that the server is no longer the primary
             try:
                 async with asyncio.timeout(PONG_DEADLINE_S):
                     await await_while_connected(connections[0], self._ping())
@@ -393,44 +430,8 @@ class Link:
         self._command_connection = self._push_connection = None
 
 
-class _Fanout:
-    """Passes the messages of one channel to several handlers."""
-
-    def __init__(self, one: OnMessage, other: OnMessage) -> None:
-        self._one = one
-        self._other = other
-
-    def __call__(self, payload: bytes) -> None:
-        try:
-            self._one(payload)
-        finally:  # also if the first handler raises
-            self._other(payload)
-
-    def without(self, handler: OnMessage) -> OnMessage:
-        """Return the handler of the others."""
-        if self._other == handler:
-            return self._one
-        if self._one == handler:
-            return self._other
-        if isinstance(self._one, _Fanout):  # holds the handlers that were added earlier
-            return _Fanout(self._one.without(handler), self._other)
-        return self
-
-
-def _check_handshake(commands: list[tuple[bytes | str | int, ...]], replies: list[Reply]) -> None:
-    """Raise BusError for the first command with an error reply, for example because the password is wrong."""
-    for command, reply in zip(commands, replies, strict=True):
-        if reply.__class__ is hiredis.ReplyError:
-            message = f"the broker refused {command[0]!s}: {reply}"
-            raise BusError(message)
-
-
-def _ignore_reply(_reply: Reply) -> None:
-    """Ignore a reply."""
-
-
-def _ignore_ping_time(_seconds: float) -> None:
-    """Ignore the duration of a ping."""
+def _ignore(_value: object) -> None:
+    """Ignore a reply, or the duration of a ping."""
 
 
 def _confirm(ack: asyncio.Future[None]) -> None:
@@ -442,6 +443,6 @@ def _settle(future: asyncio.Future[Reply], reply: Reply) -> None:
     if future.done():
         return
     if reply.__class__ is hiredis.ReplyError:
-        future.set_exception(BusError(str(reply)))
+        future.set_exception(BusError(words_of(reply)))
     else:
         future.set_result(reply)
