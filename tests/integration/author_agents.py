@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from agentstream import AgentResult, Run
+from agentstream.engines.base import EngineDelta, EngineToolCall
 
 log = logging.getLogger("author")
 
@@ -119,3 +120,32 @@ async def secretive(run: Run) -> AgentResult:
     if text.endswith("own log"):
         log.error("the author logs this", exc_info=ValueError(private))
     raise ValueError(private)
+
+
+def count_cows(city: str) -> str:
+    """Count the cows of a city."""
+    message = f"db password is hunter2-marked in {city}"
+    raise ValueError(message)
+
+
+class CallingEngine:
+    """An engine that calls the tool, and then repeats its result."""
+
+    name = "calling"
+
+    async def stream(
+        self, request: Any, messages: Any, tools: Any, tool_choice: Any = None
+    ) -> AsyncIterator[EngineDelta]:
+        """Call the tool in the first turn."""
+        last = messages[-1]
+        if last["role"] == "tool":
+            yield EngineDelta(text=f"{request.model} says {last['content']}", finish_reason="stop")
+            return
+        assert "count_cows" in {tool.name for tool in tools}
+        assert tool_choice is None
+        yield EngineDelta(
+            tool_calls=[EngineToolCall("call-1", "count_cows", '{"city": "Oslo"}')], finish_reason="tool_calls"
+        )
+
+
+calling_engine = CallingEngine()

@@ -80,8 +80,8 @@ async def send_marked_requests(client: Client, url: str) -> None:
 async def test_no_text_of_a_request_or_answer_is_logged(
     processes: Processes, client: Client, echoing_engine: str, broker_url: str, form: str
 ) -> None:
-    """At level debug, no line contains a question, answer, argument, key or password, and no request can forge one."""
-    common = {"AGENTSTREAM_LOG_LEVEL": "debug", "AGENTSTREAM_LOG_FORMAT": form}
+    """Without the texts of errors, no line at level debug has a text or a key, and no request can forge a line."""
+    common = {"AGENTSTREAM_LOG_LEVEL": "debug", "AGENTSTREAM_LOG_FORMAT": form, "AGENTSTREAM_LOG_ERRORS": "false"}
     url = await processes.frontend(AGENTSTREAM_API_KEYS=API_KEY, **common)
     for agent in ("logging_agents:in_a_thread", "logging_agents:on_the_loop", ""):
         worker = await processes.worker(
@@ -141,7 +141,8 @@ async def test_the_lines_about_a_run_have_its_ids_in_all_processes(
 async def test_a_failure_is_logged_without_its_message(processes: Processes, client: Client) -> None:
     """A failure is logged once with its class, its traceback and its code; only the answer has its message."""
     url = await processes.frontend()
-    worker = await processes.worker("logging_agents:in_a_thread", AGENTSTREAM_LOG_FORMAT="json")
+    settings = {"AGENTSTREAM_LOG_FORMAT": "json", "AGENTSTREAM_LOG_ERRORS": "false"}
+    worker = await processes.worker("logging_agents:in_a_thread", **settings)
     failed = await client.post(url, body_of(f"fail {QUESTION}"))
     assert QUESTION in (await failed.json())["error"]["message"]
     await worker.until("the run ended")

@@ -93,7 +93,8 @@ class Supervisor:
     async def _supervise(self, settings: Settings, stop: asyncio.Event, broker: EmbeddedBroker | None = None) -> int:
         with (
             _front_ends(settings, self._print_line) as (port, front_ends),
-            _workers(settings, settings.workers) as workers,
+            # Whoever runs `up` wrote the agent, and needs the texts of its errors.
+            _workers(settings.model_copy(update={"log_errors": True}), settings.workers) as workers,
         ):
             # The front ends end first: their streams can end while the workers still work.
             children = Children(

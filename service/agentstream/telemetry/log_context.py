@@ -6,9 +6,13 @@ elsewhere, for example from a callback of the connection that all runs share. Th
 """
 
 from contextvars import ContextVar
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from agentstream.protocol.jobs import Job
+
+AGENT_ERROR_FIELD: Final = "agent_error"
+# The ``extra`` of a line about an error of the agent. The setting ``log_errors`` allows the text of its exception.
+AGENT_ERROR: Final = {AGENT_ERROR_FIELD: True}
 
 
 class LogContext(NamedTuple):

@@ -3,8 +3,9 @@
 A line contains no text of users, models and tools, unless the settings allow it. The text of an exception may contain
 any of these, for example the arguments of a tool or the answer of a model server. So a log line shows only the class of
 an exception, in a traceback and among the arguments of the line. It also shows the text of our own errors about Redis,
-the service and the start, and of errors of the operating system. With ``content`` it shows every text. Known secrets
-are always masked (see ``masking``). Lines of agents and libraries get the same format: everything goes through the
+the service and the start, and of errors of the operating system. With ``errors`` it also shows the texts of the errors
+of agents, so that their authors can find their mistakes. With ``content`` it shows every text. Known secrets are always
+masked (see ``masking``). Lines of agents and libraries get the same format: everything goes through the
 logging module of the standard library.
 """
 
@@ -19,7 +20,7 @@ from typing import Any, Final
 import orjson
 
 from agentstream.errors import BusError, RunFailed, ServiceError, StartupError
-from agentstream.telemetry.log_context import LogContext, current_log_context
+from agentstream.telemetry.log_context import AGENT_ERROR_FIELD, LogContext, current_log_context
 from agentstream.telemetry.masking import mask, mask_error
 
 # Limits of one line. A traceback of depth 50 has about 5,000 characters.
@@ -36,7 +37,7 @@ _PLAIN_VALUE: Final = re.compile(r"[\w.:/@+-]+")
 # Attributes of a record that are not fields of its caller, and names that a caller's field cannot have.
 _RESERVED_FIELDS: Final = (
     frozenset(vars(logging.makeLogRecord({})))
-    | {"asctime", "log_context", "taskName"}
+    | {"asctime", "log_context", "taskName", AGENT_ERROR_FIELD}
     | {"time", "level", "logger", "message", "process", "pid", "exception"}
     | frozenset(LogContext._fields)
 )
@@ -47,15 +48,18 @@ TraceIds = Callable[[], tuple[str, str] | None]
 class LineFormatter(logging.Formatter):
     """The common part of both formats."""
 
-    def __init__(self, process: str, *, content: bool = False, trace_ids: TraceIds | None = None) -> None:
+    def __init__(
+        self, process: str, *, content: bool = False, errors: bool = False, trace_ids: TraceIds | None = None
+    ) -> None:
         """Take the name of the process.
 
-        ``content`` allows the texts of users, models and tools. ``trace_ids`` returns the ids of the trace and of the
-        current span.
+        ``content`` allows the texts of users, models and tools. ``errors`` allows the texts of the errors of agents.
+        ``trace_ids`` returns the ids of the trace and of the current span.
         """
         super().__init__()
         self._process = process
         self._content = content
+        self._errors = errors
         self._trace_ids = trace_ids
 
     def format(self, record: logging.LogRecord) -> str:
@@ -76,12 +80,13 @@ class LineFormatter(logging.Formatter):
 
     def message_of(self, record: logging.LogRecord) -> str:
         """Return the message of a record. Its exceptions are redacted."""
-        message = str(self._redacted(record.msg))
+        shown = self._shows_errors(record)
+        message = str(_redacted(record.msg, shown=shown))
         if isinstance(record.args, Mapping):
-            message %= {name: self._redacted(value) for name, value in record.args.items()}
+            message %= {name: _redacted(value, shown=shown) for name, value in record.args.items()}
         elif record.args:
-            message %= tuple(map(self._redacted, record.args))
-        if record.name == "asyncio" and record.exc_info and not self._content:
+            message %= tuple(_redacted(value, shown=shown) for value in record.args)
+        if record.name == "asyncio" and record.exc_info and not shown:
             message = message.partition("\n")[0]  # the next lines contain the text of the exception
         return _cut(message, MAX_MESSAGE_CHARS)
 
@@ -95,22 +100,26 @@ class LineFormatter(logging.Formatter):
         for name in [name for name in vars(record) if name not in _RESERVED_FIELDS]:
             value = getattr(record, name)
             short = value is None or isinstance(value, int | float)
-            fields.append((name, value if short else _cut(str(self._redacted(value)), MAX_FIELD_CHARS)))
+            text = value if short else str(_redacted(value, shown=self._shows_errors(record)))
+            fields.append((name, text if short else _cut(str(text), MAX_FIELD_CHARS)))
         return fields
 
     def exception_of(self, record: logging.LogRecord) -> str | None:
         """Return the traceback of a record, or None."""
         if record.exc_info and record.exc_info[1] is not None:
-            text = "\n".join(_format_traceback(record.exc_info[1], content=self._content, seen=set()))
+            shown = self._shows_errors(record)
+            text = "\n".join(_format_traceback(record.exc_info[1], content=shown, seen=set()))
             return _cut(text, MAX_EXCEPTION_CHARS)
         return _cut(record.stack_info, MAX_EXCEPTION_CHARS) if record.stack_info else None
 
-    def _redacted(self, value: object) -> object:
-        return (
-            _RedactedException(describe_exception(value, content=self._content))
-            if isinstance(value, BaseException)
-            else value
-        )
+    def _shows_errors(self, record: logging.LogRecord) -> bool:
+        """Return whether a line may contain the texts of exceptions.
+
+        With ``errors`` the lines about agents may, and so may those that other code than agentstream writes: the agent,
+        its libraries, and asyncio about the tasks of the agent.
+        """
+        ours = record.name.partition(".")[0] == "agentstream"
+        return self._content or (self._errors and (not ours or getattr(record, AGENT_ERROR_FIELD, False)))
 
 
 class TextFormatter(LineFormatter):
@@ -147,6 +156,10 @@ class JsonFormatter(LineFormatter):
             fields = {name: str(value).encode(errors="backslashreplace").decode() for name, value in fields.items()}
             text = orjson.dumps(fields).decode()
         return _escaped(text, _CONTROLS, r"\u{:04x}")
+
+
+def _redacted(value: object, *, shown: bool) -> object:
+    return _RedactedException(describe_exception(value, content=shown)) if isinstance(value, BaseException) else value
 
 
 class _RedactedException:

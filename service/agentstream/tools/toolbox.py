@@ -11,6 +11,7 @@ import orjson
 
 from agentstream.engines.base import ToolSchema
 from agentstream.protocol.plain_json import json_text
+from agentstream.telemetry.log_context import AGENT_ERROR
 from agentstream.telemetry.masking import mask, mask_error
 from agentstream.tools.base import Tool, ToolError
 from agentstream.tools.calculator import Calculator
@@ -54,16 +55,23 @@ class Toolbox:
     """A set of tools with different names, and a time limit for each call."""
 
     def __init__(
-        self, tools: Sequence[Tool], timeout_s: float, more_tools: Callable[[], Sequence[Tool]] = tuple
+        self,
+        tools: Sequence[Tool],
+        timeout_s: float,
+        more_tools: Callable[[], Sequence[Tool]] = tuple,
+        *,
+        hide_errors: bool = False,
     ) -> None:
         """Create a toolbox of ``tools``. ``timeout_s`` is the time limit of each call, in seconds.
 
         ``more_tools`` returns further tools, which may change over time. If one has the same name as one of
-        ``tools``, it is ignored. Raises ValueError if two of ``tools`` have the same name.
+        ``tools``, it is ignored. With ``hide_errors`` the text of an unexpected exception is only logged: neither the
+        model nor a client sees it. Raises ValueError if two of ``tools`` have the same name.
         """
         self._own_tools = {tool.name: tool for tool in tools}
         self._more_tools = more_tools
         self._timeout_s = timeout_s
+        self._hide_errors = hide_errors
         if len(self._own_tools) != len(tools):
             message = f"two tools have the same name: {sorted(tool.name for tool in tools)}"
             raise ValueError(message)
@@ -95,8 +103,9 @@ class Toolbox:
             if isinstance(exc, TimeoutError) and limit.expired():
                 content = f"{name} took longer than {self._timeout_s:g} s and was stopped"
             else:
-                log.warning("tool %s failed", name, exc_info=exc)
-                content = mask_error(f"{name} failed: {type(exc).__name__}: {exc}")
+                log.warning("tool %s failed", name, exc_info=exc, extra=AGENT_ERROR)
+                details = "" if self._hide_errors else f": {type(exc).__name__}: {exc}"
+                content = mask_error(f"{name} failed{details}")
         latency_s = time.perf_counter() - started
         return ToolOutcome(tool=name, content=_capped(mask(content)), success=success, latency_s=latency_s)
 

@@ -112,6 +112,7 @@ def _build_orchestrator(settings: Settings, agents: AgentSet) -> Agent:
         list(tools.values()),
         timeout_s=settings.tool_timeout_s,
         more_tools=agents.mcp.tools if agents.mcp else tuple,
+        hide_errors=settings.error_details == "hidden",
     )
     return Orchestrator(
         agents.engine, toolbox, max_turns=settings.max_turns, context_tokens=settings.engine_context_tokens

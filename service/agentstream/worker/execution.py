@@ -23,6 +23,7 @@ from agentstream.protocol.openai import ChatCompletionRequest
 from agentstream.store.bus.publisher import RunPublisher
 from agentstream.store.queue import Claim
 from agentstream.stream.transcript import tool_result
+from agentstream.telemetry.log_context import AGENT_ERROR
 from agentstream.telemetry.masking import mask, mask_error
 from agentstream.worker.spans import agent_span, record_end
 from agentstream.worker.tally import Tally
@@ -43,22 +44,32 @@ AgentResolver = Callable[[str], Agent]
 class Execution:
     """The execution of a claimed job on this worker."""
 
-    def __init__(self, resolve_agent: AgentResolver, claim: Claim, on_tool_end: Callable[[bool], None]) -> None:
+    def __init__(
+        self,
+        resolve_agent: AgentResolver,
+        claim: Claim,
+        on_tool_end: Callable[[bool], None],
+        *,
+        hide_errors: bool = False,
+    ) -> None:
         """Take the job and the function that returns its agent. Call ``bind`` before ``run_agent``.
 
         ``on_tool_end`` is called at the end of each tool call, from any thread. Its argument is whether the call
-        succeeded.
+        succeeded. With ``hide_errors`` the terminal event of a failed agent has a neutral message.
         """
         self.claim = claim
         self.tally = Tally()
         self._resolve_agent = resolve_agent
         self._on_tool_end = on_tool_end
+        self._hide_errors = hide_errors
         self.agent_name = ""  # empty until the agent is called
         self._publisher: RunPublisher | None = None
         self._non_text_events = 0  # published so far
         self.broker_refused = False  # whether the attempt was lost because the broker refused its events
         self.cancel_requested_at_s: float | None = None  # monotonic time
         self._stopped: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self.result: AgentResult | None = None  # of an agent that has returned a valid one
+        self.failure: Exception | None = None  # of an agent that failed
         self._unfinished: list[asyncio.Future[Any]] = []  # may still be running when the run has ended
 
     def bind(self, publisher: RunPublisher) -> None:
@@ -145,6 +156,8 @@ class Execution:
         with agent_span(self.agent_name, self.claim.job.run_id, request.model) as span:
             terminal = await self._run_agent(called, request, run_timeout_s)
             record_end(span, terminal, self.stop_reason)
+        if self._hide_errors and self.failure is not None and terminal is not None:
+            return without_details(terminal, self.claim.job)
         return terminal
 
     async def _run_agent(self, called: Agent, request: ChatCompletionRequest, run_timeout_s: float) -> Terminal | None:
@@ -203,10 +216,12 @@ class Execution:
         try:
             return RUN_COMPLETED, self._completion(request, agent.result())
         except InvalidAgentOutput as exc:
-            log.warning("the agent broke its contract: %s", exc)
+            self.failure = exc
+            log.warning("the agent broke its contract: %s", exc, exc_info=exc, extra=AGENT_ERROR)
             return failed_event(errors.INVALID_AGENT_OUTPUT, str(exc))
         except Exception as exc:
-            log.exception("the agent failed")
+            self.failure = exc
+            log.exception("the agent failed", extra=AGENT_ERROR)
             message = str(exc) or type(exc).__name__
             return failed_event(errors.failure_code(message), message)
 
@@ -215,6 +230,7 @@ class Execution:
             message = f"the agent returned {type(result).__name__}, expected AgentResult"
             raise InvalidAgentOutput(message)
         result.check()
+        self.result = result
         streamed = self.tally.text_characters > 0
         usage = result.usage() or self.tally.estimate(request.messages, 0 if streamed else len(result.content))
         # An agent may forget this reason. Clients look at it before they look for calls.
@@ -238,6 +254,16 @@ class Execution:
 def caller_of(job: Job) -> Caller:
     """Return the sender of the request that created a job."""
     return Caller(key_hash=job.owner, request_id=job.request_id, headers=Headers(job.headers))
+
+
+def without_details(terminal: Terminal, job: Job) -> Terminal:
+    """Return the terminal event of a failed agent with a message that says nothing of the cause."""
+    event_type, data = terminal
+    reason = {
+        errors.CONTEXT_LENGTH: "the conversation is longer than the context window of the model",
+        errors.MODEL_ERROR: "the model server refused the request",
+    }.get(data["code"], "the agent failed")
+    return event_type, {**data, "message": f"{reason} (request id {job.request_id or job.run_id})"}
 
 
 def failed_event(code: str, message: str) -> Terminal:

@@ -55,8 +55,13 @@ class Runner:
         metrics: QueueMetrics,
         *,
         log_content: bool = False,
+        hide_errors: bool = False,
     ) -> None:
-        """Bind the parts. ``log_content`` allows the texts of users and agents in log lines."""
+        """Bind the parts.
+
+        ``log_content`` allows the texts of users and agents in log lines. With ``hide_errors`` clients do not see the
+        texts of the errors of agents.
+        """
         self._resolve_agent = resolve_agent
         self._bus = bus
         self._queue = queue
@@ -64,6 +69,7 @@ class Runner:
         self._limits = limits
         self._metrics = metrics
         self._run_log = RunLog(content=log_content)
+        self._hide_errors = hide_errors
         self._executions: set[Execution] = set()
         self._text_events_before = 0  # written in runs that have ended
 
@@ -90,7 +96,7 @@ class Runner:
         """
         self._run_log.claimed(claim, self._queue)
         self._metrics.claimed(again=called_again is not None)
-        execution = Execution(self._resolve_agent, claim, self._on_tool_end)
+        execution = Execution(self._resolve_agent, claim, self._on_tool_end, hide_errors=self._hide_errors)
         self._executions.add(execution)
         self._leases.hold(execution)
         try:

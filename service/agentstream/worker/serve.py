@@ -87,6 +87,7 @@ async def _run_worker(  # noqa: PLR0913, PLR0917 -- the parts made from the sett
                 limits,
                 metrics.queue(name),
                 log_content=settings.log_content,
+                hide_errors=settings.error_details == "hidden",
             ),
             leases[name],
             slots=slots,

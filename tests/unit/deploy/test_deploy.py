@@ -135,6 +135,11 @@ def test_the_front_end_accepts_its_environment(compose: dict[str, Any], monkeypa
     assert (settings.host, settings.port) == ("0.0.0.0", 8000)  # noqa: S104 -- inside a container
 
 
+def test_clients_do_not_see_the_texts_of_errors(compose: dict[str, Any]) -> None:
+    """A worker of compose hides the texts of its agents' errors from clients, if nothing else is set."""
+    assert compose["worker"]["environment"]["AGENTSTREAM_ERROR_DETAILS"] == "hidden"
+
+
 def test_a_worker_has_a_health_check(compose: dict[str, Any]) -> None:
     """The health check of a worker uses its metrics port, and compose does not publish this port."""
     port = compose["worker"]["environment"]["AGENTSTREAM_METRICS_PORT"]

@@ -121,6 +121,11 @@ def test_services_do_not_change_the_settings(role: str, monkeypatch: pytest.Monk
     assert Settings() == expected
 
 
+def test_clients_do_not_see_the_texts_of_errors() -> None:
+    """The workers hide the texts of their agents' errors from clients."""
+    assert environment("worker")["AGENTSTREAM_ERROR_DETAILS"] == "hidden"
+
+
 def test_secrets_go_where_they_are_needed() -> None:
     """Front ends do not get the key of the model server, and workers do not get the keys of callers."""
     assert "OPENAI_API_KEY" not in environment("frontend")

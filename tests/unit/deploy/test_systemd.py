@@ -48,6 +48,11 @@ def test_a_unit_starts_its_process(role: str) -> None:
     assert variables(role)[port] == "%i"
 
 
+def test_clients_do_not_see_the_texts_of_errors() -> None:
+    """The workers hide the texts of their agents' errors from clients."""
+    assert variables("worker")["AGENTSTREAM_ERROR_DETAILS"] == "hidden"
+
+
 @each_role
 def test_a_stop_leaves_time_to_drain(role: str) -> None:
     """Systemd signals the main process alone, and waits longer than the drain takes."""

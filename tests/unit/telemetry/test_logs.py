@@ -13,7 +13,7 @@ import pytest
 from agentstream.errors import BrokerUnavailable, RunFailed
 from agentstream.frontend.request_log import Throttle
 from agentstream.protocol.jobs import Job, new_run_id
-from agentstream.telemetry.log_context import LogContext, bind, current_log_context, log_extra
+from agentstream.telemetry.log_context import AGENT_ERROR, LogContext, bind, current_log_context, log_extra
 from agentstream.telemetry.log_format import (
     MAX_EXCEPTIONS,
     MAX_MESSAGE_CHARS,
@@ -135,6 +135,29 @@ async def test_failed_tasks_are_logged_without_their_text(*, content: bool) -> N
 
 
 @each_format
+@pytest.mark.parametrize(
+    ("logger", "fields", "shown"),
+    [
+        ("agentstream.worker.execution", AGENT_ERROR, True),
+        ("agentstream.worker.execution", {}, False),
+        ("agentstream", {}, False),
+        ("my_agents", {}, True),
+        ("asyncio", {}, True),
+        ("agentstream_of_the_user", {}, True),
+    ],
+)
+def test_errors_of_agents_may_be_shown(
+    form: type[LineFormatter], logger: str, fields: dict[str, Any], *, shown: bool
+) -> None:
+    """With ``errors`` only lines about agents and lines of other code have the texts of exceptions."""
+    made = record("%s", ValueError("argument"), exc=raised(ValueError("traceback")), **fields)
+    made.name = logger
+    line = form("worker", errors=True).format(made)
+    assert ("ValueError: argument" in line, "ValueError: traceback" in line) == (shown, shown)
+    assert "agent_error" not in line
+
+
+@each_format
 def test_secrets_are_masked_everywhere(form: type[LineFormatter]) -> None:
     """A known secret is masked in messages, fields and tracebacks, but a very short one is not."""
     error = raised(ValueError("sk-secret"))
@@ -240,12 +263,13 @@ def test_jobs_keep_well_formed_request_ids(sent: object, kept: str) -> None:
 
 
 UNCAUGHT = """
+import sys
 import threading
 from agentstream.config import Settings
 from agentstream.processes.runtime import configure_logging
 def fail():
     raise ValueError("hidden")
-configure_logging(Settings(log_format="json"), "worker")
+configure_logging(Settings(log_format="json"), sys.argv[1])
 thread = threading.Thread(target=fail)
 thread.start()
 thread.join()
@@ -253,10 +277,13 @@ fail()
 """
 
 
-def test_uncaught_errors_are_logged_like_others() -> None:
-    """An uncaught error of a thread or of the process becomes a log line, without the text of the error."""
-    ended = subprocess.run([sys.executable, "-c", UNCAUGHT], capture_output=True, check=False, timeout=TIMEOUT_S)
+@pytest.mark.parametrize(("process", "texts"), [("frontend", []), ("worker", ["error"])])
+def test_uncaught_errors_are_logged_like_others(process: str, texts: list[str]) -> None:
+    """An uncaught error becomes a log line; only a thread in a worker shows its text, because it is the agent's."""
+    command = [sys.executable, "-c", UNCAUGHT, process]
+    ended = subprocess.run(command, capture_output=True, check=False, timeout=TIMEOUT_S)
     assert ended.returncode == 1
     lines = [json.loads(line) for line in ended.stderr.splitlines()]
     assert [line["level"] for line in lines] == ["error", "critical"]
-    assert all(line["exception"].endswith("ValueError") for line in lines)
+    assert all("ValueError" in line["exception"].splitlines()[-1] for line in lines)
+    assert [line["level"] for line in lines if line["exception"].endswith("ValueError: hidden")] == texts

@@ -6,6 +6,7 @@ from typing import Final, cast, get_args
 from aiohttp import web
 
 from agentstream.errors import InvalidRequest
+from agentstream.frontend.context import CONTEXT
 from agentstream.stream.chat import EventFormat, StreamOptions
 
 FORMAT_HEADER: Final = "X-Agent-Events"
@@ -24,14 +25,15 @@ def stream_options(
     """Return how to stream to this client.
 
     The event format comes from the query or else the header. Without either it is ``default_format``, and if that is
-    None, the format that the client's SDK supports. Raises InvalidRequest for an unknown event format or error form.
+    None, the format that the client's SDK supports. The error form comes from the header or else the settings. Raises
+    InvalidRequest for an unknown event format or error form.
     """
     requested = request.query.get(FORMAT_QUERY, request.headers.get(FORMAT_HEADER))
     if requested is not None and requested not in get_args(EventFormat):
         message = f"unknown event format {requested[:40]!r}; use one of {', '.join(get_args(EventFormat))}"
         raise InvalidRequest(message, param=FORMAT_QUERY)
-    errors = request.headers.get(ERRORS_HEADER)
-    if errors not in (None, "strict", "text"):
+    errors = request.headers.get(ERRORS_HEADER, request.app[CONTEXT].settings.error_form)
+    if errors not in {"strict", "text"}:
         message = f"unknown error form {errors[:40]!r}; use strict or text"
         raise InvalidRequest(message, param=ERRORS_HEADER)
     return StreamOptions(
