@@ -234,12 +234,25 @@ async def test_a_conversation_continues_from_response_to_response(processes: Pro
     [
         ({"input": []}, "input", 400),
         ({"input": [{"type": "reasoning", "id": "rs_1", "summary": []}]}, "input", 400),
-        ({"input": [{"type": "web_search_call"}]}, "input[0]", 400),
+        ({"input": ""}, "input", 400),
+        ({"input": None}, "input", 400),
+        ({"input": ["text"]}, "input[0]", 400),
+        ({"input": [{"type": 5}]}, "input[0]", 400),
+        ({"input": [{"type": "compaction_trigger"}]}, "input[0].type", 400),
+        ({"input": [{"id": "msg_of_another_server"}]}, "input[0].id", 400),
+        ({"input": [{"id": f"msg_{'0' * 32}_0"}]}, "input", 404),
         ({"input": [{"role": "user", "content": [{"type": "input_file", "file_id": "f"}]}]}, "input", 400),
         ({"input": [{"type": "item_reference", "id": "msg_of_another_server"}]}, "input[0].id", 400),
         ({"input": [{"type": "item_reference", "id": f"msg_{'0' * 32}_0"}]}, "input", 404),
         ({"previous_response_id": f"resp_{'0' * 32}"}, "previous_response_id", 404),
-        ({"tools": [{"type": "web_search"}]}, "tools[0]", 400),
+        ({"previous_response_id": "resp_of_another_server"}, "previous_response_id", 404),
+        ({"previous_response_id": f"msg_{'0' * 32}_0"}, "previous_response_id", 404),
+        ({"previous_response_id": f"chatcmpl-{'0' * 32}"}, "previous_response_id", 404),
+        ({"previous_response_id": ""}, "previous_response_id", 404),
+        ({"tools": [{"type": "function"}]}, "tools[0].name", 400),
+        ({"tools": [{"name": "f"}]}, "tools[0]", 400),
+        ({"tools": [{"type": "web_search"}], "tool_choice": "required"}, "tool_choice", 400),
+        ({"tools": [WEATHER], "tool_choice": {"type": "web_search"}}, "tool_choice", 400),
         ({"tool_choice": "required"}, "tool_choice", 400),
         ({"include": ["message.output_text.logprobs"]}, "include", 400),
         ({"conversation": "conv_1"}, "conversation", 400),
@@ -256,6 +269,12 @@ async def test_an_unsupported_field_is_refused(
         error = (await response.json())["error"]
         assert response.status == status, error
         assert error["param"].startswith(param), error
+        assert error["code"] == {400: "invalid_request_error", 404: code_of(param)}[status]
+
+
+def code_of(param: str) -> str:
+    """Return the error code of a reference that is not found."""
+    return "previous_response_not_found" if param == "previous_response_id" else "not_found"
 
 
 async def test_responses_belong_to_the_key_that_created_them(processes: Processes) -> None:

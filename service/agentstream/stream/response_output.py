@@ -1,13 +1,15 @@
 """The response object of the Responses API: a run's parts become output items, and typed events that build them.
 
-    part            item           events
-    ==============  =============  =============================================================================
-    Text            message        content_part.added, output_text.delta ..., output_text.done, content_part.done
-    Reasoning       reasoning      reasoning_summary_part.added, reasoning_summary_text.delta ..., .done, part.done
-    ToolCallDelta   function_call  function_call_arguments.delta ..., function_call_arguments.done
+    part            item              events
+    ==============  ================  ==========================================================================
+    Text            message           content_part.added, output_text.delta ..., output_text.done, content_part.done
+    Reasoning       reasoning         reasoning_summary_part.added, reasoning_summary_text.delta ..., .done, part.done
+    ToolCallDelta   function_call     function_call_arguments.delta ..., function_call_arguments.done
+    ToolCallDelta   custom_tool_call  custom_tool_call_input.delta, custom_tool_call_input.done
 
 Each item begins with output_item.added and ends with output_item.done. A message or reasoning item ends when another
-item begins; calls end with the run. No I/O, and deterministic, ids included. Source: the types of openai-python 3.57.
+item begins; calls end with the run. The input of a custom tool is known only then, so it comes as one delta. No I/O,
+and deterministic, ids included. Source: the types of openai-python 3.57.
 """
 
 from collections.abc import Generator, Iterable, Iterator
@@ -16,14 +18,17 @@ from typing import Any, Final, Literal
 
 from agentstream.errors import CONTEXT_LENGTH, MODEL_ERROR, failure_text, failure_type
 from agentstream.protocol.events import RUN_FAILED, Event
-from agentstream.protocol.responses import item_id, response_id
+from agentstream.protocol.response_items import item_id, response_id
+from agentstream.protocol.response_tools import CUSTOM, ClientTool, tools_by_agent_name, unwrap_input
 from agentstream.stream.chat import StreamHead
 from agentstream.stream.transcript import Failure, Finish, Part, Reasoning, Text, ToolCallDelta, Transcript
 
 TEXT_DELTA: Final = "response.output_text.delta"
 
 TypedEvent = tuple[str, dict[str, Any]]
-_Kind = Literal["message", "reasoning", "function_call"]
+_Kind = Literal["message", "reasoning", "function_call", "custom_tool_call"]
+# How events refer to the content of an item.
+_CONTENT_INDEX: Final[dict[str, dict[str, int]]] = {"message": {"content_index": 0}, "reasoning": {"summary_index": 0}}
 
 
 @dataclass(slots=True)
@@ -39,8 +44,7 @@ class OutputItem:
     @property
     def location(self) -> dict[str, Any]:
         """The fields with which events refer to the item's content."""
-        number = {"message": {"content_index": 0}, "reasoning": {"summary_index": 0}, "function_call": {}}[self.kind]
-        return {"item_id": self.fields["id"], "output_index": self.index, **number}
+        return {"item_id": self.fields["id"], "output_index": self.index, **_CONTENT_INDEX.get(self.kind, {})}
 
     @property
     def text(self) -> str:
@@ -52,6 +56,8 @@ class OutputItem:
         item = {**self.fields, "type": self.kind, "status": self.status}
         if self.kind == "function_call":
             return {**item, "arguments": "" if empty else self.text}
+        if self.kind == "custom_tool_call":
+            return {**item, "input": "" if empty else unwrap_input(self.text)}
         content = [] if empty else [self.content(self.text)]
         if self.kind == "reasoning":
             return {**item, "summary": content}
@@ -67,11 +73,15 @@ class OutputItem:
 class ResponseOutput:
     """The output items of a run. Its methods yield the events that build them."""
 
-    __slots__ = ("_calls", "_items", "_run_id", "open_item")
+    __slots__ = ("_calls", "_items", "_run_id", "_tools", "open_item")
 
-    def __init__(self, run_id: str) -> None:
-        """Start empty."""
+    def __init__(self, run_id: str, echo: dict[str, Any]) -> None:
+        """Start empty. The client's tools are those in ``echo``, the fields of the request that the response repeats.
+
+        They say which calls are of custom tools, and which tools have a namespace.
+        """
         self._run_id = run_id
+        self._tools: dict[str, ClientTool] = tools_by_agent_name(echo.get("tools") or ())
         self._items: list[OutputItem] = []
         self._calls: dict[int, OutputItem] = {}
         self.open_item: OutputItem | None = None  # the message or reasoning item in progress
@@ -79,7 +89,7 @@ class ResponseOutput:
     @property
     def items(self) -> list[dict[str, Any]]:
         """The items so far. Incomplete calls are left out, because clients run all calls that they find."""
-        return [p.item() for p in self._items if p.kind != "function_call" or p.status == "completed"]
+        return [p.item() for p in self._items if p.kind in _CONTENT_INDEX or p.status == "completed"]
 
     def receive(self, part: Part) -> Iterator[TypedEvent]:
         """Yield the events of a part. Parts that are not output have none."""
@@ -100,7 +110,7 @@ class ResponseOutput:
         if whole:
             for output_item in self._calls.values():
                 output_item.status = "completed"
-                yield "response.function_call_arguments.done", {**output_item.location, "arguments": output_item.text}
+                yield from _end_of_call(output_item)
                 yield "response.output_item.done", {"output_index": output_item.index, "item": output_item.item()}
 
     def _ensure_open_item(self, kind: _Kind) -> Generator[TypedEvent, None, OutputItem]:
@@ -118,12 +128,16 @@ class ResponseOutput:
         output_item = self._calls.get(part.index)
         if output_item is None:
             yield from self._close_open_item(whole=True)
-            output_item = self._calls[part.index] = self._new_item(
-                "function_call", {"call_id": part.id, "name": part.name}
-            )
+            tool = self._tools.get(part.name or "")
+            fields = {"call_id": part.id, "name": tool.name if tool else part.name}
+            if tool and tool.namespace:
+                fields["namespace"] = tool.namespace
+            kind: _Kind = "custom_tool_call" if tool and tool.kind == CUSTOM else "function_call"
+            output_item = self._calls[part.index] = self._new_item(kind, fields)
             yield _added(output_item)
         if part.arguments:
             output_item.texts.append(part.arguments)
+        if part.arguments and output_item.kind == "function_call":
             yield "response.function_call_arguments.delta", {**output_item.location, "delta": part.arguments}
 
     def _close_open_item(self, *, whole: bool) -> Iterator[TypedEvent]:
@@ -156,7 +170,7 @@ class ResponseFold:
         self._head = head
         self._echo = echo
         self._transcript = Transcript()
-        self._output = ResponseOutput(head.run_id)
+        self._output = ResponseOutput(head.run_id, echo)
         self.finish: Finish | None = None
         self.failure: Failure | None = None
 
@@ -279,6 +293,16 @@ def _usage(usage: dict[str, int]) -> dict[str, Any]:
         "output_tokens_details": {"reasoning_tokens": 0},
         "total_tokens": usage["total_tokens"],
     }
+
+
+def _end_of_call(output_item: OutputItem) -> Iterator[TypedEvent]:
+    if output_item.kind == "function_call":
+        yield "response.function_call_arguments.done", {**output_item.location, "arguments": output_item.text}
+        return
+    text = unwrap_input(output_item.text)
+    if text:
+        yield "response.custom_tool_call_input.delta", {**output_item.location, "delta": text}
+    yield "response.custom_tool_call_input.done", {**output_item.location, "input": text}
 
 
 def _added(output_item: OutputItem) -> TypedEvent:

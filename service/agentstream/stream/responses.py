@@ -61,7 +61,7 @@ class ResponseStream:
         self._last_number = 0  # of the events returned so far; a batch that raises an error does not change it
         self._characters = 0
         self._transcript = Transcript()
-        self._output = ResponseOutput(head.run_id)
+        self._output = ResponseOutput(head.run_id, echo)
         self._templated: OutputItem | None = None  # the message whose deltas _delta renders
         self._delta: sse.NumberedTemplate | None = None
         self.tail: Iterator[bytes] | None = None

@@ -36,7 +36,8 @@ from agentstream.frontend.api.openapi_schemas import (
 from agentstream.protocol.completions import CompletionRequest
 from agentstream.protocol.jobs import RUN_ID
 from agentstream.protocol.openai import ChatCompletionRequest
-from agentstream.protocol.responses import RESPONSE_ID, SEQUENCE_NUMBER, ResponseRequest
+from agentstream.protocol.response_items import RESPONSE_ID
+from agentstream.protocol.responses import SEQUENCE_NUMBER, ResponseRequest
 
 _JSON: Final = "application/json"
 _STREAM: Final = {"text/event-stream": {"schema": EVENT}}

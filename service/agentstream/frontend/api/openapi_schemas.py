@@ -10,7 +10,7 @@ from agentstream.protocol.completions import COMPLETION_PREFIX
 from agentstream.protocol.events import CURSOR
 from agentstream.protocol.jobs import RUN_ID
 from agentstream.protocol.openai import FinishReason
-from agentstream.protocol.responses import ITEM_ID, RESPONSE_ID
+from agentstream.protocol.response_items import ITEM_ID, RESPONSE_ID
 
 COMPONENTS: Final = "#/components/schemas/{model}"
 # Printable ASCII without spaces at the ends: those are not part of a header's value.
@@ -150,13 +150,13 @@ RESPONSE: Final[dict[str, Any]] = {
         "model": {"type": "string"},
         "output": {
             "type": "array",
-            "description": "The output items so far. A function call appears only when it is complete.",
+            "description": "The output items so far. A tool call appears only when it is complete.",
             "items": {
                 "type": "object",
                 "required": ["id", "type", "status"],
                 "properties": {
                     "id": {"type": "string", "pattern": f"^{ITEM_ID.pattern}$"},
-                    "type": {"enum": ["message", "reasoning", "function_call"]},
+                    "type": {"enum": ["message", "reasoning", "function_call", "custom_tool_call"]},
                     "status": {"enum": ["in_progress", "completed", "incomplete"]},
                 },
             },
@@ -165,6 +165,11 @@ RESPONSE: Final[dict[str, Any]] = {
             "type": ["object", "null"],
             "description": "Token counts. null while the run is open, and if it failed.",
             "required": ["input_tokens", "output_tokens", "total_tokens"],
+        },
+        "ignored_tools": {
+            "type": "array",
+            "description": "The tools of the request that are not served and were left out, if any.",
+            "items": {"type": "object", "required": ["type"]},
         },
     },
 }

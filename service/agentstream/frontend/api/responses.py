@@ -19,7 +19,8 @@ from agentstream.frontend.runs.reading import read_run, snapshot_run
 from agentstream.frontend.runs.source import head_of
 from agentstream.frontend.runs.streaming import stream_run
 from agentstream.protocol.openai import ChatCompletionRequest
-from agentstream.protocol.responses import SEQUENCE_NUMBER, ResponseRequest, chat_messages, run_id_of
+from agentstream.protocol.response_items import RESPONSE_ID, chat_messages, run_id_of
+from agentstream.protocol.responses import SEQUENCE_NUMBER, ResponseRequest
 from agentstream.store.runs import RunInfo
 from agentstream.stream.response_output import ResponseFold
 from agentstream.stream.views import response_view
@@ -40,7 +41,7 @@ async def _admit_response(request: web.Request, context: Context, owner: str) ->
     earlier = _EarlierResponses(request, context)
     items = await earlier.items(response_request.references)
     previous_id = response_request.previous_response_id
-    history = await earlier.conversation(previous_id) if previous_id else []
+    history = await earlier.conversation(previous_id) if previous_id is not None else []
     echo = response_request.echo()
     if len(orjson.dumps(echo)) > MAX_ECHO_BYTES:
         message = (
@@ -102,6 +103,8 @@ class _EarlierResponses:
         Raises NotFound, and InvalidRequest if the response cannot be continued.
         """
         param = "previous_response_id"
+        if RESPONSE_ID.fullmatch(response_id) is None:  # the id of another server
+            raise _not_found(response_id, param=param)
         answer = await self._output(response_id, param=param)
         async with broker_timeout(self._context):
             messages = await self._context.runs.conversation(run_id_of(response_id) or "")
@@ -118,7 +121,7 @@ class _EarlierResponses:
         if not info.ended:
             message = f"{public_id} belongs to a response that has not ended; wait for its end, then try again"
             raise InvalidRequest(message, param=param)
-        fold = ResponseFold(head_of(info), {})
+        fold = ResponseFold(head_of(info), info.response or {})
         try:
             await read_run(self._context, info, fold)
         except (Gone, RunFailed) as exc:
@@ -139,8 +142,8 @@ class _EarlierResponses:
 
 def _not_found(public_id: str, *, param: str) -> NotFound:
     message = (
-        f"{public_id} was not found: a response is kept for a limited time, and only the API key that created it can "
-        "read it; send the conversation as input"
+        f"{public_id[:80]!r} was not found: a response is kept for a limited time, and only the API key that created "
+        "it can read it; send the conversation as input"
     )
     code = "previous_response_not_found" if param == "previous_response_id" else None
     return NotFound(message, param=param, code=code)
