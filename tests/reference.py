@@ -33,7 +33,8 @@ def table(header: tuple[str, ...], rows: Iterator[tuple[str, ...]]) -> str:
 def groups() -> dict[str, str]:
     """Return the group of each setting: the comment above it in the source of Settings."""
     group, found = "", {}
-    for line in inspect.getsource(Settings).splitlines():
+    source = "".join(map(inspect.getsource, (*Settings.__bases__, Settings)))
+    for line in source.splitlines():
         if match := re.fullmatch(r"    # ([A-Z][\w ,]+)", line):
             group = match[1]
         elif (match := re.match(r"    (\w+): ", line)) and match[1] in Settings.model_fields:

@@ -9,6 +9,7 @@ from urllib.parse import quote
 import aiohttp
 
 from agentstream.cli.exits import Failed, Refused, Unreachable, WrongSettings
+from agentstream.config import header_value
 from agentstream.stream import sse
 
 CONNECT_TIMEOUT_S: Final = 5.0
@@ -37,8 +38,17 @@ class ApiClient:
     """Sends requests to one front end. Use it as an asynchronous context manager."""
 
     def __init__(self, url: str, api_key: str | None) -> None:
-        """``url`` is the address of the front end, with or without the path ``/v1``."""
-        self.url = url.rstrip("/").removesuffix("/v1")
+        """``url`` is the address of the front end, with or without ``http://`` and the path ``/v1``.
+
+        Raises WrongSettings if the key cannot be sent.
+        """
+        url = url.strip()
+        self.url = (url if "://" in url else f"http://{url}").rstrip("/").removesuffix("/v1")
+        try:
+            api_key = header_value(api_key.strip()) if api_key else None
+        except ValueError as exc:
+            message = f"the API key is wrong: {exc}"
+            raise WrongSettings(message) from exc
         # With strict errors, a failed run sends an error object instead of a sentence in the answer.
         self._headers = {"X-Agent-Errors": "strict"} | ({"Authorization": f"Bearer {api_key}"} if api_key else {})
         self._session: aiohttp.ClientSession | None = None

@@ -8,10 +8,15 @@ from typing import IO, Any, Final
 import click
 
 from agentstream.errors import BrokerUnavailable, BusError, StartupError
-from agentstream.processes.runtime import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_WRONG_SETTINGS, run_loop
+from agentstream.processes.runtime import (
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_UNREACHABLE,
+    EXIT_WRONG_SETTINGS,
+    run_loop,
+)
 from agentstream.telemetry.masking import mask_error
 
-EXIT_UNREACHABLE: Final = 3
 EXIT_REFUSED: Final = 4
 
 

@@ -1,16 +1,14 @@
 """The flags that several commands share: one for each setting, and ``--url`` and ``--api-key``."""
 
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any
 
 import click
 
 from agentstream.cli.exits import WrongSettings
-from agentstream.config import Settings, env_name, load_settings
+from agentstream.config import Settings, env_name, front_end_url, load_settings
 from agentstream.errors import StartupError
 from agentstream.telemetry.masking import register_secrets
-
-DEFAULT_URL: Final = "http://127.0.0.1:8000"
 
 Command = Callable[..., None]
 
@@ -80,6 +78,13 @@ def check_redis_url(settings: Settings) -> None:
         raise WrongSettings(str(exc)) from exc
 
 
+def _default_url() -> str:
+    try:
+        return front_end_url()
+    except StartupError as exc:
+        raise WrongSettings(str(exc)) from exc
+
+
 def front_end_flags(command: Command) -> Command:
     """Add the flags ``--url`` and ``--api-key`` to a command."""
     command = click.option(
@@ -93,8 +98,8 @@ def front_end_flags(command: Command) -> Command:
         "--url",
         envvar="AGENTSTREAM_URL",
         show_envvar=True,
-        default=DEFAULT_URL,
-        show_default=True,
+        default=_default_url,
+        show_default="the address of AGENTSTREAM_HOST and AGENTSTREAM_PORT, else http://127.0.0.1:8000",
         metavar="URL",
         help="Address of the front end.",
     )(command)

@@ -6,14 +6,17 @@ Redis and OpenAI have their conventional variables instead, such as ``REDIS_URL`
 
 from agentstream.config.loading import (
     environment,
+    front_end_url,
     load_settings,
     masked,
     setting_source,
+    similar,
     terminal_type,
     unknown_variables,
 )
 from agentstream.config.settings import BUILTIN, AgentRoute, Settings, env_name, is_loopback
 from agentstream.config.traces import TraceSettings, trace_settings
+from agentstream.config.values import header_value
 
 __all__ = [
     "BUILTIN",
@@ -22,10 +25,13 @@ __all__ = [
     "TraceSettings",
     "env_name",
     "environment",
+    "front_end_url",
+    "header_value",
     "is_loopback",
     "load_settings",
     "masked",
     "setting_source",
+    "similar",
     "terminal_type",
     "trace_settings",
     "unknown_variables",

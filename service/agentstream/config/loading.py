@@ -9,7 +9,7 @@ from pydantic import AliasChoices, ValidationError
 
 from agentstream.config import service_links
 from agentstream.config.secret_values import MASK, without_secrets
-from agentstream.config.settings import ENV_PREFIX, Settings, env_name
+from agentstream.config.settings import ENV_PREFIX, ListenAddress, Settings, env_name
 from agentstream.errors import StartupError
 
 # Variables of command-line flags that are no settings.
@@ -50,9 +50,28 @@ def load_settings(**flags: Any) -> Settings:  # noqa: ANN401 -- raw flag values
     try:
         return Settings(**given)
     except ValidationError as exc:
-        lines = [_explain(error) for error in exc.errors()]
+        message = _explain_all(exc)
     # Outside the except block: the exception may quote a secret, and a traceback would show it as the context.
-    raise StartupError("wrong settings:\n  " + "\n  ".join(lines))
+    raise StartupError(message)
+
+
+def front_end_url() -> str:
+    """Return the URL of a front end on this machine, from AGENTSTREAM_HOST and AGENTSTREAM_PORT.
+
+    Raises StartupError if one of them is wrong, or if the port is not known because the setting is 0.
+    """
+    try:
+        address = ListenAddress()
+        message = f"{env_name('port')} is 0, so the front end picks a free port: name its URL with --url"
+        if address.port:
+            return address.url
+    except ValidationError as exc:
+        message = _explain_all(exc)
+    raise StartupError(message)
+
+
+def _explain_all(exc: ValidationError) -> str:
+    return "wrong settings:\n  " + "\n  ".join(map(_explain, exc.errors()))
 
 
 def environment(settings: Settings) -> dict[str, str]:

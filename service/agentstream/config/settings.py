@@ -16,6 +16,10 @@ from agentstream.config.values import CommaList, Host, Milliseconds, Port, Secon
 ENV_PREFIX = "AGENTSTREAM_"
 
 
+# A program that listens on every address is reached on the loopback address.
+_LOOPBACK_OF: Final = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104
+
+
 BUILTIN: Final = "builtin"  # stands for the built-in orchestrator in ``agents``
 
 
@@ -44,8 +48,8 @@ class AgentRoute:
     queue: str
 
 
-class Settings(BaseSettings):
-    """All settings. The unit of a value is part of its name."""
+class ListenAddress(BaseSettings):
+    """The address of the front end. Commands on the same machine need no other settings."""
 
     model_config = SettingsConfigDict(
         env_prefix=ENV_PREFIX,
@@ -63,6 +67,23 @@ class Settings(BaseSettings):
 
     port: Port = Field(8000, ge=0, le=65535)
     """Port that the front end listens on. 0 picks a free port."""
+
+    @property
+    def url(self) -> str:
+        """The URL of the front end for programs on this machine."""
+        host = _LOOPBACK_OF.get(self.host, self.host)
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _cleaned(cls, given: dict[str, Any]) -> dict[str, Any]:
+        """Remove whitespace and quotes around every value. A variable with nothing else is not set."""
+        cleaned = {name: values.clean(value) for name, value in given.items()}
+        return {name: value for name, value in cleaned.items() if value != "" or given[name] == ""}
+
+
+class Settings(ListenAddress):
+    """All settings. The unit of a value is part of its name."""
 
     metrics_port: Port = Field(0, ge=0, le=65535)
     """Port on which a worker serves /metrics and /health; all processes of one `worker` command share it. The default 0
@@ -290,13 +311,6 @@ class Settings(BaseSettings):
             message = "write letters, digits, '_', '.', '-' and single ':' between them, such as team-a or prod:agents"
             raise ValueError(message)
         return bare
-
-    @model_validator(mode="before")
-    @classmethod
-    def _cleaned(cls, given: dict[str, Any]) -> dict[str, Any]:
-        """Remove whitespace and quotes around every value. A variable with nothing else is not set."""
-        cleaned = {name: values.clean(value) for name, value in given.items()}
-        return {name: value for name, value in cleaned.items() if value != "" or given[name] == ""}
 
     @field_validator("redis_url")
     @classmethod

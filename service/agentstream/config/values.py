@@ -231,7 +231,7 @@ def redis_url(value: str) -> str:
         message = f"the scheme is missing: write redis://{without_secrets(value)}, or rediss:// for TLS"
         raise ValueError(message)
     if scheme not in {"redis", "rediss", "unix"}:
-        message = f"{scheme}:// is not supported: write redis://, rediss:// (with TLS) or unix://"
+        message = f"{scheme}:// is not supported; expected redis://, rediss:// (with TLS) or unix://"
         raise ValueError(message)
     url = f"{scheme}://{rest}"
     login, at, _ = rest.rpartition("@")

@@ -11,11 +11,12 @@ from typing import Final, cast
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
-from agentstream.config import Settings
+from agentstream.config import Settings, env_name
 from agentstream.errors import BrokerUnavailable, StartupError
 from agentstream.frontend.app import create_app
 from agentstream.frontend.connection import ConnectionFactory, connection_factory
 from agentstream.frontend.context import CONTEXT
+from agentstream.processes.shared_port import explain_listen_error
 from agentstream.processes.stopping import stop_signals
 from agentstream.telemetry.otel import exported_spans
 
@@ -103,7 +104,7 @@ async def _listen(connect: ConnectionFactory, settings: Settings, *, shared: boo
             connect, settings.host, settings.port, backlog=BACKLOG, reuse_port=shared or None
         )
     except OSError as exc:
-        message = f"cannot listen on {settings.host}:{settings.port} (AGENTSTREAM_PORT): {exc.strerror}"
+        message = explain_listen_error(exc, settings.host, settings.port, env_name("port"))
         raise StartupError(message) from exc
 
 

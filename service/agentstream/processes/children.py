@@ -3,12 +3,13 @@
 import asyncio
 import contextlib
 import logging
+import signal
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from agentstream.errors import StartupError
-from agentstream.processes.runtime import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_WRONG_SETTINGS
+from agentstream.processes.runtime import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_UNREACHABLE, EXIT_WRONG_SETTINGS
 from agentstream.processes.stopping import TurnPipe
 
 log = logging.getLogger(__name__)
@@ -17,6 +18,10 @@ FIRST_BACKOFF_S: Final = 0.5
 MAX_BACKOFF_S: Final = 15.0
 # After a child has run for this time, its next restart begins with the first back-off again.
 HEALTHY_AFTER_S: Final = 30.0
+# A child that ends this soon has failed at its start: loading an agent and connecting takes less time.
+START_S: Final = 10.0
+# So many failed starts in the same way, with the back-off about 8 s apart, are no accident.
+MAX_FAILED_STARTS: Final = 5
 # Time after the drain timeout of a child before it is killed.
 STOP_GRACE_S: Final = 10.0
 
@@ -46,6 +51,30 @@ class _RefusedError(StartupError):
     """A child refuses to start. Another start would not help."""
 
 
+class _UnreachableError(StartupError):
+    """A child cannot reach Redis, before all children were ready."""
+
+
+class _FailedStarts:
+    """Recognises a child that fails in the same way at each start."""
+
+    def __init__(self) -> None:
+        self._codes: list[int] = []
+        self._has_worked = False
+
+    def again(self, code: int, ran_s: float) -> bool:
+        """Record the end of a child. Return whether another start can help.
+
+        A child that has worked once can work again. Redis may come back, and a kill came from outside.
+        """
+        self._has_worked |= ran_s > HEALTHY_AFTER_S
+        if ran_s > START_S or code in {EXIT_UNREACHABLE, -signal.SIGKILL, -signal.SIGTERM}:
+            self._codes.clear()
+        else:
+            self._codes = [*self._codes, code][-MAX_FAILED_STARTS:]
+        return self._has_worked or len(self._codes) < MAX_FAILED_STARTS or len(set(self._codes)) > 1
+
+
 class Children:
     """The child processes that one process supervises."""
 
@@ -69,6 +98,7 @@ class Children:
         self._reloads = reload
         self._leaving: set[asyncio.Task[None]] = set()  # the ends of processes that a newer one has replaced
         self._stopping = asyncio.Event()
+        self._were_ready = False
         self.restarts = 0  # the number of restarts of all children
 
     def pids(self) -> list[tuple[str, int | None]]:
@@ -130,7 +160,10 @@ class Children:
         errors = [error for task in done if (error := task.exception())]  # a child refused, or was never ready
         for error in errors:
             self._print_line(f"error: {error}")
-        return EXIT_WRONG_SETTINGS if any(isinstance(error, _RefusedError) for error in errors) else EXIT_FAILED
+        kinds = {type(error) for error in errors}
+        if _RefusedError in kinds:
+            return EXIT_WRONG_SETTINGS
+        return EXIT_UNREACHABLE if _UnreachableError in kinds else EXIT_FAILED
 
     async def _end_all(self) -> None:
         self._stopping.set()
@@ -142,7 +175,8 @@ class Children:
         await asyncio.gather(*self._leaving)
 
     async def print_pids(self) -> None:
-        """Print the process id of every child, in the order in which they are ended."""
+        """Print the process id of every child, in the order in which they are ended. Call it when all are ready."""
+        self._were_ready = True
         for child in self._all():
             self._print_pid(child)
 
@@ -156,9 +190,11 @@ class Children:
     async def _keep_running(self, child: Child) -> None:
         """Start a child again each time it ends or its program has changed, until everything stops.
 
-        Raises _RefusedError if the child refuses its settings.
+        Raises StartupError if the child refuses its settings, fails in the same way at each start, or cannot reach
+        Redis before all children were ready.
         """
         loop = asyncio.get_running_loop()
+        failed_starts = _FailedStarts()
         backoff_s = FIRST_BACKOFF_S
         while child.process is not None:
             started_s = loop.time()
@@ -171,9 +207,11 @@ class Children:
             if self._stopping.is_set():
                 return
             if not child.changed.is_set():
-                if loop.time() - started_s > HEALTHY_AFTER_S:
+                ran_s = loop.time() - started_s
+                if ran_s > HEALTHY_AFTER_S:
                     backoff_s = FIRST_BACKOFF_S
-                await self._wait_before_restart(child, backoff_s)
+                may_help = failed_starts.again(child.process.returncode or 0, ran_s)
+                await self._wait_before_restart(child, backoff_s, may_help=may_help)
                 backoff_s = min(backoff_s * 2, MAX_BACKOFF_S)
             if self._stopping.is_set():
                 return
@@ -184,15 +222,18 @@ class Children:
             if self._stopping.is_set():  # ``serve`` ended the children before this one started
                 await self._end([child])
 
-    async def _wait_before_restart(self, child: Child, backoff_s: float) -> None:
+    async def _wait_before_restart(self, child: Child, backoff_s: float, *, may_help: bool) -> None:
         """Say why a child has ended, and wait until it should start again or everything stops.
 
-        Raises _RefusedError if it refuses its settings and no change of its program can help.
+        Raises StartupError if no restart and no change of its program can help.
         """
         assert child.process is not None  # noqa: S101 -- narrows the type
         code = child.process.returncode
         timeout_s: float | None = backoff_s
-        if code != EXIT_WRONG_SETTINGS:
+        if code == EXIT_UNREACHABLE and not self._were_ready:
+            message = f"{child.name} cannot reach Redis; its error message is above"
+            raise _UnreachableError(message)
+        if may_help and code != EXIT_WRONG_SETTINGS:
             self._print_line(
                 f"{child.name} (pid {child.process.pid}) ended with code {code}; starting it again in {backoff_s:g} s"
             )
@@ -201,6 +242,12 @@ class Children:
                 f"{child.name} does not start; its error message is above. The next change starts it again"
             )
             timeout_s = None
+        elif not may_help:
+            message = (
+                f"{child.name} ended with code {code} right after each of its last {MAX_FAILED_STARTS} starts, so it "
+                "is not started again; its error message is above"
+            )
+            raise StartupError(message)
         else:
             message = f"{child.name} refused to start; its error message is above"
             raise _RefusedError(message)

@@ -13,7 +13,6 @@ from typing import Any, Final
 
 from agentstream.config import Settings
 from agentstream.errors import AgentStreamError, BrokerUnavailable, StartupError
-from agentstream.telemetry.log_context import AGENT_ERROR
 from agentstream.telemetry.log_format import JsonFormatter, TextFormatter, TraceIds
 from agentstream.telemetry.masking import register_secrets
 
@@ -27,6 +26,7 @@ NOISY: Final = ("asyncio", "httpcore", "httpcore2", "httpx", "httpx2", "mcp", "o
 
 EXIT_FAILED = 1
 EXIT_WRONG_SETTINGS = 2  # another start would not help
+EXIT_UNREACHABLE: Final = 3  # Redis, or for a command the front end; a retry may help
 EXIT_INTERRUPTED: Final = 130  # 128 + SIGINT, as shells report ctrl-C
 
 
@@ -38,8 +38,7 @@ def configure_logging(settings: Settings, process: str, *, trace_ids: TraceIds |
     form = JsonFormatter if settings.log_format == "json" else TextFormatter
     handler = logging.StreamHandler(sys.stderr)
     register_secrets(settings.secrets())
-    errors = settings.log_errors and process.startswith("worker")  # only workers run agents
-    handler.setFormatter(form(process, content=settings.log_content, errors=errors, trace_ids=trace_ids))
+    handler.setFormatter(form(process, content=settings.log_content, trace_ids=trace_ids))
     logging.basicConfig(level=settings.log_level.upper(), handlers=[handler], force=True)
     for noisy in NOISY:
         logging.getLogger(noisy).setLevel(max(logging.WARNING, logging.getLevelName(settings.log_level.upper())))
@@ -55,13 +54,14 @@ def _log_uncaught(kind: type[BaseException], exc: BaseException, traceback: Trac
 
 def _log_uncaught_in_thread(args: threading.ExceptHookArgs) -> None:
     if args.exc_value is not None:
-        log.error("a thread ended with an uncaught error", exc_info=args.exc_value, extra=AGENT_ERROR)
+        log.error("a thread ended with an uncaught error", exc_info=args.exc_value)
 
 
 def run_loop(main: Coroutine[Any, Any, int]) -> int:
     """Run ``main`` on uvloop, or on asyncio's loop where there is no uvloop. Return its exit code.
 
-    Raises StartupError. Other errors of this package are logged and become EXIT_FAILED.
+    Raises StartupError. Other errors of this package are logged. They become EXIT_UNREACHABLE if Redis cannot be
+    reached, or else EXIT_FAILED.
     """
     factory: Callable[[], asyncio.AbstractEventLoop] | None = None
     with contextlib.suppress(ImportError):  # not on Windows
@@ -75,7 +75,7 @@ def run_loop(main: Coroutine[Any, Any, int]) -> int:
             raise
         except AgentStreamError as exc:
             log.error("%s", exc)  # noqa: TRY400 -- the operator needs the message, not the traceback
-            return EXIT_FAILED
+            return EXIT_UNREACHABLE if isinstance(exc, BrokerUnavailable) else EXIT_FAILED
 
 
 async def _until_ended(main: Coroutine[Any, Any, int]) -> int:

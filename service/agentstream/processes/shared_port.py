@@ -12,6 +12,7 @@ from agentstream.errors import StartupError
 
 # A name such as localhost may have an address that this machine lacks. It is left out.
 _ADDRESS_UNAVAILABLE = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
+_LAST_PORT = 65535
 
 
 @contextlib.contextmanager
@@ -33,9 +34,32 @@ def shared_port(host: str, port: int, *, setting: str = "AGENTSTREAM_PORT") -> I
         try:
             port = _bind_all_addresses(stack, host, port)
         except OSError as exc:
-            message = f"cannot listen on {host}:{port} ({setting}): {exc.strerror}"
-            raise StartupError(message) from exc
+            raise StartupError(explain_listen_error(exc, host, port, setting)) from exc
         yield port
+
+
+def check_port(host: str, port: int, *, setting: str = "AGENTSTREAM_PORT") -> None:
+    """Raise StartupError if no process can listen on a port now."""
+    with shared_port(host, port, setting=setting):
+        pass
+
+
+def explain_listen_error(exc: OSError, host: str, port: int, setting: str) -> str:
+    """Return why a process cannot listen on a port, and what to do. ``setting`` is the variable of the port."""
+    where = f"cannot listen on {f'[{host}]' if ':' in host else host}:{port} ({setting})"
+    flag = f"--{setting.removeprefix('AGENTSTREAM_').lower().replace('_', '-')}"
+    other = port + 1 if port < _LAST_PORT else port - 1
+    if exc.errno == errno.EADDRINUSE:
+        return (
+            f"{where}: the port is already in use, perhaps by another agentstream. "
+            f"Stop that program, or choose another port: {flag} {other}, or {setting}={other}"
+        )
+    if isinstance(exc, socket.gaierror) or exc.errno in _ADDRESS_UNAVAILABLE:
+        host_setting = setting.replace("_PORT", "_HOST")
+        return f"{where}: {exc.strerror}. Set {host_setting} to an address of this machine, such as 127.0.0.1 or ::1"
+    if exc.errno == errno.EACCES:
+        return f"{where}: {exc.strerror}. Ports below 1024 need a permission; choose another one: {setting}=8000"
+    return f"{where}: {exc.strerror}"
 
 
 def _bind_all_addresses(stack: contextlib.ExitStack, host: str, port: int) -> int:

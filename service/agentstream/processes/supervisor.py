@@ -13,14 +13,14 @@ from typing import Any, Final, Literal
 
 import aiohttp
 
-from agentstream.config import BUILTIN, Settings, env_name, environment
+from agentstream.config import BUILTIN, Settings, env_name, environment, masked
 from agentstream.errors import StartupError
 from agentstream.processes.broker import EmbeddedBroker, find_server
 from agentstream.processes.children import Child, Children
 from agentstream.processes.file_watch import FileWatch
 from agentstream.processes.launcher import die_with_parent
 from agentstream.processes.runtime import free_port
-from agentstream.processes.shared_port import shared_port
+from agentstream.processes.shared_port import check_port, shared_port
 from agentstream.processes.stopping import stop_signals
 from agentstream.telemetry.metrics import multiproc_env, remove_process_gauges
 
@@ -77,6 +77,9 @@ class Supervisor:
                 "add it, or change AGENTSTREAM_QUEUE"
             )
             raise StartupError(message)
+        check_port(self._settings.host, self._settings.port)
+        if self._settings.metrics_port:
+            check_port(self._settings.metrics_host, self._settings.metrics_port, setting=env_name("metrics_port"))
         with stop_signals(on_second_interrupt=self._at_once.set) as stop:
             async with contextlib.AsyncExitStack() as stack:
                 settings = self._settings
@@ -125,24 +128,29 @@ class Supervisor:
     async def _announce(self, port: int, children: Children) -> None:
         """Wait until the front ends are ready, then print what is served and where.
 
-        Raises StartupError after 30 s. With ``reload`` it waits for ever: a change may let the workers start.
+        Raises StartupError after 30 s and the time for which the processes wait for Redis. With ``reload`` it waits
+        for ever: a change may let the workers start.
         """
         settings = self._settings
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)  # noqa: S104 -- every address
-        url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        url = settings.model_copy(update={"port": port}).url
         timeout = aiohttp.ClientTimeout(total=2)
+        # If REDIS_URL is set, the processes first wait for Redis, and say so if it does not come.
+        limit_s = READY_TIMEOUT_S + (settings.broker_wait_s if settings.redis_url else 0)
         try:
-            limit_s = None if self._reload else READY_TIMEOUT_S
-            async with asyncio.timeout(limit_s), aiohttp.ClientSession(timeout=timeout) as session:
+            async with (
+                asyncio.timeout(None if self._reload else limit_s),
+                aiohttp.ClientSession(timeout=timeout) as session,
+            ):
                 while not await _is_ready(session, url, settings):  # noqa: ASYNC110 -- another process's state
                     await asyncio.sleep(READY_POLL_S)
         except TimeoutError as exc:
-            message = (
-                f"the front end and its workers were not ready within {READY_TIMEOUT_S:g} s; see their log lines above"
-            )
+            message = f"the front end and its workers were not ready within {limit_s:g} s; see their log lines above"
             raise StartupError(message) from exc
         await children.print_pids()
-        engine = settings.openai_base_url or "built-in demo (no model: set OPENAI_BASE_URL for one)"
+        engine = (
+            masked("openai_base_url", settings.openai_base_url)
+            or "built-in demo (no model: set OPENAI_BASE_URL for one)"
+        )
         for route in settings.routes:
             self._print_line(f"agent     {route.model}: {engine if route.agent == BUILTIN else route.agent}")
         if not settings.routes:

@@ -9,6 +9,7 @@ from typing import Final
 from aiohttp import web
 
 from agentstream.errors import BusError, StartupError
+from agentstream.processes.shared_port import explain_listen_error
 from agentstream.store.connection.link import Link
 from agentstream.telemetry.metrics import CONTENT_TYPE, observe_periodically
 
@@ -86,6 +87,5 @@ async def _listen(site: web.TCPSite, host: str, port: int) -> None:
     try:
         await site.start()
     except OSError as exc:
-        message = f"cannot listen on {host}:{port} (AGENTSTREAM_METRICS_PORT): {exc.strerror}"
-        raise StartupError(message) from exc
+        raise StartupError(explain_listen_error(exc, host, port, "AGENTSTREAM_METRICS_PORT")) from exc
     log.info("metrics and health on %s", site.name)

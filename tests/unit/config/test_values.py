@@ -7,6 +7,7 @@ import pytest
 
 from agentstream.config import Settings, env_name, load_settings
 from agentstream.errors import StartupError
+from tests.unit.test_config import EVERY_SETTING
 
 
 def refusal(**flags: Any) -> str:
@@ -80,21 +81,7 @@ def test_a_usual_spelling_is_accepted(monkeypatch: pytest.MonkeyPatch, field: st
 @pytest.mark.parametrize("field", sorted(Settings.model_fields))
 def test_whitespace_and_quotes_around_a_value_are_ignored(field: str) -> None:
     """Whitespace, quotes and characters without a width around the value of any setting change nothing."""
-    samples = {
-        "host": "localhost",
-        "metrics_host": "::1",
-        "redis_url": "redis://h/1",
-        "openai_base_url": "http://h/v1",
-        "agent": "m:f",
-        "agents": "a=m:f",
-        "cors_origins": "https://a.test",
-        "log_level": "error",
-        "log_format": "json",
-        "log_max_bytes": "1MB",
-    }
-    annotation = str(Settings.model_fields[field].annotation)
-    text = samples.get(field) or ("true" if "bool" in annotation else "name" if "str" in annotation else "5")
-    text = "2000" if field in {"engine_context_tokens", "max_body_bytes", "run_ttl_s"} else text
+    text, _ = EVERY_SETTING[field]
     expected = load_settings(**{field: text})
     for around in ("{}\n", " {}\t", '"{}"', "'{}'", "\ufeff{}\u200b"):
         assert load_settings(**{field: around.format(text)}) == expected
@@ -142,7 +129,7 @@ def test_a_value_of_whitespace_is_not_set(monkeypatch: pytest.MonkeyPatch) -> No
         ("cors_origins", "https://*.a.test", "wildcards are not supported"),
         ("redis_url", "localhost:6379", "write redis://localhost:6379"),
         ("redis_url", ":secret-1@h:6379", "write redis://:***@h:6379"),
-        ("redis_url", "http://h:6379", "http:// is not supported: write redis://, rediss:// (with TLS) or unix://"),
+        ("redis_url", "http://h:6379", "http:// is not supported; expected redis://, rediss:// (with TLS) or unix://"),
         ("redis_url", "redis://h:6379/zero", "is the number of a database, not 'zero'"),
         ("redis_url", "redis://h:port", "is not a port"),
         ("redis_url", "redis://h:99999", "is not a port"),
