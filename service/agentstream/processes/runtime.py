@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from agentstream.config import Settings
 from agentstream.errors import AgentStreamError, BrokerUnavailable, StartupError
+from agentstream.telemetry.log_context import AGENT_ERROR
 from agentstream.telemetry.log_format import JsonFormatter, TextFormatter, TraceIds
 from agentstream.telemetry.masking import register_secrets
 
@@ -38,7 +39,8 @@ def configure_logging(settings: Settings, process: str, *, trace_ids: TraceIds |
     form = JsonFormatter if settings.log_format == "json" else TextFormatter
     handler = logging.StreamHandler(sys.stderr)
     register_secrets(settings.secrets())
-    handler.setFormatter(form(process, content=settings.log_content, trace_ids=trace_ids))
+    errors = settings.log_errors and process.startswith("worker")  # only workers run agents
+    handler.setFormatter(form(process, content=settings.log_content, errors=errors, trace_ids=trace_ids))
     logging.basicConfig(level=settings.log_level.upper(), handlers=[handler], force=True)
     for noisy in NOISY:
         logging.getLogger(noisy).setLevel(max(logging.WARNING, logging.getLevelName(settings.log_level.upper())))
@@ -54,7 +56,7 @@ def _log_uncaught(kind: type[BaseException], exc: BaseException, traceback: Trac
 
 def _log_uncaught_in_thread(args: threading.ExceptHookArgs) -> None:
     if args.exc_value is not None:
-        log.error("a thread ended with an uncaught error", exc_info=args.exc_value)
+        log.error("a thread ended with an uncaught error", exc_info=args.exc_value, extra=AGENT_ERROR)
 
 
 def run_loop(main: Coroutine[Any, Any, int]) -> int:
