@@ -2,9 +2,12 @@
 
 import pytest
 
+from agentstream.engines.base import EngineError
 from agentstream.engines.openai import OpenAIEngine
 from agentstream.engines.proxies import proxy_of, unusable_proxy
 from agentstream.errors import StartupError
+from agentstream.processes.runtime import free_port
+from agentstream.protocol.openai import ChatCompletionRequest
 
 VARIABLES = [name + "_PROXY" for name in ("HTTP", "HTTPS", "ALL", "NO")]
 
@@ -40,12 +43,20 @@ def test_a_wrong_proxy_is_named_at_the_start(
     assert unusable_proxy() == str(refusal.value)
 
 
-def test_another_wrong_proxy_variable_is_refused_with_the_names_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    """If the client does not start for another reason, the error names the variables that it reads."""
-    monkeypatch.setenv("HTTP_PROXY", "http://p:1")
-    monkeypatch.setenv("NO_PROXY", "[::1")
+def test_another_wrong_value_is_refused_with_the_names_of_all_variables() -> None:
+    """If the client does not start for another reason, the error names all variables that it reads."""
     with pytest.raises(StartupError, match="OPENAI_BASE_URL and the variables HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and"):
-        OpenAIEngine("http://127.0.0.1:1/v1", "sk-secret-key")
+        OpenAIEngine("http://127.0.0.1:port/v1", "sk-secret-key")
+
+
+async def test_an_error_names_the_proxy_that_was_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If a request fails on its way through a proxy, the error names the proxy and its variable, not its password."""
+    monkeypatch.setenv("HTTP_PROXY", f"http://me:hunter2@127.0.0.1:{free_port()}")
+    engine = OpenAIEngine("http://model.example/v1", "sk-secret-key", max_retries=0)
+    request = ChatCompletionRequest.model_validate({"model": "m", "messages": [{"role": "user", "content": "hi"}]})
+    with pytest.raises(EngineError, match=r"through the proxy http://\*\*\*@127\.0\.0\.1:\d+ \(HTTP_PROXY\)"):
+        await anext(engine.stream(request, [{"role": "user", "content": "hi"}], []))
+    await engine.close()
 
 
 @pytest.mark.parametrize(
