@@ -65,7 +65,6 @@ class Endpoint:
                 f"password is not percent-encoded; expected {_FORM}"
             )
             raise StartupError(message) from None
-        self._url = url
         self.protocol = int(self._options.get("protocol", 3))
         if fault := self._fault_of_names(names) or self._fault_of_values():
             message = f"REDIS_URL: {fault}"
@@ -119,16 +118,13 @@ class Endpoint:
         at most twice. So a command must be harmless if the server runs it more than once. The client speaks RESP2,
         which every server has: it uses nothing of RESP3.
         """
-        client: redis_asyncio.Redis = redis_asyncio.Redis.from_url(
-            self._url,
-            socket_timeout=read_timeout_s,
-            socket_connect_timeout=COMMAND_TIMEOUT_S,
-            retry=_Retry(ExponentialWithJitterBackoff(base=0.05, cap=0.5), 2),
-        )
-        client.connection_pool.connection_kwargs["protocol"] = 2  # an option of the URL would win over an argument
-        tls = {name: value for name, value in self._options.items() if name.startswith("ssl_")}
-        client.connection_pool.connection_kwargs.update(tls)  # in their usual spelling
-        return client
+        options: dict[str, Any] = self._options | {
+            "protocol": 2,
+            "socket_timeout": read_timeout_s,
+            "socket_connect_timeout": COMMAND_TIMEOUT_S,
+            "retry": _Retry(ExponentialWithJitterBackoff(base=0.05, cap=0.5), 2),
+        }
+        return redis_asyncio.Redis.from_pool(redis_asyncio.ConnectionPool(**options))
 
     def _fault_of_names(self, names: list[str]) -> str | None:
         """Return which option the URL cannot have, and what to write instead; None if it can have all of them."""
