@@ -48,6 +48,14 @@ class Refused(Failed):
     exit_code = EXIT_REFUSED
 
 
+class Cancelled(Failed):
+    """1: the run was cancelled by somebody, which is no error."""
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        """Print the message without the prefix ``error:``."""
+        click.echo(self.message, file=file, err=file is None)
+
+
 class Interrupted(Failed):
     """130: the user pressed ctrl-C."""
 

@@ -2,21 +2,32 @@
 
 import asyncio
 import contextlib
+import re
 import sys
+from functools import partial
 from typing import Any, Final
 
 import click
 
 from agentstream.cli.api_client import COMPLETIONS, ApiClient
-from agentstream.cli.exits import Failed, Interrupted, WrongSettings, run_command
+from agentstream.cli.exits import Cancelled, Failed, Interrupted, WrongSettings, run_command
 from agentstream.cli.flags import front_end_flags
 from agentstream.cli.terminal.display import Display
 from agentstream.cli.terminal.interrupts import until_interrupted
+from agentstream.cli.terminal.panel import is_terminal
+from agentstream.cli.terminal.word_wrap import WordWrap, terminal_columns
 
 # We also cancel explicitly. A closed connection cancels the run too, but a proxy may keep its own connection open.
 CANCEL_TIMEOUT_S: Final = 5.0
 
 MAX_QUESTION_BYTES: Final = 10 << 20  # the default limit of front ends (AGENTSTREAM_MAX_BODY_BYTES)
+
+HELP: Final = """\
+/help   show these lines
+/new    forget the conversation and begin a new one
+/exit   end; so does ctrl-D
+ctrl-C  stop an answer, or clear the line
+up      recall an earlier question"""
 
 Messages = list[dict[str, Any]]
 
@@ -31,7 +42,8 @@ def chat(question: str | None, url: str, api_key: str | None, model: str) -> Non
     Streams the answer to standard output. The agent's events and all errors go to standard error.
 
     Without QUESTION, the command reads the question from standard input. On a terminal it holds a conversation
-    instead: ctrl-C stops an answer, ctrl-D ends the conversation.
+    instead: ctrl-C stops an answer, ctrl-D ends the conversation, /help lists the other commands. On a terminal, a line
+    after the answer says how long it took.
 
     \b
       agentstream chat "what is 17*23?"
@@ -54,13 +66,14 @@ def chat(question: str | None, url: str, api_key: str | None, model: str) -> Non
 
 
 def _run_conversation(url: str, api_key: str | None, model: str) -> None:
-    """Hold a conversation until ctrl-D.
+    """Hold a conversation until ctrl-D or /exit.
 
-    A failed question is not part of the following requests. An interrupted one is, if it has some answer text.
+    A failed question is not part of the following requests. A cancelled one is, if it has some answer text.
     """
     with contextlib.suppress(ImportError):  # not on Windows; the import gives input() line editing and history
         import readline  # noqa: F401, PLC0415
-    click.echo(f"{model} at {url}. ctrl-C stops an answer, ctrl-D ends the conversation.", err=True)
+    welcome = f"{model} at {url}; /help lists the commands.\nctrl-C stops an answer, ctrl-D ends the conversation."
+    click.echo(WordWrap(partial(terminal_columns, sys.stderr)).feed(welcome), err=True)
     messages: Messages = []
     while True:
         try:
@@ -71,7 +84,10 @@ def _run_conversation(url: str, api_key: str | None, model: str) -> None:
         except KeyboardInterrupt:
             click.echo()
             continue
-        if not question.strip():
+        command = question.strip()
+        if command in {"/exit", "/quit"}:
+            return
+        if not command or _is_done(command, messages):
             continue
         display = Display()
         sent = [*messages, _message("user", question)]
@@ -79,9 +95,23 @@ def _run_conversation(url: str, api_key: str | None, model: str) -> None:
             run_command(_ask(url, api_key, model, sent, display))
         except Failed as exc:
             exc.show()
-            if not (isinstance(exc, Interrupted) and display.answer):
+            if not (isinstance(exc, Interrupted | Cancelled) and display.answer):
                 continue
         messages = [*sent, _message("assistant", display.answer)]
+
+
+def _is_done(command: str, messages: Messages) -> bool:
+    """Do a command of the conversation other than /exit. Return False if it is a question."""
+    if command in {"/help", "/?"}:
+        click.echo(HELP, err=True)
+    elif command in {"/new", "/clear"}:
+        messages.clear()
+        click.echo("a new conversation", err=True)
+    elif re.fullmatch(r"/[a-z]+", command):  # a path such as /etc/hosts is a part of a question
+        click.echo(f"there is no command {command}; /help lists the commands", err=True)
+    else:
+        return False
+    return True
 
 
 async def _ask(url: str, api_key: str | None, model: str, messages: Messages, display: Display) -> int:
@@ -96,7 +126,7 @@ async def _ask(url: str, api_key: str | None, model: str, messages: Messages, di
             message = f"sent a cancel for {display.run_id}, but got no confirmation"
             with contextlib.suppress(Failed, TimeoutError):
                 async with asyncio.timeout(CANCEL_TIMEOUT_S):
-                    message = f"{(await api.cancel(display.run_id))['status']} {display.run_id}"
+                    message = f"{(await until_interrupted(api.cancel(display.run_id)))['status']} {display.run_id}"
             raise Interrupted(message) from exc
     return 0
 
@@ -107,6 +137,8 @@ async def _show(api: ApiClient, body: dict[str, Any], display: Display) -> None:
             if any(map(display.receive, messages)):
                 break
     display.close()
+    if is_terminal(sys.stdout) and is_terminal(sys.stderr):
+        display.note_times()
 
 
 def _message(role: str, content: str) -> dict[str, Any]:

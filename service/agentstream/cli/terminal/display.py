@@ -2,15 +2,21 @@
 
 import json
 import sys
+import time
+from functools import partial
 from typing import Any, Final
 
 import click
 
-from agentstream.cli.exits import Failed
+from agentstream.cli.exits import Cancelled, Failed
+from agentstream.cli.terminal.word_wrap import WordWrap, terminal_columns
+from agentstream.errors import CANCELLED, CANCELLED_MESSAGE
 from agentstream.stream import sse
 
 MAX_ACTIVITY_CHARACTERS: Final = 200
 DONE: Final = "[DONE]"
+
+_NOTE: Final = "  · "
 
 # Text of a model may contain escape sequences, which would control the terminal. Line feeds and tabs are harmless.
 _CONTROLS: Final = dict.fromkeys((*range(32), *range(127, 160)), "\N{REPLACEMENT CHARACTER}") | {
@@ -29,12 +35,16 @@ class Display:
     """Shows one stream and keeps its state, also over several connections."""
 
     def __init__(self) -> None:
-        """Start with an empty display."""
+        """Start with an empty display. Its times count from now."""
+        self._began_s = time.monotonic()
+        self._first_text_s: float | None = None
+        self._wrap = WordWrap(partial(terminal_columns, sys.stdout))
+        self._note_wrap = WordWrap(partial(terminal_columns, sys.stderr), indent=len(_NOTE))
         self.run_id = ""
         self.last_event_id = ""
         self._answer: list[str] = []
         self._finished = False
-        self._error: str | None = None
+        self._error: Failed | None = None
         self._open_line = False  # True while the terminal's cursor is not at the start of a line
         self._in_reasoning = False
         self._to_terminal = sys.stdout.isatty()
@@ -51,7 +61,10 @@ class Display:
             return True
         data: dict[str, Any] = json.loads(message.data)
         if "error" in data and "choices" not in data:
-            self._error = str(data["error"].get("message"))
+            if data["error"].get("code") == CANCELLED:
+                self._error = Cancelled(CANCELLED_MESSAGE)
+            else:
+                self._error = Failed(sanitize(str(data["error"].get("message"))))
             return False
         self.run_id = data.get("id") or self.run_id
         if message.event != "message":
@@ -70,13 +83,17 @@ class Display:
         return False
 
     def close(self) -> None:
-        """End the line of the answer. Raises Failed if the run failed or its final chunk is missing."""
+        """End the line of the answer.
+
+        Raises Failed if the run failed or its final chunk is missing, and Cancelled if the run was cancelled.
+        """
         self._end_reasoning()
         if self._answer or self._finished:
             click.echo()
+        self._wrap.restart()
         self._open_line = False
         if self._error is not None:
-            raise Failed(sanitize(self._error))
+            raise self._error
         if not self._finished:
             message = "the stream ended without its final chunk: the answer is incomplete"
             raise Failed(message)
@@ -84,6 +101,7 @@ class Display:
     def end_line(self) -> None:
         """End the current line, so that other output starts on a new line."""
         self._end_reasoning()
+        self._wrap.restart()
         if self._open_line:
             click.echo(err=True)
             self._open_line = False
@@ -92,12 +110,21 @@ class Display:
         """Print one dimmed line to standard error, beside the answer."""
         self.end_line()
         one_line = " ".join(sanitize(text).split("\n"))
-        click.secho(f"  · {one_line[:MAX_ACTIVITY_CHARACTERS]}", dim=True, err=True)
+        self._note_wrap.restart()
+        click.secho(f"{_NOTE}{self._note_wrap.feed(one_line[:MAX_ACTIVITY_CHARACTERS])}", dim=True, err=True)
+
+    def note_times(self) -> None:
+        """Print how long the answer took."""
+        now_s = time.monotonic()
+        first = "" if self._first_text_s is None else f", first text after {self._first_text_s - self._began_s:.1f} s"
+        self.note(f"{now_s - self._began_s:.1f} s{first}")
 
     def _content(self, text: str) -> None:
         self._end_reasoning()
+        if self._first_text_s is None:
+            self._first_text_s = time.monotonic()
         self._answer.append(text)
-        click.echo(sanitize(text) if self._to_terminal else text, nl=False)
+        click.echo(self._wrap.feed(sanitize(text)) if self._to_terminal else text, nl=False)
         sys.stdout.flush()
         self._open_line = self._to_terminal and not text.endswith("\n")
 
@@ -105,8 +132,9 @@ class Display:
         if not self._in_reasoning:
             self.end_line()
             self._in_reasoning = True
-            click.secho("  · ", dim=True, nl=False, err=True)
-        click.secho(sanitize(text), dim=True, nl=False, err=True)
+            self._note_wrap.restart()
+            click.secho(_NOTE, dim=True, nl=False, err=True)
+        click.secho(self._note_wrap.feed(sanitize(text)), dim=True, nl=False, err=True)
 
     def _end_reasoning(self) -> None:
         if self._in_reasoning:

@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 async def until_interrupted(work: Coroutine[Any, Any, T]) -> T:
     """Run ``work`` and return its result. On ctrl-C or SIGTERM, cancel it and raise Interrupted."""
-    with stop_signals() as stop:
+    with stop_signals(on_second_interrupt=_ignore) as stop:  # the first one already ends the work
         working = asyncio.create_task(work, name="work")
         stopping = asyncio.create_task(stop.wait(), name="stop")
         try:
@@ -25,3 +25,7 @@ async def until_interrupted(work: Coroutine[Any, Any, T]) -> T:
             working.cancel()
             stopping.cancel()
             await asyncio.gather(working, stopping, return_exceptions=True)
+
+
+def _ignore() -> None:
+    """Do nothing."""
