@@ -159,6 +159,22 @@ class _LazyGroup(click.Group):
         """Return a command by its name, or None."""
         return COMMANDS[cmd_name][0]() if cmd_name in COMMANDS else None
 
+    def invoke(self, ctx: click.Context) -> object:
+        """Run the command. An error about an unknown flag suggests only flags that the user probably meant.
+
+        click's own limit is so low that ``--reload`` suggests ``--read-url``.
+        """
+        try:
+            return super().invoke(ctx)
+        except click.NoSuchOption as exc:
+            from agentstream.config import similar  # noqa: PLC0415
+
+            parameters = exc.ctx.command.get_params(exc.ctx) if exc.ctx else []
+            names = {flag.removeprefix("--"): flag for parameter in parameters for flag in parameter.opts}
+            meant = [names[name] for name in similar(exc.option_name.removeprefix("--"), names)]
+            message = f"No such option: {exc.option_name}" + (f". Did you mean {' or '.join(meant)}?" if meant else "")
+            raise click.NoSuchOption(exc.option_name, message, ctx=exc.ctx) from exc
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         """Write the list of commands without importing them."""
         with formatter.section("Commands"):

@@ -36,6 +36,25 @@ def test_the_help_of_a_command_shows_how_to_use_it(command: str) -> None:
     assert re.search(rf"(?m)^    (?:REDIS_URL=\S+ )?agentstream {command}\b", output(command, "--help"))
 
 
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (["frontend", "--reload"], "No such option: --reload"),
+        (["up", "--relaod"], "No such option: --relaod. Did you mean --reload?"),
+        (["up", "--worker", "3"], "No such option: --worker. Did you mean --workers?"),
+        (["up", "--redis", "x"], "No such option: --redis. Did you mean --redis-url?"),
+        (["worker", "--prot", "1"], "No such option: --prot. Did you mean --port?"),
+        (["chat", "--modle", "x"], "No such option: --modle. Did you mean --model?"),
+        (["ps", "--xyzzy"], "No such option: --xyzzy"),
+    ],
+)
+def test_a_mistyped_flag_is_answered_with_similar_flags_only(arguments: list[str], hint: str) -> None:
+    """The error about an unknown flag suggests the flag that was probably meant, or none."""
+    ended = CliRunner().invoke(main, arguments)
+    assert ended.exit_code == 2
+    assert ended.output.rstrip().splitlines()[-1] == f"Error: {hint}"
+
+
 @pytest.mark.parametrize("shell", ["zsh", "fish"])
 def test_the_completion_script_is_printed(shell: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The completion command in the help prints a script for the shell."""

@@ -130,8 +130,7 @@ def unknown_variables() -> list[str]:
 def similar(name: str, known: Collection[str]) -> list[str]:
     """Return the known names that a mistyped name probably means, the best first: similar ones, and longer ones."""
     close = difflib.get_close_matches(name, known, cutoff=_MIN_SIMILARITY)
-    words = name.strip("-")
-    longer = [option for option in known if words and option.startswith(name) and option not in close]
+    longer = [option for option in known if name and option.startswith(name) and option not in close]
     return close + sorted(longer, key=len)[:_MAX_LONGER]
 
 

@@ -23,6 +23,10 @@ MAX_IDEMPOTENCY_KEY: Final = 255  # characters; other APIs have the same limit
 CODINGS: Final = ("", "identity", "gzip", "deflate")
 CODINGS_WORDS: Final = "send it uncompressed, or with 'Content-Encoding: gzip' or 'deflate'"
 
+MAX_OTHER_FIELDS: Final = 5  # wrong fields that an error names beside the first one
+# Words for pydantic's messages that do not say what to write. The only pattern in requests is that of names.
+_WORDS: Final = {"string_pattern_mismatch": "must not contain control characters, such as line ends"}
+
 RequestT = TypeVar("RequestT", bound=SharedFields)
 
 
@@ -87,7 +91,10 @@ def idempotency_key(request: web.Request) -> str | None:
 
 def to_invalid_request(exc: ValidationError, body: dict[str, Any]) -> InvalidRequest:
     """Return the first problem of a body as an error; its ``param`` is the path of the field, like messages[0].role."""
-    errors = [(_path(error["loc"], body), error["msg"]) for error in exc.errors(include_url=False, include_input=False)]
+    errors = [
+        (_path(error["loc"], body), _WORDS.get(error["type"], error["msg"]))
+        for error in exc.errors(include_url=False, include_input=False)
+    ]
     # A value that matches no member of a union has one error for each member. The member with the deepest error is the
     # one that the client most likely meant.
     first_path = errors[0][0]
@@ -98,8 +105,13 @@ def to_invalid_request(exc: ValidationError, body: dict[str, Any]) -> InvalidReq
     message = message.removeprefix("Value error, ")[:MAX_REASON_CHARACTERS]
     if not param:  # the messages of our own validators begin with "field: "
         param = message.partition(":")[0]
-    more = len(errors) - len(candidates)
-    others = f" (and {more} more problems)" if more else ""
+    known = [path for path, _ in candidates]
+    more: list[str] = []
+    for path, _ in errors:
+        if path and not any(path == other or path.startswith((f"{other}.", f"{other}[")) for other in known + more):
+            more.append(path)
+    left = f" and {len(more) - MAX_OTHER_FIELDS} more" if len(more) > MAX_OTHER_FIELDS else ""
+    others = f"; also wrong: {', '.join(more[:MAX_OTHER_FIELDS])}{left}" if more else ""
     prefix = "" if message.startswith(param) else f"{param}: "
     return InvalidRequest(f"{prefix}{message}{others}", param=param)
 
