@@ -38,6 +38,8 @@ CASES: dict[str, tuple[CheckResult, str]] = {
     "a replica": (findings.role(GOOD | {"role": "slave", "master_host": "h", "master_port": 1}), "fault"),
     "a cluster": (findings.role(GOOD | {"cluster_enabled": 1}), "fault"),
     "a file": (findings.persistence(GOOD), "ok"),
+    "the private broker": (findings.persistence(GOOD | {"aof_enabled": 0}, private=True), "ok"),
+    "its memory": (findings.memory(GOOD | {"maxmemory": 0}, private=True), "ok"),
     "no file": (findings.persistence(GOOD | {"aof_enabled": 0}), "fault"),
     "a full disk": (findings.persistence(GOOD | {"aof_last_write_status": "err"}), "fault"),
     "a failed snapshot": (findings.persistence(GOOD | {"rdb_last_bgsave_status": "err"}), "fault"),

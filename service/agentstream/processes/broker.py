@@ -28,6 +28,7 @@ from agentstream.processes.runtime import free_port
 
 START_TIMEOUT_S = 10  # a server starts in about 50 ms, fakeredis in 1 s; ten times as long on a busy machine
 PORT_TRIES = 3  # another process may take a free port before the server listens on it
+FOLDER_PREFIX = "agentstream-broker-"  # of the data folder, by which `doctor` recognises a private broker
 MIN_VERSION = (6, 2)  # the first version with XAUTOCLAIM
 
 _POLL_S = 0.02
@@ -201,7 +202,7 @@ class EmbeddedBroker:
         self._port = free_port()
         # A new password for each port: another process on the last port may have received the last password.
         self._password = secrets.token_urlsafe(32)
-        self._folder = Path(tempfile.mkdtemp(prefix="agentstream-broker-"))
+        self._folder = Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX))
         self._output = tempfile.TemporaryFile()  # noqa: SIM115 -- closed by stop()
         process = self._process = await asyncio.create_subprocess_exec(
             *self._command(),

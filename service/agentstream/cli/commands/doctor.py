@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict
 from functools import partial
+from pathlib import PurePath
 from typing import Any, Final, TypeVar
 
 import click
@@ -17,6 +18,7 @@ from agentstream.cli.flags import redis_url_of, setting_flags, settings_from
 from agentstream.cli.terminal.display import sanitize
 from agentstream.config import Settings
 from agentstream.errors import BusError
+from agentstream.processes.broker import FOLDER_PREFIX
 from agentstream.processes.runtime import EXIT_FAILED
 from agentstream.protocol.keys import Keys
 from agentstream.store.admin.server_state import ServerState
@@ -78,12 +80,13 @@ async def check_redis(endpoint: Endpoint, keys: Keys, queues: Sequence[str], *, 
     """Run all checks of Redis. Raises BrokerUnavailable, and BusError if Redis refuses the login."""
     async with ServerState(endpoint, keys) as server:
         latency = findings.latency(await server.ping_times_s())  # first: it raises if Redis is unreachable
+        private = await _is_private(server)
         results = [
             await _check("version", server.info(), findings.version),
             await _check("role", server.info(), findings.role),
-            await _check("append-only file", server.info(), findings.persistence),
+            await _check("append-only file", server.info(), partial(findings.persistence, private=private)),
             await _check("eviction", server.info(), findings.eviction),
-            await _check("memory", server.info(), findings.memory),
+            await _check("memory", server.info(), partial(findings.memory, private=private)),
             await _check("output buffer", server.config("client-output-buffer-limit"), findings.output_buffer),
             latency,
             await _check("clock", server.clock(), findings.clock),
@@ -93,6 +96,14 @@ async def check_redis(endpoint: Endpoint, keys: Keys, queues: Sequence[str], *, 
             depth = partial(findings.depth, queue, max_queued=max_queued)
             results.append(await _check(f"jobs of {queue}", server.queue(queue), depth))
     return results
+
+
+async def _is_private(server: ServerState) -> bool:
+    """Return whether the server is the private broker of an `agentstream up`, which stores nothing on purpose."""
+    try:
+        return PurePath(await server.config("dir")).name.startswith(FOLDER_PREFIX)
+    except BusError:  # this Redis user may not read it: it is not the private broker's user
+        return False
 
 
 async def _check(name: str, reading: Awaitable[Fact], judge: Callable[[Fact], CheckResult]) -> CheckResult:

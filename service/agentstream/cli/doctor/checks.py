@@ -65,9 +65,11 @@ def role(info: dict[str, Any]) -> CheckResult:
     return CheckResult(name, "ok", "a primary")
 
 
-def persistence(info: dict[str, Any]) -> CheckResult:
-    """Judge whether the data survives a restart of the server."""
+def persistence(info: dict[str, Any], *, private: bool = False) -> CheckResult:
+    """Judge whether the data survives a restart of the server. The ``private`` broker of `up` ends with it."""
     name = "append-only file"
+    if private:
+        return CheckResult(name, "ok", "none: the private broker of `agentstream up` keeps its data in memory")
     if not info.get("aof_enabled"):
         return CheckResult(
             name,
@@ -104,10 +106,12 @@ def eviction(info: dict[str, Any]) -> CheckResult:
     )
 
 
-def memory(info: dict[str, Any]) -> CheckResult:
-    """Judge how much memory is free."""
+def memory(info: dict[str, Any], *, private: bool = False) -> CheckResult:
+    """Judge how much memory is free. The ``private`` broker of `up` needs no limit."""
     name = "memory"
     used, limit = int(info.get("used_memory", 0)), int(info.get("maxmemory", 0))
+    if private and not limit:
+        return CheckResult(name, "ok", f"{_mebibytes(used)} used")
     if not limit:
         machine = int(info.get("total_system_memory", 0))
         size = f"{int(machine * MAXMEMORY_RATIO) >> 20}mb" if machine else "<size>"
