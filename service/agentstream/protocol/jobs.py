@@ -59,7 +59,8 @@ class Job(BaseModel):
         default_factory=dict, repr=False, description="request headers for the agent, which only the agent may see"
     )
     response: dict[str, Any] | None = Field(
-        default=None, description="request fields that the response object repeats; None for the other APIs"
+        default=None,
+        description="request fields that the response object repeats; for a chat completion None, or the older form",
     )
     traceparent: str | None = Field(default=None, description="W3C traceparent of the span that enqueued the job")
     tracestate: str | None = Field(default=None, description="W3C tracestate of that span; at most 512 characters")

@@ -95,7 +95,10 @@ _NOT_ONLY_SILENT: Final[dict[str, Any]] = {
 }
 _FORCING: Final[dict[str, Any]] = {
     "type": "object",
-    "not": {"required": ["mode"], "properties": {"mode": {"const": "auto"}}},
+    "not": {
+        "required": ["type", "mode"],
+        "properties": {"type": {"const": _ALLOWED_TOOLS}, "mode": {"const": "auto"}},
+    },
 }
 _RULES: Final[tuple[dict[str, Any], ...]] = (
     {

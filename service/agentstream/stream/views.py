@@ -9,6 +9,7 @@ from agentstream.protocol.events import Cursor, Event
 from agentstream.protocol.openai import Usage, completion_body
 from agentstream.stream.chat import ChatStream, StreamHead, StreamMachine, StreamOptions
 from agentstream.stream.completions import CompletionStream
+from agentstream.stream.older_calls import OlderChatStream, in_older_form
 from agentstream.stream.response_output import ResponseFold
 from agentstream.stream.responses import ResponseStream
 from agentstream.stream.transcript import AnswerFold, Failure
@@ -71,6 +72,13 @@ class _ChatFold(AnswerFold):
         return body
 
 
+class _OlderChatFold(_ChatFold):
+    """A run as a chat completion with calls in the older form."""
+
+    def body(self, *, status: str = "running") -> dict[str, Any]:
+        return in_older_form(super().body(status=status))
+
+
 class _TextFold(_ChatFold):
     """A run as a text completion. This API shows a run only after its end."""
 
@@ -87,6 +95,7 @@ class _TextFold(_ChatFold):
 
 
 CHAT_VIEW: Final = View(ChatStream, _ChatFold)
+OLDER_CHAT_VIEW: Final = View(OlderChatStream, _OlderChatFold)
 COMPLETION_VIEW: Final = View(CompletionStream, _TextFold)
 
 

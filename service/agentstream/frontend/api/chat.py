@@ -1,7 +1,7 @@
 """The routes of the chat completions API."""
 
 from collections.abc import Awaitable
-from typing import Final
+from typing import Any, Final
 
 from aiohttp import web
 
@@ -18,7 +18,10 @@ from agentstream.frontend.runs.streaming import stream_run
 from agentstream.protocol.events import Cursor
 from agentstream.protocol.older_forms import in_current_form
 from agentstream.protocol.openai import ChatCompletionRequest
-from agentstream.stream.views import CHAT_VIEW
+from agentstream.stream.views import CHAT_VIEW, OLDER_CHAT_VIEW, View
+
+# Kept with a run whose client sent ``functions``. Its conversation is not kept for ``previous_response_id``.
+_OLDER_CALLS: Final = {"store": False, "older_calls": True}
 
 
 def create_chat_completion(request: web.Request) -> Awaitable[web.StreamResponse]:
@@ -30,9 +33,11 @@ def create_chat_completion(request: web.Request) -> Awaitable[web.StreamResponse
 
 
 async def _admit_chat_completion(request: web.Request, context: Context, owner: str) -> AdmittedRun:
-    chat = in_current_form(await read_request(request, context.settings, ChatCompletionRequest))
+    sent = await read_request(request, context.settings, ChatCompletionRequest)
+    chat = in_current_form(sent)
     options = stream_options(request, include_usage=chat.include_usage)
-    return await admit(request, chat, owner, options, CHAT_VIEW)
+    kept = _OLDER_CALLS if sent.functions else None
+    return await admit(request, chat, owner, options, _view_of(kept), response=kept)
 
 
 async def retrieve_chat_completion(request: web.Request) -> web.StreamResponse:
@@ -40,18 +45,24 @@ async def retrieve_chat_completion(request: web.Request) -> web.StreamResponse:
     context = request.app[CONTEXT]
     info = await find_owned_run(context, request, request.match_info["run_id"])
     if request.query.get("stream", "false").lower() not in {"true", "1"}:
-        return await snapshot_run(context, info, CHAT_VIEW)
+        return await snapshot_run(context, info, _view_of(info.response))
     refuse_if_draining(context)
     options = stream_options(request, include_usage=info.include_usage)
     existing_run = ExistingRun(context, info, _cursor(request))
-    return await stream_run(request, context, existing_run, CHAT_VIEW, options, cancel_on_disconnect=False)
+    view = _view_of(info.response)
+    return await stream_run(request, context, existing_run, view, options, cancel_on_disconnect=False)
 
 
 async def cancel_chat_completion(request: web.Request) -> web.StreamResponse:
     """POST /v1/chat/completions/{id}/cancel: cancel the run, and answer after it has ended."""
     context = request.app[CONTEXT]
     info = await find_owned_run(context, request, request.match_info["run_id"])
-    return await cancel_run(context, info, CHAT_VIEW)
+    return await cancel_run(context, info, _view_of(info.response))
+
+
+def _view_of(kept: dict[str, Any] | None) -> View:
+    """Return the view of a run: the older form of calls if its client sent ``functions``."""
+    return OLDER_CHAT_VIEW if kept and kept.get("older_calls") else CHAT_VIEW
 
 
 def _cursor(request: web.Request) -> Cursor | None:
