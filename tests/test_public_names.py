@@ -8,7 +8,7 @@ import pytest
 import agentstream
 from agentstream import agents
 
-PUBLIC = ["Agent", "AgentResult", "Caller", "Run", "RunCancelled", "ToolCallWriter", "ToolResult"]
+PUBLIC = ["Agent", "AgentError", "AgentResult", "Caller", "Run", "RunCancelled", "ToolCallWriter", "ToolResult"]
 
 
 def test_importing_the_package_loads_nothing_else() -> None:

@@ -7,11 +7,21 @@ package stays fast: the command line imports it at every start.
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from agentstream.agents import Agent, AgentResult, Caller, Run, RunCancelled, ToolCallWriter, ToolResult
+    from agentstream.agents import Agent, AgentError, AgentResult, Caller, Run, RunCancelled, ToolCallWriter, ToolResult
 
 __version__ = "0.1.0"
 
-__all__ = ["Agent", "AgentResult", "Caller", "Run", "RunCancelled", "ToolCallWriter", "ToolResult", "__version__"]
+__all__ = [
+    "Agent",
+    "AgentError",
+    "AgentResult",
+    "Caller",
+    "Run",
+    "RunCancelled",
+    "ToolCallWriter",
+    "ToolResult",
+    "__version__",
+]
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401 -- a class, a type alias or a function

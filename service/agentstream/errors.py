@@ -24,7 +24,7 @@
     |   |-- Fenced                   a newer attempt of the run has begun
     |   |-- LogTrimmed               the replay log no longer holds the events that the reader needs
     |   `-- BufferFull               too many events of the run wait to be published
-    |-- AgentError                   the agent's mistake; it ends the run, never the worker
+    |-- AgentError                   an error of the agent; it ends the run, never the worker
     |   |-- InvalidAgentOutput       wrong return type, forbidden event, data that is not JSON
     |   `-- RunCancelled             raised inside an agent when its run is cancelled or over
     `-- StartupError                 a process cannot start; the message names the setting and the fix
@@ -32,6 +32,7 @@
 A class that clients can see has an HTTP ``status``, and the ``code`` and ``error_type`` of an OpenAI error.
 """
 
+import re
 from typing import Any, ClassVar
 
 
@@ -182,15 +183,15 @@ class RunNotEnded(ServiceError):
 class RunFailed(ServiceError):
     """The run of a request that is not streamed ended with ``run_failed``."""
 
-    def __init__(self, message: str, *, code: str) -> None:
-        """Store the failure code of the terminal event, and the HTTP status for that code."""
+    def __init__(self, message: str, *, code: str, status: int | None = None) -> None:
+        """Take the failure code of the terminal event, and its status if it has one."""
         super().__init__(message, code=code)
-        self.run_status = RUN_FAILURE_STATUS.get(code, 500)
+        self.run_status = failure_status(code, status)
 
     def body(self) -> dict[str, Any]:
         """Return the error object that a strict stream sends for the same failure."""
         text = failure_text(self.error_code, self.message)
-        return error_body(text, failure_type(self.error_code), code=self.error_code)
+        return error_body(text, failure_type(self.error_code, self.run_status), code=self.error_code)
 
 
 class BusError(AgentStreamError):
@@ -219,11 +220,31 @@ class BufferFull(BusError):
 
 
 class AgentError(AgentStreamError):
-    """An agent broke its contract."""
+    """An agent cannot answer. An agent raises it to choose the error code and the HTTP status that its clients get."""
+
+    default_code: ClassVar[str] = "agent_error"
+
+    def __init__(self, message: str = "", *, code: str | None = None, status: int | None = None) -> None:
+        """``code`` is a letter, then up to 63 letters, digits or ``_ . -``; the default is ``agent_error``.
+
+        ``status`` is the HTTP status of an answer that is not streamed, from 400 to 599; the default is the status of
+        the code, or 500. Raises ValueError for a wrong or reserved value.
+        """
+        super().__init__(message)
+        self.code = code or self.default_code
+        self.status = status
+        if re.fullmatch(r"[A-Za-z][A-Za-z0-9_.-]{0,63}", self.code) is None or self.code in SERVICE_CODES:
+            text = f"AgentError: the code {self.code!r} is malformed or reserved: use a name such as quota_exceeded"
+            raise ValueError(text)
+        if status is not None and not 400 <= status <= 599:  # noqa: PLR2004 -- the range of HTTP errors
+            text = f"AgentError: the status {status!r} is no HTTP error: use a number from 400 to 599"
+            raise ValueError(text)
 
 
 class InvalidAgentOutput(AgentError):
     """The agent returned or emitted a value that cannot be sent."""
+
+    default_code = "invalid_agent_output"
 
 
 class RunCancelled(AgentError):
@@ -251,7 +272,7 @@ CANCELLED_MESSAGE = "the run was cancelled"
 # When each failure code is used. The generated reference of errors shows these sentences.
 FAILURE_MEANINGS: dict[str, str] = {
     CONTEXT_LENGTH: "The conversation is longer than the context window of the model.",
-    MODEL_ERROR: "The model server refused the request of the agent.",
+    MODEL_ERROR: "The model server refused the request of the agent, failed, or cannot be reached.",
     AGENT_ERROR: "The agent raised any other error.",
     INVALID_AGENT_OUTPUT: "The agent returned or emitted a value that cannot be sent.",
     INVALID_REQUEST: "The worker cannot read the request, or has no agent for its model.",
@@ -264,14 +285,27 @@ FAILURE_MEANINGS: dict[str, str] = {
 
 MAX_MESSAGE_CHARACTERS = 4000  # limit for an agent's error text, because it goes into a frame and a log line
 
-# HTTP status by failure code, for requests that are not streamed; 500 for all other codes. The client
-# can correct a context length error and a 400 of the model server.
+# Codes that an agent may not choose: they say what happened to the run outside of the agent.
+SERVICE_CODES = frozenset({QUEUE_TIMEOUT, RUN_TIMEOUT, WORKER_SHUTDOWN, WORKER_LOST, STREAM_LOST, CANCELLED})
+
+# HTTP status by failure code, for requests that are not streamed; 500 for all other codes. An event may have another
+# status, which an error of the model server or the agent has chosen.
 RUN_FAILURE_STATUS: dict[str, int] = {
     CONTEXT_LENGTH: 400,
     MODEL_ERROR: 400,
     QUEUE_TIMEOUT: 503,
     RUN_TIMEOUT: 504,
 }
+# The OpenAI error type by HTTP status. Other statuses below 500 are invalid_request_error, others server_error.
+_ERROR_TYPES: dict[int, str] = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+_FIRST_SERVER_ERROR = 500
+
+# The status for clients when the model server answered with this one. The client did not choose the server's key or
+# address, and cannot pay its bill: those failures are ours (502). Other statuses below 500 stay.
+_STATUS_OF_UPSTREAM: dict[int, int] = {401: 502, 402: 502, 403: 502, 407: 502, 408: 504, 503: 503, 504: 504, 529: 503}
+UPSTREAM_FAILED = 502
+UPSTREAM_TIMEOUT = 504
+_TOO_LONG_STATUSES = frozenset({400, 413, 422})
 
 
 def error_body(message: str, error_type: str, *, code: str | None, param: str | None = None) -> dict[str, Any]:
@@ -279,35 +313,56 @@ def error_body(message: str, error_type: str, *, code: str | None, param: str | 
     return {"error": {"message": message, "type": error_type, "param": param, "code": code}}
 
 
-def failure_code(message: str) -> str:
-    """Return the failure code for an agent's error text: context length, a 400 of the model server, or any other error.
+def upstream_failure(status: int, message: str, code: object = None) -> tuple[str, int]:
+    """Return failure code and HTTP status for an error answer of a model server.
 
-    The original bridge has the same rules (PROTOCOL.md, section 6), but knows "context length" only. llama.cpp says
-    "context size", other engines say "context window".
+    ``code`` is the code in the server's error object. Servers say in different words that a conversation is too long:
+    OpenAI and vLLM "context length", llama.cpp "context size", others "context window" or "too long".
     """
     lowered = message.lower()
-    if any(f"context {word}" in lowered for word in ("length", "size", "window")) or (
-        "400" in message and "too long" in lowered
+    if (
+        code == CONTEXT_LENGTH
+        or mentions_context_length(message)
+        or ("too long" in lowered and status in _TOO_LONG_STATUSES)
     ):
-        return CONTEXT_LENGTH
-    if "400" in message:
-        return MODEL_ERROR
-    return AGENT_ERROR
+        return CONTEXT_LENGTH, 400
+    return MODEL_ERROR, _STATUS_OF_UPSTREAM.get(status, status if status < _FIRST_SERVER_ERROR else UPSTREAM_FAILED)
 
 
-def failure_type(code: str) -> str:
-    """Return the OpenAI error type of a failed run."""
+def mentions_context_length(message: str) -> bool:
+    """Return whether a model server's text says that the conversation does not fit into its context window."""
+    lowered = message.lower()
+    return any(f"context {word}" in lowered for word in ("length", "size", "window"))
+
+
+def failure_status(code: str, status: int | None = None) -> int:
+    """Return the HTTP status of a failed run. ``status`` is the status in its event, if it has one."""
+    return RUN_FAILURE_STATUS.get(code, 500) if status is None else status
+
+
+def failure_type(code: str, status: int | None = None) -> str:
+    """Return the OpenAI error type of a failed run. ``status`` is the status in its event, if it has one."""
     if code == CANCELLED:
         return CANCELLED
-    return "invalid_request_error" if code in {CONTEXT_LENGTH, MODEL_ERROR} else "server_error"
+    status = failure_status(code, status)
+    return _ERROR_TYPES.get(status, "invalid_request_error" if status < _FIRST_SERVER_ERROR else "server_error")
 
 
 def failure_text(code: str, message: str) -> str:
-    """Return the sentence that tells the user why a run failed: one of the original bridge's three texts."""
+    """Return the sentence that tells the user why a run failed: one of the original bridge's three texts.
+
+    For an error of the agent or the model, the text of the error decides, as in the original (PROTOCOL.md, 3.8). The
+    failure code and the HTTP status do not depend on the text.
+    """
+    too_long = "The input is too long for the model's context window. Please try a shorter message."
     if code == CONTEXT_LENGTH:
-        return "The input is too long for the model's context window. Please try a shorter message."
-    if code == MODEL_ERROR:
-        return f"The model returned an error: {message}"
+        return too_long
+    if code in {AGENT_ERROR, MODEL_ERROR}:
+        lowered = message.lower()
+        if "context length" in lowered or ("400" in message and "too long" in lowered):
+            return too_long
+        if "400" in message:
+            return f"The model returned an error: {message}"
     return f"Sorry, an error occurred: {message}"
 
 

@@ -18,7 +18,7 @@ import orjson
 
 from agentstream.adapters.run_reporter import total, usage_of
 from agentstream.agents import AgentResult, Run, ToolResult
-from agentstream.errors import missing_extra
+from agentstream.errors import CONTEXT_LENGTH, UPSTREAM_FAILED, AgentError, missing_extra, upstream_failure
 from agentstream.protocol.events import NAMED_EVENTS
 from agentstream.protocol.openai import ChatMessage, ImagePart, Usage
 from agentstream.protocol.plain_json import json_bytes
@@ -27,6 +27,7 @@ try:
     from openjarvis.agents._stubs import AgentContext, BaseAgent
     from openjarvis.core.events import Event, EventBus, EventType
     from openjarvis.core.types import Conversation, Message, Role, ToolCall
+    from openjarvis.engine._base import EngineConnectionError, EngineContextLengthError
 except ImportError as exc:
     raise ImportError(missing_extra("this adapter", "openjarvis")) from exc
 
@@ -45,7 +46,10 @@ class OpenJarvisAgent:
         self._make_agent = make_agent
 
     def __call__(self, run: Run) -> AgentResult:
-        """Run an OpenJarvis agent and return its result. Exceptions of OpenJarvis are raised unchanged.
+        """Run an OpenJarvis agent and return its result.
+
+        An error of the model server is raised as AgentError, with its status. Other exceptions of OpenJarvis are raised
+        unchanged.
 
         The agent's input is the last user message; all other messages are its context.
         """
@@ -53,7 +57,10 @@ class OpenJarvisAgent:
         last = max((i for i, m in enumerate(run.request.messages) if m.role == "user"), default=None)
         others = [_message(message) for i, message in enumerate(run.request.messages) if i != last]
         question = "" if last is None else run.request.messages[last].text
-        answer = self._make_agent(bus).run(question, AgentContext(conversation=Conversation(messages=others)))
+        try:
+            answer = self._make_agent(bus).run(question, AgentContext(conversation=Conversation(messages=others)))
+        except EngineConnectionError as exc:
+            raise _model_error(exc) from exc
         metadata = dict(answer.metadata or {})
         return AgentResult(
             content=answer.content,
@@ -64,6 +71,16 @@ class OpenJarvisAgent:
             metadata=metadata if metadata.get("total_tokens") else total(bus.usages),
             finish_reason="length" if metadata.get("max_turns_exceeded") else "stop",
         )
+
+
+def _model_error(exc: EngineConnectionError) -> AgentError:
+    """Return the error of an engine with the failure code and the status for clients."""
+    message = str(exc)
+    answer = getattr(exc.__cause__, "response", None)  # of httpx, if the model server answered
+    status = getattr(answer, "status_code", UPSTREAM_FAILED)
+    known_code = CONTEXT_LENGTH if isinstance(exc, EngineContextLengthError) else None
+    code, shown_status = upstream_failure(status, message, known_code)
+    return AgentError(message, code=code, status=shown_status)
 
 
 class _RunBus(EventBus):

@@ -28,6 +28,6 @@ The client runs the tool. It then sends a new request, with the whole conversati
 
 from agentstream.agents.caller import Caller
 from agentstream.agents.contract import Agent, AgentResult, Run, ToolCallWriter, ToolResult
-from agentstream.errors import RunCancelled
+from agentstream.errors import AgentError, RunCancelled
 
-__all__ = ["Agent", "AgentResult", "Caller", "Run", "RunCancelled", "ToolCallWriter", "ToolResult"]
+__all__ = ["Agent", "AgentError", "AgentResult", "Caller", "Run", "RunCancelled", "ToolCallWriter", "ToolResult"]

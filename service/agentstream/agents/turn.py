@@ -136,7 +136,7 @@ class TurnRunner:
             try:
                 await self._stream(turn, messages, tools, choice, client_names, trimmed)
             except EngineError as exc:
-                too_long = errors.failure_code(str(exc)) == errors.CONTEXT_LENGTH and not turn.output_started
+                too_long = exc.code == errors.CONTEXT_LENGTH and not turn.output_started
                 trimmed = trim(messages, int(whole * share), kept) if share and too_long else None
                 if trimmed is None:
                     raise

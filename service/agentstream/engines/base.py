@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
-from agentstream.errors import AgentError
+from agentstream.errors import CONTEXT_LENGTH, MODEL_ERROR, UPSTREAM_FAILED, AgentError, mentions_context_length
 from agentstream.protocol.openai import ChatCompletionRequest, Usage
 
 # User messages that the orchestrator adds. The demo engine recognises SUMMARY_PROMPT by its exact text.
@@ -16,11 +16,18 @@ SUMMARY_PROMPT: Final = (
 
 
 class EngineError(AgentError):
-    """The model could not answer.
+    """The model could not answer. The message has the text of the model server.
 
-    The message keeps the status and the text of the model server, because ``errors.failure_code`` derives the error
-    code from them.
+    Without ``code`` it is a ``model_error`` with status 502. If the message says that the conversation is too long for
+    the context window, the code is ``context_length_exceeded``.
     """
+
+    def __init__(self, message: str = "", *, code: str | None = None, status: int | None = None) -> None:
+        """``code`` and ``status`` are those of ``AgentError``; ``errors.upstream_failure`` gives both."""
+        if code is None:
+            too_long = mentions_context_length(message)
+            code, status = (CONTEXT_LENGTH, status) if too_long else (MODEL_ERROR, status or UPSTREAM_FAILED)
+        super().__init__(message, code=code, status=status)
 
 
 @dataclass(frozen=True, slots=True)

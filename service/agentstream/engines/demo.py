@@ -17,6 +17,7 @@ from typing import Any
 
 from agentstream.engines.base import SUMMARY_PROMPT, EngineDelta, EngineError, EngineToolCall, ToolChoice, ToolSchema
 from agentstream.engines.spans import inference_span, record_response
+from agentstream.errors import MODEL_ERROR
 from agentstream.protocol.openai import ChatCompletionRequest, Usage
 
 CHARS_PER_TOKEN = 4  # the seed's rule
@@ -171,7 +172,7 @@ def _forced_tools(tools: Sequence[ToolSchema], choice: ToolChoice | None) -> lis
     name = choice["function"]["name"]
     if not (named := [tool for tool in tools if tool.name == name]):
         message = f"Error code: 400 - tool_choice names {name!r}, but the request has no such tool"
-        raise EngineError(message)
+        raise EngineError(message, code=MODEL_ERROR, status=400)
     return named
 
 

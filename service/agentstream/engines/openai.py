@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import time
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from agentstream.engines.base import (
 )
 from agentstream.engines.proxies import proxy_of, unusable_proxy
 from agentstream.engines.spans import inference_span, record_output_messages, record_response
-from agentstream.errors import StartupError
+from agentstream.errors import MODEL_ERROR, UPSTREAM_FAILED, UPSTREAM_TIMEOUT, StartupError, upstream_failure
 from agentstream.protocol.openai import ChatCompletionRequest, Usage
 from agentstream.telemetry import tracing
 from agentstream.telemetry.masking import mask_error, register_secrets
@@ -123,7 +124,7 @@ class OpenAIEngine:
                 if turn.finish_reason is None or not isinstance(exc, openai.APIConnectionError):
                     explained = self._explained(exc)
                     span.fail(_error_type(exc), explained)
-                    raise EngineError(explained) from exc
+                    raise _engine_error(exc, explained) from exc
                 log.info("the connection to the model server broke after the end of the answer: %s", exc)
             except (json.JSONDecodeError, UnicodeDecodeError) as exc:
                 message = f"the model server sent invalid JSON: {exc}"
@@ -184,7 +185,7 @@ class OpenAIEngine:
 
         If the request went through a proxy, and the error may be the proxy's, the text names it.
 
-        ``errors.failure_code`` searches the text for "400" and "context length". An address could contain "400".
+        ``errors.failure_text`` searches the text for "400" and "context length". An address could contain "400".
         """
         text = str(exc)
         if isinstance(exc, openai.APIConnectionError):
@@ -304,6 +305,20 @@ class _ChunkFold:
             return self._by_index.get(index)
         same_id = (call for call in self._calls if call_id and call.id == call_id)
         return next(same_id, self._calls[-1] if self._calls else None)
+
+
+def _engine_error(exc: openai.OpenAIError, explained: str) -> EngineError:
+    """Return the error with the failure code and the status for clients."""
+    if isinstance(exc, openai.APITimeoutError):
+        return EngineError(explained, code=MODEL_ERROR, status=UPSTREAM_TIMEOUT)
+    if isinstance(exc, openai.APIConnectionError):
+        return EngineError(explained, code=MODEL_ERROR, status=UPSTREAM_FAILED)
+    code: Any = getattr(exc, "code", None)
+    # An error in the middle of a stream has no HTTP status. Some servers repeat the status as its code.
+    in_stream = int(code) if re.fullmatch(r"[45]\d\d", str(code)) else UPSTREAM_FAILED
+    status = exc.status_code if isinstance(exc, openai.APIStatusError) else in_stream
+    failure, shown_status = upstream_failure(status, explained, code)
+    return EngineError(explained, code=failure, status=shown_status)
 
 
 def _error_type(exc: openai.OpenAIError) -> str:

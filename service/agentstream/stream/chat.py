@@ -234,10 +234,10 @@ class ChatStream:
     def _failure(self, part: Failure, cursor: Cursor | None) -> bytes:
         text = failure_text(part.code, part.message)
         if self._strict:
-            body: dict[str, Any] = error_body(text, failure_type(part.code), code=part.code)
+            body: dict[str, Any] = error_body(text, failure_type(part.code, part.status), code=part.code)
         else:
             body = self._chunk([self._choice({"content": text}, "stop")])
-            body["agent_error"] = _agent_error(part.code, part.message)
+            body["agent_error"] = _agent_error(part.code, part.message, part.status)
         return sse.frame(sse.json_line(body), event_id=str(cursor) if cursor else None)
 
     def _named(self, part: NamedEvent, cursor: Cursor) -> Iterator[bytes]:
@@ -284,5 +284,5 @@ def public_data(part: NamedEvent) -> dict[str, Any]:
     return data
 
 
-def _agent_error(code: str, message: str) -> dict[str, str]:
-    return {"type": failure_type(code), "code": code, "message": message}
+def _agent_error(code: str, message: str, status: int | None = None) -> dict[str, str]:
+    return {"type": failure_type(code, status), "code": code, "message": message}

@@ -16,7 +16,7 @@ from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
-from agentstream.errors import CONTEXT_LENGTH, MODEL_ERROR, failure_text, failure_type
+from agentstream.errors import failure_text, failure_type
 from agentstream.protocol.events import RUN_FAILED, Event
 from agentstream.protocol.response_items import item_id, response_id
 from agentstream.protocol.response_tools import CUSTOM, ClientTool, tools_by_agent_name, unwrap_input
@@ -252,7 +252,7 @@ def response_body(
         **echo,
     }
     if failure is not None:
-        error = {"type": failure_type(failure.code), "code": failure.code, "message": failure.message}
+        error = {"type": failure_type(failure.code, failure.status), "code": failure.code, "message": failure.message}
         body["agent_error"] = error
     return body
 
@@ -280,9 +280,12 @@ _DEFAULTS: Final[dict[str, Any]] = {
 
 def _error(failure: Failure) -> dict[str, Any]:
     """Return the failure with one of OpenAI's codes. The response's ``agent_error`` has the exact code."""
-    code = "invalid_prompt" if failure.code in {CONTEXT_LENGTH, MODEL_ERROR} else "server_error"
+    kind = failure_type(failure.code, failure.status)
+    code = {"invalid_request_error": "invalid_prompt", "rate_limit_error": "rate_limit_exceeded"}.get(
+        kind, "server_error"
+    )
     message = failure_text(failure.code, failure.message)
-    return {"code": code, "message": message, "type": failure_type(failure.code), "param": None}
+    return {"code": code, "message": message, "type": kind, "param": None}
 
 
 def _usage(usage: dict[str, int]) -> dict[str, Any]:

@@ -90,6 +90,7 @@ class Failure(NamedTuple):
 
     code: str
     message: str
+    status: int | None = None  # the HTTP status, if it is not that of the code
 
 
 Part = Text | Reasoning | ToolCallDelta | NamedEvent | Finish | Failure
@@ -207,7 +208,7 @@ class Transcript:
     def _failed(self, data: dict[str, Any]) -> Iterator[Part]:
         if self._text_sent:
             yield Text(TURN_SEPARATOR)
-        yield Failure(data["code"], data["message"])
+        yield Failure(data["code"], data["message"], data.get("status"))
 
     def _take_tool_results(self) -> Iterator[NamedEvent]:
         if self._unreported:

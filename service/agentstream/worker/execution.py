@@ -15,6 +15,7 @@ from typing import Any, Final
 from agentstream import errors
 from agentstream.agents import Agent, AgentResult, Caller, Run
 from agentstream.agents.caller import Headers
+from agentstream.agents.failures import describe_failure
 from agentstream.agents.shapes import is_async, name_of, returned_in_thread, returned_on_loop
 from agentstream.errors import AgentStreamError, BusError, Fenced, InvalidAgentOutput
 from agentstream.protocol.events import RUN_CANCELLED, RUN_COMPLETED, RUN_FAILED, TEXT, TOOL_CALL_END
@@ -69,7 +70,7 @@ class Execution:
         self.cancel_requested_at_s: float | None = None  # monotonic time
         self._stopped: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self.result: AgentResult | None = None  # of an agent that has returned a valid one
-        self.failure: Exception | None = None  # of an agent that failed
+        self.failure: BaseException | None = None  # of an agent that failed
         self._unfinished: list[asyncio.Future[Any]] = []  # may still be running when the run has ended
 
     def bind(self, publisher: RunPublisher) -> None:
@@ -219,11 +220,10 @@ class Execution:
             self.failure = exc
             log.warning("the agent broke its contract: %s", exc, exc_info=exc, extra=AGENT_ERROR)
             return failed_event(errors.INVALID_AGENT_OUTPUT, str(exc))
-        except Exception as exc:
+        except BaseException as exc:  # the agent's own classes may derive from BaseException
             self.failure = exc
             log.exception("the agent failed", extra=AGENT_ERROR)
-            message = str(exc) or type(exc).__name__
-            return failed_event(errors.failure_code(message), message)
+            return failed_event(*describe_failure(exc))
 
     def _completion(self, request: ChatCompletionRequest, result: object) -> dict[str, Any]:
         if not isinstance(result, AgentResult):
@@ -266,9 +266,13 @@ def without_details(terminal: Terminal, job: Job) -> Terminal:
     return event_type, {**data, "message": f"{reason} (request id {job.request_id or job.run_id})"}
 
 
-def failed_event(code: str, message: str) -> Terminal:
-    """Return the terminal event of a failed run. Its message has no secrets, and is cut to MAX_MESSAGE_CHARACTERS."""
-    return RUN_FAILED, {"code": code, "message": mask_error(message)[: errors.MAX_MESSAGE_CHARACTERS]}
+def failed_event(code: str, message: str, status: int | None = None) -> Terminal:
+    """Return the terminal event of a failed run. Its message has no secrets, and is cut to MAX_MESSAGE_CHARACTERS.
+
+    ``status`` is the HTTP status, if it is not that of the code.
+    """
+    own_status = {} if status in {None, errors.failure_status(code)} else {"status": status}
+    return RUN_FAILED, {"code": code, "message": mask_error(message)[: errors.MAX_MESSAGE_CHARACTERS], **own_status}
 
 
 async def _await_agent(outcome: object, run: Run) -> object:

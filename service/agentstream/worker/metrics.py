@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Protocol
 
-from agentstream.errors import CANCELLED
+from agentstream.errors import AGENT_ERROR, CANCELLED
 from agentstream.store.bus.counts import PublishCounts
 from agentstream.store.queue import BegunAttempt
 from agentstream.telemetry import names as metric_names
@@ -113,10 +113,10 @@ class QueueMetrics:
     def ended(self, outcome: str, *, seconds: float, cancel_seconds: float | None) -> None:
         """Count the end of an attempt.
 
-        ``outcome`` is one of metric_names.OUTCOMES. ``seconds`` is the duration of the attempt. ``cancel_seconds`` is
-        the time since this worker received the cancel, or None.
+        ``outcome`` is one of metric_names.OUTCOMES; a code that an agent chose counts as ``agent_error``. ``seconds``
+        is the duration of the attempt. ``cancel_seconds`` is the time since this worker received the cancel, or None.
         """
-        self._runs[outcome].inc()
+        self._runs.get(outcome, self._runs[AGENT_ERROR]).inc()
         self._run_seconds.observe(seconds)
         if outcome == CANCELLED and cancel_seconds is not None:
             self._cancel_seconds.observe(cancel_seconds)

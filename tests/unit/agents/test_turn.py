@@ -9,7 +9,7 @@ from agentstream.agents.contract import AgentResult, Run
 from agentstream.agents.orchestrator import Orchestrator
 from agentstream.agents.turn import MAX_CONTINUATIONS, TRIMMED_TO
 from agentstream.engines.base import CONTINUE_PROMPT, SUMMARY_PROMPT, EngineDelta, EngineError
-from agentstream.errors import CONTEXT_LENGTH, failure_code
+from agentstream.errors import CONTEXT_LENGTH
 from agentstream.protocol.openai import ChatCompletionRequest, Usage
 from tests.helpers import RecordingSink
 from tests.scripted_engine import ScriptedEngine, Turn, answer_turn, call, data_of, kinds, tool_call_turn, toolbox
@@ -145,7 +145,7 @@ async def test_trimming_is_tried_a_few_times() -> None:
     engine = ScriptedEngine(*[[TOO_LONG]] * (1 + len(TRIMMED_TO)))
     with pytest.raises(EngineError) as caught:
         await outcome(engine, SYSTEM, *HISTORY, QUESTION)
-    assert failure_code(str(caught.value)) == CONTEXT_LENGTH
+    assert caught.value.code == CONTEXT_LENGTH
     sizes = [size_of(conversation) for conversation in engine.conversations]
     assert sizes == sorted(set(sizes), reverse=True)
     assert [engine.conversations[-1][0], engine.conversations[-1][-1]] == [SYSTEM, QUESTION]

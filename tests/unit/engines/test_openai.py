@@ -10,7 +10,7 @@ from aiohttp import web
 
 from agentstream.engines.base import EngineDelta, EngineError, EngineToolCallDelta, ToolSchema
 from agentstream.engines.openai import MAX_ERROR_CHARS, OpenAIEngine
-from agentstream.errors import AGENT_ERROR, CONTEXT_LENGTH, MODEL_ERROR, failure_code
+from agentstream.errors import CONTEXT_LENGTH, MODEL_ERROR, failure_status
 from agentstream.protocol.openai import ChatCompletionRequest, Usage
 from tests.helpers import TIMEOUT_S
 from tests.model_server import CUT, DONE, USAGE, WAIT, FakeModelServer, Script, call, chunk, error, model_server, text
@@ -302,49 +302,59 @@ async def test_earlier_turns_are_sent_as_given(server: FakeModelServer, engine_f
 # Failures
 
 
-async def refusal(engine: OpenAIEngine) -> str:
+async def refusal(engine: OpenAIEngine) -> EngineError:
     with pytest.raises(EngineError) as caught:
         await pieces_of(engine)
-    return str(caught.value)
+    return caught.value
 
 
 CONTEXT = {"code": "context_length_exceeded"}
 REFUSALS = [
-    (400, "The maximum context length is 8192.", CONTEXT, CONTEXT_LENGTH, "400 - The maximum context length is 8192."),
-    (400, "Too much.", CONTEXT, CONTEXT_LENGTH, "400 - Too much. (context length exceeded)"),
-    (400, "The prompt is too long.", {}, CONTEXT_LENGTH, "400 - The prompt is too long."),
-    (400, "Unknown parameter.", {}, MODEL_ERROR, "400 - Unknown parameter."),
-    (401, "Incorrect API key: sk-secret-key", {}, AGENT_ERROR, "401 - Incorrect API key: ***"),
-    (429, "Slow down.", {}, AGENT_ERROR, "429 - Slow down."),
-    (500, "Oops.", {}, AGENT_ERROR, "500 - Oops."),
+    (
+        400,
+        "The maximum context length is 8192.",
+        CONTEXT,
+        CONTEXT_LENGTH,
+        400,
+        "400 - The maximum context length is 8192.",
+    ),
+    (400, "Too much.", CONTEXT, CONTEXT_LENGTH, 400, "400 - Too much. (context length exceeded)"),
+    (400, "The prompt is too long.", {}, CONTEXT_LENGTH, 400, "400 - The prompt is too long."),
+    (500, "The context size is exceeded.", {}, CONTEXT_LENGTH, 400, "500 - The context size is exceeded."),
+    (400, "Unknown parameter.", {}, MODEL_ERROR, 400, "400 - Unknown parameter."),
+    (404, "No such model.", {}, MODEL_ERROR, 404, "404 - No such model."),
+    (401, "Incorrect API key: sk-secret-key", {}, MODEL_ERROR, 502, "401 - Incorrect API key: ***"),
+    (429, "Slow down.", {}, MODEL_ERROR, 429, "429 - Slow down."),
+    (500, "Order 4001 is too long.", {}, MODEL_ERROR, 502, "500 - Order 4001 is too long."),
+    (503, "Loading.", {}, MODEL_ERROR, 503, "503 - Loading."),
 ]
 
 
-@pytest.mark.parametrize("case", REFUSALS, ids=lambda case: case[4])
+@pytest.mark.parametrize("case", REFUSALS, ids=lambda case: case[-1])
 async def test_upstream_errors_keep_status_and_message(
     server: FakeModelServer, engine_for: MakeEngine, case: Any
 ) -> None:
-    """An error keeps the status and message that failure_code needs, and never contains the API key."""
-    status, message, fields, code, expected = case
+    """An error has the code and the status of the server's answer, its text, and never the API key."""
+    status, message, fields, code, shown_status, expected = case
     server.scripts.append(error(status, message, **fields))
-    explained = await refusal(engine_for())
-    assert explained == f"Error code: {expected}"
-    assert failure_code(explained) == code
+    refused = await refusal(engine_for())
+    assert str(refused) == f"Error code: {expected}"
+    assert (refused.code, failure_status(refused.code, refused.status)) == (code, shown_status)
 
 
 @pytest.mark.parametrize("body", ['{"detail": "context length"}', '{"message": "context length"}', "context length"])
 async def test_error_bodies_in_other_forms_are_kept(server: FakeModelServer, engine_for: MakeEngine, body: str) -> None:
     """The error contains the body of a refusal even if the body does not have OpenAI's form."""
     server.scripts.append(web.Response(text=body, status=400))
-    explained = await refusal(engine_for())
-    assert explained.startswith("Error code: 400 - ")
-    assert failure_code(explained) == CONTEXT_LENGTH
+    refused = await refusal(engine_for())
+    assert str(refused).startswith("Error code: 400 - ")
+    assert refused.code == CONTEXT_LENGTH
 
 
 async def test_an_error_page_is_truncated(server: FakeModelServer, engine_for: MakeEngine) -> None:
     """If a proxy answers with a web page, the error contains only its first MAX_ERROR_CHARS characters."""
     server.scripts.append(web.Response(text="<html>" + "x" * 5000, status=502))
-    explained = await refusal(engine_for())
+    explained = str(await refusal(engine_for()))
     assert explained.startswith("Error code: 502 - <html>")
     assert len(explained) == MAX_ERROR_CHARS
 
@@ -365,14 +375,14 @@ async def test_a_busy_server_is_asked_again(server: FakeModelServer, engine_for:
 async def test_retries_are_limited(server: FakeModelServer, engine_for: MakeEngine) -> None:
     """After max_retries retries the refusal is raised."""
     server.scripts += [busy(retry_after_ms="1") for _ in range(3)]
-    assert await refusal(engine_for(max_retries=2)) == "Error code: 429 - Slow down."
+    assert str(await refusal(engine_for(max_retries=2))) == "Error code: 429 - Slow down."
     assert server.scripts == []
 
 
 async def test_a_long_retry_after_is_not_waited_for(server: FakeModelServer, engine_for: MakeEngine) -> None:
     """A Retry-After above the limit raises the refusal at once, because the run would time out first."""
     server.scripts.append(busy(Retry_After="3600"))
-    assert await refusal(engine_for(max_retries=2)) == "Error code: 429 - Slow down."
+    assert str(await refusal(engine_for(max_retries=2))) == "Error code: 429 - Slow down."
 
 
 async def test_a_cancel_ends_the_wait_for_a_busy_server(server: FakeModelServer, engine_for: MakeEngine) -> None:
@@ -399,14 +409,14 @@ OTHER_KINDS = {
 async def test_an_answer_that_is_no_stream_is_named(server: FakeModelServer, engine_for: MakeEngine, kind: str) -> None:
     """If a web page or an unstreamed completion arrives instead of a stream, the error names its content type."""
     server.scripts.append(OTHER_KINDS[kind])
-    explained = await refusal(engine_for())
+    explained = str(await refusal(engine_for()))
     assert explained.startswith(f"the model server answered with content type '{kind}")
 
 
 async def test_chunks_without_choices_are_a_failure(server: FakeModelServer, engine_for: MakeEngine) -> None:
     """A stream whose chunks have no choices raises the error of an incomplete answer."""
     server.scripts.append([{**chunk(), "choices": []}, {**chunk(), "choices": []}, DONE])
-    assert "without a finish_reason" in await refusal(engine_for())
+    assert "without a finish_reason" in str(await refusal(engine_for()))
 
 
 @pytest.mark.parametrize("ending", [[CUT], [DONE], []], ids=["connection cut", "done too early", "clean end"])
@@ -439,30 +449,34 @@ FAULTS: dict[str, dict[str, Any] | str] = {
 async def test_a_failure_within_the_stream_raises(server: FakeModelServer, engine_for: MakeEngine, fault: str) -> None:
     """An error object, invalid JSON or the finish_reason error in the stream raises EngineError."""
     server.scripts.append([text("half"), FAULTS[fault], DONE])
-    assert fault in await refusal(engine_for())
+    assert fault in str(await refusal(engine_for()))
 
 
 async def test_a_placeholder_key_is_not_masked(server: FakeModelServer) -> None:
     """A short key is a placeholder, so error texts that contain it are not changed."""
     engine = OpenAIEngine(server.url, "none", max_retries=0)
     server.scripts.append(error(404, "none such"))
-    assert await refusal(engine) == "Error code: 404 - none such"
+    assert str(await refusal(engine)) == "Error code: 404 - none such"
     await engine.close()
 
 
 async def test_a_connection_error_hides_the_servers_address(unused_tcp_port: int) -> None:
     """A refused connection raises an EngineError that does not contain the server's address."""
     engine = OpenAIEngine(f"http://127.0.0.1:{unused_tcp_port}/v1", None, max_retries=0)
-    explained = await refusal(engine)
+    refused = await refusal(engine)
+    explained = str(refused)
     await engine.close()
     assert explained.startswith("the connection to the model server failed: ")
     assert str(unused_tcp_port) not in explained
+    assert (refused.code, refused.status) == (MODEL_ERROR, 502)
 
 
 async def test_silence_over_the_limit_is_a_failure(server: FakeModelServer, engine_for: MakeEngine) -> None:
     """If the server sends nothing for timeout_s, EngineError is raised and the connection is closed."""
     server.scripts.append([text("one"), WAIT])
-    assert await refusal(engine_for(timeout_s=0.05)) == "the connection to the model server failed: no answer in time"
+    refused = await refusal(engine_for(timeout_s=0.05))
+    assert str(refused) == "the connection to the model server failed: no answer in time"
+    assert (refused.code, refused.status) == (MODEL_ERROR, 504)
     await asyncio.wait_for(server.client_gone.wait(), TIMEOUT_S)
 
 

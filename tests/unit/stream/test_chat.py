@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentstream.errors import BusError, failure_code
+from agentstream.errors import AGENT_ERROR, BusError
 from agentstream.protocol.events import NAMED_EVENTS, TERMINAL_EVENTS, Batch, Cursor, Event
 from agentstream.protocol.openai import ChatCompletionRequest, estimate_usage
 from agentstream.stream.chat import ChatStream, EventFormat, StreamHead, StreamOptions
@@ -38,7 +38,7 @@ def events_of_case(case: dict[str, Any]) -> list[Event]:
     facts: list[tuple[str, Any]] = [("run_started", {}), *map(tuple, case["agent"]["events"])]
     if "error" in case["agent"]:
         message = case["agent"]["error"]
-        facts.append(("run_failed", {"code": failure_code(message), "message": message}))
+        facts.append(("run_failed", {"code": AGENT_ERROR, "message": message}))
     else:
         result = case["agent"]["result"]
         usage = result.get("metadata")

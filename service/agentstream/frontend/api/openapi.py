@@ -117,7 +117,7 @@ def document() -> dict[str, Any]:
                     _CREATE_ERRORS,
                     parameters=_CREATE_PARAMETERS,
                     body="ChatCompletionRequest",
-                    extra_statuses=("504",),
+                    extra_statuses=("502", "504"),
                 ),
             },
             "/v1/completions": {
@@ -128,7 +128,7 @@ def document() -> dict[str, Any]:
                     _CREATE_ERRORS,
                     parameters=_CREATE_PARAMETERS,
                     body="CompletionRequest",
-                    extra_statuses=("504",),
+                    extra_statuses=("502", "504"),
                 ),
             },
             "/v1/chat/completions/{run_id}": {
@@ -226,7 +226,7 @@ def _responses_paths() -> dict[str, Any]:
                 _CREATE_ERRORS,
                 parameters=_CREATE_PARAMETERS,
                 body="ResponseRequest",
-                extra_statuses=("504",),
+                extra_statuses=("502", "504"),
             ),
         },
         "/v1/responses/{response_id}": {
@@ -310,6 +310,7 @@ _ERRORS: Final = {
     "415": "The Content-Type is not application/json.",
     "429": "The queue is full, or the API key has reached a limit. Retry-After says when to try again.",
     "500": "The run failed, or the server has a fault.",
+    "502": "The model server failed, or cannot be reached.",
     "503": "Redis is not available, the front end is shutting down, or no worker took the job in time.",
     "504": "The run did not end in time.",
 }

@@ -60,7 +60,7 @@ class Collector:
     def raise_if_failed(self) -> None:
         """Raise RunFailed if the run ended with ``run_failed``."""
         if (failure := self.fold.failure) is not None:
-            raise RunFailed(failure.message, code=failure.code)
+            raise RunFailed(failure.message, code=failure.code, status=failure.status)
 
     def on_batch(self, batch: Batch) -> None:
         """Fold the next events of the run, in order; ignore events after the end."""
