@@ -2,8 +2,9 @@
 
 import json
 
-from agentstream.config import Settings
+from agentstream.config import Settings, env_name
 from tests.cli.conftest import agentstream
+from tests.cli.terminals import terminal
 
 
 async def test_every_setting_is_shown_with_its_source() -> None:
@@ -19,8 +20,9 @@ async def test_every_setting_is_shown_with_its_source() -> None:
         agentstream_lease_s="4",
         RETRY_AFTER_TOOLS="yes",
     )
-    settings = json.loads(ended.out)["settings"]
-    assert set(settings) == set(Settings.model_fields)
+    shown = json.loads(ended.out)["settings"]
+    assert set(shown) == set(Settings.model_fields)
+    settings = {field: {"value": setting["value"], "from": setting["from"]} for field, setting in shown.items()}
     assert settings["workers"] == {"value": 7, "from": "--workers"}
     assert settings["read_url"] == {"value": True, "from": "--read-url"}
     assert settings["port"] == {"value": 9000, "from": "AGENTSTREAM_PORT"}
@@ -67,3 +69,25 @@ async def test_a_wrong_redis_url_is_refused_without_its_password() -> None:
         assert "REDIS_URL" in ended.err
         assert "S3cretPart" not in ended.out + ended.err
         assert "restOfIt" not in ended.out + ended.err
+
+
+async def test_every_setting_is_shown_with_its_variable_and_meaning() -> None:
+    """The table and the JSON name the environment variable of each setting and explain it."""
+    lines = (await agentstream("config", "--workers", "7")).out.splitlines()
+    assert [line.split()[0] for line in lines] == [env_name(field) for field in Settings.model_fields]
+    (workers,) = (line for line in lines if line.startswith("AGENTSTREAM_WORKERS "))
+    assert workers.split("  ")[-1].strip() == "Number of worker processes that `up` starts"
+    settings = json.loads((await agentstream("config", "--json")).out)["settings"]
+    assert settings["redis_url"]["variable"] == "REDIS_URL"
+    assert {field: setting["meaning"] for field, setting in settings.items()} == {
+        field: info.description for field, info in Settings.model_fields.items()
+    }
+
+
+async def test_a_terminal_shows_one_line_per_setting() -> None:
+    """On a terminal each line is cut at the width, so that the columns stay below each other."""
+    async with terminal("config", rows=120, columns=80) as shown:
+        assert await shown.ended() == 0
+        await shown.until(lambda lines: sum(line.endswith("…") for line in lines) > 10)
+        rows = [line for line in shown.lines if line]
+    assert len(rows) == len(Settings.model_fields)

@@ -161,7 +161,7 @@ async def test_config_masks_secrets(tmp_path: Path) -> None:
     """The command prints every setting, and no key."""
     (command,) = OPERATIONS.blocks("config")
     shown = await output(as_run_here(command), tmp_path, AGENTSTREAM_API_KEYS="sk-secret")
-    assert [line.split()[0] for line in shown.splitlines()] == list(Settings.model_fields)
+    assert [line.split()[0] for line in shown.splitlines()] == [env_name(field) for field in Settings.model_fields]
     assert "sk-secret" not in shown
 
 
