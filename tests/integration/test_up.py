@@ -4,7 +4,6 @@ import asyncio
 import os
 import re
 import signal
-import socket
 import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from agentstream.processes.runtime import free_port
 from tests.helpers import TIMEOUT_S, texts
 from tests.integration.conftest import Client
 from tests.processes import ROOT, Process, Processes, ended, linux_only
@@ -39,10 +39,10 @@ class Ups(Processes):
         self.folder = folder
         folder.mkdir()
 
-    async def begin(self, *flags: str, **settings: str) -> Process:
-        """Start ``up`` and return at once."""
+    async def begin(self, *flags: str, command: str = "up", **settings: str) -> Process:
+        """Start ``up`` or another command, and return at once."""
         needed = {"AGENTSTREAM_PORT": "0", "AGENTSTREAM_WORKERS": "1", "TMPDIR": str(self.folder)}
-        return await self.start("up", *flags, **{**needed, **settings})
+        return await self.start(command, *flags, **{**needed, **settings})
 
     async def up(self, **settings: str) -> Up:
         """Start ``up`` and return once it serves."""
@@ -288,13 +288,44 @@ async def test_a_separate_process_needs_a_redis_url(ups: Ups, command: str) -> N
     assert re.search(r"REDIS_URL is not set.*agentstream up", process.output)
 
 
-async def test_a_taken_port_is_refused(ups: Ups) -> None:
-    """If another server has the port, ``up`` says so, exits with a code that is not 0, and leaves nothing behind."""
-    with socket.create_server(("127.0.0.1", 0)) as other:
-        port = other.getsockname()[1]
-        process = await ups.begin(AGENTSTREAM_PORT=str(port))
-        assert await process.ended(START_S) != 0
+async def test_a_taken_port_is_refused_first(ups: Ups) -> None:
+    """A second ``up`` on the port of the first starts nothing, and names the port and how to choose another."""
+    first = await ups.up()
+    port = first.url.rpartition(":")[2]
+    process = await ups.begin(AGENTSTREAM_PORT=port)
+    assert await process.ended(START_S) == 2
     assert f"cannot listen on 127.0.0.1:{port}" in process.output
-    assert "already in use" in process.output.lower()
+    assert "already in use" in process.output
+    assert f"choose another port: --port {int(port) + 1}, or AGENTSTREAM_PORT={int(port) + 1}" in process.output
+    assert not re.search(r"serving|broker|pid|Traceback", process.output)
+
+
+async def test_doctor_finds_no_fault_in_a_fresh_up(ups: Ups) -> None:
+    """``doctor`` on the private broker of a fresh ``up`` finds neither a fault nor a reason for a warning."""
+    up = await ups.up()
+    doctor = await ups.start("doctor", REDIS_URL=up.broker_url)
+    assert await doctor.ended(START_S) == 0
+    assert "private broker of `agentstream up`" in doctor.output
+    assert doctor.output.endswith("no faults found\n")
+
+
+@pytest.mark.parametrize("command", ["up", "frontend", "worker"])
+async def test_a_redis_that_cannot_be_reached_has_its_own_exit_code(ups: Ups, command: str) -> None:
+    """Without Redis the process exits with 3, as --help says, and names the address."""
+    url = f"redis://127.0.0.1:{free_port()}"
+    process = await ups.begin(REDIS_URL=url, AGENTSTREAM_BROKER_WAIT_S="0.5", command=command)
+    assert await process.ended(START_S) == 3
+    assert f"{url.removeprefix('redis://')} cannot be reached" in process.output
     assert "Traceback" not in process.output
-    assert ups.leftovers() == []
+
+
+@pytest.mark.parametrize("command", ["up", "worker"])
+async def test_a_wrong_proxy_ends_the_start(ups: Ups, command: str) -> None:
+    """A proxy variable that the model server's client cannot use ends the start with one line that names it."""
+    settings = {"ALL_PROXY": "socks://127.0.0.1:9", "OPENAI_BASE_URL": "http://127.0.0.1:9/v1", "REDIS_URL": ""}
+    if command == "worker":
+        settings["REDIS_URL"] = "redis://127.0.0.1:9"
+    process = await ups.begin(command=command, **settings)
+    assert await process.ended(START_S) == 2
+    assert "ALL_PROXY='socks://127.0.0.1:9' names a proxy that cannot be used" in process.output
+    assert "Traceback" not in process.output
