@@ -4,6 +4,7 @@ Every field has an environment variable ``AGENTSTREAM_<FIELD>`` and a command-li
 Redis and OpenAI have their conventional variables instead, such as ``REDIS_URL``.
 """
 
+from agentstream.config.listen_address import is_loopback
 from agentstream.config.loading import (
     environment,
     front_end_url,
@@ -14,7 +15,7 @@ from agentstream.config.loading import (
     terminal_type,
     unknown_variables,
 )
-from agentstream.config.settings import BUILTIN, AgentRoute, Settings, env_name, is_loopback
+from agentstream.config.settings import BUILTIN, AgentRoute, Settings, env_name
 from agentstream.config.traces import TraceSettings, trace_settings
 from agentstream.config.values import header_value
 

@@ -8,8 +8,9 @@ from typing import Any, Final
 from pydantic import AliasChoices, ValidationError
 
 from agentstream.config import service_links
+from agentstream.config.listen_address import ENV_PREFIX, ListenAddress
 from agentstream.config.secret_values import MASK, without_secrets
-from agentstream.config.settings import ENV_PREFIX, ListenAddress, Settings, env_name
+from agentstream.config.settings import Settings, env_name
 from agentstream.errors import StartupError
 
 # Variables of command-line flags that are no settings.
