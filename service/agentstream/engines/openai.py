@@ -25,7 +25,7 @@ from agentstream.protocol.openai import ChatCompletionRequest, Usage
 from agentstream.telemetry import tracing
 from agentstream.telemetry.masking import mask_error, register_secrets
 
-# Parameters of the client's request that are sent to the model server under the same names.
+# Parameters of the client's request that are sent to the model server under the same names, as are unknown fields.
 _FORWARDED_PARAMETERS: Final = (
     "temperature",
     "top_p",
@@ -40,9 +40,6 @@ _FORWARDED_PARAMETERS: Final = (
     "metadata",
     "reasoning_effort",
 )
-# Unknown fields are sent too, except these. Here they are empty or off, because the front end refuses other values. A
-# model server could take them as an order to use no tools.
-_DROPPED_FIELDS: Final = frozenset({"functions", "function_call"})
 
 CONNECT_TIMEOUT_S: Final = 10.0  # a running server completes the handshake much faster
 # Retries by the openai client, before the answer begins: after connection errors and the statuses 408, 409, 429 and
@@ -162,11 +159,7 @@ class OpenAIEngine:
             "messages": list(messages),
             "stream": True,
             "stream_options": {"include_usage": True},
-            "extra_body": {
-                name: value
-                for name, value in request.extra.items()
-                if name not in _DROPPED_FIELDS and value is not None
-            },
+            "extra_body": {name: value for name, value in request.extra.items() if value is not None},
         }
         for name in _FORWARDED_PARAMETERS:
             value = getattr(request, name)
