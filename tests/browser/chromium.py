@@ -30,6 +30,7 @@ FLAGS: Final = (
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
+    "--host-resolver-rules=MAP *.test 127.0.0.1",  # for pages that are not served from this machine's own names
     "--remote-debugging-port=0",
 )
 KEY_CODES: Final = {"Enter": 13, "Escape": 27, "Tab": 9}
@@ -202,13 +203,35 @@ class Tab:
         await self.evaluate(f"document.querySelector({json.dumps(selector)}).focus()")
         await self.call("Input.insertText", text=text)
 
-    async def press(self, key: str) -> None:
-        """Press a key in the focused element."""
+    async def press(self, key: str, *, key_code: int | None = None, modifiers: int = 0) -> None:
+        """Press a key in the focused element. ``key_code`` is 229 for a key that goes to the input method."""
         for kind in ("keyDown", "keyUp"):
-            text = {"text": "\r"} if key == "Enter" and kind == "keyDown" else {}
+            text = {"text": "\r"} if key == "Enter" and kind == "keyDown" and key_code is None else {}
+            code = KEY_CODES[key] if key_code is None else key_code
             await self.call(
-                "Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=KEY_CODES[key], **text
+                "Input.dispatchKeyEvent",
+                type=kind,
+                key=key,
+                code=key,
+                windowsVirtualKeyCode=code,
+                modifiers=modifiers,
+                **text,
             )
+
+    async def tap(self, selector: str) -> None:
+        """Click the middle of the first matching element with the mouse, as a user does."""
+        x, y = await self.evaluate(
+            f"""(() => {{
+                const box = document.querySelector({json.dumps(selector)}).getBoundingClientRect();
+                return [box.x + box.width / 2, box.y + box.height / 2];
+            }})()"""
+        )
+        for kind in ("mousePressed", "mouseReleased"):
+            await self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
+
+    async def before_load(self, script: str) -> None:
+        """Run a script in each page that this tab opens from now on, before the scripts of the page."""
+        await self.call("Page.addScriptToEvaluateOnNewDocument", source=script)
 
     async def show(self) -> None:
         """Bring the tab to the front. Browsers do not draw hidden tabs."""

@@ -1,5 +1,6 @@
 """The deployment of the page tests, and helpers that use the page like a person."""
 
+import json
 from pathlib import Path
 
 from tests.browser.chromium import Chromium, Tab
@@ -40,9 +41,29 @@ class PageDeployment:
 
 async def ask(tab: Tab, question: str) -> None:
     """Type a question and send it with Enter."""
-    await tab.until("document.querySelector('#model').placeholder !== ''")
+    await until_models(tab)
     await tab.type("#prompt", question)
     await tab.press("Enter")
+
+
+async def until_models(tab: Tab) -> None:
+    """Wait until the page has loaded the models."""
+    await tab.until("document.querySelector('#model').value !== ''")
+
+
+async def choose_other(tab: Tab, name: str) -> None:
+    """Choose a model that the server does not list, in the dialog for it."""
+    await tab.evaluate(
+        """(() => {
+            const select = document.querySelector('#model');
+            select.selectedIndex = select.length - 1;
+            select.dispatchEvent(new Event('change', { bubbles: true }));
+        })()"""
+    )
+    await tab.until("document.querySelector('#other-model').open")
+    await tab.type("#other-name", name)
+    await tab.press("Enter")
+    await tab.until(f"document.querySelector('#model').value === {json.dumps(name)}")
 
 
 def stat(name: str) -> str:

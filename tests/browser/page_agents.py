@@ -64,6 +64,27 @@ async def endless(run: Run) -> AgentResult:
         await asyncio.sleep(0.02)
 
 
+async def slow_tool(run: Run) -> AgentResult:
+    """Run a tool until the gate ``tool`` opens, answer, and end when the gate ``rest`` opens."""
+    run.emit("tool_call_start", {"tool": "sql_query", "arguments": {"query": "select 1"}, "tool_call_id": "a"})
+    await gate("tool")
+    run.emit(
+        "tool_call_end", {"tool": "sql_query", "success": True, "latency": 2.0, "result": "1", "tool_call_id": "a"}
+    )
+    run.write("The answer is 1.")
+    await gate("rest")
+    run.write("\n\nThat is all.")
+    return AgentResult("")
+
+
+async def flaky(_run: Run) -> AgentResult:
+    """Fail until the gate ``works`` opens."""
+    if not (Path(os.environ["GATES"]) / "works").exists():
+        message = "the herd has run away"
+        raise RuntimeError(message)
+    return AgentResult("The herd is back.")
+
+
 async def hostile(run: Run) -> AgentResult:
     """Put hostile text into every field."""
     run.emit("agent_turn_start", {"agent": HOSTILE, "input": HOSTILE})
@@ -116,7 +137,14 @@ async def shown(run: Run) -> AgentResult:
 
 async def picked(run: Run) -> AgentResult:
     """Run the agent that the question names; ``echo`` for other questions."""
-    agents = {"tools": tools, "halves": halves, "endless": endless, "hostile": hostile}
+    agents = {
+        "tools": tools,
+        "halves": halves,
+        "endless": endless,
+        "hostile": hostile,
+        "slow tool": slow_tool,
+        "flaky": flaky,
+    }
     return await agents.get(run.request.messages[-1].text, echo)(run)
 
 

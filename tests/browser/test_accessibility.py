@@ -36,6 +36,8 @@ async def test_screen_readers_get_the_visible_content(deployment: PageDeployment
     await ask(tab, "tools")
     await tab.until(ended("stop"))
     await tab.until("document.querySelector('#status').textContent === 'The reply has ended.'")
+    await tab.click(".activity > summary")
+    await tab.click(".more")
     tree = await accessibility_tree(tab)
     for role in ("button", "textbox", "combobox", "link", "DisclosureTriangle"):
         names = [name for its_role, name in tree if its_role == role]
@@ -47,6 +49,11 @@ async def test_screen_readers_get_the_visible_content(deployment: PageDeployment
         ("heading", "Agent"),
         ("textbox", "Message"),
         ("button", "Send"),
+        ("combobox", "Model"),
+        ("button", "Copy"),
+        ("button", "Copy code"),
+        ("button", "Retry"),
+        ("button", "Edit"),
         ("button", "Copy as curl"),
         ("log", "Answer as it arrives"),
     ):
@@ -72,23 +79,19 @@ async def test_an_error_is_an_alert(deployment: PageDeployment) -> None:
 
 
 async def test_tab_reaches_every_control_in_order(deployment: PageDeployment) -> None:
-    """The Tab key reaches message, model, key and Send in this order, then the controls of the exchange."""
+    """The Tab key reaches model, key and New chat, then the controls of the exchange, then message and Send."""
     await deployment.worker()
     tab = await deployment.page()
     await ask(tab, "echo this")
     await tab.until(ended("stop"))
-    await tab.evaluate("document.querySelector('#prompt').focus()")
+    await tab.click(".more")
+    await tab.evaluate("document.querySelector('#model').focus()")
     reached = []
-    for _ in range(3):
+    for _ in range(13):
+        reached.append((await tab.evaluate(WITH_FOCUS)).split(" ")[0])
         await tab.press("Tab")
-        reached.append(await tab.evaluate(WITH_FOCUS))
-    assert reached == ["model", "summary", "send"]
-    await tab.evaluate("document.querySelector('#restart').focus()")
-    reached = []
-    for _ in range(8):
-        await tab.press("Tab")
-        reached.append(await tab.evaluate(WITH_FOCUS))
-    assert [name for name in reached if name in {"curl", "python", "prompt"}] == ["curl", "python", "prompt"]
+    exchange = ["edit", "copy", "retry", "more", "curl", "python", "copy-link", "link"]
+    assert reached == ["model", "summary", "restart", *exchange, "prompt", "send"]
     outlines = "getComputedStyle(document.activeElement).outlineStyle"
     await tab.evaluate("document.querySelector('#model').focus()")
     await tab.press("Tab")

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.browser.deployment import PageDeployment, ask, ended
+from tests.browser.deployment import PageDeployment, ask, choose_other, ended, until_models
 from tests.browser.page_agents import HOSTILE
 
 FOREIGN = "script:not([src$='page/app.js']), iframe, img, svg, object, embed, [onerror], [onload], .exchange style"
@@ -36,12 +36,13 @@ async def test_hostile_model_names_and_errors_stay_text(deployment: PageDeployme
     name = "<img src=x onerror=window.ran=1>"
     await deployment.worker("echo")
     tab = await deployment.page(AGENTSTREAM_MODELS=name)
-    await tab.until("document.querySelector('#model').placeholder !== ''")
-    assert await tab.evaluate("document.querySelector('#model').placeholder") == name
-    assert await tab.texts("#models option") == [name]
+    await until_models(tab)
+    assert await tab.evaluate("document.querySelector('#model').value") == name
+    assert await tab.texts("#model option") == [name, "Another model …"]
+    assert await tab.texts("#agents button") == [name]
     closed = await deployment.page(AGENTSTREAM_AGENTS="good=builtin@nobody")
-    await closed.until("document.querySelector('#notice').textContent.includes('no models')")
-    await closed.type("#model", name)
+    await closed.until("document.querySelector('#notice').textContent.includes('No agent is running')")
+    await choose_other(closed, name)
     await closed.type("#prompt", "hello")
     await closed.press("Enter")
     await closed.until(ended("with an error"))
@@ -68,6 +69,7 @@ async def test_the_content_security_policy_holds(deployment: PageDeployment) -> 
     assert any("Content Security Policy" in complaint for complaint in tab.complaints)
 
 
+COPY = '<button class="copy-code" type="button" aria-label="Copy code">Copy</button>'
 MARKDOWN = [
     ("plain", "<p>plain</p>"),
     ("a\nb\n\nc", "<p>a\nb</p><p>c</p>"),
@@ -80,20 +82,40 @@ MARKDOWN = [
     ("***x* y**", "<p><strong><em>x</em> y</strong></p>"),
     (r"\*no\*", "<p>*no*</p>"),
     ("- a\n- b\n  - c\n    more\n- d", "<ul><li>a</li><li>b<ul><li>c\nmore</li></ul></li><li>d</li></ul>"),
-    ("3. x\n\n4. y", '<ol start="3"><li>x</li></ol><ol start="4"><li>y</li></ol>'),
+    ("3. x\n\n4. y\n\nz", '<ol start="3"><li>x</li><li>y</li></ol><p>z</p>'),
+    ("- a\n\n  b\n\n- c\n\n---", "<ul><li>a<p>b</p></li><li>c</li></ul><hr>"),
+    ("- a\n- b\nAfter", "<ul><li>a</li><li>b</li></ul><p>After</p>"),
+    ("1. a\n   - b\nAfter\n\nEnd", '<ol start="1"><li>a<ul><li>b</li></ul></li></ol><p>After</p><p>End</p>'),
+    ("* a\n\n After", "<ul><li>a</li></ul><p>After</p>"),
     ("text\n- item", "<p>text</p><ul><li>item</li></ul>"),
     ("> q\n> > r", "<blockquote><p>q</p><blockquote><p>r</p></blockquote></blockquote>"),
     ("---", "<hr>"),
     (
         "```py\n<b>\n\nx\n```\nend",
-        '<figure class="code"><figcaption>py</figcaption><pre><code>&lt;b&gt;\n\nx</code></pre></figure><p>end</p>',
-    ),
-    ("~~~\nopen", '<figure class="code"><pre><code>open</code></pre></figure>'),
-    (
-        "|a|b|\n|-|:-:|\n|`x`|y\\|z|",
         (
-            '<div class="table"><table><thead><tr><th>a</th><th>b</th></tr></thead>'
-            "<tbody><tr><td><code>x</code></td><td>y|z</td></tr></tbody></table></div>"
+            f'<figure class="code"><figcaption><span>py</span>{COPY}</figcaption>'
+            "<pre><code>&lt;b&gt;\n\nx</code></pre></figure><p>end</p>"
+        ),
+    ),
+    (
+        "```js\nlet a = 'b'; // 1\n```",
+        (
+            f'<figure class="code"><figcaption><span>js</span>{COPY}</figcaption>'
+            '<pre><code><span class="code-keyword">let</span> a = <span class="code-string">\'b\'</span>; '
+            '<span class="code-comment">// 1</span></code></pre></figure>'
+        ),
+    ),
+    (
+        "~~~\nopen",
+        f'<figure class="code"><figcaption><span></span>{COPY}</figcaption><pre><code>open</code></pre></figure>',
+    ),
+    (
+        "|a|b|c|d|\n|-|:-:|--:|:--|\n|`x`|y\\|z|1|l|",
+        (
+            '<div class="table"><table><thead><tr>'
+            '<th>a</th><th class="center">b</th><th class="right">c</th><th class="left">d</th></tr></thead>'
+            '<tbody><tr><td><code>x</code></td><td class="center">y|z</td><td class="right">1</td>'
+            '<td class="left">l</td></tr></tbody></table></div>'
         ),
     ),
     ("[x](javascript:alert(1))", "<p>[x](javascript:alert(1))</p>"),
@@ -125,7 +147,9 @@ async def test_markdown_is_rendered(deployment: PageDeployment) -> None:
     assert link == ["https://x.org/y", "a b", "noopener noreferrer nofollow", "_blank"]
 
 
-@pytest.mark.parametrize("unit", ["[", "*a ", "`", "**", "> ", "- ", "|-", "![](", "http://", "_ ", "\\", "~~~\n"])
+@pytest.mark.parametrize(
+    "unit", ["[", "*a ", "`", "**", "> ", "- ", "|-", "![](", "http://", "_ ", "\\", "~~~\n", "- a\n\n"]
+)
 async def test_repeated_marks_render_quickly(deployment: PageDeployment, unit: str) -> None:
     """A text of 100,000 characters of one repeated mark is rendered within the time limit of the test."""
     tab = await deployment.page()

@@ -11,7 +11,7 @@ import aiohttp
 
 from agentstream.processes.runtime import free_port
 from tests.browser.chromium import Tab
-from tests.browser.deployment import PageDeployment, ask, ended, stat
+from tests.browser.deployment import PageDeployment, ask, ended, stat, until_models
 from tests.browser.page_agents import WORDS
 from tests.helpers import TIMEOUT_S
 
@@ -177,8 +177,9 @@ async def test_a_link_to_an_unknown_run_shows_an_error(deployment: PageDeploymen
     url = await deployment.frontend()
     tab = await deployment.browser.tab(f"{url}/#run=chatcmpl-{'0' * 32}")
     await tab.until("document.querySelector('.failure:not([hidden])')")
-    assert "no such run" in await tab.text(".failure")
-    assert "reload" not in await tab.text(".failure")
+    assert "no such run" in await tab.text(".failure .reason")
+    assert "It may have expired" in await tab.text(".failure .problem")
+    assert "still be working" not in await tab.text(".failure")
     tab = await deployment.browser.tab(f"{url}/#run=<b>")
     await tab.until("!document.querySelector('#notice').hidden")
     assert "no valid run id" in await tab.text("#notice")
@@ -267,7 +268,7 @@ async def test_an_unreachable_server_shows_an_error(deployment: PageDeployment) 
     await deployment.worker()
     frontend = await deployment.processes.start("frontend", AGENTSTREAM_PORT="0")
     tab = await deployment.browser.tab((await frontend.until(r"serving on (http://\S+)"))[1])
-    await tab.until("document.querySelector('#model').placeholder !== ''")
+    await until_models(tab)
     frontend.send_signal(signal.SIGTERM)
     await frontend.ended()
     await tab.type("#prompt", "anyone?")

@@ -1,24 +1,17 @@
-// Calls the server's routes and turns error responses into messages for the user.
+// Calls the server's routes and turns error responses into failures for the user.
 
 import { asText } from "./dom.js";
+import { Failure, explain } from "./failures.js";
+import { read, write } from "./storage.js";
 
 const RUN_ID = /^chatcmpl-[0-9a-f]{32}$/;
 const RESPONSE_TIMEOUT_MS = 60_000; // until the response begins; a cancel can take 24 s, other requests 5 s
 const KEY_ITEM = "agentstream.key";
-
-/** An error whose message is shown to the user. */
-export class Failure extends Error {
-  /** `status` is the HTTP status, or 0 if there was no response. If `retryable` is true, a retry may help. */
-  constructor(message, { status = 0, retryable = false } = {}) {
-    super(message);
-    this.status = status;
-    this.retryable = retryable;
-  }
-}
+const RETRYABLE = [502, 503, 504];
 
 export const isRunId = (text) => RUN_ID.test(text);
-export const apiKey = () => sessionStorage.getItem(KEY_ITEM) ?? "";
-export const storeApiKey = (key) => sessionStorage.setItem(KEY_ITEM, key);
+export const apiKey = () => read(KEY_ITEM);
+export const storeApiKey = (key) => write(KEY_ITEM, key);
 
 /** Start a run and return its streamed response. It is a background run, so that it continues during a reload. */
 export function startRun(body, signal) {
@@ -49,20 +42,23 @@ export async function modelNames() {
 async function requestStream(path, options) {
   const response = await request(path, { ...options, headers: { ...options.headers, "X-Agent-Events": "named" } });
   if (response.headers.get("content-type")?.startsWith("text/event-stream")) return response;
-  throw new Failure("The server did not answer with an event stream.");
+  throw new Failure("The server did not answer with an event stream. A proxy in front of it may be set up wrongly.");
 }
 
 async function request(path, options = {}) {
   const headers = { ...options.headers };
   if (apiKey()) headers.Authorization = `Bearer ${apiKey()}`;
-  const waiting = new AbortController();
-  const timer = setTimeout(() => waiting.abort(new Error("no answer within a minute")), RESPONSE_TIMEOUT_MS);
-  const signal = options.signal ? AbortSignal.any([options.signal, waiting.signal]) : waiting.signal;
+  const aborting = new AbortController(); // not AbortSignal.any: Firefox before 124 and Safari before 17.4 lack it
+  const abort = () => aborting.abort();
+  const timer = setTimeout(abort, RESPONSE_TIMEOUT_MS);
+  if (options.signal?.aborted) abort();
+  options.signal?.addEventListener("abort", abort, { once: true });
   let response;
   try {
-    response = await fetch(path, { ...options, headers, signal, cache: "no-store" });
+    response = await fetch(path, { ...options, headers, signal: aborting.signal, cache: "no-store" });
   } catch (cause) {
-    throw new Failure(`The server cannot be reached (${cause.message}).`, { retryable: true });
+    const words = "The server cannot be reached. Check that it runs, and that this device is online.";
+    throw new Failure(words, { reason: asText(cause.message), retryable: true });
   } finally {
     clearTimeout(timer); // a stream may take longer
   }
@@ -71,12 +67,11 @@ async function request(path, options = {}) {
 }
 
 async function failureFrom(response) {
+  const { status } = response;
   const body = await response.text().catch(() => "");
-  const error = parseJsonObject(body)?.error;
-  const retry = response.headers.get("retry-after");
-  const reason = error ? errorText(error) : body.slice(0, 300) || response.statusText || "no reason given";
-  const message = `${response.status}: ${reason}${retry ? ` Try again in ${retry} s.` : ""}`;
-  return new Failure(message, { status: response.status, retryable: [502, 503, 504].includes(response.status) });
+  const error = parseJsonObject(body)?.error ?? (body.slice(0, 300) || response.statusText);
+  const { message, reason } = explain(error, status, response.headers.get("retry-after") ?? "");
+  return new Failure(message, { reason, status, retryable: RETRYABLE.includes(status) });
 }
 
 /** Parse JSON text and return the object; null if the text is not a JSON object. */
@@ -88,12 +83,4 @@ export function parseJsonObject(text) {
     if (error instanceof SyntaxError) return null;
     throw error;
   }
-}
-
-/** Return one sentence for an error object in OpenAI's format, or for any other value in its place. */
-export function errorText(error) {
-  if (typeof error !== "object" || error === null) return asText(error);
-  const labels = [error.code ?? error.type, error.param && `parameter ${asText(error.param)}`].filter(Boolean);
-  const message = error.message ? asText(error.message) : "The server gave no reason.";
-  return labels.length ? `${message} (${labels.map(asText).join(", ")})` : message;
 }

@@ -1,18 +1,28 @@
 // The playground: a conversation of streamed runs. One run is active at a time, and its events are shown live.
 // External text (answers, events, errors, model names) enters the page only as text nodes.
 
-import { Failure, apiKey, cancelRun, isRunId, storeApiKey, modelNames, startRun } from "./api.js";
+import { askForKey, closeAccess, watchKey } from "./access.js";
+import { apiKey, cancelRun, isRunId, startRun } from "./api.js";
+import { copy } from "./clipboard.js";
+import { draft, followKeyboard, setDraft, showRunning, watchComposer } from "./composer.js";
 import { byId, now } from "./dom.js";
+import { editQuestion } from "./editing.js";
 import { Exchange } from "./exchange.js";
+import { Failure } from "./failures.js";
+import { chosenModel, loadModels } from "./models.js";
+import { notice } from "./notice.js";
 import { followRun } from "./run_stream.js";
-import * as storage from "./storage.js";
 import { asCurl, asPython } from "./snippets.js";
+import * as storage from "./storage.js";
+import { showExamples } from "./welcome.js";
 
 const SAVE_MS = 2000; // interval of saves during a run; leaving the page saves too
 
 let exchanges = [];
 let running = null; // { exchange, controller, stopping } of the active run
 let exchangeAwaitingKey = null; // the exchange that waits for a key
+
+const save = () => storage.saveChat(exchanges.map((exchange) => exchange.record()));
 
 /** Return the messages of the request for an exchange: the complete exchanges before it, then its question. */
 function messagesUpTo(exchange) {
@@ -24,10 +34,17 @@ function messagesUpTo(exchange) {
   return [...history, { role: "user", content: exchange.question }];
 }
 
-async function ask(question) {
-  const model = byId("model").value.trim() || byId("model").placeholder || (await loadModels());
+// Runs
+
+/** Ask the chosen agent. `instead` is an exchange that the new one replaces, with those after it. */
+async function ask(question, instead = null) {
+  if (running || !question) return;
+  const model = chosenModel() || (await loadModels(askForKey));
   if (!model || running) return;
-  byId("prompt").value = "";
+  if (instead) {
+    removeFrom(instead);
+    byId("send").focus(); // the focus was on a removed button
+  } else if (draft() === question) setDraft("");
   closeAccess();
   byId("spoken").replaceChildren();
   const exchange = add(new Exchange({ question, model, startedAt: now() }));
@@ -40,15 +57,23 @@ function add(exchange) {
   exchanges.push(exchange);
   byId("welcome").hidden = true;
   byId("restart").disabled = false;
-  exchange.part("curl").addEventListener("click", () => copy(snippet(asCurl, exchange), "The curl command"));
-  exchange.part("python").addEventListener("click", () => copy(snippet(asPython, exchange), "The Python program"));
-  for (const name of ["curl", "python"]) exchange.part(name).hidden = exchange.question === null;
-  exchange.part("copy-link").addEventListener("click", () => copy(exchange.part("link").href, "The link"));
+  const onClick = (name, act) => exchange.part(name).addEventListener("click", act);
+  onClick("copy", () => copy(exchange.text, "The answer"));
+  onClick("retry", () => retry(exchange));
+  onClick("edit", () => edit(exchange));
+  onClick("more", () => toggleDetails(exchange));
+  onClick("curl", () => copy(snippet(asCurl, exchange), "The curl command"));
+  onClick("python", () => copy(snippet(asPython, exchange), "The Python program"));
+  onClick("copy-link", () => copy(exchange.part("link").href, "The link"));
   exchange.started.then(() => {
     history.replaceState(null, "", `#run=${exchange.runId}`);
     save();
   });
   return exchange;
+}
+
+function removeFrom(exchange) {
+  for (const removed of exchanges.splice(exchanges.indexOf(exchange))) removed.remove();
 }
 
 /** Follow a run to its end. `start` starts it; without `start`, resume after the cursor of the exchange. */
@@ -72,28 +97,34 @@ async function run(exchange, start = null) {
   if (unlocked) await resumeWithKey();
 }
 
+async function resume(exchange) {
+  exchange.resume();
+  await run(exchange);
+}
+
 /** Resume the run that waits for a key. */
 async function resumeWithKey() {
   const exchange = exchangeAwaitingKey;
   if (!exchange || running) return;
   exchangeAwaitingKey = null;
   closeAccess();
-  exchange.resume();
-  await run(exchange);
+  await resume(exchange);
 }
 
 function fail(exchange, error) {
-  const message = error instanceof Failure ? error.message : `This page has an error: ${error.message}`;
+  const isOurs = !(error instanceof Failure);
+  const problem = isOurs ? { message: "This page has an error.", reason: String(error.message) } : error;
   if (exchange.runId) {
-    const gone = error.status === 404 || error.status === 410;
-    exchange.suspend(gone ? message : `${message} The run may still continue. Reload the page to check.`);
+    exchange.gone = error.status === 404 || error.status === 410;
+    const hint = exchange.gone ? "" : " The agent may still be working.";
+    exchange.suspend({ message: `${problem.message}${hint}`, reason: problem.reason }, exchange.gone);
     if (error.status === 401) exchangeAwaitingKey = exchange;
   } else {
-    exchange.apply({ kind: "failed", message }, now());
-    if (!byId("prompt").value) byId("prompt").value = exchange.question;
+    exchange.apply({ kind: "failed", message: problem.message, reason: problem.reason }, now());
+    if (!draft()) setDraft(exchange.question);
   }
   if (error.status === 401) askForKey();
-  if (!(error instanceof Failure)) throw error;
+  if (isOurs) throw error;
 }
 
 /** Cancel the active run. Its stream then reports the end. */
@@ -101,91 +132,65 @@ async function stop() {
   const stopped = running;
   if (!stopped || stopped.stopping) return;
   stopped.stopping = true;
-  byId("stop").textContent = "Stopping …";
+  showRunning(true, true);
+  byId("status").textContent = "Stopping.";
   try {
     await stopped.exchange.started;
     await cancelRun(stopped.exchange.runId);
   } catch (error) {
     if (running !== stopped) return; // the run has ended by itself
-    notice(`The run could not be stopped: ${error.message}`);
+    notice(`The run could not be stopped. ${error.message}`);
     stopped.stopping = false;
-    byId("stop").textContent = "Stop";
+    showRunning(true);
   }
 }
 
 function setRunning(next) {
-  const hadFocus = document.activeElement === byId("stop") || document.activeElement === byId("send");
-  byId("status").textContent = next ? "The agent is working." : "The reply has ended.";
   running = next;
-  byId("stop").textContent = "Stop";
-  byId("stop").hidden = !next;
-  byId("send").hidden = Boolean(next);
-  byId("restart").disabled = Boolean(next) || exchanges.length === 0;
-  if (hadFocus) (next ? byId("stop") : byId("prompt")).focus();
+  byId("status").textContent = next ? "The agent is working." : "The reply has ended.";
+  document.body.classList.toggle("running", next !== null);
+  byId("restart").disabled = next !== null || exchanges.length === 0;
+  showRunning(next !== null);
 }
 
-const save = () => storage.save(exchanges.map((exchange) => exchange.record()));
+// The buttons of an exchange
 
-// Copying
+/** Follow an interrupted run again, or ask the question of an ended one again. */
+async function retry(exchange) {
+  if (running) return;
+  if (exchange.suspended && !exchange.gone) await resume(exchange);
+  else if (exchange.question !== null) await again(exchange, exchange.question);
+}
+
+function edit(exchange) {
+  const isLast = exchanges[exchanges.length - 1] === exchange;
+  if (!running) editQuestion(exchange, isLast, (question) => again(exchange, question));
+}
+
+/** Ask a question in the place of an exchange. */
+async function again(exchange, question) {
+  if (draft() === exchange.question) setDraft(""); // a failed question was put there
+  await ask(question, exchange);
+}
+
+function toggleDetails(exchange) {
+  const facts = exchange.part("facts");
+  facts.hidden = !facts.hidden;
+  exchange.part("more").setAttribute("aria-expanded", String(!facts.hidden));
+  if (!facts.hidden) facts.scrollIntoView({ block: "nearest" });
+}
 
 function snippet(form, exchange) {
   const base = new URL("v1", document.baseURI).href;
   return form({ model: exchange.model, messages: messagesUpTo(exchange) }, base, apiKey() !== "");
 }
 
-/** Copy a text to the clipboard. If the browser forbids this, show the text so that the user can copy it. */
-async function copy(text, name) {
-  try {
-    await navigator.clipboard.writeText(text);
-    byId("status").textContent = `${name} was copied.`;
-    byId("toast").textContent = `${name} was copied.`;
-    setTimeout(() => (byId("toast").textContent = ""), 2500);
-  } catch {
-    byId("copy-text").value = text;
-    byId("copy-by-hand").showModal();
-    byId("copy-text").select();
-  }
+function copyCode(event) {
+  const code = event.target.closest(".copy-code")?.closest("figure").querySelector("code");
+  if (code) copy(code.textContent, "The code");
 }
 
-// Keys and models
-
-function askForKey() {
-  byId("access").open = true;
-  notice("This server needs an API key.", byId("key"));
-}
-
-/**
- * Close the key field and focus the message field. Do not call this while the user may be typing a key: the rest of the
- * key would go into the message.
- */
-function closeAccess() {
-  if (byId("access").open) byId("prompt").focus();
-  byId("access").open = false;
-  notice("");
-}
-
-function notice(text, field) {
-  byId("notice").hidden = !text;
-  byId("notice").textContent = text;
-  field?.focus();
-}
-
-/** Load the names of the models. An empty model field means the first name, which is returned ("" if there is none). */
-async function loadModels() {
-  try {
-    const names = await modelNames();
-    byId("models").replaceChildren(...names.map((name) => new Option(name, name)));
-    byId("model").placeholder = names[0] ?? "";
-    notice(names.length ? "" : "The server lists no models. Enter a model name.");
-    return byId("model").placeholder;
-  } catch (error) {
-    if (error.status === 401) askForKey();
-    else notice(`The list of models could not be loaded. Enter a model name. ${error.message}`);
-    return "";
-  }
-}
-
-// Restoring earlier runs
+// The page
 
 /** Show the run in the URL fragment, unless the page shows it already. */
 async function openFragment() {
@@ -196,50 +201,42 @@ async function openFragment() {
   else await run(add(new Exchange({ runId })));
 }
 
-async function begin() {
-  byId("key").value = apiKey();
-  const models = loadModels();
-  const linked = location.hash;
-  for (const record of storage.load()) add(Exchange.restored(record));
-  await Promise.resolve(); // by now, each exchange with a run id has put its id into the URL
-  if (linked) history.replaceState(null, "", linked);
-  for (const exchange of exchanges) {
-    if (!exchange.ended && exchange.runId) await run(exchange);
-    else if (!exchange.ended) exchange.apply({ kind: "failed", message: "You left the page before the run started." }, null);
-  }
-  await models; // a notice of loadModels must not replace a notice of openFragment
-  await openFragment();
-}
-
-byId("composer").addEventListener("submit", (event) => {
-  event.preventDefault();
-  const question = byId("prompt").value.trim();
-  if (question && !running) ask(question);
-});
-byId("prompt").addEventListener("keydown", (event) => {
-  if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
-  event.preventDefault();
-  byId("composer").requestSubmit();
-});
-document.addEventListener("keydown", (event) => {
-  if (event.key === "Escape" && !event.isComposing && !byId("copy-by-hand").open) stop();
-});
-byId("stop").addEventListener("click", stop);
-byId("restart").addEventListener("click", () => {
-  for (const exchange of exchanges) exchange.root.remove();
-  exchanges = [];
+function restart() {
+  removeFrom(exchanges[0]);
   exchangeAwaitingKey = null;
   save();
   history.replaceState(null, "", location.pathname + location.search);
   byId("welcome").hidden = false;
   byId("restart").disabled = true;
+  notice("");
   byId("prompt").focus();
-});
-byId("key").addEventListener("change", async () => {
-  storeApiKey(byId("key").value.trim());
-  await loadModels();
+}
+
+async function begin() {
+  const models = loadModels(askForKey);
+  const linked = location.hash;
+  for (const record of storage.loadChat()) add(Exchange.restored(record));
+  await Promise.resolve(); // by now, each exchange with a run id has put its id into the URL
+  if (linked) history.replaceState(null, "", linked);
+  for (const exchange of [...exchanges]) {
+    if (exchange.ended) continue;
+    const left = { kind: "failed", message: "You left the page before the run started.", reason: "" };
+    if (exchange.runId) await run(exchange);
+    else exchange.apply(left, null);
+  }
+  await models; // its key field must not take the focus from a link that is open
+  await openFragment();
+}
+
+watchComposer(() => ask(draft()), stop);
+watchKey(async () => {
+  await loadModels(askForKey);
   await resumeWithKey();
 });
+followKeyboard();
+showExamples((example) => ask(example));
+byId("restart").addEventListener("click", restart);
+byId("conversation").addEventListener("click", copyCode);
 window.addEventListener("hashchange", openFragment);
 window.addEventListener("pagehide", save);
 begin();

@@ -1,27 +1,28 @@
-// One question and its reply: applies the facts of the run, measures times and draws both.
+// One question and its reply: applies the facts of the run and draws both.
 
-import { byId, element, fromTemplate, isNumber, keepingBottom, now, seconds } from "./dom.js";
-import { appendFact } from "./storage.js";
+import { byId, clock, element, fromTemplate, keepingPlace, now } from "./dom.js";
 import { MarkdownView } from "./markdown.js";
+import { Stats } from "./stats.js";
+import { appendFact } from "./storage.js";
 import { Timeline } from "./timeline.js";
 
-const CLOCK_MS = 250;
-const CHARACTERS_PER_TOKEN = 4; // the server uses the same estimate; its own numbers replace ours
-const MIN_TIMED_S = 0.05; // in less time, tokens per second measures the network, not the model
+const CLOCK_MS = 100; // the state shows tenths of a second
 const DRAWING_SHARE = 8; // drawing takes at most about 1/8 of the time
+const LONG_PAUSE_MS = 30; // a shorter pause after drawing is not worth a timer
+const FAILED = "with an error; later requests omit it";
 
 /** `question` is null for a run that was started elsewhere. */
 export class Exchange {
   cursor = "";
   text = "";
   ended = "";
+  suspended = false; // the page stopped following the run before its end
   #facts = [];
   #reasoning = "";
   #finish = "";
   #cancelled = false;
-  #usage = null;
-  #firstAt = null;
-  #endedAt = null;
+  #doing = { words: "Waiting for the agent", since: null };
+  #foldedByUser = false; // the user has opened or closed the steps or the reasoning, so they stay as they are
   #drawScheduled = false;
   #unannounced = "";
   #frame = 0;
@@ -32,10 +33,14 @@ export class Exchange {
     Object.assign(this, { question, model, runId, startedAt });
     this.root = fromTemplate("exchange-template");
     this.started = new Promise((resolve) => (this.#resolveStarted = resolve));
-    this.timeline = new Timeline(this.part("activity"), startedAt);
+    this.timeline = new Timeline(this.root.querySelector(".activity ol"), startedAt);
+    this.stats = new Stats(this.root, startedAt, model);
     this.answer = new MarkdownView(this.part("answer"));
+    this.#doing.since = startedAt;
     this.part("question").textContent = question ?? "A run that was started elsewhere";
     this.root.classList.toggle("elsewhere", question === null);
+    for (const name of ["edit", "retry", "curl", "python"]) this.part(name).hidden = question === null;
+    for (const name of ["activity", "reasoning"]) this.#letUserFold(name);
     if (runId) this.#setRunId(runId);
     byId("conversation").append(this.root);
     this.clock = setInterval(() => this.#showProgress(), CLOCK_MS);
@@ -73,32 +78,46 @@ export class Exchange {
     if (fact.kind === "run") this.#setRunId(fact.id);
     else if (fact.kind === "text") this.#appendText(fact.text, at, silently);
     else if (fact.kind === "reasoning") this.#appendReasoning(fact.text, at);
-    else if (fact.kind === "event") keepingBottom(() => say(this.timeline.showEvent(fact.event, fact.data, at)));
-    else if (fact.kind === "call") keepingBottom(() => this.timeline.showClientToolCall(fact.call, at));
-    else if (fact.kind === "usage") this.#usage = fact.usage;
+    else if (fact.kind === "event") this.#changeSteps(() => say(this.timeline.showEvent(fact.event, fact.data, at)), at);
+    else if (fact.kind === "call") this.#changeSteps(() => this.timeline.showClientToolCall(fact.call, at), at);
+    else if (fact.kind === "usage") this.stats.usage = fact.usage;
     else if (fact.kind === "finish") this.#finish = fact.reason;
     else if (fact.kind === "cancelled") this.#cancelled = true;
-    else if (fact.kind === "failed") this.#end("with an error; later requests omit it", at, fact.message);
+    else if (fact.kind === "failed") this.#end(FAILED, at, fact);
     else if (fact.kind === "done") this.#done(at);
   }
 
-  /** Show a problem when following stops before the run has ended. A reload tries again. */
-  suspend(problem) {
+  /** Show a problem when following stops before the run has ended. `gone`: the server does not know the run any more. */
+  suspend({ message, reason }, gone) {
+    this.suspended = true;
     this.showReconnecting(false);
     this.#stopClock();
-    this.#showProblem(problem);
-    this.#stat("ended", "unknown");
+    this.#showProblem({ message, reason });
+    this.part("retry").hidden = gone && this.question === null;
+    this.#showState("failed", gone ? "Not available" : "Disconnected");
+    this.stats.set("ended", "unknown");
+    this.part("reply").classList.add("ended");
   }
 
   /** Remove the problem that `suspend` showed. */
   resume() {
-    this.#showProblem("");
-    this.#stat("ended", "running");
+    this.suspended = false;
+    this.#showProblem(null);
+    this.part("reply").classList.remove("ended");
+    this.stats.set("ended", "running");
     this.clock ||= setInterval(() => this.#showProgress(), CLOCK_MS);
+    this.#showProgress();
   }
 
   showReconnecting(is) {
     this.part("reconnecting").hidden = !is;
+  }
+
+  /** Remove the exchange from the page. */
+  remove() {
+    this.#stopClock();
+    cancelAnimationFrame(this.#frame);
+    this.root.remove();
   }
 
   #setRunId(runId) {
@@ -110,16 +129,53 @@ export class Exchange {
   }
 
   #appendText(text, at, silently) {
-    this.#firstAt ??= at;
+    if (!this.text.trim()) this.#fold(); // from now on nothing above the answer changes its height
     this.text += text;
+    this.stats.count(text, at);
+    this.#do("Writing", at);
     if (!silently && at !== null) this.#unannounced += text;
     this.#scheduleDraw();
   }
 
   #appendReasoning(text, at) {
-    this.#firstAt ??= at;
     this.#reasoning += text;
+    this.stats.count(text, at);
+    this.#do("Thinking", at);
     this.#scheduleDraw();
+  }
+
+  #changeSteps(change, at) {
+    keepingPlace(() => {
+      change();
+      const activity = this.part("activity");
+      activity.dataset.steps = this.timeline.steps;
+      activity.querySelector("summary").tabIndex = 0;
+      if (!this.#foldedByUser && !this.text.trim()) activity.open = true;
+      const { words, since } = this.timeline.current ?? { words: "Working", since: at };
+      this.#do(words, since);
+      this.#showProgress();
+    });
+  }
+
+  /** Note what the agent does, and since when. */
+  #do(words, since) {
+    if (this.#doing.words !== words) this.#doing = { words, since };
+  }
+
+  #letUserFold(name) {
+    const summary = this.part(name).querySelector("summary");
+    summary.addEventListener("click", (event) => {
+      if (name === "activity" && this.timeline.steps === 0) event.preventDefault(); // there is nothing to open
+      else this.#foldedByUser = true;
+    });
+  }
+
+  #fold() {
+    if (this.#foldedByUser) return;
+    keepingPlace(() => {
+      this.part("activity").open = false;
+      this.part("reasoning").open = false;
+    });
   }
 
   /** Draw at most once per screen refresh, and less often if drawing is slow. */
@@ -130,7 +186,7 @@ export class Exchange {
       const began = performance.now();
       this.#draw();
       const rest = (performance.now() - began) * (DRAWING_SHARE - 1);
-      if (rest < CLOCK_MS / DRAWING_SHARE) return;
+      if (rest < LONG_PAUSE_MS) return;
       this.#drawScheduled = true; // new text waits until the pause is over
       setTimeout(() => ((this.#drawScheduled = false), this.ended || this.#scheduleDraw()), rest);
     });
@@ -139,10 +195,13 @@ export class Exchange {
   #draw() {
     cancelAnimationFrame(this.#frame);
     this.#drawScheduled = false;
-    keepingBottom(() => {
-      this.part("waiting").hidden = Boolean(this.text || this.ended);
+    keepingPlace(() => {
+      const thought = this.part("thought");
       this.part("reasoning").hidden = !this.#reasoning;
-      this.part("thought").textContent = this.#reasoning;
+      if (thought.textContent !== this.#reasoning) {
+        thought.textContent = this.#reasoning;
+        thought.scrollTop = thought.scrollHeight;
+      }
       this.answer.show(this.text);
     });
     this.#announce(/^[^]*(?:[.!?:]\s|\n)/);
@@ -160,29 +219,49 @@ export class Exchange {
   #done(at) {
     if (this.#cancelled) this.#end("stopped", at);
     else if (this.#finish) this.#end(this.#finish, at);
-    else this.#end("with an error; later requests omit it", at, "The stream ended before the answer was complete.");
+    else this.#end(FAILED, at, { message: "The stream ended before the answer was complete.", reason: "" });
   }
 
-  #end(how, at, problem = "") {
+  #end(how, at, problem = null) {
     this.ended = how;
-    this.failed = Boolean(problem);
-    this.#endedAt = at;
+    this.failed = problem !== null;
     this.#stopClock();
     this.#draw();
     this.#announce(/^[^]+$/);
-    keepingBottom(() => {
+    this.#fold();
+    keepingPlace(() => {
       this.part("reply").setAttribute("aria-busy", "false");
+      this.part("reply").classList.add("ended");
       this.timeline.close();
       this.#showProblem(problem);
-      this.#stat("ended", how);
-      this.#showProgress();
-      this.#showUsage();
+      this.stats.end(how, at, this.timeline.inferenceSeconds);
+      this.#showOutcome(this.stats.since(at));
     });
   }
 
+  /** Show the last state in words, such as "Answered in 2.1 s · 6 steps, 1 failed". */
+  #showOutcome(time) {
+    const { steps, failures } = this.timeline;
+    const [verb, preposition] = this.failed ? ["Failed", "after"] : this.#cancelled ? ["Stopped", "after"] : ["Answered", "in"];
+    const took = time === null ? verb : `${verb} ${preposition} ${clock(time)}`;
+    const counted = steps ? ` · ${steps} ${steps === 1 ? "step" : "steps"}` : "";
+    const state = this.failed ? "failed" : this.#cancelled ? "stopped" : failures ? "troubled" : "done";
+    this.#showState(state, `${took}${counted}`);
+    if (failures) this.part("state").append(", ", element("span", "bad", `${failures} failed`));
+  }
+
+  #showState(state, words) {
+    this.part("activity").dataset.state = state;
+    this.part("state").textContent = words;
+  }
+
+  /** Show a problem, { message, reason }, with the button that tries again; null for none. */
   #showProblem(problem) {
     this.part("failure").hidden = !problem;
-    this.part("failure").textContent = problem;
+    this.part("problem").textContent = problem?.message ?? "";
+    this.part("reason").textContent = problem?.reason ?? "";
+    if (problem) this.part("failure").append(this.part("retry"));
+    else this.part("actions").insertBefore(this.part("retry"), this.part("more"));
   }
 
   #stopClock() {
@@ -190,29 +269,11 @@ export class Exchange {
     this.clock = 0;
   }
 
-  /** Show the current numbers: measured times, and estimated tokens until the server reports usage. */
+  /** Show what the agent does and for how long, such as "Running sql_query · 2.1 s". */
   #showProgress() {
-    const at = this.ended ? this.#endedAt : now();
-    if (this.startedAt !== null && at !== null) this.#stat("time", seconds(at - this.startedAt));
-    if (this.startedAt !== null && this.#firstAt !== null) this.#stat("first", seconds(this.#firstAt - this.startedAt));
-    const written = Math.ceil((this.text.length + this.#reasoning.length) / CHARACTERS_PER_TOKEN);
-    if (written === 0) return;
-    this.#stat("tokens", `about ${written} out`);
-    const writing = this.#firstAt === null || at === null ? 0 : at - this.#firstAt;
-    if (writing >= MIN_TIMED_S) this.#stat("speed", `about ${(written / writing).toFixed(0)} tokens/s`);
-  }
-
-  #showUsage() {
-    const { prompt_tokens: prompt, completion_tokens: completion } = this.#usage ?? {};
-    if (!isNumber(prompt) || !isNumber(completion)) return;
-    this.#stat("tokens", `${prompt} in, ${completion} out`);
-    // Speed is over the time of the inferences, or over the whole run if the agent reports no inferences.
-    const runSeconds = this.#endedAt === null || this.startedAt === null ? null : this.#endedAt - this.startedAt;
-    const worked = this.timeline.inferenceSeconds === 0 ? runSeconds : this.timeline.inferenceSeconds;
-    if (worked >= MIN_TIMED_S) this.#stat("speed", `${(completion / worked).toFixed(1)} tokens/s`);
-  }
-
-  #stat(name, text) {
-    this.root.querySelector(`[data-stat=${name}]`).textContent = text;
+    if (this.ended || this.suspended) return;
+    const { words, since } = this.#doing;
+    this.#showState("running", since === null ? words : `${words} · ${clock(now() - since)}`);
+    this.stats.showProgress();
   }
 }

@@ -1,17 +1,18 @@
 // Converts the messages of a stream to facts: small plain objects that an exchange applies and session storage keeps.
 
-import { Failure, errorText, parseJsonObject } from "./api.js";
+import { parseJsonObject } from "./api.js";
+import { Failure, explain } from "./failures.js";
 
 /**
  * Return the facts of one message of a stream, in order. Each is an object with a `kind`: `run` (id), `text` and
  * `reasoning` (text), `event` (event, data), `call` (call: a delta of a call of the client's tool), `usage` (usage),
- * `finish` (reason), `cancelled`, `failed` (message), `done`. Throws Failure if the data is not a JSON object.
+ * `finish` (reason), `cancelled`, `failed` (message, reason), `done`. Throws Failure if the data is not a JSON object.
  */
 export function factsOf({ event, data }) {
   if (data === "[DONE]") return [{ kind: "done" }];
   const body = parseJsonObject(data);
-  if (body === null) throw new Failure(`The stream contains data that is not a JSON object: ${data.slice(0, 80)}`);
-  if (body.error) return [ending(body.error, body.error)];
+  if (body === null) throw new Failure("The server sent data that is no JSON object.", { reason: data.slice(0, 80) });
+  if (body.error) return [ending(body.error)];
   if (event !== "message") return [{ kind: "event", event, data: withoutChunkFields(body) }];
   const choice = body.choices?.[0];
   const delta = choice?.delta ?? {};
@@ -19,8 +20,8 @@ export function factsOf({ event, data }) {
   if (delta.role) facts.push({ kind: "run", id: body.id });
   if (body.usage) facts.push({ kind: "usage", usage: body.usage });
   if (body.agent_error) {
-    // The error sentence is sent as content, so that stock clients show it. Here it is not part of the answer.
-    facts.push(ending(body.agent_error, { ...body.agent_error, message: delta.content || body.agent_error.message }));
+    // The error sentence is also sent as content, so that stock clients show it. Here it is not part of the answer.
+    facts.push(ending(body.agent_error));
     return facts;
   }
   if (delta.reasoning_content) facts.push({ kind: "reasoning", text: String(delta.reasoning_content) });
@@ -30,8 +31,8 @@ export function factsOf({ event, data }) {
   return facts;
 }
 
-function ending(error, shown) {
-  return error.code === "cancelled" ? { kind: "cancelled" } : { kind: "failed", message: errorText(shown) };
+function ending(error) {
+  return error.code === "cancelled" ? { kind: "cancelled" } : { kind: "failed", ...explain(error) };
 }
 
 /** Return the fields of the event. The server renames fields that clash with chunk fields, such as `id` to `event_id`. */

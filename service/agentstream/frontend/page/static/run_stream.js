@@ -1,8 +1,9 @@
 // Reads the stream of a run to its end and reconnects if necessary.
 
-import { Failure, resumeRun } from "./api.js";
-import { now } from "./dom.js";
+import { resumeRun } from "./api.js";
+import { asText, now } from "./dom.js";
 import { factsOf } from "./facts.js";
+import { Failure } from "./failures.js";
 import { SseParser } from "./sse.js";
 
 const MAX_RETRIES = 8; // consecutive, without a message in between; about 50 s with the pauses below
@@ -29,7 +30,7 @@ export async function followRun(exchange, first, signal) {
         if (message.id) exchange.cursor = message.id;
         if (exchange.ended) break;
       }
-      if (!exchange.ended) throw new Failure("The connection closed before the answer was complete.", { retryable: true });
+      if (!exchange.ended) throw broken("the connection closed before the answer was complete");
     } catch (error) {
       failures += 1;
       if (signal.aborted || !error.retryable || !exchange.runId || failures > MAX_RETRIES) throw error;
@@ -56,7 +57,7 @@ async function* readMessages(response, resumed) {
       const { value, done } = await reader
         .read()
         .catch((cause) => {
-          throw new Failure(`The connection broke while the answer was streaming (${cause.message}).`, { retryable: true });
+          throw broken(asText(cause.message));
         })
         .finally(() => clearTimeout(silence));
       if (done) return;
@@ -68,6 +69,8 @@ async function* readMessages(response, resumed) {
     await reader.cancel().catch(() => {}); // fails if the connection is broken already
   }
 }
+
+const broken = (reason) => new Failure("The connection to the server broke.", { reason, retryable: true });
 
 function pause(ms, signal) {
   return new Promise((resolve) => {

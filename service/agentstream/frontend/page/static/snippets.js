@@ -6,7 +6,7 @@ const UNSAFE_CHARACTERS = /[\u007f-\u009f\u00ad\u061c\u200b-\u200f\u2028-\u202e\
 /** Return JSON that is also a Python literal. This holds for strings, lists and objects. */
 function json(value, indent) {
   const escaped = (character) => `\\u${character.charCodeAt(0).toString(16).padStart(4, "0")}`;
-  const wellFormed = (_key, field) => (typeof field === "string" ? field.toWellFormed() : field);
+  const wellFormed = (_key, field) => (typeof field === "string" ? field.replace(/\p{Surrogate}/gu, "\ufffd") : field);
   return JSON.stringify(value, wellFormed, indent).replace(UNSAFE_CHARACTERS, escaped);
 }
 

@@ -8,18 +8,17 @@ const MAX_STEPS = 500; // further steps are counted, but not drawn
 
 /** A start event opens a step, and its end event closes this step. Unknown events are shown too. */
 export class Timeline {
-  #root;
+  steps = 0;
+  failures = 0; // number of steps that failed
   #list;
   #startedAt;
-  #steps = 0;
   #open = []; // running steps: { kind, name, id, item, at }
   #calls = new Map(); // index of a call of the client's tool -> { step, id, arguments }
   inferenceSeconds = 0; // total; null if the duration of an inference is unknown
 
   /** `startedAt` is the time of the request in seconds, or null if it is unknown. */
-  constructor(root, startedAt) {
-    this.#root = root;
-    this.#list = root.querySelector("ol");
+  constructor(list, startedAt) {
+    this.#list = list;
     this.#startedAt = startedAt;
   }
 
@@ -28,7 +27,7 @@ export class Timeline {
     const name = asText(data.tool ?? "tool");
     const id = data.tool_call_id ?? data.event_id; // the server renames the field `id` to `event_id`
     if (event === "agent_turn_start") {
-      this.#finish(this.#addStep(at, "turn", "Turn", asText(data.agent ?? "")), "done");
+      this.#finish(this.#addStep(at, "turn", "Turn", asText(data.agent ?? "")), "note");
     } else if (event === "inference_start") {
       this.#addStep(at, "inference", "Model", [data.model, data.engine].filter(Boolean).map(asText).join(" on "));
     } else if (event === "inference_end") {
@@ -43,11 +42,12 @@ export class Timeline {
     } else if (event === "tool_results") {
       const results = Array.isArray(data.results) ? data.results : [];
       const summary = results.map((r) => `${asText(r?.tool_name)} ${r?.success ? "ok" : "failed"}`).join(", ");
-      this.#finish(this.#addStep(at, "results", "Results", summary), "done");
+      const failed = results.some((result) => !result?.success);
+      this.#finish(this.#addStep(at, "results", "Results", summary), failed ? "note-failed" : "note");
     } else {
       const step = this.#addStep(at, "other", "Event", event);
       this.#block(step, "Data", data);
-      this.#finish(step, "done");
+      this.#finish(step, "note");
     }
     return "";
   }
@@ -60,11 +60,20 @@ export class Timeline {
       call = { text: "", body: null };
       const step = this.#addStep(at, "call", "Client tool", asText(delta?.function?.name ?? "tool"));
       call.body = this.#block(step, "Arguments", "");
-      this.#finish(step, "done", "to be run by the client");
+      this.#finish(step, "note", "to be run by the client");
       this.#calls.set(index, call);
     }
     call.text += asText(delta?.function?.arguments ?? "");
     call.body.textContent = truncate(call.text) || "(none yet)";
+  }
+
+  /** Return what the agent does now, as { words, since }; null if no step is open. `since` is null if unknown. */
+  get current() {
+    const tools = this.#open.filter((step) => step.kind === "tool");
+    const [step] = tools.length ? tools : this.#open;
+    if (!step) return null;
+    const others = tools.length > 1 ? ` and ${tools.length - 1} more` : "";
+    return { words: tools.length ? `Running ${step.name}${others}` : "Thinking", since: step.at };
   }
 
   /** Mark the open steps as unfinished: the run has ended before them. */
@@ -99,11 +108,9 @@ export class Timeline {
     item.querySelector(".name").textContent = title;
     item.querySelector(".detail").textContent = detail.length > LONG_TEXT ? `${detail.slice(0, LONG_TEXT)}…` : detail;
     item.querySelector(".at").textContent = since === null ? "" : `+${seconds(since)}`;
-    this.#steps += 1;
-    if (this.#steps <= MAX_STEPS) this.#list.append(item);
-    this.#root.hidden = false;
-    const hidden = this.#steps > MAX_STEPS ? `; the first ${MAX_STEPS} are shown` : "";
-    this.#root.querySelector(".count").textContent = `${this.#steps}${hidden}`;
+    this.steps += 1;
+    if (this.steps <= MAX_STEPS) this.#list.append(item);
+    if (this.steps === MAX_STEPS + 1) this.#list.append(element("li", "rest", "Further steps are not shown."));
     this.#open.push(step);
     return step;
   }
@@ -116,6 +123,7 @@ export class Timeline {
   #finish(step, state, note = "") {
     this.#open = this.#open.filter((other) => other !== step);
     step.item.dataset.state = state;
+    if (state === "failed") this.failures += 1;
     if (note) step.item.querySelector(".detail").after(" ", element("span", "note", note));
   }
 

@@ -1,0 +1,67 @@
+// Says what went wrong in words for people, and keeps the server's own words beside them.
+
+import { asText } from "./dom.js";
+
+const WORDS = new Map(Object.entries({
+  agent_error: "The agent failed.",
+  broker_unavailable: "The service cannot reach its database now. Try again in a moment.",
+  context_length_exceeded: "The conversation is longer than the model can read. Start a new chat, or ask a shorter question.",
+  draining: "The server restarts. Try again in a moment.",
+  forbidden_host: "The server does not answer under this address.",
+  frontend_unavailable: "The service cannot be reached now. Try again in a moment.",
+  internal_error: "The server failed.",
+  invalid_agent_output: "The agent gave an answer that cannot be sent.",
+  invalid_api_key: "This server needs an API key. Enter a valid one.",
+  model_error: "The model refused the request.",
+  model_not_found: "No such agent is running. Choose another one.",
+  queue_full: "All agents are busy, and too many requests wait already.",
+  queue_timeout: "No worker was free in time.",
+  rate_limit_exceeded: "You have sent too many requests for now.",
+  request_too_large: "The conversation is too long for this server. Start a new chat, or ask a shorter question.",
+  run_timeout: "The agent took too long, so it was stopped.",
+  stream_lost: "The server can no longer read this answer.",
+  stream_trimmed: "The server does not keep this answer any more.",
+  worker_lost: "The worker that ran the agent was lost, so the answer is incomplete.",
+  worker_shutdown: "The worker that ran the agent was stopped, so the answer is incomplete.",
+}));
+
+const WORDS_OF_STATUS = {
+  401: WORDS.get("invalid_api_key"),
+  404: "The server does not know this run or agent. It may have expired, or belong to another API key.",
+  413: WORDS.get("request_too_large"),
+  429: WORDS.get("queue_full"),
+  502: WORDS.get("frontend_unavailable"),
+  503: WORDS.get("frontend_unavailable"),
+  504: "The server did not answer in time.",
+};
+
+/** An error that is shown to the user: `message` in words for people, `reason` in the words of its source. */
+export class Failure extends Error {
+  /** `status` is the HTTP status, or 0 if there was no response. If `retryable` is true, a retry may help. */
+  constructor(message, { reason = "", status = 0, retryable = false } = {}) {
+    super(message);
+    this.reason = reason;
+    this.status = status;
+    this.retryable = retryable;
+  }
+}
+
+/**
+ * Return { message, reason } for an error object in OpenAI's format, or for any other value in its place. `status` is
+ * the HTTP status, or 0 for the error of a run.
+ */
+export function explain(error, status = 0, retryAfter = "") {
+  const code = asText(error?.code ?? error?.type ?? "");
+  const known = WORDS.get(code) ?? WORDS_OF_STATUS[status];
+  const wait = retryAfter ? ` Try again in ${retryAfter} s.` : "";
+  const words = known ?? (status >= 500 ? "The server failed." : status ? "The server refused the request." : "The run failed.");
+  return { message: `${words}${wait}`, reason: reasonOf(error, code, status) };
+}
+
+function reasonOf(error, code, status) {
+  const isObject = typeof error === "object" && error !== null;
+  const message = asText(isObject ? (error.message ?? "") : error) || "The server gave no reason.";
+  const labels = [code, isObject && error.param && `parameter ${asText(error.param)}`, status && `HTTP ${status}`];
+  const shown = labels.filter(Boolean);
+  return shown.length ? `${message} (${shown.join(", ")})` : message;
+}
