@@ -17,6 +17,8 @@ from tests.processes import Process, Processes, ended, linux_only
 pytestmark = linux_only
 # Up to five processes start at the same time, on a machine that may have only two cores.
 START_S = 3 * TIMEOUT_S
+# The time that a slow supervisor takes to signal all processes.
+SUPERVISOR_S = 0.2
 
 
 class Stopped:
@@ -30,8 +32,14 @@ class Stopped:
 
     def signal_all(self, number: signal.Signals) -> None:
         """Send a signal to every process of the service, to the parent last."""
-        for pid in [*self.pids.values(), self.process.pid]:
-            with contextlib.suppress(ProcessLookupError):  # it has already ended
+        self.signal_children(number)
+        with contextlib.suppress(ProcessLookupError):  # it has already ended
+            self.process.send_signal(number)
+
+    def signal_children(self, number: signal.Signals) -> None:
+        """Send a signal to every process but the parent."""
+        for pid in self.pids.values():
+            with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
 
     async def answers(self) -> list[str]:
@@ -121,9 +129,9 @@ async def test_up_ends_in_order(processes: Processes, client: Client, tmp_path: 
     """The workers of ``up`` take queued jobs until the front end has drained, and the broker ends last."""
     service = await started("up", processes, client, tmp_path, runs=3)
     if everybody:
-        service.signal_all(signal.SIGTERM)
-    else:
-        service.process.send_signal(signal.SIGTERM)
+        service.signal_children(signal.SIGTERM)
+        await asyncio.sleep(SUPERVISOR_S)
+    service.process.send_signal(signal.SIGTERM)
     await service.process.until(r"draining: 3 open runs")
     os.kill(service.pids["broker"], 0)
     assert await service.answers() == ["0", "1", "2"]

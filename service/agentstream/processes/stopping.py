@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 # A child that got a signal waits this long for its parent to say that it stops too. A supervisor signals all processes
 # within milliseconds; the rest is for a busy machine.
-PARENT_WORD_S: Final = 1.0
+PARENT_WORD_S: Final = 2.0
 
 _WAIT: Final = b"w"
 
@@ -63,13 +63,15 @@ def stop_signals(
             log.info("stopping; a second ctrl-C ends at once")
         stop.set()
 
+    before = {number: signal.getsignal(number) for number in caught}
     for number in caught:
         loop.add_signal_handler(number, on_signal, number)
     try:
         yield stop
     finally:
-        for number in caught:
+        for number, handler in before.items():
             loop.remove_signal_handler(number)
+            signal.signal(number, handler)  # asyncio's Runner has one for SIGINT, which the loop does not restore
         if turn is not None:
             turn.close()
 
