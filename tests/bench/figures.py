@@ -79,11 +79,7 @@ SENTENCES: Final[dict[str, Callable[[Measured], str]]] = {
 def agree(text: str, values: Measured) -> str:
     """Return a guide with the figures of its sentences replaced by those of the table."""
 
-    def corrected(found: re.Match[str], figure: str) -> str:
-        start, end = (at - found.start() for at in found.span(1))
-        return found[0][:start] + figure + found[0][end:]
-
     for sentence, figure in SENTENCES.items():
-        right = figure(values)
-        text = re.sub(sentence, lambda found, right=right: corrected(found, right), text)
+        for found in reversed(list(re.finditer(sentence, text))):
+            text = text[: found.start(1)] + figure(values) + text[found.end(1) :]
     return text

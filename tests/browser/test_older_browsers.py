@@ -64,7 +64,7 @@ async def test_it_needs_no_newer_api(deployment: PageDeployment) -> None:
     await tab.press("Escape")
     await tab.until("document.querySelectorAll('[data-stat=ended]')[1].textContent === 'stopped'")
     for button, name in ((".copy", "The answer"), (".curl", "The curl command"), (".python", "The Python program")):
-        await tab.click(button)
+        await tab.evaluate(f"document.querySelector('{button}').click()")  # tab.click needs Array.at
         await tab.until(f"document.querySelector('#status').textContent === '{name} was copied.'")
     await tab.reload()
     await tab.until("document.querySelectorAll('[data-stat=ended]')[1]?.textContent === 'stopped'")
