@@ -90,11 +90,13 @@ async def test_lines_become_text_events_and_a_result() -> None:
 
 
 async def test_the_program_reads_the_request() -> None:
-    """Standard input is one line with the version, the run id and the unchanged request, and is then closed."""
+    """Standard input is one line with the version, the run id, the caller and the request, and is then closed."""
     sink = RecordingSink()
     agent = CommandAgent(sys.executable, "-c", READS_REQUEST)
     await agent(run_with(sink, "\N{SNOWMAN}" * 300_000))
-    assert sink.facts == [("got", {"version": 1, "run_id": "chatcmpl-1", "made_up": 1, "characters": 300_000})]
+    caller = {"key_hash": "", "request_id": "", "headers": {}}
+    job = {"version": 1, "run_id": "chatcmpl-1", "caller": caller, "made_up": 1, "characters": 300_000}
+    assert sink.facts == [("got", job)]
 
 
 @pytest.mark.parametrize(
@@ -172,12 +174,12 @@ async def test_the_example_streams_through_the_openai_client(processes: Processe
 
 
 @pytest.fixture
-def endless(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def endless(tmp_path: Path, processes: Processes) -> Path:
     """A folder with an agent whose program writes its process id to a file and never ends."""
     script = f"""echo '{{"type":"text","text":"x"}}'; echo $$ > {tmp_path}/pid; exec sleep 600"""
     source = f"from agentstream.adapters.command import CommandAgent\nagent = CommandAgent('sh', '-c', {script!r})\n"
     (tmp_path / "endless.py").write_text(source)
-    monkeypatch.setattr("tests.processes.AGENTS", tmp_path)
+    processes.cwd = tmp_path
     return tmp_path
 
 

@@ -8,7 +8,8 @@ In your own module::
 
 The worker starts the program once for each run. The program reads one line from standard input, which is then closed::
 
-    {"version": 1, "run_id": "chatcmpl-...", "request": {<the chat completion request>}}
+    {"version": 1, "run_id": "chatcmpl-...", "request": {<the chat completion request>},
+     "caller": {"key_hash": "...", "request_id": "...", "headers": {"x-user-id": "..."}}}
 
 It writes lines to standard output. A line has at most 1 MiB; flush after each line::
 
@@ -116,7 +117,10 @@ class _Session:
     async def write_request(self) -> None:
         """Write the request to standard input and close it. It is no error if the program does not read it."""
         request = self._run.request.model_dump(exclude_unset=True)
-        line = orjson.dumps({"version": PROTOCOL_VERSION, "run_id": self._run.id, "request": request})
+        caller = self._run.caller
+        sender = {"key_hash": caller.key_hash, "request_id": caller.request_id, "headers": dict(caller.headers)}
+        job = {"version": PROTOCOL_VERSION, "run_id": self._run.id, "request": request, "caller": sender}
+        line = orjson.dumps(job)
         with contextlib.suppress(ConnectionError):
             self._stdin.write(line + b"\n")
             await self._stdin.drain()

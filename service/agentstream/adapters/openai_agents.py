@@ -8,13 +8,14 @@ In your own module::
 
 The answer is the streamed text of the agent's model, and of the agents that it hands off to. For a structured output
 the answer is the JSON that the model wrote. The SDK sends traces to OpenAI; to prevent this, call
-``agents.set_tracing_disabled(True)``.
+``agents.set_tracing_disabled(True)``. Options may depend on the run: ``OpenAIAgent(agent, context=lambda run: ...)``.
 """
 
 import asyncio
 import contextlib
 from typing import Any, Final
 
+from agentstream.adapters.per_run import options_for, since_last_answer
 from agentstream.adapters.run_reporter import RunReporter, as_text, usage_of
 from agentstream.agents import AgentResult, Run
 from agentstream.errors import missing_extra
@@ -25,6 +26,9 @@ try:
 except ImportError as exc:
     raise ImportError(missing_extra("this adapter", "openai-agents")) from exc
 
+PER_RUN: Final = frozenset(
+    {"context", "session", "run_config", "max_turns", "conversation_id", "previous_response_id"},
+)
 _TEXT_EVENTS: Final = frozenset({"response.output_text.delta", "response.refusal.delta"})
 # The result of a tool that raised starts with this text. The hook gets no other sign of the failure.
 _TOOL_ERROR_PREFIX: Final = "An error occurred while running the tool"
@@ -38,7 +42,12 @@ class OpenAIAgent:
     """An agent: ``await agent(run)`` runs the SDK's agent once. One instance serves any number of concurrent runs."""
 
     def __init__(self, agent: Agent[Any], **options: Any) -> None:  # noqa: ANN401 -- the SDK's own
-        """``options``, for example ``max_turns`` and ``run_config``, are passed to ``Runner.run_streamed``."""
+        """``options``, for example ``max_turns`` and ``run_config``, are passed to ``Runner.run_streamed``.
+
+        An option in ``PER_RUN`` may be a function of the run, for example ``context=lambda run: User(run.caller)``. The
+        function may be async. If there is a ``session``, it holds the conversation: only the messages after the last
+        answer of the request are added.
+        """
         self._agent = agent
         self._options = options
 
@@ -50,7 +59,10 @@ class OpenAIAgent:
         reporter = RunReporter(run, self._agent.name)
         hooks = _Hooks(run, reporter)
         given: Any = conversation(run.request.messages)
-        result = Runner.run_streamed(self._agent, given, hooks=hooks, **self._options)
+        options = await options_for(self._options, PER_RUN, run)
+        if options.get("session") is not None:  # it holds the conversation up to the last answer
+            given = conversation(since_last_answer(run.request.messages))
+        result = Runner.run_streamed(self._agent, given, hooks=hooks, **options)
         hooks.result = result
         wrote = False
         try:

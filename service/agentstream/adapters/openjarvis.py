@@ -10,6 +10,7 @@ Each run has its own bus and its own agent, so that concurrent runs never see ea
 returns its answer in one piece; the service streams it word by word.
 """
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
@@ -41,9 +42,13 @@ class OpenJarvisAgent:
     because a request to a model server cannot be interrupted from another thread.
     """
 
-    def __init__(self, make_agent: Callable[[EventBus], BaseAgent]) -> None:
-        """``make_agent`` creates an agent that publishes on the given bus; agents may share engines and tools."""
-        self._make_agent = make_agent
+    def __init__(self, make_agent: Callable[[EventBus], BaseAgent] | Callable[[EventBus, Run], BaseAgent]) -> None:
+        """``make_agent`` creates an agent that publishes on the given bus; agents may share engines and tools.
+
+        A function with a second parameter also gets the run, for example to read ``run.caller``.
+        """
+        self._make_agent: Callable[..., BaseAgent] = make_agent
+        self._takes_run = _takes_two(make_agent)
 
     def __call__(self, run: Run) -> AgentResult:
         """Run an OpenJarvis agent and return its result.
@@ -57,8 +62,9 @@ class OpenJarvisAgent:
         last = max((i for i, m in enumerate(run.request.messages) if m.role == "user"), default=None)
         others = [_message(message) for i, message in enumerate(run.request.messages) if i != last]
         question = "" if last is None else run.request.messages[last].text
+        agent = self._make_agent(bus, run) if self._takes_run else self._make_agent(bus)
         try:
-            answer = self._make_agent(bus).run(question, AgentContext(conversation=Conversation(messages=others)))
+            answer = agent.run(question, AgentContext(conversation=Conversation(messages=others)))
         except EngineConnectionError as exc:
             raise _model_error(exc) from exc
         metadata = dict(answer.metadata or {})
@@ -107,6 +113,17 @@ class _RunBus(EventBus):
             used = (data or {}).get("usage") or {}
             self.usages.append(usage_of(used.get("prompt_tokens"), used.get("completion_tokens")))
         return super().publish(event_type, data)
+
+
+def _takes_two(function: Callable[..., object]) -> bool:
+    """Return whether a function requires two arguments."""
+    try:
+        inspect.signature(function).bind(None)
+    except TypeError:
+        return True
+    except ValueError:  # no signature
+        return False
+    return False
 
 
 def _message(message: ChatMessage) -> Message:

@@ -6,12 +6,14 @@ In your own module::
 
     agent = PydanticAIAgent(Agent("openai:gpt-5"))  # AGENTSTREAM_AGENT=my_module:agent
 
-The answer is the streamed text of the agent's model. A structured output is written at the end, as JSON.
+The answer is the streamed text of the agent's model. A structured output is written at the end, as JSON. Options may
+depend on the run: ``PydanticAIAgent(agent, deps=lambda run: Deps(run.caller.key_hash))``.
 """
 
-from typing import Any
+from typing import Any, Final
 from urllib.parse import urlsplit
 
+from agentstream.adapters.per_run import options_for
 from agentstream.adapters.run_reporter import RunReporter, as_text, usage_of
 from agentstream.agents import AgentResult, Run
 from agentstream.errors import AgentError, missing_extra
@@ -43,6 +45,12 @@ except ImportError as exc:
     raise ImportError(missing_extra("this adapter", "pydantic-ai")) from exc
 
 
+# For pydantic-ai itself the other options may be functions of its own context.
+PER_RUN: Final = frozenset(
+    {"deps", "model", "usage_limits", "usage", "toolsets", "conversation", "conversation_id", "timeout", "workspace"}
+)
+
+
 class PydanticAIAgent:
     """An agent: ``await agent(run)`` runs the pydantic-ai agent once.
 
@@ -50,7 +58,11 @@ class PydanticAIAgent:
     """
 
     def __init__(self, agent: Agent[Any, Any], **options: Any) -> None:  # noqa: ANN401 -- pydantic-ai's own
-        """``options``, for example ``deps`` and ``usage_limits``, are passed to ``agent.iter``."""
+        """``options``, for example ``deps`` and ``usage_limits``, are passed to ``agent.iter``.
+
+        An option in ``PER_RUN`` may be a function of the run, for example ``deps=lambda run: Deps(run.caller)``. The
+        function may be async.
+        """
         self._agent = agent
         self._options = options
 
@@ -63,7 +75,8 @@ class PydanticAIAgent:
         reporter = RunReporter(run, self._agent.name or "pydantic-ai")
         reporter.turn_start()
         history = conversation(run.request.messages)
-        options = {**self._options, "capabilities": [ReinjectSystemPrompt(), *self._options.get("capabilities", ())]}
+        options = await options_for(self._options, PER_RUN, run)
+        options["capabilities"] = [ReinjectSystemPrompt(), *options.get("capabilities", ())]
         answer = ""
         async with self._agent.iter(message_history=history, **options) as steps:
             async for step in steps:
