@@ -103,6 +103,19 @@ async def test_an_agent_cleans_up_after_a_cancel(agents: Process) -> None:
     await agents.until("the search is closed")
 
 
+async def test_a_change_is_served_at_once(tmp_path: Path) -> None:
+    """The command names the changed file, and the next answer comes from the new code."""
+    write_agents(tmp_path)
+    (command,) = AGENTS.blocks("reload")
+    async with serving(command, tmp_path) as process:
+        assert texts(await answer(url_of(process), "agentstream", user("Ada"))) == ["Hello, ", "Ada!"]
+        module = tmp_path / "my_agents.py"
+        module.write_text(module.read_text(encoding="utf-8").replace('"Hello, "', '"Good day, "'), encoding="utf-8")
+        await process.until(r"changed +my_agents\.py", START_S)
+        await process.until(r"(?s)(takes jobs of queue.*){4}", START_S)
+        assert texts(await answer(url_of(process), "agentstream", user("Ada"))) == ["Good day, ", "Ada!"]
+
+
 @one_loop
 async def test_several_agents_are_served(tmp_path: Path) -> None:
     """Each model has its agent, all are listed, and another model is refused."""
