@@ -151,6 +151,17 @@ async def test_combinations_are_refused(row: str, tmp_path: Path) -> None:
     assert await process.ended(START_S) == 2
 
 
+@pytest.mark.parametrize("row", re.findall(r"(?m)^\| `(\w+=.*?)` \|", CONFIGURATION.section("Common mistakes")))
+async def test_common_mistakes_are_refused(row: str, tmp_path: Path) -> None:
+    """Each value of the table ends with 2 and the name of its variable."""
+    name, _, value = row.partition("=")
+    others = {"REDIS_URL": "redis://127.0.0.1:1", "OPENAI_BASE_URL": "http://127.0.0.1:1/v1"}
+    variables = " ".join(f"{each}={shlex.quote(text)}" for each, text in {**others, name: value}.items())
+    process = await shell(as_run_here(f"{variables} agentstream worker"), tmp_path)
+    assert await process.ended(START_S) == 2
+    assert name in process.output
+
+
 async def test_an_unknown_variable_is_named(tmp_path: Path) -> None:
     """A variable that is no setting gives a warning with the likely name, and nothing is refused."""
     shown = await output(as_run_here("AGENTSTREAM_PROT=1 agentstream config"), tmp_path)
