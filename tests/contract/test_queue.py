@@ -124,14 +124,18 @@ async def test_attempts_are_counted(submitter: JobSubmitter, queue: JobQueue) ->
     assert [await attempt_at(queue, claim) for _ in range(3)] == [1, 2, 3]
 
 
-async def test_job_enqueued_twice_runs_once(submitter: JobSubmitter, queue: JobQueue) -> None:
+async def test_job_enqueued_twice_runs_once(
+    submitter: JobSubmitter, queue: JobQueue, caplog: pytest.LogCaptureFixture
+) -> None:
     """If a job is in the queue twice (it was sent again after a lost reply), only one entry begins an attempt."""
+    caplog.set_level("INFO")
     sent = job()
     await submitter.submit(sent, ttl_s=60)
     await submitter.submit(sent, ttl_s=60)
     first, second = await claimed(queue), await claimed(queue)
     assert await attempt_at(queue, first) == 1
     assert await queue.begin(second, ttl_s=60) is None
+    assert "the run needs no attempt: another queue entry carries it" in caplog.messages
     await queue.finish(second)
     assert await submitter.outstanding() == 1
 

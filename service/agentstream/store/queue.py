@@ -354,7 +354,7 @@ class JobQueue:
         self._link.flush()  # sent now, not at the end of the turn, because a client waits
         reply = await _reply_within(self._link, pending, COMMAND_TIMEOUT_S)
         if not isinstance(reply, list):
-            log.info("the run needs no attempt: %s", _NO_ATTEMPT[reply])
+            log.info("the run needs no attempt: %s", _NO_ATTEMPT.get(reply, reply))
             return None
         attempt, cancelled, handed_back, waited_ms = reply
         first = encode_batch(attempt, 1, [encode_event(RUN_STARTED, {"worker": self.worker_id})])
