@@ -14,6 +14,7 @@ import pytest
 
 from agentstream.errors import StartupError
 from agentstream.processes.runtime import free_port
+from agentstream.telemetry.masking import mask
 from agentstream.tools import mcp
 from agentstream.tools.calculator import Calculator
 from agentstream.tools.mcp import McpServerConfig, McpServers, read_servers
@@ -176,6 +177,11 @@ async def test_a_missing_server_does_not_delay_the_start(monkeypatch: pytest.Mon
         ('{"mcpServers": {"x": {}}}', "either a command or a url"),
         ('{"mcpServers": {"x": {"command": "sh", "url": "http://x"}}}', "either a command or a url"),
         ('{"mcpServers": {"x": {"url": "http://x", "type": "sse"}}}', "streamable HTTP"),
+        ('{"mcpServers": {"x": {"url": "host:80/mcp"}}}', "must begin with http:// or https://"),
+        (
+            '{"mcpServers": {"x": {"url": "http://x", "headers": {"K": "\u201csecret"}}}}',
+            "headers.K.*character 1",
+        ),
         ('{"mcpServers": {"x": {"command": "no-such-program"}}}', "no program 'no-such-program'"),
         ('{"mcpServers": {"x": {"command": "sh", "env": {"A": "${NOT_SET_HERE}"}}}}', "NOT_SET_HERE is not set"),
     ],
@@ -187,6 +193,28 @@ def test_a_wrong_file_is_refused_with_the_reason(tmp_path: Path, content: str, r
     with pytest.raises(StartupError, match=reason) as refusal:
         read_servers(str(path))
     assert str(path) in str(refusal.value)
+    assert "secret" not in str(refusal.value)
+
+
+def test_the_secrets_of_servers_are_masked(tmp_path: Path) -> None:
+    """The headers, the secret variables, and the keys in the address of a server are masked in every text."""
+    remote = {
+        "url": "https://me:hunter2hunter2@x/mcp/s/0123456789abcdefgh?api_key=url-key-123456789",
+        "headers": {"Authorization": "Bearer t0ken-123456 \n", "X-Key": "header-key-123"},
+    }
+    local = {"command": "sh", "env": {"A_TOKEN": "env-token-123", "MODE": "ordinary"}}
+    read_servers(write_config(tmp_path / "mcp.json", far=remote, near=local))
+    secrets = "t0ken-123456 header-key-123 env-token-123 hunter2hunter2 0123456789abcdefgh url-key-123456789"
+    assert mask(f"{secrets} ordinary") == "*** *** *** *** *** *** ordinary"
+
+
+def test_a_wrong_proxy_is_refused_if_a_server_is_remote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A proxy variable that the client cannot use is refused by name, unless all servers are child processes."""
+    monkeypatch.setenv("ALL_PROXY", "socks://127.0.0.1:9")
+    read_servers(write_config(tmp_path / "local.json", near={"command": "sh"}))
+    path = write_config(tmp_path / "mcp.json", far={"url": "http://x/mcp"})
+    with pytest.raises(StartupError, match=r"ALL_PROXY='socks://127\.0\.0\.1:9'"):
+        read_servers(path)
 
 
 def test_variables_are_replaced_and_disabled_servers_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
