@@ -78,7 +78,6 @@ SENTENCES: Final[dict[str, Callable[[Measured], str]]] = {
 
 def agree(text: str, values: Measured) -> str:
     """Return a guide with the figures of its sentences replaced by those of the table."""
-
     for sentence, figure in SENTENCES.items():
         for found in reversed(list(re.finditer(sentence, text))):
             text = text[: found.start(1)] + figure(values) + text[found.end(1) :]

@@ -11,6 +11,22 @@ ANSWER = (
     "Cows of **Oslo**:\n\n1. *Dagros*\n2. `Litago`\n\n```python\nprint('moo')\n```\n\nSee https://example.org/cows."
 )
 
+# The answer of the screenshots.
+SHOWN = """Two cows are in **Oslo**:
+
+| cow | born | litres a day |
+|:--|:-:|--:|
+| Dagros | 2019 | 24 |
+| Litago | 2021 | 31 |
+
+I could not weigh them: [the scales](https://example.org/scales) do not answer. To ask for them yourself:
+
+```python
+cows = herd.find(city="Oslo")  # both of them
+print(len(cows), "cows")
+```
+"""
+
 # Hostile text for every field.
 HOSTILE = (
     '<script>window.ran="script"</script><img src=x onerror="window.ran=\'image\'"><svg onload="window.ran=\'svg\'">'
@@ -125,9 +141,7 @@ async def shown(run: Run) -> AgentResult:
     failed = {"tool": "weigh", "success": False, "latency": 0.421, "result": "the scales do not answer"}
     run.emit("tool_call_end", {**failed, "tool_call_id": "b"})
     run.emit("inference_start", {"model": "herd-1", "engine": "demo"})
-    text = "Two cows are in **Oslo**:\n\n1. *Dagros*\n2. *Litago*\n\nI could not find out how heavy they are: "
-    text += "[the scales](https://example.org/scales) do not answer."
-    for word in text.split(" "):
+    for word in SHOWN.split(" "):
         run.write(f"{word} ")
         await asyncio.sleep(0.03)
     usage = {"prompt_tokens": 290, "completion_tokens": 52, "total_tokens": 342}

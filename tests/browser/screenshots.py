@@ -7,7 +7,7 @@ from pathlib import Path
 
 from agentstream.processes.broker import EmbeddedBroker, usable_servers
 from tests.browser.chromium import Chromium, Tab, find_chromium
-from tests.browser.deployment import PageDeployment, ask, ended
+from tests.browser.deployment import PageDeployment, ask, ended, until_models
 from tests.browser.page_agents import WORDS
 from tests.processes import Processes
 
@@ -42,18 +42,27 @@ async def pictures(folder: Path) -> Pictures:
 async def _take(deployment: PageDeployment) -> Pictures:
     taken: Pictures = {}
     worker = await deployment.worker("shown")
-    url = await deployment.frontend(AGENTSTREAM_MODELS="herd-1")
+    url = await deployment.frontend(AGENTSTREAM_MODELS="herd-1,herd-mini")
     tab = await deployment.browser.tab(url)
     await tab.call("Emulation.setScrollbarsHidden", hidden=True)
-    await tab.set_viewport(width=560, height=900)
+    await tab.set_viewport(width=760, height=720)
+    await until_models(tab)
+    taken["welcome"] = await tab.screenshot()
     await ask(tab, "Which cows are in Oslo?")
+    await tab.until("document.querySelector('.state')?.textContent.startsWith('Running')")
+    taken["running"] = await screenshot_of_top(tab)
     await tab.until(ended("stop"))
-    taken["tool-run"] = await screenshot_of_top(tab)
-    await tab.set_viewport(width=560, height=900, dark=True)
+    taken["answer"] = await screenshot_of_top(tab)
+    await tab.set_viewport(width=760, height=720, dark=True)
     taken["dark"] = await screenshot_of_top(tab)
     await tab.set_viewport(width=390, height=844)
     taken["phone"] = await screenshot_of_top(tab)
-    await tab.set_viewport(width=600, height=720)
+    await tab.set_viewport(width=390, height=844, dark=True)
+    taken["phone-dark"] = await screenshot_of_top(tab)
+    await tab.set_viewport(width=760, height=900)
+    await tab.click(".activity > summary")
+    taken["tool-run"] = await screenshot_of_top(tab)
+    await tab.set_viewport(width=760, height=720)
     await tab.click("#restart")
     await ask(tab, "Count to 59, slowly")
     await tab.until(HALF)

@@ -158,3 +158,21 @@ async def test_repeated_marks_render_quickly(deployment: PageDeployment, unit: s
         ".textContent.length >= 0)"
     )
     assert drawn
+
+
+@pytest.mark.parametrize("unit", ['"', "'", "`", "/*", "*/", "#", " #", "<!--", "'''", "\\", "0.", "$", "--", '"\\'])
+async def test_repeated_marks_are_coloured_quickly(deployment: PageDeployment, unit: str) -> None:
+    """Code of 50,000 characters of one repeated mark is coloured within the time limit, and its text is unchanged."""
+    tab = await deployment.page()
+    same = await tab.evaluate(
+        f"""import('/page/highlight.js').then(({{ highlight }}) => {{
+            const code = {json.dumps(unit)}.repeat({50_000 // len(unit)});
+            const languages = ['js', 'python', 'sh', 'sql', 'yaml', 'json', 'html', 'css', 'constructor', ''];
+            return languages.every((language) => {{
+                const drawn = document.createElement('code');
+                highlight(drawn, code, language);
+                return drawn.textContent === code;
+            }});
+        }})"""
+    )
+    assert same

@@ -22,6 +22,10 @@ export function closeAccess() {
   notice("", "access");
 }
 
+document.addEventListener("pointerdown", (event) => {
+  if (!byId("access").contains(event.target)) byId("access").open = false;
+});
+
 /** Show the stored key, and call `onChange` after the user has entered another one. */
 export function watchKey(onChange) {
   const field = byId("key");

@@ -232,6 +232,7 @@ export class Exchange {
     keepingPlace(() => {
       this.part("reply").setAttribute("aria-busy", "false");
       this.part("reply").classList.add("ended");
+      this.part("copy").hidden = !this.text;
       this.timeline.close();
       this.#showProblem(problem);
       this.stats.end(how, at, this.timeline.inferenceSeconds);

@@ -56,6 +56,16 @@ function show() {
   showAgents(listed, before, choose);
 }
 
+// Agents start and stop while the reader looks at other tabs.
+document.addEventListener("visibilitychange", async () => {
+  if (document.hidden || names.length === 0) return;
+  try {
+    names = await modelNames();
+    show();
+  } catch {
+    // the next question says what is wrong
+  }
+});
 byId("model").addEventListener("change", () => {
   const other = byId("model").selectedOptions[0]?.dataset.other !== undefined;
   if (!other) {
