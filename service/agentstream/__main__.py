@@ -4,6 +4,7 @@ A command is imported when it is used, so that ``--help`` and ``--version`` answ
 part of the worker.
 """
 
+import contextlib
 import sys
 from collections.abc import Callable, Coroutine
 from functools import partial
@@ -44,6 +45,12 @@ def _run(process: str, flags: dict[str, Any], main: "Callable[[Settings], Corout
     sys.exit(code)
 
 
+def _print_line(line: str) -> None:
+    """Print a line for the user. If the terminal has closed, nobody reads it, and the drain must go on."""
+    with contextlib.suppress(OSError):
+        click.echo(line)
+
+
 def _up() -> click.Command:
     from agentstream.cli.flags import setting_flags  # noqa: PLC0415
     from agentstream.cli.terminal.panel import is_terminal  # noqa: PLC0415
@@ -67,7 +74,7 @@ def _up() -> click.Command:
         shown, and the next change tries again.
         """
         watch = live_status if is_terminal(sys.stdout) else None
-        _run("up", flags, lambda settings: Supervisor(settings, click.echo, watch, reload=reload).run())
+        _run("up", flags, lambda settings: Supervisor(settings, _print_line, watch, reload=reload).run())
 
     return up
 
@@ -89,7 +96,7 @@ def _frontend() -> click.Command:
             if number is None and settings.processes > 1:
                 from agentstream.processes.supervisor import serve_processes  # noqa: PLC0415
 
-                return serve_processes("frontend", settings, click.echo)
+                return serve_processes("frontend", settings, _print_line)
             from agentstream.frontend.serve import serve_frontend  # noqa: PLC0415
 
             return serve_frontend(settings, number=number, parent=parent)
@@ -118,7 +125,7 @@ def _worker() -> click.Command:
             if number is None and settings.processes > 1:
                 from agentstream.processes.supervisor import serve_processes  # noqa: PLC0415
 
-                return serve_processes("worker", settings, click.echo)
+                return serve_processes("worker", settings, _print_line)
             from agentstream.worker.serve import serve_worker  # noqa: PLC0415
 
             return serve_worker(settings, number=number, parent=parent)

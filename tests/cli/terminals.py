@@ -47,6 +47,13 @@ class Terminal:
         self._screen.set_margins()
         set_size(self._master, rows, columns)
 
+    def close_window(self) -> None:
+        """Close the terminal: its foreground processes get SIGHUP, and can neither read nor write it."""
+        if self._master >= 0:
+            asyncio.get_running_loop().remove_reader(self._master)
+            os.close(self._master)
+            self._master = -1
+
     async def until(self, matches: Callable[[list[str]], object]) -> None:
         """Wait until the rows of the screen match. Fails with the rows of the screen."""
         try:
@@ -119,5 +126,4 @@ async def terminal(
         if process.returncode is None:
             process.terminate()
         await shown.ended()
-        asyncio.get_running_loop().remove_reader(master)
-        os.close(master)
+        shown.close_window()

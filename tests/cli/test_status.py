@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+from pathlib import Path
 
 import aiohttp
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from agentstream.cli.terminal.status import UNKNOWN, LiveMetrics, Rate, parse_metrics, status_lines
 from tests.cli.terminals import Terminal, terminal
 from tests.faults.clients import AGENT, request
-from tests.processes import ROOT
+from tests.processes import ROOT, ended, linux_only
 
 EXPOSITION = """\
 # HELP agentstream_open_runs Runs a client is waiting for
@@ -173,3 +174,18 @@ async def test_a_second_ctrl_c_ends_at_once() -> None:
         shown.type("\x03")
         assert await shown.ended() == 130
         assert not re.search(r"Aborted|Traceback|Warning|does not answer", shown.output)
+
+
+@linux_only
+async def test_a_closed_window_ends_everything(tmp_path: Path) -> None:
+    """If the window is closed, ``up`` drains, although it can print nothing any more, and leaves no file."""
+    async with terminal("up", settings={**SETTINGS, "TMPDIR": str(tmp_path)}) as shown:
+        await url_of(shown)
+        await shown.until(lambda lines: "workers 1/1" in lines[-1])
+        pids = [int(pid) for pid in re.findall(r"(?m)^\S.*? +pid (\d+)", above(shown.lines))]
+        assert len(pids) == 3
+        shown.close_window()
+        assert await shown.ended() == 0
+        for pid in pids:
+            await ended(pid)
+    assert os.listdir(tmp_path) == []  # noqa: PTH208 -- a small local folder does not block
