@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from agentstream import AgentResult, Run
+from agentstream import AgentError, AgentResult, Run
 from agentstream.engines.base import EngineDelta, EngineToolCall
 
 log = logging.getLogger("author")
@@ -112,11 +112,14 @@ async def secretive(run: Run) -> AgentResult:
     if text.endswith("event"):
         run.emit("bad type!", {"x": private})
     if text.endswith("context"):
-        message = f"context length exceeded: {private}"
-        raise ValueError(message)
+        raise AgentError(private, code="context_length_exceeded")
     if text.endswith("model"):
-        message = f"Error code: 400 - {private}"
-        raise ValueError(message)
+        raise AgentError(private, code="model_error", status=502)
+    if text.endswith("quota"):
+        message = "your quota is used"
+        raise AgentError(message, code="quota_exceeded", status=429)
+    if text.endswith("agent error"):
+        raise AgentError(private)
     if text.endswith("own log"):
         log.error("the author logs this", exc_info=ValueError(private))
     raise ValueError(private)

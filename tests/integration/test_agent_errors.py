@@ -11,7 +11,7 @@ PRIVATE = "db password is hunter2-marked"
 NEUTRAL = {
     "agent_error": "the agent failed",
     "invalid_agent_output": "the agent failed",
-    "model_error": "the model server refused the request",
+    "model_error": "the model server could not answer",
     "context_length_exceeded": "the conversation is longer than the context window of the model",
 }
 # What the agent is asked for, and the code of its failure.
@@ -23,7 +23,7 @@ FAILURES = {
     "model": "model_error",
     "context": "context_length_exceeded",
 }
-ID = {"X-Request-Id": "seen.1"}
+ID = {"X-Request-Id": "seen.400"}  # the number must not change the sentence
 
 
 def body_of(text: str, **fields: Any) -> dict[str, Any]:
@@ -46,11 +46,24 @@ async def test_clients_see_the_text_of_an_error_only_if_allowed(
         answers = [await answer.text() for answer in (waited, text_form, strict)]
         if details == "hidden":
             assert not [answer for answer in answers if "hunter2" in answer]
-            assert f"{NEUTRAL[code]} (request id seen.1)" in answers[1]
+            assert f"{NEUTRAL[code]} (request id seen.400)" in answers[1]
+            assert "The model returned" not in "".join(answers)
         else:
             assert ("hunter2" in answers[1]) == (text != "event")
     await worker.until("the run ended")
     assert PRIVATE in worker.output
+
+
+async def test_a_code_of_the_agents_own_keeps_its_message(processes: Processes, client: Client) -> None:
+    """An AgentError with a code of its own is made for clients: its message, code and status are shown."""
+    url = await processes.frontend()
+    await processes.worker("author_agents:secretive", AGENTSTREAM_ERROR_DETAILS="hidden")
+    answer = await client.post(url, body_of("quota"))
+    error = (await answer.json())["error"]
+    assert (answer.status, error["code"]) == (429, "quota_exceeded")
+    assert error["message"] == "Sorry, an error occurred: your quota is used"
+    plain = (await (await client.post(url, body_of("agent error"))).json())["error"]
+    assert "hunter2" not in plain["message"]
 
 
 async def log_of(processes: Processes, client: Client, text: str, **settings: str) -> Process:

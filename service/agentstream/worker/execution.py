@@ -257,13 +257,18 @@ def caller_of(job: Job) -> Caller:
 
 
 def without_details(terminal: Terminal, job: Job) -> Terminal:
-    """Return the terminal event of a failed agent with a message that says nothing of the cause."""
+    """Return the terminal event of a failed agent with a message that says nothing of the cause.
+
+    A code of the agent's own keeps its message: an AgentError with such a code is made for clients.
+    """
     event_type, data = terminal
+    if data["code"] not in errors.FAILURE_MEANINGS:
+        return terminal
     reason = {
         errors.CONTEXT_LENGTH: "the conversation is longer than the context window of the model",
-        errors.MODEL_ERROR: "the model server refused the request",
+        errors.MODEL_ERROR: "the model server could not answer",
     }.get(data["code"], "the agent failed")
-    return event_type, {**data, "message": f"{reason} (request id {job.request_id or job.run_id})"}
+    return event_type, {**data, "message": f"{reason}{errors.REQUEST_ID_IN_MESSAGE}{job.request_id or job.run_id})"}
 
 
 def failed_event(code: str, message: str, status: int | None = None) -> Terminal:
