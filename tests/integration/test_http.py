@@ -226,7 +226,7 @@ TOOL = {"type": "function", "function": {"name": "f"}}
         ({"tools": {"type": "function"}}, "tools", "list"),
         ({"tool_choice": "required"}, "tool_choice", "only allowed with tools"),
         ({"tool_choice": "sometimes"}, "tool_choice", "'none', 'auto' or 'required'"),
-        ({"tool_choice": {"type": "allowed_tools", "allowed_tools": {}}}, "tool_choice.allowed_tools.tools", "required"),
+        ({"tool_choice": {"type": "allowed_tools", "allowed_tools": {}}}, "tool_choice.allowed_tools.tools", "Field"),
         ({"functions": [{"name": "f"}], "tools": [TOOL]}, "functions", "either tools or functions"),
         ({"function_call": {"name": "f"}}, "function_call", "only allowed with functions"),
         ({"audio": {"voice": "x"}}, "audio", "not supported"),
