@@ -43,7 +43,9 @@ class ApiClient:
         Raises WrongSettings if the key cannot be sent.
         """
         url = url.strip()
-        self.url = (url if "://" in url else f"http://{url}").rstrip("/").removesuffix("/v1")
+        if "://" not in url and (":" in url or "." in url or url.startswith("localhost")):
+            url = f"http://{url}"
+        self.url = url.rstrip("/").removesuffix("/v1")
         try:
             api_key = header_value(api_key.strip()) if api_key else None
         except ValueError as exc:
