@@ -1,105 +1,20 @@
-"""The pump and the collector, with a feed and a writer that the test controls."""
+"""The pump, with a feed and a writer that the test controls."""
 
 import asyncio
-from collections.abc import Sequence
 from typing import Any, cast
 
 import pytest
 
-from agentstream.errors import AGENT_ERROR, STREAM_LOST, LogTrimmed, RunFailed
-from agentstream.frontend.runs.collector import Collector
+from agentstream.errors import AGENT_ERROR, STREAM_LOST, LogTrimmed
 from agentstream.frontend.runs.pump import EMPTY_CHUNK_AFTER_S, KEEPALIVE_AFTER_S, FlushScheduler, StreamPump
 from agentstream.frontend.runs.raw_writer import HIGH_WATER_BYTES, ClientDisconnected, RawWriter
 from agentstream.frontend.runs.watcher import Deadlines
-from agentstream.protocol.events import RUN_CANCELLED, RUN_FAILED, Cursor, Event
+from agentstream.protocol.events import RUN_FAILED, Cursor
 from agentstream.store.bus.feed import RunFeed
 from agentstream.stream import sse
-from agentstream.stream.chat import ChatStream, StreamHead, StreamOptions
-from agentstream.stream.views import CHAT_VIEW
+from agentstream.stream.chat import ChatStream, StreamOptions
 from tests.helpers import TIMEOUT_S, batch, completed, decode, events, texts
-
-HEAD = StreamHead(run_id="chatcmpl-1", created=1, model="m")
-
-
-class FakeWriter:
-    """A writer whose client reads everything, except between ``block`` and ``unblock``."""
-
-    def __init__(self) -> None:
-        self.writes: list[bytes] = []
-        self.blocked = False
-        self.ended = False
-        self.prepared = asyncio.Event()
-        self.gone = False
-        self.broken = False
-        self._writable = asyncio.Event()
-        self.waited_blocked = asyncio.Event()
-
-    def block(self) -> None:
-        self.blocked = True
-        self._writable.clear()
-
-    def unblock(self) -> None:
-        self.blocked = False
-        self._writable.set()
-
-    async def prepare(self) -> None:
-        self.prepared.set()
-
-    def write(self, data: bytes) -> bool:
-        assert not self.ended
-        if self.broken:
-            raise ValueError(data)
-        if data:
-            self.writes.append(data)
-        return self.blocked
-
-    async def wait_writable(self) -> None:
-        if self.blocked:
-            self.waited_blocked.set()
-            await self._writable.wait()
-        if self.gone:
-            raise ClientDisconnected
-
-    async def end(self) -> None:
-        self.ended = True
-
-    @property
-    def sent(self) -> bytes:
-        return b"".join(self.writes)
-
-
-class FakeFeed:
-    """A feed that records the calls of ``pause`` and ``resume``."""
-
-    def __init__(self) -> None:
-        self.calls: list[str] = []
-
-    def pause(self) -> None:
-        self.calls.append("pause")
-
-    def resume(self) -> None:
-        self.calls.append("resume")
-
-
-class FakeDeadlines:
-    """Deadlines whose ``check`` returns the value of ``expired``, and that record the times of their other calls."""
-
-    def __init__(self) -> None:
-        self.expired: tuple[str, str] | None = None
-        self.started_s: list[float] = []
-        self.received_s: list[float] = []
-
-    def attempt_started(self, now_s: float) -> None:
-        self.started_s.append(now_s)
-
-    def events_received(self, now_s: float) -> None:
-        self.received_s.append(now_s)
-
-    def postpone(self, _now_s: float) -> None:
-        self.expired = None
-
-    def check(self, _now_s: float) -> tuple[str, str] | None:
-        return self.expired
+from tests.unit.frontend.fakes import HEAD, FakeDeadlines, FakeFeed, FakeWriter, said
 
 
 class Scene:
@@ -139,10 +54,6 @@ class Scene:
             await self.running
         assert self.writer.ended
         return decode(self.writer.sent)
-
-
-def said(*words: str, first_seq: int = 1) -> list[Event]:
-    return events(*(("text", word) for word in words), first_seq=first_seq)
 
 
 async def test_the_role_chunk_is_written_before_any_event() -> None:
@@ -419,51 +330,3 @@ async def test_a_run_is_not_given_up_while_its_client_is_slow() -> None:
     messages = await scene.ended()
     assert texts(messages) == ["a", "b"]
     assert "agent_error" not in messages[-2][1]
-
-
-async def collected(*batches: Sequence[Event]) -> Collector:
-    """Return a collector that has received these batches."""
-    collector = Collector(CHAT_VIEW.fold(HEAD))
-    for run in batches:
-        collector.on_batch(batch(run))
-    return collector
-
-
-async def test_collector_folds_a_run_to_its_end() -> None:
-    """The content is all texts joined; events after the terminal event are ignored."""
-    collector = await collected(said("a", "b"), events(completed(), first_seq=3), said("late", first_seq=4))
-    await collector.wait_ended()
-    collector.raise_if_failed()
-    assert collector.ended
-    assert collector.fold.body()["choices"][0]["message"]["content"] == "ab"
-
-
-async def test_collector_raises_for_failed_runs_only() -> None:
-    """A failed run raises RunFailed with its code; a cancelled run gives a completion."""
-    failed = await collected(events((RUN_FAILED, {"code": AGENT_ERROR, "message": "no"})))
-    await failed.wait_ended()
-    with pytest.raises(RunFailed, match="no"):
-        failed.raise_if_failed()
-    usage = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
-    cancelled = await collected(said("a"), events((RUN_CANCELLED, {"usage": usage}), first_seq=2))
-    await cancelled.wait_ended()
-    cancelled.raise_if_failed()
-    assert cancelled.fold.body()["status"] == "cancelled"
-
-
-async def test_a_run_that_the_collector_gives_up_does_not_count_as_ended() -> None:
-    """A failed feed, an expired deadline and a too long answer each raise RunFailed, but the run has not ended."""
-    lost = await collected(said("a"))
-    lost.on_failure(LogTrimmed("cut"))
-    expired = await collected(said("a"))
-    deadlines = FakeDeadlines()
-    expired.attach(cast("Deadlines", deadlines))
-    expired.tick(0)
-    deadlines.expired = (STREAM_LOST, "too long")
-    expired.tick(1)
-    large = await collected(*(said("x" * (1 << 20), first_seq=seq) for seq in range(1, 18)))
-    for collector, words in ((lost, "cut"), (expired, "too long"), (large, "use stream: true")):
-        with pytest.raises(RunFailed, match=words) as raised:
-            await collector.wait_ended()
-        assert raised.value.error_code == STREAM_LOST
-        assert not collector.ended
