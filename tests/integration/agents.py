@@ -67,6 +67,25 @@ async def whoami(run: Run) -> AgentResult:
     return AgentResult(f"{run.request.model} {os.getpid()}")
 
 
+async def _block_the_loop() -> None:
+    time.sleep(8)  # noqa: ASYNC251 -- longer than the deadlines of the connection to Redis
+
+
+async def blocking(run: Run) -> AgentResult:
+    """Block the event loop in a task; with the text "tick", stream until the loop was blocked."""
+    if run.request.messages[-1].text != "tick":
+        await asyncio.gather(_block_the_loop())
+        return AgentResult("done")
+    sys.stdout.write("ticking\n")
+    began_s = time.monotonic()
+    while time.monotonic() - began_s < 1:  # the first pause after the block is longer
+        began_s = time.monotonic()
+        run.write("tick ")
+        await asyncio.sleep(0.05)
+    run.write("tock")
+    return AgentResult("")
+
+
 async def echo_request(run: Run) -> AgentResult:
     """Answer with the request that the agent gets, as JSON."""
     return AgentResult(json.dumps(run.request.model_dump(exclude_unset=True), sort_keys=True))

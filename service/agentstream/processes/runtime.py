@@ -4,10 +4,13 @@ import asyncio
 import contextlib
 import logging
 import os
+import signal
 import socket
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Coroutine
+from functools import partial
 from types import TracebackType
 from typing import Any, Final
 
@@ -72,12 +75,58 @@ def run_loop(main: Coroutine[Any, Any, int]) -> int:
         factory = uvloop.new_event_loop
     with asyncio.Runner(loop_factory=factory) as runner:
         try:
-            return runner.run(_until_ended(main))
+            return _run_to_end(runner, main)
         except StartupError:
             raise
         except AgentStreamError as exc:
             log.error("%s", exc)  # noqa: TRY400 -- the operator needs the message, not the traceback
             return EXIT_UNREACHABLE if isinstance(exc, BrokerUnavailable) else EXIT_FAILED
+
+
+def _run_to_end(runner: asyncio.Runner, main: Coroutine[Any, Any, int]) -> int:
+    """Run ``main`` to its end, also if other code ends the event loop before.
+
+    A SystemExit or KeyboardInterrupt that leaves a task or a callback ends the loop, and so does ``loop.stop``. In a
+    worker this may come from an agent. It must not end the runs of others, so the loop goes on.
+    """
+    tasks: list[asyncio.Task[int]] = []
+
+    async def remembered() -> int:
+        if (task := asyncio.current_task()) is not None:
+            tasks.append(task)
+        return await _until_ended(main)
+
+    loop, run = runner.get_loop(), partial(runner.run, remembered())
+    while True:
+        try:
+            return run()
+        except BaseException as exc:
+            if not tasks or tasks[0].done() or _is_from_signal(exc):
+                raise
+            raised = "called loop.stop" if isinstance(exc, RuntimeError) else f"raised {type(exc).__name__}"
+            log.error(  # noqa: TRY400 -- the place says enough
+                "code outside of the service %s and would have ended this process; it goes on (%s; running: %s)",
+                raised,
+                _place_of(exc),
+                ", ".join(sorted(_running_agents(loop))) or "no agent",
+                extra=AGENT_ERROR,
+            )
+            run = partial(loop.run_until_complete, tasks[0])
+
+
+def _is_from_signal(exc: BaseException) -> bool:
+    """Return whether an exception is ctrl-C, of a process that does not handle this signal itself (yet)."""
+    return isinstance(exc, KeyboardInterrupt) and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def _place_of(exc: BaseException) -> str:
+    frames = traceback.extract_tb(exc.__traceback__)
+    return f"{frames[-1].filename}, line {frames[-1].lineno}, in {frames[-1].name}" if frames else "no place known"
+
+
+def _running_agents(loop: asyncio.AbstractEventLoop) -> list[str]:
+    """Return the names of the tasks of agents."""
+    return [task.get_name() for task in asyncio.all_tasks(loop) if task.get_name().startswith("agent ")]
 
 
 async def _until_ended(main: Coroutine[Any, Any, int]) -> int:

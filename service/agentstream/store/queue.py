@@ -76,11 +76,12 @@ async def _reply_within(link: Link, pending: Awaitable[Reply], timeout_s: float)
 
     Without the timeout the link would wait until the broker is reachable again.
     """
+    since_s = time.monotonic()
     try:
         async with asyncio.timeout(timeout_s):
             return await pending
     except TimeoutError as exc:
-        raise BrokerUnavailable(link.unanswered(timeout_s)) from exc
+        raise BrokerUnavailable(link.unanswered(timeout_s, since_s)) from exc
     except BusError as exc:
         message = f"Redis: {exc}"
         raise BrokerUnavailable(message) from exc

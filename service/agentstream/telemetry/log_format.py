@@ -176,7 +176,10 @@ class _RedactedException:
 
 def describe_exception(exc: BaseException, *, content: bool) -> str:
     """Return the class of an exception, and its text if the text cannot come from a user or ``content`` allows it."""
-    text = mask_error(str(exc) if content else _harmless_text(exc))
+    try:
+        text = mask_error(str(exc) if content else _harmless_text(exc))
+    except Exception:  # noqa: BLE001 -- a class of the agent's may raise anything
+        text = "(its text cannot be read)"
     return f"{type(exc).__name__}: {text}" if text else type(exc).__name__
 
 

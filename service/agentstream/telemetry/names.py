@@ -120,6 +120,7 @@ WORKER_PUBLISH_RETRIES: Final = "agentstream_worker_publish_retries_total"
 WORKER_PUBLISH_FAILURES: Final = "agentstream_worker_publish_failures_total"
 WORKER_UNFLUSHED_BYTES: Final = "agentstream_worker_unflushed_bytes"
 WORKER_LOG_TRIMS: Final = "agentstream_worker_log_trims_total"
+WORKER_LOOP_BLOCKED_SECONDS: Final = "agentstream_worker_loop_blocked_seconds"
 WORKER_RECONNECTS: Final = "agentstream_worker_broker_reconnects_total"
 
 
@@ -270,6 +271,12 @@ WORKER_METRICS: Final = (
         WORKER_LOG_TRIMS,
         "counter",
         "Runs whose replay log exceeded AGENTSTREAM_LOG_MAX_BYTES and lost its oldest events",
+    ),
+    Metric(
+        WORKER_LOOP_BLOCKED_SECONDS,
+        "histogram",
+        "Seconds that code of an agent blocked the event loop of the worker, if it was more than 1 s",
+        buckets_s=WAIT_BUCKETS_S,
     ),
     Metric(WORKER_RECONNECTS, "counter", "Reconnects to Redis since the process started"),
 )

@@ -7,6 +7,7 @@ another worker will continue the run, this call has no terminal event: the next 
 import asyncio
 import contextvars
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -24,8 +25,9 @@ from agentstream.protocol.openai import ChatCompletionRequest
 from agentstream.store.bus.publisher import RunPublisher
 from agentstream.store.queue import Claim
 from agentstream.stream.transcript import tool_result
-from agentstream.telemetry.log_context import AGENT_ERROR
+from agentstream.telemetry.log_context import AGENT_ERROR, current_log_context
 from agentstream.telemetry.masking import mask, mask_error
+from agentstream.worker.current_agent import CurrentAgent, set_current_agent
 from agentstream.worker.spans import agent_span, record_end
 from agentstream.worker.tally import Tally
 
@@ -163,7 +165,7 @@ class Execution:
 
     async def _run_agent(self, called: Agent, request: ChatCompletionRequest, run_timeout_s: float) -> Terminal | None:
         run = Run(self.claim.job.run_id, request, self, caller_of(self.claim.job))
-        agent = asyncio.create_task(self._call(called, run), name=f"agent {run.id}")
+        agent = asyncio.create_task(self._call(called, run), name=f"agent {self.agent_name} {run.id}")
         agent.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # asyncio must not warn
         self._unfinished.append(agent)
         try:
@@ -196,6 +198,7 @@ class Execution:
             await asyncio.wait(left)
 
     async def _call(self, agent: Agent, run: Run) -> object:
+        set_current_agent(CurrentAgent(self.agent_name, current_log_context()))
         if is_async(agent):
             return await _await_agent(agent(run), run)
         done = asyncio.get_running_loop().create_future()
@@ -218,12 +221,15 @@ class Execution:
             return RUN_COMPLETED, self._completion(request, agent.result())
         except InvalidAgentOutput as exc:
             self.failure = exc
-            log.warning("the agent broke its contract: %s", exc, exc_info=exc, extra=AGENT_ERROR)
+            log.warning("the agent broke its contract: %s", exc, exc_info=exc, extra=self._log_extra())
             return failed_event(errors.INVALID_AGENT_OUTPUT, str(exc))
         except BaseException as exc:  # the agent's own classes may derive from BaseException
             self.failure = exc
-            log.exception("the agent failed", extra=AGENT_ERROR)
+            log.exception("the agent failed", extra=self._log_extra())
             return failed_event(*describe_failure(exc))
+
+    def _log_extra(self) -> dict[str, Any]:
+        return {**AGENT_ERROR, "agent": self.agent_name}
 
     def _completion(self, request: ChatCompletionRequest, result: object) -> dict[str, Any]:
         if not isinstance(result, AgentResult):
@@ -282,22 +288,33 @@ def failed_event(code: str, message: str, status: int | None = None) -> Terminal
 
 async def _await_agent(outcome: object, run: Run) -> object:
     """Await the result of the agent's function. Its SystemExit must not end the worker."""
+    worker = os.getpid()
     try:
         return await returned_on_loop(outcome, run)
     except (SystemExit, KeyboardInterrupt) as exc:
+        _end_if_forked(worker, exc)
         message = f"the agent raised {type(exc).__name__}"
         raise errors.AgentError(message) from exc
+
+
+def _end_if_forked(worker: int, exc: BaseException) -> None:
+    """End this process if it is a child that the agent forked: a copy of the worker must not work on its runs."""
+    if os.getpid() != worker:
+        code = getattr(exc, "code", 1)
+        os._exit(code if isinstance(code, int) else int(code is not None))
 
 
 def _call_in_thread(agent: Agent, run: Run, done: asyncio.Future[object]) -> None:
     """Call the agent and pass its result or exception to the event loop, unless the loop has closed."""
     result: object = None
     error: BaseException | None = None
+    worker = os.getpid()
     try:
         result = returned_in_thread(agent(run), run)
     except StopIteration as exc:  # a future cannot hold StopIteration
         error = RuntimeError(f"the agent raised StopIteration: {exc.value!r}")
     except (SystemExit, KeyboardInterrupt) as exc:
+        _end_if_forked(worker, exc)
         error = errors.AgentError(f"the agent raised {type(exc).__name__}")
     except BaseException as exc:  # noqa: BLE001 -- every exception is the outcome of the run
         error = exc

@@ -45,6 +45,10 @@ class WorkerMetrics:
         """Return the metrics of one queue."""
         return QueueMetrics(self._all, name)
 
+    def loop_blocked(self, seconds: float) -> None:
+        """Observe how long the event loop was blocked."""
+        self._all.histogram(metric_names.WORKER_LOOP_BLOCKED_SECONDS).observe(seconds)
+
     def observe(self, workers: Iterable[tuple[str, WorkerStats]], published: PublishCounts, *, reconnects: int) -> None:
         """Update the metrics of this process from the workers of its queues and from its publish counts."""
         every = self._all

@@ -10,6 +10,7 @@ allows a new call after tools.
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -56,11 +57,12 @@ class Runner:
         *,
         log_content: bool = False,
         hide_errors: bool = False,
+        on_agent_end: Callable[[], None] = lambda: None,
     ) -> None:
         """Bind the parts.
 
         ``log_content`` allows the texts of users and agents in log lines. With ``hide_errors`` clients do not see the
-        texts of the errors of agents.
+        texts of the errors of agents. ``on_agent_end`` is called after each call of an agent.
         """
         self._resolve_agent = resolve_agent
         self._bus = bus
@@ -70,6 +72,7 @@ class Runner:
         self._metrics = metrics
         self._run_log = RunLog(content=log_content)
         self._hide_errors = hide_errors
+        self._on_agent_end = on_agent_end
         self._executions: set[Execution] = set()
         self._text_events_before = 0  # written in runs that have ended
 
@@ -153,6 +156,7 @@ class Runner:
             if begun.attempt > 1:
                 self._metrics.called_again()
             terminal = await execution.run_agent(self._limits.run_timeout_s)
+            self._on_agent_end()
         if terminal is not None:
             outcome = await self._store_terminal_event(publisher, terminal)
         elif execution.stop_reason == HAND_BACK:

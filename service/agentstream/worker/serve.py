@@ -6,6 +6,8 @@ import logging
 import os
 import secrets
 import socket
+from collections.abc import Coroutine
+from typing import Any
 
 from agentstream.agents.lifespan import started
 from agentstream.config import Settings
@@ -21,9 +23,12 @@ from agentstream.store.queue import JobQueue
 from agentstream.telemetry.masking import register_secrets
 from agentstream.telemetry.otel import exported_spans
 from agentstream.worker.agent_set import AgentSet, build_agents
+from agentstream.worker.guard import guard_loop, refuse_exits
 from agentstream.worker.health_server import HealthServer
 from agentstream.worker.leases import Leases
+from agentstream.worker.loop_watch import LoopWatch
 from agentstream.worker.metrics import WorkerMetrics
+from agentstream.worker.process_guard import ProcessGuard, exit_soon
 from agentstream.worker.runner import RunLimits, Runner
 from agentstream.worker.slots import Slots
 from agentstream.worker.worker import Worker
@@ -31,10 +36,12 @@ from agentstream.worker.worker import Worker
 log = logging.getLogger(__name__)
 
 
-async def serve_worker(
+def serve_worker(
     settings: Settings, *, keys: Keys | None = None, number: int | None = None, parent: int | None = None
-) -> int:
-    """Work until SIGTERM or SIGINT. Return the exit code.
+) -> Coroutine[Any, Any, int]:
+    """Load the agents, then return the coroutine that works until SIGTERM or SIGINT and returns the exit code.
+
+    Call it before the event loop runs: the modules of agents may use ``asyncio.run``.
 
     With a ``number`` this is one of several processes that share a metrics port. ``parent`` is the pipe to the process
     that started it (see ``TurnPipe``).
@@ -48,16 +55,29 @@ async def serve_worker(
         )
         raise StartupError(message)
     register_secrets(settings.secrets())
-    agents = build_agents(settings)
-    with exported_spans("worker"):  # after loading the agents: their modules may set up their own provider
-        return await _run_worker(
-            settings,
-            Endpoint(settings.redis_url),
-            keys or Keys(settings.key_prefix),
-            number,
-            parent,
-            agents,
-        )
+    guard = ProcessGuard()
+    with refuse_exits():
+        agents = build_agents(settings)
+    guard.check()
+    endpoint = Endpoint(settings.redis_url)
+    return _serve(settings, endpoint, keys or Keys(settings.key_prefix), number, parent, agents, guard)
+
+
+async def _serve(  # noqa: PLR0913, PLR0917 -- the parts made from the settings
+    settings: Settings,
+    endpoint: Endpoint,
+    keys: Keys,
+    number: int | None,
+    parent: int | None,
+    agents: AgentSet,
+    guard: ProcessGuard,
+) -> int:
+    with refuse_exits(), guard_loop(asyncio.get_running_loop()):
+        try:
+            with exported_spans("worker"):  # after loading the agents: their modules may set up their own provider
+                return await _run_worker(settings, endpoint, keys, number, parent, agents, guard)
+        finally:
+            exit_soon()
 
 
 async def _run_worker(  # noqa: PLR0913, PLR0917 -- the parts made from the settings
@@ -67,6 +87,7 @@ async def _run_worker(  # noqa: PLR0913, PLR0917 -- the parts made from the sett
     number: int | None,
     parent: int | None,
     agents: AgentSet,
+    guard: ProcessGuard,
 ) -> int:
     worker_id = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
     link = Link(endpoint, name="agentstream-worker", probe_key=keys.probe)
@@ -88,6 +109,7 @@ async def _run_worker(  # noqa: PLR0913, PLR0917 -- the parts made from the sett
                 metrics.queue(name),
                 log_content=settings.log_content,
                 hide_errors=settings.error_details == "hidden",
+                on_agent_end=guard.check_all,
             ),
             leases[name],
             slots=slots,
@@ -109,6 +131,8 @@ async def _run_worker(  # noqa: PLR0913, PLR0917 -- the parts made from the sett
     try:
         async with contextlib.AsyncExitStack() as stack:
             stop = stack.enter_context(stop_signals(parent=parent))
+            guard.watch_signals()
+            stack.enter_context(LoopWatch(guard, metrics.loop_blocked).watching())
             health = HealthServer(link, stop, observe=observe, render=metrics.render)
             if settings.metrics_port:
                 shared = number is not None

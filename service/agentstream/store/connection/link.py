@@ -38,6 +38,7 @@ from agentstream.store.scripts import SCRIPTS
 
 log = logging.getLogger(__name__)
 
+BLOCKED_S: Final = 0.5  # a timeout that comes later than this shows a blocked event loop, not a busy one
 PING_INTERVAL_S: Final = 2.0  # half of the front end's keepalive interval
 PONG_DEADLINE_S: Final = 3.0  # a healthy broker answers within 1 ms, and its own pauses (fork, AOF) are below 1 s
 CONNECT_TIMEOUT_S: Final = 5.0
@@ -123,9 +124,16 @@ class Link:
         """The broker's own words, if it refuses commands or connections now; empty otherwise."""
         return self._refusal if time.monotonic() - self._refused_at_s < REFUSAL_VALID_S else ""
 
-    def unanswered(self, timeout_s: float) -> str:
-        """Return the reason why a command was not done within ``timeout_s``: the broker's own words if it refuses."""
-        return f"Redis refuses: {self.refusal}" if self.refusal else f"Redis did not answer within {timeout_s:g} s"
+    def unanswered(self, timeout_s: float, since_s: float | None = None) -> str:
+        """Return the reason why a command was not done within ``timeout_s``: the broker's own words if it refuses.
+
+        ``since_s`` is the monotonic time when the wait began. If the timeout came too late, the reason is this process.
+        """
+        if self.refusal:
+            return f"Redis refuses: {self.refusal}"
+        if since_s is not None and (late_s := _late_s(since_s, timeout_s)):
+            return f"the event loop of this process was blocked for about {timeout_s + late_s:.1f} s"
+        return f"Redis did not answer within {timeout_s:g} s"
 
     @property
     def subscribes_in_order(self) -> bool:
@@ -407,10 +415,13 @@ class Link:
         lost = {connection.lost for connection in connections}
         while lost and not (await asyncio.wait(lost, timeout=PING_INTERVAL_S, return_when=asyncio.FIRST_COMPLETED))[0]:
             self._send_probe(_ignore)  # finds out that the server is no longer the primary
+            sent_s = time.monotonic()
             try:
                 async with asyncio.timeout(PONG_DEADLINE_S):
                     await await_while_connected(connections[0], self._ping())
             except TimeoutError:
+                if _late_s(sent_s, PONG_DEADLINE_S):
+                    continue  # something blocked the event loop, so the pong may have arrived
                 log.warning("the broker has not answered a PING within %g s", PONG_DEADLINE_S)
                 return
             except BusError as exc:  # the connection is lost, so the loop ends; or the server answers with an error
@@ -428,6 +439,12 @@ class Link:
             if connection is not None:
                 connection.abort()
         self._command_connection = self._push_connection = None
+
+
+def _late_s(since_s: float, timeout_s: float) -> float:
+    """Return by how much a timeout came too late, in seconds: the loop was blocked. Return 0 if it came in time."""
+    late_s = time.monotonic() - since_s - timeout_s
+    return late_s if late_s > BLOCKED_S else 0.0
 
 
 def _ignore(_value: object) -> None:
