@@ -1,7 +1,6 @@
 """The handshake of a connection: optional steps, the way without RESP3, and refusals with the change that helps."""
 
 import asyncio
-from collections.abc import AsyncIterator
 
 import pytest
 
@@ -14,17 +13,9 @@ from tests.fake_broker import (
     connected_link,
     connecting_link,
     failed,
-    fake_broker,
     in_time,
     message,
 )
-
-
-@pytest.fixture
-async def peer() -> AsyncIterator[FakeBroker]:
-    """A fake broker that answers as a healthy server."""
-    async with fake_broker() as peer:
-        yield peer
 
 
 @pytest.mark.parametrize("refusal", ["ERR unknown command 'HELLO', with args beginning with: '3' ", "NOPROTO sorry"])

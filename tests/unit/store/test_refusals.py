@@ -1,7 +1,6 @@
 """Commands that the broker refuses: not now, or not here because it is a replica."""
 
 import asyncio
-from collections.abc import AsyncIterator
 
 import pytest
 
@@ -14,17 +13,9 @@ from tests.fake_broker import (
     connected_link,
     connecting_link,
     failed,
-    fake_broker,
     in_time,
     reconnected,
 )
-
-
-@pytest.fixture
-async def peer() -> AsyncIterator[FakeBroker]:
-    """A fake broker that answers as a healthy server."""
-    async with fake_broker() as peer:
-        yield peer
 
 
 @pytest.mark.parametrize(
