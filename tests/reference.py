@@ -9,7 +9,7 @@ from typing import Any, Final
 import annotated_types
 
 import agentstream
-from agentstream import agents, errors
+from agentstream import agents, errors, testing
 from agentstream.cli.flags import format_value
 from agentstream.config import Settings, env_name
 from agentstream.protocol.event_types import EVENT_TYPES
@@ -167,9 +167,19 @@ def agent_page() -> str:
     """Return the page of the agent API."""
     parts = ["# The agent API", NOTE, f"`from agentstream import {', '.join(sorted(agents.__all__))}`"]
     parts.append(plain(inspect.cleandoc(agents.__doc__ or "")))
-    for name in ("Run", "AgentResult", "ToolResult", "ToolCallWriter", "RunCancelled"):
+    for name in ("Run", "Caller", "AgentResult", "ToolResult", "ToolCallWriter", "RunCancelled"):
         kind: Any = getattr(agentstream, name)
         parts += [f"## {name}", plain(inspect.cleandoc(kind.__doc__ or "")), *members(kind)]
+    parts += ["## Testing", plain(inspect.cleandoc(testing.__doc__ or ""))]
+    for public in (testing.run_agent, testing.run_agent_async):
+        awaited = "await " if inspect.iscoroutinefunction(public) else ""
+        signature = re.sub(r"(?<![\w.])(?:[A-Za-z_]\w*\.)+(?=\w)", "", str(inspect.signature(public)))
+        parts += [f"### `{awaited}{public.__name__}{signature}`", plain(inspect.cleandoc(public.__doc__ or ""))]
+    parts += [
+        "### AgentOutcome",
+        plain(inspect.cleandoc(testing.AgentOutcome.__doc__ or "")),
+        *members(testing.AgentOutcome),
+    ]
     return "\n\n".join(parts)
 
 

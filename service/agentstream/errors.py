@@ -286,9 +286,6 @@ FAILURE_MEANINGS: dict[str, str] = {
 MAX_MESSAGE_CHARACTERS = 4000  # limit for an agent's error text, because it goes into a frame and a log line
 
 # Codes that an agent may not choose: they say what happened to the run outside of the agent.
-# What stands before the request id in a neutral message.
-REQUEST_ID_IN_MESSAGE = " (request id "
-
 SERVICE_CODES = frozenset({QUEUE_TIMEOUT, RUN_TIMEOUT, WORKER_SHUTDOWN, WORKER_LOST, STREAM_LOST, CANCELLED})
 
 # HTTP status by failure code, for requests that are not streamed; 500 for all other codes. An event may have another
@@ -361,13 +358,18 @@ def failure_text(code: str, message: str) -> str:
     if code == CONTEXT_LENGTH:
         return too_long
     if code in {AGENT_ERROR, MODEL_ERROR}:
-        cause = message.partition(REQUEST_ID_IN_MESSAGE)[0]  # an id may contain "400"
+        cause = message.partition(" (request id ")[0]  # of ``neutral_message``; the id may contain "400"
         lowered = cause.lower()
         if "context length" in lowered or ("400" in cause and "too long" in lowered):
             return too_long
         if "400" in cause:
             return f"The model returned an error: {message}"
     return f"Sorry, an error occurred: {message}"
+
+
+def neutral_message(reason: str, request_id: str) -> str:
+    """Return the message of a failed run whose details clients may not see."""
+    return f"{reason} (request id {request_id})"
 
 
 def missing_extra(what: str, extra: str) -> str:

@@ -96,7 +96,10 @@ async def with_option(run: Run, option: str) -> AgentResult:
         lambda run: async_words(run),  # noqa: PLW0108 -- as users wrap their agents
         lambda run: words(run),  # noqa: PLW0108
     ],
-    ids=str,
+    ids=[
+        "async", "plain", "async generator", "generator", "managed object", "object", "method that generates",
+        "lifespan", "context manager", "partial", "lambda of async", "lambda of async generator", "lambda of generator",
+    ],  # fmt: skip
 )
 def test_every_shape_of_agent_runs(agent: Any) -> None:
     """Functions, generators, objects, partials, lambdas and context managers run in a plain test."""

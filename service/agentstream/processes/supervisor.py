@@ -134,8 +134,10 @@ class Supervisor:
         settings = self._settings
         url = settings.model_copy(update={"port": port}).url
         timeout = aiohttp.ClientTimeout(total=2)
-        # If REDIS_URL is set, the processes first wait for Redis, and say so if it does not come.
+        # The processes first wait for Redis, if REDIS_URL is set, and for agents that must be started. They say so if
+        # that takes too long.
         limit_s = READY_TIMEOUT_S + (settings.broker_wait_s if settings.redis_url else 0)
+        limit_s += settings.agent_start_timeout_s if settings.agent or settings.routes else 0
         try:
             async with (
                 asyncio.timeout(None if self._reload else limit_s),
@@ -148,7 +150,8 @@ class Supervisor:
             raise StartupError(message) from exc
         await children.print_pids()
         engine = (
-            masked("openai_base_url", settings.openai_base_url)
+            settings.engine
+            or masked("openai_base_url", settings.openai_base_url)
             or "built-in demo (no model: set OPENAI_BASE_URL for one)"
         )
         for route in settings.routes:

@@ -274,7 +274,7 @@ def without_details(terminal: Terminal, job: Job) -> Terminal:
         errors.CONTEXT_LENGTH: "the conversation is longer than the context window of the model",
         errors.MODEL_ERROR: "the model server could not answer",
     }.get(data["code"], "the agent failed")
-    return event_type, {**data, "message": f"{reason}{errors.REQUEST_ID_IN_MESSAGE}{job.request_id or job.run_id})"}
+    return event_type, {**data, "message": errors.neutral_message(reason, job.request_id or job.run_id)}
 
 
 def failed_event(code: str, message: str, status: int | None = None) -> Terminal:
