@@ -97,9 +97,20 @@ async def with_option(run: Run, option: str) -> AgentResult:
         lambda run: words(run),  # noqa: PLW0108
     ],
     ids=[
-        "async", "plain", "async generator", "generator", "managed object", "object", "method that generates",
-        "lifespan", "context manager", "partial", "lambda of async", "lambda of async generator", "lambda of generator",
-    ],  # fmt: skip
+        "async",
+        "plain",
+        "async generator",
+        "generator",
+        "managed object",
+        "object",
+        "generating method",
+        "lifespan",
+        "context manager",
+        "partial",
+        "lambda of async",
+        "lambda of async generator",
+        "lambda of generator",
+    ],
 )
 def test_every_shape_of_agent_runs(agent: Any) -> None:
     """Functions, generators, objects, partials, lambdas and context managers run in a plain test."""

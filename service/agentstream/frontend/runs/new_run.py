@@ -157,8 +157,8 @@ def new_job(
         request_id=current_log_context().request_id or "",
         include_usage=chat.include_usage,
         limited=context.settings.max_runs_per_key > 0,
-        headers=dict(headers or {}),
         owner=owner,
+        headers=dict(headers or {}),
         response=response,
         **tracing.carrier(),
     )
