@@ -158,6 +158,29 @@ async def test_a_failed_run_is_tried_again_in_its_place(deployment: PageDeployme
     assert await tab.text(".answer") == "3 count"
 
 
+async def test_an_interrupted_run_is_followed_again(deployment: PageDeployment) -> None:
+    """Retry on a run that the page could not follow continues this run, instead of asking the question again."""
+    await deployment.worker()
+    tab = await deployment.page(AGENTSTREAM_API_KEYS="sesame")
+    await tab.evaluate("sessionStorage.setItem('agentstream.key', 'sesame')")
+    await tab.reload()
+    await ask(tab, "slow tool")
+    await tab.until("document.querySelector('.step')")
+    run = await tab.evaluate("location.hash")
+    await tab.evaluate("sessionStorage.setItem('agentstream.key', 'wrong')")
+    await tab.reload()
+    await tab.until("document.querySelector('.state')?.textContent === 'Disconnected'")
+    assert "The agent may still be working." in await tab.text(".problem")
+    await tab.evaluate("sessionStorage.setItem('agentstream.key', 'sesame')")
+    deployment.open_gate("tool")
+    deployment.open_gate("rest")
+    await tab.click(".retry")
+    await tab.until(ended("stop"))
+    assert await tab.evaluate("location.hash") == run
+    assert await tab.texts(".question") == ["slow tool"]
+    assert "That is all." in await tab.text(".answer")
+
+
 async def test_a_question_is_edited(deployment: PageDeployment) -> None:
     """Editing a question asks the new one in its place, and removes the exchanges after it, as the editor says."""
     await deployment.worker()

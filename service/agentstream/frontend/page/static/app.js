@@ -66,6 +66,7 @@ function add(exchange) {
   onClick("python", () => copy(snippet(asPython, exchange), "The Python program"));
   onClick("copy-link", () => copy(exchange.part("link").href, "The link"));
   exchange.started.then(() => {
+    if (running?.exchange !== exchange) return; // Safari allows 100 changes of the URL in 30 s, so restored runs make none
     history.replaceState(null, "", `#run=${exchange.runId}`);
     save();
   });
@@ -214,10 +215,8 @@ function restart() {
 
 async function begin() {
   const models = loadModels(askForKey);
-  const linked = location.hash;
   for (const record of storage.loadChat()) add(Exchange.restored(record));
-  await Promise.resolve(); // by now, each exchange with a run id has put its id into the URL
-  if (linked) history.replaceState(null, "", linked);
+  await Promise.resolve(); // by now, the promises of the restored runs have been handled
   for (const exchange of [...exchanges]) {
     if (exchange.ended) continue;
     const left = { kind: "failed", message: "You left the page before the run started.", reason: "" };

@@ -20,12 +20,13 @@ export function inline(parent, text, { links = true, depth = 0 } = {}) {
     if (!found) break;
     const made = inlineNode(text, found.index, { links, depth });
     if (made) {
-      parent.append(text.slice(plain, found.index), made.node);
+      if (found.index > plain) parent.append(text.slice(plain, found.index));
+      parent.append(made.node);
       plain = made.end;
     }
     at = made?.end ?? found.index + 1;
   }
-  parent.append(text.slice(plain));
+  if (plain < text.length) parent.append(text.slice(plain));
 }
 
 /** Return the inline element that starts at a special character as { node, end }, or null if there is none. */

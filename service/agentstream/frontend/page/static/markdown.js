@@ -118,8 +118,8 @@ function paragraph(parent, lines, index) {
   let end = index + 1;
   while (end < lines.length && lines[end].trim() && !startsBlock(lines[end])) end += 1;
   const drawn = element("p");
-  drawn.dir = "auto";
   inline(drawn, lines.slice(index, end).map((line) => line.trim()).join("\n"));
+  drawn.dir = "auto"; // at the end: with it, browsers read the whole text again for each node that is appended
   parent.append(drawn);
   return end;
 }
@@ -155,7 +155,6 @@ function list(parent, lines, index, depth) {
   const number = Number.parseInt(bullet, 10);
   const ordered = !Number.isNaN(number);
   const drawn = parent.appendChild(element(ordered ? "ol" : "ul"));
-  drawn.dir = "auto";
   if (ordered) drawn.start = number;
   let next = index;
   while (next < lines.length) {
@@ -173,6 +172,7 @@ function list(parent, lines, index, depth) {
     if (only?.tagName === "P") only.replaceWith(...only.childNodes); // as a tight list, like most
     while (next < lines.length && !lines[next].trim() && isShort(lines[next + 1] ?? "", ITEM)) next += 1;
   }
+  drawn.dir = "auto";
   return next;
 }
 
