@@ -147,3 +147,23 @@ async def test_answers_that_end_by_an_error_of_the_browser_are_resumed(deploymen
     deployment.open_gate("rest")
     await tab.until(ended("stop"))
     assert "That is all." in await tab.text(".answer")
+
+
+async def test_restoring_a_long_chat_does_not_change_the_url(deployment: PageDeployment) -> None:
+    """A reload of a chat changes the URL for no restored run: Safari refuses more than 100 changes in 30 s."""
+    await deployment.worker()
+    counted = """
+        const replace = history.replaceState;
+        window.changes = 0;
+        history.replaceState = function (...its) { window.changes += 1; return replace.apply(this, its); };
+    """
+    tab = await opened(deployment, counted)
+    for number in (1, 2):
+        await ask(tab, f"question {number}")
+        await tab.until(ended("stop") + f" && document.querySelectorAll('.exchange').length === {number}")
+    assert await tab.evaluate("window.changes") == 2
+    await tab.reload()
+    await tab.until("document.querySelectorAll('.exchange').length === 2")
+    await until_models(tab)
+    assert await tab.evaluate("window.changes") == 0
+    assert (await tab.evaluate("location.hash")).startswith("#run=chatcmpl-")
