@@ -28,7 +28,9 @@ later. New versions of this protocol add types and fields; any other change incr
 """
 
 import asyncio
+import codecs
 import contextlib
+import json
 import logging
 import os
 import shutil
@@ -108,6 +110,7 @@ class _Session:
         self._last_error_line = ""
         self._tool_results: list[ToolResult] = []
         self._result: dict[str, Any] | None = None
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._failure: str | None = None
         if process.stdin is None or process.stdout is None or process.stderr is None:
             message = "the program was started without pipes"
@@ -166,13 +169,13 @@ class _Session:
             message = f"the program wrote a line after its result or error: {_shown(line)}"
             raise InvalidAgentOutput(message)
         try:
-            fields = orjson.loads(line)
+            fields, cut = _parse(line)
             kind = fields.pop("type")
-        except (ValueError, AttributeError, KeyError, TypeError) as exc:
+        except (ValueError, AttributeError, KeyError, TypeError, RecursionError) as exc:
             message = f'the program wrote a line that is not a JSON object with a "type": {_shown(line)}'
             raise InvalidAgentOutput(message) from exc
         if kind == "text":
-            self._run.write(fields.get("text"))
+            self._run.write(self._joined(fields.get("text"), cut=cut))
         elif kind == "result":
             self._result = fields
         elif kind == "error":
@@ -182,11 +185,23 @@ class _Session:
             if kind == "tool_call_end":
                 self._tool_results.append(_tool_result(fields))
 
+    def _joined(self, text: Any, *, cut: bool) -> Any:  # noqa: ANN401 -- JSON; ``Run.write`` checks it
+        """Return the text with characters joined whose UTF-8 bytes the program cut between two lines.
+
+        ``cut`` is whether the line was no valid UTF-8. ``Run.write`` joins the halves of surrogate pairs.
+        """
+        if isinstance(text, str) and (cut or self._decoder.getstate()[0]):
+            with contextlib.suppress(UnicodeEncodeError):  # half of a surrogate pair
+                return self._decoder.decode(text.encode(errors="surrogateescape"))
+        return text
+
     def conclude(self) -> AgentResult:
         """Return the program's result. Raises AgentError if the program failed or wrote no result."""
         code = self._process.returncode
         if self._failure is not None:
             raise AgentError(self._failure)
+        if rest := self._decoder.decode(b"", final=True):
+            self._run.write(rest)
         if code:
             ending = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"
             raise AgentError(f"the program {ending}: {self._last_error_line}".rstrip(": "))
@@ -200,6 +215,18 @@ class _Session:
             message = f"the usage in the program's result is invalid: {usage!r:.200}"
             raise InvalidAgentOutput(message) from exc
         return AgentResult(content, self._tool_results, metadata, self._result.get("finish_reason", "stop"))
+
+
+def _parse(line: bytes) -> tuple[Any, bool]:
+    """Return the JSON of a line, and whether the line is no valid UTF-8 because a character was cut in two.
+
+    A character may also be cut into two surrogates, which orjson refuses.
+    """
+    try:
+        return orjson.loads(line), False
+    except ValueError:
+        text = line.decode(errors="surrogateescape")
+        return json.loads(text), not text.isascii() and any("\udc80" <= char <= "\udcff" for char in text)
 
 
 def _environment() -> dict[str, str] | None:

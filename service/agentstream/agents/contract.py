@@ -3,6 +3,7 @@
 New versions add to these types. They do not remove or change anything.
 """
 
+import contextlib
 import itertools
 import math
 import secrets
@@ -11,8 +12,9 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, get_args
 
 from agentstream.agents.caller import Caller
+from agentstream.agents.text_joiner import TextJoiner
 from agentstream.agents.unseen_events import warn_if_unseen
-from agentstream.errors import InvalidAgentOutput, RunCancelled
+from agentstream.errors import AgentStreamError, InvalidAgentOutput, RunCancelled
 from agentstream.protocol.events import REASONING, TEXT, TOOL_CALL_DELTA, check_agent_event
 from agentstream.protocol.openai import ChatCompletionRequest, FinishReason, Usage
 from agentstream.protocol.plain_json import json_text
@@ -173,6 +175,8 @@ class Run:
         self.caller = caller or Caller()
         self._sink = sink
         self._cancelled = False
+        self._joiner = TextJoiner()
+        self._halves = self._joiner.halves
         self._call_numbers = itertools.count()  # gives each number once, also to concurrent threads
 
     @property
@@ -186,6 +190,13 @@ class Run:
 
     def cancel(self) -> None:
         """Mark the run as cancelled: from now on its methods raise RunCancelled. Only the worker calls this."""
+        for channel, text in self._joiner.rest():
+            with contextlib.suppress(AgentStreamError):  # the run may be over already
+                is_call = isinstance(channel, int)
+                self._sink.put(
+                    TOOL_CALL_DELTA if is_call else str(channel),
+                    {"index": channel, "arguments": text} if is_call else text,
+                )
         self._cancelled = True
 
     def emit(self, type: str, data: dict[str, Any]) -> None:  # noqa: A002 -- the published name
@@ -213,16 +224,17 @@ class Run:
     def write(self, text: str) -> None:
         """Stream the next piece of the answer's text. Any thread may call it.
 
-        An empty text sends nothing. A piece has at most 1 MiB as JSON. After the first piece no other attempt runs
-        this agent again, so that no text is shown twice.
+        An empty text sends nothing. A piece has at most 1 MiB as JSON. If a character was cut in two between two
+        pieces, it is sent whole with the second. After the first piece no other attempt runs this agent again, so that
+        no text is shown twice.
 
         Raises RunCancelled if the run is cancelled or this attempt is over. Raises InvalidAgentOutput if ``text`` is
         no str or is too large, and BufferFull as ``emit`` does.
         """
-        self._raise_if_cancelled()
-        if not _has_type(text, str):
-            message = f"run.write takes a str, got {type(text).__name__}"
-            raise InvalidAgentOutput(message)
+        if self._cancelled or text.__class__ is not str:  # this runs for each token
+            self._check_text("run.write", text)
+        if self._halves or not text.isascii():
+            text = self._joiner.join(TEXT, text)
         if text:
             self._sink.put(TEXT, text)
 
@@ -231,10 +243,10 @@ class Run:
 
         Clients receive it as ``reasoning_content``. Raises the same errors as ``write``.
         """
-        self._raise_if_cancelled()
-        if not _has_type(text, str):
-            message = f"run.write_reasoning takes a str, got {type(text).__name__}"
-            raise InvalidAgentOutput(message)
+        if self._cancelled or text.__class__ is not str:
+            self._check_text("run.write_reasoning", text)
+        if self._halves or not text.isascii():
+            text = self._joiner.join(REASONING, text)
         if text:
             self._sink.put(REASONING, text)
 
@@ -270,7 +282,11 @@ class Run:
 
     def _write_tool_call_delta(self, piece: dict[str, Any]) -> None:
         self._raise_if_cancelled()
-        self._sink.put(TOOL_CALL_DELTA, piece)
+        arguments = piece["arguments"]
+        if self._halves or not arguments.isascii():
+            piece["arguments"] = self._joiner.join(piece["index"], arguments)
+        if piece["arguments"] or "name" in piece:
+            self._sink.put(TOOL_CALL_DELTA, piece)
 
     async def drain(self) -> None:
         """Wait until every ``tool_call_start`` is stored and at most 4 MiB of the run's events wait to be stored.
@@ -282,6 +298,12 @@ class Run:
         Raises RunCancelled if this attempt is over before a ``tool_call_start`` could be stored.
         """
         await self._sink.wait_for_room()
+
+    def _check_text(self, method: str, text: object) -> None:
+        self._raise_if_cancelled()
+        if not isinstance(text, str):
+            message = f"{method} takes a str, got {type(text).__name__}"
+            raise InvalidAgentOutput(message)
 
     def _raise_if_cancelled(self) -> None:
         if self._cancelled:

@@ -23,6 +23,7 @@ from agentstream.engines.base import (
     ToolSchema,
 )
 from agentstream.protocol.openai import ChatCompletionRequest, Usage
+from agentstream.protocol.plain_json import whole_text
 
 log = logging.getLogger(__name__)
 
@@ -50,8 +51,8 @@ class Turn:
 
     @property
     def text(self) -> str:
-        """The text of the answer so far."""
-        return "".join(self.texts)
+        """The text of the answer so far. The model server may have cut a character in two."""
+        return whole_text("".join(self.texts))
 
 
 class TurnRunner:
@@ -183,10 +184,10 @@ class TurnRunner:
                 run.write(delta.text)
                 for part in delta.tool_call_deltas:
                     client_tool_calls.receive(part)
-                turn.calls += client_tool_calls.finish(delta.tool_calls)
+                turn.calls += client_tool_calls.finish([_with_whole_text(call) for call in delta.tool_calls])
                 turn.finish_reason = delta.finish_reason or turn.finish_reason
                 turn.usage = delta.usage or turn.usage
-                turn.echo = delta.echo or turn.echo
+                turn.echo = _whole_values(delta.echo) or turn.echo
                 await run.drain()
         if not turn.finish_reason:
             message = f"the engine {self._engine.name!r} ended its answer without a finish_reason"
@@ -203,6 +204,14 @@ def _inference_end_data(request: ChatCompletionRequest, turn: Turn, finish_reaso
         "tool_calls": [{"id": call.id, "name": call.name, "arguments": call.arguments} for call in turn.calls],
         "finish_reason": finish_reason,
     }
+
+
+def _with_whole_text(call: EngineToolCall) -> EngineToolCall:
+    return EngineToolCall(call.id, whole_text(call.name), whole_text(call.arguments))
+
+
+def _whole_values(echo: dict[str, Any]) -> dict[str, Any]:
+    return {name: whole_text(value) if isinstance(value, str) else value for name, value in echo.items()}
 
 
 @asynccontextmanager
