@@ -46,18 +46,18 @@ class StreamRecord:
     _highest: int = -1
     _events: set[str] = field(default_factory=set)
 
-    def receive(self, message: sse.Message) -> None:
+    def receive(self, frame: sse.ReceivedFrame) -> None:
         """Record and check one frame."""
-        data: Any = parse_data(message.data)
+        data: Any = parse_data(frame.data)
         if data == "[DONE]":
             self.done = True
             return
         if self.outcome:
             self.wrong["frames after the end"] += 1
-        self.last_id = message.last_event_id or self.last_id
+        self.last_id = frame.last_event_id or self.last_id
         self.run_id = data["id"]
-        if message.event != "message":
-            self._event(message.event, data)
+        if frame.event != "message":
+            self._event(frame.event, data)
         for choice in data["choices"]:
             if content := choice["delta"].get("content"):
                 self._content(content, failed="agent_error" in data)

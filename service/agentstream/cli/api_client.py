@@ -69,10 +69,10 @@ class ApiClient:
 
     async def stream(
         self, method: str, path: str, body: dict[str, Any] | None = None, *, after: str = ""
-    ) -> AsyncGenerator[list[sse.Message]]:
-        """Yield the messages of each received piece of a stream; an empty list for a keepalive.
+    ) -> AsyncGenerator[list[sse.ReceivedFrame]]:
+        """Yield the frames of each received piece of a stream; an empty list for a keepalive.
 
-        With ``after``, the stream resumes after the message with this id. Raises Refused, Unreachable or Failed, and
+        With ``after``, the stream resumes after the frame with this id. Raises Refused, Unreachable or Failed, and
         ConnectionLost if the connection breaks after the stream has begun. The caller must check that the stream is
         complete: a response can also end cleanly too early.
         """

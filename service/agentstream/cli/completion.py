@@ -8,7 +8,7 @@ import click
 from agentstream.config import load_settings
 from agentstream.errors import AgentStreamError
 from agentstream.protocol.keys import Keys
-from agentstream.store.admin.open_runs import Inspector
+from agentstream.store.admin.open_runs import OpenRunReader
 from agentstream.store.connection.endpoint import Endpoint
 
 TIMEOUT_S: Final = 1.0  # the user waits at the prompt
@@ -28,6 +28,6 @@ async def _open_run_ids() -> list[str]:
     if settings.redis_url is None:
         return []
     endpoint, keys = Endpoint(settings.redis_url), Keys(settings.key_prefix)
-    async with asyncio.timeout(TIMEOUT_S), Inspector(endpoint, keys) as inspector:
-        listings = await inspector.open_runs(settings.served_queues, limit=MAX_SUGGESTIONS)
+    async with asyncio.timeout(TIMEOUT_S), OpenRunReader(endpoint, keys) as reader:
+        listings = await reader.open_runs(settings.served_queues, limit=MAX_SUGGESTIONS)
     return [run.run_id for listing in listings for run in listing.runs if run.run_id]

@@ -7,7 +7,7 @@ from agentstream.frontend.runs.collector import Collector
 from agentstream.frontend.runs.latency_timer import LatencyTimer
 from agentstream.frontend.runs.model_router import QueueState
 from agentstream.frontend.runs.pump import StreamPump
-from agentstream.frontend.runs.watcher import OpenRun
+from agentstream.frontend.runs.watcher import WatchedRun
 from agentstream.store.bus.counts import FeedCounts
 from agentstream.store.connection.link import Link
 from agentstream.telemetry import names as metric_names
@@ -62,7 +62,7 @@ class FrontendMetrics:
 
     # -- current state ------------------------------------------------------------------------------
 
-    def observe(self, runs: Iterable[OpenRun], feeds: FeedCounts, link: Link) -> None:
+    def observe(self, runs: Iterable[WatchedRun], feeds: FeedCounts, link: Link) -> None:
         """Update the metrics of this process from its open runs, the counts of their feeds, and its link."""
         metrics = self._metrics
         open_runs = streams = buffered_bytes = 0

@@ -51,7 +51,7 @@ async def serve_frontend(settings: Settings, *, number: int | None = None, paren
 
     Without a ``number`` the process listens before Redis is reachable; requests get 503 until it is. With a ``number``
     it is one of several processes on the port. It then listens only after it has connected to Redis, and the other
-    processes get the requests until then. ``parent`` is the pipe to the process that started it (see ``TurnPipe``).
+    processes get the requests until then. ``parent`` is the pipe to the process that started it (see ``StopPipe``).
 
     Raises StartupError if it cannot listen on the port, BrokerUnavailable if it cannot reach Redis within
     ``broker_wait_s`` seconds.

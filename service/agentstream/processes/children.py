@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from agentstream.errors import StartupError
 from agentstream.processes.runtime import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_UNREACHABLE, EXIT_WRONG_SETTINGS
-from agentstream.processes.stopping import TurnPipe
+from agentstream.processes.stopping import StopPipe
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ class Child:
     env: Mapping[str, str]
     on_end: Callable[[], object] | None = None
     process: asyncio.subprocess.Process | None = None
-    pipe: TurnPipe | None = None
+    pipe: StopPipe | None = None
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
@@ -298,7 +298,7 @@ async def _start(child: Child) -> None:
     """Start a process in its own session: ctrl-C in the terminal reaches only the parent, which then ends the child."""
     if child.pipe is not None:
         child.pipe.stop()
-    with TurnPipe() as child.pipe:
+    with StopPipe() as child.pipe:
         child.process = await asyncio.create_subprocess_exec(
             *child.command,
             "--parent",

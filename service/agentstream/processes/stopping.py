@@ -1,10 +1,11 @@
-"""How a process learns that it should stop: from a signal, or from its parent.
+"""Stops a process after a signal, or when its parent closes a pipe.
 
-Supervisors differ in whom they signal. Some signal only the parent of a service, others all its processes at once
-(systemd with ``KillMode=control-group``, some platforms). Both lead to the same drain:
+Some supervisors signal only the parent of a service, others all its processes at once (systemd with
+``KillMode=control-group``, some platforms). Both lead to the same drain:
 
 - A repeated SIGTERM changes nothing, because a process may get it from the supervisor and from its parent.
-- A child that gets a signal asks its parent over a pipe. If the parent stops too, the child works on until its turn.
+- A child that gets a signal asks its parent over a pipe. If the parent stops too, the child works on until the
+  parent closes the pipe.
 """
 
 import asyncio
@@ -21,7 +22,7 @@ log = logging.getLogger(__name__)
 
 # A child that got a signal waits this long for its parent to say that it stops too. A supervisor signals all processes
 # within milliseconds; the rest is for a busy machine.
-PARENT_WORD_S: Final = 2.0
+PARENT_REPLY_S: Final = 2.0
 
 _WAIT: Final = b"w"
 
@@ -37,24 +38,24 @@ def stop_signals(
 ) -> Iterator[asyncio.Event]:
     """Yield an event that SIGTERM, SIGINT and SIGHUP set.
 
-    More signals change nothing, except a second SIGINT: that is a person who does not want to wait. It calls
-    ``on_second_interrupt``. SIGHUP is left alone if this process was started with it ignored, as nohup does.
+    Further signals have no effect, except a second SIGINT (ctrl-C): it calls ``on_second_interrupt``. SIGHUP is left
+    alone if this process was started with it ignored, as nohup does.
 
-    In a child process, ``parent`` is the child's end of the pipe to its parent (see ``TurnPipe``). The event is then
-    set when the parent says so or has ended, or after a signal that only this child got.
+    In a child process, ``parent`` is the child's end of the pipe to its parent (see ``StopPipe``). The event is then
+    set when the parent closes the pipe or dies, or when this child alone received a signal.
     """
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     caught = [signal.SIGTERM, signal.SIGINT]
     if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
         caught.append(signal.SIGHUP)
-    turn = None if parent is None else _Turn(parent, stop)
+    listener = None if parent is None else _StopListener(parent, stop)
     interrupts = 0
 
     def on_signal(number: signal.Signals) -> None:
         nonlocal interrupts
-        if turn is not None:
-            turn.on_signal()
+        if listener is not None:
+            listener.on_signal()
             return
         interrupts += number == signal.SIGINT
         if interrupts > 1:
@@ -72,15 +73,15 @@ def stop_signals(
         for number, handler in before.items():
             loop.remove_signal_handler(number)
             signal.signal(number, handler)  # asyncio's Runner has one for SIGINT, which the loop does not restore
-        if turn is not None:
-            turn.close()
+        if listener is not None:
+            listener.close()
 
 
-class TurnPipe:
+class StopPipe:
     """The parent's end of the pipe to a child. It tells the child when to stop.
 
-    A byte means that the parent stops and that the child's turn comes later. The end of the pipe means that it is the
-    child's turn. So a child also stops when its parent is killed.
+    A byte means that the parent stops, and that the child works on until the parent closes the pipe. When the pipe is
+    closed, the child stops. So a child also stops when its parent is killed.
     """
 
     def __init__(self) -> None:
@@ -98,20 +99,20 @@ class TurnPipe:
             self.stop()
 
     def wait(self) -> None:
-        """Say that the parent stops, and that the child works on until its turn."""
+        """Tell the child that the parent stops, and that the child works on until ``stop``."""
         if self._end >= 0:
             with contextlib.suppress(BrokenPipeError):  # the child has ended
                 os.write(self._end, _WAIT)
 
     def stop(self) -> None:
-        """Say that it is the child's turn to stop."""
+        """Close the pipe, so that the child stops."""
         if self._end >= 0:
             os.close(self._end)
             self._end = -1
 
 
-class _Turn:
-    """The child's end of the pipe: it sets ``stop`` when it is this child's turn."""
+class _StopListener:
+    """The child's end of the pipe: it sets ``stop`` when this child must stop."""
 
     def __init__(self, descriptor: int, stop: asyncio.Event) -> None:
         """Read the pipe until ``close``."""
@@ -121,11 +122,11 @@ class _Turn:
         self._loop = asyncio.get_running_loop()
         os.set_blocking(descriptor, False)
         os.set_inheritable(descriptor, False)  # noqa: FBT003 -- its signature
-        self._loop.add_reader(descriptor, self._on_word)
+        self._loop.add_reader(descriptor, self._on_byte)
 
     def on_signal(self) -> None:
         """Stop soon, unless the parent says that it stops too."""
-        self._loop.call_later(PARENT_WORD_S, self._stop_alone)
+        self._loop.call_later(PARENT_REPLY_S, self._stop_alone)
 
     def close(self) -> None:
         """Stop reading the pipe."""
@@ -134,7 +135,7 @@ class _Turn:
             os.close(self._descriptor)
             self._descriptor = -1
 
-    def _on_word(self) -> None:
+    def _on_byte(self) -> None:
         if os.read(self._descriptor, 64):
             self._parent_stops = True
         else:

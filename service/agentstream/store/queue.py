@@ -62,7 +62,7 @@ _FIRST_ENTRY: Final = "0"  # a group that starts at $ skips jobs that were enque
 
 
 @contextlib.contextmanager
-def _map_redis_errors() -> Iterator[None]:
+def _unavailable_on_redis_errors() -> Iterator[None]:
     """Raise BrokerUnavailable for every error of redis-py, so that other packages need not know redis-py."""
     try:
         yield
@@ -260,7 +260,7 @@ class JobQueue:
         await self._create()
 
     async def _create(self) -> None:
-        with _map_redis_errors():
+        with _unavailable_on_redis_errors():
             try:
                 await self._redis.xgroup_create(self._jobs, GROUP, id=_FIRST_ENTRY, mkstream=True)
             except ResponseError as exc:
@@ -271,7 +271,7 @@ class JobQueue:
     async def close(self) -> None:
         """Remove the heartbeat, and the consumer unless it still holds jobs; close the connections."""
         try:
-            with _map_redis_errors():
+            with _unavailable_on_redis_errors():
                 await self._redis.zrem(self._workers, self.worker_id)
                 try:
                     held = await self._redis.xpending_range(self._jobs, GROUP, "-", "+", 1, consumername=self.worker_id)
@@ -323,7 +323,7 @@ class JobQueue:
         workers. Raises BrokerUnavailable also if the broker stalled: then leases expired that no worker could renew.
         """
         started = time.monotonic()
-        with _map_redis_errors():
+        with _unavailable_on_redis_errors():
             seconds, microseconds = await self._redis.time()
         if time.monotonic() - started > STALL_S:
             raise BrokerUnavailable(_STALLED)
@@ -386,7 +386,7 @@ class JobQueue:
         An item of ``runs`` is (run id, name of the agent, tokens written so far).
         """
         script = SCRIPTS["progress"]
-        with _map_redis_errors():
+        with _unavailable_on_redis_errors():
             async with self._redis.pipeline(transaction=False) as pipeline:
                 pipeline.script_load(script.source)
                 for run_id, agent, tokens in runs:
@@ -399,12 +399,12 @@ class JobQueue:
         if not await _reply_within(self._link, pending, COMMAND_TIMEOUT_S):
             log.warning("the job %s is no longer held by this worker", claim.entry_id)
         if claim.job.limited:
-            with _map_redis_errors():
+            with _unavailable_on_redis_errors():
                 await self._redis.zrem(self._keys.active_runs(claim.job.owner), claim.job.run_id)
 
     async def hand_back(self, claim: Claim) -> None:
         """Release the job, so that the next reclaim takes it. The attempt does not count against MAX_ATTEMPTS."""
-        with _map_redis_errors():
+        with _unavailable_on_redis_errors():
             run = self._keys.run(claim.job.run_id)
             if await self._redis.exists(run):  # if the broker lost the hash, HINCRBY would create one without a TTL
                 await self._redis.hincrby(run, "handed_back", 1)
@@ -428,7 +428,7 @@ class JobQueue:
 
     async def _field(self, run_ids: list[str], field: str) -> list[bytes | None]:
         """Return one field of each run's hash."""
-        with _map_redis_errors():
+        with _unavailable_on_redis_errors():
             async with self._redis.pipeline(transaction=False) as pipeline:
                 for run_id in run_ids:
                     pipeline.hget(self._keys.run(run_id), field)
@@ -436,5 +436,5 @@ class JobQueue:
         return values
 
     async def _script(self, name: str, keys: list[str], *args: str | int) -> Any:  # noqa: ANN401 -- a Redis reply
-        with _map_redis_errors():
+        with _unavailable_on_redis_errors():
             return await self._scripts[name](keys=keys, args=list(args))

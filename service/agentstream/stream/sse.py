@@ -82,7 +82,7 @@ class NumberedTemplate:
         return f"id: {number}{self._before}{json_string(text)}{self._between}{number}}}\n\n".encode("ascii")
 
 
-class Message(NamedTuple):
+class ReceivedFrame(NamedTuple):
     """A received frame. ``event`` is "message" if the frame has no ``event:`` line.
 
     ``last_event_id`` is the id of this frame, or of the latest frame that had one.
@@ -105,7 +105,7 @@ class Decoder:
         self._event = ""
         self.last_event_id = ""
 
-    def feed(self, chunk: bytes) -> Iterator[Message]:
+    def feed(self, chunk: bytes) -> Iterator[ReceivedFrame]:
         """Yield the frames that ``chunk`` completes; raises ValueError if a line exceeds MAX_LINE_BYTES."""
         text = self._rest + self._utf8.decode(chunk)
         if self._first and text:
@@ -114,16 +114,16 @@ class Decoder:
         start = 0
         while (line_end := _line_end(text, start)) is not None:
             end, start_of_next = line_end
-            message = self._line(text[start:end])
+            frame = self._line(text[start:end])
             start = start_of_next
-            if message is not None:
-                yield message
+            if frame is not None:
+                yield frame
         self._rest = text[start:]
         if len(self._rest) > MAX_LINE_BYTES:
-            message_text = f"an SSE line is longer than {MAX_LINE_BYTES} characters"
-            raise ValueError(message_text)
+            message = f"an SSE line is longer than {MAX_LINE_BYTES} characters"
+            raise ValueError(message)
 
-    def _line(self, line: str) -> Message | None:
+    def _line(self, line: str) -> ReceivedFrame | None:
         if not line:
             return self._dispatch()
         field, _, value = line.partition(":")
@@ -136,12 +136,12 @@ class Decoder:
             self.last_event_id = value
         return None  # a field, a comment, or a line that clients ignore
 
-    def _dispatch(self) -> Message | None:
+    def _dispatch(self) -> ReceivedFrame | None:
         data, event = self._data, self._event
         self._data, self._event = [], ""
         if not data:
             return None
-        return Message(event or "message", "\n".join(data), self.last_event_id)
+        return ReceivedFrame(event or "message", "\n".join(data), self.last_event_id)
 
 
 def _line_end(text: str, start: int) -> tuple[int, int] | None:

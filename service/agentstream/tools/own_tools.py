@@ -22,7 +22,7 @@ RIGHT_FORM: Final = (
 _NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")  # model servers refuse other names
 
 
-class FunctionTool:
+class PythonTool:
     """A tool that calls a function. A plain function runs in a thread.
 
     ``name`` is that of the function, ``description`` its docstring, and ``parameters`` come from its type hints.
@@ -115,7 +115,7 @@ def _as_tool(found: object) -> Tool:
         message = "has a method `run` that is not async; write `async def run(self, arguments: dict) -> str`"
         raise TypeError(message)
     if inspect.isroutine(found):
-        return FunctionTool(found)
+        return PythonTool(found)
     message = f"is a {type(found).__name__}; {RIGHT_FORM}"
     raise TypeError(message)
 

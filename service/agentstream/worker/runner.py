@@ -24,7 +24,7 @@ from agentstream.telemetry import tracing
 from agentstream.worker.execution import HAND_BACK, LEASE_LOST, AgentResolver, Execution, Terminal, failed_event
 from agentstream.worker.leases import Leases
 from agentstream.worker.metrics import HANDED_BACK, NOT_STORED, QueueMetrics
-from agentstream.worker.run_log import RunLog
+from agentstream.worker.run_log_lines import RunLogLines
 from agentstream.worker.spans import job_span, record_end
 
 log = logging.getLogger(__name__)
@@ -70,7 +70,7 @@ class Runner:
         self._leases = leases
         self._limits = limits
         self._metrics = metrics
-        self._run_log = RunLog(content=log_content)
+        self._log_lines = RunLogLines(content=log_content)
         self._hide_errors = hide_errors
         self._on_agent_end = on_agent_end
         self._executions: set[Execution] = set()
@@ -97,7 +97,7 @@ class Runner:
         ``called_again`` is given for a job that another worker held before. Its result is set as soon as it is known
         whether the agent is called again, at the latest when the job ends.
         """
-        self._run_log.claimed(claim, self._queue)
+        self._log_lines.claimed(claim, self._queue)
         self._metrics.claimed(again=called_again is not None)
         execution = Execution(self._resolve_agent, claim, self._on_tool_end, hide_errors=self._hide_errors)
         self._executions.add(execution)
@@ -128,7 +128,7 @@ class Runner:
             claim.job.run_id, begun.attempt, self._limits.log, execution.abandon, begun.first_batch
         )
         execution.bind(publisher)
-        self._run_log.attempt_begun(claim.job, begun)
+        self._log_lines.attempt_begun(claim.job, begun)
         span.set({tracing.ATTEMPT: begun.attempt, tracing.QUEUE_WAIT_S: begun.waited_s})
         stored, outcome = await self._attempt(execution, begun, publisher, called_again)
         record_end(span, stored, execution.stop_reason or outcome)
@@ -166,7 +166,7 @@ class Runner:
         now_s, cancel_s = time.monotonic(), execution.cancel_requested_at_s
         cancel_seconds = None if cancel_s is None else now_s - cancel_s
         self._metrics.ended(outcome, seconds=now_s - begun_s, cancel_seconds=cancel_seconds)
-        self._run_log.ended(terminal, outcome, seconds=now_s - begun_s)
+        self._log_lines.ended(terminal, outcome, seconds=now_s - begun_s)
         publisher.close(BusError("the run has ended, or another worker continues it"))
         if outcome == HANDED_BACK:
             await self._queue.hand_back(execution.claim)
@@ -174,7 +174,7 @@ class Runner:
             return None, outcome
         else:
             await self._queue.finish(execution.claim)
-        await self._run_log.answered(self._bus, execution.claim.job.run_id, terminal)
+        await self._log_lines.answered(self._bus, execution.claim.job.run_id, terminal)
         return terminal, outcome
 
     def _on_tool_end(self, success: bool) -> None:  # noqa: FBT001 -- a callback

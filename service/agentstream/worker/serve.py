@@ -44,7 +44,7 @@ def serve_worker(
     Call it before the event loop runs: the modules of agents may use ``asyncio.run``.
 
     With a ``number`` this is one of several processes that share a metrics port. ``parent`` is the pipe to the process
-    that started it (see ``TurnPipe``).
+    that started it (see ``StopPipe``).
 
     Raises StartupError if an agent cannot be loaded or the metrics port is taken, and BrokerUnavailable if Redis does
     not answer within ``broker_wait_s``.

@@ -8,16 +8,16 @@ from collections.abc import Iterator
 import pytest
 
 from agentstream.processes import stopping
-from agentstream.processes.stopping import TurnPipe, stop_signals
+from agentstream.processes.stopping import StopPipe, stop_signals
 from tests.helpers import TIMEOUT_S
 
 
 @pytest.fixture
-def pipe() -> Iterator[TurnPipe]:
+def pipe() -> Iterator[StopPipe]:
     """A pipe whose child's end is in this process too."""
-    turn = TurnPipe()
-    yield turn
-    turn.stop()
+    opened = StopPipe()
+    yield opened
+    opened.stop()
 
 
 async def is_set(stop: asyncio.Event) -> None:
@@ -75,7 +75,7 @@ async def test_an_ignored_hangup_stays_ignored() -> None:
         signal.signal(signal.SIGHUP, before)
 
 
-async def test_a_child_stops_when_its_parent_says_so(pipe: TurnPipe) -> None:
+async def test_a_child_stops_when_its_parent_says_so(pipe: StopPipe) -> None:
     """The end of the pipe stops a child without a signal, so a child also stops when its parent is killed."""
     with stop_signals(parent=pipe.child_end) as stop:
         pipe.wait()
@@ -85,23 +85,23 @@ async def test_a_child_stops_when_its_parent_says_so(pipe: TurnPipe) -> None:
         await is_set(stop)
 
 
-async def test_a_child_works_on_until_its_turn(pipe: TurnPipe, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If the parent stops too, no signal stops a child before its turn."""
-    monkeypatch.setattr(stopping, "PARENT_WORD_S", 0.05)
+async def test_a_child_works_on_until_the_pipe_is_closed(pipe: StopPipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the parent stops too, no signal stops a child before the parent closes the pipe."""
+    monkeypatch.setattr(stopping, "PARENT_REPLY_S", 0.05)
     with stop_signals(parent=pipe.child_end) as stop:
         pipe.wait()
         await delivered()
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGINT, signal.SIGTERM):
             os.kill(os.getpid(), number)
-        await asyncio.sleep(4 * stopping.PARENT_WORD_S)  # nothing happens
+        await asyncio.sleep(4 * stopping.PARENT_REPLY_S)  # nothing happens
         assert not stop.is_set()
         pipe.stop()
         await is_set(stop)
 
 
-async def test_a_child_that_is_signalled_alone_stops(pipe: TurnPipe, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_child_that_is_signalled_alone_stops(pipe: StopPipe, monkeypatch: pytest.MonkeyPatch) -> None:
     """If the parent says nothing, a child that got a signal stops."""
-    monkeypatch.setattr(stopping, "PARENT_WORD_S", 0.05)
+    monkeypatch.setattr(stopping, "PARENT_REPLY_S", 0.05)
     with stop_signals(parent=pipe.child_end) as stop:
         os.kill(os.getpid(), signal.SIGTERM)
         await is_set(stop)
@@ -109,7 +109,7 @@ async def test_a_child_that_is_signalled_alone_stops(pipe: TurnPipe, monkeypatch
 
 def test_a_pipe_to_an_ended_child_is_harmless() -> None:
     """The parent may speak to a child that has ended."""
-    with TurnPipe() as pipe:
+    with StopPipe() as pipe:
         pass
     pipe.wait()
     pipe.stop()

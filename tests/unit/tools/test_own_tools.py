@@ -8,7 +8,7 @@ from typing import Any, Literal
 import pytest
 
 from agentstream.tools.base import ToolError
-from agentstream.tools.own_tools import FunctionTool, as_tools
+from agentstream.tools.own_tools import PythonTool, as_tools
 from agentstream.tools.toolbox import Toolbox
 from tests.helpers import TIMEOUT_S
 
@@ -62,7 +62,7 @@ async def call(tool: object, arguments: str) -> tuple[str, bool]:
 
 def test_a_function_describes_itself_to_the_model() -> None:
     """The name, the docstring and the type hints of a function become the description of its tool."""
-    tool = FunctionTool(weather)
+    tool = PythonTool(weather)
     assert tool.name == "weather"
     assert tool.description == "Return the weather of a city.\n\nThe city is a name."
     assert tool.parameters["required"] == ["city"]
@@ -115,7 +115,7 @@ async def test_arguments_inside_others_are_checked() -> None:
         raise NotImplementedError
 
     with pytest.raises(ToolError, match=r"wrong arguments: prices.1: Input should be a valid number"):
-        await FunctionTool(total).run({"prices": [1, "free"]})
+        await PythonTool(total).run({"prices": [1, "free"]})
 
 
 async def test_objects_and_lists_are_tools() -> None:

@@ -9,7 +9,7 @@ import pytest
 from agentstream.agents.orchestrator import Orchestrator
 from agentstream.config import load_settings
 from agentstream.errors import StartupError
-from agentstream.tools.own_tools import FunctionTool
+from agentstream.tools.own_tools import PythonTool
 from agentstream.worker.agent_set import build_agents
 
 
@@ -157,7 +157,7 @@ def test_the_built_in_agent_gets_tools_of_the_user(tmp_path: Path) -> None:
     assert isinstance(orchestrator, Orchestrator)
     tools = orchestrator._toolbox.tools()
     assert set(tools) == {"calculator", "current_time", "text_statistics", "weather"}
-    assert all(isinstance(tools[tool], FunctionTool) for tool in ("weather", "calculator"))
+    assert all(isinstance(tools[tool], PythonTool) for tool in ("weather", "calculator"))
 
 
 @pytest.mark.usefixtures("module")

@@ -10,7 +10,7 @@ from typing import Any, Final, TypeVar
 
 import click
 
-from agentstream.cli.doctor import checks as findings
+from agentstream.cli.doctor import checks
 from agentstream.cli.doctor.buffering import check_buffering
 from agentstream.cli.doctor.checks import CheckResult
 from agentstream.cli.exits import exit_on_redis_errors, run_command
@@ -26,7 +26,7 @@ from agentstream.store.connection.endpoint import Endpoint
 
 Fact = TypeVar("Fact")
 
-_LEVEL_NAMES: Final[dict[findings.Level, str]] = {"fault": "faults", "warning": "warnings", "unknown": "unknown"}
+_LEVEL_NAMES: Final[dict[checks.Level, str]] = {"fault": "faults", "warning": "warnings", "unknown": "unknown"}
 _LEVEL_COLORS: Final = {"ok": "green", "warning": "yellow", "fault": "red", "unknown": "yellow"}
 
 
@@ -79,21 +79,21 @@ async def _run_checks(settings: Settings, url: str | None, api_key: str | None, 
 async def check_redis(endpoint: Endpoint, keys: Keys, queues: Sequence[str], *, max_queued: int) -> list[CheckResult]:
     """Run all checks of Redis. Raises BrokerUnavailable, and BusError if Redis refuses the login."""
     async with ServerState(endpoint, keys) as server:
-        latency = findings.latency(await server.ping_times_s())  # first: it raises if Redis is unreachable
+        latency = checks.latency(await server.ping_times_s())  # first: it raises if Redis is unreachable
         private = await _is_private(server)
         results = [
-            await _check("version", server.info(), findings.version),
-            await _check("role", server.info(), findings.role),
-            await _check("append-only file", server.info(), partial(findings.persistence, private=private)),
-            await _check("eviction", server.info(), findings.eviction),
-            await _check("memory", server.info(), partial(findings.memory, private=private)),
-            await _check("output buffer", server.config("client-output-buffer-limit"), findings.output_buffer),
+            await _check("version", server.info(), checks.version),
+            await _check("role", server.info(), checks.role),
+            await _check("append-only file", server.info(), partial(checks.persistence, private=private)),
+            await _check("eviction", server.info(), checks.eviction),
+            await _check("memory", server.info(), partial(checks.memory, private=private)),
+            await _check("output buffer", server.config("client-output-buffer-limit"), checks.output_buffer),
             latency,
-            await _check("clock", server.clock(), findings.clock),
+            await _check("clock", server.clock(), checks.clock),
         ]
         for queue in queues:
-            results.append(await _check(f"workers of {queue}", server.queue(queue), partial(findings.workers, queue)))
-            depth = partial(findings.depth, queue, max_queued=max_queued)
+            results.append(await _check(f"workers of {queue}", server.queue(queue), partial(checks.workers, queue)))
+            depth = partial(checks.depth, queue, max_queued=max_queued)
             results.append(await _check(f"jobs of {queue}", server.queue(queue), depth))
     return results
 

@@ -13,7 +13,7 @@ from agentstream.cli.terminal.display import sanitize
 from agentstream.cli.terminal.layout import format_table, format_time
 from agentstream.config import Settings
 from agentstream.protocol.keys import Keys
-from agentstream.store.admin.open_runs import Inspector, OpenRun, QueueListing
+from agentstream.store.admin.open_runs import OpenRun, OpenRunReader, QueueListing
 from agentstream.store.connection.endpoint import Endpoint
 
 MAX_MODEL_CHARACTERS: Final = 40
@@ -44,8 +44,8 @@ def ps(*, as_json: bool, **flags: Any) -> None:  # noqa: ANN401
 
 async def _list(settings: Settings, *, as_json: bool) -> int:
     with exit_on_redis_errors():
-        async with Inspector(Endpoint(redis_url_of(settings)), Keys(settings.key_prefix)) as inspector:
-            listings = await inspector.open_runs(settings.served_queues)
+        async with OpenRunReader(Endpoint(redis_url_of(settings)), Keys(settings.key_prefix)) as reader:
+            listings = await reader.open_runs(settings.served_queues)
     click.echo(_json(listings) if as_json else _table(listings))
     return 0
 

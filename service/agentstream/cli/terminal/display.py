@@ -54,12 +54,12 @@ class Display:
         """The text of the answer so far."""
         return "".join(self._answer)
 
-    def receive(self, message: sse.Message) -> bool:
-        """Show a message of the stream. Returns True for the last message."""
-        self.last_event_id = message.last_event_id or self.last_event_id
-        if message.data == DONE:
+    def receive(self, frame: sse.ReceivedFrame) -> bool:
+        """Show a frame of the stream. Returns True for the last frame."""
+        self.last_event_id = frame.last_event_id or self.last_event_id
+        if frame.data == DONE:
             return True
-        data: dict[str, Any] = json.loads(message.data)
+        data: dict[str, Any] = json.loads(frame.data)
         if "error" in data and "choices" not in data:
             if data["error"].get("code") == CANCELLED:
                 self._error = Cancelled(CANCELLED_MESSAGE)
@@ -67,8 +67,8 @@ class Display:
                 self._error = Failed(sanitize(str(data["error"].get("message"))))
             return False
         self.run_id = data.get("id") or self.run_id
-        if message.event != "message":
-            self._activity(message.event, data)
+        if frame.event != "message":
+            self._activity(frame.event, data)
             return False
         for choice in data["choices"]:
             delta = choice["delta"]

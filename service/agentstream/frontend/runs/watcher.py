@@ -23,7 +23,7 @@ MAX_LOG_CHECK_INTERVAL_S: Final = 60.0
 GRACE_S: Final = 10.0
 
 
-class OpenRun(Protocol):
+class WatchedRun(Protocol):
     """A run that a client waits for. ``log_context`` has the fields of log lines about it."""
 
     log_context: LogContext
@@ -117,7 +117,7 @@ class Watcher:
 
     def __init__(self) -> None:
         """Start without runs."""
-        self._parts: list[set[OpenRun]] = [set() for _ in range(PARTS)]
+        self._parts: list[set[WatchedRun]] = [set() for _ in range(PARTS)]
         self._none_left = asyncio.Event()
         self._none_left.set()
 
@@ -125,16 +125,16 @@ class Watcher:
         """Return how many runs are open."""
         return sum(map(len, self._parts))
 
-    def __iter__(self) -> Iterator[OpenRun]:
+    def __iter__(self) -> Iterator[WatchedRun]:
         """Yield each open run."""
         return itertools.chain.from_iterable(self._parts)
 
-    def add(self, run: OpenRun) -> None:
+    def add(self, run: WatchedRun) -> None:
         """Tick this run from now on."""
         self._parts[hash(run) % PARTS].add(run)
         self._none_left.clear()
 
-    def remove(self, run: OpenRun) -> None:
+    def remove(self, run: WatchedRun) -> None:
         """Stop ticking this run. A run that was not added is ignored."""
         self._parts[hash(run) % PARTS].discard(run)
         if not len(self):

@@ -46,7 +46,7 @@ class QueueListing:
     runs: list[OpenRun]
 
 
-class Inspector(AdminClient):
+class OpenRunReader(AdminClient):
     """Lists open runs."""
 
     async def open_runs(self, queues: Sequence[str], *, limit: int = MAX_LISTED_RUNS) -> list[QueueListing]:

@@ -9,7 +9,7 @@ from agentstream.errors import BrokerUnavailable
 from agentstream.protocol.events import encode_batch, encode_event
 from agentstream.protocol.jobs import Job, new_run_id
 from agentstream.protocol.keys import Keys
-from agentstream.store.admin.open_runs import Inspector, OpenRun, QueueListing
+from agentstream.store.admin.open_runs import OpenRun, OpenRunReader, QueueListing
 from agentstream.store.admin.probe_run import ProbeRun
 from agentstream.store.admin.server_state import QueueSummary, ServerState
 from agentstream.store.connection.endpoint import Endpoint
@@ -27,8 +27,8 @@ def job(text: str = "") -> Job:
 
 
 async def listed(url: str, keys: Keys, *queues: str, **bounds: Any) -> list[QueueListing]:
-    async with Inspector(Endpoint(url), keys) as inspector:
-        return await inspector.open_runs(queues, **bounds)
+    async with OpenRunReader(Endpoint(url), keys) as reader:
+        return await reader.open_runs(queues, **bounds)
 
 
 async def submitted(link: Link, keys: Keys, queue: str, *jobs: Job) -> None:

@@ -25,7 +25,7 @@ MAX_CONTENT_CHARS: Final = 2000
 HISTORY_TIMEOUT_S: Final = 5.0  # time to read the answer from the replay log; the run holds its slot meanwhile
 
 
-class RunLog:
+class RunLogLines:
     """The log lines of one worker's runs. ``content`` allows the texts of users and agents."""
 
     def __init__(self, *, content: bool = False) -> None:
