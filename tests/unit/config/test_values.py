@@ -7,7 +7,7 @@ import pytest
 
 from agentstream.config import Settings, env_name, load_settings
 from agentstream.errors import StartupError
-from tests.unit.test_config import EVERY_SETTING
+from tests.unit.config.test_settings import EVERY_SETTING
 
 
 def refusal(**flags: Any) -> str:
