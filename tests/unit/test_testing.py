@@ -203,6 +203,36 @@ def test_a_yielded_or_returned_result_ends_a_generator() -> None:
     assert closed == ["async", "plain"]
 
 
+async def test_a_generator_is_closed_before_its_run_ends() -> None:
+    """A generator that has yielded its result is closed at once, not when Python finds that nobody holds it."""
+    closed: list[str] = []
+    held: list[Any] = []
+
+    async def answering(_run: Run) -> AsyncIterator[AgentResult]:
+        try:
+            yield AgentResult("hi")
+        finally:
+            closed.append("async")
+
+    def answering_in_a_thread(_run: Run) -> Iterator[AgentResult]:
+        try:
+            yield AgentResult("hi")
+        finally:
+            closed.append("plain")
+
+    def holding(run: Run) -> Any:
+        held.append(answering(run))
+        return held[-1]
+
+    def holding_in_a_thread(run: Run) -> Any:
+        held.append(answering_in_a_thread(run))
+        return held[-1]
+
+    for agent in (holding, holding_in_a_thread):
+        assert (await run_agent_async(agent, "hi")).text == "hi"
+    assert closed == ["async", "plain"]
+
+
 def test_an_empty_generator_gives_an_empty_answer() -> None:
     """A generator that yields nothing, or only empty texts, completes with an empty answer."""
 
