@@ -149,7 +149,7 @@ async def test_misbehaving_agents_end_their_run_only(processes: Processes, clien
         assert words in final[1]["agent_error"]["message"]
         assert final[1]["choices"][0]["finish_reason"] == "stop"
     assert texts(await client.stream(url, "fine")) == ["fine"]
-    assert "Traceback" not in worker.output.split("the agent failed")[0]
+    assert "never retrieved" not in worker.output  # the warning of asyncio for a forgotten error
 
 
 async def test_failed_run_is_an_http_error_when_not_streamed(processes: Processes, client: Client) -> None:
