@@ -2,11 +2,12 @@
 
 import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
 import annotated_types
+from pydantic import AliasChoices
 
 import agentstream
 from agentstream import agents, errors, testing
@@ -65,7 +66,9 @@ def setting_rows(group: str) -> Iterator[tuple[str, ...]]:
             info = Settings.model_fields[field]
             default = "" if info.default in (None, ()) else f"`{format_value(info.default)}`"
             flag = f"`--{field.replace('_', '-')}`"
-            yield f"`{env_name(field)}`", flag, default, allowed(field), info.description or ""
+            alias = info.validation_alias
+            names = alias.choices if isinstance(alias, AliasChoices) else [env_name(field)]
+            yield " or ".join(f"`{name}`" for name in names), flag, default, allowed(field), info.description or ""
 
 
 def settings_page() -> str:
@@ -92,15 +95,35 @@ def request_errors(kind: type[errors.RequestError] = errors.RequestError) -> Ite
 def request_error_rows() -> Iterator[tuple[str, ...]]:
     """Yield a row for each error that is answered before a stream begins."""
     kinds = [kind for kind in request_errors() if kind is not errors.RunFailed]
-    for kind in sorted(kinds, key=lambda kind: (kind.status, kind.code)):
+    found = [(status, code, "invalid_request_error", meaning) for status, code, meaning in errors.REQUEST_CODES]
+    for kind in kinds:
         meaning = re.sub(r"^\d\w\w: ", "", inspect.cleandoc(kind.__doc__ or "").split("\n\n")[0])
-        yield str(kind.status), f"`{kind.code}`", f"`{kind.error_type}`", plain(meaning[:1].upper() + meaning[1:])
+        found.append((kind.status, kind.code, kind.error_type, meaning[:1].upper() + meaning[1:]))
+    for status, code, error_type, meaning in sorted(found):
+        yield str(status), f"`{code}`", f"`{error_type}`", plain(meaning)
+
+
+# The codes whose status is chosen when the run fails.
+CHOSEN_STATUS: Final = {
+    errors.MODEL_ERROR: "that of the model server, or 502, 503 or 504",
+    errors.AGENT_ERROR: "500, or that of the agent",
+}
 
 
 def failure_rows() -> Iterator[tuple[str, ...]]:
     """Yield a row for each code of a failed run."""
     for code, meaning in errors.FAILURE_MEANINGS.items():
-        yield f"`{code}`", f"`{errors.failure_type(code)}`", str(errors.RUN_FAILURE_STATUS.get(code, 500)), meaning
+        error_type, status = f"`{errors.failure_type(code)}`", str(errors.failure_status(code))
+        if code in CHOSEN_STATUS:
+            error_type, status = "by the status", CHOSEN_STATUS[code]
+        yield f"`{code}`", error_type, status, meaning
+    yield "a code of the agent", "by the status", "that of the agent, or 500", "The agent raised `AgentError` with it."
+
+
+TYPE_OF_STATUS: Final = (
+    "The type follows from the status: 401 `authentication_error`, 403 `permission_error`, 429 `rate_limit_error`,\n"
+    "others below 500 `invalid_request_error`, and from 500 on `server_error`."
+)
 
 
 def errors_page() -> str:
@@ -112,10 +135,11 @@ def errors_page() -> str:
             'Every error body is `{"error": {"message", "type", "param", "code"}}`.',
             "[PROTOCOL.md](../../PROTOCOL.md), sections 2.6 and 3.8, has the details.",
             "## Refused requests",
-            "The run did not begin. A model that nobody serves is a 404 with the code `model_not_found`.",
+            "The run did not begin.",
             table(("status", "code", "type", "meaning"), request_error_rows()),
             "## Failed runs",
             "The run began and ended with an error. The status is that of an answer that is not streamed.",
+            TYPE_OF_STATUS,
             table(("code", "type", "status", "meaning"), failure_rows()),
         ]
     )
@@ -151,35 +175,53 @@ def plain(docstring: str) -> str:
     return re.sub(r"::\n", ":\n", docstring.replace("``", "`")).strip()
 
 
+def signature_of(function: Callable[..., object]) -> str:
+    """Return the signature of a function, with types that are not named by their modules."""
+    return re.sub(r"(?<![\w.])(?:[A-Za-z_]\w*\.)+(?=\w)", "", str(inspect.signature(function)))
+
+
 def members(kind: type) -> Iterator[str]:
     """Yield a section for each public method and property of a class."""
     for name, value in vars(kind).items():
         if name.startswith("_") or not (callable(value) or isinstance(value, property)) or not value.__doc__:
             continue
+        if "Only the worker calls this." in value.__doc__:
+            continue
         heading = f"{kind.__name__}.{name}"
         if not isinstance(value, property):
-            signature = str(inspect.signature(value)).replace("self, ", "").replace("(self)", "()")
+            signature = signature_of(value).replace("self, ", "").replace("(self)", "()")
             heading = f"{'await ' if inspect.iscoroutinefunction(value) else ''}{heading}{signature}"
         yield f"### `{heading}`\n\n{plain(inspect.cleandoc(value.__doc__))}"
+
+
+# The order of the sections; a test compares it with the names that can be imported.
+AGENT_API: Final = ("Run", "Caller", "AgentResult", "ToolResult", "ToolCallWriter", "AgentError", "RunCancelled")
+TESTING: Final = ("run_agent", "run_agent_async", "AgentOutcome", "EmittedEvent", "ToolCall")
+
+
+def section(public: Any, *, level: str) -> Iterator[str]:
+    """Yield the heading and the text of a function or a class, and of its public members."""
+    heading = public.__name__
+    if inspect.isfunction(public):
+        heading = f"`{'await ' if inspect.iscoroutinefunction(public) else ''}{heading}{signature_of(public)}`"
+    yield f"{level} {heading}"
+    yield plain(inspect.cleandoc(public.__doc__ or ""))
+    if isinstance(public, type):
+        if issubclass(public, Exception) and "__init__" in vars(public):
+            yield plain(inspect.cleandoc(public.__init__.__doc__ or ""))
+        yield from members(public)
 
 
 def agent_page() -> str:
     """Return the page of the agent API."""
     parts = ["# The agent API", NOTE, f"`from agentstream import {', '.join(sorted(agents.__all__))}`"]
-    parts.append(plain(inspect.cleandoc(agents.__doc__ or "")))
-    for name in ("Run", "Caller", "AgentResult", "ToolResult", "ToolCallWriter", "RunCancelled"):
-        kind: Any = getattr(agentstream, name)
-        parts += [f"## {name}", plain(inspect.cleandoc(kind.__doc__ or "")), *members(kind)]
+    _, _, about_agents = inspect.cleandoc(agents.__doc__ or "").partition("\n\n")
+    parts += [plain(about_agents), "## Agent", "The type of an agent, for type hints: a callable that gets a `Run`."]
+    for name in AGENT_API:
+        parts += section(getattr(agentstream, name), level="##")
     parts += ["## Testing", plain(inspect.cleandoc(testing.__doc__ or ""))]
-    for public in (testing.run_agent, testing.run_agent_async):
-        awaited = "await " if inspect.iscoroutinefunction(public) else ""
-        signature = re.sub(r"(?<![\w.])(?:[A-Za-z_]\w*\.)+(?=\w)", "", str(inspect.signature(public)))
-        parts += [f"### `{awaited}{public.__name__}{signature}`", plain(inspect.cleandoc(public.__doc__ or ""))]
-    parts += [
-        "### AgentOutcome",
-        plain(inspect.cleandoc(testing.AgentOutcome.__doc__ or "")),
-        *members(testing.AgentOutcome),
-    ]
+    for name in TESTING:
+        parts += section(getattr(testing, name), level="###")
     return "\n\n".join(parts)
 
 

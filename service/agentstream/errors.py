@@ -283,6 +283,15 @@ FAILURE_MEANINGS: dict[str, str] = {
     STREAM_LOST: "The front end can no longer read the events of the run.",
 }
 
+# The codes of refused requests that are passed to a class above: status, code and when it is used. The generated
+# reference of errors shows these rows.
+REQUEST_CODES: tuple[tuple[int, str, str], ...] = (
+    (400, "invalid_json", "The body is not JSON."),
+    (400, "headers_too_large", "The request line or a header is too long."),
+    (404, "model_not_found", "No agent has this model, or no worker serves it now."),
+    (404, "previous_response_not_found", "The response that `previous_response_id` names is not stored, or not yours."),
+)
+
 MAX_MESSAGE_CHARACTERS = 4000  # limit for an agent's error text, because it goes into a frame and a log line
 
 # Codes that an agent may not choose: they say what happened to the run outside of the agent.

@@ -1,4 +1,4 @@
-"""Who asked for a run: what an agent may know of the request's sender."""
+"""The caller of a run: what agents may read about the client that sent the request."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field

@@ -45,6 +45,11 @@ EVENT_TYPES: Final = (
         "`content` (null if it was streamed), `tool_results`, `finish_reason`, `usage`",
         "The run has completed. This is a terminal event.",
     ),
-    EventType(events.RUN_FAILED, "agentstream", "`code`, `message`", "The run has failed. This is a terminal event."),
+    EventType(
+        events.RUN_FAILED,
+        "agentstream",
+        "`code`, `message`, and `status` if it is not that of the code",
+        "The run has failed. This is a terminal event.",
+    ),
     EventType(events.RUN_CANCELLED, "agentstream", "`usage`", "The run was cancelled. This is a terminal event."),
 )
