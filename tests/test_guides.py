@@ -226,13 +226,37 @@ def test_the_house_is_that_of_the_layer_test() -> None:
     assert f"{len(rows)} rooms" in CONTRIBUTING.section("The house")
 
 
+FILE_TYPES = {"py", "md", "lua", "js", "css", "html", "toml"}
+
+
+def contributing_names() -> set[str]:
+    """Return the names of the guide: constants, snake_case and CamelCase, also those of attributes after a dot."""
+    quoted = re.findall(r"`([\w.]+)(?:=|\(\))?`", CONTRIBUTING.text)
+    words = {word for text in quoted if Path(text).suffix[1:] not in FILE_TYPES for word in text.split(".")}
+    return {word for word in words if re.fullmatch(r"[A-Z][A-Z_]{3,}|_?[a-z]+_\w+|[A-Z]\w*[a-z]\w*", word)}
+
+
 def test_names_in_the_guide_exist() -> None:
-    """Each constant that the guide names is in the code or in the tests."""
-    names = set(re.findall(r"`([A-Z][A-Z_]{3,})`", CONTRIBUTING.text))
-    assert len(names) > 10
+    """Each constant that the guide names is assigned, and each function, class and field is in the code or a test."""
+    names = contributing_names()
+    assert {"REJECTIONS", "_build_engine", "RequestError", "since_last_answer"} <= names
     files = [*(ROOT / "service").rglob("*.py"), *(ROOT / "tests").rglob("*.py"), ROOT / "Makefile"]
-    source = "\n".join(path.read_text(encoding="utf-8") for path in files)
-    assert [name for name in names if not re.search(rf"(?m)^ *{name}\b.*=", source)] == []
+    source = "\n".join(path.read_text(encoding="utf-8") for path in files if path != Path(__file__))
+    source += "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "service").rglob("*.js"))
+    words = set(re.findall(r"\w+", source))
+    assert names - words == set()
+    constants = [name for name in names if name.isupper() and not name.startswith("AGENTSTREAM_")]
+    assert [name for name in constants if not re.search(rf"(?m)^(?:const)? *{name}\b.*=", source)] == []
+
+
+@pytest.mark.parametrize(
+    "guide", [*GUIDES, Document("README.md"), Document("deploy/PROTOCOL.md")], ids=lambda guide: guide.path
+)
+def test_lines_are_short(guide: Document) -> None:
+    """A line of prose has at most 120 characters, so that a change shows few lines; tables and code may be wider."""
+    prose = re.sub(r"(?ms)^```.*?^```$", "", guide.text)
+    lines = [line for line in prose.splitlines() if not line.startswith(("|", "<img", "    "))]
+    assert [line for line in lines if len(line) > 120] == []
 
 
 def make_commands() -> list[str]:
