@@ -13,7 +13,8 @@ from agentstream.frontend.runs.pump import FlushScheduler, StreamPump
 from agentstream.frontend.runs.raw_writer import RawWriter
 from agentstream.protocol.events import Batch
 from agentstream.store.bus.feed import Consumer, RunFeed
-from agentstream.store.connection.link import Command, Link
+from agentstream.store.connection.command import Command
+from agentstream.store.connection.link import Link
 from agentstream.stream.chat import ChatStream, StreamHead, StreamOptions
 from agentstream.stream.views import CHAT_VIEW
 from tests.helpers import TIMEOUT_S, decode, texts

@@ -181,7 +181,7 @@ def _is_local(host: str) -> bool:
         name = urlsplit(f"//{host}").hostname or ""
     except ValueError:
         return False
-    return is_loopback(name) or name.endswith(".localhost")
+    return not name.endswith(".") and (is_loopback(name) or name.endswith(".localhost"))
 
 
 def cors(origins: Sequence[str]) -> Middleware:

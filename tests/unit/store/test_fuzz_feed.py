@@ -13,7 +13,8 @@ from agentstream.errors import AgentStreamError, LogTrimmed
 from agentstream.protocol.events import TEXT, Batch, Cursor, Event, decode_batch, encode_batch, encode_event
 from agentstream.store.bus import feed as feed_module
 from agentstream.store.bus.feed import RunFeed
-from agentstream.store.connection.link import Command, Link
+from agentstream.store.connection.command import Command
+from agentstream.store.connection.link import Link
 
 PAGE_ENTRIES: Final = 3  # small, so that a catch-up reads several pages
 

@@ -19,7 +19,8 @@ import hiredis
 from agentstream.errors import AgentStreamError, BusError, LogTrimmed
 from agentstream.protocol.events import Batch, decode_batch
 from agentstream.store.bus.counts import FeedCounts
-from agentstream.store.connection.link import Command, Link
+from agentstream.store.connection.command import Command
+from agentstream.store.connection.link import Link
 from agentstream.store.connection.wire import Reply
 from agentstream.telemetry.log_context import current_log_context, log_extra
 

@@ -29,6 +29,7 @@ import hiredis
 
 from agentstream.errors import BrokerUnavailable, BusError, ConnectionRefused
 from agentstream.protocol.keys import Keys
+from agentstream.store.connection.command import Command, Probe
 from agentstream.store.connection.endpoint import Endpoint
 from agentstream.store.connection.fanout import Fanout, OnMessage
 from agentstream.store.connection.handshake import Step, Words, open_connection
@@ -57,34 +58,6 @@ class Subscriber(Protocol):
 
     def resync(self) -> None:
         """Read the messages that may have been lost."""
-
-
-class Command:
-    """A command that was sent, or waits to be sent.
-
-    ``repack``, if set, returns the bytes to send instead after a reconnect: the same command, with more checks.
-    """
-
-    __slots__ = ("cancelled", "on_reply", "payload", "repack")
-    waits = True  # a reply that means "not now" is not the end: the command is sent again
-
-    def __init__(self, payload: bytes, on_reply: OnReply) -> None:
-        """Store the packed command and the callback for its reply."""
-        self.payload = payload
-        self.on_reply = on_reply
-        self.repack: Callable[[], bytes] | None = None
-        self.cancelled = False
-
-    def cancel(self) -> None:
-        """Do not send the command (again), and drop its reply."""
-        self.cancelled = True
-
-
-class _Probe(Command):
-    """A command whose caller wants to know that the broker refuses writes now."""
-
-    __slots__ = ()
-    waits = False
 
 
 class Link:
@@ -204,7 +177,7 @@ class Link:
         await future
 
     def _send_probe(self, on_reply: OnReply) -> Command:
-        command = _Probe(self._probe, on_reply)
+        command = Probe(self._probe, on_reply)
         self._enqueue(command)
         return command
 
@@ -400,9 +373,8 @@ class Link:
         steps = []
         if for_commands:
             steps = [Step(("SCRIPT", "LOAD", script.source)) for script in SCRIPTS.values()]
-            steps.append(
-                Step(self._probe_command, required=False)
-            )  # a server that is not the primary is refused in any case
+            # Not required: a server that is not the primary is refused in any case.
+            steps.append(Step(self._probe_command, required=False))
         connection = await open_connection(self._endpoint, self._name, self._on_push, steps)
         connection.on_reply = on_reply
         return connection
