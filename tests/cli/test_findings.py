@@ -1,13 +1,15 @@
 """The checks of ``agentstream doctor``, one fact at a time."""
 
+import re
 from typing import Any
 
 import pytest
 
 from agentstream.cli.doctor import checks as findings
-from agentstream.cli.doctor.buffering import PIECE_COUNT, _result_from_delays
+from agentstream.cli.doctor.buffering import _NGINX, _OTHERS, PIECE_COUNT, _result_from_delays
 from agentstream.cli.doctor.checks import CheckResult
 from agentstream.store.admin.server_state import ClockOffset, QueueSummary
+from tests.processes import ROOT
 
 GOOD: dict[str, Any] = {
     "redis_version": "7.0.15",
@@ -100,6 +102,23 @@ def test_a_fix_contains_the_needed_value() -> None:
 def test_buffered_pieces_are_a_fault(delays_s: list[float], level: str) -> None:
     """A stream is buffered if most pieces are much slower than the fastest; a single stall is no fault."""
     assert _result_from_delays(delays_s, "").level == level
+
+
+@pytest.mark.parametrize(
+    ("path", "directives", "removed"),
+    [
+        ("nginx.conf", ["proxy_buffering off;", "gzip off;", "proxy_http_version 1.1;"], ["proxy_ignore_headers"]),
+        ("Caddyfile", [], ["encode", "response_buffers", "flush_interval"]),
+        ("haproxy.cfg", [], ["compression"]),
+    ],
+)
+def test_the_advice_agrees_with_the_shipped_configuration(path: str, directives: list[str], removed: list[str]) -> None:
+    """The shipped file of each proxy has the directives that the doctor advises, and none that it tells to remove."""
+    shipped = re.sub(r"(?m)\s*#.*$", "", (ROOT / "deploy" / path).read_text())
+    advice = " ".join(line for line in (*_NGINX, *_OTHERS) if line.startswith("nginx") or path in line)
+    assert [directive for directive in directives if directive not in advice or directive not in shipped] == []
+    assert [name for name in removed if not re.search(rf"remove .*\b{name}\b", advice)] == []
+    assert [name for name in removed if re.search(rf"(?m)^\s*{name}\b", shipped)] == []
 
 
 def test_the_fix_matches_the_server_header() -> None:

@@ -28,7 +28,7 @@ _NGINX: Final = (
     "remove proxy_ignore_headers X-Accel-Buffering there; then run: nginx -s reload (see deploy/nginx.conf)",
 )
 _OTHERS: Final = (
-    "Caddy: set reverse_proxy { flush_interval -1 } and remove encode (see deploy/Caddyfile)",
+    "Caddy: remove `encode`, `response_buffers` and `flush_interval`: it then flushes streams (see deploy/Caddyfile)",
     "HAProxy: remove `compression` (see deploy/haproxy.cfg)",
     "cloud proxies: turn off response buffering and compression for text/event-stream",
 )
