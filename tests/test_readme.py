@@ -167,8 +167,9 @@ async def test_chat_prints_the_answer(up: Process, tmp_path: Path) -> None:
 async def test_openai_client_prints_the_same(up: Process, tmp_path: Path) -> None:
     """The Python sample prints the same answer as chat, and the answer that is not streamed has the same text."""
     (program,) = README.blocks("openai")
-    (tmp_path / "sample.py").write_text(as_run_here(program, url_of(up)))
-    said = await output(f"{PYTHON} sample.py", tmp_path)
+    (name,) = re.findall(r"\.venv/bin/python (\w+\.py)", program)
+    (tmp_path / name).write_text(as_run_here(program, url_of(up)))
+    said = await output(f"{PYTHON} {name}", tmp_path)
     (chat,) = README.blocks("chat")
     chat_said = await output(f"{as_run_here(chat, '')} --url {url_of(up)} 2>/dev/null", tmp_path)
     assert "17*23 = 391." in said
