@@ -56,6 +56,11 @@ ONLY_IN = """
     prometheus_client  telemetry.metrics cli
     openai             engines
     fakeredis          processes.launcher
+    langgraph          adapters.langgraph
+    agents             adapters.openai_agents
+    pydantic_ai        adapters.pydantic_ai
+    openjarvis         adapters.openjarvis
+    mcp                tools.mcp
     opentelemetry      telemetry.tracing telemetry.otel
     pydantic_settings  config
     os.environ         config processes.supervisor adapters

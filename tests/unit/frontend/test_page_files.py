@@ -5,9 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from agentstream import errors
+from agentstream.telemetry.names import REJECTIONS
 from tests.processes import ROOT
 
-FILES = sorted((ROOT / "service/agentstream/frontend/page/static").iterdir())
+FOLDER = ROOT / "service/agentstream/frontend/page/static"
+FILES = sorted(FOLDER.iterdir())
 SCRIPTS = [path for path in FILES if path.suffix == ".js"]
 STYLES = [path for path in FILES if path.suffix == ".css"]
 
@@ -39,6 +42,13 @@ def test_scripts_touch_storage_only_through_one_module(path: Path) -> None:
     """Only storage.js touches the storage of the browser, which may be blocked or full."""
     uses = re.findall(r"\b(?:session|local)Storage\b", path.read_text())
     assert not uses or path.name == "storage.js"
+
+
+def test_every_error_code_has_a_sentence() -> None:
+    """The page has a sentence for each code of a failed run, and for each code of a refused request."""
+    (table,) = re.findall(r"(?s)const WORDS = .*?\}\)\)", (FOLDER / "failures.js").read_text())
+    codes = {*errors.FAILURE_MEANINGS, *REJECTIONS, "headers_too_large"} - {"other", "invalid_request_error"}
+    assert codes - set(re.findall(r"(?m)^  (\w+):", table)) == set()
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)

@@ -1,4 +1,4 @@
-// Says what went wrong in words for people, and keeps the server's own words beside them.
+// Turns an error into a sentence for users. The server's own message is kept as the reason.
 
 import { asText } from "./dom.js";
 
@@ -9,25 +9,35 @@ const WORDS = new Map(Object.entries({
   draining: "The server restarts. Try again in a moment.",
   forbidden_host: "The server does not answer under this address.",
   frontend_unavailable: "The service cannot be reached now. Try again in a moment.",
+  headers_too_large: "The browser sends too many cookies to this address.",
+  idempotency_key_reused: "The server has already got another question with this id. Ask again.",
   internal_error: "The server failed.",
   invalid_agent_output: "The agent gave an answer that cannot be sent.",
   invalid_api_key: "This server needs an API key. Enter a valid one.",
+  invalid_json: "The server could not read the request.",
+  invalid_request: "The worker could not read the request.",
+  method_not_allowed: "The server does not support this request.",
   model_error: "The model refused the request.",
   model_not_found: "No such agent is running. Choose another one.",
+  not_found: "The server does not know this run or agent. It may have expired, or belong to another API key.",
+  previous_response_not_found: "The server does not keep the earlier answer any more. Start a new chat.",
   queue_full: "All agents are busy, and too many requests wait already.",
   queue_timeout: "No worker was free in time.",
   rate_limit_exceeded: "You have sent too many requests for now.",
   request_too_large: "The conversation is too long for this server. Start a new chat, or ask a shorter question.",
+  request_timeout: "The connection is too slow: the request did not arrive in time.",
+  run_not_ended: "The run did not stop in time. It may still end.",
   run_timeout: "The agent took too long, so it was stopped.",
   stream_lost: "The server can no longer read this answer.",
   stream_trimmed: "The server does not keep this answer any more.",
+  unsupported_media_type: "The server does not accept this form of request.",
   worker_lost: "The worker that ran the agent was lost, so the answer is incomplete.",
   worker_shutdown: "The worker that ran the agent was stopped, so the answer is incomplete.",
 }));
 
 const WORDS_OF_STATUS = {
   401: WORDS.get("invalid_api_key"),
-  404: "The server does not know this run or agent. It may have expired, or belong to another API key.",
+  404: WORDS.get("not_found"),
   413: WORDS.get("request_too_large"),
   429: WORDS.get("queue_full"),
   502: WORDS.get("frontend_unavailable"),
