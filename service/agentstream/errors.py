@@ -358,7 +358,7 @@ def failure_type(code: str, status: int | None = None) -> str:
 
 
 def failure_text(code: str, message: str) -> str:
-    """Return the sentence that tells the user why a run failed: one of the original bridge's three texts.
+    """Return the sentence for the user about a failed run. It is one of the three sentences of the original bridge.
 
     For an error of the agent or the model, the text of the error decides, as in the original (PROTOCOL.md, 3.8). The
     failure code and the HTTP status do not depend on the text.

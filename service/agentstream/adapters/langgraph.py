@@ -126,7 +126,7 @@ class LangGraphAgent:
         config = await self._config_for(run)
         given = await self._input_for(run, config)
         options = await options_for(self._options, self._options, run)
-        graph: Any = self._graph  # Any: of the many forms of astream, this one yields (mode, step)
+        graph: Any = self._graph  # the types of astream do not show that it yields (mode, step) here
         steps = graph.astream(
             given, merge_configs(config, {"callbacks": [listener]}), stream_mode=_STREAM_MODES, **options
         )
@@ -143,7 +143,10 @@ class LangGraphAgent:
         return reporter.result()
 
     async def _config_for(self, run: Run) -> RunnableConfig:
-        """Return the config of a run: the run's own thread, then the given config, then the given thread."""
+        """Return the config of a run.
+
+        Its thread id is ``thread_id`` if given, otherwise that of ``config``, otherwise the run id.
+        """
         config = merge_configs({"configurable": {"thread_id": run.id}}, await value_for(self._config, run))
         if self._thread_id is not None:
             config["configurable"]["thread_id"] = str(await value_for(self._thread_id, run))

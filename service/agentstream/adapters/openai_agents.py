@@ -60,7 +60,7 @@ class OpenAIAgent:
         hooks = _Hooks(run, reporter)
         given: Any = conversation(run.request.messages)
         options = await options_for(self._options, PER_RUN, run)
-        if options.get("session") is not None:  # it holds the conversation up to the last answer
+        if options.get("session") is not None:  # it already holds the messages up to the last answer
             given = conversation(since_last_answer(run.request.messages))
         result = Runner.run_streamed(self._agent, given, hooks=hooks, **options)
         hooks.result = result

@@ -13,7 +13,8 @@ async def value_for(option: Any, run: Run) -> Any:  # noqa: ANN401 -- an option 
     """Return the value of an option for a run.
 
     If the option is a function, it is called with the run, for example ``lambda run: Deps(run.caller)``. It may be
-    async. Any other value is returned unchanged. A function that is itself the value needs another one around it.
+    async. Any other value is returned unchanged. To pass a function as
+    the value, wrap it: ``lambda run: my_function``.
     """
     if inspect.isroutine(option) or isinstance(option, functools.partial):
         value = option(run)

@@ -159,7 +159,7 @@ class Run:
 
     ``id`` is the completion id (``chatcmpl-...``). ``request`` is the validated request: ``request.messages``,
     ``request.model`` and the other fields of OpenAI's chat completions. ``request.extra`` holds unknown fields.
-    ``caller`` tells who sent the request.
+    ``caller`` describes the client that sent the request.
 
     Any thread may call ``emit``, ``write``, ``write_reasoning`` and ``write_tool_call``. They return without waiting
     for the broker. In a thread there are two exceptions: ``emit("tool_call_start", ...)`` waits until the event is
@@ -205,8 +205,8 @@ class Run:
         ``type`` is a letter, then up to 63 letters, digits or ``_ . : -``. Clients receive the types
         ``agent_turn_start``, ``inference_start``, ``inference_end``, ``tool_call_start`` and ``tool_call_end``. Events
         of other types are stored, but not sent; a warning in the log says so once per type. ``data`` is an object that
-        can be written as JSON, up to 1 MiB; known
-        secrets in it are masked. In the two events of a tool call it has the name of the ``tool``.
+        can be written as JSON, up to 1 MiB; known secrets in it are masked. In the two events of a tool call it has
+        the name of the ``tool``.
 
         After a ``tool_call_start`` no other attempt runs this agent again, so that no tool runs twice. In a thread the
         call returns when that event is stored; on the event loop, await ``drain`` before you run the tool.

@@ -29,9 +29,10 @@ RIGHT_FORM: Final = "write `async def agent(run: Run) -> AgentResult:`, or a pla
 
 
 def as_agent(found: object) -> Agent:
-    """Return an object of the user's as an agent; a generator function becomes a function that writes what it yields.
+    """Return a user's object as an agent; a generator function becomes a function that writes what it yields.
 
-    Raises TypeError if the object cannot be an agent. The message continues a sentence whose subject is the object.
+    Raises TypeError if the object cannot be an agent. The message has no subject: the caller puts
+    the name of the object before it.
     """
     if reason := _reason_against(found):
         raise TypeError(reason)

@@ -49,7 +49,7 @@ class Refused(Failed):
 
 
 class Cancelled(Failed):
-    """1: the run was cancelled by somebody, which is no error."""
+    """1: another client cancelled the run. This is not printed as an error."""
 
     def show(self, file: IO[Any] | None = None) -> None:
         """Print the message without the prefix ``error:``."""

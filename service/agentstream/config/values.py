@@ -160,7 +160,7 @@ def _host(value: object) -> object:
         return value
     text = value.strip("[]") if value.startswith("[") and value.endswith("]") else value
     if text == "*":
-        return "0.0.0.0"  # noqa: S104 -- every address is what it means
+        return "0.0.0.0"  # noqa: S104 -- ``*`` means all addresses
     if "://" in text or "/" in text:
         host = urlsplit(text if "://" in text else f"//{text}").netloc.rpartition("@")[2]
         message = f"this is a URL: write the address alone{f', such as {host}' if host else ''}"

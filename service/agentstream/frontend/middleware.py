@@ -144,7 +144,7 @@ def error_response(error: RequestError) -> web.Response:
 
 
 def from_aiohttp(exc: web.HTTPException, request: web.BaseRequest) -> RequestError:
-    """Return an error of aiohttp as one of ours. ``request`` may be one that no handler gets."""
+    """Convert an aiohttp error to a RequestError. ``request`` may be one that aiohttp could not parse."""
     if isinstance(exc, web.HTTPNotFound):
         return NotFound(_no_such_route(request))
     if isinstance(exc, web.HTTPMethodNotAllowed):

@@ -157,7 +157,9 @@ class Children:
                 "a second ctrl-C ends everything now"
             )
             return 0
-        errors = [error for task in done if (error := task.exception())]  # a child refused, or was never ready
+        errors = [
+            error for task in done if (error := task.exception())
+        ]  # a child did not start, or was not ready in time
         for error in errors:
             self._print_line(f"error: {error}")
         kinds = {type(error) for error in errors}
@@ -223,7 +225,7 @@ class Children:
                 await self._end([child])
 
     async def _wait_before_restart(self, child: Child, backoff_s: float, *, may_help: bool) -> None:
-        """Say why a child has ended, and wait until it should start again or everything stops.
+        """Print why a child ended. Then wait until its restart is due or all children stop.
 
         Raises StartupError if no restart and no change of its program can help.
         """

@@ -96,7 +96,7 @@ class Supervisor:
     async def _supervise(self, settings: Settings, stop: asyncio.Event, broker: EmbeddedBroker | None = None) -> int:
         with (
             _front_ends(settings, self._print_line) as (port, front_ends),
-            # Whoever runs `up` wrote the agent, and needs the texts of its errors.
+            # The user of `up` is usually the author of the agent, and needs the texts of its errors.
             _workers(settings.model_copy(update={"log_errors": True}), settings.workers) as workers,
         ):
             # The front ends end first: their streams can end while the workers still work.
@@ -134,8 +134,8 @@ class Supervisor:
         settings = self._settings
         url = settings.model_copy(update={"port": port}).url
         timeout = aiohttp.ClientTimeout(total=2)
-        # The processes first wait for Redis, if REDIS_URL is set, and for agents that must be started. They say so if
-        # that takes too long.
+        # The processes first wait for Redis, if REDIS_URL is set, and for agents that must be started. They exit
+        # with an error if that takes too long.
         limit_s = READY_TIMEOUT_S + (settings.broker_wait_s if settings.redis_url else 0)
         limit_s += settings.agent_start_timeout_s if settings.agent or settings.routes else 0
         try:

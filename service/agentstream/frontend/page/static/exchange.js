@@ -157,7 +157,7 @@ export class Exchange {
     });
   }
 
-  /** Note what the agent does, and since when. */
+  /** Store the current step of the agent and its start time. */
   #do(words, since) {
     if (this.#doing.words !== words) this.#doing = { words, since };
   }

@@ -4,7 +4,7 @@ const CHAT = "agentstream.chat";
 const MAX_CHARACTERS = 2_000_000; // browsers allow a page about 5 million
 const MAX_TEXT_CHARACTERS = 20_000; // of one fact; consecutive texts are joined up to this size
 
-const memory = new Map(); // what the browser did not store: it blocks storage, or the storage is full
+const memory = new Map(); // values that the browser could not store, because storage is blocked or full
 
 /** Return a stored text; "" if there is none. */
 export function read(name) {

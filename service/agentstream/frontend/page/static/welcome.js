@@ -3,7 +3,7 @@
 import { button, byId, element } from "./dom.js";
 
 const MAX_AGENTS = 12; // more are in the select
-// Every agent can be asked these. The built-in demo answers them without a model.
+// Example questions for any agent. The built-in demo answers them without a model.
 const EXAMPLES = [
   "What can you do?",
   "What is 17*23, and the time in Tokyo?",
