@@ -137,11 +137,11 @@ def test_every_known_label_value_has_a_series_from_the_start() -> None:
 def test_only_the_first_attempt_gives_a_dispatch_time() -> None:
     """Only the run_started event of the first attempt gives a dispatch time."""
     observed: list[str] = []
-    clock = LatencyTimer(lambda _: observed.append("begun"), lambda _: observed.append("text"))
-    clock.attempt_started(Batch(2, 1, [STARTED]))
-    clock.attempt_started(Batch(1, 1, [["run_cancelled", {}]]))
-    clock.attempt_started(Batch(1, 1, ["text"]))
+    timer = LatencyTimer(lambda _: observed.append("begun"), lambda _: observed.append("text"))
+    timer.attempt_started(Batch(2, 1, [STARTED]))
+    timer.attempt_started(Batch(1, 1, [["run_cancelled", {}]]))
+    timer.attempt_started(Batch(1, 1, ["text"]))
     assert observed == []
-    clock.attempt_started(Batch(1, 1, [STARTED]))
-    clock.first_text_received()
+    timer.attempt_started(Batch(1, 1, [STARTED]))
+    timer.first_text_received()
     assert observed == ["begun", "text"]

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from agentstream.cli.doctor import checks as findings
+from agentstream.cli.doctor import checks
 from agentstream.cli.doctor.buffering import _NGINX, _OTHERS, PIECE_COUNT, _result_from_delays
 from agentstream.cli.doctor.checks import CheckResult
 from agentstream.store.admin.server_state import ClockOffset, QueueSummary
@@ -32,43 +32,43 @@ def buffers(pubsub: str) -> str:
 
 
 CASES: dict[str, tuple[CheckResult, str]] = {
-    "Redis 7": (findings.version(GOOD), "ok"),
-    "Redis 10": (findings.version(GOOD | {"redis_version": "10.0.0"}), "ok"),
-    "Redis 6.2": (findings.version(GOOD | {"redis_version": "6.2.14"}), "warning"),
-    "Redis 6.0": (findings.version(GOOD | {"redis_version": "6.0.16"}), "fault"),
-    "a primary": (findings.role(GOOD), "ok"),
-    "a replica": (findings.role(GOOD | {"role": "slave", "master_host": "h", "master_port": 1}), "fault"),
-    "a cluster": (findings.role(GOOD | {"cluster_enabled": 1}), "fault"),
-    "a file": (findings.persistence(GOOD), "ok"),
-    "the private broker": (findings.persistence(GOOD | {"aof_enabled": 0}, private=True), "ok"),
-    "its memory": (findings.memory(GOOD | {"maxmemory": 0}, private=True), "ok"),
-    "no file": (findings.persistence(GOOD | {"aof_enabled": 0}), "fault"),
-    "a full disk": (findings.persistence(GOOD | {"aof_last_write_status": "err"}), "fault"),
-    "a failed snapshot": (findings.persistence(GOOD | {"rdb_last_bgsave_status": "err"}), "fault"),
-    "noeviction": (findings.eviction(GOOD), "ok"),
-    "allkeys-lru": (findings.eviction(GOOD | {"maxmemory_policy": "allkeys-lru"}), "fault"),
-    "volatile-ttl": (findings.eviction(GOOD | {"maxmemory_policy": "volatile-ttl"}), "fault"),
-    "half full": (findings.memory(GOOD), "ok"),
-    "81 % full": (findings.memory(GOOD | {"used_memory": 81 << 20}), "fault"),
-    "no limit": (findings.memory(GOOD | {"maxmemory": 0}), "warning"),
-    "Redis' buffers": (findings.output_buffer(buffers("33554432 8388608 60")), "ok"),
-    "larger buffers": (findings.output_buffer(buffers("134217728 0 0")), "ok"),
-    "a small hard limit": (findings.output_buffer(buffers("1048576 0 0")), "fault"),
-    "a small soft limit": (findings.output_buffer(buffers("33554432 1048576 60")), "fault"),
-    "no buffer limit": (findings.output_buffer(buffers("0 0 0")), "warning"),
-    "foreign buffers": (findings.output_buffer(""), "unknown"),
-    "near": (findings.latency([0.0001, 0.0002, 0.003]), "ok"),
-    "far": (findings.latency([0.02, 0.02, 0.03]), "warning"),
-    "stalling": (findings.latency([0.0001, 0.0002, 1.5]), "fault"),
-    "one time": (findings.clock(ClockOffset(-0.5, 0)), "ok"),
-    "a slow answer": (findings.clock(ClockOffset(3, 2.5)), "ok"),
-    "some skew": (findings.clock(ClockOffset(-2, 0.001)), "warning"),
-    "much skew": (findings.clock(ClockOffset(60, 0.001)), "fault"),
-    "a worker": (findings.workers("q", FINE_QUEUE), "ok"),
-    "no worker": (findings.workers("q", QueueSummary(0, 5)), "fault"),
-    "some jobs": (findings.depth("q", FINE_QUEUE, 10), "ok"),
-    "many jobs": (findings.depth("q", QueueSummary(1, 8), 10), "warning"),
-    "a full queue": (findings.depth("q", QueueSummary(1, 10), 10), "fault"),
+    "Redis 7": (checks.version(GOOD), "ok"),
+    "Redis 10": (checks.version(GOOD | {"redis_version": "10.0.0"}), "ok"),
+    "Redis 6.2": (checks.version(GOOD | {"redis_version": "6.2.14"}), "warning"),
+    "Redis 6.0": (checks.version(GOOD | {"redis_version": "6.0.16"}), "fault"),
+    "a primary": (checks.role(GOOD), "ok"),
+    "a replica": (checks.role(GOOD | {"role": "slave", "master_host": "h", "master_port": 1}), "fault"),
+    "a cluster": (checks.role(GOOD | {"cluster_enabled": 1}), "fault"),
+    "a file": (checks.persistence(GOOD), "ok"),
+    "the private broker": (checks.persistence(GOOD | {"aof_enabled": 0}, private=True), "ok"),
+    "its memory": (checks.memory(GOOD | {"maxmemory": 0}, private=True), "ok"),
+    "no file": (checks.persistence(GOOD | {"aof_enabled": 0}), "fault"),
+    "a full disk": (checks.persistence(GOOD | {"aof_last_write_status": "err"}), "fault"),
+    "a failed snapshot": (checks.persistence(GOOD | {"rdb_last_bgsave_status": "err"}), "fault"),
+    "noeviction": (checks.eviction(GOOD), "ok"),
+    "allkeys-lru": (checks.eviction(GOOD | {"maxmemory_policy": "allkeys-lru"}), "fault"),
+    "volatile-ttl": (checks.eviction(GOOD | {"maxmemory_policy": "volatile-ttl"}), "fault"),
+    "half full": (checks.memory(GOOD), "ok"),
+    "81 % full": (checks.memory(GOOD | {"used_memory": 81 << 20}), "fault"),
+    "no limit": (checks.memory(GOOD | {"maxmemory": 0}), "warning"),
+    "Redis' buffers": (checks.output_buffer(buffers("33554432 8388608 60")), "ok"),
+    "larger buffers": (checks.output_buffer(buffers("134217728 0 0")), "ok"),
+    "a small hard limit": (checks.output_buffer(buffers("1048576 0 0")), "fault"),
+    "a small soft limit": (checks.output_buffer(buffers("33554432 1048576 60")), "fault"),
+    "no buffer limit": (checks.output_buffer(buffers("0 0 0")), "warning"),
+    "foreign buffers": (checks.output_buffer(""), "unknown"),
+    "near": (checks.latency([0.0001, 0.0002, 0.003]), "ok"),
+    "far": (checks.latency([0.02, 0.02, 0.03]), "warning"),
+    "stalling": (checks.latency([0.0001, 0.0002, 1.5]), "fault"),
+    "one time": (checks.clock(ClockOffset(-0.5, 0)), "ok"),
+    "a slow answer": (checks.clock(ClockOffset(3, 2.5)), "ok"),
+    "some skew": (checks.clock(ClockOffset(-2, 0.001)), "warning"),
+    "much skew": (checks.clock(ClockOffset(60, 0.001)), "fault"),
+    "a worker": (checks.workers("q", FINE_QUEUE), "ok"),
+    "no worker": (checks.workers("q", QueueSummary(0, 5)), "fault"),
+    "some jobs": (checks.depth("q", FINE_QUEUE, 10), "ok"),
+    "many jobs": (checks.depth("q", QueueSummary(1, 8), 10), "warning"),
+    "a full queue": (checks.depth("q", QueueSummary(1, 10), 10), "fault"),
 }
 
 
@@ -82,9 +82,9 @@ def test_a_fact_is_judged(result: CheckResult, level: str) -> None:
 
 def test_a_fix_contains_the_needed_value() -> None:
     """A fix contains the exact value: twice the memory limit, or the primary of a replica."""
-    nearly_full = findings.memory(GOOD | {"used_memory": 90 << 20})
+    nearly_full = checks.memory(GOOD | {"used_memory": 90 << 20})
     assert "CONFIG SET maxmemory 200mb" in nearly_full.fix[0]
-    replica = findings.role(GOOD | {"role": "slave", "master_host": "h1", "master_port": 6380})
+    replica = checks.role(GOOD | {"role": "slave", "master_host": "h1", "master_port": 6380})
     assert "h1:6380" in replica.fix[0]
 
 
