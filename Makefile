@@ -88,4 +88,4 @@ reference: install ## write the reference pages of the guides from the code
 
 clean: ## remove .venv, the clients and every cache
 	rm -rf $(VENV) .clients .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
-	find service tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find service tests deploy -name __pycache__ -type d -prune -exec rm -rf {} +

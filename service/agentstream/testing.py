@@ -57,7 +57,7 @@ class ToolCall:
 
 @dataclass(frozen=True, slots=True)
 class AgentOutcome:
-    """What a run of an agent gave.
+    """The outcome of a run of an agent.
 
     ``text`` is the answer: what the agent wrote, or else the ``content`` of its result. ``pieces`` are the texts that
     the agent wrote or yielded, one by one. ``reasoning`` is the model's reasoning. ``events`` are the events that the
@@ -87,7 +87,7 @@ def run_agent(
     timeout_s: float = TIMEOUT_S,
     **request: Any,  # noqa: ANN401 -- JSON
 ) -> AgentOutcome:
-    """Run an agent in a new event loop, and return what it gave. For async tests see ``run_agent_async``.
+    """Run an agent in a new event loop, and return its outcome. For async tests see ``run_agent_async``.
 
     ``agent`` may be everything that a worker accepts: a function, a generator, an object, or an async context manager,
     which is entered before the run and left after it. ``messages`` is the text of the user, or a list of messages in
@@ -112,7 +112,7 @@ async def run_agent_async(
     timeout_s: float = TIMEOUT_S,
     **request: Any,  # noqa: ANN401 -- JSON
 ) -> AgentOutcome:
-    """Run an agent on this event loop, and return what it gave; see ``run_agent``. A cancel cancels the agent."""
+    """Run an agent on this event loop, and return its outcome; see ``run_agent``. A cancel cancels the agent."""
     given = [{"role": "user", "content": messages}] if isinstance(messages, str) else [dict(each) for each in messages]
     chat = ChatCompletionRequest.model_validate({"model": "test", "messages": given, **request})
     async with _started(agent, timeout_s) as called:
@@ -173,7 +173,7 @@ class _Recording(Execution):
         await asyncio.sleep(0)
 
     async def outcome(self, timeout_s: float) -> AgentOutcome:
-        """Run the agent and return what it gave. Raises its exception."""
+        """Run the agent and return its outcome. Raises its exception."""
         try:
             terminal = await self.run_agent(timeout_s)
         except asyncio.CancelledError:

@@ -91,7 +91,7 @@ async def test_the_composer_is_one_row(deployment: PageDeployment) -> None:
 
 
 async def test_the_chosen_model_is_kept(deployment: PageDeployment) -> None:
-    """The select lists the models; the choice, also of a name that is not listed, is used and kept over a reload."""
+    """A reload keeps the chosen model, also one that is not listed."""
     await deployment.worker()
     tab = await deployment.page(AGENTSTREAM_MODELS="cow,goat")
     await until_models(tab)

@@ -5,7 +5,8 @@ import pytest
 from tests.browser.chromium import Tab
 from tests.browser.deployment import PageDeployment, ask, choose_other, ended, until_models
 
-# What Safari 17.0, Firefox 119 and Chrome 119 (autumn 2023) lack or what a browser may lack outside of secure contexts.
+# Interfaces that Safari 17.0, Firefox 119 and Chrome 119 (autumn 2023) lack, or that browsers offer only in secure
+# contexts.
 REMOVE_NEWER_API = """
     for (const [owner, names] of [
         [AbortSignal, ['any', 'timeout']],

@@ -1,4 +1,4 @@
-"""What the page shows while an agent works: the state in words, the steps, the numbers, and nothing that jumps."""
+"""The page during a run: the state in words, the steps, the numbers, and a layout that does not jump."""
 
 import re
 

@@ -79,7 +79,7 @@ def test_the_status_shows_the_known_values(metrics: LiveMetrics, tokens_s: float
     ],
 )
 def test_the_status_shows_the_stop(metrics: LiveMetrics, expected: str) -> None:
-    """During a stop the status shows which processes still run, and that a second ctrl-C ends them now."""
+    """During a stop the status names the processes that still run, and the key that ends them at once."""
     pids = [("frontend", 10), ("worker 1", 11), ("worker 2", None)]
     first, second = status_lines("http://h:1", pids, metrics, restarts=0, age_s=9, tokens_s=None, stopping_s=3.2)
     assert first.strip() == "http://h:1   stopping for 3s   ctrl-C again ends everything now"
@@ -161,7 +161,7 @@ async def test_a_very_small_window_has_no_status() -> None:
 
 
 async def test_a_second_ctrl_c_ends_at_once() -> None:
-    """After ctrl-C the terminal shows what is awaited; a second ctrl-C ends everything without a word of an error."""
+    """After ctrl-C the terminal lists the open runs; a second ctrl-C ends all processes without an error message."""
     async with terminal("up", settings=SETTINGS) as shown, aiohttp.ClientSession() as session:
         url = await url_of(shown)
         body = request(["gate", "/nonexistent/gate"], background=True)

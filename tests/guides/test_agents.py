@@ -175,7 +175,7 @@ async def test_a_program_is_served(tmp_path: Path) -> None:
 
 @one_loop
 async def test_the_built_in_agent_asks_a_model(tmp_path: Path) -> None:
-    """The command of the guide serves the built-in agent with the model of a server, which is asked by its name."""
+    """The command of the guide serves the built-in agent with a model server, and requests the model of the setting."""
     (command,) = AGENTS.blocks("model")
     async with run_model_server() as model:
         model.go.set()

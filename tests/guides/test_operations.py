@@ -150,7 +150,7 @@ async def test_runs_are_listed_followed_and_cancelled(up: Process, tmp_path: Pat
 
 @one_loop
 async def test_doctor_checks_redis_and_the_address(up: Process, tmp_path: Path) -> None:
-    """The command finds that nothing buffers streams, and says what it found of the broker of the demo."""
+    """The command reports that nothing buffers streams, and reports the faults of the private broker."""
     (command,) = OPERATIONS.blocks("doctor")
     process = await shell(as_run_here(command, url_of(up)), tmp_path, REDIS_URL=redis_url_of(up))
     assert await process.ended(START_S) in {0, 1}  # 1: the demo's broker stores nothing on disk

@@ -29,7 +29,7 @@ async def who(run: Run) -> AgentResult:
 
 
 async def words(run: Run) -> AsyncIterator[str]:
-    """Yield three words, slowly if asked."""
+    """Yield three words; it waits after the first one if the message is "slowly"."""
     try:
         for word in ("one ", "two ", "three"):
             yield word
@@ -40,7 +40,7 @@ async def words(run: Run) -> AsyncIterator[str]:
 
 
 def words_in_a_thread(run: Run) -> Iterator[str]:
-    """Yield words, for ever if asked."""
+    """Yield words; they never end if the message is "for ever"."""
     try:
         yield "one "
         while run.request.messages[-1].text == "for ever":

@@ -1,4 +1,4 @@
-"""Servers that refuse what is optional, as managed and older ones do: HELLO (RESP3), and CLIENT."""
+"""Redis servers that refuse optional commands (HELLO, CLIENT), as managed and old servers do."""
 
 from pathlib import Path
 

@@ -81,7 +81,7 @@ async def test_a_change_reaches_the_next_request(reloading: Reloading, client: C
     """After each change of a file, which is named, new requests are answered by the new code."""
     await reloading.serves()
     assert await answer(client, reloading.url) == "one"
-    for number, version in enumerate(("two", "six"), 1):  # of equal length: a file of the same size
+    for number, version in enumerate(("two", "six"), 1):  # equal lengths: only the time of the file changes
         reloading.write(AGENT.format(version=version))
         await reloading.process.until(rf"(?s)(changed +my_agent\.py: replacing the workers.*){{{number}}}", START_S)
         await reloading.replaced(number)

@@ -1,4 +1,4 @@
-"""A model server and a tool server that are not ours. They trace themselves with OpenTelemetry's own instrumentation.
+"""A model server and a tool server of other vendors, which trace themselves with OpenTelemetry's instrumentation.
 
 traced_servers.py model      serves a model, and prints its port
 traced_servers.py tools      is an MCP server on its standard input and output

@@ -1,4 +1,4 @@
-"""Running an agent in a test, without Redis: every shape of agent, what it gives, and how it fails."""
+"""Running an agent in a test, without Redis: each shape of agent, its outcome and its errors."""
 
 import asyncio
 import functools
@@ -121,7 +121,7 @@ def test_every_shape_of_agent_runs(agent: Any) -> None:
 
 
 async def test_an_async_test_awaits_the_run() -> None:
-    """In an async test the agent runs on the loop of the test; the other function says so."""
+    """In an async test, run_agent_async uses the loop of the test, and run_agent raises an error that names it."""
     assert (await run_agent_async(on_loop, "hi")).text == "you said hi"
     with pytest.raises(RuntimeError, match=r"await run_agent_async\(\.\.\.\)"):
         run_agent(on_loop, "hi")
@@ -175,7 +175,7 @@ def test_a_request_may_have_every_field() -> None:
 
 
 def test_a_yielded_or_returned_result_ends_a_generator() -> None:
-    """A generator ends at an AgentResult; what it has not written is then the content, and its ``finally`` runs."""
+    """A generator ends at an AgentResult, whose content counts only if it yielded no text, and its ``finally`` runs."""
     closed = []
 
     async def on_loop_with_result(run: Run) -> AsyncIterator[str | AgentResult]:

@@ -14,19 +14,11 @@ from agentstream.config.values import CommaList, Host, Milliseconds, Port, Secon
 
 BUILTIN: Final = "builtin"  # stands for the built-in orchestrator in ``agents``
 
-
 _QUEUE: Final = r"[A-Za-z0-9_.-]{1,64}"
-
-
+_QUEUE_FORM: Final = "1 to 64 letters, digits, '_', '.' or '-'"
+_AGENT: Final = r"[\w.]+:[\w.]+"
 # No braces: a hash tag would put all keys into one slot of a cluster. No * or ?: they are patterns in an ACL.
 _KEY_PREFIX: Final = re.compile(r"[A-Za-z0-9_.-]+(:[A-Za-z0-9_.-]+)*")
-
-
-_QUEUE_FORM: Final = "1 to 64 letters, digits, '_', '.' or '-'"
-
-
-_AGENT: Final = r"[\w.]+:[\w.]+"
-
 
 _ROUTE: Final = re.compile(rf"(?P<model>[^=,\s]{{1,256}})=(?P<agent>{BUILTIN}|{_AGENT})(?:@(?P<queue>{_QUEUE}))?")
 
@@ -215,8 +207,8 @@ class Settings(ListenAddress):
 
     # Runs and streams
     error_details: Annotated[Literal["full", "hidden"], values.Lower] = Field("full")
-    """What clients see of an agent's error: `full` shows its text. `hidden` shows a neutral sentence with the id of the
-    request, which is also in the worker's log. Workers read it."""
+    """The part of an agent's error that clients see: `full` shows its text. `hidden` shows a neutral sentence with the
+    id of the request, which is also in the worker's log. Workers read it."""
 
     error_form: Annotated[Literal["text", "strict"], values.Lower] = Field("text")
     """How a stream shows that its run failed, if the request has no header X-Agent-Errors: `text` is a sentence in the

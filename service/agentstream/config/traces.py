@@ -31,9 +31,9 @@ def trace_settings() -> TraceSettings:
     then off, because most machines have no collector.
     """
     env = {name: value.strip() for name, value in os.environ.items() if name.startswith("OTEL_")}
-    asked = env.get("OTEL_TRACES_EXPORTER", "")
+    exporters = env.get("OTEL_TRACES_EXPORTER", "")
     reason = next((name for name in _TRACES_WANTED if env.get(name)), "")
-    names = (asked or "otlp").split(",") if reason and env.get("OTEL_SDK_DISABLED", "").lower() != "true" else []
+    names = (exporters or "otlp").split(",") if reason and env.get("OTEL_SDK_DISABLED", "").lower() != "true" else []
     protocol = env.get("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL") or env.get("OTEL_EXPORTER_OTLP_PROTOCOL")
     otlp = "otlp_proto_grpc" if protocol == "grpc" else "otlp_proto_http"
     return TraceSettings(

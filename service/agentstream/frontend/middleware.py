@@ -101,11 +101,11 @@ async def no_such_route(request: web.Request) -> web.StreamResponse:
 async def _methods_of(request: web.Request, path: str) -> set[str]:
     """Return the methods that have a route for an encoded path; none if there is no such route."""
     here = request.match_info.route.resource
-    asked = request.clone(rel_url=request.rel_url.with_path(path, encoded=True))
+    probe_request = request.clone(rel_url=request.rel_url.with_path(path, encoded=True))
     allowed: set[str] = set()
     for resource in request.app.router.resources():
         if resource is not here:
-            allowed |= (await resource.resolve(asked))[1]
+            allowed |= (await resource.resolve(probe_request))[1]
     return allowed
 
 

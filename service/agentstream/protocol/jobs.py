@@ -34,7 +34,7 @@ def open_ttl_s(queue_timeout_s: float, run_timeout_s: float) -> int:
 
 
 def _headers(value: object) -> dict[str, str]:
-    """Return well-formed headers, or none: a job with malformed ones must still run."""
+    """Return the headers that are well-formed. Others are dropped, so that the job can still run."""
     given = value if isinstance(value, dict) else {}
     return {name: text for name, text in given.items() if isinstance(name, str) and isinstance(text, str)}
 

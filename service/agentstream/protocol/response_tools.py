@@ -51,7 +51,7 @@ class ResponseFunctionTool(ExtensibleModel):
 
 
 class ResponseCustomTool(ExtensibleModel):
-    """A tool of the client whose input is free text. ``format`` may hold a grammar; the model is told to follow it."""
+    """A tool of the client whose input is free text. If ``format`` has a grammar, the model is asked to follow it."""
 
     type: Literal["custom"]
     name: Name

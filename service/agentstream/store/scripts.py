@@ -1,4 +1,4 @@
-"""The Lua scripts by name. Each file holds one script; its first line says what the script does."""
+"""The Lua scripts by name. Each file holds one script; its first line states the purpose."""
 
 import hashlib
 from collections.abc import Mapping

@@ -115,8 +115,8 @@ class LineFormatter(logging.Formatter):
     def _shows_errors(self, record: logging.LogRecord) -> bool:
         """Return whether a line may contain the texts of exceptions.
 
-        With ``errors`` the lines about agents may, and so may those that other code than agentstream writes: the agent,
-        its libraries, and asyncio about the tasks of the agent.
+        With ``errors``, two kinds of lines may: lines about agents, and lines of other libraries (the agent, its
+        packages, and asyncio).
         """
         ours = record.name.partition(".")[0] == "agentstream"
         return self._content or (self._errors and (not ours or getattr(record, AGENT_ERROR_FIELD, False)))

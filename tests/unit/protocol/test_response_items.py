@@ -217,7 +217,7 @@ def test_items_can_add_tools_and_change_the_request() -> None:
 
 @pytest.mark.parametrize("given", [{"input": ""}, {"input": []}, {"input": None}, {"input": [{"type": "reasoning"}]}])
 def test_an_empty_input_continues_an_earlier_response_only(given: dict[str, Any]) -> None:
-    """An empty input is refused with words that help, unless the request continues an earlier response."""
+    """An empty input is refused, and the error says what to send, unless the request continues an earlier response."""
     request = ResponseRequest.model_validate({"model": "m1", **given}, strict=True)
     with pytest.raises(ValueError, match="input: send a text, or a list with at least one message"):
         request.as_chat({}, [])

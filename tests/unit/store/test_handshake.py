@@ -1,4 +1,4 @@
-"""The handshake of a connection: optional steps, the way without RESP3, and refusals with the change that helps."""
+"""The handshake of a connection: optional steps, the fallback to RESP2, and errors that name the necessary change."""
 
 import asyncio
 
@@ -72,7 +72,7 @@ async def test_a_required_command_that_is_refused_names_the_change(
 
     def answer(words: Command, connection: int) -> bytes | None:
         if words[0] == refused:
-            arguments = " ".join(f"'{word.decode()}'" for word in words[1:]).replace("\n", " ")[:128]  # as Redis does
+            arguments = " ".join(f"'{word.decode()}'" for word in words[1:]).replace("\n", " ")[:128]  # as Redis quotes
             return f"-ERR unknown command, with args beginning with: {arguments}\r\n".encode()
         return answer_normally(words, connection)
 

@@ -1,4 +1,4 @@
-"""Commands that the broker refuses: not now, or not here because it is a replica."""
+"""Commands that the broker refuses for a while, or because it is a replica."""
 
 import asyncio
 
@@ -77,7 +77,7 @@ async def test_a_server_that_is_no_longer_the_primary_is_left(peer: FakeBroker, 
 async def test_an_idle_link_finds_out_that_its_server_is_a_replica(
     peer: FakeBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A link that sends no commands leaves a server that refuses writes, because it proves writes with every PING."""
+    """An idle link disconnects from a server that refuses writes, because it tests a write with each PING."""
     monkeypatch.setattr(link_module, "PING_INTERVAL_S", 0.02)
     demoted = False
 

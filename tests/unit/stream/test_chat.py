@@ -107,7 +107,7 @@ def test_pieces_of_text_are_counted_in_any_batches() -> None:
     ("arguments", "sent"), [(None, "null"), ([], "[]"), ({}, "{}"), (0, "0"), (False, "false"), ("", ""), ("x", "x")]
 )
 def test_arguments_that_are_no_text_are_sent_as_their_json(arguments: object, sent: str) -> None:
-    """The arguments of a tool call reach the client as the JSON text of exactly what they are; text is unchanged."""
+    """Arguments that are text reach the client unchanged, and all others as their JSON."""
     run = events(("tool_call_start", {"tool": "clock", "arguments": arguments}), completed("x"))
     started = next(data for name, data in decode(stream(run)) if name == "tool_call_start")
     assert started["arguments"] == sent

@@ -13,7 +13,7 @@ FORMAT_HEADER: Final = "X-Agent-Events"
 FORMAT_QUERY: Final = "agent_events"
 ERRORS_HEADER: Final = "X-Agent-Errors"
 
-# Older SDKs turn every message with an ``event:`` line into {data, event}, which breaks the loop in their README
+# Older SDKs turn every frame with an ``event:`` line into {data, event}, which breaks the loop in their README
 # (measured).
 _NAMED_EVENTS_SINCE: Final = {"python": (1, 98, 0), "js": (5, 11, 0)}
 _VERSION = re.compile(r"(\d{1,6})\.(\d{1,6})\.(\d{1,6})")

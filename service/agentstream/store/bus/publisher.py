@@ -1,7 +1,7 @@
 """Publishes one attempt at a run: it collects the events that the agent emits, and appends them to the log in batches.
 
 One batch of a run is in flight at a time. Events that arrive meanwhile are sent together in the next batch. So events
-stay in order through any number of resends, and a busy broker gets fewer, larger messages.
+stay in order even after resends. A busy broker receives fewer and larger messages.
 
 The publisher keeps the published batches until the run is over, as many bytes as the log may hold. If the broker loses
 its data, the publisher stores them again.

@@ -1,4 +1,4 @@
--- Remove consumers of dead workers: they hold no jobs and have been idle for long.
+-- Remove consumers that hold no jobs and have been idle for a long time.
 -- KEYS[1] jobs. ARGV: group, minimum idle time in ms.
 -- Returns how many it removed. The check and the removal are one script: a job claimed between them would be lost.
 local pruned = 0

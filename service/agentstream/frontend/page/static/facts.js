@@ -1,10 +1,10 @@
-// Converts the messages of a stream to facts: small plain objects that an exchange applies and session storage keeps.
+// Converts the frames of a stream to facts: small plain objects that an exchange applies and session storage keeps.
 
 import { parseJsonObject } from "./api.js";
 import { Failure, explain } from "./failures.js";
 
 /**
- * Return the facts of one message of a stream, in order. Each is an object with a `kind`: `run` (id), `text` and
+ * Return the facts of one frame of a stream, in order. Each is an object with a `kind`: `run` (id), `text` and
  * `reasoning` (text), `event` (event, data), `call` (call: a delta of a call of the client's tool), `usage` (usage),
  * `finish` (reason), `cancelled`, `failed` (message, reason), `done`. Throws Failure if the data is not a JSON object.
  */
