@@ -99,8 +99,8 @@ async def test_users_of_an_earlier_version_lose_only_one_metric(broker: Broker, 
         assert (await client.post(url, request(background=True)))[0] == 200
         assert (await Scraper(url).get("/health/ready"))[0] == 200
         front = await Scraper(url).scrape()
-    told = [front.of(name) for name in (metric_names.QUEUED, metric_names.WAITING, metric_names.OLDEST_WAITING_SECONDS)]
-    assert told == [1, -1, -1]
+    load = [front.of(name) for name in (metric_names.QUEUED, metric_names.WAITING, metric_names.OLDEST_WAITING_SECONDS)]
+    assert load == [1, -1, -1]
 
 
 async def stream_begun(client: Client, url: str) -> None:

@@ -146,8 +146,8 @@ async def test_a_client_that_stays_stalled_is_cut_and_its_run_cancelled(
             followed = await client.whole(url, run_id=run_id_of(start))
         assert decode(frames(followed)[-2])[0][1]["agent_error"]["code"] == "cancelled"
         rest, was_reset = await stalled.rest()
-        _, told_whole = decode_chunked(start + rest) if version == "1.1" else (b"", True)
-        assert was_reset or not told_whole
+        _, complete = decode_chunked(start + rest) if version == "1.1" else (b"", True)
+        assert was_reset or not complete
         assert b"[DONE]" not in rest
         received = numbers(start + rest)  # chunk sizes stand between the frames, so only complete pieces match
         assert received == list(range(len(received)))
