@@ -8,6 +8,7 @@ answer. TEST_WORKER holds the name of a worker. The agents print these lines, an
 """
 
 import asyncio
+import faulthandler
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -45,7 +46,7 @@ def _tool_and_text(run: Run) -> None:
 
 
 def _poison(_run: Run) -> None:
-    os._exit(7)
+    faulthandler._sigsegv()  # type: ignore[attr-defined] # no Python code can refuse a crash of the interpreter
 
 
 # The first output of each behaviour. Then the agent answers, or waits: for ever, or for the test ("gate").

@@ -15,7 +15,7 @@ import pytest
 from redis import Redis
 
 from agentstream.frontend.runs.watcher import GRACE_S, SWEEP_S
-from agentstream.processes.runtime import free_port
+from agentstream.processes.runtime import EXIT_UNREACHABLE, free_port
 from agentstream.protocol.keys import Keys
 from tests.helpers import TIME_SCALE, TIMEOUT_S, decode, texts
 from tests.integration.conftest import Client
@@ -204,7 +204,7 @@ async def test_without_a_broker_a_front_end_refuses_and_then_exits(processes: Pr
         async with client.session.get(f"{url}/health/ready") as ready:
             assert ready.status == 503
             assert (await ready.json())["status"] == "unavailable"
-        assert await process.ended(BROKER_WAIT_S + TIMEOUT_S) == 1
+        assert await process.ended(BROKER_WAIT_S + TIMEOUT_S) == EXIT_UNREACHABLE
     assert f"Redis at {address} cannot be reached within {BROKER_WAIT_S} s" in process.output
     assert "serving on" not in process.output
     assert "hunter2" not in process.output

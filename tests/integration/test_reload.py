@@ -85,6 +85,8 @@ async def test_a_change_reaches_the_next_request(reloading: Reloading, client: C
         reloading.write(AGENT.format(version=version))
         await reloading.process.until(rf"(?s)(changed +my_agent\.py: replacing the workers.*){{{number}}}", START_S)
         await reloading.replaced(number)
+        for pid in re.findall(r"(?m)^worker 1 +pid (\d+)", reloading.process.output)[:number]:
+            await ended(int(pid))  # until then an old worker may still take a job
         assert await answer(client, reloading.url) == version
     assert "ended with code" not in reloading.process.output
 
@@ -96,6 +98,7 @@ async def test_a_run_ends_on_the_old_code(reloading: Reloading, client: Client) 
     await reloading.process.until(r"waits")
     reloading.write(AGENT.format(version="two"))
     await reloading.replaced(1)
+    await reloading.process.until(r"draining: 1 runs")  # until then the old worker may still take a job
     assert await answer(client, reloading.url) == "two"
     reloading.gate.touch()
     assert await waiting == "begun by one, ended by one"
