@@ -5,7 +5,8 @@ cost of the queue and the bus.
 """
 
 import asyncio
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import uvloop
 from aiohttp import web
@@ -14,6 +15,7 @@ from agentstream.agents import Run
 from agentstream.config import load_settings
 from agentstream.frontend.api.negotiation import stream_options
 from agentstream.frontend.api.parsing import read_request
+from agentstream.frontend.context import CONTEXT, Context
 from agentstream.frontend.runs.raw_writer import RawWriter
 from agentstream.protocol.events import Batch
 from agentstream.protocol.jobs import new_run_id
@@ -65,6 +67,7 @@ async def stream(request: web.Request) -> web.StreamResponse:
 async def main() -> None:
     """Serve until killed."""
     app = web.Application()
+    app[CONTEXT] = cast("Context", SimpleNamespace(settings=SETTINGS))  # all that reading a request needs of it
     app.router.add_post("/v1/chat/completions", stream)
     runner = web.AppRunner(app, handler_cancellation=True, access_log=None)
     await runner.setup()
