@@ -16,13 +16,14 @@
     |   `-- LimitReached             429  rate_limit_exceeded (with Retry-After)
     |-- ServiceError                 our failure: HTTP 5xx
     |   |-- BrokerUnavailable        503  broker_unavailable (with Retry-After)
-    |   |-- Draining                 503  draining (with Retry-After)
+    |   |-- TooManyConnections       503  too_many_connections (with Retry-After)
     |   |-- RunNotEnded              504  run_not_ended
     |   `-- RunFailed                the run failed; the HTTP status depends on the failure code
     |-- BusError                     an error of the store; clients get a ServiceError instead
     |   |-- ConnectionRefused        the broker refuses a new connection; has the broker's own words
     |   |-- Fenced                   a newer attempt of the run has begun
     |   |-- LogTrimmed               the replay log no longer holds the events that the reader needs
+    |   |-- NotResumable             no attempt can continue the run: something of it is gone or unreadable
     |   `-- BufferFull               too many events of the run wait to be published
     |-- AgentError                   an error of the agent; it ends the run, never the worker
     |   |-- InvalidAgentOutput       wrong return type, forbidden event, data that is not JSON
@@ -32,7 +33,9 @@
 A class that clients can see has an HTTP ``status``, and the ``code`` and ``error_type`` of an OpenAI error.
 """
 
+import os
 import re
+from pathlib import Path
 from typing import Any, ClassVar
 
 
@@ -166,11 +169,11 @@ class BrokerUnavailable(ServiceError):
     code = "broker_unavailable"
 
 
-class Draining(ServiceError):
-    """503: this front end is shutting down."""
+class TooManyConnections(ServiceError):
+    """503: this front end has as many connections as its limit of open files allows."""
 
     status = 503
-    code = "draining"
+    code = "too_many_connections"
 
 
 class RunNotEnded(ServiceError):
@@ -213,6 +216,10 @@ class Fenced(BusError):
 
 class LogTrimmed(BusError):
     """The replay log no longer holds the events at a position: they were trimmed at the size limit, or lost."""
+
+
+class NotResumable(BusError):
+    """No attempt can continue the run: its replay log was trimmed, or its checkpoint has an unknown form."""
 
 
 class BufferFull(BusError):
@@ -260,6 +267,7 @@ INVALID_REQUEST = "invalid_request"
 CONTEXT_LENGTH = "context_length_exceeded"
 MODEL_ERROR = "model_error"
 AGENT_ERROR = "agent_error"
+RESUME_FAILED = "resume_failed"
 INVALID_AGENT_OUTPUT = "invalid_agent_output"
 QUEUE_TIMEOUT = "queue_timeout"
 RUN_TIMEOUT = "run_timeout"
@@ -274,6 +282,7 @@ FAILURE_MEANINGS: dict[str, str] = {
     CONTEXT_LENGTH: "The conversation is longer than the context window of the model.",
     MODEL_ERROR: "The model server refused the request of the agent, failed, or cannot be reached.",
     AGENT_ERROR: "The agent raised any other error.",
+    RESUME_FAILED: "The agent raised an error before it continued a run from its checkpoint.",
     INVALID_AGENT_OUTPUT: "The agent returned or emitted a value that cannot be sent.",
     INVALID_REQUEST: "The worker cannot read the request, or has no agent for its model.",
     QUEUE_TIMEOUT: "No worker began the job in time.",
@@ -384,3 +393,32 @@ def neutral_message(reason: str, request_id: str) -> str:
 def missing_extra(what: str, extra: str) -> str:
     """Return the message about a missing optional dependency: what needs it, and the command that installs it."""
     return f"{what} needs an optional dependency that is not installed: pip install 'agentstream[{extra}]'"
+
+
+def explain_file_error(path: str, exc: OSError) -> str:
+    """Return why a file cannot be read, in words that say what to do."""
+    if isinstance(exc, IsADirectoryError):
+        return f"{path} is a folder; Docker creates one if the file that it should mount does not exist"
+    return explain_no_access(path) or f"{exc.strerror or exc}: {os.path.abspath(path)}"  # noqa: PTH100 -- keeps links
+
+
+def explain_no_access(path: str) -> str:
+    """Return why this process may not read a file or folder, or "" if it may or if nothing is there.
+
+    The reason names the file or the folder above it that refuses, its mode and owner, and the user of this process.
+    """
+    whole = Path(os.path.abspath(path))  # noqa: PTH100 -- resolve() raises if a folder refuses
+    for part in (*reversed(whole.parents), whole):
+        try:
+            facts = part.stat()
+            wanted = "a folder" if part.is_dir() else "a file"
+        except OSError:
+            return ""
+        needed = (os.R_OK if part == whole else 0) | (os.X_OK if wanted == "a folder" else 0)
+        if not os.access(part, needed):
+            return (
+                f"this process runs as user {os.geteuid()} and may not read {part}, {wanted} of user {facts.st_uid} "
+                f"with mode {facts.st_mode & 0o777:o}: run chmod -R a+rX on it (in a container: on the folder that is "
+                f"mounted there), or run the process as user {facts.st_uid}"
+            )
+    return ""

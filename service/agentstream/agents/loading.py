@@ -6,12 +6,16 @@ import importlib.util
 import os
 import re
 import sys
+from pathlib import Path
+from typing import Final
 
 from agentstream.agents.contract import Agent
 from agentstream.agents.import_errors import explain_import_error
 from agentstream.agents.lifespan import ManagedAgent, is_context_manager
 from agentstream.agents.shapes import as_agent, takes_nothing
-from agentstream.errors import StartupError
+from agentstream.errors import StartupError, explain_no_access
+
+_MAX_LISTED: Final = 5
 
 
 def load_agent(spec: str) -> Agent:
@@ -47,7 +51,7 @@ def load_object(role: str, spec: str) -> object:
     except BaseException as exc:  # the user's module may raise anything
         reason = explain_import_error(exc, module_name)
         message = f"{role} {spec!r}: importing {module_name} failed: {reason} (searched {here} first)"
-        raise StartupError(message + _hint(exc, module_name)) from exc
+        raise StartupError(message + _hint(exc, module_name, here)) from exc
     for name in attribute.split("."):
         try:
             found = getattr(found, name)
@@ -60,14 +64,39 @@ def load_object(role: str, spec: str) -> object:
     return found
 
 
-def _hint(exc: BaseException, module_name: str) -> str:
+def _hint(exc: BaseException, module_name: str, here: str) -> str:
     """Return what helps against a frequent error of an agent's module; else ""."""
     if isinstance(exc, RuntimeError) and "no running event loop" in str(exc):
         return (
             "; the module is imported before the event loop runs: create what needs the loop inside the agent, or once "
             "per worker in an async context manager"
         )
+    if isinstance(exc, OSError) and isinstance(exc.filename, str):
+        refused = explain_no_access(exc.filename)
+        return f"; {refused}" if refused else ""
+    if isinstance(exc, ModuleNotFoundError) and exc.name is not None and f"{module_name}.".startswith(f"{exc.name}."):
+        return _new_name_hint(exc, module_name) or _missing_hint(exc.name, Path(here))
     return _new_name_hint(exc, module_name)
+
+
+def _missing_hint(name: str, here: Path) -> str:
+    """Return why the working directory has no module of this name: it may not be read, or it has other modules."""
+    parts = name.split(".")
+    folders = [here, *(here.joinpath(*parts[:depth]) for depth in range(1, len(parts) + 1))]
+    for folder in folders:
+        if refused := explain_no_access(str(folder)):
+            return f"; {refused}"
+    folder = next((folder for folder in reversed(folders[:-1]) if folder.is_dir()), here)
+    modules = sorted(
+        {path.stem for path in folder.glob("*.py")} - {"__init__"}
+        | {path.parent.name for path in folder.glob("*/*.py")}
+    )
+    if not modules:
+        return (
+            f"; {folder} has no Python file: start the worker in the folder of the module, or mount that folder there"
+        )
+    more = ", ..." if len(modules) > _MAX_LISTED else ""
+    return f"; the modules in {folder} are {', '.join(modules[:_MAX_LISTED])}{more}"
 
 
 def _new_name_hint(exc: BaseException, module_name: str) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import re
 import time
 from collections.abc import AsyncGenerator, Sequence
@@ -83,6 +84,12 @@ class OpenAIEngine:
                 timeout=openai.Timeout(timeout_s, connect=min(CONNECT_TIMEOUT_S, timeout_s)),
                 max_retries=max_retries,
             )
+        except OSError as exc:
+            reason = (
+                "the client of the model server cannot read the certificates that SSL_CERT_FILE or SSL_CERT_DIR names: "
+                f"{exc.strerror or exc}; give it files that user {os.geteuid()} may read, or unset the variables"
+            )
+            raise StartupError(reason) from exc
         except Exception as exc:  # httpx raises several classes for wrong URLs and for a missing package
             reason = unusable_proxy() or (
                 "the client of the model server does not start with OPENAI_BASE_URL and the variables HTTP_PROXY, "

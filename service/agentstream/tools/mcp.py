@@ -29,7 +29,7 @@ from mcp.types import CONNECTION_CLOSED, INVALID_PARAMS
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from agentstream.engines.proxies import proxy_of, unusable_proxy
-from agentstream.errors import StartupError
+from agentstream.errors import StartupError, explain_file_error
 from agentstream.processes.launcher import die_with_parent
 from agentstream.telemetry.masking import mask_error, register_secrets
 from agentstream.tools.base import Tool, ToolError
@@ -100,11 +100,14 @@ def read_servers(path: str) -> dict[str, McpServerConfig]:
         servers = {
             str(name): McpServerConfig.model_validate(_expand_variables(entry)) for name, entry in entries.items()
         }
+    except OSError as exc:
+        message = f"MCP servers in {path}: {explain_file_error(path, exc)}"
+        raise StartupError(message) from exc
     except ValidationError as exc:
         reasons = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'entry'}: {e['msg']}" for e in exc.errors())
         message = f"MCP servers in {path}: {reasons}"
         raise StartupError(message) from exc
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
+    except (ValueError, KeyError, TypeError, AttributeError) as exc:
         message = f'MCP servers in {path}: {exc!r}; expected {{"mcpServers": {{name: {{"command" or "url": ...}}}}}}'
         raise StartupError(message) from exc
     for name, server in servers.items():

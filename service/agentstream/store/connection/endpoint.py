@@ -1,8 +1,10 @@
 """The address and credentials of the broker: one URL, parsed once, for the link and for redis-py."""
 
 import asyncio
+import os
 import ssl
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any, Final
 from urllib.parse import parse_qsl, urlsplit
 
@@ -12,7 +14,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import AbstractBackoff, ExponentialWithJitterBackoff
 from redis.exceptions import ConnectionError, MasterDownError, ReadOnlyError, ResponseError, TimeoutError  # noqa: A004
 
-from agentstream.errors import StartupError
+from agentstream.errors import StartupError, explain_file_error
 from agentstream.store.connection.refusals import is_not_primary, words_of
 
 # The options that a URL may have. Other options of redis-py would fail at the first connection, or change what the
@@ -21,6 +23,7 @@ _OPTIONS: Final = (
     *("db", "protocol", "username", "password", "ssl_cert_reqs", "ssl_check_hostname"),
     *("ssl_ca_certs", "ssl_ca_path", "ssl_certfile", "ssl_keyfile", "ssl_password"),
 )
+_FILES: Final = ("ssl_ca_certs", "ssl_ca_path", "ssl_certfile", "ssl_keyfile")
 _PROTOCOLS: Final = (2, 3)
 _CERT_REQS: Final = ("none", "optional", "required")
 _FORM: Final = "redis://[[user]:password@]host[:port][/database]"
@@ -145,6 +148,9 @@ class Endpoint:
             self._options["ssl_cert_reqs"] = verify = verify.lower().removeprefix("cert_")
             if verify not in _CERT_REQS:
                 return f"ssl_cert_reqs={verify!r} does not exist; write {', '.join(_CERT_REQS)}"
+        for name in _FILES:
+            if (path := self._options.get(name)) and (fault := _fault_of_file(path)):
+                return f"{name}: {fault}"
         try:
             if self._uses_tls:
                 self._tls()
@@ -164,3 +170,15 @@ class Endpoint:
         if verify == "none":
             context.verify_mode = ssl.CERT_NONE
         return context
+
+
+def _fault_of_file(path: str) -> str:
+    """Return why a file or a folder of certificates cannot be read, or ""; the errors of OpenSSL do not name it."""
+    try:
+        if Path(path).is_dir():
+            os.listdir(path)  # noqa: PTH208 -- raises now; iterdir does so later
+        else:
+            Path(path).read_bytes()
+    except OSError as exc:
+        return explain_file_error(path, exc)
+    return ""
