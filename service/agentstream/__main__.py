@@ -5,6 +5,7 @@ part of the worker.
 """
 
 import contextlib
+import logging
 import sys
 from collections.abc import Callable, Coroutine
 from functools import partial
@@ -18,11 +19,29 @@ from agentstream import __version__
 if TYPE_CHECKING:
     from agentstream.config import Settings
 
+log = logging.getLogger(__name__)
 
-def _run(process: str, flags: dict[str, Any], main: "Callable[[Settings], Coroutine[Any, Any, int]]") -> None:
-    """Read the settings, run a process, and exit with its code."""
-    from agentstream.config import load_settings, unknown_variables  # noqa: PLC0415
+
+def _run(
+    process: str,
+    flags: dict[str, Any],
+    main: "Callable[[Settings], Coroutine[Any, Any, int]]",
+    *,
+    is_child: bool = False,
+) -> None:
+    """Read the settings, run a process, and exit with its code.
+
+    The parent of a process with ``is_child`` has already warned of wrong variables, and it waits after a failed start.
+    """
+    from agentstream.config import (  # noqa: PLC0415
+        failed_start_delay_s,
+        load_client_settings,
+        load_settings,
+        unknown_variables,
+        unset_empty_variables,
+    )
     from agentstream.errors import StartupError  # noqa: PLC0415
+    from agentstream.processes.failed_start import wait_before_exit  # noqa: PLC0415
     from agentstream.processes.runtime import (  # noqa: PLC0415
         EXIT_INTERRUPTED,
         EXIT_WRONG_SETTINGS,
@@ -31,17 +50,23 @@ def _run(process: str, flags: dict[str, Any], main: "Callable[[Settings], Corout
     )
     from agentstream.telemetry import masking, tracing  # noqa: PLC0415
 
+    unset_empty_variables()
     try:
-        settings = load_settings(**flags)
+        settings = (load_client_settings if process.startswith("worker") else load_settings)(**flags)
         configure_logging(settings, process, trace_ids=tracing.current_ids)
-        for line in unknown_variables() if process == "up" else ():
-            click.echo(f"warning: {line}", err=True)
+        for line in () if is_child else unknown_variables():
+            if process == "up":
+                click.echo(f"warning: {line}", err=True)
+            else:
+                log.warning("%s", line)
         code = run_loop(main(settings))
     except StartupError as exc:
         click.echo(f"agentstream {process}: {masking.mask_error(str(exc))}", err=True)
         code = EXIT_WRONG_SETTINGS
     except KeyboardInterrupt:  # before the process handles signals itself
         code = EXIT_INTERRUPTED
+    if code == EXIT_WRONG_SETTINGS and not is_child and (delay_s := failed_start_delay_s(flags)):
+        wait_before_exit(delay_s, lambda line: click.echo(f"agentstream {process}: {line}", err=True))
     sys.exit(code)
 
 
@@ -101,7 +126,7 @@ def _frontend() -> click.Command:
 
             return serve_frontend(settings, number=number, parent=parent)
 
-        _run("frontend" if number is None else f"frontend {number}", flags, serve)
+        _run("frontend" if number is None else f"frontend {number}", flags, serve, is_child=parent is not None)
 
     return frontend
 
@@ -130,7 +155,7 @@ def _worker() -> click.Command:
 
             return serve_worker(settings, number=number, parent=parent)
 
-        _run("worker" if number is None else f"worker {number}", flags, serve)
+        _run("worker" if number is None else f"worker {number}", flags, serve, is_child=parent is not None)
 
     return worker
 

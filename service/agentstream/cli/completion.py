@@ -5,7 +5,7 @@ from typing import Final
 
 import click
 
-from agentstream.config import load_settings
+from agentstream.config import load_client_settings
 from agentstream.errors import AgentStreamError
 from agentstream.protocol.keys import Keys
 from agentstream.store.admin.open_runs import OpenRunReader
@@ -24,7 +24,7 @@ def open_run_ids(_context: click.Context, _parameter: click.Parameter, incomplet
 
 
 async def _open_run_ids() -> list[str]:
-    settings = load_settings()
+    settings = load_client_settings()
     if settings.redis_url is None:
         return []
     endpoint, keys = Endpoint(settings.redis_url), Keys(settings.key_prefix)

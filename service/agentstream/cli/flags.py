@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from agentstream.cli.exits import WrongSettings
-from agentstream.config import Settings, env_name, front_end_url, load_settings
+from agentstream.config import Settings, env_name, front_end_url, load_client_settings, load_settings
 from agentstream.errors import StartupError
 from agentstream.telemetry.masking import register_secrets
 
@@ -49,10 +49,13 @@ def format_value(value: object) -> str:
     return ",".join(value) if isinstance(value, tuple) else str(value)
 
 
-def settings_from(flags: dict[str, Any]) -> Settings:
-    """Return the settings from the environment, overridden by these flags. Raises WrongSettings."""
+def settings_from(flags: dict[str, Any], *, listens: bool = False) -> Settings:
+    """Return the settings from the environment, overridden by these flags. Raises WrongSettings.
+
+    With ``listens`` the settings must be those of a process that may listen on AGENTSTREAM_HOST.
+    """
     try:
-        settings = load_settings(**flags)
+        settings = load_settings(**flags) if listens else load_client_settings(**flags)
     except StartupError as exc:
         raise WrongSettings(str(exc)) from exc
     register_secrets(settings.secrets())

@@ -5,9 +5,9 @@ import os
 from collections.abc import Collection, Mapping
 from typing import Any, Final
 
-from pydantic import AliasChoices, ValidationError
+from pydantic import AliasChoices, TypeAdapter, ValidationError
 
-from agentstream.config import service_links
+from agentstream.config import service_links, values
 from agentstream.config.listen_address import ENV_PREFIX, ListenAddress
 from agentstream.config.secret_values import MASK, without_secrets
 from agentstream.config.settings import Settings, env_name
@@ -43,9 +43,23 @@ _UNITS: Final = {
 
 
 def load_settings(**flags: Any) -> Settings:  # noqa: ANN401 -- raw flag values
-    """Return the settings of the environment. ``flags`` override it; a flag that is None was not given.
+    """Return the settings of a process that listens on AGENTSTREAM_HOST, from the environment.
+
+    ``flags`` override it; a flag that is None was not given.
 
     Raises StartupError. It names every wrong setting, its value and the allowed values.
+    """
+    settings = load_client_settings(**flags)
+    if fault := settings.open_to_all():
+        message = f"wrong settings:\n  {fault}"
+        raise StartupError(message)
+    return settings
+
+
+def load_client_settings(**flags: Any) -> Settings:  # noqa: ANN401 -- raw flag values
+    """Return the settings of a process that does not listen on AGENTSTREAM_HOST, so that it needs no API keys for it.
+
+    A worker may get the same environment as a front end. Otherwise as ``load_settings``.
     """
     given = {_init_name(name): value for name, value in flags.items() if value is not None}
     try:
@@ -75,24 +89,50 @@ def _explain_all(exc: ValidationError) -> str:
     return "wrong settings:\n  " + "\n  ".join(map(_explain, exc.errors()))
 
 
+def failed_start_delay_s(flags: Mapping[str, Any]) -> float:
+    """Return the setting of this name, even if other settings are wrong; 0 if it is wrong itself."""
+    field = "failed_start_delay_s"
+    value = flags.get(field) or os.environ.get(env_name(field)) or 0
+    try:
+        return max(0.0, TypeAdapter(values.Seconds).validate_python(values.clean(value)))
+    except ValidationError:
+        return 0.0
+
+
+def unset_empty_variables() -> None:
+    """Remove variables of settings, of OpenTelemetry and of OpenAI that are empty: an empty variable is not set.
+
+    A line ``NAME=`` in a file of variables leaves them. Libraries that read the environment themselves, such as the
+    clients in an agent, would take "" for a value.
+    """
+    ours = {alias for field in Settings.model_fields for alias in _names(field)}
+    for name, value in list(os.environ.items()):
+        if (name in ours or name.startswith((ENV_PREFIX, "OPENAI_", "OTEL_"))) and values.clean(value) == "":
+            del os.environ[name]
+
+
 def environment(settings: Settings) -> dict[str, str]:
     """Return the environment variables that give a child process the same settings."""
-    values: dict[str, str] = {}
+    variables: dict[str, str] = {}
     for field in Settings.model_fields:
         value = getattr(settings, field)
         if value is not None:
-            values[env_name(field)] = ",".join(value) if isinstance(value, tuple) else str(value)
-    return values
+            variables[env_name(field)] = ",".join(value) if isinstance(value, tuple) else str(value)
+    return variables
 
 
 def setting_source(field: str, flags: Mapping[str, Any]) -> str:
     """Return the source of a setting: ``--flag``, the name of its environment variable, or "default"."""
     if flags.get(field) is not None:
         return f"--{field.replace('_', '-')}"
-    alias = Settings.model_fields[field].validation_alias
-    names = alias.choices if isinstance(alias, AliasChoices) else [env_name(field)]
     given = {name.lower(): name for name, value in os.environ.items() if value}  # pydantic-settings ignores case
-    return next((given[str(name).lower()] for name in names if str(name).lower() in given), "default")
+    return next((given[name.lower()] for name in _names(field) if name.lower() in given), "default")
+
+
+def _names(field: str) -> list[str]:
+    """Return the names of the environment variables of a setting, the first one first."""
+    alias = Settings.model_fields[field].validation_alias
+    return [str(name) for name in alias.choices] if isinstance(alias, AliasChoices) else [env_name(field)]
 
 
 def masked(field: str, value: Any) -> Any:  # noqa: ANN401 -- a setting's

@@ -148,8 +148,17 @@ class Settings(ListenAddress):
     """Time in seconds that a stopping process gives its runs and streams to end. The default is below the 30 s after
     which Kubernetes by default kills a pod that does not stop."""
 
+    stop_delay_s: Seconds = Field(0, ge=0)
+    """Time in seconds for which a front end still accepts requests after a stop signal, while its /health/ready answers
+    503. Set it if something in front sends requests until it notices that, and does not retry them: Kubernetes, or a
+    cloud load balancer. The default is 0: the proxies in deploy/ retry a refused connection at another front end."""
+
     broker_wait_s: Seconds = Field(30, ge=0)
     """Time in seconds that a starting process waits for Redis. Redis may start later, and must first load its data."""
+
+    failed_start_delay_s: Seconds = Field(0, ge=0, le=3600)
+    """Time in seconds that `frontend`, `worker` or `up` waits before it exits with code 2, because a setting is wrong.
+    Set it where a supervisor starts a process again at once, as Docker does: the same settings would fail again."""
 
     log_level: Annotated[Literal["debug", "info", "warning", "error"], values.Level] = Field("info")
     """Lowest level of log lines that a process writes."""
@@ -366,15 +375,14 @@ class Settings(ListenAddress):
             raise ValueError(message)
         return self
 
-    @model_validator(mode="after")
-    def _public_needs_keys(self) -> Self:
-        if not (self.api_keys or self.allow_open or is_loopback(self.host)):
-            message = (
-                f"other machines can reach the host {self.host}, and no API keys are set: "
-                f"set {ENV_PREFIX}API_KEYS, or {ENV_PREFIX}ALLOW_OPEN=true if something in front checks the callers"
-            )
-            raise ValueError(message)
-        return self
+    def open_to_all(self) -> str | None:
+        """Return why a process must not listen on ``host``: others can reach it and need no key. None if it may."""
+        if self.api_keys or self.allow_open or is_loopback(self.host):
+            return None
+        return (
+            f"other machines can reach the host {self.host}, and no API keys are set: "
+            f"set {ENV_PREFIX}API_KEYS, or {ENV_PREFIX}ALLOW_OPEN=true if something in front checks the callers"
+        )
 
 
 for _field in Settings.model_fields.values():  # each text as one line; ``--help`` wraps it again

@@ -15,7 +15,9 @@ from agentstream.config import (
     Settings,
     env_name,
     environment,
+    failed_start_delay_s,
     is_loopback,
+    load_client_settings,
     load_settings,
     unknown_variables,
 )
@@ -60,6 +62,8 @@ EVERY_SETTING: dict[str, tuple[str, Any]] = {
     "concurrency": ("8", 8),
     "drain_timeout_s": ("0", 0.0),
     "broker_wait_s": ("0.5", 0.5),
+    "failed_start_delay_s": ("1m", 60.0),
+    "stop_delay_s": ("5", 5.0),
     "log_level": ("debug", "debug"),
     "log_format": ("json", "json"),
     "log_content": ("true", True),
@@ -192,6 +196,27 @@ def test_a_wrong_value_is_refused(monkeypatch: pytest.MonkeyPatch, field: str, v
 def test_the_colon_after_the_key_prefix_may_be_written() -> None:
     """A prefix may end with the colon that separates it, and the names have one colon there."""
     assert load_settings(key_prefix="team-a:").key_prefix == "team-a"
+
+
+def test_a_process_that_does_not_listen_needs_no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker or a command may get the environment of a front end on a public address, without its keys."""
+    monkeypatch.setenv("AGENTSTREAM_HOST", "0.0.0.0")  # noqa: S104 -- nothing listens
+    assert load_client_settings().host == "0.0.0.0"  # noqa: S104
+    with pytest.raises(StartupError, match="no API keys"):
+        load_settings()
+    with pytest.raises(StartupError, match="AGENTSTREAM_PORT='x'"):
+        load_client_settings(port="x")
+
+
+@pytest.mark.parametrize(
+    ("text", "delay_s"), [("90", 90), ("2m", 120), ('"5"', 5), ("", 0), ("0", 0), ("x", 0), ("-1", 0), ("nan", 0)]
+)
+def test_the_delay_of_a_failed_start_is_read_alone(monkeypatch: pytest.MonkeyPatch, text: str, delay_s: float) -> None:
+    """The delay before the exit is known if other settings are wrong, and is none if it is wrong itself."""
+    monkeypatch.setenv("AGENTSTREAM_PORT", "x")
+    monkeypatch.setenv("AGENTSTREAM_FAILED_START_DELAY_S", text)
+    assert failed_start_delay_s({"failed_start_delay_s": None}) == delay_s
+    assert failed_start_delay_s({"failed_start_delay_s": "7"}) == 7
 
 
 def test_all_wrong_values_are_named_at_once() -> None:

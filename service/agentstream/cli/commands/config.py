@@ -27,7 +27,7 @@ def config(*, as_json: bool, **flags: Any) -> None:  # noqa: ANN401
       agentstream config --workers 4
       agentstream config --json | jq .settings.port
     """
-    settings = settings_from(flags)
+    settings = settings_from(flags, listens=True)
     check_redis_url(settings)
     rows = [
         (field, masked(field, getattr(settings, field)), setting_source(field, flags))
