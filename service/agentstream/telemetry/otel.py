@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 # Time to send the last spans. A supervisor waits for a process only a little longer than its drain timeout.
 FLUSH_TIMEOUT_S: Final = 2.0
 REPEAT_INTERVAL_S: Final = 60.0
+# The docker command describes itself in OTEL_RESOURCE_ATTRIBUTES, and Compose passes this on to containers. These
+# attributes are about the command that started a container, not about this process.
+_DOCKER_CLI: Final = "docker.cli."
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +75,7 @@ def _provider(settings: TraceSettings, process: str) -> "TracerProvider | None":
     try:
         processors = [BatchSpanProcessor(_exporter(name)) for name in settings.exporters]
         provider = TracerProvider(resource=_resource(process), shutdown_on_exit=False)
-    except (ImportError, ValueError, TypeError) as exc:
+    except (ImportError, ValueError, TypeError, OSError) as exc:  # OSError: a certificate cannot be read
         why = str(exc)  # as text, so that it is logged: it is about the operator's variables, not from a user
         log.warning("traces are off: %s (check OpenTelemetry's OTEL_ variables)", why)
         return None
@@ -103,7 +106,8 @@ def _resource(process: str) -> "Resource":
         "service.instance.id": str(uuid.uuid4()),
         "process.pid": os.getpid(),
     }
-    return Resource.create({**attributes, **OTELResourceDetector().detect().attributes})
+    named = Resource.create({**attributes, **OTELResourceDetector().detect().attributes})
+    return Resource({k: v for k, v in named.attributes.items() if not k.startswith(_DOCKER_CLI)}, named.schema_url)
 
 
 def _shut_down(provider: "TracerProvider") -> None:

@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from pathlib import Path
 
 import pytest
 from opentelemetry import trace
@@ -102,3 +103,28 @@ def test_each_message_of_the_sdk_is_logged_once_a_minute(caplog: pytest.LogCaptu
         "no answer in 0 s (not repeated for 60 s)",
         "queue full (0) (not repeated for 60 s)",
     ]
+
+
+def test_attributes_of_the_docker_command_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The docker command writes about itself into OTEL_RESOURCE_ATTRIBUTES; the resource has only the other names."""
+    monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "docker.cli.cobra.command_path=docker%20compose,team=a")
+    attributes = _resource("worker").attributes
+    assert attributes["team"] == "a"
+    assert [name for name in attributes if name.startswith("docker")] == []
+    assert attributes["telemetry.sdk.name"] == "opentelemetry"
+
+
+def test_an_exporter_that_cannot_read_a_file_switches_traces_off(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    """An exporter whose certificate cannot be read costs the spans and a log line that names it, never the process."""
+    (tmp_path / "reads_a_file.py").write_text("def make():\n    open('/nowhere/key.pem')\n")
+    installed = tmp_path / "reads_a_file-1.dist-info"
+    installed.mkdir()
+    (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: reads-a-file\nVersion: 1\n")
+    (installed / "entry_points.txt").write_text("[opentelemetry_traces_exporter]\nreads = reads_a_file:make\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("OTEL_TRACES_EXPORTER", "reads")
+    with exported_spans("worker"):
+        assert not tracing.enabled()
+    assert "traces are off: [Errno 2] No such file or directory: '/nowhere/key.pem'" in caplog.text
