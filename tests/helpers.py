@@ -9,7 +9,7 @@ from typing import Any
 
 import orjson
 
-from agentstream.protocol.events import TEXT, Batch, Event
+from agentstream.protocol.events import RUN_CHECKPOINT, TEXT, Batch, Event
 from agentstream.stream import sse
 
 # All timeouts of the tests scale with this factor. On a slow machine raise the factor, never a single timeout.
@@ -106,6 +106,12 @@ class RecordingSink:
         """Store an event."""
         self.facts.append((event_type, data))
         self.new.set()
+
+    def put_checkpoint(self, state: bytes) -> bool:
+        """Store the state of a checkpoint as an event."""
+        self.facts.append((RUN_CHECKPOINT, orjson.loads(state)))
+        self.new.set()
+        return True
 
     async def wait_for_room(self) -> None:
         """Return at once, because there is always room."""

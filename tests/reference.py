@@ -195,7 +195,18 @@ def members(kind: type) -> Iterator[str]:
 
 
 # The order of the sections; a test compares it with the names that can be imported.
-AGENT_API: Final = ("Run", "Caller", "AgentResult", "ToolResult", "ToolCallWriter", "AgentError", "RunCancelled")
+AGENT_API: Final = (
+    "Run",
+    "Caller",
+    "AgentResult",
+    "ToolResult",
+    "ToolCallWriter",
+    "resumable",
+    "Restored",
+    "RestoredToolCall",
+    "AgentError",
+    "RunCancelled",
+)
 TESTING: Final = ("run_agent", "run_agent_async", "AgentOutcome", "EmittedEvent", "ToolCall")
 
 

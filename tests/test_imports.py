@@ -42,9 +42,9 @@ INSIDE = """
     frontend.runs      frontend.api frontend.app frontend.page
     frontend.page      frontend.api frontend.runs frontend.app
     frontend.api       frontend.app
-    store.connection   store.admin store.bus store.queue store.runs
-    store.bus          store.admin store.queue store.runs
-    store.queue        store.admin store.bus
+    store.connection   store.admin store.bus store.queue store.runs store.submission
+    store.bus          store.admin store.queue store.runs store.submission
+    store.queue        store.admin store.bus store.submission
     telemetry.names    telemetry.metrics telemetry.otel telemetry.tracing
 """
 

@@ -8,7 +8,20 @@ import pytest
 import agentstream
 from agentstream import agents
 
-PUBLIC = ["Agent", "AgentError", "AgentResult", "Caller", "Run", "RunCancelled", "ToolCallWriter", "ToolResult"]
+PUBLIC = [
+    "Agent",
+    "AgentError",
+    "AgentResult",
+    "Caller",
+    "EmittedEvent",
+    "Restored",
+    "RestoredToolCall",
+    "Run",
+    "RunCancelled",
+    "ToolCallWriter",
+    "ToolResult",
+    "resumable",
+]
 
 
 def test_importing_the_package_loads_nothing_else() -> None:

@@ -7,7 +7,20 @@ package stays fast: the command line imports it at every start.
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from agentstream.agents import Agent, AgentError, AgentResult, Caller, Run, RunCancelled, ToolCallWriter, ToolResult
+    from agentstream.agents import (
+        Agent,
+        AgentError,
+        AgentResult,
+        Caller,
+        EmittedEvent,
+        Restored,
+        RestoredToolCall,
+        Run,
+        RunCancelled,
+        ToolCallWriter,
+        ToolResult,
+        resumable,
+    )
 
 __version__ = "0.1.0"
 
@@ -16,11 +29,15 @@ __all__ = [
     "AgentError",
     "AgentResult",
     "Caller",
+    "EmittedEvent",
+    "Restored",
+    "RestoredToolCall",
     "Run",
     "RunCancelled",
     "ToolCallWriter",
     "ToolResult",
     "__version__",
+    "resumable",
 ]
 
 

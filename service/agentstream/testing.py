@@ -19,15 +19,15 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple, cast
+from typing import Any, Final, cast
 
 import orjson
 
-from agentstream.agents import Agent, AgentResult, Caller
+from agentstream.agents import Agent, AgentResult, Caller, EmittedEvent
 from agentstream.agents.lifespan import ManagedAgent, is_context_manager
 from agentstream.agents.shapes import as_agent, takes_nothing
 from agentstream.errors import RUN_TIMEOUT, AgentError
-from agentstream.protocol.events import RESERVED_EVENTS, TEXT, Event, encode_event
+from agentstream.protocol.events import RESERVED_EVENTS, RUN_CHECKPOINT, TEXT, Event, encode_event
 from agentstream.protocol.jobs import Job, new_request_id, new_run_id
 from agentstream.protocol.openai import ChatCompletionRequest, Usage
 from agentstream.store.queue import Claim
@@ -37,13 +37,6 @@ from agentstream.worker.execution import CLEANUP_TIMEOUT_S, Execution
 TIMEOUT_S: Final = 60.0
 
 __all__ = ["AgentOutcome", "Caller", "EmittedEvent", "ToolCall", "run_agent", "run_agent_async"]
-
-
-class EmittedEvent(NamedTuple):
-    """An event that the agent emitted with ``run.emit``: its type, and its data as clients get it."""
-
-    type: str
-    data: dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +160,12 @@ class _Recording(Execution):
         with self._lock:
             self._facts.append((event_type, item if event_type == TEXT else item[1]))
             self.tally.record(event_type, data)
+
+    def put_checkpoint(self, state: bytes) -> bool:
+        """Record a checkpoint. Any thread may call it."""
+        with self._lock:
+            self._facts.append((RUN_CHECKPOINT, orjson.loads(state)))
+        return True
 
     async def wait_for_room(self) -> None:
         """Let other tasks run, as in a worker: an agent that never waits could not reach its time limit."""

@@ -14,8 +14,9 @@ from agentstream.store.admin.probe_run import ProbeRun
 from agentstream.store.admin.server_state import QueueSummary, ServerState
 from agentstream.store.connection.endpoint import Endpoint
 from agentstream.store.connection.link import Link
-from agentstream.store.queue import JobQueue, JobSubmitter
+from agentstream.store.queue import JobQueue
 from agentstream.store.runs import RunStore
+from agentstream.store.submission import JobSubmitter
 
 MODEL = "org/model"
 

@@ -11,8 +11,9 @@ from agentstream.protocol.keys import Keys
 from agentstream.store.bus.feed import RunFeed
 from agentstream.store.connection.endpoint import Endpoint
 from agentstream.store.connection.link import Link
-from agentstream.store.queue import JobQueue, JobSubmitter
+from agentstream.store.queue import JobQueue
 from agentstream.store.scripts import SCRIPTS
+from agentstream.store.submission import JobSubmitter
 from tests.contract.test_queue import claimed, job
 
 

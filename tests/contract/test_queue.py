@@ -11,8 +11,9 @@ from agentstream.protocol.jobs import Job, new_run_id
 from agentstream.protocol.keys import GROUP, Keys
 from agentstream.store.connection.endpoint import Endpoint
 from agentstream.store.connection.link import Link
-from agentstream.store.queue import Backlog, Claim, JobQueue, JobSubmitter, _RemovalRate
+from agentstream.store.queue import Claim, JobQueue
 from agentstream.store.scripts import SCRIPTS
+from agentstream.store.submission import Backlog, JobSubmitter, _RemovalRate
 from tests.helpers import TIMEOUT_S
 
 

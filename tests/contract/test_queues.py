@@ -12,7 +12,8 @@ from agentstream.protocol.jobs import Job, new_run_id
 from agentstream.protocol.keys import Keys
 from agentstream.store.connection.endpoint import Endpoint
 from agentstream.store.connection.link import Link
-from agentstream.store.queue import Claim, JobQueue, JobSubmitter
+from agentstream.store.queue import Claim, JobQueue
+from agentstream.store.submission import JobSubmitter
 from agentstream.worker.leases import Leases
 from agentstream.worker.runner import Runner
 from agentstream.worker.slots import Slots
@@ -30,10 +31,10 @@ class RecordingRunner:
         self._name = name
         self._history = history
 
-    async def execute(self, claim: Claim, called_again: asyncio.Future[bool] | None = None) -> None:
+    async def execute(self, claim: Claim, suspicious: asyncio.Future[bool] | None = None) -> None:
         history = self._history
-        if called_again is not None:
-            called_again.set_result(True)
+        if suspicious is not None:
+            suspicious.set_result(True)
         history.now += 1
         history.most = max(history.most, history.now)
         history.queues.append(self._name)
@@ -42,6 +43,9 @@ class RecordingRunner:
         await asyncio.sleep(0.005)
         await self._queue.finish(claim)
         history.now -= 1
+
+    def hand_over_all(self) -> None:
+        """Do nothing: no run can be continued."""
 
     def stop_all(self) -> None:
         """Do nothing, because the gate is open and all runs end."""

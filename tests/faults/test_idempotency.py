@@ -13,8 +13,8 @@ from agentstream.protocol.jobs import Job, new_run_id
 from agentstream.protocol.keys import Keys
 from agentstream.store.connection.endpoint import Endpoint
 from agentstream.store.connection.link import Link
-from agentstream.store.queue import JobSubmitter
 from agentstream.store.runs import RunStore
+from agentstream.store.submission import JobSubmitter
 from tests.faults.clients import AGENT, Client, Step, frames, http_client, request, run_id_of
 from tests.helpers import TIMEOUT_S, decode, texts
 from tests.processes import Processes

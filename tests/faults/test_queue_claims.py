@@ -12,7 +12,8 @@ from agentstream.protocol.jobs import Job, new_run_id
 from agentstream.protocol.keys import Keys
 from agentstream.store.connection.endpoint import Endpoint
 from agentstream.store.connection.link import Link
-from agentstream.store.queue import Claim, JobQueue, JobSubmitter
+from agentstream.store.queue import Claim, JobQueue
+from agentstream.store.submission import JobSubmitter
 from tests.conftest import open_link
 from tests.faults.faults import Broker, outage
 from tests.helpers import TIMEOUT_S

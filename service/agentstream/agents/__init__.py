@@ -27,7 +27,22 @@ The client runs the tool. It then sends a new request, with the whole conversati
 """
 
 from agentstream.agents.caller import Caller
-from agentstream.agents.contract import Agent, AgentResult, Run, ToolCallWriter, ToolResult
+from agentstream.agents.checkpoint import EmittedEvent, Restored, resumable
+from agentstream.agents.contract import Agent, AgentResult, Run, ToolResult
+from agentstream.agents.tool_calls import RestoredToolCall, ToolCallWriter
 from agentstream.errors import AgentError, RunCancelled
 
-__all__ = ["Agent", "AgentError", "AgentResult", "Caller", "Run", "RunCancelled", "ToolCallWriter", "ToolResult"]
+__all__ = [
+    "Agent",
+    "AgentError",
+    "AgentResult",
+    "Caller",
+    "EmittedEvent",
+    "Restored",
+    "RestoredToolCall",
+    "Run",
+    "RunCancelled",
+    "ToolCallWriter",
+    "ToolResult",
+    "resumable",
+]

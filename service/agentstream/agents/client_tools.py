@@ -2,7 +2,8 @@
 
 from collections.abc import Collection, Sequence
 
-from agentstream.agents.contract import Run, ToolCallWriter
+from agentstream.agents.contract import Run
+from agentstream.agents.tool_calls import ToolCallWriter
 from agentstream.engines.base import EngineToolCall, EngineToolCallDelta, ToolChoice, ToolSchema
 from agentstream.protocol.openai import ChatCompletionRequest, FunctionTool
 

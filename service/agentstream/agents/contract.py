@@ -12,7 +12,9 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, get_args
 
 from agentstream.agents.caller import Caller
+from agentstream.agents.checkpoint import Restored, StoredSoon, encode_state
 from agentstream.agents.text_joiner import TextJoiner
+from agentstream.agents.tool_calls import ToolCallWriter
 from agentstream.agents.unseen_events import warn_if_unseen
 from agentstream.errors import AgentStreamError, InvalidAgentOutput, RunCancelled
 from agentstream.protocol.events import REASONING, TEXT, TOOL_CALL_DELTA, check_agent_event
@@ -125,33 +127,12 @@ class EventSink(Protocol):
     def put(self, event_type: str, data: Any) -> None:  # noqa: ANN401 -- JSON
         """Queue one event for publishing. Any thread may call it; it may block a thread, but never the event loop."""
 
+    def put_checkpoint(self, state: bytes) -> bool:
+        """Queue a checkpoint behind the events so far; return whether it is stored. In a thread, wait until it is."""
+        ...
+
     async def wait_for_room(self) -> None:
-        """Wait until the queue has room for more events."""
-
-
-class ToolCallWriter:
-    """A call of one of the client's tools; ``Run.write_tool_call`` returns it, to write more of the arguments.
-
-    ``id`` is the call's id: the client sends its result with this id. ``index`` is the call's number in the run,
-    counted from 0.
-    """
-
-    def __init__(self, write: Callable[[dict[str, Any]], None], index: int, call_id: str) -> None:
-        """Create a writer that passes each piece of the call to ``write``."""
-        self._write = write
-        self.index = index
-        self.id = call_id
-
-    def write(self, arguments: str) -> None:
-        """Stream the next piece of the call's arguments, a part of their JSON text. Any thread may call it.
-
-        Raises the same errors as ``Run.write``.
-        """
-        if not _has_type(arguments, str):
-            message = f"ToolCallWriter.write takes a str, got {type(arguments).__name__}"
-            raise InvalidAgentOutput(message)
-        if arguments:
-            self._write({"index": self.index, "arguments": arguments})
+        """Wait until the queue has room for more events, and until starts of tools and checkpoints are stored."""
 
 
 class Run:
@@ -159,7 +140,8 @@ class Run:
 
     ``id`` is the completion id (``chatcmpl-...``). ``request`` is the validated request: ``request.messages``,
     ``request.model`` and the other fields of OpenAI's chat completions. ``request.extra`` holds unknown fields.
-    ``caller`` describes the client that sent the request.
+    ``caller`` describes the client that sent the request. ``restored`` holds what an earlier attempt at the run left;
+    it is None in the first attempt, and for agents that are not ``resumable``.
 
     Any thread may call ``emit``, ``write``, ``write_reasoning`` and ``write_tool_call``. They return without waiting
     for the broker. In a thread there are two exceptions: ``emit("tool_call_start", ...)`` waits until the event is
@@ -170,6 +152,7 @@ class Run:
         self, run_id: str, request: ChatCompletionRequest, sink: EventSink, caller: Caller | None = None
     ) -> None:
         """Create a run that sends its events to ``sink``."""
+        self.restored: Restored | None = None
         self.id = run_id
         self.request = request
         self.caller = caller or Caller()
@@ -178,6 +161,13 @@ class Run:
         self._joiner = TextJoiner()
         self._halves = self._joiner.halves
         self._call_numbers = itertools.count()  # gives each number once, also to concurrent threads
+
+    def restore(self, restored: Restored | None, calls: int) -> None:
+        """Continue an attempt that began ``calls`` calls of the client's tools. Only the worker calls this."""
+        self.restored = restored
+        self._call_numbers = itertools.count(calls)
+        for call in restored.tool_calls if restored else ():
+            call.bind(self._write_tool_call_delta)
 
     @property
     def cancelled(self) -> bool:
@@ -188,9 +178,12 @@ class Run:
         """
         return self._cancelled
 
-    def cancel(self) -> None:
-        """Mark the run as cancelled: from now on its methods raise RunCancelled. Only the worker calls this."""
-        for channel, text in self._joiner.rest():
+    def cancel(self, *, continued: bool = False) -> None:
+        """Mark the run as cancelled: from now on its methods raise RunCancelled. Only the worker calls this.
+
+        ``continued`` says that another attempt continues it: then half a character at the end of a text is not sent.
+        """
+        for channel, text in () if continued else self._joiner.rest():
             with contextlib.suppress(AgentStreamError):  # the run may be over already
                 is_call = isinstance(channel, int)
                 self._sink.put(
@@ -287,6 +280,22 @@ class Run:
             piece["arguments"] = self._joiner.join(piece["index"], arguments)
         if piece["arguments"] or "name" in piece:
             self._sink.put(TOOL_CALL_DELTA, piece)
+
+    def checkpoint(self, state: Any) -> Awaitable[None]:  # noqa: ANN401 -- JSON
+        """Store the state from which another attempt can continue, together with all events so far. Await the result.
+
+        If the worker is lost or stopped later, another worker calls the agent again, if the agent is ``resumable``. It
+        finds ``state`` in ``run.restored``, beside everything that was sent after this checkpoint. ``state`` is JSON of
+        up to 1 MiB; known secrets in it are masked. Each checkpoint replaces the one before.
+
+        On the event loop, the awaited call returns when the checkpoint is stored. In a thread the call itself waits for
+        that; there is nothing to await. It takes one round trip to the broker.
+
+        Raises RunCancelled if the run is cancelled or this attempt is over: a newer attempt does not see the state.
+        Raises InvalidAgentOutput if ``state`` is not JSON or is too large, and BufferFull as ``emit`` does.
+        """
+        self._raise_if_cancelled()
+        return StoredSoon(None if self._sink.put_checkpoint(encode_state(state)) else self._sink)
 
     async def drain(self) -> None:
         """Wait until every ``tool_call_start`` is stored and at most 4 MiB of the run's events wait to be stored.

@@ -54,6 +54,11 @@ def is_async(agent: Agent) -> bool:
     return _has_kind(inspect.iscoroutinefunction, agent)
 
 
+def is_resumable(agent: object) -> bool:
+    """Return whether the agent declares that it can continue a run: it has ``resumable = True``."""
+    return getattr(agent, "resumable", False) is True
+
+
 def takes_nothing(found: object) -> bool:
     """Return whether ``found`` is a plain function without parameters, and no generator."""
     kinds = (inspect.iscoroutinefunction, inspect.isasyncgenfunction, inspect.isgeneratorfunction)
@@ -83,6 +88,7 @@ class _AsyncGeneratorAgent:
     def __init__(self, function: Callable[[Run], AsyncPieces]) -> None:
         functools.update_wrapper(self, function, updated=())
         self.name = name_of(function)
+        self.resumable = is_resumable(function)
         self._function = function
 
     async def __call__(self, run: Run) -> AgentResult:
@@ -95,6 +101,7 @@ class _GeneratorAgent:
     def __init__(self, function: Callable[[Run], Pieces]) -> None:
         functools.update_wrapper(self, function, updated=())
         self.name = name_of(function)
+        self.resumable = is_resumable(function)
         self._function = function
 
     def __call__(self, run: Run) -> AgentResult:

@@ -27,7 +27,24 @@ EVENT_TYPES: Final = (
         "`tool`, `success`, `latency` (seconds), `result`",
         "The tool has ended. The event also makes an entry of `tool_results`.",
     ),
-    EventType(events.RUN_STARTED, "agentstream", "`worker`", "A worker began an attempt at the run."),
+    EventType(
+        events.RUN_STARTED,
+        "agentstream",
+        "`worker`, and `resumes` (true) if the attempt continues an earlier one",
+        "A worker began an attempt at the run.",
+    ),
+    EventType(
+        events.RUN_CHECKPOINT,
+        "`run.checkpoint`",
+        "empty",
+        "The agent's state was stored, together with all events before this one.",
+    ),
+    EventType(
+        events.RUN_HANDED_OVER,
+        "agentstream",
+        "empty",
+        "The worker stops. It gave the run to the other workers; the next attempt continues or repeats it.",
+    ),
     EventType(events.TEXT, "`run.write`", "the text itself", "The next piece of the answer."),
     EventType(events.REASONING, "`run.write_reasoning`", "the text itself", "The next piece of the model's reasoning."),
     EventType(

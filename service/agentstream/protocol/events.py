@@ -28,6 +28,8 @@ TOOL_RESULTS: Final = "tool_results"
 RUN_COMPLETED: Final = "run_completed"
 RUN_FAILED: Final = "run_failed"
 RUN_CANCELLED: Final = "run_cancelled"
+RUN_CHECKPOINT: Final = "run_checkpoint"
+RUN_HANDED_OVER: Final = "run_handed_over"
 
 # Clients receive these events under the same names, in the order in which the agent emitted them. The names are
 # those of the original bridge.
@@ -40,7 +42,11 @@ TERMINAL_EVENTS: Final = frozenset({RUN_COMPLETED, RUN_FAILED, RUN_CANCELLED})
 # Events whose content the client keeps. A run that stored one of them is not tried again (PROTOCOL.md, 4.6).
 WRITTEN_EVENTS: Final = frozenset({TEXT, REASONING, TOOL_CALL_DELTA})
 # Only agentstream emits these events; ``emit`` refuses them.
-RESERVED_EVENTS: Final = frozenset({RUN_STARTED, TOOL_RESULTS}) | WRITTEN_EVENTS | TERMINAL_EVENTS
+RESERVED_EVENTS: Final = (
+    frozenset({RUN_STARTED, RUN_CHECKPOINT, RUN_HANDED_OVER, TOOL_RESULTS}) | WRITTEN_EVENTS | TERMINAL_EVENTS
+)
+# The agent does not go on until such an event is stored.
+STORED_FIRST: Final = frozenset({TOOL_CALL_START, RUN_CHECKPOINT})
 
 # Limit for one encoded event. An SSE line of 300 KB was harmless (measured). More than 1 MiB belongs in a file.
 MAX_EVENT_BYTES: Final = 1 << 20

@@ -29,6 +29,10 @@ class Keys:
         """Channel of one worker: ids of runs that it must cancel. A channel for each run would cost a subscription."""
         return f"{self.prefix}:control:{worker_id}"
 
+    def handed_back(self, queue: str) -> str:
+        """Pub/sub channel: a message says that a worker of the queue has handed a job back."""
+        return self.control(f"handed-back:{queue}")
+
     def idempotency(self, digest: str) -> str:
         """Value with a TTL: the run of an idempotency key. ``digest`` is a hash of the owner and the key."""
         return f"{self.prefix}:idempotency:{digest}"

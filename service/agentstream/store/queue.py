@@ -9,17 +9,15 @@ and XACK do not check which worker holds an entry. So renewing, handing back and
 import asyncio
 import contextlib
 import logging
-import math
 import secrets
 import time
 from collections.abc import Awaitable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-import orjson
 from redis.exceptions import RedisError, ResponseError
 
-from agentstream.errors import BrokerUnavailable, BusError, LimitReached, QueueFull
+from agentstream.errors import BrokerUnavailable, BusError
 from agentstream.protocol.events import RUN_STARTED, encode_batch, encode_event
 from agentstream.protocol.jobs import Job
 from agentstream.protocol.keys import GROUP, Keys
@@ -27,7 +25,6 @@ from agentstream.store.connection.endpoint import COMMAND_TIMEOUT_S, Endpoint
 from agentstream.store.connection.link import Link
 from agentstream.store.connection.refusals import words_of
 from agentstream.store.connection.wire import Reply
-from agentstream.store.runs import CONVERSATION, RESPONSE, TRACEPARENT
 from agentstream.store.scripts import SCRIPTS
 
 log = logging.getLogger(__name__)
@@ -46,10 +43,6 @@ STALL_S: Final = 1.0
 _STALLED: Final = "the broker stalled, so workers could not renew their leases; nothing is reclaimed now"
 HEARTBEAT_INTERVAL_S: Final = 3.0
 HEARTBEAT_VALID_S: Final = 10  # three heartbeats, so that a busy worker does not count as dead
-FULL_QUEUE_RETRY_AFTER_S: Final = 5  # without a recent sample of the removal rate
-MAX_RETRY_AFTER_S: Final = 60
-MAX_CONVERSATION_BYTES: Final = 256 << 10  # of the conversation in a run's hash; about 64,000 tokens
-REMOVAL_SAMPLE_VALID_S: Final = 60
 # The second and third are fakeredis' text. redis-py removes its "ERR ", the link does not.
 _NO_GROUP_ERRORS: Final = (
     "NOGROUP",
@@ -88,18 +81,6 @@ async def _reply_within(link: Link, pending: Awaitable[Reply], timeout_s: float)
 
 
 @dataclass(frozen=True, slots=True)
-class Backlog:
-    """The outstanding jobs of a queue, the jobs that no worker has taken, and the age (s) of the oldest of these.
-
-    ``waiting`` and ``oldest_s`` are -1 if the Redis user may not read them.
-    """
-
-    jobs: int
-    waiting: int
-    oldest_s: float
-
-
-@dataclass(frozen=True, slots=True)
 class Claim:
     """A job that this worker holds, and its queue entry. Its lease began at ``lease_since_s`` (monotonic) or later."""
 
@@ -113,7 +94,8 @@ class BegunAttempt:
     """An attempt that has begun, and its first batch as it is stored.
 
     ``hand_backs`` is how many attempts of the run were handed back. ``waited_s`` is the time that the job was in the
-    queue, by the server's clock.
+    queue, and ``silent_s`` the time since the last sign of life of the earlier attempt's worker (0 in the first
+    attempt), both by the server's clock.
     """
 
     attempt: int
@@ -121,111 +103,7 @@ class BegunAttempt:
     hand_backs: int
     waited_s: float
     first_batch: bytes
-
-
-def _kept_for_responses(job: Job) -> tuple[str | bytes, ...]:
-    """Return the fields and values of the run's hash that only the Responses API reads."""
-    if job.response is None:
-        return ()
-    fields: tuple[str | bytes, ...] = (RESPONSE, orjson.dumps(job.response))
-    if job.response.get("store", True):
-        # Instructions are the first message, and apply to this run only.
-        has_instructions = job.response.get("instructions") is not None
-        conversation = orjson.dumps(job.request["messages"][1 if has_instructions else 0 :])
-        if len(conversation) <= MAX_CONVERSATION_BYTES:
-            fields += (CONVERSATION, conversation)
-    return fields
-
-
-class _RemovalRate:
-    """Estimates how fast jobs leave the queue, from the counts that ``admit.lua`` returns with a refusal."""
-
-    def __init__(self) -> None:
-        self._sample: tuple[int, int] | None = None  # jobs ever removed, server time in s
-
-    def retry_after_s(self, outstanding: int, removed: int, now_s: int) -> int:
-        """Return the time (s) until about a tenth of the jobs is done; a fixed time if there is no recent sample."""
-        earlier = self._sample
-        if earlier is None or removed < earlier[0] or now_s - earlier[1] > REMOVAL_SAMPLE_VALID_S:
-            self._sample = (removed, now_s)
-            return FULL_QUEUE_RETRY_AFTER_S
-        if now_s == earlier[1]:
-            return FULL_QUEUE_RETRY_AFTER_S
-        rate = (removed - earlier[0]) / (now_s - earlier[1])
-        return min(MAX_RETRY_AFTER_S, math.ceil(outstanding / 10 / rate)) if rate else MAX_RETRY_AFTER_S
-
-
-class JobSubmitter:
-    """The front end's side of the queue."""
-
-    def __init__(self, link: Link, keys: Keys, queue: str, *, max_queued: int) -> None:
-        """Store the link, the queue's name and its bound."""
-        self._link = link
-        self._keys = keys
-        self._queue = queue
-        self._max_queued = max_queued
-        self._removal_rate = _RemovalRate()
-
-    def submit(self, job: Job, *, ttl_s: int) -> Awaitable[None]:
-        """Enqueue the job. The returned awaitable is done when the job is in the queue; it raises QueueFull.
-
-        The commands are sent together with the other commands of this turn of the event loop. ``ttl_s`` is the TTL of
-        the run's hash and must cover the whole run. If the commands are sent again after a lost reply, the job may be
-        in the queue twice. Then ``begin.lua`` begins an attempt for one of the two entries only.
-        """
-        run = self._keys.run(job.run_id)
-        fields = (
-            *("status", "queued", "owner", job.owner, "model", job.request["model"], "created", job.created),
-            *("include_usage", int(job.include_usage)),
-            *((TRACEPARENT, job.traceparent) if job.traceparent else ()),
-            *_kept_for_responses(job),
-        )
-        replies = asyncio.gather(  # the server runs them in this order, after the subscription
-            self._link.start_script_call("create_run", [run], ttl_s, *fields),
-            self._link.start_script_call("admit", [self._keys.jobs(self._queue)], self._max_queued, job.encode()),
-        )
-        return self._admitted(job, replies)
-
-    async def _admitted(self, job: Job, replies: Awaitable[tuple[Reply, Reply]]) -> None:
-        """Return if the job is in the queue. Else remove the keys of the run, and raise QueueFull."""
-        new, admitted = await replies
-        if isinstance(admitted, list):
-            run = self._keys.run(job.run_id)
-            if new:  # else the run existed before: a client repeated the request under its idempotency key
-                await self._link.call("DEL", run)
-            if job.limited:
-                await self._link.call("ZREM", self._keys.active_runs(job.owner), job.run_id)
-            outstanding, removed, now_s = admitted
-            message = f"the queue is full ({outstanding} outstanding jobs); try again later"
-            raise QueueFull(message, retry_after_s=self._removal_rate.retry_after_s(outstanding, removed, now_s))
-
-    async def check_limits(self, job: Job, *, max_runs: int, max_requests_per_minute: int, ttl_s: int) -> None:
-        """Count a request against the limits of its owner; raises LimitReached. A limit of 0 means no limit."""
-        keys = [self._keys.active_runs(job.owner), self._keys.requests(job.owner)]
-        reached = await self._link.call_script(
-            "check_limits", keys, job.run_id, max_runs, max_requests_per_minute, ttl_s
-        )
-        if reached is not None:
-            which, used, retry_after_s = reached[0].decode(), int(reached[1]), max(1, int(reached[2]))
-            message = (
-                f"this API key has {used} active runs, which is its limit; wait until a run ends"
-                if which == "runs"
-                else f"this API key has sent {used} requests this minute, which is its limit; try again later"
-            )
-            raise LimitReached(message, retry_after_s=retry_after_s)
-
-    async def outstanding(self) -> int:
-        """Return the number of jobs that wait or run."""
-        return int(await self._link.call("XLEN", self._keys.jobs(self._queue)))
-
-    async def backlog(self) -> Backlog:
-        """Return the outstanding jobs of the queue, and how many of them wait for a worker."""
-        jobs, waiting, oldest_ms = await self._link.call_script("backlog", [self._keys.jobs(self._queue)], GROUP)
-        return Backlog(jobs, waiting, oldest_ms if waiting < 0 else oldest_ms / 1000)
-
-    async def workers_alive(self) -> int:
-        """Return the number of workers of this queue with a valid heartbeat."""
-        return int(await self._link.call_script("count_workers", [self._keys.workers(self._queue)], HEARTBEAT_VALID_S))
+    silent_s: float = 0.0
 
 
 class JobQueue:
@@ -344,22 +222,26 @@ class JobQueue:
         entry_id, flat = reply
         return await self._decode_claim(entry_id, dict(zip(flat[::2], flat[1::2], strict=True)), lease_since_s=started)
 
-    async def begin(self, claim: Claim, *, ttl_s: int) -> BegunAttempt | None:
+    async def begin(self, claim: Claim, *, ttl_s: int, resumable: bool = False) -> BegunAttempt | None:
         """Begin an attempt at a claimed job; None if the run has ended, or if another queue entry carries the run.
 
-        ``ttl_s`` is the TTL of the run's keys while the run is open.
+        ``ttl_s`` is the TTL of the run's keys while the run is open. ``resumable`` says that the agent can continue
+        what an earlier attempt began.
         """
         keys = [self._keys.run(claim.job.run_id), self._keys.events(claim.job.run_id)]
         token = secrets.token_hex(8)
-        pending = self._link.start_script_call("begin", keys, claim.entry_id, self.worker_id, ttl_s, token)
+        pending = self._link.start_script_call(
+            "begin", keys, claim.entry_id, self.worker_id, ttl_s, token, int(resumable)
+        )
         self._link.flush()  # sent now, not at the end of the turn, because a client waits
         reply = await _reply_within(self._link, pending, COMMAND_TIMEOUT_S)
         if not isinstance(reply, list):
             log.info("the run needs no attempt: %s", _NO_ATTEMPT.get(reply, reply))
             return None
-        attempt, cancelled, handed_back, waited_ms = reply
-        first = encode_batch(attempt, 1, [encode_event(RUN_STARTED, {"worker": self.worker_id})])
-        return BegunAttempt(attempt, bool(cancelled), handed_back, waited_ms / 1000, first)
+        attempt, cancelled, handed_back, waited_ms, silent_ms = reply
+        resumes = {"resumes": True} if resumable and attempt > 1 else {}
+        first = encode_batch(attempt, 1, [encode_event(RUN_STARTED, {"worker": self.worker_id, **resumes})])
+        return BegunAttempt(attempt, bool(cancelled), handed_back, waited_ms / 1000, first, silent_ms / 1000)
 
     async def renew(self, entry_ids: list[str]) -> list[str]:
         """Renew the leases of entries; return the entries that another worker holds now."""
@@ -403,12 +285,17 @@ class JobQueue:
                 await self._redis.zrem(self._keys.active_runs(claim.job.owner), claim.job.run_id)
 
     async def hand_back(self, claim: Claim) -> None:
-        """Release the job, so that the next reclaim takes it. The attempt does not count against MAX_ATTEMPTS."""
+        """Release the job and tell the other workers, which take it at once.
+
+        The attempt does not count against MAX_ATTEMPTS.
+        """
         with _unavailable_on_redis_errors():
             run = self._keys.run(claim.job.run_id)
             if await self._redis.exists(run):  # if the broker lost the hash, HINCRBY would create one without a TTL
                 await self._redis.hincrby(run, "handed_back", 1)
-        await self._script("hand_back", [self._jobs], GROUP, self.worker_id, claim.entry_id, HANDED_BACK_IDLE_MS)
+        channel = self._keys.handed_back(self.name)
+        args = (GROUP, self.worker_id, claim.entry_id, HANDED_BACK_IDLE_MS, channel)
+        await self._script("hand_back", [self._jobs], *args)
 
     async def prune(self) -> None:
         """Remove consumers that hold no jobs and have been idle for DEAD_CONSUMER_IDLE_MS."""

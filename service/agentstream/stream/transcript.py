@@ -8,7 +8,8 @@ The parts of each event (deploy/PROTOCOL.md, "The SSE sequence"):
     ================  =======================  ===========================================================
     event             when                     parts
     ================  =======================  ===========================================================
-    run_started       always                   none; tool results that were not reported are dropped
+    run_started       it resumes               none
+    run_started       otherwise                none; tool results that were not reported are dropped
     agent's, named    always                   NamedEvent
     agent's, other    always                   none
     text              first after tools ran    NamedEvent(tool_results), then Text
@@ -145,7 +146,8 @@ class Transcript:
         if kind in WRITTEN_EVENTS:
             return self._reasoning(event.data) if kind == REASONING else self._tool_call_delta(event.data)
         if kind == RUN_STARTED:
-            self._unreported = ()
+            if not event.data.get("resumes"):
+                self._unreported = ()
         elif kind in TERMINAL_EVENTS:
             self.finished, self.in_text = True, False
             if kind == RUN_CANCELLED:

@@ -55,7 +55,7 @@ REJECTIONS: Final = (
     "rate_limit_exceeded",
     "internal_error",
     "broker_unavailable",
-    "draining",
+    "too_many_connections",
     "run_not_ended",
     "other",
 )
@@ -65,6 +65,7 @@ OUTCOMES: Final = (
     "completed",
     "cancelled",
     "agent_error",
+    "resume_failed",
     "model_error",
     "context_length_exceeded",
     "invalid_agent_output",
@@ -86,6 +87,8 @@ REQUESTS: Final = "agentstream_requests_total"
 REJECTED: Final = "agentstream_rejected_total"
 OPEN_RUNS: Final = "agentstream_open_runs"
 OPEN_STREAMS: Final = "agentstream_open_streams"
+OPEN_CONNECTIONS: Final = "agentstream_open_connections"
+MAX_CONNECTIONS: Final = "agentstream_max_connections"
 BUFFERED_BYTES: Final = "agentstream_buffered_bytes"
 TOKENS: Final = "agentstream_tokens_total"
 DISPATCH_SECONDS: Final = "agentstream_dispatch_seconds"
@@ -111,6 +114,7 @@ WORKER_RUN_SECONDS: Final = "agentstream_worker_run_seconds"
 WORKER_DISPATCH_SECONDS: Final = "agentstream_worker_dispatch_seconds"
 WORKER_CLAIMS: Final = "agentstream_worker_claims_total"
 WORKER_RETRIES: Final = "agentstream_worker_retries_total"
+WORKER_PAUSE_SECONDS: Final = "agentstream_worker_pause_seconds"
 WORKER_LEASES_LOST: Final = "agentstream_worker_leases_lost_total"
 WORKER_CANCEL_SECONDS: Final = "agentstream_worker_cancel_seconds"
 WORKER_TOKENS: Final = "agentstream_worker_tokens_total"
@@ -146,6 +150,8 @@ FRONTEND_METRICS: Final = (
     Metric(REJECTED, "counter", "Requests that were answered with an error, by error code", {"reason": REJECTIONS}),
     Metric(OPEN_RUNS, "gauge", "Runs that a client of this front end waits for, streamed or not"),
     Metric(OPEN_STREAMS, "gauge", "Open streams to clients"),
+    Metric(OPEN_CONNECTIONS, "gauge", "Open connections of clients and proxies"),
+    Metric(MAX_CONNECTIONS, "gauge", "Connections that the limit of open files allows; 0 means no limit"),
     Metric(BUFFERED_BYTES, "gauge", "Bytes of open streams that their clients have not read yet"),
     Metric(TOKENS, "counter", "Pieces of answer text that were given to streams"),
     Metric(
@@ -234,6 +240,14 @@ WORKER_METRICS: Final = (
         {**_QUEUE_LABEL, "kind": CLAIM_KINDS},
     ),
     Metric(WORKER_RETRIES, "counter", "Runs whose agent was called again in a later attempt", _QUEUE_LABEL),
+    Metric(
+        WORKER_PAUSE_SECONDS,
+        "histogram",
+        "Seconds that a run stood still before this worker took it over, since the last renewal of its lease; by "
+        "whether the agent continued the run",
+        {**_QUEUE_LABEL, "resumed": ("true", "false")},
+        buckets_s=WAIT_BUCKETS_S,
+    ),
     Metric(WORKER_LEASES_LOST, "counter", "Runs that another worker took over while this one held them", _QUEUE_LABEL),
     Metric(
         WORKER_CANCEL_SECONDS,

@@ -14,10 +14,10 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from agentstream import errors
-from agentstream.agents import Agent, AgentResult, Caller, Run
+from agentstream.agents import Agent, AgentResult, Caller, Restored, Run
 from agentstream.agents.caller import Headers
 from agentstream.agents.failures import describe_failure
-from agentstream.agents.shapes import is_async, name_of, returned_in_thread, returned_on_loop
+from agentstream.agents.shapes import is_async, is_resumable, name_of, returned_in_thread, returned_on_loop
 from agentstream.errors import AgentStreamError, BusError, Fenced, InvalidAgentOutput
 from agentstream.protocol.events import RUN_CANCELLED, RUN_COMPLETED, RUN_FAILED, TEXT, TOOL_CALL_END
 from agentstream.protocol.jobs import Job
@@ -29,12 +29,17 @@ from agentstream.telemetry.log_context import AGENT_ERROR, current_log_context
 from agentstream.telemetry.masking import mask, mask_error
 from agentstream.worker.current_agent import CurrentAgent, set_current_agent
 from agentstream.worker.spans import agent_span, record_end
+from agentstream.worker.takeover import pack
 from agentstream.worker.tally import Tally
 
 log = logging.getLogger(__name__)
 
 # Time for a cancelled async agent to clean up, for example to close its request to the model.
 CLEANUP_TIMEOUT_S: Final = 5.0
+# The same for an agent whose run is handed over: its client waits.
+HAND_OVER_CLEANUP_S: Final = 1.0
+# Time for a tool to end before its run is handed over. After it the next attempt treats the tool as interrupted.
+TOOL_GRACE_S: Final = 3.0
 
 HAND_BACK: Final = "hand_back"
 LEASE_LOST: Final = "lease_lost"
@@ -62,6 +67,7 @@ class Execution:
         """
         self.claim = claim
         self.tally = Tally()
+        self.resumable = _is_resumable(resolve_agent, claim.job)
         self._resolve_agent = resolve_agent
         self._on_tool_end = on_tool_end
         self._hide_errors = hide_errors
@@ -70,7 +76,11 @@ class Execution:
         self._non_text_events = 0  # published so far
         self.broker_refused = False  # whether the attempt was lost because the broker refused its events
         self.cancel_requested_at_s: float | None = None  # monotonic time
-        self._stopped: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._loop = asyncio.get_running_loop()
+        self._stopped: asyncio.Future[str] = self._loop.create_future()
+        self._handing_over = False
+        self._restored: Restored | None = None
+        self._warned = False  # that an agent which cannot continue makes checkpoints
         self.result: AgentResult | None = None  # of an agent that has returned a valid one
         self.failure: BaseException | None = None  # of an agent that failed
         self._unfinished: list[asyncio.Future[Any]] = []  # may still be running when the run has ended
@@ -87,6 +97,11 @@ class Execution:
         return self._publisher is not None
 
     @property
+    def may_hand_back(self) -> bool:
+        """Whether another worker may continue the run, or repeat it because it has shown nothing."""
+        return self.resumable or self.tally.retryable
+
+    @property
     def stop_reason(self) -> str | None:
         """The reason why the run was stopped, or None."""
         return self._stopped.result() if self._stopped.done() else None
@@ -95,6 +110,16 @@ class Execution:
         """Stop the run. ``reason`` is the code of a failure, HAND_BACK or LEASE_LOST. The first reason counts."""
         if not self._stopped.done():
             self._stopped.set_result(reason)
+
+    def hand_over(self) -> None:
+        """Let another worker continue the run, if its agent can: at once, or when the tools that run now have ended."""
+        if not self.resumable or self._handing_over:
+            return
+        self._handing_over = True
+        if self.tally.running_tools > 0:
+            self._loop.call_later(TOOL_GRACE_S, self.stop, HAND_BACK)
+        else:
+            self.stop(HAND_BACK)
 
     def cancel(self) -> None:
         """End the run as cancelled."""
@@ -125,6 +150,23 @@ class Execution:
             self._non_text_events += 1
             if event_type == TOOL_CALL_END:
                 self._on_tool_end(bool(data.get("success", True)))
+                if self._handing_over and self.tally.running_tools <= 0:
+                    self._loop.call_soon_threadsafe(self.stop, HAND_BACK)
+
+    def put_checkpoint(self, state: bytes) -> bool:
+        """Publish a checkpoint. May be called from any thread, which then waits until it is stored."""
+        if self._publisher is None:
+            message = "the run has not begun"
+            raise BusError(message)
+        if not (self.resumable or self._warned):
+            self._warned = True
+            log.warning(
+                "agent %s makes checkpoints, but is not resumable, so no other worker continues its runs; "
+                "set `resumable = True` on it",
+                self.agent_name,
+            )
+        self._non_text_events += 1
+        return self._publisher.put_checkpoint(pack(state, self.tally))
 
     @property
     def text_events(self) -> int:
@@ -145,11 +187,13 @@ class Execution:
 
     # -- running the agent --------------------------------------------------------------------------
 
-    async def run_agent(self, run_timeout_s: float) -> Terminal | None:
+    async def run_agent(self, run_timeout_s: float, restored: Restored | None = None) -> Terminal | None:
         """Call the agent. Return the terminal event, or None if the next attempt will publish one.
 
-        An error of the agent becomes a ``run_failed`` event and is never raised.
+        ``restored`` is what earlier attempts left, for an agent that continues them. An error of the agent becomes a
+        ``run_failed`` event and is never raised.
         """
+        self._restored = restored
         try:
             request = ChatCompletionRequest.model_validate(self.claim.job.request)
             called = self._resolve_agent(request.model)
@@ -165,6 +209,7 @@ class Execution:
 
     async def _run_agent(self, called: Agent, request: ChatCompletionRequest, run_timeout_s: float) -> Terminal | None:
         run = Run(self.claim.job.run_id, request, self, caller_of(self.claim.job))
+        run.restore(self._restored, self.tally.client_calls)
         agent = asyncio.create_task(self._call(called, run), name=f"agent {self.agent_name} {run.id}")
         agent.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # asyncio must not warn
         self._unfinished.append(agent)
@@ -172,12 +217,14 @@ class Execution:
             ends: set[asyncio.Future[Any]] = {agent, self._stopped}
             await asyncio.wait(ends, timeout=run_timeout_s, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            run.cancel()  # a thread or task of the agent that still runs cannot publish any more
+            # A thread or task of the agent that still runs cannot publish any more.
+            run.cancel(continued=self.stop_reason in {HAND_BACK, LEASE_LOST})
             ended_itself = agent.done()
             agent.cancel()
         if ended_itself and self.stop_reason != LEASE_LOST:
             return self._terminal_of(agent, request)
-        await asyncio.wait({agent}, timeout=CLEANUP_TIMEOUT_S)
+        handed_back = self.stop_reason == HAND_BACK
+        await asyncio.wait({agent}, timeout=HAND_OVER_CLEANUP_S if handed_back else CLEANUP_TIMEOUT_S)
         if self.stop_reason is None:
             return failed_event(errors.RUN_TIMEOUT, f"the run took longer than {run_timeout_s:g} s")
         if self.stop_reason == errors.CANCELLED:
@@ -191,9 +238,12 @@ class Execution:
         return RUN_CANCELLED, {"usage": self.tally.usage(request.messages if request else []).model_dump()}
 
     async def wait_until_finished(self) -> None:
-        """Wait until everything that the agent started has ended. A thread cannot be killed, so it keeps its slot."""
+        """Wait until everything that the agent started has ended. A thread cannot be killed, so it keeps its slot.
+
+        After a hand-over nothing is waited for: the process ends.
+        """
         left = [future for future in self._unfinished if not future.done()]
-        if left:
+        if left and self.stop_reason != HAND_BACK:
             log.warning("the run has ended, but its agent still runs; its slot stays taken until the agent returns")
             await asyncio.wait(left)
 
@@ -226,7 +276,18 @@ class Execution:
         except BaseException as exc:  # the agent's own classes may derive from BaseException
             self.failure = exc
             log.exception("the agent failed", extra=self._log_extra())
-            return failed_event(*describe_failure(exc))
+            return self._failure(*describe_failure(exc))
+
+    def _failure(self, code: str, message: str, status: int | None = None) -> Terminal:
+        """Return the terminal event of an error of the agent. It has its own code if the agent never continued."""
+        if code == errors.AGENT_ERROR and self._restored is not None and not self._put_anything:
+            return failed_event(errors.RESUME_FAILED, f"the agent could not continue the run: {message}")
+        return failed_event(code, message, status)
+
+    @property
+    def _put_anything(self) -> bool:
+        """Whether the agent has sent anything in this attempt. The first event is run_started."""
+        return self._publisher is not None and self._publisher.events_put > 1
 
     def _log_extra(self) -> dict[str, Any]:
         return {**AGENT_ERROR, "agent": self.agent_name}
@@ -240,7 +301,7 @@ class Execution:
         streamed = self.tally.text_characters > 0
         usage = result.usage() or self.tally.estimate(request.messages, 0 if streamed else len(result.content))
         # An agent may forget this reason. Clients look at it before they look for calls.
-        calls = self.tally.has_client_calls and result.finish_reason == "stop"
+        calls = self.tally.client_calls > 0 and result.finish_reason == "stop"
         return {
             "content": None if streamed else mask(result.content),
             "tool_results": [
@@ -255,6 +316,13 @@ class Execution:
             "finish_reason": "tool_calls" if calls else result.finish_reason,
             "usage": usage.model_dump(),
         }
+
+
+def _is_resumable(resolve_agent: AgentResolver, job: Job) -> bool:
+    try:
+        return is_resumable(resolve_agent(job.request["model"]))
+    except (ValueError, KeyError):  # ``run_agent`` reports it
+        return False
 
 
 def caller_of(job: Job) -> Caller:

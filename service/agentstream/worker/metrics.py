@@ -84,6 +84,10 @@ class QueueMetrics:
             success: every.counter(metric_names.WORKER_TOOL_CALLS, queue, str(success).lower())
             for success in (True, False)
         }
+        self._pause_seconds = {
+            resumes: every.histogram(metric_names.WORKER_PAUSE_SECONDS, queue, str(resumes).lower())
+            for resumes in (True, False)
+        }
         every.counter(metric_names.WORKER_TOKENS, queue)
         self._retries = every.counter(metric_names.WORKER_RETRIES, queue)
         self._leases_lost = every.counter(metric_names.WORKER_LEASES_LOST, queue)
@@ -105,6 +109,10 @@ class QueueMetrics:
     def called_again(self) -> None:
         """Count a run whose agent is called in a later attempt than the first."""
         self._retries.inc()
+
+    def taken_over(self, *, resumes: bool, pause_s: float) -> None:
+        """Observe how long a run stood still before this worker called its agent again."""
+        self._pause_seconds[resumes].observe(pause_s)
 
     def tool_ended(self, *, success: bool) -> None:
         """Count the end of a tool call. May be called from any thread."""

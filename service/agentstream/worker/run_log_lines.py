@@ -44,6 +44,13 @@ class RunLogLines:
         if self._content:
             log.debug("question: %s", _truncated(job.request.get("messages")))
 
+    def taken_over(self, *, resumes: bool, pause_s: float) -> None:
+        """Log that this attempt continues or repeats what another worker began."""
+        log.info(
+            "continuing the run of another worker" if resumes else "repeating the run: it had shown nothing",
+            extra={"pause_ms": round(pause_s * 1000)},
+        )
+
     def ended(self, terminal: Terminal | None, outcome: str, *, seconds: float) -> None:
         """Log the end of an attempt: its outcome, as in the metrics, and its duration.
 

@@ -2,9 +2,9 @@
 
     claimed -> begun (attempt counted, run_started stored) -> events of the agent -> terminal event -> removed
 
-If the worker of a job is lost, another worker begins a new attempt. It calls the agent only if clients have seen no
-text of the run and no tool ran, so that no text appears twice and no tool runs twice. The setting ``retry_after_tools``
-allows a new call after tools.
+If the worker of a job is lost, another worker begins a new attempt. An agent that is resumable continues from its last
+checkpoint. Any other agent is called only if clients have seen no text of the run and no tool ran, so that no text
+appears twice and no tool runs twice. The setting ``retry_after_tools`` allows a new call after tools.
 """
 
 import asyncio
@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from agentstream import errors
-from agentstream.errors import AgentStreamError, BusError, Fenced, InvalidAgentOutput, LogTrimmed
-from agentstream.protocol.events import RUN_FAILED, TEXT
+from agentstream.errors import AgentStreamError, BusError, Fenced, InvalidAgentOutput, NotResumable
+from agentstream.protocol.events import RUN_FAILED, RUN_HANDED_OVER, TEXT
 from agentstream.store.bus.bus import Bus
 from agentstream.store.bus.publisher import LogLimits, RunPublisher
 from agentstream.store.queue import BegunAttempt, Claim, JobQueue
@@ -26,11 +26,18 @@ from agentstream.worker.leases import Leases
 from agentstream.worker.metrics import HANDED_BACK, NOT_STORED, QueueMetrics
 from agentstream.worker.run_log_lines import RunLogLines
 from agentstream.worker.spans import job_span, record_end
+from agentstream.worker.takeover import Takeover, read_takeover
 
 log = logging.getLogger(__name__)
 
 # Time for the last events of a run to be stored while Redis is unavailable. After it the worker gives the run up.
 FLUSH_TIMEOUT_S: Final = 60.0
+HAND_OVER_FLUSH_S: Final = 2.0  # the same at a hand-over; what is not stored then was shown to nobody
+# A run is given up after this many attempts, even if each of them made progress. Hand-overs do not count.
+MAX_ATTEMPTS_WITH_PROGRESS: Final = 100
+# From this many lost workers without progress on, a run may be the cause. Such runs are taken over one at a time. An
+# agent that is not resumable is called again only without progress, so its first lost worker counts.
+SUSPICIOUS_STALLS: Final = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +81,7 @@ class Runner:
         self._hide_errors = hide_errors
         self._on_agent_end = on_agent_end
         self._executions: set[Execution] = set()
+        self._handing_over = False
         self._text_events_before = 0  # written in runs that have ended
 
     @property
@@ -86,41 +94,48 @@ class Runner:
         """The number of bytes of events that are not yet stored."""
         return sum(execution.unflushed_bytes for execution in self._executions)
 
-    def stop_all(self) -> None:
-        """Stop every run, because the worker stops. Hand a run back if it has shown nothing, otherwise let it fail."""
+    def hand_over_all(self) -> None:
+        """Hand every run over whose agent can continue on another worker, because this worker stops."""
+        self._handing_over = True
         for execution in self._executions:
-            execution.stop(HAND_BACK if execution.tally.retryable else errors.WORKER_SHUTDOWN)
+            execution.hand_over()
 
-    async def execute(self, claim: Claim, called_again: asyncio.Future[bool] | None = None) -> None:
+    def stop_all(self) -> None:
+        """Stop every run, because the worker stops. Hand each run back that another worker may continue or repeat."""
+        for execution in self._executions:
+            execution.stop(HAND_BACK if execution.may_hand_back else errors.WORKER_SHUTDOWN)
+
+    async def execute(self, claim: Claim, suspicious: asyncio.Future[bool] | None = None) -> None:
         """Execute a claimed job until it ends.
 
-        ``called_again`` is given for a job that another worker held before. Its result is set as soon as it is known
-        whether the agent is called again, at the latest when the job ends.
+        ``suspicious`` is given for a job that another worker held before. Its result is set as soon as it is known
+        whether the agent is called and may have killed its workers before, at the latest when the job ends.
         """
         self._log_lines.claimed(claim, self._queue)
-        self._metrics.claimed(again=called_again is not None)
+        self._metrics.claimed(again=suspicious is not None)
         execution = Execution(self._resolve_agent, claim, self._on_tool_end, hide_errors=self._hide_errors)
         self._executions.add(execution)
         self._leases.hold(execution)
+        if self._handing_over:
+            execution.hand_over()
         try:
             with job_span(claim, self._queue) as span:
-                await self._execute(execution, span, called_again)
+                await self._execute(execution, span, suspicious)
         finally:
-            _set_called_again(called_again, value=False)
+            _set_suspicious(suspicious, value=False)
             self._leases.release(execution)
             self._executions.discard(execution)
             self._text_events_before += execution.text_events
             await execution.wait_until_finished()
 
-    async def _execute(
-        self, execution: Execution, span: tracing.Span, called_again: asyncio.Future[bool] | None
-    ) -> None:
+    async def _execute(self, execution: Execution, span: tracing.Span, suspicious: asyncio.Future[bool] | None) -> None:
         claim = execution.claim
         late = time.monotonic() - claim.lease_since_s > self._leases.interval_s
         if late and await self._queue.renew([claim.entry_id]):
             log.warning("another worker took the run over before it began here")
             return
-        begun = await self._queue.begin(claim, ttl_s=self._limits.log.open_ttl_s)
+        resumable = execution.resumable
+        begun = await self._queue.begin(claim, ttl_s=self._limits.log.open_ttl_s, resumable=resumable)
         if begun is None:
             await self._queue.finish(claim)
             return
@@ -130,7 +145,7 @@ class Runner:
         execution.bind(publisher)
         self._log_lines.attempt_begun(claim.job, begun)
         span.set({tracing.ATTEMPT: begun.attempt, tracing.QUEUE_WAIT_S: begun.waited_s})
-        stored, outcome = await self._attempt(execution, begun, publisher, called_again)
+        stored, outcome = await self._attempt(execution, begun, publisher, suspicious)
         record_end(span, stored, execution.stop_reason or outcome)
 
     async def _attempt(
@@ -138,7 +153,7 @@ class Runner:
         execution: Execution,
         begun: BegunAttempt,
         publisher: RunPublisher,
-        called_again: asyncio.Future[bool] | None,
+        suspicious: asyncio.Future[bool] | None,
     ) -> tuple[Terminal | None, str]:
         """Execute an attempt. Return its terminal event and its outcome.
 
@@ -146,21 +161,25 @@ class Runner:
         """
         begun_s = time.monotonic()
         self._metrics.attempt_begun(begun)
-        refusal = await self._refusal(execution, begun)
+        takeover, refusal = await self._examine(execution, begun)
         if begun.cancel_requested:
             terminal: Terminal | None = execution.cancelled_event()
         elif refusal is not None:
             terminal = refusal
         else:
-            _set_called_again(called_again, value=True)
-            if begun.attempt > 1:
+            stalls = takeover.stalls if takeover else 0
+            _set_suspicious(suspicious, value=stalls >= (SUSPICIOUS_STALLS if execution.resumable else 1))
+            restored = takeover.restored if takeover and execution.resumable else None
+            if takeover is not None:
                 self._metrics.called_again()
-            terminal = await execution.run_agent(self._limits.run_timeout_s)
+                self._metrics.taken_over(resumes=restored is not None, pause_s=begun.silent_s)
+                self._log_lines.taken_over(resumes=restored is not None, pause_s=begun.silent_s)
+            terminal = await execution.run_agent(self._limits.run_timeout_s, restored)
             self._on_agent_end()
         if terminal is not None:
             outcome = await self._store_terminal_event(publisher, terminal)
         elif execution.stop_reason == HAND_BACK:
-            outcome = HANDED_BACK
+            outcome = await self._store_hand_over(publisher)
         else:
             outcome = NOT_STORED if execution.broker_refused else LEASE_LOST
         now_s, cancel_s = time.monotonic(), execution.cancel_requested_at_s
@@ -180,32 +199,48 @@ class Runner:
     def _on_tool_end(self, success: bool) -> None:  # noqa: FBT001 -- a callback
         self._metrics.tool_ended(success=success)
 
-    async def _refusal(self, execution: Execution, begun: BegunAttempt) -> Terminal | None:
-        """Return the terminal event of a job whose agent must not be called (again), otherwise None.
+    async def _examine(self, execution: Execution, begun: BegunAttempt) -> tuple[Takeover | None, Terminal | None]:
+        """Return what earlier attempts left, and the terminal event of a job whose agent must not be called (again).
 
         Records the events of earlier attempts in the execution's tally.
         """
-        job = execution.claim.job
+        job, tally = execution.claim.job, execution.tally
         if begun.attempt == 1:
             if time.time() > job.start_by:
-                return failed_event(errors.QUEUE_TIMEOUT, "the job waited too long for a worker")
-            return None
+                return None, failed_event(errors.QUEUE_TIMEOUT, "the job waited too long for a worker")
+            return None, None
         try:
-            for event in await self._bus.history(job.run_id):
-                execution.tally.record(event.type, event.data)
-        except LogTrimmed:
-            execution.tally.record(TEXT, "?")  # a replay log of this size contains text
-        tally = execution.tally
-        if tally.written_characters or (tally.tool_calls and not self._limits.retry_after_tools):
-            return failed_event(
+            takeover = await read_takeover(self._bus, job.run_id, begun.attempt, tally)
+        except NotResumable as exc:
+            if execution.resumable:
+                return None, failed_event(errors.WORKER_LOST, f"the worker was lost, and no other can continue: {exc}")
+            tally.record(TEXT, "?")  # a replay log of this size contains text
+            takeover = None
+        tally.running_tools = 0
+        if not execution.resumable and (
+            tally.written_characters or (tally.tool_calls and not self._limits.retry_after_tools)
+        ):
+            return None, failed_event(
                 errors.WORKER_LOST,
                 "the worker was lost, and the run cannot be repeated: it had already written text or called tools",
             )
-        if begun.attempt - begun.hand_backs > self._limits.max_attempts:
-            return failed_event(
-                errors.WORKER_LOST, f"the run was given up: {self._limits.max_attempts} workers were lost during it"
-            )
-        return None
+        counted = begun.attempt - begun.hand_backs
+        lost = takeover.stalls if takeover and execution.resumable else counted - 1
+        if lost >= self._limits.max_attempts or counted > MAX_ATTEMPTS_WITH_PROGRESS:
+            return None, failed_event(errors.WORKER_LOST, f"the run was given up: {lost} workers were lost during it")
+        return takeover, None
+
+    async def _store_hand_over(self, publisher: RunPublisher) -> str:
+        """Store that this attempt is handed over, after all its events. Return the outcome of the attempt."""
+        try:
+            publisher.put(RUN_HANDED_OVER, {})
+            async with asyncio.timeout(HAND_OVER_FLUSH_S):
+                await publisher.flush()
+        except Fenced:
+            return LEASE_LOST
+        except (AgentStreamError, TimeoutError) as exc:
+            log.warning("the last events before the hand-over are not stored: %s", str(exc) or "Redis does not answer")
+        return HANDED_BACK
 
     async def _store_terminal_event(self, publisher: RunPublisher, terminal: Terminal) -> str:
         """Store the terminal event. Return the outcome of the attempt."""
@@ -230,6 +265,6 @@ class Runner:
         return str(data["code"]) if event_type == RUN_FAILED else event_type.removeprefix("run_")
 
 
-def _set_called_again(called_again: asyncio.Future[bool] | None, *, value: bool) -> None:
-    if called_again is not None and not called_again.done():
-        called_again.set_result(value)
+def _set_suspicious(suspicious: asyncio.Future[bool] | None, *, value: bool) -> None:
+    if suspicious is not None and not suspicious.done():
+        suspicious.set_result(value)

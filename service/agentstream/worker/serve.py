@@ -147,6 +147,8 @@ async def _run_worker(  # noqa: PLR0913, PLR0917 -- the parts made from the sett
             if agents.mcp is not None:
                 await agents.mcp.start()
             await link.subscribe(keys.control(worker_id).encode(), on_control)
+            for name, worker in workers.items():
+                await link.subscribe(keys.handed_back(name).encode(), worker.on_handed_back)
             await asyncio.gather(*(queue.open() for queue in queues.values()))
             log.info("worker %s takes jobs of queue %s", worker_id, ", ".join(map(repr, agents.resolvers)))
             health.taking_jobs = True

@@ -4,7 +4,14 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from agentstream.protocol.events import TEXT, TOOL_CALL_DELTA, TOOL_CALL_START, WRITTEN_EVENTS, written_characters
+from agentstream.protocol.events import (
+    TEXT,
+    TOOL_CALL_DELTA,
+    TOOL_CALL_END,
+    TOOL_CALL_START,
+    WRITTEN_EVENTS,
+    written_characters,
+)
 from agentstream.protocol.openai import ChatMessage, Usage, estimate_usage
 
 
@@ -15,8 +22,9 @@ class Tally:
         """Start without events."""
         self.text_characters = 0
         self.written_characters = 0  # text, reasoning and calls of the client's tools
-        self.has_client_calls = False  # whether the client's tools were called
+        self.client_calls = 0  # calls of the client's tools
         self.tool_calls = 0  # calls of the agent's own tools
+        self.running_tools = 0  # those of them that have not ended
         self._reported_usage = Usage()
         self._unreported_characters = 0
 
@@ -34,9 +42,12 @@ class Tally:
             if event_type == TEXT:
                 self.text_characters += characters
             elif event_type == TOOL_CALL_DELTA:
-                self.has_client_calls = True
+                self.client_calls += "name" in data
         elif event_type == TOOL_CALL_START:
             self.tool_calls += 1
+            self.running_tools += 1
+        elif event_type == TOOL_CALL_END:
+            self.running_tools -= 1
         elif event_type == "inference_end" and "usage" in data:
             try:
                 usage = Usage.model_validate(data["usage"])
@@ -48,6 +59,26 @@ class Tally:
                 total_tokens=self._reported_usage.total_tokens + usage.total_tokens,
             )
             self._unreported_characters = 0
+
+    def counts(self) -> dict[str, Any]:
+        """Return all counts as JSON, for a checkpoint."""
+        return {
+            "text": self.text_characters,
+            "written": self.written_characters,
+            "client_calls": self.client_calls,
+            "tool_calls": self.tool_calls,
+            "usage": self._reported_usage.model_dump(),
+            "unreported": self._unreported_characters,
+        }
+
+    def restore(self, counts: dict[str, Any]) -> None:
+        """Continue with the counts of a checkpoint."""
+        self.text_characters = counts["text"]
+        self.written_characters = counts["written"]
+        self.client_calls = counts["client_calls"]
+        self.tool_calls = counts["tool_calls"]
+        self._reported_usage = Usage.model_validate(counts["usage"])
+        self._unreported_characters = counts["unreported"]
 
     def estimate(self, messages: list[ChatMessage], content_characters: int = 0) -> Usage:
         """Return the original bridge's estimate for everything written plus ``content_characters`` more."""

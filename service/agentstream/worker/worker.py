@@ -1,13 +1,14 @@
 """The claim loop. It claims a job only when a slot is free, and it keeps running while Redis is unavailable."""
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable
 from functools import partial
 from typing import Final
 
 from agentstream.errors import AgentStreamError, BrokerUnavailable
-from agentstream.store.queue import HEARTBEAT_INTERVAL_S, Claim, JobQueue
+from agentstream.store.queue import HANDED_BACK_IDLE_MS, HEARTBEAT_INTERVAL_S, Claim, JobQueue
 from agentstream.telemetry.log_context import LogContext, log_context_of, log_extra
 from agentstream.worker.leases import Leases, warn_if_unavailable
 from agentstream.worker.runner import Runner
@@ -16,6 +17,8 @@ from agentstream.worker.slots import Slots
 log = logging.getLogger(__name__)
 
 BROKER_RETRY_S: Final = 0.5
+# Only a job that was handed back looks idle for so long.
+HANDED_BACK_LEASE_S: Final = HANDED_BACK_IDLE_MS / 2000
 # Time for every worker to reconnect after Redis is back: three times the longest back-off of a link.
 SETTLE_S: Final = 3.0
 # After the drain timeout the remaining runs get this long to store their terminal event or be handed back.
@@ -47,6 +50,8 @@ class Worker:
         self._slots = slots
         self._runs: set[asyncio.Task[None]] = set()
         self._reclaim_after_s = 0.0
+        self._handed_back = asyncio.Event()
+        self._handed_back.set()  # jobs may have been handed back before this worker started
 
     @property
     def active(self) -> int:
@@ -112,9 +117,14 @@ class Worker:
             await asyncio.sleep(BROKER_RETRY_S)
             return None
 
+    def on_handed_back(self, _message: bytes) -> None:
+        """Take over the jobs that another worker of the queue has handed back."""
+        self._handed_back.set()
+
     def on_reconnect(self) -> None:
         """Renew the leases of this worker at once, and give other workers time to renew theirs."""
         self._leases.renew_now()
+        self._handed_back.set()  # a message may be lost
         self._pause_reclaim()
 
     def _pause_reclaim(self) -> None:
@@ -129,42 +139,60 @@ class Worker:
         return self._is_connected() and asyncio.get_running_loop().time() >= self._reclaim_after_s
 
     async def _reclaim(self) -> None:
-        """Take over jobs whose lease has expired, in turn with claiming new jobs."""
+        """Take over jobs that were handed back, at once, and jobs whose lease has expired, three times a lease."""
+        loop = asyncio.get_running_loop()
+        next_check_s = loop.time() + self._leases.interval_s
         while True:
-            await asyncio.sleep(self._leases.interval_s)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(next_check_s):
+                    await self._handed_back.wait()
+            self._handed_back.clear()
+            expired = loop.time() >= next_check_s
+            if expired:
+                next_check_s = loop.time() + self._leases.interval_s
             try:
-                await self._reclaim_all()
+                await self._reclaim_all(self._leases.lease_s if expired else HANDED_BACK_LEASE_S)
             except BrokerUnavailable as exc:
-                log.warning("cannot take over expired leases: %s", exc)
+                log.warning("cannot take over jobs of other workers: %s", exc)
                 self._pause_reclaim()
 
-    async def _reclaim_all(self) -> None:
-        """Take over every job that only needs a terminal event, and at most one job whose agent is called again.
+    async def _reclaim_all(self, lease_s: float) -> None:
+        """Take over every job that was not renewed for ``lease_s``, but at most one that may have killed its workers.
 
-        That job may have killed its worker. Together with other such jobs it could kill all of them again. The reclaim
-        waits for a slot like a claim does: in a worker with one slot, the claim loop holds it nearly all the time.
+        Together with other such jobs it could kill all workers again. The reclaim waits for a slot like a claim does:
+        in a worker with one slot, the claim loop holds it nearly all the time.
         """
         while True:
             await self._slots.acquire()
             claim = None
             try:
-                if self._may_reclaim():
-                    claim = await asyncio.shield(self._queue.reclaim(self._leases.lease_s))
+                if self._may_reclaim() or (lease_s == HANDED_BACK_LEASE_S and self._is_connected()):
+                    claim = await self._reclaim_one(lease_s)
             finally:
                 if claim is None:
                     self._slots.release()
             if claim is None:
                 return
             log.warning(
-                "taking over the run: the lease of its worker has expired", extra=log_extra(log_context_of(claim.job))
+                "taking over the run of a worker that is lost or stops", extra=log_extra(log_context_of(claim.job))
             )
-            called_again: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-            self._start(claim, called_again)
-            if await called_again:
+            suspicious: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+            self._start(claim, suspicious)
+            if await suspicious:
                 return
 
-    def _start(self, claim: Claim, called_again: asyncio.Future[bool] | None = None) -> None:
-        task = asyncio.create_task(self._runner.execute(claim, called_again), name=f"run {claim.job.run_id}")
+    async def _reclaim_one(self, lease_s: float) -> Claim | None:
+        """Take over one job. If this task is cancelled meanwhile, hand the job back: nobody would work on it."""
+        reclaiming = asyncio.create_task(self._queue.reclaim(lease_s), name="reclaim a job")
+        try:
+            return await asyncio.shield(reclaiming)
+        except asyncio.CancelledError:
+            if (claim := await reclaiming) is not None:
+                await self._queue.hand_back(claim)
+            raise
+
+    def _start(self, claim: Claim, suspicious: asyncio.Future[bool] | None = None) -> None:
+        task = asyncio.create_task(self._runner.execute(claim, suspicious), name=f"run {claim.job.run_id}")
         self._runs.add(task)
         task.add_done_callback(partial(self._on_run_done, log_context_of(claim.job)))
 
@@ -181,6 +209,7 @@ class Worker:
             )
 
     async def _drain(self) -> None:
+        self._runner.hand_over_all()
         if self._runs:
             log.info("draining: %d runs may take up to %g s to end", len(self._runs), self._drain_timeout_s)
             await asyncio.wait(self._runs, timeout=self._drain_timeout_s)

@@ -19,6 +19,16 @@ from tests.helpers import TIMEOUT_S
 LEASE_S = 0.003
 
 
+class NoRuns:
+    """A runner without runs."""
+
+    def hand_over_all(self) -> None:
+        """Do nothing."""
+
+    def stop_all(self) -> None:
+        """Do nothing."""
+
+
 class HeldRun:
     """A run under lease that records the calls of its methods."""
 
@@ -305,7 +315,12 @@ async def test_no_job_is_taken_over_while_redis_is_unavailable_or_just_back(
     monkeypatch.setattr("agentstream.worker.worker.SETTLE_S", 20 * LEASE_S)
     leases.hold(HeldRun())
     link = {"up": False}
-    worker = worker_of(queue, leases, type("NoRuns", (), {"stop_all": lambda _: None})(), lambda: link["up"])
+    worker = worker_of(
+        queue,
+        leases,
+        NoRuns(),
+        lambda: link["up"],
+    )
     stop = asyncio.Event()
     working = asyncio.create_task(worker.run(stop))
     await queue.until(lambda: len(queue.renewed) >= 10)
@@ -337,7 +352,9 @@ async def test_a_job_is_begun_before_the_next_claim(queue: StubQueue, leases: Le
         order.append("begin")
 
     queue.claim = claim  # type: ignore[method-assign]
-    runner = type("OneRun", (), {"execute": staticmethod(execute), "stop_all": lambda _: None})()
+    runner = type(
+        "OneRun", (), {"execute": staticmethod(execute), "hand_over_all": lambda _: None, "stop_all": lambda _: None}
+    )()
     worker = worker_of(queue, leases, runner, slots=Slots(2))
     stop = asyncio.Event()
     working = asyncio.create_task(worker.run(stop))
@@ -367,7 +384,7 @@ async def test_worker_ends_with_its_side_task(queue: StubQueue, leases: Leases, 
 async def test_worker_survives_an_unavailable_redis(queue: StubQueue, leases: Leases, side_task: str) -> None:
     """A worker keeps running while Redis is unavailable, and ends when it is stopped."""
     leases.hold(HeldRun())
-    runner: Any = type("NoRuns", (), {"stop_all": lambda _: None})()
+    runner: Any = NoRuns()
     worker = worker_of(queue, leases, runner)
     queue.errors[side_task] = BrokerUnavailable("away")
     stop = asyncio.Event()
@@ -383,7 +400,7 @@ async def test_worker_survives_an_unavailable_redis(queue: StubQueue, leases: Le
 async def test_blocking_reads_are_short_while_another_queue_waits(leases: Leases) -> None:
     """With fewer slots than queues, an idle queue uses short blocking reads, so that every queue gets its turn."""
     queues = [StubQueue(), StubQueue()]
-    runner: Any = type("NoRuns", (), {"stop_all": lambda _: None})()
+    runner: Any = NoRuns()
     slots, stop = Slots(1), asyncio.Event()
     async with asyncio.TaskGroup() as tasks:
         for queue in queues:
@@ -395,7 +412,7 @@ async def test_blocking_reads_are_short_while_another_queue_waits(leases: Leases
 
 async def test_blocking_reads_are_long_if_no_queue_waits(queue: StubQueue, leases: Leases) -> None:
     """With a slot for each queue, a blocking read lasts its full time."""
-    runner: Any = type("NoRuns", (), {"stop_all": lambda _: None})()
+    runner: Any = NoRuns()
     stop = asyncio.Event()
     working = asyncio.create_task(worker_of(queue, leases, runner, slots=Slots(2)).run(stop))
     await queue.until(lambda: queue.reclaims >= 3)
@@ -406,7 +423,7 @@ async def test_blocking_reads_are_long_if_no_queue_waits(queue: StubQueue, lease
 
 async def test_a_single_slot_is_shared_with_the_reclaim(queue: StubQueue, leases: Leases) -> None:
     """A worker with one slot looks for expired leases in turn with new jobs."""
-    runner: Any = type("NoRuns", (), {"stop_all": lambda _: None})()
+    runner: Any = NoRuns()
     stop = asyncio.Event()
     working = asyncio.create_task(worker_of(queue, leases, runner).run(stop))
     await queue.until(lambda: queue.reclaims >= 10)

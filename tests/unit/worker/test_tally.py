@@ -49,7 +49,7 @@ def test_reasoning_and_calls_count_like_text() -> None:
     facts = (REASONING, "r" * 40), (TOOL_CALL_DELTA, {"index": 0, "id": "a" * 99, "name": "four", "arguments": ""})
     more = (TOOL_CALL_DELTA, {"index": 0, "arguments": "x" * 16})
     tally = tally_of(*facts, more)
-    assert (tally.written_characters, tally.text_characters, tally.has_client_calls) == (60, 0, True)
+    assert (tally.written_characters, tally.text_characters, tally.client_calls) == (60, 0, 1)
     assert tally.usage(MESSAGES) == estimate_usage(MESSAGES, 60)
     assert tally_of(reported(10, 100), *facts, more).usage(MESSAGES).completion_tokens == 115
 

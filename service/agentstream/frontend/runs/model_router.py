@@ -9,7 +9,7 @@ from agentstream.errors import NotFound
 from agentstream.protocol.jobs import Job
 from agentstream.protocol.keys import Keys
 from agentstream.store.connection.link import Link
-from agentstream.store.queue import JobSubmitter
+from agentstream.store.submission import JobSubmitter
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,15 +1,23 @@
 """The event bus: workers write the events of runs to it, and front ends read them from it."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 from agentstream.errors import AgentStreamError, LogTrimmed
-from agentstream.protocol.events import Event, decode_batch
+from agentstream.protocol.events import START, Cursor, Event, decode_batch
 from agentstream.protocol.keys import Keys
 from agentstream.store.bus.appender import Appender
 from agentstream.store.bus.counts import FeedCounts, PublishCounts
 from agentstream.store.bus.feed import PAGE_ENTRIES, RunFeed
 from agentstream.store.bus.publisher import LogLimits, RunPublisher
 from agentstream.store.connection.link import Link
+
+
+class StoredCheckpoint(NamedTuple):
+    """A checkpoint of a run, as its worker packed it, and the position of its event in the replay log."""
+
+    position: Cursor
+    content: bytes
 
 
 class Bus:
@@ -43,16 +51,24 @@ class Bus:
         names = self._keys.events(run_id), self._keys.run(run_id)
         return RunPublisher(self._link, self._appender, names, attempt, limits, on_lost, first_batch)
 
-    async def history(self, run_id: str) -> list[Event]:
-        """Return the events in the run's replay log; raises LogTrimmed if its beginning was trimmed."""
+    async def last_checkpoint(self, run_id: str) -> StoredCheckpoint | None:
+        """Return the last checkpoint of a run; None if it has none."""
+        position, content = await self._link.call("HMGET", self._keys.run(run_id), "checkpoint", "state")
+        return StoredCheckpoint(Cursor.parse(position.decode()), content) if position and content else None
+
+    async def history(self, run_id: str, after: Cursor = START) -> list[Event]:
+        """Return the events in the run's replay log after a position.
+
+        Raises LogTrimmed if the log does not reach back to the position.
+        """
         events: list[Event] = []
-        after = "-"
-        while page := await self._link.call("XRANGE", self._keys.events(run_id), after, "+", "COUNT", PAGE_ENTRIES):
+        start = "-" if after == START else f"({after}"
+        while page := await self._link.call("XRANGE", self._keys.events(run_id), start, "+", "COUNT", PAGE_ENTRIES):
             for _, fields in page:
                 events += decode_batch(fields[1]).events()
-            after = f"({page[-1][0].decode()}"
-        if events and events[0].seq != 1:
+            start = f"({page[-1][0].decode()}"
+        if events and events[0].seq != (after.seq + 1 if events[0].attempt == after.attempt else 1):
             first = f"{events[0].attempt}-{events[0].seq}"
-            message = f"the beginning of the replay log of {run_id} was trimmed; the log starts at {first}"
+            message = f"the replay log of {run_id} was trimmed: after {after} it continues at {first}"
             raise LogTrimmed(message)
         return events

@@ -18,7 +18,15 @@ from typing import Any, Final
 import hiredis
 
 from agentstream.errors import AgentStreamError, BufferFull, BusError, Fenced, RunCancelled
-from agentstream.protocol.events import START, TERMINAL_EVENTS, TOOL_CALL_START, Cursor, encode_batch, encode_event
+from agentstream.protocol.events import (
+    RUN_CHECKPOINT,
+    START,
+    STORED_FIRST,
+    TERMINAL_EVENTS,
+    Cursor,
+    encode_batch,
+    encode_event,
+)
 from agentstream.store.bus.appender import Append, Appender
 from agentstream.store.connection.link import Link
 from agentstream.store.connection.wire import Reply
@@ -51,6 +59,7 @@ class _Batch:
     last_seq: int
     payload: bytes
     terminal: str = ""  # the type of its terminal event, or empty
+    checkpoint: bytes = b""  # the checkpoint that its last event announces, or empty
 
 
 class RunPublisher:
@@ -89,7 +98,10 @@ class RunPublisher:
         self._wake_scheduled = False
         self._closed: AgentStreamError | None = None
         self._ended = False  # whether the terminal event was put, which is the last event
-        self._put_seq = self._tool_seq = 0  # seq of the last event put, and of the last tool_call_start
+        self._put_seq = self._awaited_seq = 0  # seq of the last event put, and of the last one of STORED_FIRST
+        self._checkpoints: deque[bytes] = deque()  # of the run_checkpoint events that wait
+        self._has_checkpoint = attempt > 1  # an earlier attempt may have stored one
+        self._last_checkpoint: _Batch | None = None
         self._next_seq = 1
         self._stored_seq = 0
         self._log_exists = False
@@ -123,7 +135,7 @@ class RunPublisher:
     # -- from the agent, any thread -----------------------------------------------------------------
 
     def put(self, event_type: str, data: Any) -> None:  # noqa: ANN401 -- JSON
-        """Add an event to the next batch. If the event is a tool_call_start, a thread waits until it is stored.
+        """Add an event to the next batch. If the event is one of STORED_FIRST, a thread waits until it is stored.
 
         Raises InvalidAgentOutput if the data cannot be written as JSON, BufferFull if too many bytes wait to be
         published, and RunCancelled if the run is over for this attempt.
@@ -143,17 +155,35 @@ class RunPublisher:
             self._pending.append((event_type, encoded))
             self._pending_bytes += len(encoded)
             self._put_seq += 1
-            if event_type == TOOL_CALL_START:
-                self._tool_seq = self._put_seq
+            if awaited := event_type in STORED_FIRST:
+                self._awaited_seq = self._put_seq
             wake, self._wake_scheduled = not self._wake_scheduled, True
         if wake and on_loop:
             self._appender.schedule(self)
         elif wake:
             self._loop.call_soon_threadsafe(self._appender.schedule, self)
-        if event_type == TOOL_CALL_START and not on_loop:
+        if awaited and not on_loop:
             with self._lock:
-                self._wait(self._tool_calls_stored)
-            self._check_tool_calls_stored()
+                self._wait(self._awaited_stored)
+            self._check_awaited_stored()
+
+    def put_checkpoint(self, checkpoint: bytes) -> bool:
+        """Add a checkpoint, which is stored in one step with all events before it. A thread waits until it is stored.
+
+        Returns whether it is stored. If it is not, await ``wait_for_room``. Raises the same errors as ``put``.
+        """
+        with self._lock:
+            self._checkpoints.append(checkpoint)
+            self._pending_bytes += len(checkpoint)
+        try:
+            self.put(RUN_CHECKPOINT, {})
+        except (BufferFull, RunCancelled):
+            with self._lock:
+                if checkpoint in self._checkpoints:
+                    self._checkpoints.remove(checkpoint)
+                    self._pending_bytes = max(0, self._pending_bytes - len(checkpoint))
+            raise
+        return threading.get_ident() != self._loop_thread
 
     def _wait(self, condition: Callable[[], bool], timeout_s: float | None = None) -> None:
         """Let this thread, which holds the lock, wait for ``condition``. ``close`` makes every condition true."""
@@ -167,13 +197,13 @@ class RunPublisher:
         if self._threads_waiting:  # this is rare; without the check each token would cost a microsecond more
             self._state_changed.notify_all()
 
-    def _tool_calls_stored(self) -> bool:
-        return self._stored_seq >= self._tool_seq or self._closed is not None
+    def _awaited_stored(self) -> bool:
+        return self._stored_seq >= self._awaited_seq or self._closed is not None
 
-    def _check_tool_calls_stored(self) -> None:
-        """Raise RunCancelled if a tool_call_start is not stored: the tool must not run, as a new attempt may run it."""
-        if self._stored_seq < self._tool_seq:
-            message = f"the start of a tool could not be published: {self._closed}"
+    def _check_awaited_stored(self) -> None:
+        """Raise RunCancelled if the start of a tool or a checkpoint is not stored: the agent must not go on."""
+        if self._stored_seq < self._awaited_seq:
+            message = f"the start of a tool, or a checkpoint, could not be stored: {self._closed}"
             raise RunCancelled(message)
 
     def _has_room(self) -> bool:
@@ -182,13 +212,13 @@ class RunPublisher:
     # -- on the loop --------------------------------------------------------------------------------
 
     async def wait_for_room(self) -> None:
-        """Return when the unpublished events are within MAX_BUFFER_BYTES and every tool_call_start is stored.
+        """Return when the unpublished events are within MAX_BUFFER_BYTES and those of STORED_FIRST are stored.
 
-        Returns also if nothing more can be published; raises RunCancelled if a tool_call_start is not stored then.
+        Returns also if nothing more can be published; raises RunCancelled if one of STORED_FIRST is not stored then.
         """
-        while not (self._has_room() and self._tool_calls_stored()):
+        while not (self._has_room() and self._awaited_stored()):
             await self._wait_for_progress()
-        self._check_tool_calls_stored()
+        self._check_awaited_stored()
 
     async def flush(self) -> None:
         """Return when all events put so far are stored; raises the error that ended the publishing, if any."""
@@ -202,6 +232,7 @@ class RunPublisher:
         with self._lock:
             self._closed = self._closed or reason
             self._pending.clear()
+            self._checkpoints.clear()
             self._pending_bytes = 0
             self._notify_threads()
         self._wake_waiters()
@@ -227,7 +258,7 @@ class RunPublisher:
         if batch is None:
             return None
         self._in_flight = batch
-        if not self._log_exists or self._trimmed or batch.terminal:
+        if not self._log_exists or self._trimmed or batch.terminal or batch.checkpoint:
             self._publish(batch, verify=False)
             return None
         verify, self._epoch = self._epoch != self._link.reconnects, self._link.reconnects
@@ -238,20 +269,24 @@ class RunPublisher:
         """Return a batch of the events that wait, or None. The caller holds the lock."""
         pending = self._pending
         taken: list[bytes] = []
-        size, terminal = 0, ""
+        size, terminal, checkpoint = 0, "", b""
         while pending and size < MAX_BATCH_BYTES and len(taken) < MAX_BATCH_EVENTS:
             event_type, encoded = pending.popleft()
             if event_type in TERMINAL_EVENTS:
                 terminal = event_type
             size += len(encoded)
             taken.append(encoded)
+            if event_type == RUN_CHECKPOINT:  # it is the last event of its batch
+                checkpoint = self._checkpoints.popleft()
+                break
         if not taken:
             return None
-        self._pending_bytes -= size
+        self._pending_bytes -= size + len(checkpoint)
         self._notify_threads()
         payload = encode_batch(self._attempt, self._next_seq, taken)
         self._next_seq += len(taken)
-        batch = _Batch(self._next_seq - 1, payload, terminal)
+        batch = _Batch(self._next_seq - 1, payload, terminal, checkpoint)
+        self._has_checkpoint = self._has_checkpoint or bool(checkpoint)
         self._keep(batch)
         return batch
 
@@ -297,6 +332,8 @@ class RunPublisher:
             f"{self._attempt}-{self._stored_seq}" if verify and self._stored_seq else "",
             batch.terminal.removeprefix("run_"),
             self._limits.closed_ttl_s if batch.terminal else ttl_s,
+            batch.checkpoint,
+            int(self._has_checkpoint),
         )
 
     def _on_published(self, reply: Reply) -> None:
@@ -317,6 +354,10 @@ class RunPublisher:
 
     def _on_stored(self, batch: _Batch) -> None:
         self._in_flight = None
+        if batch.checkpoint and batch is not self._last_checkpoint:
+            if self._last_checkpoint is not None:
+                self._last_checkpoint.checkpoint = b""  # replaced, so nobody needs it again
+            self._last_checkpoint = batch
         with self._lock:
             self._stored_seq, self._log_exists = batch.last_seq, True
             more = bool(self._pending or self._to_restore) and not self._wake_scheduled

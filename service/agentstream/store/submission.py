@@ -1,0 +1,139 @@
+"""The front end's side of the job queue: it admits jobs within the limits, and counts the jobs that wait."""
+
+import asyncio
+import math
+from collections.abc import Awaitable
+from dataclasses import dataclass
+from typing import Final
+
+import orjson
+
+from agentstream.errors import LimitReached, QueueFull
+from agentstream.protocol.jobs import Job
+from agentstream.protocol.keys import GROUP, Keys
+from agentstream.store.connection.link import Link
+from agentstream.store.connection.wire import Reply
+from agentstream.store.queue import HEARTBEAT_VALID_S
+from agentstream.store.runs import CONVERSATION, RESPONSE, TRACEPARENT
+
+FULL_QUEUE_RETRY_AFTER_S: Final = 5  # without a recent sample of the removal rate
+MAX_RETRY_AFTER_S: Final = 60
+MAX_CONVERSATION_BYTES: Final = 256 << 10  # of the conversation in a run's hash; about 64,000 tokens
+REMOVAL_SAMPLE_VALID_S: Final = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """The outstanding jobs of a queue, the jobs that no worker has taken, and the age (s) of the oldest of these.
+
+    ``waiting`` and ``oldest_s`` are -1 if the Redis user may not read them.
+    """
+
+    jobs: int
+    waiting: int
+    oldest_s: float
+
+
+def _kept_for_responses(job: Job) -> tuple[str | bytes, ...]:
+    """Return the fields and values of the run's hash that only the Responses API reads."""
+    if job.response is None:
+        return ()
+    fields: tuple[str | bytes, ...] = (RESPONSE, orjson.dumps(job.response))
+    if job.response.get("store", True):
+        # Instructions are the first message, and apply to this run only.
+        has_instructions = job.response.get("instructions") is not None
+        conversation = orjson.dumps(job.request["messages"][1 if has_instructions else 0 :])
+        if len(conversation) <= MAX_CONVERSATION_BYTES:
+            fields += (CONVERSATION, conversation)
+    return fields
+
+
+class _RemovalRate:
+    """Estimates how fast jobs leave the queue, from the counts that ``admit.lua`` returns with a refusal."""
+
+    def __init__(self) -> None:
+        self._sample: tuple[int, int] | None = None  # jobs ever removed, server time in s
+
+    def retry_after_s(self, outstanding: int, removed: int, now_s: int) -> int:
+        """Return the time (s) until about a tenth of the jobs is done; a fixed time if there is no recent sample."""
+        earlier = self._sample
+        if earlier is None or removed < earlier[0] or now_s - earlier[1] > REMOVAL_SAMPLE_VALID_S:
+            self._sample = (removed, now_s)
+            return FULL_QUEUE_RETRY_AFTER_S
+        if now_s == earlier[1]:
+            return FULL_QUEUE_RETRY_AFTER_S
+        rate = (removed - earlier[0]) / (now_s - earlier[1])
+        return min(MAX_RETRY_AFTER_S, math.ceil(outstanding / 10 / rate)) if rate else MAX_RETRY_AFTER_S
+
+
+class JobSubmitter:
+    """The front end's side of the queue."""
+
+    def __init__(self, link: Link, keys: Keys, queue: str, *, max_queued: int) -> None:
+        """Store the link, the queue's name and its bound."""
+        self._link = link
+        self._keys = keys
+        self._queue = queue
+        self._max_queued = max_queued
+        self._removal_rate = _RemovalRate()
+
+    def submit(self, job: Job, *, ttl_s: int) -> Awaitable[None]:
+        """Enqueue the job. The returned awaitable is done when the job is in the queue; it raises QueueFull.
+
+        The commands are sent together with the other commands of this turn of the event loop. ``ttl_s`` is the TTL of
+        the run's hash and must cover the whole run. If the commands are sent again after a lost reply, the job may be
+        in the queue twice. Then ``begin.lua`` begins an attempt for one of the two entries only.
+        """
+        run = self._keys.run(job.run_id)
+        fields = (
+            *("status", "queued", "owner", job.owner, "model", job.request["model"], "created", job.created),
+            *("include_usage", int(job.include_usage)),
+            *((TRACEPARENT, job.traceparent) if job.traceparent else ()),
+            *_kept_for_responses(job),
+        )
+        replies = asyncio.gather(  # the server runs them in this order, after the subscription
+            self._link.start_script_call("create_run", [run], ttl_s, *fields),
+            self._link.start_script_call("admit", [self._keys.jobs(self._queue)], self._max_queued, job.encode()),
+        )
+        return self._admitted(job, replies)
+
+    async def _admitted(self, job: Job, replies: Awaitable[tuple[Reply, Reply]]) -> None:
+        """Return if the job is in the queue. Else remove the keys of the run, and raise QueueFull."""
+        new, admitted = await replies
+        if isinstance(admitted, list):
+            run = self._keys.run(job.run_id)
+            if new:  # else the run existed before: a client repeated the request under its idempotency key
+                await self._link.call("DEL", run)
+            if job.limited:
+                await self._link.call("ZREM", self._keys.active_runs(job.owner), job.run_id)
+            outstanding, removed, now_s = admitted
+            message = f"the queue is full ({outstanding} outstanding jobs); try again later"
+            raise QueueFull(message, retry_after_s=self._removal_rate.retry_after_s(outstanding, removed, now_s))
+
+    async def check_limits(self, job: Job, *, max_runs: int, max_requests_per_minute: int, ttl_s: int) -> None:
+        """Count a request against the limits of its owner; raises LimitReached. A limit of 0 means no limit."""
+        keys = [self._keys.active_runs(job.owner), self._keys.requests(job.owner)]
+        reached = await self._link.call_script(
+            "check_limits", keys, job.run_id, max_runs, max_requests_per_minute, ttl_s
+        )
+        if reached is not None:
+            which, used, retry_after_s = reached[0].decode(), int(reached[1]), max(1, int(reached[2]))
+            message = (
+                f"this API key has {used} active runs, which is its limit; wait until a run ends"
+                if which == "runs"
+                else f"this API key has sent {used} requests this minute, which is its limit; try again later"
+            )
+            raise LimitReached(message, retry_after_s=retry_after_s)
+
+    async def outstanding(self) -> int:
+        """Return the number of jobs that wait or run."""
+        return int(await self._link.call("XLEN", self._keys.jobs(self._queue)))
+
+    async def backlog(self) -> Backlog:
+        """Return the outstanding jobs of the queue, and how many of them wait for a worker."""
+        jobs, waiting, oldest_ms = await self._link.call_script("backlog", [self._keys.jobs(self._queue)], GROUP)
+        return Backlog(jobs, waiting, oldest_ms if waiting < 0 else oldest_ms / 1000)
+
+    async def workers_alive(self) -> int:
+        """Return the number of workers of this queue with a valid heartbeat."""
+        return int(await self._link.call_script("count_workers", [self._keys.workers(self._queue)], HEARTBEAT_VALID_S))
