@@ -7,7 +7,7 @@ import re
 import secrets
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -107,8 +107,11 @@ class Processes:
     async def __aexit__(self, *_: object) -> None:
         await asyncio.gather(*(process.stop() for process in reversed(self.started)))
 
-    async def start(self, *arguments: str, **environment: str) -> Process:
-        """Start ``agentstream <arguments>`` with these settings, in the folder ``cwd``."""
+    async def start(self, *arguments: str, prefix: Sequence[str] = (), **environment: str) -> Process:
+        """Start ``agentstream <arguments>`` with these settings, in the folder ``cwd``.
+
+        ``prefix`` is a command that runs the command after it, such as prlimit.
+        """
         env = {
             **os.environ,
             "PYTHONPATH": str(ROOT),
@@ -120,6 +123,7 @@ class Processes:
         env = {name: value for name, value in env.items() if value}
         process = Process(
             await asyncio.create_subprocess_exec(
+                *prefix,
                 sys.executable,
                 "-m",
                 "agentstream",

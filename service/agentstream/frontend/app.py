@@ -14,6 +14,8 @@ from agentstream.frontend import middleware, spans
 from agentstream.frontend.api import routes
 from agentstream.frontend.auth import Authenticator
 from agentstream.frontend.background import BackgroundTasks
+from agentstream.frontend.connection import is_over_limit
+from agentstream.frontend.connection_limit import ConnectionLimit
 from agentstream.frontend.context import CONTEXT, Context
 from agentstream.frontend.metrics import FrontendMetrics
 from agentstream.frontend.page import routes as playground
@@ -64,8 +66,10 @@ def create_app(settings: Settings, *, keys: Keys | None = None, number: int | No
         flush_scheduler=FlushScheduler(),
         background_tasks=BackgroundTasks(),
         metrics=FrontendMetrics(number),
+        connections=ConnectionLimit(),
     )
     app[CONTEXT].metrics.observe_pings(link)
+    app.on_response_prepare.append(_close_connection)
     app.cleanup_ctx.append(_open_link)
     app.cleanup_ctx.append(_watch_runs)
     app.cleanup_ctx.append(_finish_background_tasks)
@@ -91,6 +95,13 @@ async def _open_link(app: web.Application) -> AsyncIterator[None]:
 async def _watch_runs(app: web.Application) -> AsyncIterator[None]:
     async with _lifetime_task(app[CONTEXT].watcher.sweep(), "watcher"):
         yield
+
+
+async def _close_connection(request: web.Request, response: web.StreamResponse) -> None:
+    """Close a connection after this answer if the front end stops, or has too many connections."""
+    if request.app[CONTEXT].leaving or is_over_limit(request):
+        response.force_close()
+        response.headers["Connection"] = "close"  # this header is chosen before this function is called
 
 
 async def _share_metrics(app: web.Application) -> AsyncIterator[None]:

@@ -7,6 +7,7 @@ from aiohttp import web
 from agentstream.config import Settings
 from agentstream.frontend.auth import Authenticator
 from agentstream.frontend.background import BackgroundTasks
+from agentstream.frontend.connection_limit import ConnectionLimit
 from agentstream.frontend.metrics import FrontendMetrics
 from agentstream.frontend.runs.model_router import ModelRouter
 from agentstream.frontend.runs.pump import FlushScheduler
@@ -18,7 +19,11 @@ from agentstream.store.runs import RunStore
 
 @dataclass(slots=True)
 class Context:
-    """The parts of the front end. While ``draining`` is true, it refuses new runs and waits for open runs to end."""
+    """The parts of the front end.
+
+    After a stop signal it is ``leaving``: it is not ready, and closes each connection after its next answer. It is also
+    ``draining`` when it refuses new connections and waits for open runs to end.
+    """
 
     settings: Settings
     link: Link
@@ -30,11 +35,13 @@ class Context:
     flush_scheduler: FlushScheduler
     background_tasks: BackgroundTasks
     metrics: FrontendMetrics
+    connections: ConnectionLimit
+    leaving: bool = False
     draining: bool = False
 
     def observe(self) -> None:
         """Update the metrics of this process."""
-        self.metrics.observe(self.watcher, self.bus.feed_counts, self.link)
+        self.metrics.observe(self.watcher, self.bus.feed_counts, self.link, self.connections)
 
 
 CONTEXT = web.AppKey("context", Context)

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from typing import Final
 
+from agentstream.frontend.connection_limit import ConnectionLimit
 from agentstream.frontend.runs.collector import Collector
 from agentstream.frontend.runs.latency_timer import LatencyTimer
 from agentstream.frontend.runs.model_router import QueueState
@@ -62,8 +63,8 @@ class FrontendMetrics:
 
     # -- current state ------------------------------------------------------------------------------
 
-    def observe(self, runs: Iterable[WatchedRun], feeds: FeedCounts, link: Link) -> None:
-        """Update the metrics of this process from its open runs, the counts of their feeds, and its link."""
+    def observe(self, runs: Iterable[WatchedRun], feeds: FeedCounts, link: Link, connections: ConnectionLimit) -> None:
+        """Update the metrics of this process from its open runs, their feeds, its link and its connections."""
         metrics = self._metrics
         open_runs = streams = buffered_bytes = 0
         texts = self._texts_before
@@ -76,6 +77,8 @@ class FrontendMetrics:
         metrics.gauge(metric_names.OPEN_RUNS).set(open_runs)
         metrics.gauge(metric_names.OPEN_STREAMS).set(streams)
         metrics.gauge(metric_names.BUFFERED_BYTES).set(buffered_bytes)
+        metrics.gauge(metric_names.OPEN_CONNECTIONS).set(connections.open)
+        metrics.gauge(metric_names.MAX_CONNECTIONS).set(connections.limit or 0)
         metrics.gauge(metric_names.BROKER_RECONNECTS).set(link.reconnects)
         metrics.set_total(texts, metric_names.TOKENS)
         for cause, times in feeds.catch_ups.items():

@@ -15,7 +15,6 @@ from agentstream.errors import (
     BodyTooLarge,
     BrokerUnavailable,
     BusError,
-    Draining,
     ForbiddenHost,
     InvalidRequest,
     MethodNotAllowed,
@@ -53,8 +52,6 @@ def openai_errors(handler: Handler, *, local_hosts_only: bool) -> Handler:
             response = await handler(request)
         except RequestError as exc:
             response = error_response(error := exc)
-            if isinstance(exc, Draining):
-                response.force_close()  # the client's next request needs a new connection, to another front end
         except web.HTTPException as exc:
             response = error_response(error := from_aiohttp(exc, request))
             if isinstance(exc, web.HTTPMethodNotAllowed):

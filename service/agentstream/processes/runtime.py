@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from agentstream.config import Settings
 from agentstream.errors import AgentStreamError, BrokerUnavailable, StartupError
+from agentstream.processes.file_limit import raise_file_limit
 from agentstream.telemetry.log_context import AGENT_ERROR
 from agentstream.telemetry.log_format import JsonFormatter, TextFormatter, TraceIds
 from agentstream.telemetry.masking import register_secrets
@@ -65,9 +66,12 @@ def _log_uncaught_in_thread(args: threading.ExceptHookArgs) -> None:
 def run_loop(main: Coroutine[Any, Any, int]) -> int:
     """Run ``main`` on uvloop, or on asyncio's loop where there is no uvloop. Return its exit code.
 
+    Raises the limit of open files first.
+
     Raises StartupError. Other errors of this package are logged. They become EXIT_UNREACHABLE if Redis cannot be
     reached, or else EXIT_FAILED.
     """
+    raise_file_limit()
     factory: Callable[[], asyncio.AbstractEventLoop] | None = None
     with contextlib.suppress(ImportError):  # not on Windows
         import uvloop  # noqa: PLC0415

@@ -43,7 +43,8 @@ async def serve_processes(
             _, members = stack.enter_context(_front_ends(settings, print_line))
         else:
             members = stack.enter_context(_workers(settings, settings.processes))
-        children = Children(members, drain_timeout_s=settings.drain_timeout_s, print_line=print_line, at_once=at_once)
+        stop_s = settings.drain_timeout_s + (settings.stop_delay_s if what == "frontend" else 0)
+        children = Children(members, drain_timeout_s=stop_s, print_line=print_line, at_once=at_once)
         return await children.serve(stop)
 
 
@@ -103,7 +104,7 @@ class Supervisor:
             children = Children(
                 front_ends,
                 workers,
-                drain_timeout_s=settings.drain_timeout_s,
+                drain_timeout_s=settings.drain_timeout_s + settings.stop_delay_s,
                 print_line=self._print_line,
                 at_once=self._at_once,
                 reload=self._reload,

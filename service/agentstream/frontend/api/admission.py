@@ -13,7 +13,7 @@ from agentstream.frontend.api.parsing import idempotency_key
 from agentstream.frontend.context import CONTEXT, Context
 from agentstream.frontend.runs.attaching import ExistingRun, resolve_idempotency_key
 from agentstream.frontend.runs.collecting import start_run, wait_for_run
-from agentstream.frontend.runs.guards import broker_timeout, refuse_if_draining, require_broker
+from agentstream.frontend.runs.guards import broker_timeout, refuse_over_limit, require_broker
 from agentstream.frontend.runs.new_run import NewRun, new_job
 from agentstream.frontend.runs.reading import snapshot_run
 from agentstream.frontend.runs.source import RunSource
@@ -52,7 +52,7 @@ async def respond_with_run(
     """
     context = request.app[CONTEXT]
     owner = context.authenticator.authenticate(request)
-    refuse_if_draining(context)
+    refuse_over_limit(request)
     admitted = await admit_request(request, context, owner)
     run, view, options, stream, outlives_client = (
         admitted.run,

@@ -12,7 +12,7 @@ from agentstream.frontend.api.parsing import read_request
 from agentstream.frontend.context import CONTEXT, Context
 from agentstream.frontend.runs.attaching import ExistingRun
 from agentstream.frontend.runs.cancelling import cancel_run
-from agentstream.frontend.runs.guards import refuse_if_draining
+from agentstream.frontend.runs.guards import refuse_over_limit
 from agentstream.frontend.runs.reading import snapshot_run
 from agentstream.frontend.runs.streaming import stream_run
 from agentstream.protocol.events import Cursor
@@ -46,7 +46,7 @@ async def retrieve_chat_completion(request: web.Request) -> web.StreamResponse:
     info = await find_owned_run(context, request, request.match_info["run_id"])
     if request.query.get("stream", "false").lower() not in {"true", "1"}:
         return await snapshot_run(context, info, _view_of(info.response))
-    refuse_if_draining(context)
+    refuse_over_limit(request)
     options = stream_options(request, include_usage=info.include_usage)
     existing_run = ExistingRun(context, info, _cursor(request))
     view = _view_of(info.response)

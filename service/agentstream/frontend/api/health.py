@@ -25,7 +25,7 @@ async def ready(request: web.Request) -> web.Response:
     The status is "degraded" if a queue has no live worker: its requests are accepted and wait.
     """
     context = request.app[CONTEXT]
-    if context.draining:
+    if context.leaving:
         return web.json_response({"status": "draining"}, status=503)
     try:
         async with asyncio.timeout(HEALTH_TIMEOUT_S):

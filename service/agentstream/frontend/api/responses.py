@@ -14,7 +14,7 @@ from agentstream.frontend.api.parsing import read_request, to_invalid_request
 from agentstream.frontend.context import CONTEXT, Context
 from agentstream.frontend.runs.attaching import ExistingRun
 from agentstream.frontend.runs.cancelling import cancel_run
-from agentstream.frontend.runs.guards import broker_timeout, refuse_if_draining
+from agentstream.frontend.runs.guards import broker_timeout, refuse_over_limit
 from agentstream.frontend.runs.reading import read_run, snapshot_run
 from agentstream.frontend.runs.source import head_of
 from agentstream.frontend.runs.streaming import stream_run
@@ -155,7 +155,7 @@ async def retrieve_response(request: web.Request) -> web.StreamResponse:
     info = await _find_owned_response(request)
     if request.query.get("stream", "false").lower() not in {"true", "1"}:
         return await snapshot_run(context, info, response_view(info.response or {}))
-    refuse_if_draining(context)
+    refuse_over_limit(request)
     options = stream_options(request, include_usage=False, default_format="off")
     view = response_view(info.response or {}, _starting_after(request))
     return await stream_run(request, context, ExistingRun(context, info), view, options, cancel_on_disconnect=False)

@@ -1,11 +1,14 @@
-"""Checks before a route answers: Redis is connected and answers in time, and this front end is not draining."""
+"""Checks before a route answers: Redis is connected and answers in time, and there are not too many connections."""
 
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from typing import Final
 
-from agentstream.errors import BrokerUnavailable, Draining
+from aiohttp import web
+
+from agentstream.errors import BrokerUnavailable, TooManyConnections
+from agentstream.frontend.connection import is_over_limit
 from agentstream.frontend.context import Context
 from agentstream.frontend.middleware import BROKER_RETRY_AFTER_S
 
@@ -35,8 +38,8 @@ def require_broker(context: Context) -> None:
         raise BrokerUnavailable(message, retry_after_s=BROKER_RETRY_AFTER_S)
 
 
-def refuse_if_draining(context: Context) -> None:
-    """Raise Draining if this front end is shutting down."""
-    if context.draining:
-        message = "this front end is shutting down; try again"
-        raise Draining(message, retry_after_s=1)
+def refuse_over_limit(request: web.Request) -> None:
+    """Raise TooManyConnections if the connection of this request is one too many."""
+    if is_over_limit(request):
+        message = "this front end has as many connections as its limit of open files allows; try again"
+        raise TooManyConnections(message, retry_after_s=1)
