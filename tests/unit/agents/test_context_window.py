@@ -5,7 +5,14 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentstream.agents.context_window import LEAST_RESULT_CHARS, OLD_RESULT_CHARS, Message, TrimResult, size_of, trim
+from agentstream.agents.orchestrator.context_window import (
+    LEAST_RESULT_CHARS,
+    OLD_RESULT_CHARS,
+    Message,
+    TrimResult,
+    size_of,
+    trim,
+)
 
 LONG = OLD_RESULT_CHARS * 4
 

@@ -8,10 +8,10 @@ from typing import Any, Final
 
 import orjson
 
-from agentstream.agents.client_tools import ToolOffer
 from agentstream.agents.contract import AgentResult, Run, ToolResult
-from agentstream.agents.loop_guard import LoopGuard
-from agentstream.agents.turn import Turn, TurnRunner
+from agentstream.agents.orchestrator.client_tools import ToolOffer
+from agentstream.agents.orchestrator.loop_guard import LoopGuard
+from agentstream.agents.orchestrator.turn import Turn, TurnRunner
 from agentstream.engines.base import SUMMARY_PROMPT, Engine, EngineError, EngineToolCall, ToolSchema
 from agentstream.protocol.openai import ChatCompletionRequest, Usage
 from agentstream.telemetry import tracing

@@ -9,9 +9,9 @@ from typing import Any, Final
 import orjson
 
 from agentstream import errors
-from agentstream.agents.client_tools import ClientToolCalls, used_call_ids
-from agentstream.agents.context_window import Message, TrimResult, size_of, trim
 from agentstream.agents.contract import Run
+from agentstream.agents.orchestrator.client_tools import ClientToolCalls, used_call_ids
+from agentstream.agents.orchestrator.context_window import Message, TrimResult, size_of, trim
 from agentstream.engines.base import (
     CONTINUE_PROMPT,
     SUMMARY_PROMPT,
