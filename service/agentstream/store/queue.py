@@ -287,8 +287,10 @@ class JobQueue:
     async def hand_back(self, claim: Claim) -> None:
         """Release the job and tell the other workers, which take it at once.
 
-        The attempt does not count against MAX_ATTEMPTS.
+        The attempt does not count against MAX_ATTEMPTS. Does nothing if another worker holds the job.
         """
+        if await self.renew([claim.entry_id]):
+            return
         with _unavailable_on_redis_errors():
             run = self._keys.run(claim.job.run_id)
             if await self._redis.exists(run):  # if the broker lost the hash, HINCRBY would create one without a TTL

@@ -59,16 +59,22 @@ class Bus:
     async def history(self, run_id: str, after: Cursor = START) -> list[Event]:
         """Return the events in the run's replay log after a position.
 
-        Raises LogTrimmed if the log does not reach back to the position.
+        Raises LogTrimmed if the log does not reach back to the position, or if events between are missing: an agent that
+        continues without them would send them again.
         """
         events: list[Event] = []
+        last = after
         start = "-" if after == START else f"({after}"
         while page := await self._link.call("XRANGE", self._keys.events(run_id), start, "+", "COUNT", PAGE_ENTRIES):
             for _, fields in page:
-                events += decode_batch(fields[1]).events()
+                more = decode_batch(fields[1]).events()
+                if (first := Cursor(more[0].attempt, more[0].seq)) not in {
+                    Cursor(last.attempt, last.seq + 1),
+                    Cursor(last.attempt + 1, 1),
+                }:
+                    message = f"the replay log of {run_id} was trimmed: after {last} it continues at {first}"
+                    raise LogTrimmed(message)
+                last = Cursor(more[-1].attempt, more[-1].seq)
+                events += more
             start = f"({page[-1][0].decode()}"
-        if events and events[0].seq != (after.seq + 1 if events[0].attempt == after.attempt else 1):
-            first = f"{events[0].attempt}-{events[0].seq}"
-            message = f"the replay log of {run_id} was trimmed: after {after} it continues at {first}"
-            raise LogTrimmed(message)
         return events

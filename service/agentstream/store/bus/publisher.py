@@ -134,8 +134,10 @@ class RunPublisher:
 
     # -- from the agent, any thread -----------------------------------------------------------------
 
-    def put(self, event_type: str, data: Any) -> None:  # noqa: ANN401 -- JSON
+    def put(self, event_type: str, data: Any, checkpoint: bytes = b"") -> None:  # noqa: ANN401 -- JSON
         """Add an event to the next batch. If the event is one of STORED_FIRST, a thread waits until it is stored.
+
+        ``checkpoint`` is the state that belongs to a run_checkpoint event.
 
         Raises InvalidAgentOutput if the data cannot be written as JSON, BufferFull if too many bytes wait to be
         published, and RunCancelled if the run is over for this attempt.
@@ -157,6 +159,9 @@ class RunPublisher:
             self._put_seq += 1
             if awaited := event_type in STORED_FIRST:
                 self._awaited_seq = self._put_seq
+                if checkpoint:  # under the same lock as its event: the states of two threads must not be swapped
+                    self._checkpoints.append(checkpoint)
+                    self._pending_bytes += len(checkpoint)
             wake, self._wake_scheduled = not self._wake_scheduled, True
         if wake and on_loop:
             self._appender.schedule(self)
@@ -172,17 +177,7 @@ class RunPublisher:
 
         Returns whether it is stored. If it is not, await ``wait_for_room``. Raises the same errors as ``put``.
         """
-        with self._lock:
-            self._checkpoints.append(checkpoint)
-            self._pending_bytes += len(checkpoint)
-        try:
-            self.put(RUN_CHECKPOINT, {})
-        except (BufferFull, RunCancelled):
-            with self._lock:
-                if checkpoint in self._checkpoints:
-                    self._checkpoints.remove(checkpoint)
-                    self._pending_bytes = max(0, self._pending_bytes - len(checkpoint))
-            raise
+        self.put(RUN_CHECKPOINT, {}, checkpoint)
         return threading.get_ident() != self._loop_thread
 
     def _wait(self, condition: Callable[[], bool], timeout_s: float | None = None) -> None:
