@@ -59,8 +59,8 @@ class Bus:
     async def history(self, run_id: str, after: Cursor = START) -> list[Event]:
         """Return the events in the run's replay log after a position.
 
-        Raises LogTrimmed if the log does not reach back to the position, or if events between are missing: an agent that
-        continues without them would send them again.
+        Raises LogTrimmed if the log does not reach back to the position, or if events between are missing.
+        An agent that continued without them would send them again.
         """
         events: list[Event] = []
         last = after
