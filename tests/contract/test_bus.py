@@ -255,7 +255,7 @@ async def test_batch_sent_again_is_stored_once(link: Link, reader: Reader, run_i
     payload = encode_batch(1, 1, [encode_event("text", "a")])
     channel = keys.events(run_id)
     names = [channel, keys.run(run_id)]
-    arguments = ("1-1", payload, 1, "", "", "", 10)
+    arguments = ("1-1", payload, 1, "", "", 10)
     assert await link.call_script("publish", names, *arguments) == b"OK"
     assert await link.call_script("publish", names, *arguments) == b"DUPLICATE"
     assert await link.call("XLEN", channel) == 1

@@ -171,11 +171,12 @@ async def test_a_checkpoint_sent_again_is_stored_once(link: Link, bus: Bus, run_
     writer.put("text", "a")
     await checkpointed(writer, b'"first"')
     [(entry_id, fields)] = await link.call("XRANGE", keys.events(run_id), "-", "+")
-    again = entry_id, fields[1], 0, "", entry_id, "", 0, b'"first"', 1
+    first = "checkpoint", entry_id, "state", b'"first"'
+    again = entry_id, fields[1], 0, "", entry_id, 0, *first
     assert await link.call_script("publish", names, *again) == b"DUPLICATE"
     await checkpointed(writer, b'"second"')
     for last in ("", entry_id):  # checked against the last entry, and not checked
-        reply = await link.call_script("publish", names, entry_id, fields[1], 0, "", last, "", 0, b'"first"', 1)
+        reply = await link.call_script("publish", names, entry_id, fields[1], 0, "", last, 0, *first)
         assert reply in (b"DUPLICATE", [b"LOST", b"1-3"])
     assert await bus.last_checkpoint(run_id) == (Cursor(1, 3), b'"second"')
     assert await link.call("XLEN", keys.events(run_id)) == 2

@@ -30,6 +30,10 @@ RUN_FAILED: Final = "run_failed"
 RUN_CANCELLED: Final = "run_cancelled"
 RUN_CHECKPOINT: Final = "run_checkpoint"
 RUN_HANDED_OVER: Final = "run_handed_over"
+RUN_PARKED: Final = "run_parked"
+RUN_RESUMED: Final = "run_resumed"
+INTERRUPT: Final = "interrupt"
+INPUT_APPLIED: Final = "input_applied"
 
 # Clients receive these events under the same names, in the order in which the agent emitted them. The names are
 # those of the original bridge.
@@ -43,10 +47,15 @@ TERMINAL_EVENTS: Final = frozenset({RUN_COMPLETED, RUN_FAILED, RUN_CANCELLED})
 WRITTEN_EVENTS: Final = frozenset({TEXT, REASONING, TOOL_CALL_DELTA})
 # Only agentstream emits these events; ``emit`` refuses them.
 RESERVED_EVENTS: Final = (
-    frozenset({RUN_STARTED, RUN_CHECKPOINT, RUN_HANDED_OVER, TOOL_RESULTS}) | WRITTEN_EVENTS | TERMINAL_EVENTS
+    frozenset({RUN_STARTED, RUN_CHECKPOINT, RUN_HANDED_OVER, RUN_PARKED, RUN_RESUMED})
+    | {INTERRUPT, INPUT_APPLIED, TOOL_RESULTS}
+    | WRITTEN_EVENTS
+    | TERMINAL_EVENTS
 )
 # The agent does not go on until such an event is stored.
-STORED_FIRST: Final = frozenset({TOOL_CALL_START, RUN_CHECKPOINT})
+STORED_FIRST: Final = frozenset({TOOL_CALL_START, RUN_CHECKPOINT, RUN_PARKED, INPUT_APPLIED})
+# Such an event is the last one of its batch. Fields of the run's hash are stored with it.
+WITH_FIELDS: Final = frozenset({RUN_CHECKPOINT, RUN_PARKED, INPUT_APPLIED})
 
 # Limit for one encoded event. An SSE line of 300 KB was harmless (measured). More than 1 MiB belongs in a file.
 MAX_EVENT_BYTES: Final = 1 << 20

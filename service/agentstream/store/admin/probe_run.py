@@ -71,7 +71,8 @@ class ProbeRun(AdminClient):
         batch = encode_batch(_ATTEMPT, self._seq, [encode_event(event_type, data)])
         create = 1 if self._seq == 1 else 0
         entry_id, status = f"{_ATTEMPT}-{self._seq}", _STATUS.get(event_type, "")
-        reply = await self._script("publish", self._names, entry_id, batch, create, "", "", status, TTL_S, "", 0)
+        fields = ("status", status) if status else ()
+        reply = await self._script("publish", self._names, entry_id, batch, create, "", "", TTL_S, *fields)
         if reply not in (b"OK", b"DUPLICATE"):
             message = f"Redis did not store an event of the run {self.run_id}: {reply!r}"
             raise BusError(message)

@@ -10,6 +10,7 @@ its data, the publisher stores them again.
 import asyncio
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from agentstream.protocol.events import (
     START,
     STORED_FIRST,
     TERMINAL_EVENTS,
+    WITH_FIELDS,
     Cursor,
     encode_batch,
     encode_event,
@@ -54,12 +56,16 @@ class LogLimits:
     max_bytes: int
 
 
+# Names and values of fields of the run's hash, one after another.
+Fields = tuple[str | bytes | int, ...]
+
+
 @dataclass(slots=True)
 class _Batch:
     last_seq: int
     payload: bytes
     terminal: str = ""  # the type of its terminal event, or empty
-    checkpoint: bytes = b""  # the checkpoint that its last event announces, or empty
+    fields: Fields = ()  # of the run's hash, with values; stored in one step with the batch
 
 
 class RunPublisher:
@@ -99,7 +105,7 @@ class RunPublisher:
         self._closed: AgentStreamError | None = None
         self._ended = False  # whether the terminal event was put, which is the last event
         self._put_seq = self._awaited_seq = 0  # seq of the last event put, and of the last one of STORED_FIRST
-        self._checkpoints: deque[bytes] = deque()  # of the run_checkpoint events that wait
+        self._fields: deque[Fields] = deque()  # of the events that wait and end their batch
         self._has_checkpoint = attempt > 1  # an earlier attempt may have stored one
         self._last_checkpoint: _Batch | None = None
         self._next_seq = 1
@@ -134,10 +140,10 @@ class RunPublisher:
 
     # -- from the agent, any thread -----------------------------------------------------------------
 
-    def put(self, event_type: str, data: Any, checkpoint: bytes = b"") -> None:  # noqa: ANN401 -- JSON
+    def put(self, event_type: str, data: Any, fields: Fields = ()) -> None:  # noqa: ANN401 -- JSON
         """Add an event to the next batch. If the event is one of STORED_FIRST, a thread waits until it is stored.
 
-        ``checkpoint`` is the state that belongs to a run_checkpoint event.
+        ``fields`` are fields and values of the run's hash. An event of WITH_FIELDS has some.
 
         Raises InvalidAgentOutput if the data cannot be written as JSON, BufferFull if too many bytes wait to be
         published, and RunCancelled if the run is over for this attempt.
@@ -159,9 +165,9 @@ class RunPublisher:
             self._put_seq += 1
             if awaited := event_type in STORED_FIRST:
                 self._awaited_seq = self._put_seq
-                if checkpoint:  # under the same lock as its event: the states of two threads must not be swapped
-                    self._checkpoints.append(checkpoint)
-                    self._pending_bytes += len(checkpoint)
+                if fields:  # under the same lock as its event: the states of two threads must not be swapped
+                    self._fields.append(fields)
+                    self._pending_bytes += _size_of(fields)
             wake, self._wake_scheduled = not self._wake_scheduled, True
         if wake and on_loop:
             self._appender.schedule(self)
@@ -177,7 +183,7 @@ class RunPublisher:
 
         Returns whether it is stored. If it is not, await ``wait_for_room``. Raises the same errors as ``put``.
         """
-        self.put(RUN_CHECKPOINT, {}, checkpoint)
+        self.put(RUN_CHECKPOINT, {}, ("state", checkpoint, "checkpoint_at", int(time.time())))
         return threading.get_ident() != self._loop_thread
 
     def _wait(self, condition: Callable[[], bool], timeout_s: float | None = None) -> None:
@@ -227,7 +233,7 @@ class RunPublisher:
         with self._lock:
             self._closed = self._closed or reason
             self._pending.clear()
-            self._checkpoints.clear()
+            self._fields.clear()
             self._pending_bytes = 0
             self._notify_threads()
         self._wake_waiters()
@@ -253,7 +259,7 @@ class RunPublisher:
         if batch is None:
             return None
         self._in_flight = batch
-        if not self._log_exists or self._trimmed or batch.terminal or batch.checkpoint:
+        if not self._log_exists or self._trimmed or batch.terminal or batch.fields:
             self._publish(batch, verify=False)
             return None
         verify, self._epoch = self._epoch != self._link.reconnects, self._link.reconnects
@@ -264,24 +270,30 @@ class RunPublisher:
         """Return a batch of the events that wait, or None. The caller holds the lock."""
         pending = self._pending
         taken: list[bytes] = []
-        size, terminal, checkpoint = 0, "", b""
+        size, terminal, event_type = 0, "", ""
+        fields: Fields = ()
         while pending and size < MAX_BATCH_BYTES and len(taken) < MAX_BATCH_EVENTS:
             event_type, encoded = pending.popleft()
             if event_type in TERMINAL_EVENTS:
                 terminal = event_type
             size += len(encoded)
             taken.append(encoded)
-            if event_type == RUN_CHECKPOINT:  # it is the last event of its batch
-                checkpoint = self._checkpoints.popleft()
+            if event_type in WITH_FIELDS:  # it is the last event of its batch
+                fields = self._fields.popleft()
                 break
         if not taken:
             return None
-        self._pending_bytes -= size + len(checkpoint)
+        self._pending_bytes -= size + _size_of(fields)
         self._notify_threads()
         payload = encode_batch(self._attempt, self._next_seq, taken)
         self._next_seq += len(taken)
-        batch = _Batch(self._next_seq - 1, payload, terminal, checkpoint)
-        self._has_checkpoint = self._has_checkpoint or bool(checkpoint)
+        batch = _Batch(self._next_seq - 1, payload, terminal, fields)
+        if fields and event_type == RUN_CHECKPOINT:
+            self._has_checkpoint = True
+            batch.fields = ("checkpoint", f"{self._attempt}-{batch.last_seq}", *fields)
+        elif terminal:
+            state = ("state", "") if self._has_checkpoint else ()  # nobody continues the run
+            batch.fields = ("status", terminal.removeprefix("run_"), *state)
         self._keep(batch)
         return batch
 
@@ -318,18 +330,21 @@ class RunPublisher:
 
     def _arguments(self, batch: _Batch, *, verify: bool) -> tuple[bytes | str | int, ...]:
         """Return the arguments of publish.lua. With ``verify`` it checks that the log ends at the last stored entry."""
-        ttl_s = 0 if self._log_exists else self._limits.open_ttl_s
         return (
             f"{self._attempt}-{batch.last_seq}",
             batch.payload,
             0 if self._log_exists else 1,
             f"{self._attempt}-{self._kept[0].last_seq}" if self._trimmed else "",
             f"{self._attempt}-{self._stored_seq}" if verify and self._stored_seq else "",
-            batch.terminal.removeprefix("run_"),
-            self._limits.closed_ttl_s if batch.terminal else ttl_s,
-            batch.checkpoint,
-            int(self._has_checkpoint),
+            self._ttl_s(batch),
+            *batch.fields,
         )
+
+    def _ttl_s(self, batch: _Batch) -> int:
+        """Return the TTL that the run's keys get with this batch; 0 if it does not change."""
+        if batch.terminal:
+            return self._limits.closed_ttl_s
+        return 0 if self._log_exists else self._limits.open_ttl_s
 
     def _on_published(self, reply: Reply) -> None:
         batch, self._in_flight = self._in_flight, None
@@ -349,9 +364,9 @@ class RunPublisher:
 
     def _on_stored(self, batch: _Batch) -> None:
         self._in_flight = None
-        if batch.checkpoint and batch is not self._last_checkpoint:
+        if batch.fields[:1] == ("checkpoint",) and batch is not self._last_checkpoint:
             if self._last_checkpoint is not None:
-                self._last_checkpoint.checkpoint = b""  # replaced, so nobody needs it again
+                self._last_checkpoint.fields = ()  # replaced, so nobody needs it again
             self._last_checkpoint = batch
         with self._lock:
             self._stored_seq, self._log_exists = batch.last_seq, True
@@ -380,3 +395,7 @@ class RunPublisher:
         log.warning("the attempt can publish no more events: %s", reason, extra=log_extra(self._log_context))
         self.close(reason)
         self._on_lost(reason)
+
+
+def _size_of(fields: Fields) -> int:
+    return sum(len(value) for value in fields if isinstance(value, bytes))

@@ -1,7 +1,6 @@
 -- Append a batch to a run's replay log, then publish it; a refused append publishes and stores nothing.
 -- KEYS[1] log and channel, KEYS[2] run. ARGV: entry id, batch, '1' to create the log, smallest id to keep or '',
--- id that the last entry must have or '' (not checked), final status of the run or '', TTL in s or '0', the checkpoint
--- that belongs to the batch or '', '1' if an ended run may have a checkpoint.
+-- id that the last entry must have or '' (not checked), TTL in s or '0', then fields and values for the run's hash.
 -- Returns OK, DUPLICATE (stored before; sent again after a lost reply), FENCED (a newer attempt has begun), or
 -- {LOST, last id} if entries before this one are missing from the log.
 local function last_id()
@@ -34,17 +33,10 @@ if type(added) == 'table' and added.err then
   if attempt_of(last_id()) == attempt_of(ARGV[1]) then return 'DUPLICATE' end
   return 'FENCED'
 end
-if ARGV[7] ~= '0' then
-  redis.call('EXPIRE', KEYS[1], ARGV[7])
-  redis.call('EXPIRE', KEYS[2], ARGV[7])
+if ARGV[6] ~= '0' then
+  redis.call('EXPIRE', KEYS[1], ARGV[6])
+  redis.call('EXPIRE', KEYS[2], ARGV[6])
 end
-if (ARGV[6] ~= '' or ARGV[8] ~= '') and redis.call('EXISTS', KEYS[2]) == 1 then
-  if ARGV[6] ~= '' then
-    redis.call('HSET', KEYS[2], 'status', ARGV[6])
-    if ARGV[9] == '1' then redis.call('HSET', KEYS[2], 'state', '') end  -- nobody continues the run
-  else
-    redis.call('HSET', KEYS[2], 'checkpoint', ARGV[1], 'checkpoint_at', redis.call('TIME')[1], 'state', ARGV[8])
-  end
-end
+if #ARGV > 6 and redis.call('EXISTS', KEYS[2]) == 1 then redis.call('HSET', KEYS[2], unpack(ARGV, 7)) end
 redis.call('PUBLISH', KEYS[1], ARGV[2])
 return 'OK'
