@@ -207,7 +207,16 @@ AGENT_API: Final = (
     "AgentError",
     "RunCancelled",
 )
-TESTING: Final = ("run_agent", "run_agent_async", "AgentOutcome", "EmittedEvent", "ToolCall")
+TESTING: Final = (
+    "run_agent",
+    "run_agent_async",
+    "run_agent_with_kills",
+    "run_agent_with_kills_async",
+    "AgentOutcome",
+    "KilledRun",
+    "EmittedEvent",
+    "ToolCall",
+)
 
 
 def section(public: Any, *, level: str) -> Iterator[str]:

@@ -201,8 +201,8 @@ def test_rooms_are_those_of_the_table() -> None:
 
 
 def test_the_root_holds_no_loose_modules() -> None:
-    """The root of the package holds no modules except those that the design names, and the one that users import."""
-    assert {path.stem for path in PACKAGE.glob("*.py")} == {"__init__", "__main__", "errors", "testing"}
+    """The root of the package holds no modules except those that the design names."""
+    assert {path.stem for path in PACKAGE.glob("*.py")} == {"__init__", "__main__", "errors"}
 
 
 def test_arrows_of_the_table_point_down() -> None:

@@ -22,7 +22,7 @@ from agentstream.protocol.events import (
     WRITTEN_EVENTS,
     Event,
 )
-from agentstream.store.bus.bus import Bus
+from agentstream.store.bus.bus import Bus, StoredCheckpoint
 from agentstream.worker.tally import Tally
 
 VERSION: Final = 1  # of the stored form of a checkpoint
@@ -54,6 +54,18 @@ async def read_takeover(bus: Bus, run_id: str, attempt: int, tally: Tally) -> Ta
     not of this VERSION.
     """
     checkpoint = await bus.last_checkpoint(run_id)
+    try:
+        events = await bus.history(run_id, checkpoint.position if checkpoint else START)
+    except LogTrimmed as exc:
+        raise NotResumable(str(exc)) from exc
+    return takeover_of(checkpoint, events, attempt, tally)
+
+
+def takeover_of(checkpoint: StoredCheckpoint | None, events: Sequence[Event], attempt: int, tally: Tally) -> Takeover:
+    """Return what the attempts before ``attempt`` left, and add their events to ``tally``.
+
+    ``events`` are all events after the last checkpoint. Raises NotResumable if the checkpoint is not of this VERSION.
+    """
     state, position = None, START
     if checkpoint is not None:
         position, stored = checkpoint.position, orjson.loads(checkpoint.content)
@@ -62,10 +74,6 @@ async def read_takeover(bus: Bus, run_id: str, attempt: int, tally: Tally) -> Ta
             raise NotResumable(message)
         state = stored["state"]
         tally.restore(stored["counts"])
-    try:
-        events = await bus.history(run_id, position)
-    except LogTrimmed as exc:
-        raise NotResumable(str(exc)) from exc
     for event in events:
         tally.record(event.type, event.data)
     handed_over = {event.attempt for event in events if event.type == RUN_HANDED_OVER}
