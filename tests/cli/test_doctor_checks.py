@@ -68,6 +68,11 @@ CASES: dict[str, tuple[CheckResult, str]] = {
     "no worker": (checks.workers("q", QueueSummary(0, 5)), "fault"),
     "some jobs": (checks.depth("q", FINE_QUEUE, 10), "ok"),
     "many jobs": (checks.depth("q", QueueSummary(1, 8), 10), "warning"),
+    "many files": (checks.open_files(4096, "user 1"), "ok"),
+    "files without a limit": (checks.open_files(None, "user 1"), "ok"),
+    "few files": (checks.open_files(1024, "user 1"), "warning"),
+    "a temporary folder": (checks.temporary_folder(None), "ok"),
+    "no temporary folder": (checks.temporary_folder("no usable folder"), "warning"),
     "a full queue": (checks.depth("q", QueueSummary(1, 10), 10), "fault"),
 }
 

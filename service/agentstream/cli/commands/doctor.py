@@ -1,6 +1,8 @@
 """``agentstream doctor``: finds faults of a deployment and prints the reason and the fix of each."""
 
 import json
+import os
+import tempfile
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict
@@ -19,6 +21,7 @@ from agentstream.cli.terminal.display import sanitize
 from agentstream.config import Settings
 from agentstream.errors import BusError
 from agentstream.processes.broker import FOLDER_PREFIX
+from agentstream.processes.file_limit import file_limit, raise_file_limit
 from agentstream.processes.runtime import EXIT_FAILED
 from agentstream.protocol.keys import Keys
 from agentstream.store.admin.server_state import ServerState
@@ -45,8 +48,9 @@ def doctor(url: str | None, api_key: str | None, *, as_json: bool, **flags: Any)
     """Check a deployment and explain how to fix faults.
 
     Checks the Redis server (REDIS_URL): version, role, append-only file, eviction, memory, output buffer, latency and
-    clock. Checks the workers and jobs of each queue in the settings. With --url, also checks that no proxy buffers
-    streams: it writes a test run to Redis, reads its stream through the URL and deletes the run. No agent runs.
+    clock. Checks the workers and jobs of each queue in the settings, and where doctor runs the limit of open files and
+    the temporary folder. With --url, also checks that no proxy buffers streams: it writes a test run to Redis,
+    reads its stream through the URL and deletes the run. No agent runs.
 
     For each fault, prints why it matters and the exact fix. A check is "unknown" if the Redis user lacks the
     permission. Exits with 1 if there is a fault. Warnings and unknown checks do not change the exit code.
@@ -67,6 +71,7 @@ async def _run_checks(settings: Settings, url: str | None, api_key: str | None, 
         results = await check_redis(endpoint, keys, settings.served_queues, max_queued=settings.max_queued)
         if url is not None:
             results.append(await check_buffering(endpoint, keys, url, api_key))
+    results += check_process()
     count = Counter(result.level for result in results)
     if as_json:
         report = {"redis": str(endpoint), "checks": [asdict(result) for result in results]}
@@ -96,6 +101,19 @@ async def check_redis(endpoint: Endpoint, keys: Keys, queues: Sequence[str], *, 
             depth = partial(checks.depth, queue, max_queued=max_queued)
             results.append(await _check(f"jobs of {queue}", server.queue(queue), depth))
     return results
+
+
+def check_process() -> list[CheckResult]:
+    """Check what processes may do where doctor runs. In a container this holds for the service too."""
+    raise_file_limit()  # as the service does
+    user = f"user {os.geteuid()}" if hasattr(os, "geteuid") else "this user"
+    reason = None
+    try:
+        with tempfile.TemporaryFile():
+            pass
+    except OSError as exc:
+        reason = str(exc)
+    return [checks.open_files(file_limit(), user), checks.temporary_folder(reason)]
 
 
 async def _is_private(server: ServerState) -> bool:

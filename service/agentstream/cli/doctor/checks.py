@@ -21,6 +21,11 @@ STALL_S: Final = 1.0  # after so long without a reply, workers treat the broker 
 SKEW_WARNING_S: Final = 1.0
 SKEW_FAULT_S: Final = 5.0  # "within a few seconds": PROTOCOL.md, 4.5
 QUEUE_WARNING_RATIO: Final = 0.8
+MIN_OPEN_FILES: Final = 4096  # a front end needs one for each stream, and serves several thousand
+
+_OTHER_LIMITS: Final = (
+    "if Redis runs in a container with a memory limit, or shares the machine: less; compose.yaml sets REDIS_MAXMEMORY"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +125,7 @@ def memory(info: dict[str, Any], *, private: bool = False) -> CheckResult:
             "warning",
             f"{_mebibytes(used)} used, no limit is set",
             "when the machine runs out of memory, the kernel kills Redis; with a limit, Redis refuses new runs instead",
-            (f"CONFIG SET maxmemory {size}", f"in redis.conf: maxmemory {size}"),
+            (f"CONFIG SET maxmemory {size}", f"in redis.conf: maxmemory {size}", _OTHER_LIMITS),
         )
     what = f"{_mebibytes(used)} of {_mebibytes(limit)} used ({used / limit:.0%})"
     if used > MEMORY_FAULT_RATIO * limit:
@@ -131,7 +136,8 @@ def memory(info: dict[str, Any], *, private: bool = False) -> CheckResult:
             what,
             "when memory is full, Redis cannot store events: open streams stall and new runs are refused",
             (
-                f"CONFIG SET maxmemory {size} (and in redis.conf), if the machine has enough memory",
+                f"CONFIG SET maxmemory {size}, if the machine has enough memory",
+                f"and for the next start: maxmemory {size} in redis.conf, or REDIS_MAXMEMORY={size} for compose.yaml",
                 "or store less: lower AGENTSTREAM_RUN_TTL_S or AGENTSTREAM_LOG_MAX_BYTES on the workers",
             ),
         )
@@ -208,6 +214,25 @@ def depth(queue: str, summary: QueueSummary, max_queued: int) -> CheckResult:
     why = "new requests are refused with 429" if full else "when the queue is full, new requests are refused with 429"
     fix = ("start more workers, or raise AGENTSTREAM_MAX_QUEUED on the front ends if clients can wait longer",)
     return CheckResult(name, "fault" if full else "warning", what, why, fix)
+
+
+def open_files(limit: int | None, user: str) -> CheckResult:
+    """Judge how many files and sockets a process may open where doctor runs; None if there is no limit."""
+    name, what = "open files", f"{user} may open {'any number' if limit is None else limit} in a process here"
+    if limit is None or limit >= MIN_OPEN_FILES:
+        return CheckResult(name, "ok", what)
+    why = "a front end needs one for each stream; if front ends have the same limit, they refuse more streams with 503"
+    fix = ("raise it: OPEN_FILES for compose.yaml, LimitNOFILE for systemd, --ulimit nofile=16384 for docker run",)
+    return CheckResult(name, "warning", what, why, fix)
+
+
+def temporary_folder(reason: str | None) -> CheckResult:
+    """Judge whether processes may write to a temporary folder where doctor runs; ``reason`` says why not."""
+    name = "temporary folder"
+    if reason is None:
+        return CheckResult(name, "ok", "writable")
+    why = "with AGENTSTREAM_PROCESSES above 1, the processes of a container share their metrics in such a folder"
+    return CheckResult(name, "warning", reason, why, ("mount a tmpfs: --tmpfs /tmp, or TMPDIR=… for another folder",))
 
 
 def _mebibytes(size: int) -> str:
