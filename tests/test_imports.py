@@ -27,7 +27,7 @@ ARROWS = """
     1  telemetry  __init__ config errors protocol
     1  stream     errors protocol
     0  protocol   errors
-    0  config     errors
+    0  config     errors protocol
     0  errors
     0  __init__
 """

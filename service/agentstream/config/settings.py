@@ -11,6 +11,7 @@ from agentstream.config import values
 from agentstream.config.listen_address import ENV_PREFIX, ListenAddress, is_loopback
 from agentstream.config.secret_values import environment_secrets, url_secrets
 from agentstream.config.values import CommaList, Host, Milliseconds, Port, Seconds, Size, Tokens, WholeSeconds
+from agentstream.protocol.requested_events import requested_events
 
 BUILTIN: Final = "builtin"  # stands for the built-in orchestrator in ``agents``
 
@@ -228,6 +229,10 @@ class Settings(ListenAddress):
 
     run_ttl_s: WholeSeconds = Field(3600, ge=60)
     """Time in seconds for which a run is kept after its end. Until then clients can read and resume it."""
+    event_types: CommaList = Field(())
+    """Types of events of your agents' own that every stream with agent events gets, separated by commas, or `all`. By
+    default a client gets only those that it asks for with the header X-Agent-Event-Types. Front ends read it."""
+
 
     log_max_bytes: Size = Field(4 << 20, ge=64 << 10)
     """Largest replay log of one run in bytes; it limits the memory that the run needs in Redis. A run that exceeds it
@@ -321,6 +326,12 @@ class Settings(ListenAddress):
     def _mcp_servers(cls, path: str | None) -> str | None:
         if path and path.startswith(("{", "[")):
             message = "this is JSON: write it to a file and give the path of the file"
+    @field_validator("event_types")
+    @classmethod
+    def _event_types(cls, types: tuple[str, ...]) -> tuple[str, ...]:
+        requested_events(types)
+        return types
+
             raise ValueError(message)
         return str(Path(path.removeprefix("file://")).expanduser()) if path else path
 

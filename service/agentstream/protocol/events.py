@@ -60,7 +60,7 @@ WITH_FIELDS: Final = frozenset({RUN_CHECKPOINT, RUN_PARKED, INPUT_APPLIED})
 # Limit for one encoded event. An SSE line of 300 KB was harmless (measured). More than 1 MiB belongs in a file.
 MAX_EVENT_BYTES: Final = 1 << 20
 
-_TYPE = re.compile(r"[A-Za-z][A-Za-z0-9_.:-]{0,63}")
+EVENT_TYPE: Final = re.compile(r"[A-Za-z][A-Za-z0-9_.:-]{0,63}")
 CURSOR: Final = re.compile(r"([0-9]{1,9})-([0-9]{1,15})(?:\.([0-9]{1,9}))?")
 
 
@@ -132,7 +132,7 @@ def check_agent_event(event_type: object, data: object) -> None:
 
     Its type is reserved or malformed, its data is not a dict, or it is an event of a tool call that names no tool.
     """
-    if not isinstance(event_type, str) or _TYPE.fullmatch(event_type) is None:
+    if not isinstance(event_type, str) or EVENT_TYPE.fullmatch(event_type) is None:
         message = f"event type {event_type!r} is not valid: use a letter, then up to 63 letters, digits or _ . : -"
         raise InvalidAgentOutput(message)
     if event_type in RESERVED_EVENTS:

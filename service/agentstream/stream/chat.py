@@ -26,8 +26,19 @@ from agentstream.protocol.events import (
     Event,
     event_of,
 )
+from agentstream.protocol.requested_events import RequestedEvents, is_sent
 from agentstream.stream import sse
-from agentstream.stream.transcript import Failure, Finish, NamedEvent, Part, Reasoning, Text, ToolCallDelta, Transcript
+from agentstream.stream.transcript import (
+    CustomEvent,
+    Failure,
+    Finish,
+    NamedEvent,
+    Part,
+    Reasoning,
+    Text,
+    ToolCallDelta,
+    Transcript,
+)
 
 EventFormat = Literal["named", "raw", "chunk", "off"]
 DONE = sse.frame(b"[DONE]")
@@ -52,10 +63,12 @@ class StreamOptions:
 
     ``event_format`` is one of ``named`` (an ``event:`` line; the event's fields beside those of an empty chunk),
     ``raw`` (an ``event:`` line; the event's fields only, as in the original bridge), ``chunk`` (no ``event:`` line;
-    the event under the key ``agent_event``) and ``off`` (no agent events).
+    the event under the key ``agent_event``) and ``off`` (no agent events). ``event_types`` are the types of the agent's
+    own events that the client asked for.
     """
 
     event_format: EventFormat = "named"
+    event_types: RequestedEvents = frozenset()
     include_usage: bool = False
     strict_errors: bool = False
 
@@ -168,6 +181,9 @@ class ChatStream:
                     yield self._text_template().render(part.text, str(cursor))
                 elif isinstance(part, NamedEvent):
                     yield from self._named(part, cursor)
+                elif isinstance(part, CustomEvent):
+                    if is_sent(part.name, self._options.event_types):
+                        yield from self._named(part, cursor)
                 elif isinstance(part, Reasoning):
                     yield self._reasoning_chunk(part.text, str(cursor))
                 elif isinstance(part, ToolCallDelta):
@@ -240,7 +256,7 @@ class ChatStream:
             body["agent_error"] = _agent_error(part.code, part.message, part.status)
         return sse.frame(sse.json_line(body), event_id=str(cursor) if cursor else None)
 
-    def _named(self, part: NamedEvent, cursor: Cursor) -> Iterator[bytes]:
+    def _named(self, part: NamedEvent | CustomEvent, cursor: Cursor) -> Iterator[bytes]:
         event_format = self._options.event_format
         if event_format == "off":
             return
@@ -276,7 +292,7 @@ class ChatStream:
         return {"index": 0, "delta": delta, "finish_reason": finish_reason}
 
 
-def public_data(part: NamedEvent) -> dict[str, Any]:
+def public_data(part: NamedEvent | CustomEvent) -> dict[str, Any]:
     """Return the fields of an agent event as clients get them: the arguments of a tool are JSON text."""
     data = part.data
     if part.name == TOOL_CALL_START and not isinstance(data.get("arguments"), str):

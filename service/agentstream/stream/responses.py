@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from agentstream.errors import BusError, InvalidRequest, error_body, failure_text, failure_type
 from agentstream.protocol.events import RUN_COMPLETED, TERMINAL_EVENTS, Batch, Event, event_of
+from agentstream.protocol.requested_events import RequestedEvents, is_sent
 from agentstream.stream import sse
 from agentstream.stream.chat import StreamHead, public_data
 from agentstream.stream.response_output import (
@@ -23,7 +24,7 @@ from agentstream.stream.response_output import (
     response_body,
     response_parts,
 )
-from agentstream.stream.transcript import Failure, Finish, NamedEvent, Part, Transcript
+from agentstream.stream.transcript import CustomEvent, Failure, Finish, NamedEvent, Part, Transcript
 
 # The last events repeat the whole answer, so a stream holds it in memory. An answer that is not streamed has the
 # same limit.
@@ -40,6 +41,7 @@ class ResponseStream:
         "_characters",
         "_delta",
         "_echo",
+        "_event_types",
         "_head",
         "_last_number",
         "_next",
@@ -51,11 +53,23 @@ class ResponseStream:
         "text_count",
     )
 
-    def __init__(self, head: StreamHead, echo: dict[str, Any], *, agent_events: bool, after: int | None = None) -> None:
-        """Create a stream. The response repeats the request fields ``echo``; events up to ``after`` are left out."""
+    def __init__(
+        self,
+        head: StreamHead,
+        echo: dict[str, Any],
+        *,
+        agent_events: bool,
+        event_types: RequestedEvents = frozenset(),
+        after: int | None = None,
+    ) -> None:
+        """Create a stream. The response repeats the request fields ``echo``; events up to ``after`` are left out.
+
+        With ``agent_events``, ``event_types`` are the types of the agent's own events that are sent, too.
+        """
         self._head = head
         self._echo = echo
         self._agent_events = agent_events
+        self._event_types = event_types
         self._after = -1 if after is None else after
         self._next = 0  # the next event's number
         self._last_number = 0  # of the events returned so far; a batch that raises an error does not change it
@@ -127,8 +141,8 @@ class ResponseStream:
             yield self._error(message, InvalidRequest.error_type, InvalidRequest.code)
 
     def _frames(self, part: Part) -> Iterator[bytes]:
-        if isinstance(part, NamedEvent):
-            if self._agent_events:
+        if isinstance(part, NamedEvent | CustomEvent):
+            if self._agent_events and (isinstance(part, NamedEvent) or is_sent(part.name, self._event_types)):
                 yield self._event(f"agentstream.{part.name}", {"data": public_data(part)})
             return
         for name, fields in self._output.receive(part):

@@ -11,7 +11,7 @@ The parts of each event (deploy/PROTOCOL.md, "The SSE sequence"):
     run_started       it resumes               none
     run_started       otherwise                none; tool results that were not reported are dropped
     agent's, named    always                   NamedEvent
-    agent's, other    always                   none
+    agent's, other    always                   CustomEvent
     text              first after tools ran    NamedEvent(tool_results), then Text
     text              after text and tools     as above, with Text("\n\n") before the Text
     reasoning         always                   Reasoning; after reasoning and tools, Reasoning("\n\n") before it
@@ -31,6 +31,7 @@ from agentstream.errors import BusError
 from agentstream.protocol.events import (
     NAMED_EVENTS,
     REASONING,
+    RESERVED_EVENTS,
     RUN_CANCELLED,
     RUN_COMPLETED,
     RUN_STARTED,
@@ -78,6 +79,13 @@ class NamedEvent(NamedTuple):
     data: dict[str, Any]
 
 
+class CustomEvent(NamedTuple):
+    """An event of a type that is the agent's own. Clients that asked for the type receive it under its name."""
+
+    name: str
+    data: dict[str, Any]
+
+
 class Finish(NamedTuple):
     """The end of a run that completed or was cancelled. ``usage`` has OpenAI's three keys."""
 
@@ -94,7 +102,7 @@ class Failure(NamedTuple):
     status: int | None = None  # the HTTP status, if it is not that of the code
 
 
-Part = Text | Reasoning | ToolCallDelta | NamedEvent | Finish | Failure
+Part = Text | Reasoning | ToolCallDelta | NamedEvent | CustomEvent | Finish | Failure
 
 
 class Transcript:
@@ -145,15 +153,12 @@ class Transcript:
             return (self._named(kind, event.data),)
         if kind in WRITTEN_EVENTS:
             return self._reasoning(event.data) if kind == REASONING else self._tool_call_delta(event.data)
-        if kind == RUN_STARTED:
-            if not event.data.get("resumes"):
-                self._unreported = ()
-        elif kind in TERMINAL_EVENTS:
-            self.finished, self.in_text = True, False
-            if kind == RUN_CANCELLED:
-                return iter((Finish("stop", event.data["usage"], cancelled=True),))
-            return self._completed(event.data) if kind == RUN_COMPLETED else self._failed(event.data)
-        return ()
+        if kind in TERMINAL_EVENTS:
+            return self._end(kind, event.data)
+        if kind == RUN_STARTED and not event.data.get("resumes"):
+            self._unreported = ()
+        is_own = kind not in RESERVED_EVENTS and event.data.__class__ is dict
+        return (CustomEvent(kind, event.data),) if is_own else ()
 
     def fail(self, code: str, message: str) -> Iterable[Part]:
         """Return the parts of a failure that is not in the replay log; the transcript is then finished."""
@@ -190,6 +195,12 @@ class Transcript:
         if kind == TOOL_CALL_END:
             self._unreported += (_result_of_event(data),)
         return NamedEvent(kind, data)
+
+    def _end(self, kind: str, data: dict[str, Any]) -> Iterator[Part]:
+        self.finished, self.in_text = True, False
+        if kind == RUN_CANCELLED:
+            return iter((Finish("stop", data["usage"], cancelled=True),))
+        return self._completed(data) if kind == RUN_COMPLETED else self._failed(data)
 
     def _completed(self, data: dict[str, Any]) -> Iterator[Part]:
         if self._text_sent:

@@ -106,6 +106,8 @@ def response_view(echo: dict[str, Any], after: int | None = None) -> View:
     """
 
     def machine(head: StreamHead, options: StreamOptions, _after: Cursor | None) -> StreamMachine:
-        return ResponseStream(head, echo, agent_events=options.event_format != "off", after=after)
+        return ResponseStream(
+            head, echo, agent_events=options.event_format != "off", event_types=options.event_types, after=after
+        )
 
     return View(machine, lambda head: ResponseFold(head, echo))
