@@ -35,7 +35,7 @@ class Prometheus:
     @classmethod
     @contextlib.asynccontextmanager
     async def running(cls, targets: dict[str, str], folder: Path) -> AsyncIterator[Self]:
-        """Run Prometheus with the shipped configuration; only the targets and the intervals differ."""
+        """Run Prometheus with the shipped configuration and flags; only targets, intervals and folders differ."""
         config = yaml.safe_load((FOLDER / "prometheus.yml").read_text())
         config["global"] |= {"scrape_interval": "1s", "evaluation_interval": "1s"}
         config["rule_files"] = [str(FOLDER / "alerts.yaml")]
@@ -44,11 +44,11 @@ class Prometheus:
             job["static_configs"] = [{"targets": [targets[job["job_name"]]]}]
         (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
         port = free_port()
-        arguments = [
-            f"--config.file={folder / 'prometheus.yml'}",
-            f"--storage.tsdb.path={folder / 'data'}",
-            f"--web.listen-address=127.0.0.1:{port}",
-        ]
+        command = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]["prometheus"]["command"]
+        moved = {"/etc/prometheus/prometheus.yml": folder / "prometheus.yml", "/prometheus": folder / "data"}
+        flags = (flag.partition("=") for flag in command)
+        arguments = [f"{name}={moved.get(value, value)}" for name, _, value in flags]
+        arguments.append(f"--web.listen-address=127.0.0.1:{port}")
         process = Process(
             await asyncio.create_subprocess_exec(
                 find_executable("prometheus"),
@@ -153,6 +153,26 @@ def test_promtool_finds_no_fault(arguments: list[str]) -> None:
     command = [find_executable("promtool"), *arguments]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=TIMEOUT_S)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_promtool_loads_the_whole_configuration(tmp_path: Path) -> None:
+    """The configuration loads with its rules, where compose.yaml mounts them, and a misspelt key is a fault."""
+    mounts = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]["prometheus"]["volumes"]
+    for source, target in (mount.split(":")[:2] for mount in mounts if mount.startswith("./")):
+        here = tmp_path / target.strip("/")
+        here.parent.mkdir(parents=True, exist_ok=True)
+        here.write_text((ROOT / source).read_text().replace("[/etc/prometheus/", f"[{tmp_path}/etc/prometheus/"))
+    config = tmp_path / "etc/prometheus/prometheus.yml"
+
+    def check() -> subprocess.CompletedProcess[str]:
+        command = [find_executable("promtool"), "check", "config", str(config)]
+        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=TIMEOUT_S)
+
+    done = check()
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"SUCCESS: \d+ rules found", done.stdout)
+    config.write_text(config.read_text().replace("evaluation_interval", "evaluation_intervall"))
+    assert "evaluation_intervall not found" in check().stderr
 
 
 def test_promtool_finds_a_wrong_threshold(tmp_path: Path) -> None:

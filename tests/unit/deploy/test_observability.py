@@ -191,6 +191,42 @@ def test_grafana_is_provisioned_with_what_compose_mounts() -> None:
                 assert (ROOT / volume.partition(":")[0]).exists()
 
 
+# The keys of Grafana's provisioning files that these files may use. Grafana ignores other keys silently.
+# https://grafana.com/docs/grafana/latest/administration/provisioning/
+SOURCE_KEYS = {"name", "type", "uid", "url", "access", "isDefault", "editable", "jsonData"}
+PROVIDER_KEYS = {"name", "type", "folder", "allowUiUpdates", "options"}
+
+
+def test_grafana_knows_every_key_of_its_files() -> None:
+    """The provisioning files have only keys that Grafana reads, and Prometheus is the default data source."""
+    provisioning = FOLDER / "grafana/provisioning"
+    sources = yaml.safe_load((provisioning / "datasources/agentstream.yaml").read_text())
+    providers = yaml.safe_load((provisioning / "dashboards/agentstream.yaml").read_text())
+    assert (set(sources), set(providers)) == ({"apiVersion", "datasources"}, {"apiVersion", "providers"})
+    assert [source["type"] for source in sources["datasources"] if source.get("isDefault")] == ["prometheus"]
+    for source in sources["datasources"]:
+        assert {"name", "type", "url"} <= set(source) <= SOURCE_KEYS
+    for provider in providers["providers"]:
+        assert {"name", "type", "options"} <= set(provider) <= PROVIDER_KEYS
+    interval = yaml.safe_load((FOLDER / "prometheus.yml").read_text())["global"]["scrape_interval"]
+    assert [source["jsonData"] for source in sources["datasources"] if "jsonData" in source] == [
+        {"timeInterval": interval}
+    ]
+
+
+def test_grafana_opens_the_dashboard_that_compose_mounts() -> None:
+    """The home page of Grafana is the mounted dashboard, and the choice of a queue reads a label that is reported."""
+    grafana = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]["grafana"]
+    mounts = dict(reversed(volume.split(":")[:2]) for volume in grafana["volumes"])
+    home = grafana["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"]
+    assert (ROOT / mounts[home]).samefile(FOLDER / "grafana/dashboard.json")
+    queries = [variable["query"] for variable in dashboard()["templating"]["list"] if variable["type"] == "query"]
+    for query in queries:
+        found = re.fullmatch(r"label_values\((\w+), (\w+)\)", query["query"])
+        assert found
+        assert found[2] in (METRICS[found[1]].labels or {})
+
+
 def test_prometheus_finds_the_containers() -> None:
     """Prometheus discovers front ends and workers by their names in compose.yaml, on the ports of their metrics."""
     compose = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]
