@@ -221,8 +221,19 @@ def _workers(settings: Settings, count: int) -> Iterator[list[Child]]:
 def _processes_sharing_metrics(
     what: Literal["frontend", "worker"], count: int, env: dict[str, str]
 ) -> Iterator[list[Child]]:
-    """Yield processes that share a port and their metrics. Each of them reports the totals."""
-    with tempfile.TemporaryDirectory(prefix="agentstream-metrics-") as folder:
+    """Yield processes that share a port and their metrics. Each of them reports the totals.
+
+    Raises StartupError if there is no temporary folder.
+    """
+    try:
+        shared = tempfile.TemporaryDirectory(prefix="agentstream-metrics-")
+    except OSError as exc:
+        message = (
+            f"several processes of a {what} share their metrics in a temporary folder, and none can be made: "
+            f"{exc.strerror or exc}; mount one, such as docker run --tmpfs /tmp, or set TMPDIR to one"
+        )
+        raise StartupError(message) from exc
+    with shared as folder:
         yield [
             Child(
                 name=f"{what} {number}",

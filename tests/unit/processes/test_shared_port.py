@@ -1,11 +1,15 @@
 """A port that several processes share, and no other program."""
 
+import contextlib
 import socket
+import tempfile
+from pathlib import Path
 
 import pytest
 
 from agentstream.errors import StartupError
 from agentstream.processes.shared_port import shared_port
+from agentstream.processes.supervisor import _processes_sharing_metrics
 
 
 def listener(port: int, *, shares: bool) -> socket.socket:
@@ -84,3 +88,11 @@ def test_a_system_without_shared_ports_is_refused(monkeypatch: pytest.MonkeyPatc
     monkeypatch.delattr(socket, "SO_REUSEPORT")
     with pytest.raises(StartupError, match="AGENTSTREAM_PROCESSES=1"), shared_port("127.0.0.1", 0):
         pass
+
+
+def test_processes_without_a_temporary_folder_do_not_start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Without a temporary folder, as on a read-only root, several processes end with the reason and the remedy."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
+    match = r"none can be made: .*; mount one, such as docker run --tmpfs /tmp"
+    with pytest.raises(StartupError, match=match), contextlib.ExitStack() as stack:
+        stack.enter_context(_processes_sharing_metrics("worker", 2, {}))
