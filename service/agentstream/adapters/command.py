@@ -9,18 +9,29 @@ In your own module::
 The worker starts the program once for each run. The program reads one line from standard input, which is then closed::
 
     {"version": 1, "run_id": "chatcmpl-...", "request": {<the chat completion request>},
-     "caller": {"key_hash": "...", "request_id": "...", "headers": {"x-user-id": "..."}}}
+     "caller": {"key_hash": "...", "request_id": "...", "headers": {"x-user-id": "..."}}, "restored": null}
 
 It writes lines to standard output. A line has at most 1 MiB; flush after each line::
 
     {"type": "text", "text": "It is "}                        a piece of the answer
     {"type": "tool_call_start", "tool": ..., ...}             an event: its type and its fields
+    {"type": "checkpoint", "state": ...}                      the state from which another attempt can continue
     {"type": "error", "message": "..."}                       the run has failed; this is the last line
     {"type": "result", "content": "", "finish_reason": "stop", "usage": {...}}   the result; this is the last line
 
 All fields of ``result`` except ``type`` are optional. ``content`` is the answer if the program wrote no text. The
 program must write a result and exit with code 0; otherwise the run fails. Lines on standard error go to the worker's
 log.
+
+With ``CommandAgent(..., resumable=True)`` another worker starts the program again if this worker is lost. The program
+then finds in ``restored`` the state of its last checkpoint, and everything that clients have seen since; it must not
+write that again::
+
+    {"state": ..., "text": "It is ", "reasoning": "", "events": [{"type": "tool_call_start", "tool": ..., ...}],
+     "tool_calls": [{"index": 0, "id": "...", "name": "...", "arguments": "..."}]}
+
+The program gets no answer to a ``checkpoint`` line and may go on at once: the lines after it are read when the state is
+stored, so clients never see text that is later than a checkpoint which was lost. Standard input stays closed.
 
 If tracing is on, the environment variables ``TRACEPARENT`` and ``TRACESTATE`` hold the trace context, in the format of
 W3C's headers. If the run is cancelled or times out, the program and its child processes get SIGTERM, and SIGKILL 2 s
@@ -40,16 +51,18 @@ from typing import Any, Final
 
 import orjson
 
+from agentstream.adapters.resuming import kept
 from agentstream.agents import AgentResult, Run, ToolResult
 from agentstream.errors import AgentError, InvalidAgentOutput
 from agentstream.processes.launcher import die_with_parent
-from agentstream.protocol.events import MAX_EVENT_BYTES
+from agentstream.protocol.events import MAX_EVENT_BYTES, TOOL_CALL_END
 from agentstream.protocol.openai import Usage
 from agentstream.protocol.plain_json import json_text
 from agentstream.telemetry import tracing
 from agentstream.telemetry.masking import mask_error
 
 PROTOCOL_VERSION: Final = 1
+ADAPTER: Final = "command"
 TERM_TIMEOUT_S: Final = 2.0  # from SIGTERM to SIGKILL; shorter than the worker's cleanup time for a cancelled agent
 # From the end of the program to the end of its output. A child process that still runs may keep the output open.
 EOF_TIMEOUT_S: Final = 1.0
@@ -65,12 +78,16 @@ log = logging.getLogger(__name__)
 class CommandAgent:
     """An agent: ``await agent(run)`` runs the program once, in its own process group."""
 
-    def __init__(self, program: str, *arguments: str) -> None:
-        """Find the program on PATH. Raises FileNotFoundError if it is not there or not executable."""
+    def __init__(self, program: str, *arguments: str, resumable: bool = False) -> None:
+        """Find the program on PATH. Raises FileNotFoundError if it is not there or not executable.
+
+        ``resumable`` declares that the program reads ``restored``.
+        """
         found = shutil.which(program)
         if found is None:
             message = f"the agent's program {program!r} was not found: it is not on PATH or not executable"
             raise FileNotFoundError(message)
+        self.resumable = resumable
         self._command = [os.path.abspath(found), *arguments]  # noqa: PTH100 -- a program may depend on its link's name
 
     async def __call__(self, run: Run) -> AgentResult:
@@ -79,6 +96,7 @@ class CommandAgent:
         Raises AgentError if the program fails or reports an error, and InvalidAgentOutput if it violates the protocol.
         A cancel ends the program and its child processes.
         """
+        saved = kept(run, ADAPTER)
         process = await asyncio.create_subprocess_exec(
             *die_with_parent(*self._command),
             stdin=asyncio.subprocess.PIPE,
@@ -88,7 +106,7 @@ class CommandAgent:
             limit=_LINE_BYTES,
             env=_environment(),
         )
-        session = _Session(run, process)
+        session = _Session(run, process, saved)
         try:
             async with asyncio.TaskGroup() as group:
                 for part in (session.write_request(), session.log_stderr(), session.kill_remaining_processes()):
@@ -104,11 +122,15 @@ class CommandAgent:
 class _Session:
     """One execution of the program."""
 
-    def __init__(self, run: Run, process: asyncio.subprocess.Process) -> None:
+    def __init__(self, run: Run, process: asyncio.subprocess.Process, saved: dict[str, Any] | None) -> None:
         self._run = run
+        self._restored = _restored(run, saved)
         self._process = process
         self._last_error_line = ""
-        self._tool_results: list[ToolResult] = []
+        self._tool_results = [ToolResult(*each) for each in saved["tool_results"]] if saved else []
+        if run.restored is not None:
+            ended = (event.data for event in run.restored.events if event.type == TOOL_CALL_END)
+            self._tool_results += map(_tool_result, ended)
         self._result: dict[str, Any] | None = None
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._failure: str | None = None
@@ -122,7 +144,13 @@ class _Session:
         request = self._run.request.model_dump(exclude_unset=True)
         caller = self._run.caller
         sender = {"key_hash": caller.key_hash, "request_id": caller.request_id, "headers": dict(caller.headers)}
-        job = {"version": PROTOCOL_VERSION, "run_id": self._run.id, "request": request, "caller": sender}
+        job = {
+            "version": PROTOCOL_VERSION,
+            "run_id": self._run.id,
+            "request": request,
+            "caller": sender,
+            "restored": self._restored,
+        }
         line = orjson.dumps(job)
         with contextlib.suppress(ConnectionError):
             self._stdin.write(line + b"\n")
@@ -151,7 +179,7 @@ class _Session:
                 message = f"the program wrote a line of more than {_LINE_BYTES} bytes"
                 raise InvalidAgentOutput(message)
             if line.strip():
-                self._handle_line(line)
+                await self._handle_line(line)
                 await self._run.drain()
 
     async def kill_remaining_processes(self) -> None:
@@ -164,7 +192,7 @@ class _Session:
                     await asyncio.sleep(EOF_TIMEOUT_S / 10)
         _signal_group(self._process, signal.SIGKILL)
 
-    def _handle_line(self, line: bytes) -> None:
+    async def _handle_line(self, line: bytes) -> None:
         if self._result is not None or self._failure is not None:
             message = f"the program wrote a line after its result or error: {_shown(line)}"
             raise InvalidAgentOutput(message)
@@ -178,12 +206,22 @@ class _Session:
             self._run.write(self._joined(fields.get("text"), cut=cut))
         elif kind == "result":
             self._result = fields
+        elif kind == "checkpoint":
+            await self._make_checkpoint(fields, line)
         elif kind == "error":
             self._failure = str(fields.get("message") or "the program reported an error without a message")
         else:
             self._run.emit(kind, fields)
-            if kind == "tool_call_end":
+            if kind == TOOL_CALL_END:
                 self._tool_results.append(_tool_result(fields))
+
+    async def _make_checkpoint(self, fields: dict[str, Any], line: bytes) -> None:
+        """Store the program's state, with the results of its tools, which the result of the run needs."""
+        if "state" not in fields:
+            message = f'the program wrote a checkpoint without a "state": {_shown(line)}'
+            raise InvalidAgentOutput(message)
+        results = [[each.tool_name, each.content, each.success, each.latency_seconds] for each in self._tool_results]
+        await self._run.checkpoint({"adapter": ADAPTER, "state": fields["state"], "tool_results": results})
 
     def _joined(self, text: Any, *, cut: bool) -> Any:  # noqa: ANN401 -- JSON; ``Run.write`` checks it
         """Return the text with characters joined whose UTF-8 bytes the program cut between two lines.
@@ -215,6 +253,22 @@ class _Session:
             message = f"the usage in the program's result is invalid: {usage!r:.200}"
             raise InvalidAgentOutput(message) from exc
         return AgentResult(content, self._tool_results, metadata, self._result.get("finish_reason", "stop"))
+
+
+def _restored(run: Run, saved: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Return what earlier attempts at the run left, for the program; None in the first attempt."""
+    if run.restored is None:
+        return None
+    calls = run.restored.tool_calls
+    return {
+        "state": saved and saved["state"],
+        "text": run.restored.text,
+        "reasoning": run.restored.reasoning,
+        "events": [{**event.data, "type": event.type} for event in run.restored.events],
+        "tool_calls": [
+            {"index": call.index, "id": call.id, "name": call.name, "arguments": call.arguments} for call in calls
+        ],
+    }
 
 
 def _parse(line: bytes) -> tuple[Any, bool]:

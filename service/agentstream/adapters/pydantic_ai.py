@@ -8,12 +8,19 @@ In your own module::
 
 The answer is the streamed text of the agent's model. A structured output is written at the end, as JSON. Options may
 depend on the run: ``PydanticAIAgent(agent, deps=lambda run: Deps(run.caller.key_hash))``.
+
+The agent is resumable. The message history is stored before each inference and before the tools of each answer. If the
+worker is lost, another one continues with it. An answer that was cut is continued by the model, and a tool that was
+interrupted is reported to the model instead of a result.
 """
 
 from typing import Any, Final
 from urllib.parse import urlsplit
 
+import orjson
+
 from agentstream.adapters.per_run import options_for
+from agentstream.adapters.resuming import CONTINUE_PROMPT, NOT_RUN, UNKNOWN_OUTCOME, keep, kept, rest_of, shown_text
 from agentstream.adapters.run_reporter import RunReporter, as_text, usage_of
 from agentstream.agents import AgentResult, Run
 from agentstream.errors import AgentError, missing_extra
@@ -27,10 +34,13 @@ try:
         FunctionToolResultEvent,
         ImageUrl,
         ModelMessage,
+        ModelMessagesTypeAdapter,
         ModelRequest,
         ModelResponse,
+        NativeOutput,
         PartDeltaEvent,
         PartStartEvent,
+        PromptedOutput,
         SystemPromptPart,
         TextPartDelta,
         ToolCallPart,
@@ -45,6 +55,7 @@ except ImportError as exc:
     raise ImportError(missing_extra("this adapter", "pydantic-ai")) from exc
 
 
+ADAPTER: Final = "pydantic_ai"
 # For pydantic-ai itself the other options may be functions of its own context.
 PER_RUN: Final = frozenset(
     {"deps", "model", "usage_limits", "usage", "toolsets", "conversation", "conversation_id", "timeout", "workspace"}
@@ -56,6 +67,8 @@ class PydanticAIAgent:
 
     One instance serves any number of concurrent runs.
     """
+
+    resumable = True
 
     def __init__(self, agent: Agent[Any, Any], **options: Any) -> None:  # noqa: ANN401 -- pydantic-ai's own
         """``options``, for example ``deps`` and ``usage_limits``, are passed to ``agent.iter``.
@@ -70,27 +83,77 @@ class PydanticAIAgent:
         """Run the pydantic-ai agent and return the result. Exceptions of pydantic-ai are raised unchanged.
 
         A system message in the request replaces the agent's ``system_prompt``, but not its ``instructions``. Raises
-        AgentError if the agent ends without a result.
+        AgentError if the agent ends without a result, or if a JSON answer was cut in an earlier attempt.
         """
-        reporter = RunReporter(run, self._agent.name or "pydantic-ai")
+        saved = kept(run, ADAPTER)
+        reporter = RunReporter(run, self._agent.name or "pydantic-ai", saved and saved["reporter"])
         reporter.turn_start()
-        history = conversation(run.request.messages)
         options = await options_for(self._options, PER_RUN, run)
         options["capabilities"] = [ReinjectSystemPrompt(), *options.get("capabilities", ())]
-        answer = ""
+        history, shown = _begin(run, reporter, saved, options.get("output_type", self._agent.output_type))
+        if saved is not None and isinstance(history[-1], ModelResponse) and not history[-1].tool_calls:
+            return reporter.result()  # the answer is complete
+        answer = _text_of(history[-1]) if history else ""
+        is_first = True  # the state from which this attempt began is stored
         async with self._agent.iter(message_history=history, **options) as steps:
             async for step in steps:
                 if Agent.is_model_request_node(step):
+                    if not is_first:
+                        await _save(run, reporter, [*steps.ctx.state.message_history, step.request])
+                    is_first = False
                     answer = await _infer(run, reporter, step, steps.ctx)
                 elif Agent.is_call_tools_node(step):
+                    if not is_first:
+                        await _save(run, reporter, steps.ctx.state.message_history)
+                    is_first = False
                     await _call_tools(run, reporter, step, steps.ctx)
         if steps.result is None:
             message = "the pydantic-ai agent ended without a result"
             raise AgentError(message)
         output = steps.result.output
         if output != answer:  # a structured output, or a text that an output validator changed
-            run.write(output if isinstance(output, str) else to_json(output, fallback=str).decode())
+            text = output if isinstance(output, str) else to_json(output, fallback=str).decode()
+            run.write(rest_of(text, shown))
         return reporter.result()
+
+
+async def _save(run: Run, reporter: RunReporter, messages: list[ModelMessage]) -> None:
+    """Make a checkpoint: the next attempt continues with these messages."""
+    dumped = ModelMessagesTypeAdapter.dump_python(messages, mode="json")
+    await keep(run, ADAPTER, {"messages": dumped, "reporter": reporter.saved()})
+
+
+def _loaded(dumped: list[Any]) -> list[ModelMessage]:
+    return ModelMessagesTypeAdapter.validate_json(orjson.dumps(dumped))  # bytes are base64 only in JSON
+
+
+def _begin(
+    run: Run, reporter: RunReporter, saved: dict[str, Any] | None, output_type: object
+) -> tuple[list[ModelMessage], str]:
+    """Return the messages with which this attempt begins, and the part of the output that clients have seen.
+
+    The messages contain everything else that clients have seen: results of tools, then the start of an answer.
+    """
+    history = conversation(run.request.messages) if saved is None else _loaded(saved["messages"])
+    shown = shown_text(run)
+    calls = history[-1].tool_calls if history and isinstance(history[-1], ModelResponse) else []
+    if saved is not None and isinstance(history[-1], ModelResponse) and not reporter.has_seen_calls:
+        return history, shown  # pydantic-ai runs the calls
+    if calls and reporter.has_seen_calls:
+        reporter.end_interrupted(UNKNOWN_OUTCOME)
+        results = {call.tool_call_id: reporter.ended.get(call.tool_call_id, NOT_RUN) for call in calls}
+        parts = [ToolReturnPart(call.tool_name, results[call.tool_call_id], call.tool_call_id) for call in calls]
+        history.append(ModelRequest(parts))
+    if shown:
+        if isinstance(output_type, NativeOutput | PromptedOutput):
+            message = "the run cannot be continued: its worker was lost in the middle of an answer in JSON"
+            raise AgentError(message)
+        history += [ModelResponse([ModelText(shown)]), ModelRequest([UserPromptPart(CONTINUE_PROMPT)])]
+    return history, ""
+
+
+def _text_of(message: ModelMessage) -> str:
+    return "".join(part.content for part in message.parts if isinstance(part, ModelText))
 
 
 async def _infer(run: Run, reporter: RunReporter, step: Any, context: Any) -> str:  # noqa: ANN401 -- generic in the agent's types

@@ -1,6 +1,7 @@
 """Emits the events of an adapter's run, and collects the run's result."""
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -23,52 +24,127 @@ class _OpenCall:
     tool: str
     call_id: str
     started: float = field(default_factory=time.perf_counter)
+    is_repeated: bool = False  # clients have seen the end of this call, from an earlier attempt
 
 
 class RunReporter:
-    """Emits a run's events and collects its tool results, usage and finish_reason for the AgentResult."""
+    """Emits a run's events and collects its tool results, usage and finish_reason for the AgentResult.
 
-    def __init__(self, run: Run, agent: str) -> None:
-        """``agent`` is the agent's name in the events."""
+    In an attempt that continues a run, it knows the events that clients have seen, and emits none of them again.
+    """
+
+    def __init__(self, run: Run, agent: str, saved: Mapping[str, Any] | None = None) -> None:
+        """``agent`` is the agent's name in the events. ``saved`` is the value of ``saved()`` at the last checkpoint."""
         self._run = run
         self._agent = agent
         self._calls: dict[object, _OpenCall] = {}
         self._usages: list[Usage | None] = []
         self._results: list[ToolResult] = []
         self._finish_reason = "stop"
+        self._turn_began = False  # in an earlier attempt, by this agent
+        self._cut_inferences = 0  # of earlier attempts: started, but not ended
+        self.interrupted: dict[str, str] = {}  # of earlier attempts: call id -> tool, started, but not ended
+        self.ended: dict[str, str] = {}  # after the last checkpoint, in earlier attempts: call id -> result
+        if saved is not None:
+            self._restore(saved)
+        for event in run.restored.events if run.restored is not None else ():
+            self._replay(event.type, event.data)
+
+    @property
+    def has_seen_calls(self) -> bool:
+        """Whether earlier attempts began any tool call after the last checkpoint."""
+        return bool(self.interrupted or self.ended)
+
+    def saved(self) -> dict[str, Any]:
+        """Return everything as JSON, for a checkpoint."""
+        return {
+            "agent": self._agent,
+            "usages": [usage and usage.model_dump() for usage in self._usages],
+            "results": [[each.tool_name, each.content, each.success, each.latency_seconds] for each in self._results],
+            "finish_reason": self._finish_reason,
+            "cut_inferences": self._cut_inferences,
+            "interrupted": self.interrupted | {call.call_id: call.tool for call in self._calls.values()},
+        }
+
+    def _restore(self, saved: Mapping[str, Any]) -> None:
+        self._agent, self._turn_began = saved["agent"], True
+        self._usages = [usage and Usage.model_validate(usage) for usage in saved["usages"]]
+        self._results = [ToolResult(*each) for each in saved["results"]]
+        self._finish_reason = saved["finish_reason"]
+        self._cut_inferences = saved["cut_inferences"]
+        self.interrupted = dict(saved["interrupted"])
+
+    def _replay(self, event_type: str, data: dict[str, Any]) -> None:
+        """Note an event that an earlier attempt emitted after its last checkpoint."""
+        if event_type == "agent_turn_start":
+            self._agent, self._turn_began = str(data.get("agent")), True
+        elif event_type == "inference_start":
+            self._cut_inferences += 1
+        elif event_type == "inference_end":
+            self._cut_inferences -= 1
+            self._note_inference(data.get("usage") and Usage.model_validate(data["usage"]), data.get("finish_reason"))
+        elif event_type == "tool_call_start":
+            self.interrupted[str(data.get("tool_call_id"))] = str(data["tool"])
+        elif event_type == "tool_call_end":
+            call_id, result = str(data.get("tool_call_id")), as_text(data.get("result"))
+            self.interrupted.pop(call_id, None)
+            self.ended[call_id] = result
+            self._results.append(ToolResult(str(data["tool"]), result, bool(data["success"]), data["latency"]))
 
     def turn_start(self, agent: str | None = None) -> None:
         """Emit the start of an agent's turn. ``agent`` is the new name if the agent changes, as after a handoff."""
+        began, self._turn_began = self._turn_began and agent in {None, self._agent}, False
+        if began:
+            return
         self._agent = agent or self._agent
         messages = self._run.request.messages
         question = next((message.text for message in reversed(messages) if message.role == "user"), "")
         self._run.emit("agent_turn_start", {"agent": self._agent, "input": question})
 
     def inference_start(self, model: str, engine: str) -> None:
-        """Emit the start of an inference."""
+        """Emit the start of an inference. One that an earlier attempt began goes on, so nothing is emitted."""
+        if self._cut_inferences > 0:
+            self._cut_inferences -= 1
+            return
         self._run.emit("inference_start", {"model": model, "engine": engine})
 
     def inference_end(self, model: str, usage: Usage | None, finish_reason: str | None = None) -> None:
         """Emit the end of an inference. ``usage`` is that of this inference, or None if it is not known."""
-        self._usages.append(usage)
-        self._finish_reason = finish_reason if finish_reason in _FORWARDED_REASONS else "stop"
+        self._note_inference(usage, finish_reason)
         known = {"usage": usage.model_dump()} if usage else {}
         self._run.emit("inference_end", {"model": model, **known, "finish_reason": finish_reason})
 
-    def tool_start(self, key: object, tool: str, arguments: object, call_id: str) -> None:
+    def _note_inference(self, usage: Usage | None, finish_reason: str | None) -> None:
+        self._usages.append(usage)
+        self._finish_reason = finish_reason if finish_reason in _FORWARDED_REASONS else "stop"
+
+    def tool_start(self, key: object, tool: str, arguments: object, call_id: str, *, is_repeated: bool = False) -> None:
         """Emit the start of a tool call. On the event loop, await ``run.drain()`` before the tool runs.
 
-        ``key`` identifies the call in ``tool_end``.
+        ``key`` identifies the call in ``tool_end``. The start is not emitted for a call that an earlier attempt began.
+        Neither is the end if it has been seen: ``is_repeated`` says so if this reporter does not know.
         """
-        self._calls[key] = _OpenCall(tool, call_id)
+        is_repeated = call_id not in self.interrupted and (is_repeated or call_id in self.ended)
+        self._calls[key] = _OpenCall(tool, call_id, is_repeated=is_repeated)
+        if is_repeated or self.interrupted.pop(call_id, None) is not None:
+            return
         started = {"tool": tool, "arguments": as_text(arguments), "tool_call_id": call_id, "agent": self._agent}
         self._run.emit("tool_call_start", started)
 
     def tool_end(self, key: object, result: object, *, success: bool) -> None:
         """Emit the end of a tool call. Do nothing if ``key`` names no open call."""
         call = self._calls.pop(key, None)
-        if call is None:
-            return
+        if call is not None and not call.is_repeated:
+            self._end(call, result, success=success)
+
+    def end_interrupted(self, result: str) -> None:
+        """Emit the end of each call that an earlier attempt began and that is not run again."""
+        while self.interrupted:
+            call_id, tool = self.interrupted.popitem()
+            self.ended[call_id] = result
+            self._end(_OpenCall(tool, call_id), result, success=False)
+
+    def _end(self, call: _OpenCall, result: object, *, success: bool) -> None:
         latency_s = time.perf_counter() - call.started
         text = mask(as_text(result))[:MAX_RESULT_CHARS]  # a cut secret would not be recognised
         self._results.append(ToolResult(call.tool, text, success, latency_s))

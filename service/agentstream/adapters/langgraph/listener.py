@@ -1,0 +1,226 @@
+"""Receives LangChain's callbacks of a graph's models and tools, and writes the answer."""
+
+import asyncio
+import logging
+from typing import Any, Final
+
+from langchain_core.callbacks import AsyncCallbackHandler
+from langchain_core.messages import AIMessage, ToolMessage, convert_to_messages
+from langchain_core.outputs import LLMResult
+from langgraph.constants import TAG_NOSTREAM
+from langgraph.graph.message import add_messages
+from langgraph.prebuilt.tool_node import ToolInvocationError
+from langgraph.pregel import Pregel
+
+from agentstream.adapters.langgraph.continuing import namespace_of
+from agentstream.adapters.langgraph.progress import Progress, call_mark
+from agentstream.adapters.resuming import UNKNOWN_OUTCOME, may_run_again
+from agentstream.adapters.run_reporter import RunReporter, usage_of
+from agentstream.agents import Run
+from agentstream.errors import AgentError
+
+log = logging.getLogger(__name__)
+
+MESSAGES: Final = "messages"
+_NO_MODEL: Final = ("", False, "")
+_ASSISTANT: Final = frozenset({"ai", "assistant", "AIMessage", "AIMessageChunk"})
+
+
+def as_answer(value: object) -> AIMessage | None:
+    """Return a message of the assistant in any form that LangChain accepts: an object, a dict or a pair; else None."""
+    if isinstance(value, AIMessage):
+        return value
+    if not _is_answer(value):
+        return None
+    (message,) = convert_to_messages([value])  # type: ignore[list-item]  # a dict, tuple or list
+    return message if isinstance(message, AIMessage) else None
+
+
+def message_channels(graph: Pregel[Any, Any, Any, Any]) -> frozenset[str]:
+    """Return the names of the channels of a graph that hold messages."""
+    operators = {name: getattr(channel, "operator", None) for name, channel in graph.channels.items()}
+    adding = (name for name, operator in operators.items() if getattr(operator, "func", operator) is add_messages)
+    return frozenset({MESSAGES, *adding})
+
+
+def _is_answer(value: object) -> bool:
+    """Return whether a dict, or a pair of a role and a content, is a message of the assistant."""
+    if isinstance(value, dict):
+        return "content" in value and (value.get("role") or value.get("type")) in _ASSISTANT
+    return (
+        isinstance(value, list | tuple)
+        and len(value) == 2  # noqa: PLR2004 -- role and content
+        and isinstance(value[0], str)
+        and value[0] in _ASSISTANT
+        and isinstance(value[1], str | list)
+    )
+
+
+class InterruptedToolError(ToolInvocationError):
+    """A tool that an earlier attempt began is not run again. A ToolNode gives the model this message as the result."""
+
+    def __init__(self, tool: str, result: str) -> None:
+        """Set the message to the result of the earlier attempt, or to a text that says that there is none."""
+        self.tool_name = tool
+        self.message = result
+
+    def __str__(self) -> str:
+        """Return the reason for the log and the client: nothing has caught the error."""
+        return (
+            f"the worker was lost during a node that had called the tool {self.tool_name!r}, and a repeated node must "
+            "not call it again. If the tool may run twice, set metadata={'idempotent': True} on it"
+        )
+
+
+class Listener(AsyncCallbackHandler):
+    """Receives LangChain's callbacks of the graph's models and tools."""
+
+    raise_error = True  # otherwise LangChain only logs exceptions of callbacks, also RunCancelled, and continues
+    run_inline = True  # so that a tool waits until its start is stored
+
+    def __init__(self, run: Run, reporter: RunReporter, channels: frozenset[str], progress: Progress) -> None:
+        """``channels`` are the names of the channels that hold messages."""
+        self._run = run
+        self._progress = progress
+        self._channels = channels
+        self._reporter = reporter
+        self._loop = asyncio.get_running_loop()
+        # LangChain's run id -> (the model's name, whether its text is part of the answer, its task)
+        self._models: dict[Any, tuple[str, bool, str]] = {}
+        self._streamed: set[Any] = set()  # LangChain's run ids whose text was streamed
+        # Nodes return messages of other nodes, some with new ids.
+        progress.know(message.text for message in run.request.messages if message.role == "assistant")
+
+    # -- models -------------------------------------------------------------------------------------
+
+    async def on_chat_model_start(self, *_: Any, **about: Any) -> None:  # noqa: ANN401 -- LangChain's
+        """Report the start of an inference."""
+        metadata = about.get("metadata") or {}
+        model = str(metadata.get("ls_model_name") or about.get("name") or "")
+        is_shown = TAG_NOSTREAM not in (about.get("tags") or ())
+        self._models[about["run_id"]] = (model, is_shown, namespace_of(metadata))
+        self._reporter.inference_start(model, str(metadata.get("ls_provider") or "langgraph"))
+
+    on_llm_start = on_chat_model_start  # for text completion models
+
+    async def on_llm_new_token(self, token: Any, **about: Any) -> None:  # noqa: ANN401 -- LangChain's
+        """Write a piece of a model's text."""
+        message = getattr(about.get("chunk"), "message", None)
+        text = str(message.text if message is not None else token)
+        run_id = about["run_id"]
+        _, is_shown, task = self._models.get(run_id, _NO_MODEL)
+        if text and is_shown:
+            self._streamed.add(run_id)
+            self._run.write(self._progress.unseen_of(task, text))
+            await self._drain()
+
+    async def on_llm_end(self, response: LLMResult, **about: Any) -> None:  # noqa: ANN401 -- LangChain's
+        """Report the end of an inference. Write the text of a model that does not stream."""
+        run_id = about["run_id"]
+        model, is_shown, task = self._models.pop(run_id, _NO_MODEL)
+        answer = response.generations[0][0] if response.generations and response.generations[0] else None
+        message = getattr(answer, "message", None)
+        if is_shown and answer is not None:
+            text = str(message.text) if message is not None else answer.text
+            if run_id not in self._streamed:
+                self._run.write(self._progress.unseen_of(task, text))
+            self._progress.know((text, getattr(message, "id", None)))
+        self._streamed.discard(run_id)
+        counted = getattr(message, "usage_metadata", None) or {}
+        reason = getattr(message, "response_metadata", {}).get("finish_reason")
+        usage = usage_of(counted.get("input_tokens"), counted.get("output_tokens"))
+        self._reporter.inference_end(model, usage, reason if isinstance(reason, str) else None)
+
+    # -- tools --------------------------------------------------------------------------------------
+
+    async def on_tool_start(self, serialized: Any, input_str: str, **about: Any) -> None:  # noqa: ANN401 -- LangChain's
+        """Report the start of a tool. The tool runs after this returns.
+
+        Raises InterruptedToolError for a call that an earlier attempt began, unless the tool may run again.
+        """
+        name = str((serialized or {}).get("name") or about.get("name") or "")
+        arguments, run_id = about.get("inputs"), about["run_id"]
+        arguments = input_str if arguments is None else arguments
+        metadata = about.get("metadata")
+        name_of_call = str(about.get("tool_call_id") or call_mark(name, arguments))
+        earlier = self._progress.begun.pop(name_of_call, None)
+        call_id = earlier or str(about.get("tool_call_id") or run_id)
+        result = self._reporter.ended.get(call_id, UNKNOWN_OUTCOME)
+        self._progress.calls.setdefault(namespace_of(metadata), {})[name_of_call] = call_id
+        self._reporter.tool_start(run_id, name, arguments, call_id, is_repeated=earlier is not None)
+        if earlier is not None and not may_run_again(metadata):
+            self._reporter.tool_end(run_id, result, success=False)
+            raise InterruptedToolError(name, result)
+        await self._drain()
+
+    async def on_tool_end(self, output: Any, **about: Any) -> None:  # noqa: ANN401 -- LangChain's
+        """Report the result of a tool."""
+        if isinstance(output, ToolMessage):
+            self._reporter.tool_end(about["run_id"], str(output.text), success=output.status != "error")
+        else:
+            self._reporter.tool_end(about["run_id"], output, success=True)
+
+    async def on_tool_error(self, error: BaseException, **about: Any) -> None:  # noqa: ANN401 -- LangChain's
+        """Report the failure of a tool."""
+        self._reporter.tool_end(about["run_id"], f"{type(error).__name__}: {error}", success=False)
+
+    # -- nodes --------------------------------------------------------------------------------------
+
+    def write_final(self, final: object) -> None:
+        """Write the text of the graph's last message, or its value if it is a text. Nothing was written before."""
+        texts = [final] if isinstance(final, str) else []
+        values = [final.get(name) for name in self._channels] if isinstance(final, dict) else [final]
+        for value in values:
+            message = as_answer(value[-1] if isinstance(value, list) and value else value)
+            texts += [str(message.text)] if message is not None else []
+        if text := "".join(texts):
+            self._run.write(text)
+        else:
+            log.warning(
+                "the graph ended without text: return a message of the assistant in `messages`, "
+                "for example AIMessage('hi') or ('assistant', 'hi')"
+            )
+
+    def know(self, values: object) -> None:
+        """Note the messages of a graph's input or state. They are not written."""
+        for message in self._messages_in(values):
+            self._progress.know((str(message.text), message.id))
+
+    def write_missed(self, values: object) -> None:
+        """Write the messages of a graph's state that clients have not seen because their worker was lost."""
+        for message in self._messages_in(values):
+            self._write_message(message)
+
+    def _messages_in(self, values: object) -> list[AIMessage]:
+        named = values if isinstance(values, dict) else {}
+        found = [named.get(name) for name in self._channels]
+        members = [member for value in found if isinstance(value, list | tuple) for member in value]
+        return [message for member in members if (message := as_answer(member)) is not None]
+
+    def step_ended(self, step: dict[str, Any]) -> None:
+        """Write the messages that nodes created without a model. Raises AgentError for an interrupt."""
+        if "__interrupt__" in step:
+            message = "the graph interrupted to ask a person, but a chat completion cannot be resumed with an answer"
+            raise AgentError(message)
+        for update in step.values():
+            named = update if isinstance(update, dict) and not _is_answer(update) else {MESSAGES: update}
+            for name, value in named.items():
+                members = value if isinstance(value, list | tuple) and not _is_answer(value) else [value]
+                for member in members:
+                    # A pair of texts is a message only where the graph keeps messages.
+                    if name in self._channels or not isinstance(member, list | tuple):
+                        self._write_message(as_answer(member))
+
+    def _write_message(self, message: AIMessage | None) -> None:
+        text = "" if message is None else str(message.text)
+        if message is None or not text or self._progress.knows(text, message.id):
+            return
+        self._progress.know((text, message.id))
+        if not self._progress.was_shown(text):
+            self._progress.wrote = True
+            self._run.write(text)
+
+    async def _drain(self) -> None:
+        """Wait for room. The callbacks of a node that is not async run in another thread, where ``emit`` waits."""
+        if asyncio.get_running_loop() is self._loop:
+            await self._run.drain()
