@@ -11,10 +11,10 @@ SEED ?= 1
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help install clients browser run test bench chaos lint format types check lock reference clean
+.PHONY: help install clients browser run test compose-test bench chaos lint format types check lock reference clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F '|' '{ printf "  make %-9s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F '|' '{ printf "  make %-12s %s\n", $$1, $$2 }'
 
 install: $(VENV)/.installed ## create .venv with the pinned packages for development
 
@@ -47,6 +47,10 @@ run: $(VENV)/.runtime ## start a broker, two workers and a front end; ctrl-C sto
 
 test: install ## run the tests, four at a time, because they mostly wait for processes
 	@$(BIN)/pytest --numprocesses 4 --dist loadfile
+
+# CI sets COMPOSE_TEST to --if-possible. The checks use only the standard library of Python.
+compose-test: ## run compose.yaml on a real Docker engine under load (five minutes; as root on Debian: an engine of its own)
+	@$(PYTHON) -m tests.compose $(COMPOSE_TEST)
 
 bench: install ## run the benchmark (Linux, three minutes) and write its table to deploy/guides/performance.md
 	@$(BIN)/python -m tests.bench.main

@@ -58,8 +58,8 @@ new_containers() { containers "$service" | grep -vxF "$old" || true; }
 undo() {
     local broken id
     for id in $(new_containers); do docker rm --force "$id" >/dev/null; done
-    broken=$(image agentstream)
-    [ -z "$image_before" ] || docker tag "$image_before" agentstream
+    broken=$(image "$name")
+    docker tag "$image_before" "$name"
     drop_unnamed "$broken"
 }
 
@@ -90,7 +90,8 @@ replace() { # SERVICE
     count=$(wc -w <<<"$old")
     printf '%s: starting %d new containers\n' "$service" "$count"
     phase=starting
-    if ! COMPOSE_PROGRESS=quiet docker compose up --detach --no-deps --no-recreate --no-build --wait \
+    # Without --no-deps: with it, Compose 2.26 would replace the new containers at the next `up`.
+    if ! COMPOSE_PROGRESS=quiet docker compose up --detach --no-recreate --no-build --wait \
         --wait-timeout $HEALTHY_S --scale "$service=$((2 * count))" "$service"; then
         for id in $(new_containers); do docker logs --tail 5 "$id" 2>&1 | sed 's/^/    /' >&2; done
         undo
@@ -113,15 +114,18 @@ for service in worker frontend; do
 done
 
 phase='' old=''
-image_before=$(docker inspect --format '{{.Image}}' "$(docker compose ps --quiet frontend | head -n 1)")
+running=$(docker compose ps --quiet frontend | head -n 1)
+name=$(docker inspect --format '{{.Config.Image}}' "$running") # agentstream, unless another compose file names it
+image_before=$(docker inspect --format '{{.Image}}' "$running")
+case ${name##*/} in *:*) previous=${name%:*}:previous ;; *) previous=$name:previous ;; esac
 trap interrupted INT TERM
 if [ -z "${1-}" ]; then build; fi
 replace worker # first: a new front end may send jobs that an old worker does not understand
 replace frontend
 
-if [ -n "$image_before" ] && [ "$image_before" != "$(image agentstream)" ]; then
-    older=$(image agentstream:previous)
-    docker tag "$image_before" agentstream:previous
+if [ "$image_before" != "$(image "$name")" ]; then
+    older=$(image "$previous")
+    docker tag "$image_before" "$previous"
     drop_unnamed "$older"
 fi
 echo "done: $(containers worker | wc -l) workers and $(containers frontend | wc -l) front ends are new"
