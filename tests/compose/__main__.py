@@ -17,14 +17,21 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from tests.compose import base_images, env_settings, faults, mistakes, starting, updates
+from tests.compose import base_images, env_settings, faults, image_checks, mistakes, starting, updates
 from tests.compose.deployment import Deployment
 from tests.compose.engine import own_engine, why_not_here
 from tests.compose.machine import Machine
 from tests.compose.runner import run_all
 
 EXIT_INTERRUPTED = 130
-GROUPS = {"start": starting, "updates": updates, "faults": faults, "settings": env_settings, "mistakes": mistakes}
+GROUPS = {
+    "start": starting,
+    "updates": updates,
+    "faults": faults,
+    "settings": env_settings,
+    "image": image_checks,
+    "mistakes": mistakes,
+}
 
 
 class NoEngine(Exception):

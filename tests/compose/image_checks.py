@@ -6,8 +6,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from tests.compose.deployment import Deployment
-from tests.processes import ROOT
+from tests.compose.deployment import ROOT, Deployment
 
 IMAGE: Final = "agentstream"
 BASE: Final = "python:3.13-slim-trixie"
