@@ -13,6 +13,7 @@ PUBLIC = [
     "AgentError",
     "AgentResult",
     "Caller",
+    "ChildRun",
     "EmittedEvent",
     "Restored",
     "RestoredToolCall",

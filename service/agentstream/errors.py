@@ -27,7 +27,8 @@
     |   `-- BufferFull               too many events of the run wait to be published
     |-- AgentError                   an error of the agent; it ends the run, never the worker
     |   |-- InvalidAgentOutput       wrong return type, forbidden event, data that is not JSON
-    |   `-- RunCancelled             raised inside an agent when its run is cancelled or over
+    |   |-- RunCancelled             raised inside an agent when its run is cancelled or over
+    |   `-- InterruptTimeout         raised by run.interrupt if nobody answers in time
     `-- StartupError                 a process cannot start; the message names the setting and the fix
 
 A class that clients can see has an HTTP ``status``, and the ``code`` and ``error_type`` of an OpenAI error.
@@ -256,6 +257,12 @@ class InvalidAgentOutput(AgentError):
 
 class RunCancelled(AgentError):
     """The run was cancelled, or this attempt is over; ``emit`` and ``write`` raise it inside the agent."""
+
+
+class InterruptTimeout(AgentError):
+    """Nobody has answered an interrupt within its time limit; ``run.interrupt`` raises it inside the agent."""
+
+    default_code = "interrupt_timeout"
 
 
 class StartupError(AgentStreamError):

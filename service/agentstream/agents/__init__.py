@@ -29,15 +29,18 @@ The client runs the tool. It then sends a new request, with the whole conversati
 from agentstream.agents.caller import Caller
 from agentstream.agents.checkpoint import EmittedEvent, Restored, resumable
 from agentstream.agents.contract import Agent, AgentResult, Run, ToolResult
+from agentstream.agents.sub_agents import ChildRun
 from agentstream.agents.tool_calls import RestoredToolCall, ToolCallWriter
-from agentstream.errors import AgentError, RunCancelled
+from agentstream.errors import AgentError, InterruptTimeout, RunCancelled
 
 __all__ = [
     "Agent",
     "AgentError",
     "AgentResult",
     "Caller",
+    "ChildRun",
     "EmittedEvent",
+    "InterruptTimeout",
     "Restored",
     "RestoredToolCall",
     "Run",

@@ -3,24 +3,32 @@
 New versions add to these types. They do not remove or change anything.
 """
 
+import asyncio
 import contextlib
 import itertools
 import math
 import secrets
-from collections.abc import Awaitable, Callable
+import weakref
+from collections.abc import Awaitable, Callable, Iterable
+from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any, Protocol, get_args
+from typing import TYPE_CHECKING, Any, Protocol, get_args
 
 from agentstream.agents.caller import Caller
 from agentstream.agents.checkpoint import Restored, StoredSoon, encode_state
+from agentstream.agents.interrupts import new_interrupt
 from agentstream.agents.text_joiner import TextJoiner
 from agentstream.agents.tool_calls import ToolCallWriter
 from agentstream.agents.unseen_events import warn_if_unseen
 from agentstream.errors import AgentStreamError, InvalidAgentOutput, RunCancelled
 from agentstream.protocol.events import REASONING, TEXT, TOOL_CALL_DELTA, check_agent_event
+from agentstream.protocol.interrupts import APPROVAL, APPROVAL_SCHEMA, Interrupt
 from agentstream.protocol.openai import ChatCompletionRequest, FinishReason, Usage
 from agentstream.protocol.plain_json import json_text
 from agentstream.telemetry.masking import mask_json
+
+if TYPE_CHECKING:
+    from agentstream.agents.sub_agents import ChildRun
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +139,10 @@ class EventSink(Protocol):
         """Queue a checkpoint behind the events so far; return whether it is stored. In a thread, wait until it is."""
         ...
 
+    def ask(self, asked: Interrupt) -> "Future[Any]":
+        """Ask people a question; return the future answer."""
+        ...
+
     async def wait_for_room(self) -> None:
         """Wait until the queue has room for more events, and until starts of tools and checkpoints are stored."""
 
@@ -141,7 +153,8 @@ class Run:
     ``id`` is the completion id (``chatcmpl-...``). ``request`` is the validated request: ``request.messages``,
     ``request.model`` and the other fields of OpenAI's chat completions. ``request.extra`` holds unknown fields.
     ``caller`` describes the client that sent the request. ``restored`` holds what an earlier attempt at the run left;
-    it is None in the first attempt, and for agents that are not ``resumable``.
+    it is None in the first attempt, and for agents that are not ``resumable``. ``agent_path`` holds the names of the
+    sub-agents down to this one (``child``); it is empty for the agent itself.
 
     Any thread may call ``emit``, ``write``, ``write_reasoning`` and ``write_tool_call``. They return without waiting
     for the broker. In a thread there are two exceptions: ``emit("tool_call_start", ...)`` waits until the event is
@@ -152,20 +165,28 @@ class Run:
         self, run_id: str, request: ChatCompletionRequest, sink: EventSink, caller: Caller | None = None
     ) -> None:
         """Create a run that sends its events to ``sink``."""
+        self.agent_path: tuple[str, ...] = ()
         self.restored: Restored | None = None
         self.id = run_id
         self.request = request
         self.caller = caller or Caller()
         self._sink = sink
         self._cancelled = False
+        self._children: set[weakref.ref[Run]] = set()  # of all depths; the children share it
         self._joiner = TextJoiner()
         self._halves = self._joiner.halves
         self._call_numbers = itertools.count()  # gives each number once, also to concurrent threads
+        self._interrupt_numbers = itertools.count(1)
 
-    def restore(self, restored: Restored | None, calls: int) -> None:
-        """Continue an attempt that began ``calls`` calls of the client's tools. Only the worker calls this."""
+    def restore(self, restored: Restored | None, calls: int, interrupts: int = 0) -> None:
+        """Continue an earlier attempt. Only the worker calls this.
+
+        ``calls`` is the number of calls of the client's tools so far, and ``interrupts`` that of interrupts up to the
+        last checkpoint.
+        """
         self.restored = restored
         self._call_numbers = itertools.count(calls)
+        self._interrupt_numbers = itertools.count(interrupts + 1)
         for call in restored.tool_calls if restored else ():
             call.bind(self._write_tool_call_delta)
 
@@ -183,6 +204,12 @@ class Run:
 
         ``continued`` says that another attempt continues it: then half a character at the end of a text is not sent.
         """
+        self._finish(continued=continued)
+        for child in tuple(self._children):
+            if (run := child()) is not None:
+                run.cancel(continued=continued)
+
+    def _finish(self, *, continued: bool) -> None:
         for channel, text in () if continued else self._joiner.rest():
             with contextlib.suppress(AgentStreamError):  # the run may be over already
                 is_call = isinstance(channel, int)
@@ -195,11 +222,11 @@ class Run:
     def emit(self, type: str, data: dict[str, Any]) -> None:  # noqa: A002 -- the published name
         """Publish an event. Any thread may call it.
 
-        ``type`` is a letter, then up to 63 letters, digits or ``_ . : -``. Clients receive the types
-        ``agent_turn_start``, ``inference_start``, ``inference_end``, ``tool_call_start`` and ``tool_call_end``. Events
-        of other types are stored, but not sent; a warning in the log says so once per type. ``data`` is an object that
-        can be written as JSON, up to 1 MiB; known secrets in it are masked. In the two events of a tool call it has
-        the name of the ``tool``.
+        ``type`` is a letter, then up to 63 letters, digits or ``_ . : -``. All clients receive the types
+        ``agent_turn_start``, ``inference_start``, ``inference_end``, ``tool_call_start`` and ``tool_call_end``. Other
+        types are your own: a client receives those that it asks for (``X-Agent-Event-Types``). A line in the log says
+        so once per type. ``data`` is an object that can be written as JSON, up to 1 MiB; known secrets in it are
+        masked. In the two events of a tool call it has the name of the ``tool``.
 
         After a ``tool_call_start`` no other attempt runs this agent again, so that no tool runs twice. In a thread the
         call returns when that event is stored; on the event loop, await ``drain`` before you run the tool.
@@ -281,6 +308,26 @@ class Run:
         if piece["arguments"] or "name" in piece:
             self._sink.put(TOOL_CALL_DELTA, piece)
 
+    def child(self, name: str, messages: str | Iterable[Any] | None = None) -> "ChildRun":
+        """Return a run for a sub-agent: an agent, or a part of one, that works for this one. Any thread may call it.
+
+        Every event that the sub-agent emits carries the path of its names in the field ``agent_path``, for example
+        ``["researcher", "summariser"]`` for a child of a child. Its tools are the run's tools. Its text and reasoning
+        are not part of the answer: clients that ask for the types ``agent_text`` and ``agent_reasoning`` receive them
+        as events. The text is also in ``child.text``, so that you can pass it on: ``run.write(child.text)``.
+
+        ``messages`` is the sub-agent's request: a text, or a list of messages. Without it, the request is that of the
+        client. With ``messages``, any agent can be a sub-agent: ``await researcher(run.child("researcher", "..."))``.
+
+        A child makes no checkpoints, and calls no tools of the client.
+
+        Raises InvalidAgentOutput if ``name`` is empty, has more than 64 characters or control characters, if the
+        sub-agent is more than 8 levels deep, or if ``messages`` are malformed.
+        """
+        from agentstream.agents.sub_agents import ChildRun  # noqa: PLC0415 -- a ChildRun is a Run
+
+        return ChildRun(self, name, messages, self._sink, self._children)
+
     def checkpoint(self, state: Any) -> Awaitable[None]:  # noqa: ANN401 -- JSON
         """Store the state from which another attempt can continue, together with all events so far. Await the result.
 
@@ -296,6 +343,43 @@ class Run:
         """
         self._raise_if_cancelled()
         return StoredSoon(None if self._sink.put_checkpoint(encode_state(state)) else self._sink)
+
+    def interrupt(
+        self,
+        kind: str,
+        payload: Any = None,  # noqa: ANN401 -- JSON
+        *,
+        id: str | None = None,  # noqa: A002 -- the wire's name
+        timeout_s: float | None = None,
+        schema: dict[str, Any] | None = None,
+    ) -> Any:  # noqa: ANN401 -- JSON
+        """Ask people, and return the answer. On the event loop await the result; in a thread the call itself waits.
+
+        ``kind`` names the form of the question; ``approval`` asks whether a tool may run, with a payload of ``tool``
+        and ``arguments``, and is answered with ``{"approve": bool, "reason": str}``. ``payload`` is JSON for the
+        people who answer. ``schema`` describes the answer: a flat object, as in MCP's elicitation; without it every
+        JSON value is an answer. ``timeout_s`` is 24 hours by default.
+
+        The run of a resumable agent is put down while it waits: its streams end with the status ``requires_action``,
+        and it holds no worker. When all its open interrupts are answered, the agent is called again from its last
+        checkpoint. It asks again, and the same call returns the answer at once. The call is known by its ``id``;
+        without it, by its kind and its number in the run, so an agent must ask in the same order each time. An agent
+        that is not resumable waits in its worker, at most until the run's time limit.
+
+        Raises InterruptTimeout if nobody answers in time, RunCancelled if this attempt is over, and InvalidAgentOutput
+        if the kind, id, payload or schema is malformed or too large.
+        """
+        self._raise_if_cancelled()
+        number = next(self._interrupt_numbers)
+        interrupt_id = f"{kind}-{number}" if id is None else id
+        schema = APPROVAL_SCHEMA if schema is None and kind == APPROVAL else schema
+        asked = new_interrupt(interrupt_id, kind, payload, schema, timeout_s)
+        answer = self._sink.ask(asked)
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            return answer.result()
+        return asyncio.wrap_future(answer)
 
     async def drain(self) -> None:
         """Wait until every ``tool_call_start`` is stored and at most 4 MiB of the run's events wait to be stored.

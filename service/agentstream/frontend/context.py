@@ -14,6 +14,7 @@ from agentstream.frontend.runs.pump import FlushScheduler
 from agentstream.frontend.runs.watcher import Watcher
 from agentstream.store.bus.bus import Bus
 from agentstream.store.connection.link import Link
+from agentstream.store.interrupts import InterruptStore
 from agentstream.store.runs import RunStore
 
 
@@ -31,6 +32,7 @@ class Context:
     model_router: ModelRouter
     authenticator: Authenticator
     runs: RunStore
+    interrupts: InterruptStore
     watcher: Watcher
     flush_scheduler: FlushScheduler
     background_tasks: BackgroundTasks

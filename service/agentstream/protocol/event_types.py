@@ -28,6 +28,25 @@ EVENT_TYPES: Final = (
         "The tool has ended. The event also makes an entry of `tool_results`.",
     ),
     EventType(
+        events.AGENT_TEXT,
+        "`run.write` of a sub-agent",
+        "`agent_path`, `text`",
+        "The next piece of a sub-agent's text.",
+    ),
+    EventType(
+        events.AGENT_REASONING,
+        "`run.write_reasoning` of a sub-agent",
+        "`agent_path`, `text`",
+        "The next piece of a sub-agent's reasoning.",
+    ),
+    EventType(
+        events.AGENT_HANDOFF,
+        "adapters",
+        "`from`, `to`",
+        "An agent of a framework gave the conversation to another one.",
+    ),
+    EventType(events.AGENT_TURN_END, "the built-in agent", "`agent`, `turns`", "The agent has ended its work."),
+    EventType(
         events.RUN_STARTED,
         "agentstream",
         "`worker`, and `resumes` (true) if the attempt continues an earlier one",
@@ -38,6 +57,30 @@ EVENT_TYPES: Final = (
         "`run.checkpoint`",
         "empty",
         "The agent's state was stored, together with all events before this one.",
+    ),
+    EventType(
+        events.INTERRUPT,
+        "`run.interrupt`",
+        "`id`, `kind`, `payload`, `schema` if the answer has one, `expires_at` (Unix time, s)",
+        "The run asks people a question. Clients get this event under its name.",
+    ),
+    EventType(
+        events.RUN_PARKED,
+        "agentstream",
+        "`usage`",
+        "The run waits for answers. It holds no worker. A stream that has reached this place ends.",
+    ),
+    EventType(
+        events.RUN_RESUMED,
+        "agentstream",
+        "`answered`: the ids of interrupts",
+        "Every interrupt of the run is answered. The run is in the queue again.",
+    ),
+    EventType(
+        events.INPUT_APPLIED,
+        "`run.inputs`",
+        "`inputs`: the ids and messages",
+        "The agent took messages that were sent to the running run.",
     ),
     EventType(
         events.RUN_HANDED_OVER,

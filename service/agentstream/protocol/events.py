@@ -40,6 +40,16 @@ INPUT_APPLIED: Final = "input_applied"
 NAMED_EVENTS: Final = frozenset(
     {"agent_turn_start", "inference_start", "inference_end", TOOL_CALL_START, TOOL_CALL_END},
 )
+# Only clients that ask for these events receive them: a sub-agent's text and reasoning, a handoff between agents of a
+# framework, and the end of the built-in agent's turn.
+AGENT_TEXT: Final = "agent_text"
+AGENT_REASONING: Final = "agent_reasoning"
+AGENT_HANDOFF: Final = "agent_handoff"
+AGENT_TURN_END: Final = "agent_turn_end"
+OPTIONAL_EVENTS: Final = frozenset({AGENT_TEXT, AGENT_REASONING, AGENT_HANDOFF, AGENT_TURN_END})
+# No client receives these events: notes of the built-in agent for an attempt that continues the run.
+HIDDEN_EVENTS: Final = frozenset({"inference_echo"})
+AGENT_PATH: Final = "agent_path"  # the field with the names of the sub-agents, in every event of a sub-agent
 # Clients show these events under the name of their tool.
 TOOL_EVENTS: Final = frozenset({TOOL_CALL_START, TOOL_CALL_END})
 TERMINAL_EVENTS: Final = frozenset({RUN_COMPLETED, RUN_FAILED, RUN_CANCELLED})
@@ -53,9 +63,9 @@ RESERVED_EVENTS: Final = (
     | TERMINAL_EVENTS
 )
 # The agent does not go on until such an event is stored.
-STORED_FIRST: Final = frozenset({TOOL_CALL_START, RUN_CHECKPOINT, RUN_PARKED, INPUT_APPLIED})
+STORED_FIRST: Final = frozenset({TOOL_CALL_START, RUN_CHECKPOINT, INTERRUPT, RUN_PARKED, INPUT_APPLIED})
 # Such an event is the last one of its batch. Fields of the run's hash are stored with it.
-WITH_FIELDS: Final = frozenset({RUN_CHECKPOINT, RUN_PARKED, INPUT_APPLIED})
+WITH_FIELDS: Final = frozenset({RUN_CHECKPOINT, INTERRUPT, RUN_PARKED, INPUT_APPLIED})
 
 # Limit for one encoded event. An SSE line of 300 KB was harmless (measured). More than 1 MiB belongs in a file.
 MAX_EVENT_BYTES: Final = 1 << 20

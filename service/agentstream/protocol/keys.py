@@ -33,6 +33,10 @@ class Keys:
         """Pub/sub channel: a message says that a worker of the queue has handed a job back."""
         return self.control(f"handed-back:{queue}")
 
+    def parked(self, queue: str) -> str:
+        """Sorted set of parked runs. The score is the Unix time (s) at which an interrupt of the run expires."""
+        return f"{self.prefix}:parked:{queue}"
+
     def idempotency(self, digest: str) -> str:
         """Value with a TTL: the run of an idempotency key. ``digest`` is a hash of the owner and the key."""
         return f"{self.prefix}:idempotency:{digest}"

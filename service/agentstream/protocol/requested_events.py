@@ -3,13 +3,24 @@
 from collections.abc import Iterable
 from typing import Final
 
-from agentstream.protocol.events import EVENT_TYPE, NAMED_EVENTS, RESERVED_EVENTS, TOOL_RESULTS
+from agentstream.protocol.events import (
+    EVENT_TYPE,
+    HIDDEN_EVENTS,
+    INPUT_APPLIED,
+    INTERRUPT,
+    NAMED_EVENTS,
+    RESERVED_EVENTS,
+    TOOL_RESULTS,
+)
 
 ALL: Final = "all"
 # A client with more types asks for all of them and ignores the rest.
 MAX_TYPES: Final = 50
 # Clients receive these types without asking.
-ALWAYS_SENT: Final = NAMED_EVENTS | {TOOL_RESULTS}
+ALWAYS_SENT: Final = NAMED_EVENTS | {INTERRUPT, INPUT_APPLIED, TOOL_RESULTS}
+
+# Nobody can ask for these types: agentstream uses them itself, or they become other parts of the stream.
+NEVER_ASKED: Final = (RESERVED_EVENTS | HIDDEN_EVENTS) - ALWAYS_SENT
 
 # None stands for all types.
 RequestedEvents = frozenset[str] | None
@@ -29,7 +40,7 @@ def requested_events(names: Iterable[str]) -> RequestedEvents:
         if EVENT_TYPE.fullmatch(name) is None:
             message = f"event type {name[:80]!r} is not valid: use a letter, then up to 63 letters, digits or _ . : -"
             raise ValueError(message)
-        if name in RESERVED_EVENTS and name not in ALWAYS_SENT:
+        if name in NEVER_ASKED:
             message = f"event type {name!r} cannot be asked for: only agentstream itself uses it"
             raise ValueError(message)
     return None if ALL in types else frozenset(types - ALWAYS_SENT)

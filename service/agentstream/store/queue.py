@@ -284,13 +284,15 @@ class JobQueue:
             with _unavailable_on_redis_errors():
                 await self._redis.zrem(self._keys.active_runs(claim.job.owner), claim.job.run_id)
 
-    async def hand_back(self, claim: Claim) -> None:
-        """Release the job and tell the other workers, which take it at once.
+    async def hand_back(self, claim: Claim) -> bool:
+        """Release the job and tell the other workers, which take it at once; do nothing if another worker holds it.
 
-        The attempt does not count against MAX_ATTEMPTS. Does nothing if another worker holds the job.
+        The attempt does not count against MAX_ATTEMPTS. Returns False if the broker has lost the job, so that no worker
+        will take it.
         """
-        if await self.renew([claim.entry_id]):
-            return
+        [held] = await self._script("renew", [self._jobs], GROUP, self.worker_id, claim.entry_id)
+        if held != 1:
+            return bool(held == 0)
         with _unavailable_on_redis_errors():
             run = self._keys.run(claim.job.run_id)
             if await self._redis.exists(run):  # if the broker lost the hash, HINCRBY would create one without a TTL
@@ -298,6 +300,7 @@ class JobQueue:
         channel = self._keys.handed_back(self.name)
         args = (GROUP, self.worker_id, claim.entry_id, HANDED_BACK_IDLE_MS, channel)
         await self._script("hand_back", [self._jobs], *args)
+        return True
 
     async def prune(self) -> None:
         """Remove consumers that hold no jobs and have been idle for DEAD_CONSUMER_IDLE_MS."""

@@ -23,9 +23,10 @@ TRACEPARENT: Final = "traceparent"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunInfo:
-    """The hash of a run. ``status`` is queued, running, completed, failed or cancelled; ``created`` is Unix time in s.
+    """The hash of a run.
 
-    ``response`` holds the request fields that the response object repeats; None if another API created the run.
+    ``status`` is queued, running, requires_action, completed, failed or cancelled; ``created`` is Unix time in s.
+        ``response`` holds the request fields that the response object repeats; None if another API created the run.
     ``traceparent`` names the trace in which the run was created; None without a trace.
     """
 
@@ -41,7 +42,7 @@ class RunInfo:
     @property
     def ended(self) -> bool:
         """Whether the run's terminal event is stored."""
-        return self.status not in {"queued", "running"}
+        return self.status not in {"queued", "running", "requires_action"}
 
 
 class RunStore:

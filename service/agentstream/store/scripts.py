@@ -26,6 +26,7 @@ SCRIPTS: Final[Mapping[str, Script]] = {
         "admit",
         "count_workers",
         "append",
+        "answer",
         "backlog",
         "heartbeat",
         "begin",

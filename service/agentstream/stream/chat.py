@@ -13,7 +13,7 @@ same number in every event format, even if a format does not send it. So a clien
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Final, Literal, Protocol
 
 from agentstream.errors import CANCELLED, CANCELLED_MESSAGE, error_body, failure_text, failure_type
 from agentstream.protocol.events import (
@@ -29,10 +29,12 @@ from agentstream.protocol.events import (
 from agentstream.protocol.requested_events import RequestedEvents, is_sent
 from agentstream.stream import sse
 from agentstream.stream.transcript import (
+    TURN_SEPARATOR,
     CustomEvent,
     Failure,
     Finish,
     NamedEvent,
+    Parked,
     Part,
     Reasoning,
     Text,
@@ -42,6 +44,7 @@ from agentstream.stream.transcript import (
 
 EventFormat = Literal["named", "raw", "chunk", "off"]
 DONE = sse.frame(b"[DONE]")
+REQUIRES_ACTION: Final = "requires_action"  # the status of a parked run
 
 # Event fields that are renamed in the format ``named``, because clients read them as fields of the chunk. LangChain
 # and pydantic-ai add up every top-level "usage"; a top-level "error" ends SDK streams. A string "model" stays.
@@ -64,19 +67,21 @@ class StreamOptions:
     ``event_format`` is one of ``named`` (an ``event:`` line; the event's fields beside those of an empty chunk),
     ``raw`` (an ``event:`` line; the event's fields only, as in the original bridge), ``chunk`` (no ``event:`` line;
     the event under the key ``agent_event``) and ``off`` (no agent events). ``event_types`` are the types of the agent's
-    own events that the client asked for.
+    own events that the client asked for. ``interrupt_text`` adds a sentence that says what a parked run waits for.
     """
 
     event_format: EventFormat = "named"
     event_types: RequestedEvents = frozenset()
     include_usage: bool = False
     strict_errors: bool = False
+    interrupt_text: bool = True
 
 
 class StreamMachine(Protocol):
     """Turns a run's events into the frames of one client. Call ``receive`` until ``tail`` is set."""
 
-    tail: Iterator[bytes] | None  # yields the last frames one by one; set by the terminal event or by ``fail``
+    tail: Iterator[bytes] | None  # yields the last frames one by one; set by the terminal event, ``fail`` or ``park``
+    parked: Parked | None  # set while the last event says that the run waits for people
     completed: bool  # whether the terminal event is run_completed
     text_count: int  # pieces of answer text in the frames so far
 
@@ -91,6 +96,9 @@ class StreamMachine(Protocol):
     def fail(self, code: str, message: str) -> None:
         """End the stream with a failure that is not in the replay log; its frames are in ``tail``."""
 
+    def park(self) -> None:
+        """End the stream, because the run is ``parked``; its frames are in ``tail``. They are not in the replay log."""
+
     def empty_chunk(self) -> bytes:
         """Return a frame without new content and without a position of its own."""
         ...
@@ -99,7 +107,18 @@ class StreamMachine(Protocol):
 class ChatStream:
     """Renders a run as ``chat.completion.chunk`` frames for one client."""
 
-    __slots__ = ("_after", "_head", "_options", "_reasoning", "_text", "_transcript", "completed", "tail", "text_count")
+    __slots__ = (
+        "_after",
+        "_head",
+        "_options",
+        "_reasoning",
+        "_text",
+        "_transcript",
+        "completed",
+        "parked",
+        "tail",
+        "text_count",
+    )
 
     def __init__(self, head: StreamHead, options: StreamOptions, after: Cursor | None = None) -> None:
         """Create a stream with these options. With ``after``, leave out every frame up to and including that cursor."""
@@ -108,6 +127,7 @@ class ChatStream:
         self._after = after  # set to None by the first frame after it
         self.tail: Iterator[bytes] | None = None
         self.completed = False
+        self.parked: Parked | None = None
         self.text_count = 0
         self._transcript = Transcript()
         self._text: sse.TextTemplate | None = None  # created with the first text, which may come late
@@ -148,6 +168,10 @@ class ChatStream:
                     self.completed = event.type == RUN_COMPLETED
                     break
                 parts = tuple(transcript.receive(event))
+                if parts and isinstance(parts[0], Parked):
+                    self.parked = parts[0]
+                    break
+                self.parked = None
                 frames += (made := list(self._frames(event, parts, numbered=len(parts) > 1)))
                 self.text_count -= len(made)  # added again below; _frames has counted the texts among them
             seq += 1
@@ -157,6 +181,24 @@ class ChatStream:
     def fail(self, code: str, message: str) -> None:
         """End the stream with a failure that is not in the replay log. The frames in ``tail`` have no position."""
         self.tail = self._give_up(code, message)
+
+    def park(self) -> None:
+        """End the stream, because the run is ``parked``; its frames are in ``tail``. They have no position."""
+        if self.parked is not None:
+            self.tail = self._wait(self.parked)
+
+    def _wait(self, part: Parked) -> Iterator[bytes]:
+        if self._options.interrupt_text:
+            for text in waiting_text(part, text_sent=self._transcript.text_sent):
+                yield self._text_template().render(text, None)
+        final = self._chunk([self._choice({}, "stop")])
+        final |= {"status": REQUIRES_ACTION, "interrupts": [asked.as_json() for asked in part.interrupts]}
+        if not self._options.include_usage:
+            final["usage"] = part.usage
+        yield sse.frame(sse.json_line(final))
+        if self._options.include_usage:
+            yield sse.frame(sse.json_line(self._chunk([]) | {"usage": part.usage}))
+        yield DONE
 
     def _end(self, event: Event) -> Iterator[bytes]:
         yield from self._frames(event, self._transcript.receive(event), numbered=True)
@@ -179,16 +221,14 @@ class ChatStream:
                 if isinstance(part, Text):
                     self.text_count += 1
                     yield self._text_template().render(part.text, str(cursor))
-                elif isinstance(part, NamedEvent):
-                    yield from self._named(part, cursor)
-                elif isinstance(part, CustomEvent):
-                    if is_sent(part.name, self._options.event_types):
+                elif isinstance(part, NamedEvent | CustomEvent):
+                    if isinstance(part, NamedEvent) or is_sent(part.name, self._options.event_types):
                         yield from self._named(part, cursor)
                 elif isinstance(part, Reasoning):
                     yield self._reasoning_chunk(part.text, str(cursor))
                 elif isinstance(part, ToolCallDelta):
                     yield self._tool_call_delta(part, cursor)
-                else:
+                elif isinstance(part, Failure):
                     yield self._failure(part, cursor)
 
     def _text_template(self) -> sse.TextTemplate:
@@ -290,6 +330,14 @@ class ChatStream:
 
     def _choice(self, delta: dict[str, Any], finish_reason: str | None = None) -> dict[str, Any]:
         return {"index": 0, "delta": delta, "finish_reason": finish_reason}
+
+
+def waiting_text(part: Parked, *, text_sent: bool) -> Iterator[str]:
+    """Yield the pieces of text that say what a parked run waits for, for clients that know nothing of interrupts."""
+    for number, asked in enumerate(part.interrupts):
+        if text_sent or number:
+            yield TURN_SEPARATOR
+        yield asked.sentence
 
 
 def public_data(part: NamedEvent | CustomEvent) -> dict[str, Any]:

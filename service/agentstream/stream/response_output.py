@@ -21,7 +21,7 @@ from agentstream.protocol.events import RUN_FAILED, Event
 from agentstream.protocol.response_items import item_id, response_id
 from agentstream.protocol.response_tools import CUSTOM, ClientTool, tools_by_agent_name, unwrap_input
 from agentstream.stream.chat import StreamHead
-from agentstream.stream.transcript import Failure, Finish, Part, Reasoning, Text, ToolCallDelta, Transcript
+from agentstream.stream.transcript import Failure, Finish, Parked, Part, Reasoning, Text, ToolCallDelta, Transcript
 
 TEXT_DELTA: Final = "response.output_text.delta"
 
@@ -173,6 +173,7 @@ class ResponseFold:
         self._output = ResponseOutput(head.run_id, echo)
         self.finish: Finish | None = None
         self.failure: Failure | None = None
+        self.parked: Parked | None = None  # while the run waits for people
 
     @property
     def finished(self) -> bool:
@@ -186,8 +187,11 @@ class ResponseFold:
 
     def receive(self, event: Event) -> None:
         """Add the next event."""
+        self.parked = None
         for part in response_parts(self._transcript, event):
-            if isinstance(part, Finish | Failure):
+            if isinstance(part, Parked):
+                self.parked = part
+            elif isinstance(part, Finish | Failure):
                 for _ in closing_events(self._output, part):
                     pass
                 if isinstance(part, Finish):
@@ -200,7 +204,7 @@ class ResponseFold:
 
     def body(self, *, status: str = "running") -> dict[str, Any]:
         """Return the response, with the events so far. ``status`` is used only while the run is open."""
-        end = self.finish or self.failure
+        end = self.finish or self.failure or (Finish("stop", self.parked.usage) if self.parked else None)
         return response_body(self._head, self._echo, self.items, end=end, queued=status == "queued")
 
 

@@ -24,7 +24,7 @@ from agentstream.stream.response_output import (
     response_body,
     response_parts,
 )
-from agentstream.stream.transcript import CustomEvent, Failure, Finish, NamedEvent, Part, Transcript
+from agentstream.stream.transcript import CustomEvent, Failure, Finish, NamedEvent, Parked, Part, Transcript
 
 # The last events repeat the whole answer, so a stream holds it in memory. An answer that is not streamed has the
 # same limit.
@@ -49,6 +49,7 @@ class ResponseStream:
         "_templated",
         "_transcript",
         "completed",
+        "parked",
         "tail",
         "text_count",
     )
@@ -80,6 +81,7 @@ class ResponseStream:
         self._delta: sse.NumberedTemplate | None = None
         self.tail: Iterator[bytes] | None = None
         self.completed = False
+        self.parked: Parked | None = None
         self.text_count = 0
 
     def open(self) -> bytes:
@@ -116,7 +118,12 @@ class ResponseStream:
                     self.tail = self._end(event)
                     self.completed = event.type == RUN_COMPLETED
                     break
-                made = [frame for part in transcript.receive(event) for frame in self._frames(part)]
+                parts = tuple(transcript.receive(event))
+                if parts and isinstance(parts[0], Parked):
+                    self.parked = parts[0]
+                    break
+                self.parked = None
+                made = [frame for part in parts for frame in self._frames(part)]
                 frames += made
                 self.text_count -= len(made) - made.count(b"")  # added again below; _frames has counted the texts
             seq += 1
@@ -128,12 +135,20 @@ class ResponseStream:
         """End the stream with a failure that is not in the replay log; its frame is in ``tail``."""
         self.tail = iter((self._error(failure_text(code, message), failure_type(code), code),))
 
+    def park(self) -> None:
+        """End the response, because the run is ``parked``; its frames are in ``tail``."""
+        if self.parked is not None:
+            self.tail = self._finish(Finish("stop", self.parked.usage))
+
+    def _finish(self, part: Finish | Failure) -> Iterator[bytes]:
+        for name, fields in closing_events(self._output, part):
+            yield self._event(name, fields)
+        yield self._event(_last_event(part), self._response(part))
+
     def _end(self, event: Event) -> Iterator[bytes]:
         for part in response_parts(self._transcript, event):
             if isinstance(part, Finish | Failure):
-                for name, fields in closing_events(self._output, part):
-                    yield self._event(name, fields)
-                yield self._event(_last_event(part), self._response(part))
+                yield from self._finish(part)
             else:
                 yield from self._frames(part)
         if self._after >= self._next:

@@ -16,6 +16,9 @@ The parts of each event (deploy/PROTOCOL.md, "The SSE sequence"):
     text              after text and tools     as above, with Text("\n\n") before the Text
     reasoning         always                   Reasoning; after reasoning and tools, Reasoning("\n\n") before it
     tool_call_delta   always                   ToolCallDelta
+    interrupt         always                   NamedEvent
+    run_parked        always                   Parked
+    run_resumed       always                   none
     run_completed     no text was streamed     NamedEvent(tool_results) if any, a Text per word, Finish
     run_completed     text was streamed        NamedEvent(tool_results) if any were not reported, Finish
     run_cancelled     always                   Finish
@@ -25,15 +28,20 @@ The parts of each event (deploy/PROTOCOL.md, "The SSE sequence"):
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from agentstream.errors import BusError
 from agentstream.protocol.events import (
+    HIDDEN_EVENTS,
+    INPUT_APPLIED,
+    INTERRUPT,
     NAMED_EVENTS,
     REASONING,
     RESERVED_EVENTS,
     RUN_CANCELLED,
     RUN_COMPLETED,
+    RUN_PARKED,
+    RUN_RESUMED,
     RUN_STARTED,
     TERMINAL_EVENTS,
     TEXT,
@@ -43,9 +51,12 @@ from agentstream.protocol.events import (
     WRITTEN_EVENTS,
     Event,
 )
+from agentstream.protocol.interrupts import Interrupt
 from agentstream.protocol.plain_json import json_text
 
 TURN_SEPARATOR = "\n\n"
+_NOT_THE_AGENTS_OWN: Final = RESERVED_EVENTS | HIDDEN_EVENTS
+_QUESTION_EVENTS = frozenset({INTERRUPT, INPUT_APPLIED, RUN_PARKED, RUN_RESUMED})
 
 
 class Text(NamedTuple):
@@ -94,6 +105,16 @@ class Finish(NamedTuple):
     cancelled: bool = False
 
 
+class Parked(NamedTuple):
+    """The run waits for people. A stream ends here, unless later events show that it has been answered.
+
+    ``interrupts`` are the open questions. ``usage`` is that of the run so far.
+    """
+
+    interrupts: tuple[Interrupt, ...]
+    usage: dict[str, int]
+
+
 class Failure(NamedTuple):
     """The end of a run that failed."""
 
@@ -102,7 +123,7 @@ class Failure(NamedTuple):
     status: int | None = None  # the HTTP status, if it is not that of the code
 
 
-Part = Text | Reasoning | ToolCallDelta | NamedEvent | CustomEvent | Finish | Failure
+Part = Text | Reasoning | ToolCallDelta | NamedEvent | CustomEvent | Parked | Finish | Failure
 
 
 class Transcript:
@@ -111,6 +132,7 @@ class Transcript:
     __slots__ = (
         "_any_reported",
         "_call_places",
+        "_interrupts",
         "_reasoning_sent",
         "_text_sent",
         "_tools_since_reasoning",
@@ -132,6 +154,12 @@ class Transcript:
         self._tools_since_reasoning = False
         self._call_places: dict[int, int] | None = None
         self._any_reported = False
+        self._interrupts: tuple[Interrupt, ...] = ()
+
+    @property
+    def text_sent(self) -> bool:
+        """Whether a piece of the answer was sent."""
+        return self._text_sent
 
     @property
     def calls_begun(self) -> bool:
@@ -155,10 +183,22 @@ class Transcript:
             return self._reasoning(event.data) if kind == REASONING else self._tool_call_delta(event.data)
         if kind in TERMINAL_EVENTS:
             return self._end(kind, event.data)
+        if kind in _QUESTION_EVENTS:
+            return self._question(kind, event.data)
         if kind == RUN_STARTED and not event.data.get("resumes"):
             self._unreported = ()
-        is_own = kind not in RESERVED_EVENTS and event.data.__class__ is dict
+        is_own = kind not in _NOT_THE_AGENTS_OWN and event.data.__class__ is dict
         return (CustomEvent(kind, event.data),) if is_own else ()
+
+    def _question(self, kind: str, data: dict[str, Any]) -> Iterable[Part]:
+        if kind == RUN_PARKED:
+            return (Parked(self._interrupts, data["usage"]),)
+        if kind == RUN_RESUMED:
+            self._interrupts = tuple(asked for asked in self._interrupts if asked.id not in data["answered"])
+            return ()
+        if kind == INTERRUPT:
+            self._interrupts += (Interrupt.from_json(data),)
+        return (NamedEvent(kind, data),)
 
     def fail(self, code: str, message: str) -> Iterable[Part]:
         """Return the parts of a failure that is not in the replay log; the transcript is then finished."""
@@ -270,6 +310,7 @@ class AnswerFold:
         self._reasoning: list[str] = []
         self._calls: dict[int, _PartialToolCall] = {}
         self.finish: Finish | None = None
+        self.parked: Parked | None = None  # while the run waits for people
         self.failure: Failure | None = None
 
     @property
@@ -301,6 +342,7 @@ class AnswerFold:
 
     def receive(self, event: Event) -> None:
         """Add the next event; raises BusError for an event after the terminal event."""
+        self.parked = None
         for part in self._transcript.receive(event):
             if isinstance(part, Text):
                 self._texts.append(part.text)
@@ -311,5 +353,7 @@ class AnswerFold:
                 call.arguments.append(part.arguments)
             elif isinstance(part, Finish):
                 self.finish = part
+            elif isinstance(part, Parked):
+                self.parked = part
             elif isinstance(part, Failure):
                 self.failure = part

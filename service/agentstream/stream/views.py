@@ -7,12 +7,12 @@ from typing import Any, Final, Protocol
 from agentstream.protocol.completions import text_completion_body
 from agentstream.protocol.events import Cursor, Event
 from agentstream.protocol.openai import Usage, completion_body
-from agentstream.stream.chat import ChatStream, StreamHead, StreamMachine, StreamOptions
+from agentstream.stream.chat import REQUIRES_ACTION, ChatStream, StreamHead, StreamMachine, StreamOptions
 from agentstream.stream.completions import CompletionStream
 from agentstream.stream.older_calls import OlderChatStream, in_older_form
 from agentstream.stream.response_output import ResponseFold
 from agentstream.stream.responses import ResponseStream
-from agentstream.stream.transcript import AnswerFold, Failure
+from agentstream.stream.transcript import AnswerFold, Failure, Parked
 
 _STATUS: Final = {"running": "in_progress"}
 
@@ -21,6 +21,7 @@ class Fold(Protocol):
     """Collects the events of a run; ``body`` returns the run as one object at any time."""
 
     failure: Failure | None
+    parked: Parked | None
 
     @property
     def finished(self) -> bool:
@@ -56,19 +57,23 @@ class _ChatFold(AnswerFold):
             status = "cancelled" if finish.cancelled else "completed"
         elif failure is not None:
             status = "failed"
+        elif self.parked is not None:
+            status = REQUIRES_ACTION
         body = completion_body(
             run_id=head.run_id,
             created=head.created,
             model=head.model,
             status=_STATUS.get(status, status),
             content=self.content,
-            finish_reason=finish.reason if finish else "stop" if failure else None,
-            usage=finish.usage if finish else Usage().model_dump(),
+            finish_reason=finish.reason if finish else "stop" if failure or self.parked else None,
+            usage=finish.usage if finish else self.parked.usage if self.parked else Usage().model_dump(),
             reasoning=self.reasoning,
             tool_calls=self.tool_calls,
         )
         if failure is not None:
             body["error"] = {"code": failure.code, "message": failure.message}
+        if self.parked is not None:
+            body["interrupts"] = [asked.as_json() for asked in self.parked.interrupts]
         return body
 
 

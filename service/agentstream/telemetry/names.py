@@ -60,7 +60,7 @@ REJECTIONS: Final = (
     "other",
 )
 # How an attempt ended on a worker: its terminal event (for run_failed the failure code), or another worker continues
-# the run (handed_back, lease_lost), or its end could not be stored (not_stored).
+# the run (handed_back, lease_lost), or the run waits for people (parked), or its end could not be stored (not_stored).
 OUTCOMES: Final = (
     "completed",
     "cancelled",
@@ -75,6 +75,7 @@ OUTCOMES: Final = (
     "worker_shutdown",
     "worker_lost",
     "handed_back",
+    "parked",
     "lease_lost",
     "not_stored",
 )
@@ -115,6 +116,7 @@ WORKER_DISPATCH_SECONDS: Final = "agentstream_worker_dispatch_seconds"
 WORKER_CLAIMS: Final = "agentstream_worker_claims_total"
 WORKER_RETRIES: Final = "agentstream_worker_retries_total"
 WORKER_PAUSE_SECONDS: Final = "agentstream_worker_pause_seconds"
+WORKER_CHECKPOINTS: Final = "agentstream_worker_checkpoints_total"
 WORKER_LEASES_LOST: Final = "agentstream_worker_leases_lost_total"
 WORKER_CANCEL_SECONDS: Final = "agentstream_worker_cancel_seconds"
 WORKER_TOKENS: Final = "agentstream_worker_tokens_total"
@@ -248,6 +250,7 @@ WORKER_METRICS: Final = (
         {**_QUEUE_LABEL, "resumed": ("true", "false")},
         buckets_s=WAIT_BUCKETS_S,
     ),
+    Metric(WORKER_CHECKPOINTS, "counter", "Checkpoints that agents made", _QUEUE_LABEL),
     Metric(WORKER_LEASES_LOST, "counter", "Runs that another worker took over while this one held them", _QUEUE_LABEL),
     Metric(
         WORKER_CANCEL_SECONDS,

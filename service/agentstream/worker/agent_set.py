@@ -162,6 +162,7 @@ def _build_engine(settings: Settings) -> Engine:
             settings.openai_api_key,
             model=settings.engine_model,
             timeout_s=settings.engine_timeout_s,
+            prefill=settings.engine_prefill,
         )
     return BuiltinEngine(token_delay_s=settings.demo_token_delay_ms / 1000)
 

@@ -11,6 +11,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from typing import Any, Final
 
 from agentstream import errors
@@ -20,14 +21,16 @@ from agentstream.agents.failures import describe_failure
 from agentstream.agents.shapes import is_async, is_resumable, name_of, returned_in_thread, returned_on_loop
 from agentstream.errors import AgentStreamError, BusError, Fenced, InvalidAgentOutput
 from agentstream.protocol.events import RUN_CANCELLED, RUN_COMPLETED, RUN_FAILED, TEXT, TOOL_CALL_END
+from agentstream.protocol.interrupts import Interrupt
 from agentstream.protocol.jobs import Job
-from agentstream.protocol.openai import ChatCompletionRequest
-from agentstream.store.bus.publisher import RunPublisher
+from agentstream.protocol.openai import ChatCompletionRequest, Usage
+from agentstream.store.bus.publisher import Fields, RunPublisher
 from agentstream.store.queue import Claim
 from agentstream.stream.transcript import tool_result
 from agentstream.telemetry.log_context import AGENT_ERROR, current_log_context
 from agentstream.telemetry.masking import mask, mask_error
 from agentstream.worker.current_agent import CurrentAgent, set_current_agent
+from agentstream.worker.questions import Questions
 from agentstream.worker.spans import agent_span, record_end
 from agentstream.worker.takeover import pack
 from agentstream.worker.tally import Tally
@@ -42,6 +45,7 @@ HAND_OVER_CLEANUP_S: Final = 1.0
 TOOL_GRACE_S: Final = 3.0
 
 HAND_BACK: Final = "hand_back"
+PARK: Final = "park"  # the run waits for people
 LEASE_LOST: Final = "lease_lost"
 
 Terminal = tuple[str, dict[str, Any]]
@@ -58,18 +62,21 @@ class Execution:
         claim: Claim,
         on_tool_end: Callable[[bool], None],
         *,
+        on_checkpoint: Callable[[], None] = lambda: None,
         hide_errors: bool = False,
     ) -> None:
         """Take the job and the function that returns its agent. Call ``bind`` before ``run_agent``.
 
         ``on_tool_end`` is called at the end of each tool call, from any thread. Its argument is whether the call
-        succeeded. With ``hide_errors`` the terminal event of a failed agent has a neutral message.
+        succeeded. ``on_checkpoint`` is called for each checkpoint, from any thread. With ``hide_errors`` the terminal
+        event of a failed agent has a neutral message.
         """
         self.claim = claim
         self.tally = Tally()
         self.resumable = _is_resumable(resolve_agent, claim.job)
         self._resolve_agent = resolve_agent
         self._on_tool_end = on_tool_end
+        self._on_checkpoint = on_checkpoint
         self._hide_errors = hide_errors
         self.agent_name = ""  # empty until the agent is called
         self._publisher: RunPublisher | None = None
@@ -78,11 +85,13 @@ class Execution:
         self.cancel_requested_at_s: float | None = None  # monotonic time
         self._loop = asyncio.get_running_loop()
         self._stopped: asyncio.Future[str] = self._loop.create_future()
+        self.questions = Questions(self._put_question, self._park if self.resumable else None)
         self._handing_over = False
         self._restored: Restored | None = None
         self._warned = False  # that an agent which cannot continue makes checkpoints
         self.result: AgentResult | None = None  # of an agent that has returned a valid one
         self.failure: BaseException | None = None  # of an agent that failed
+        self.usage = Usage()  # so far, of an agent that was stopped
         self._unfinished: list[asyncio.Future[Any]] = []  # may still be running when the run has ended
 
     def bind(self, publisher: RunPublisher) -> None:
@@ -150,8 +159,16 @@ class Execution:
             self._non_text_events += 1
             if event_type == TOOL_CALL_END:
                 self._on_tool_end(bool(data.get("success", True)))
-                if self._handing_over and self.tally.running_tools <= 0:
-                    self._loop.call_soon_threadsafe(self.stop, HAND_BACK)
+                if self.tally.running_tools <= 0:
+                    if self._handing_over:
+                        self._loop.call_soon_threadsafe(self.stop, HAND_BACK)
+                    elif self.questions.waits:
+                        self._loop.call_soon_threadsafe(self.questions.park_if_idle)
+
+    @property
+    def waits(self) -> bool:
+        """Whether the agent waits for people in this worker."""
+        return self.questions.waits
 
     def put_checkpoint(self, state: bytes) -> bool:
         """Publish a checkpoint. May be called from any thread, which then waits until it is stored."""
@@ -166,7 +183,25 @@ class Execution:
                 self.agent_name,
             )
         self._non_text_events += 1
+        self._on_checkpoint()
         return self._publisher.put_checkpoint(pack(state, self.tally))
+
+    def ask(self, asked: Interrupt) -> "Future[Any]":
+        """Ask people a question; return the future answer. May be called from any thread."""
+        self.tally.interrupts += 1
+        return self.questions.ask(asked)
+
+    def _put_question(self, event_type: str, data: dict[str, Any], fields: Fields) -> None:
+        if self._publisher is None:
+            message = "the run has not begun"
+            raise BusError(message)
+        self._non_text_events += 1
+        self._publisher.put(event_type, data, fields)
+
+    def _park(self) -> None:
+        """Put the run down, because its agent waits for people. While a tool runs, wait for its end."""
+        if self.tally.running_tools <= 0:
+            self.stop(PARK)
 
     @property
     def text_events(self) -> int:
@@ -209,7 +244,7 @@ class Execution:
 
     async def _run_agent(self, called: Agent, request: ChatCompletionRequest, run_timeout_s: float) -> Terminal | None:
         run = Run(self.claim.job.run_id, request, self, caller_of(self.claim.job))
-        run.restore(self._restored, self.tally.client_calls)
+        run.restore(self._restored, self.tally.client_calls, self.tally.interrupts)
         agent = asyncio.create_task(self._call(called, run), name=f"agent {self.agent_name} {run.id}")
         agent.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # asyncio must not warn
         self._unfinished.append(agent)
@@ -218,13 +253,15 @@ class Execution:
             await asyncio.wait(ends, timeout=run_timeout_s, return_when=asyncio.FIRST_COMPLETED)
         finally:
             # A thread or task of the agent that still runs cannot publish any more.
-            run.cancel(continued=self.stop_reason in {HAND_BACK, LEASE_LOST})
+            run.cancel(continued=self.stop_reason in {HAND_BACK, LEASE_LOST, PARK})
+            self.questions.close()
             ended_itself = agent.done()
             agent.cancel()
         if ended_itself and self.stop_reason != LEASE_LOST:
             return self._terminal_of(agent, request)
-        handed_back = self.stop_reason == HAND_BACK
-        await asyncio.wait({agent}, timeout=HAND_OVER_CLEANUP_S if handed_back else CLEANUP_TIMEOUT_S)
+        continued = self.stop_reason in {HAND_BACK, PARK}
+        await asyncio.wait({agent}, timeout=HAND_OVER_CLEANUP_S if continued else CLEANUP_TIMEOUT_S)
+        self.usage = self.tally.usage(request.messages)
         if self.stop_reason is None:
             return failed_event(errors.RUN_TIMEOUT, f"the run took longer than {run_timeout_s:g} s")
         if self.stop_reason == errors.CANCELLED:

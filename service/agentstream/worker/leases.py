@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 from typing import Final, Protocol
 
 from agentstream.errors import BrokerUnavailable
+from agentstream.store.interrupts import ANSWERED
 from agentstream.store.queue import Claim, JobQueue
 from agentstream.telemetry.log_context import log_context_of, log_extra
 
@@ -47,13 +48,19 @@ class LeasedRun(Protocol):
     def cancel(self) -> None:
         """End the run as cancelled."""
 
+    @property
+    def waits(self) -> bool:
+        """Whether its agent waits for people in this worker."""
+        ...
+
 
 class Leases:
     """The leases that this worker holds."""
 
     def __init__(self, queue: JobQueue, lease_s: float) -> None:
-        """Bind the queue. No lease is held yet."""
+        """Bind the queue. No lease is held yet. Set ``on_waiting``: it reads the answers of a run that waits here."""
         self._queue = queue
+        self.on_waiting: Callable[[str], Awaitable[None]] = _ignore
         self.lease_s = lease_s
         self.interval_s = lease_s / RENEWALS_PER_LEASE
         self._held: dict[str, LeasedRun] = {}
@@ -68,11 +75,18 @@ class Leases:
         self._held.pop(run.claim.entry_id, None)
 
     def on_control(self, message: bytes) -> None:
-        """Cancel the run whose id came on this worker's control channel. Ignore it if the run has ended."""
-        run_id = message.decode(errors="replace")
+        """Cancel the run whose id came on this worker's control channel, or let it read its answers.
+
+        A run that has ended is ignored.
+        """
+        text = message.decode(errors="replace")
+        run_id = text.removeprefix(ANSWERED)
         for run in list(self._held.values()):
             if run.claim.job.run_id == run_id:
-                run.cancel()
+                if text != run_id:
+                    self.renew_now()  # reads the answers, too
+                else:
+                    run.cancel()
 
     def renew_now(self) -> None:
         """Renew at once. After a reconnect, leases may have expired, and other workers may take the runs over."""
@@ -107,9 +121,16 @@ class Leases:
         by_run = {run.claim.job.run_id: run for run in self._held.values()}
         for run_id in await self._queue.cancel_requested(list(by_run)):
             by_run[run_id].cancel()
+        for run_id, run in by_run.items():
+            if run.waits:
+                await self.on_waiting(run_id)
         called = [(run_id, run.agent_name, run.text_events) for run_id, run in by_run.items() if run.agent_name]
         if called:
             await self._queue.report_progress(called)
+
+
+async def _ignore(_run_id: str) -> None:
+    """Do nothing."""
 
 
 async def warn_if_unavailable(action: Callable[[], Awaitable[None]], what: str) -> None:

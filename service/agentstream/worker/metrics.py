@@ -90,6 +90,7 @@ class QueueMetrics:
         }
         every.counter(metric_names.WORKER_TOKENS, queue)
         self._retries = every.counter(metric_names.WORKER_RETRIES, queue)
+        self._checkpoints = every.counter(metric_names.WORKER_CHECKPOINTS, queue)
         self._leases_lost = every.counter(metric_names.WORKER_LEASES_LOST, queue)
         self._terminal_events_not_stored = every.counter(metric_names.WORKER_PUBLISH_FAILURES, NOT_STORED)
         self._run_seconds = every.histogram(metric_names.WORKER_RUN_SECONDS, queue)
@@ -113,6 +114,10 @@ class QueueMetrics:
     def taken_over(self, *, resumes: bool, pause_s: float) -> None:
         """Observe how long a run stood still before this worker called its agent again."""
         self._pause_seconds[resumes].observe(pause_s)
+
+    def checkpoint_made(self) -> None:
+        """Count a checkpoint. May be called from any thread."""
+        self._checkpoints.inc()
 
     def tool_ended(self, *, success: bool) -> None:
         """Count the end of a tool call. May be called from any thread."""

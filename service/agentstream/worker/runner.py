@@ -21,9 +21,10 @@ from agentstream.store.bus.bus import Bus
 from agentstream.store.bus.publisher import LogLimits, RunPublisher
 from agentstream.store.queue import BegunAttempt, Claim, JobQueue
 from agentstream.telemetry import tracing
-from agentstream.worker.execution import HAND_BACK, LEASE_LOST, AgentResolver, Execution, Terminal, failed_event
+from agentstream.worker.execution import HAND_BACK, LEASE_LOST, PARK, AgentResolver, Execution, Terminal, failed_event
 from agentstream.worker.leases import Leases
 from agentstream.worker.metrics import HANDED_BACK, NOT_STORED, QueueMetrics
+from agentstream.worker.parking import PARKED, Parking
 from agentstream.worker.run_log_lines import RunLogLines
 from agentstream.worker.spans import job_span, record_end
 from agentstream.worker.takeover import Takeover, read_takeover
@@ -61,6 +62,7 @@ class Runner:
         leases: Leases,
         limits: RunLimits,
         metrics: QueueMetrics,
+        parking: Parking,
         *,
         log_content: bool = False,
         hide_errors: bool = False,
@@ -77,6 +79,7 @@ class Runner:
         self._leases = leases
         self._limits = limits
         self._metrics = metrics
+        self._parking = parking
         self._log_lines = RunLogLines(content=log_content)
         self._hide_errors = hide_errors
         self._on_agent_end = on_agent_end
@@ -113,7 +116,13 @@ class Runner:
         """
         self._log_lines.claimed(claim, self._queue)
         self._metrics.claimed(again=suspicious is not None)
-        execution = Execution(self._resolve_agent, claim, self._on_tool_end, hide_errors=self._hide_errors)
+        execution = Execution(
+            self._resolve_agent,
+            claim,
+            self._on_tool_end,
+            on_checkpoint=self._metrics.checkpoint_made,
+            hide_errors=self._hide_errors,
+        )
         self._executions.add(execution)
         self._leases.hold(execution)
         if self._handing_over:
@@ -176,25 +185,29 @@ class Runner:
                 self._log_lines.taken_over(resumes=restored is not None, pause_s=begun.silent_s)
             terminal = await execution.run_agent(self._limits.run_timeout_s, restored)
             self._on_agent_end()
+        outcome = ""
+        if terminal is None:
+            terminal, outcome = await self._leave(execution, begun, publisher)
         if terminal is not None:
             outcome = await self._store_terminal_event(publisher, terminal)
-        elif execution.stop_reason == HAND_BACK:
-            outcome = await self._store_hand_over(publisher)
-        else:
-            outcome = NOT_STORED if execution.broker_refused else LEASE_LOST
         now_s, cancel_s = time.monotonic(), execution.cancel_requested_at_s
         cancel_seconds = None if cancel_s is None else now_s - cancel_s
         self._metrics.ended(outcome, seconds=now_s - begun_s, cancel_seconds=cancel_seconds)
         self._log_lines.ended(terminal, outcome, seconds=now_s - begun_s)
         publisher.close(BusError("the run has ended, or another worker continues it"))
-        if outcome == HANDED_BACK:
-            await self._queue.hand_back(execution.claim)
-        elif outcome in {LEASE_LOST, NOT_STORED}:
+        if outcome in {LEASE_LOST, NOT_STORED}:
             return None, outcome
-        else:
+        if outcome != HANDED_BACK:
             await self._queue.finish(execution.claim)
         await self._log_lines.answered(self._bus, execution.claim.job.run_id, terminal)
         return terminal, outcome
+
+    async def deliver_answers(self, run_id: str) -> None:
+        """Give the answers of a run to its agent, if the agent waits for them in this worker."""
+        waiting = await self._parking.read(run_id)
+        for execution in self._executions:
+            if waiting is not None and execution.claim.job.run_id == run_id:
+                execution.questions.deliver(waiting.answers)
 
     def _on_tool_end(self, success: bool) -> None:  # noqa: FBT001 -- a callback
         self._metrics.tool_ended(success=success)
@@ -217,6 +230,8 @@ class Runner:
             tally.record(TEXT, "?")  # a replay log of this size contains text
             takeover = None
         tally.running_tools = 0
+        if (waiting := await self._parking.read(job.run_id)) is not None:
+            execution.questions.restore(waiting)
         if not execution.resumable and (
             tally.written_characters or (tally.tool_calls and not self._limits.retry_after_tools)
         ):
@@ -230,8 +245,26 @@ class Runner:
             return None, failed_event(errors.WORKER_LOST, f"the run was given up: {lost} workers were lost during it")
         return takeover, None
 
-    async def _store_hand_over(self, publisher: RunPublisher) -> str:
-        """Store that this attempt is handed over, after all its events. Return the outcome of the attempt."""
+    async def _leave(
+        self, execution: Execution, begun: BegunAttempt, publisher: RunPublisher
+    ) -> tuple[Terminal | None, str]:
+        """Leave a run that another attempt continues. Return the outcome, or a terminal event if none can."""
+        if execution.stop_reason == HAND_BACK:
+            outcome = await self._hand_over(publisher, execution.claim)
+            if outcome == errors.WORKER_SHUTDOWN:
+                message = "the worker was stopped, and Redis has lost the job of the run"
+                return failed_event(outcome, message), outcome
+            return None, outcome
+        if execution.stop_reason == PARK:
+            parked = await self._parking.park(publisher, execution.claim, begun, execution.usage, execution.questions)
+            return None, PARKED if parked else LEASE_LOST
+        return None, NOT_STORED if execution.broker_refused else LEASE_LOST
+
+    async def _hand_over(self, publisher: RunPublisher, claim: Claim) -> str:
+        """Hand the run to the other workers, after all its events. Return the outcome of the attempt.
+
+        The outcome is WORKER_SHUTDOWN if no other worker can take the run.
+        """
         try:
             publisher.put(RUN_HANDED_OVER, {})
             async with asyncio.timeout(HAND_OVER_FLUSH_S):
@@ -240,7 +273,8 @@ class Runner:
             return LEASE_LOST
         except (AgentStreamError, TimeoutError) as exc:
             log.warning("the last events before the hand-over are not stored: %s", str(exc) or "Redis does not answer")
-        return HANDED_BACK
+            publisher.close(BusError("another worker continues the run"))  # what is left must not come later
+        return HANDED_BACK if await self._queue.hand_back(claim) else errors.WORKER_SHUTDOWN
 
     async def _store_terminal_event(self, publisher: RunPublisher, terminal: Terminal) -> str:
         """Store the terminal event. Return the outcome of the attempt."""

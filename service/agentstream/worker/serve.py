@@ -19,6 +19,7 @@ from agentstream.store.bus.bus import Bus
 from agentstream.store.bus.publisher import LogLimits
 from agentstream.store.connection.endpoint import Endpoint
 from agentstream.store.connection.link import Link
+from agentstream.store.interrupts import InterruptStore
 from agentstream.store.queue import JobQueue
 from agentstream.telemetry.masking import register_secrets
 from agentstream.telemetry.otel import exported_spans
@@ -28,6 +29,7 @@ from agentstream.worker.health_server import HealthServer
 from agentstream.worker.leases import Leases
 from agentstream.worker.loop_watch import LoopWatch
 from agentstream.worker.metrics import WorkerMetrics
+from agentstream.worker.parking import Parking
 from agentstream.worker.process_guard import ProcessGuard, exit_soon
 from agentstream.worker.runner import RunLimits, Runner
 from agentstream.worker.slots import Slots
@@ -97,6 +99,8 @@ async def _run_worker(  # noqa: PLR0913, PLR0917 -- the parts made from the sett
     bus = Bus(link, keys)
     metrics = WorkerMetrics(number, slots=settings.concurrency)
     limits = run_limits(settings)
+    interrupts = InterruptStore(link, keys)
+    parking = {name: Parking(interrupts, name, closed_ttl_s=settings.run_ttl_s) for name in queues}
     workers = {
         name: Worker(
             queue,
@@ -107,11 +111,13 @@ async def _run_worker(  # noqa: PLR0913, PLR0917 -- the parts made from the sett
                 leases[name],
                 limits,
                 metrics.queue(name),
+                parking[name],
                 log_content=settings.log_content,
                 hide_errors=settings.error_details == "hidden",
                 on_agent_end=guard.check_all,
             ),
             leases[name],
+            parking[name],
             slots=slots,
             drain_timeout_s=settings.drain_timeout_s,
             is_connected=lambda: link.connected,

@@ -16,6 +16,7 @@ from agentstream.protocol.events import (
     REASONING,
     RESERVED_EVENTS,
     RUN_HANDED_OVER,
+    RUN_PARKED,
     START,
     TEXT,
     TOOL_CALL_DELTA,
@@ -76,7 +77,7 @@ def takeover_of(checkpoint: StoredCheckpoint | None, events: Sequence[Event], at
         tally.restore(stored["counts"])
     for event in events:
         tally.record(event.type, event.data)
-    handed_over = {event.attempt for event in events if event.type == RUN_HANDED_OVER}
+    handed_over = {event.attempt for event in events if event.type in {RUN_HANDED_OVER, RUN_PARKED}}
     progress = max([position.attempt, *(event.attempt for event in events if event.type in WRITTEN_EVENTS)])
     stalled = [number for number in range(progress + 1, attempt) if number not in handed_over]
     restored = _restored(state, events)

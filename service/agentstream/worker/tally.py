@@ -24,6 +24,7 @@ class Tally:
         self.written_characters = 0  # text, reasoning and calls of the client's tools
         self.client_calls = 0  # calls of the client's tools
         self.tool_calls = 0  # calls of the agent's own tools
+        self.interrupts = 0  # calls of ``run.interrupt``, answered or not
         self.running_tools = 0  # those of them that have not ended
         self._reported_usage = Usage()
         self._unreported_characters = 0
@@ -47,7 +48,7 @@ class Tally:
             self.tool_calls += 1
             self.running_tools += 1
         elif event_type == TOOL_CALL_END:
-            self.running_tools -= 1
+            self.running_tools = max(0, self.running_tools - 1)  # a tool that runs again has no second start
         elif event_type == "inference_end" and "usage" in data:
             try:
                 usage = Usage.model_validate(data["usage"])
@@ -67,6 +68,7 @@ class Tally:
             "written": self.written_characters,
             "client_calls": self.client_calls,
             "tool_calls": self.tool_calls,
+            "interrupts": self.interrupts,
             "usage": self._reported_usage.model_dump(),
             "unreported": self._unreported_characters,
         }
@@ -77,6 +79,7 @@ class Tally:
         self.written_characters = counts["written"]
         self.client_calls = counts["client_calls"]
         self.tool_calls = counts["tool_calls"]
+        self.interrupts = counts.get("interrupts", 0)
         self._reported_usage = Usage.model_validate(counts["usage"])
         self._unreported_characters = counts["unreported"]
 

@@ -11,6 +11,7 @@ from agentstream.errors import AgentStreamError, BrokerUnavailable
 from agentstream.store.queue import HANDED_BACK_IDLE_MS, HEARTBEAT_INTERVAL_S, Claim, JobQueue
 from agentstream.telemetry.log_context import LogContext, log_context_of, log_extra
 from agentstream.worker.leases import Leases, warn_if_unavailable
+from agentstream.worker.parking import Parking
 from agentstream.worker.runner import Runner
 from agentstream.worker.slots import Slots
 
@@ -33,6 +34,7 @@ class Worker:
         queue: JobQueue,
         runner: Runner,
         leases: Leases,
+        parking: Parking,
         *,
         slots: Slots,
         drain_timeout_s: float,
@@ -46,6 +48,8 @@ class Worker:
         self._queue = queue
         self._runner = runner
         self._leases = leases
+        self._parking = parking
+        leases.on_waiting = runner.deliver_answers
         self._drain_timeout_s = drain_timeout_s
         self._slots = slots
         self._runs: set[asyncio.Task[None]] = set()
@@ -78,6 +82,7 @@ class Worker:
                 side_tasks = [
                     tasks.create_task(self._send_heartbeats(), name="beat"),
                     tasks.create_task(self._leases.renew_forever(), name="leases"),
+                    tasks.create_task(self._expire_questions(), name="questions"),
                 ]
                 reclaiming = tasks.create_task(self._reclaim(), name="reclaim")
                 await self._claim_until(stop)
@@ -219,6 +224,11 @@ class Worker:
             for task in left:
                 log.error("%s did not end in time; cancelling it", task.get_name())
                 task.cancel()
+
+    async def _expire_questions(self) -> None:
+        while True:
+            await warn_if_unavailable(self._parking.expire, "end questions that nobody answered in time")
+            await asyncio.sleep(self._leases.interval_s)
 
     async def _send_heartbeats(self) -> None:
         while True:

@@ -10,11 +10,14 @@ from agentstream.frontend.api.admission import AdmittedRun, admit, find_owned_ru
 from agentstream.frontend.api.negotiation import stream_options
 from agentstream.frontend.api.parsing import read_request
 from agentstream.frontend.context import CONTEXT, Context
-from agentstream.frontend.runs.attaching import ExistingRun
+from agentstream.frontend.runs.answering import answer_run
+from agentstream.frontend.runs.attaching import ExistingRun, last_event
 from agentstream.frontend.runs.cancelling import cancel_run
+from agentstream.frontend.runs.collecting import wait_for_run
 from agentstream.frontend.runs.guards import refuse_over_limit
 from agentstream.frontend.runs.reading import snapshot_run
 from agentstream.frontend.runs.streaming import stream_run
+from agentstream.protocol.answers import ResumeRequest
 from agentstream.protocol.events import Cursor
 from agentstream.protocol.older_forms import in_current_form
 from agentstream.protocol.openai import ChatCompletionRequest
@@ -60,6 +63,24 @@ async def cancel_chat_completion(request: web.Request) -> web.StreamResponse:
     return await cancel_run(context, info, _view_of(info.response))
 
 
+async def resume_chat_completion(request: web.Request) -> web.StreamResponse:
+    """POST /v1/chat/completions/{id}/resume: answer interrupts; stream the rest of the run, or wait for it."""
+    context = request.app[CONTEXT]
+    info = await find_owned_run(context, request, request.match_info["run_id"])
+    body = await read_request(request, context.settings, ResumeRequest)
+    options = stream_options(request, include_usage=info.include_usage)
+    view = _view_of(info.response)
+    parked_at = await last_event(context, info)
+    await answer_run(context, info, body.answers)
+    if body.background:
+        return await snapshot_run(context, info, view)
+    run = ExistingRun(context, info, parked_at)
+    if body.stream:
+        refuse_over_limit(request)
+        return await stream_run(request, context, run, view, options, cancel_on_disconnect=False)
+    return await wait_for_run(context, run, view, cancel_on_disconnect=False)
+
+
 def _view_of(kept: dict[str, Any] | None) -> View:
     """Return the view of a run: the older form of calls if its client sent ``functions``."""
     return OLDER_CHAT_VIEW if kept and kept.get("older_calls") else CHAT_VIEW
@@ -80,4 +101,5 @@ ROUTES: Final = [
     web.post("/v1/chat/completions", create_chat_completion),
     web.get("/v1/chat/completions/{run_id}", retrieve_chat_completion),
     web.post("/v1/chat/completions/{run_id}/cancel", cancel_chat_completion),
+    web.post("/v1/chat/completions/{run_id}/resume", resume_chat_completion),
 ]

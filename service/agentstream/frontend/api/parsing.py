@@ -5,11 +5,10 @@ from typing import Any, Final, TypeVar
 
 import orjson
 from aiohttp import http_exceptions, web
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from agentstream.config import Settings
 from agentstream.errors import BodyTimeout, InvalidRequest, UnsupportedMediaType
-from agentstream.protocol.openai import SharedFields
 
 # Nesting levels of a body. The deepest body for OpenAI's API (a JSON schema in a tool) has fewer than 30. This also
 # limits recursion in later code.
@@ -27,7 +26,7 @@ MAX_OTHER_FIELDS: Final = 5  # wrong fields that an error names beside the first
 # Words for pydantic's messages that do not say what to write. The only pattern in requests is that of names.
 _WORDS: Final = {"string_pattern_mismatch": "must not contain control characters, such as line ends"}
 
-RequestT = TypeVar("RequestT", bound=SharedFields)
+RequestT = TypeVar("RequestT", bound=BaseModel)
 
 
 async def read_request(request: web.Request, settings: Settings, model: type[RequestT]) -> RequestT:

@@ -58,6 +58,12 @@ class ExistingRun:
         return deadlines_of(self._context, feed, None)
 
 
+async def last_event(context: Context, info: RunInfo) -> Cursor | None:
+    """Return the position of the last event in the replay log of a run; None if the log has none."""
+    async with broker_timeout(context):
+        return await context.bus.last_event(info.run_id)
+
+
 async def resolve_idempotency_key(
     context: Context, owner: str, key: str, chat: ChatCompletionRequest, job: Job
 ) -> RunInfo | Job:

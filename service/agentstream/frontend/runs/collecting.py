@@ -18,7 +18,7 @@ async def wait_for_run(context: Context, source: RunSource, view: View, *, cance
     """
     feed = context.bus.feed(source.head.run_id)
     opening = source.open(feed)
-    collector = Collector(view.fold(source.head))
+    collector = Collector(view.fold(source.head), feed)
     feed.deliver_to(collector)
     collector.attach(source.deadlines(feed), context.metrics.latency_timer() if isinstance(source, NewRun) else None)
     context.watcher.add(collector)

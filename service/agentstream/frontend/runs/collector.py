@@ -8,6 +8,7 @@ from agentstream.errors import STREAM_LOST, AgentStreamError, RunFailed
 from agentstream.frontend.runs.latency_timer import LatencyTimer
 from agentstream.frontend.runs.watcher import Deadlines
 from agentstream.protocol.events import TEXT, WRITTEN_EVENTS, Batch, written_characters
+from agentstream.store.bus.feed import RunFeed
 from agentstream.stream.views import Fold
 from agentstream.telemetry.log_context import current_log_context, log_extra
 from agentstream.telemetry.masking import mask_error
@@ -25,8 +26,12 @@ class Collector:
     The run may continue after that.
     """
 
-    def __init__(self, fold: Fold) -> None:
-        """Collect events into ``fold``. Call ``attach`` to set deadlines."""
+    def __init__(self, fold: Fold, feed: RunFeed | None = None) -> None:
+        """Collect events into ``fold``. Call ``attach`` to set deadlines.
+
+        With a ``feed`` the collector is also done when the run waits for people. Without it, only at the run's end.
+        """
+        self._feed = feed
         self.fold = fold
         self._loop = asyncio.get_running_loop()
         self._deadlines: Deadlines | None = None
@@ -46,7 +51,12 @@ class Collector:
     @property
     def ended(self) -> bool:
         """Whether the terminal event was received. False for a run that was given up."""
-        return self.fold.finished
+        return self.fold.finished or self.parked
+
+    @property
+    def parked(self) -> bool:
+        """Whether the run waits for people."""
+        return self.fold.parked is not None
 
     async def wait_ended(self) -> None:
         """Return when the run has ended; raises RunFailed if it was given up."""
@@ -66,6 +76,19 @@ class Collector:
         """Fold the next events of the run, in order; ignore events after the end."""
         if self._done.done():
             return
+        self._fold(batch)
+        if batch.seq == 1:
+            self._begin(batch)
+        if self._deadlines is not None:
+            self._deadlines.events_received(self._loop.time())
+        if self.fold.finished:
+            self._done.set_result(None)
+        elif self.parked:
+            self.on_caught_up()
+        elif self._characters > MAX_COMPLETION_CHARACTERS:
+            self.fail(STREAM_LOST, f"the answer exceeds {MAX_COMPLETION_CHARACTERS} characters; use stream: true")
+
+    def _fold(self, batch: Batch) -> None:
         for event in batch.events():
             self.fold.receive(event)
             if event.type == TEXT:
@@ -74,14 +97,11 @@ class Collector:
                 self._characters += written_characters(event.type, event.data)
             if self.fold.finished:
                 break
-        if batch.seq == 1:
-            self._begin(batch)
-        if self._deadlines is not None:
-            self._deadlines.events_received(self._loop.time())
-        if self.fold.finished:
+
+    def on_caught_up(self) -> None:
+        """Be done if the run waits for people, and no later event shows that it has been answered."""
+        if self.parked and self._feed is not None and self._feed.live and not self._done.done():
             self._done.set_result(None)
-        elif self._characters > MAX_COMPLETION_CHARACTERS:
-            self.fail(STREAM_LOST, f"the answer exceeds {MAX_COMPLETION_CHARACTERS} characters; use stream: true")
 
     def _begin(self, batch: Batch) -> None:
         if self._deadlines is not None:

@@ -176,8 +176,17 @@ class StreamPump:
             self._out_bytes += len(data)
             if self._out_bytes > HIGH_WATER_BYTES:
                 self._flush_early()
+        elif machine.parked is not None:
+            self.on_caught_up()
         if machine.tail is not None:
             self._paced = machine.completed and self._replay_delay_s > 0
+            self._wake_up()
+
+    def on_caught_up(self) -> None:
+        """End the stream if the run waits for people, and no later event shows that it has been answered."""
+        machine = self._machine
+        if machine.parked is not None and machine.tail is None and self._feed is not None and self._feed.live:
+            machine.park()
             self._wake_up()
 
     def _begin(self, batch: Batch) -> None:

@@ -12,7 +12,18 @@ from agentstream.store.scripts import SCRIPTS
 
 MAX_LISTED_RUNS: Final = 1000  # default limit for each queue; equals the default of MAX_QUEUED
 
-_FIELDS: Final = ("status", "model", "created", "attempt", "worker", "cancel", "agent", "tokens")
+_FIELDS: Final = (
+    "status",
+    "model",
+    "created",
+    "attempt",
+    "worker",
+    "cancel",
+    "agent",
+    "tokens",
+    "checkpoint",
+    "checkpoint_at",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +33,8 @@ class OpenRun:
     ``state`` is queued, running, cancelling, or the final status of a run that ended a moment ago. It is unknown if
     the run has no hash, because the broker lost data. ``events`` counts the events of the latest attempt; a streamed
     token is one event. The worker stores ``agent`` and ``tokens`` when it renews its lease. They are empty and 0 until
-    the first renewal.
+    the first renewal. ``checkpoint`` is the position of the last checkpoint, for example ``1-17``, and
+    ``checkpoint_age_s`` its age; both are None if there is none.
     """
 
     run_id: str
@@ -35,6 +47,8 @@ class OpenRun:
     events: int
     agent: str = ""
     tokens: int = 0
+    checkpoint: str | None = None
+    checkpoint_age_s: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +89,7 @@ class OpenRunReader(AdminClient):
 
 
 def _open_run(run_id: str, queue: str, now_s: int, fields: list[bytes | None], last_entry: bytes | None) -> OpenRun:
-    status, model, created, attempt, worker, cancel, agent, tokens = (
+    status, model, created, attempt, worker, cancel, agent, tokens, checkpoint, checkpoint_at = (
         value.decode(errors="replace") if value else "" for value in fields
     )
     if cancel and status == "running":
@@ -91,4 +105,6 @@ def _open_run(run_id: str, queue: str, now_s: int, fields: list[bytes | None], l
         events=int((last_entry or b"0-0").partition(b"-")[2]),
         agent=agent,
         tokens=int(tokens or 0),
+        checkpoint=checkpoint or None,
+        checkpoint_age_s=max(0, now_s - int(checkpoint_at)) if checkpoint_at else None,
     )

@@ -56,6 +56,11 @@ class Bus:
         position, content = await self._link.call("HMGET", self._keys.run(run_id), "checkpoint", "state")
         return StoredCheckpoint(Cursor.parse(position.decode()), content) if position and content else None
 
+    async def last_event(self, run_id: str) -> Cursor | None:
+        """Return the position of the last event in the run's replay log; None if there is no log."""
+        last = await self._link.call_script("last_entry", [self._keys.events(run_id)])
+        return Cursor.parse(last.decode()) if last else None
+
     async def history(self, run_id: str, after: Cursor = START) -> list[Event]:
         """Return the events in the run's replay log after a position.
 

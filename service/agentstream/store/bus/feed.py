@@ -53,6 +53,9 @@ class Consumer(Protocol):
     def on_failure(self, error: AgentStreamError) -> None:
         """Handle the end of the feed: no more events can be delivered."""
 
+    def on_caught_up(self) -> None:
+        """Handle that all events of the replay log were delivered; from now on events arrive as they happen."""
+
 
 class RunFeed:
     """Delivers every event of a run to its consumer, once and in order. If it cannot, it calls ``on_failure`` once."""
@@ -95,6 +98,11 @@ class RunFeed:
     def deliver_to(self, consumer: Consumer) -> None:
         """Set the consumer. Call this in the same turn of the event loop as ``open``."""
         self._consumer = consumer
+
+    @property
+    def live(self) -> bool:
+        """Whether every event that is known to exist was delivered."""
+        return self._state is _LIVE
 
     @property
     def position(self) -> tuple[int, int]:
@@ -212,6 +220,7 @@ class RunFeed:
         else:
             self._state = _State.LIVE
             self._set_synced()
+            self._consumer.on_caught_up()
 
     def _on_log_entry(self, batch: Batch) -> None:
         expected = self._seq + 1 if batch.attempt == self._attempt else 1

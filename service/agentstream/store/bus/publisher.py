@@ -17,10 +17,12 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import hiredis
+import orjson
 
 from agentstream.errors import AgentStreamError, BufferFull, BusError, Fenced, RunCancelled
 from agentstream.protocol.events import (
     RUN_CHECKPOINT,
+    RUN_PARKED,
     START,
     STORED_FIRST,
     TERMINAL_EVENTS,
@@ -56,6 +58,8 @@ class LogLimits:
     max_bytes: int
 
 
+# Fields of the run's hash from which another attempt continues.
+_CONTINUATION: Final = ("state", "job", "interrupts", "answers")
 # Names and values of fields of the run's hash, one after another.
 Fields = tuple[str | bytes | int, ...]
 
@@ -108,6 +112,7 @@ class RunPublisher:
         self._fields: deque[Fields] = deque()  # of the events that wait and end their batch
         self._has_checkpoint = attempt > 1  # an earlier attempt may have stored one
         self._last_checkpoint: _Batch | None = None
+        self._parked_ttl_s = 0
         self._next_seq = 1
         self._stored_seq = 0
         self._log_exists = False
@@ -185,6 +190,15 @@ class RunPublisher:
         """
         self.put(RUN_CHECKPOINT, {}, ("state", checkpoint, "checkpoint_at", int(time.time())))
         return threading.get_ident() != self._loop_thread
+
+    def put_parked(self, usage: dict[str, int], job: bytes, attempt: int, ttl_s: int) -> None:
+        """Add the event that parks the run: its usage so far, and its job, with which it is enqueued again later.
+
+        Its attempts so far no longer count. ``ttl_s`` is the TTL of the keys of the parked run.
+        """
+        self._parked_ttl_s = ttl_s
+        status: Fields = ("status", "requires_action", "handed_back", attempt, "entry", "", "worker", "")
+        self.put(RUN_PARKED, {"usage": usage}, (*status, "usage", orjson.dumps(usage), "job", job))
 
     def _wait(self, condition: Callable[[], bool], timeout_s: float | None = None) -> None:
         """Let this thread, which holds the lock, wait for ``condition``. ``close`` makes every condition true."""
@@ -292,8 +306,9 @@ class RunPublisher:
             self._has_checkpoint = True
             batch.fields = ("checkpoint", f"{self._attempt}-{batch.last_seq}", *fields)
         elif terminal:
-            state = ("state", "") if self._has_checkpoint else ()  # nobody continues the run
-            batch.fields = ("status", terminal.removeprefix("run_"), *state)
+            # Nobody continues the run.
+            emptied = (name for field in _CONTINUATION for name in (field, "")) if self._has_checkpoint else ()
+            batch.fields = ("status", terminal.removeprefix("run_"), *emptied)
         self._keep(batch)
         return batch
 
@@ -344,6 +359,8 @@ class RunPublisher:
         """Return the TTL that the run's keys get with this batch; 0 if it does not change."""
         if batch.terminal:
             return self._limits.closed_ttl_s
+        if self._parked_ttl_s and batch.last_seq == self._put_seq:
+            return self._parked_ttl_s
         return 0 if self._log_exists else self._limits.open_ttl_s
 
     def _on_published(self, reply: Reply) -> None:

@@ -6,7 +6,7 @@
 -- again after a lost reply; or ENDED if the terminal event is stored.
 local entry, status, attempt, cancel, handed_back, token, seen = unpack(redis.call('HMGET', KEYS[1],
   'entry', 'status', 'attempt', 'cancel', 'handed_back', 'token', 'seen'))
-if entry and entry ~= ARGV[1] then return 'DUPLICATE' end
+if entry and entry ~= '' and entry ~= ARGV[1] then return 'DUPLICATE' end
 if status and status ~= 'queued' and status ~= 'running' then return 'ENDED' end
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -19,6 +19,7 @@ local last = redis.call('XREVRANGE', KEYS[2], '+', '-', 'COUNT', 1)[1]
 if last then attempt = math.max(attempt, tonumber(string.match(last[1], '^%d+')) + 1) end
 redis.call('HSET', KEYS[1], 'entry', ARGV[1], 'worker', ARGV[2], 'status', 'running', 'attempt', attempt,
   'token', ARGV[4], 'seen', string.format('%.0f', now))
+if entry == '' then redis.call('HSET', KEYS[1], 'job', '') end  -- the queue entry has it again
 redis.call('EXPIRE', KEYS[1], ARGV[3])
 local resumes = ARGV[5] == '1' and attempt > 1 and ',"resumes":true' or ''
 local batch = '{"v":1,"a":' .. attempt .. ',"s":1,"e":[["run_started",{"worker":"' .. ARGV[2] .. '"' .. resumes .. '}]]}'

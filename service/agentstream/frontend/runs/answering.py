@@ -1,0 +1,112 @@
+"""Answers the interrupts of a run, so that the run goes on."""
+
+import asyncio
+import time
+from collections.abc import Mapping
+from typing import Any, Final
+
+import orjson
+
+from agentstream.errors import BusError, Conflict, Gone, InvalidRequest
+from agentstream.frontend.context import Context
+from agentstream.frontend.runs.guards import broker_timeout, require_broker
+from agentstream.frontend.runs.new_run import run_open_ttl_s
+from agentstream.protocol.interrupts import MAX_ANSWER_BYTES, MAX_ANSWERS_BYTES, reason_against_answer
+from agentstream.store.interrupts import Waiting
+from agentstream.store.runs import RunInfo
+
+# A run is parked within this time after it has asked, unless tools of it still run.
+PARKING_TIMEOUT_S: Final = 4.0
+_RETRY_S: Final = 0.05
+# If this front end is killed between the answer and the enqueueing, a worker enqueues the run after this time.
+_REMEMBER_S: Final = 10
+
+
+async def answer_run(context: Context, info: RunInfo, answers: Mapping[str, Any]) -> None:
+    """Store answers to open interrupts of a run. After the last one the run is in its queue again.
+
+    The same answers may be sent again. Raises Conflict if the run waits for nothing, if an interrupt has another answer
+    already, or if it has expired; InvalidRequest for an unknown interrupt or an answer that does not fit; Gone if the
+    run can no longer go on; and BrokerUnavailable. Nothing is stored then.
+    """
+    require_broker(context)
+    give_up_at_s = time.monotonic() + PARKING_TIMEOUT_S
+    while True:
+        try:
+            async with broker_timeout(context):
+                if await _store(context, info, answers):
+                    return
+        except BusError as exc:
+            raise Gone(str(exc)) from exc
+        if time.monotonic() > give_up_at_s:
+            message = f"the run {info.run_id} has asked, but still runs a tool; send the answer again"
+            raise Conflict(message, code="not_waiting", retry_after_s=1)
+        await asyncio.sleep(_RETRY_S)
+
+
+async def _store(context: Context, info: RunInfo, answers: Mapping[str, Any]) -> bool:
+    """Try to store the answers; return whether that is done."""
+    waiting = await context.interrupts.read(info.run_id)
+    if waiting is None:
+        message = f"the run {info.run_id} waits for nothing: its status is {info.status}"
+        raise Conflict(message, code="not_waiting")
+    new = _new_answers(waiting, answers)
+    if new and waiting.status not in {"requires_action", "running"}:
+        message = f"the run {info.run_id} waits for nothing: its status is {waiting.status}"
+        raise Conflict(message, code="not_waiting")
+    complete = len(new) == len(waiting.open)
+    if not new:
+        if waiting.status == "queued" and waiting.job is not None:
+            await _enqueue(context, waiting)  # the front end that stored the answers may have been killed
+        return True
+    if complete and waiting.job is not None:
+        queue = context.model_router.queue_of_job(waiting.job)
+        await context.interrupts.remember(queue, info.run_id, int(time.time()) + _REMEMBER_S)
+    outcome = await context.interrupts.answer(
+        waiting, {name: {"answer": answer} for name, answer in new.items()}, ttl_s=run_open_ttl_s(context)
+    )
+    if outcome in {"CHANGED", "PARKING"}:
+        return False
+    if complete and outcome == "requires_action":
+        await _enqueue(context, waiting)
+    return True
+
+
+async def _enqueue(context: Context, waiting: Waiting) -> None:
+    if waiting.job is not None:
+        queue = context.model_router.queue_of_job(waiting.job)
+        await context.interrupts.enqueue(queue, waiting.job)
+        await context.interrupts.forget(queue, waiting.run_id)
+
+
+def _new_answers(waiting: Waiting, answers: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the answers that are not stored yet; raises InvalidRequest or Conflict if one of them is wrong."""
+    new: dict[str, Any] = {}
+    now_s = time.time()
+    for name, answer in answers.items():
+        param = f"answers.{name[:64]}"
+        known = waiting.answers.get(name)
+        if known is not None:
+            if known.get("answer", known) != answer:
+                message = f"the interrupt {name[:64]!r} has been answered already"
+                raise Conflict(message, param=param, code="already_answered")
+            continue
+        asked = waiting.interrupts.get(name)
+        if asked is None:
+            ids = ", ".join(each.id for each in waiting.open) or "none"
+            message = f"the run has no interrupt {name[:64]!r}; the open interrupts are: {ids}"
+            raise InvalidRequest(message, param=param)
+        if asked.expires_at <= now_s:
+            message = f"the interrupt {name!r} has expired"
+            raise Conflict(message, param=param, code="interrupt_expired")
+        if reason := reason_against_answer(asked, answer):
+            message = f"the answer to {name!r} does not fit: {reason}"
+            raise InvalidRequest(message, param=param)
+        if len(orjson.dumps(answer)) > MAX_ANSWER_BYTES:
+            message = f"the answer to {name!r} is larger than {MAX_ANSWER_BYTES} bytes"
+            raise InvalidRequest(message, param=param)
+        new[name] = answer
+    if len(orjson.dumps({**waiting.answers, **new})) > MAX_ANSWERS_BYTES:
+        message = f"the answers of the run exceed {MAX_ANSWERS_BYTES} bytes together"
+        raise InvalidRequest(message, param="answers")
+    return new

@@ -1,0 +1,20 @@
+"""The request that answers the interrupts of a run."""
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class ResumeRequest(BaseModel):
+    """A validated ``POST /v1/chat/completions/{id}/resume`` body.
+
+    ``stream`` asks for the rest of the run as a stream. ``background`` asks for its state at once.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    answers: dict[str, Any] = Field(
+        min_length=1, max_length=100, description="the answers, each under the id of its interrupt; any JSON"
+    )
+    stream: bool | None = None
+    background: bool | None = None

@@ -1,0 +1,120 @@
+"""The interrupts of runs in the store: what a run waits for, and the answers that it has got.
+
+A run that waits has the status ``requires_action``. Its hash holds the interrupts, the answers and its job, so that any
+front end can enqueue it again. No queue entry, slot, connection or task belongs to it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import orjson
+
+from agentstream.errors import BusError
+from agentstream.protocol.events import RUN_RESUMED, encode_event
+from agentstream.protocol.interrupts import Interrupt
+from agentstream.protocol.jobs import Job
+from agentstream.protocol.keys import Keys
+from agentstream.store.connection.link import Link
+
+FIELDS: Final = ("status", "interrupts", "answers", "job")
+# Begins a message on the control channel of a worker: a run that waits in the worker has got an answer.
+ANSWERED: Final = "answered:"
+TIMED_OUT: Final[dict[str, Any]] = {"timed_out": True}
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """The interrupts of a run, open and answered, in the order of asking.
+
+    ``answers`` holds for each answered id either ``{"answer": ...}`` or TIMED_OUT. ``job`` is None unless the run is
+    parked. ``stored`` is what the script compares, so that two answers cannot overwrite each other.
+    """
+
+    run_id: str
+    status: str
+    interrupts: Mapping[str, Interrupt]
+    answers: Mapping[str, dict[str, Any]]
+    job: Job | None
+    stored: tuple[bytes, bytes]
+
+    @property
+    def open(self) -> list[Interrupt]:
+        """The interrupts without an answer."""
+        return [asked for asked in self.interrupts.values() if asked.id not in self.answers]
+
+
+def waiting_of(run_id: str, fields: list[bytes | None]) -> Waiting | None:
+    """Return the interrupts in the FIELDS of a run's hash; None if the run has none."""
+    status, interrupts, answers, job = fields
+    if status is None or not interrupts:
+        return None
+    return Waiting(
+        run_id,
+        status.decode(),
+        {data["id"]: Interrupt.from_json(data) for data in orjson.loads(interrupts)},
+        orjson.loads(answers or b"{}"),
+        Job.decode(job) if job else None,
+        (interrupts, answers or b""),
+    )
+
+
+class InterruptStore:
+    """Reads the interrupts of runs, and stores their answers."""
+
+    def __init__(self, link: Link, keys: Keys) -> None:
+        """Store the link and the keys."""
+        self._link = link
+        self._keys = keys
+
+    async def read(self, run_id: str) -> Waiting | None:
+        """Return the interrupts of a run; None if it never asked, or does not exist."""
+        return waiting_of(run_id, await self._link.call("HMGET", self._keys.run(run_id), *FIELDS))
+
+    async def answer(self, waiting: Waiting, answers: Mapping[str, dict[str, Any]], *, ttl_s: int) -> str:
+        """Store answers to open interrupts of a run that was read as ``waiting``.
+
+        ``answers`` are in the form of ``Waiting.answers``. ``ttl_s`` is the TTL of the keys of an open run. Returns
+        ``requires_action`` or ``running`` (the run waits in its worker) if they are stored, PARKING if the worker has
+        not parked the run yet, and CHANGED if the run must be read again. After the last answer of a parked run its
+        status is ``queued``; the caller then enqueues its job. Raises BusError if the run has lost its replay log.
+        """
+        every = {**waiting.answers, **answers}
+        resumed = encode_event(RUN_RESUMED, {"answered": [name for name in every if name not in waiting.answers]})
+        complete = set(every) >= set(waiting.interrupts)
+        reply = await self._link.call_script(
+            "answer",
+            [self._keys.run(waiting.run_id), self._keys.events(waiting.run_id)],
+            *waiting.stored,
+            orjson.dumps(every),
+            int(complete),
+            resumed,
+            ttl_s,
+            self._keys.control(""),
+            ANSWERED + waiting.run_id,
+        )
+        outcome: str = reply.decode()
+        if outcome == "LOST":
+            message = f"the replay log of {waiting.run_id} is gone"
+            raise BusError(message)
+        return outcome
+
+    async def enqueue(self, queue: str, job: Job) -> None:
+        """Put the job of a parked run into its queue again, also if the queue is full.
+
+        If the job is put there twice, ``begin.lua`` begins an attempt for one of the two entries only.
+        """
+        await self._link.call("XADD", self._keys.jobs(queue), "*", "job", job.encode())
+
+    async def remember(self, queue: str, run_id: str, expires_at: int) -> None:
+        """Let the workers of the queue look at a parked run when its first interrupt expires (Unix time, s)."""
+        await self._link.call("ZADD", self._keys.parked(queue), expires_at, run_id)
+
+    async def expired(self, queue: str, now_s: int, *, limit: int = 100) -> list[str]:
+        """Return the parked runs with an interrupt that has expired by ``now_s``. Several workers may get the same."""
+        due = await self._link.call("ZRANGEBYSCORE", self._keys.parked(queue), "-inf", now_s, "LIMIT", 0, limit)
+        return [name.decode() for name in due]
+
+    async def forget(self, queue: str, run_id: str) -> None:
+        """Undo ``remember``: the run no longer waits."""
+        await self._link.call("ZREM", self._keys.parked(queue), run_id)

@@ -1,0 +1,134 @@
+"""The questions of one attempt: what its agent asks with ``run.interrupt``, and the answers that it gets.
+
+A resumable agent is put down while it waits: the run is parked, and a later attempt asks the same question again and
+gets the answer. An agent that is not resumable waits in its worker.
+"""
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from typing import Any, Final
+
+import orjson
+
+from agentstream.errors import InterruptTimeout, InvalidAgentOutput, RunCancelled
+from agentstream.protocol.events import INTERRUPT, RUN_RESUMED
+from agentstream.protocol.interrupts import MAX_INTERRUPTS, Interrupt
+from agentstream.store.bus.publisher import Fields
+from agentstream.store.interrupts import TIMED_OUT, Waiting
+
+# Several questions that an agent asks at the same time are parked together.
+GATHER_S: Final = 0.02
+
+Publish = Callable[[str, dict[str, Any], Fields], None]
+
+
+class Questions:
+    """The open and answered questions of one attempt. ``ask`` may be called from any thread, the rest on the loop."""
+
+    def __init__(self, publish: Publish, park: Callable[[], None] | None) -> None:
+        """``publish`` stores an event with fields of the run's hash. ``park`` puts the run down; None: wait here."""
+        self._publish = publish
+        self._park = park
+        self._loop = asyncio.get_running_loop()
+        self._lock = threading.Lock()
+        self._answers: dict[str, dict[str, Any]] = {}
+        self._asked: dict[str, Interrupt] = {}  # by this attempt or an earlier one, without an answer
+        self._waiting: dict[str, Future[Any]] = {}
+        self._closed = False
+
+    def restore(self, waiting: Waiting) -> None:
+        """Continue with the questions of earlier attempts, and with their answers."""
+        self._answers = dict(waiting.answers)
+        self._asked = {asked.id: asked for asked in waiting.open}
+
+    @property
+    def waits(self) -> bool:
+        """Whether the agent waits for an answer now."""
+        return bool(self._waiting)
+
+    @property
+    def last_expiry(self) -> int:
+        """When the last open question expires; Unix time, s."""
+        return max((asked.expires_at for asked in self._asked.values()), default=int(time.time()))
+
+    @property
+    def first_expiry(self) -> int:
+        """When the first open question expires; Unix time, s."""
+        return min((asked.expires_at for asked in self._asked.values()), default=int(time.time()))
+
+    def ask(self, asked: Interrupt) -> Future[Any]:
+        """Return the future answer to a question. A question that was asked before keeps its time limit."""
+        future: Future[Any] = Future()
+        with self._lock:
+            if (answer := self._answers.get(asked.id)) is not None:
+                _resolve(future, asked.id, answer)
+                return future
+            if len(self._answers) + len(self._asked) >= MAX_INTERRUPTS:
+                message = f"run.interrupt: the run has asked {MAX_INTERRUPTS} questions, which is the limit"
+                raise InvalidAgentOutput(message)
+            new = asked.id not in self._asked
+            self._asked.setdefault(asked.id, asked)
+            self._waiting[asked.id] = future  # before the event: the answer may come at once
+            if self._closed:
+                _end(future)
+            every = orjson.dumps([each.as_json() for each in self._asked.values()])
+        if new:
+            fields = ("interrupts", every, "waits", int(self._park is None))
+            try:
+                self._publish(INTERRUPT, asked.as_json(), fields)
+            except BaseException:
+                self._waiting.pop(asked.id, None)
+                self._asked.pop(asked.id, None)
+                raise
+        self._loop.call_soon_threadsafe(self._wait_for, asked.id)
+        return future
+
+    def _wait_for(self, interrupt_id: str) -> None:
+        if self._park is not None:
+            self._loop.call_later(GATHER_S, self.park_if_idle)
+        else:
+            left_s = self._asked[interrupt_id].expires_at - time.time() if interrupt_id in self._asked else 0.0
+            self._loop.call_later(max(0.0, left_s), self.deliver, {interrupt_id: TIMED_OUT})
+
+    def park_if_idle(self) -> None:
+        """Park the run if its agent waits for an answer. The execution does nothing while tools run."""
+        if self._park is not None and self._waiting and not self._closed:
+            self._park()
+
+    def deliver(self, answers: Mapping[str, dict[str, Any]]) -> None:
+        """Give the agent the answers that have arrived while it waits here."""
+        new = [name for name in answers if name in self._waiting]
+        if not new:
+            return
+        self._publish(RUN_RESUMED, {"answered": new}, ())
+        for name in new:
+            with self._lock:
+                self._answers[name] = answers[name]
+                self._asked.pop(name, None)
+                future = self._waiting.pop(name)
+            _resolve(future, name, answers[name])
+
+    def close(self) -> None:
+        """End the waiting of threads: this attempt is over."""
+        with self._lock:
+            self._closed = True
+            waiting = list(self._waiting.values())
+        for future in waiting:
+            _end(future)
+
+
+def _resolve(future: Future[Any], interrupt_id: str, answer: Mapping[str, Any]) -> None:
+    if future.done():
+        return
+    if "answer" in answer:
+        future.set_result(answer["answer"])
+    else:
+        future.set_exception(InterruptTimeout(f"nobody has answered the interrupt {interrupt_id!r} in time"))
+
+
+def _end(future: Future[Any]) -> None:
+    if not future.done():
+        future.set_exception(RunCancelled("this attempt is over: the run waits for an answer, or has ended"))
