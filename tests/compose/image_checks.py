@@ -76,20 +76,18 @@ def an_image_of_a_user_runs_its_agent(deployment: Deployment) -> None:
     folder.mkdir(exist_ok=True)
     (folder / "Dockerfile").write_text(_dockerfile_of_the_guide(deployment.image))
     (folder / "requirements.txt").write_text("humanize\n")
-    given = {name: deployment.settings.pop(name) for name in ("AGENT_DIR", "AGENTSTREAM_AGENT")}  # the image has both
     try:
         for word in ("first", "second"):
             (folder / "my_agent.py").write_text(_AGENT.replace("{word}", word))
             (folder / "my_agent.py").chmod(0o600)  # as some editors and umasks leave it
             deployment.run("docker", "build", "--tag", OWN_IMAGE, str(folder))
             bytecode_is_in_the_image(deployment, OWN_IMAGE)
-            deployment.up(AGENT_IMAGE=OWN_IMAGE)
+            deployment.up(AGENT_DIR="", AGENTSTREAM_AGENT="my_agent:agent", AGENT_IMAGE=OWN_IMAGE)
             status, answer = deployment.ask("hi", stream=False)
             assert (status, json.loads(answer)["choices"][0]["message"]["content"]) == (200, f"{word} 1,234,567"), (
                 answer
             )
     finally:
-        deployment.settings |= given
         deployment.up()
         deployment.try_run("docker", "image", "rm", OWN_IMAGE)
 
