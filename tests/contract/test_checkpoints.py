@@ -210,7 +210,7 @@ async def test_an_older_checkpoint_is_replaced_after_a_loss(link: Link, bus: Bus
     await checkpointed(writer, b'"new"')
     await link.call("RESTORE", keys.events(run_id), 0, older[0], "REPLACE")
     for name, value in older[1].items():
-        await link.call("HSET", keys.run(run_id), name, value)
+        await link.call("HSET", keys.run(run_id), name, value or b"")
     link.reconnects += 1  # after a reconnect the publisher checks the end of the log
     writer.put("text", "c")
     await writer.flush()

@@ -96,9 +96,9 @@ class Deployment:
         }
         return await self._processes.worker(agent, **environment | settings)
 
-    def open_gate(self) -> None:
-        """Let the agents end that wait for the gate file."""
-        self._gate.touch()
+    def open_gate(self, number: int | None = None) -> None:
+        """Let the agents go on that wait for the gate file, or for the gate with this number."""
+        (self._gate if number is None else self._gate.with_name(f"{self._gate.name}-{number}")).touch()
 
     # -- HTTP ---------------------------------------------------------------------------------------
 
