@@ -89,6 +89,11 @@ class Settings(ListenAddress):
     default it trims a conversation only after the server has refused it. Set this for servers that truncate long
     prompts silently, such as Ollama."""
 
+    engine_prefill: Annotated[Literal["plain", "prefix", "vllm"] | None, values.Lower] = Field(None)
+    """How the model server is asked to continue an answer that was cut off, for example because its worker was lost:
+    vllm for vLLM and SGLang, prefix for Mistral and DeepSeek, plain for servers that continue the last message by
+    themselves if it is the assistant's. By default the model is asked in words."""
+
     demo_token_delay_ms: Milliseconds = Field(15, ge=0, le=10_000)
     """Pause between two tokens of the demo engine in milliseconds. With the default you can watch the answer stream."""
 
@@ -224,15 +229,15 @@ class Settings(ListenAddress):
     """How a stream shows that its run failed, if the request has no header X-Agent-Errors: `text` is a sentence in the
     answer, `strict` an error object on which SDKs raise. Front ends read it."""
 
+    event_types: CommaList = Field(())
+    """Types of events of your agents' own that every stream with agent events gets, separated by commas, or `all`. By
+    default a client gets only those that it asks for with the header X-Agent-Event-Types. Front ends read it."""
+
     run_timeout_s: Seconds = Field(600, gt=0)
     """Time limit in seconds of one attempt at a run. An agent that never returns must not hold its slot for ever."""
 
     run_ttl_s: WholeSeconds = Field(3600, ge=60)
     """Time in seconds for which a run is kept after its end. Until then clients can read and resume it."""
-    event_types: CommaList = Field(())
-    """Types of events of your agents' own that every stream with agent events gets, separated by commas, or `all`. By
-    default a client gets only those that it asks for with the header X-Agent-Event-Types. Front ends read it."""
-
 
     log_max_bytes: Size = Field(4 << 20, ge=64 << 10)
     """Largest replay log of one run in bytes; it limits the memory that the run needs in Redis. A run that exceeds it
@@ -321,17 +326,17 @@ class Settings(ListenAddress):
     def _caller_headers(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(map(values.caller_header, names))
 
-    @field_validator("mcp_servers")
-    @classmethod
-    def _mcp_servers(cls, path: str | None) -> str | None:
-        if path and path.startswith(("{", "[")):
-            message = "this is JSON: write it to a file and give the path of the file"
     @field_validator("event_types")
     @classmethod
     def _event_types(cls, types: tuple[str, ...]) -> tuple[str, ...]:
         requested_events(types)
         return types
 
+    @field_validator("mcp_servers")
+    @classmethod
+    def _mcp_servers(cls, path: str | None) -> str | None:
+        if path and path.startswith(("{", "[")):
+            message = "this is JSON: write it to a file and give the path of the file"
             raise ValueError(message)
         return str(Path(path.removeprefix("file://")).expanduser()) if path else path
 

@@ -8,7 +8,9 @@ from agentstream.errors import CONTEXT_LENGTH, MODEL_ERROR, UPSTREAM_FAILED, Age
 from agentstream.protocol.openai import ChatCompletionRequest, Usage
 
 # User messages that the orchestrator adds. The demo engine recognises SUMMARY_PROMPT by its exact text.
+# CONTINUE_PROMPT follows an answer that was cut off, if the engine cannot continue an assistant's message.
 CONTINUE_PROMPT: Final = "Your answer was cut off. Continue exactly where it stops. Do not repeat any of it."
+REST_PROMPT: Final = "You were cut off. Continue exactly after these characters, and do not repeat them:"
 SUMMARY_PROMPT: Final = (
     "You cannot call any more tools. Answer now with the results you have: say what you found, what you tried, and "
     "what is still missing."
@@ -93,7 +95,12 @@ ToolChoice = str | dict[str, Any]
 
 
 class Engine(Protocol):
-    """A language model that answers one turn at a time."""
+    """A language model that answers one turn at a time.
+
+    An engine may have an attribute ``supports_prefill``. If it is True, and the last of the ``messages`` is an
+    assistant's message, then ``stream`` continues this message: it yields only the text that comes after it. Without
+    the attribute, the orchestrator asks the model in words to continue an answer that was cut off.
+    """
 
     name: str
 

@@ -53,6 +53,7 @@ class BuiltinEngine:
     """Answers by fixed rules. It replies with an introduction if it does not understand the question."""
 
     name = "builtin"
+    supports_prefill = True
 
     def __init__(self, *, token_delay_s: float = 0.0) -> None:
         """``token_delay_s`` is the pause after each word, in seconds; 0.02 looks like a real model."""
@@ -105,7 +106,8 @@ class BuiltinEngine:
         missing = [intent.tool for intent in intents if intent.tool not in offered]
         client_tool = next((tool.name for tool in tools if tool.definition), None)
         introduction = _introduction(offered, client_tool)
-        text, finish_reason = _truncated(_answer(question, tail, missing, introduction), request)
+        answer = _without_prefill(_answer(question, tail, missing, introduction), messages)
+        text, finish_reason = _truncated(answer, request)
         for word in re.findall(r"\s*\S+|\s+$", text):
             yield EngineDelta(text=word)
             await asyncio.sleep(self._token_delay_s)
@@ -220,6 +222,12 @@ def _answer(question: str, tail: Sequence[dict[str, Any]], missing: Sequence[str
     if _HELP.search(question):
         return introduction
     return f"I did not understand that. {introduction}"
+
+
+def _without_prefill(answer: str, messages: Sequence[dict[str, Any]]) -> str:
+    """Return the answer after its beginning, which is the last message if that is the assistant's."""
+    beginning = _text_of(messages[-1]) if messages and messages[-1].get("role") == "assistant" else ""
+    return answer.removeprefix(beginning) if answer.startswith(beginning) else ""
 
 
 def _introduction(offered: set[str], client_tool: str | None) -> str:

@@ -49,6 +49,12 @@ CONNECT_TIMEOUT_S: Final = 10.0  # a running server completes the handshake much
 MAX_RETRIES: Final = 2
 # Limit for the text of an upstream error: some proxies answer with a whole web page.
 MAX_ERROR_CHARS: Final = 1000
+# How servers are asked to continue the last message, which is the assistant's: fields of that message, and of the body.
+PREFILLS: Final[dict[str, tuple[dict[str, Any], dict[str, Any]]]] = {
+    "plain": ({}, {}),  # llama.cpp, OpenRouter: the order of the messages is enough
+    "prefix": ({"prefix": True}, {}),  # Mistral, DeepSeek
+    "vllm": ({}, {"continue_final_message": True, "add_generation_prompt": False}),  # vLLM, SGLang
+}
 _PORTS: Final = {"http": 80, "https": 443}
 _FROM_PROXY: Final = (407, 502, 503, 504)  # statuses that a proxy also answers itself
 
@@ -60,7 +66,7 @@ class OpenAIEngine:
 
     name = "openai"
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 -- one argument per setting
         self,
         base_url: str,
         api_key: str | None,
@@ -68,14 +74,20 @@ class OpenAIEngine:
         *,
         timeout_s: float = 120.0,
         max_retries: int = MAX_RETRIES,
+        prefill: str | None = None,
     ) -> None:
         """Create the client; this sends nothing.
+
+        ``prefill`` is one of PREFILLS, the way in which the server is asked to continue an assistant's message. It is
+        None if the server cannot do that.
 
         ``model`` replaces the model name of the requests. ``timeout_s`` is the longest wait for the first token and
         between two tokens, in seconds; reasoning models may need a minute or more. ``max_retries`` is the number of
         retries before the answer begins. Raises StartupError if the proxy variables of the environment are wrong.
         """
         self._model = model
+        self._prefill = prefill
+        self.supports_prefill = prefill is not None
         register_secrets([api_key or ""])
         try:
             self._client = openai.AsyncOpenAI(
@@ -168,6 +180,10 @@ class OpenAIEngine:
             "stream_options": {"include_usage": True},
             "extra_body": {name: value for name, value in request.extra.items() if value is not None},
         }
+        if self._prefill and messages and messages[-1].get("role") == "assistant":
+            in_message, in_body = PREFILLS[self._prefill]
+            parameters["messages"][-1] = {**messages[-1], **in_message}
+            parameters["extra_body"] = {**in_body, **parameters["extra_body"]}
         for name in _FORWARDED_PARAMETERS:
             value = getattr(request, name)
             if value is not None:

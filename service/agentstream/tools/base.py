@@ -1,8 +1,11 @@
-"""The interface of a tool, and its error."""
+"""The interface of a tool, its error, and the declaration that a call may be repeated."""
 
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar
 
 from agentstream.errors import AgentError
+
+T = TypeVar("T", bound=Callable[..., Any])
 
 
 class ToolError(AgentError):
@@ -10,7 +13,12 @@ class ToolError(AgentError):
 
 
 class Tool(Protocol):
-    """A function that the model can call."""
+    """A function that the model can call.
+
+    A tool may have the attributes ``read_only`` (it changes nothing) and ``idempotent`` (two calls with the same
+    arguments have the same effect as one). Their meaning is that of ``readOnlyHint`` and ``idempotentHint`` in MCP. If
+    a worker is lost during a call, the call is repeated only if one of them is True.
+    """
 
     @property
     def name(self) -> str:
@@ -33,3 +41,20 @@ class Tool(Protocol):
         Raises ToolError, with a message for the model, if it fails.
         """
         ...
+
+
+def read_only(tool: T) -> T:
+    """Declare that a tool changes nothing: its calls may be repeated. A decorator for a function or a class."""
+    tool.read_only = True  # type: ignore[attr-defined]
+    return tool
+
+
+def idempotent(tool: T) -> T:
+    """Declare that repeated calls of a tool with the same arguments have the effect of one. A decorator."""
+    tool.idempotent = True  # type: ignore[attr-defined]
+    return tool
+
+
+def is_repeatable(tool: object) -> bool:
+    """Return whether a call may be repeated after the loss of a worker: the tool is read-only or idempotent."""
+    return getattr(tool, "read_only", False) is True or getattr(tool, "idempotent", False) is True

@@ -58,6 +58,7 @@ class Calculator:
     """The tool: ``{"expression": "17*23"}`` returns ``391``."""
 
     name = "calculator"
+    read_only = True
     description = (
         "Calculate the value of an arithmetic expression. Operators: + - * / // % ** and parentheses. Constants: pi, "
         "e. Functions: sqrt, abs, round(x, digits), floor, ceil, min, max, log(x) or log(x, base), ln, log10, exp, "

@@ -83,6 +83,7 @@ class CurrentTime:
     """The tool: ``{"place": "Tokyo"}`` returns the date and time in Tokyo; without a place, in UTC."""
 
     name = "current_time"
+    read_only = True
     description = "Return the current date and time in a place: a city, a country or an IANA time zone."
     parameters: ClassVar[dict[str, Any]] = {
         "type": "object",

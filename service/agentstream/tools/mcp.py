@@ -207,6 +207,9 @@ class McpTool:
         self.name = name
         self.description = tool.description or tool.title or tool.name
         self.parameters: dict[str, Any] = tool.input_schema
+        hints = tool.annotations
+        self.read_only = hints is not None and hints.read_only_hint is True
+        self.idempotent = hints is not None and hints.idempotent_hint is True
         self._tool_name = tool.name
         self._connection = connection
 

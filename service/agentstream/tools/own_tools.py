@@ -26,12 +26,15 @@ class PythonTool:
     """A tool that calls a function. A plain function runs in a thread.
 
     ``name`` is that of the function, ``description`` its docstring, and ``parameters`` come from its type hints.
+    ``read_only`` and ``idempotent`` are True if the function has such an attribute; see ``tools.base.read_only``.
     """
 
     def __init__(self, function: Callable[..., object]) -> None:
         """Raise TypeError if a model cannot call the function with named arguments."""
         self.name = str(getattr(function, "__name__", ""))
         self.description = inspect.getdoc(function) or ""
+        self.read_only = getattr(function, "read_only", False) is True
+        self.idempotent = getattr(function, "idempotent", False) is True
         self._function = function
         self._is_async = inspect.iscoroutinefunction(function)
         try:

@@ -49,6 +49,7 @@ class ReadUrl:
     """The tool: ``{"url": "https://example.org"}`` returns the readable text of the page."""
 
     name = "read_url"
+    read_only = True
     description = "Read a public web page (http or https) and return its text without markup."
     parameters: ClassVar[dict[str, Any]] = {
         "type": "object",

@@ -20,6 +20,7 @@ class TextStatistics:
     """The tool: it counts the characters, words, lines and sentences of ``{"text": ...}`` and its frequent words."""
 
     name = "text_statistics"
+    read_only = True
     description = "Count the characters, words, lines and sentences of a text, and list its most frequent words."
     parameters: ClassVar[dict[str, Any]] = {
         "type": "object",

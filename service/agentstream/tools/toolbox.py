@@ -13,7 +13,7 @@ from agentstream.engines.base import ToolSchema
 from agentstream.protocol.plain_json import json_text
 from agentstream.telemetry.log_context import AGENT_ERROR
 from agentstream.telemetry.masking import mask, mask_error
-from agentstream.tools.base import Tool, ToolError
+from agentstream.tools.base import Tool, ToolError, is_repeatable
 from agentstream.tools.calculator import Calculator
 from agentstream.tools.current_time import CurrentTime
 from agentstream.tools.read_url import ReadUrl
@@ -83,6 +83,10 @@ class Toolbox:
     def schemas(self) -> list[ToolSchema]:
         """Return the descriptions of the current tools for a model."""
         return [ToolSchema(tool.name, tool.description, tool.parameters) for tool in self.tools().values()]
+
+    def is_repeatable(self, name: str) -> bool:
+        """Return whether a call of a tool may be repeated. A tool that is not known now may not."""
+        return is_repeatable(self.tools().get(name))
 
     async def call(self, name: str, arguments_json: str) -> ToolOutcome:
         """Run a tool with arguments as JSON text, as the model wrote them, and return the outcome.

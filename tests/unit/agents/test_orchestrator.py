@@ -54,7 +54,8 @@ async def test_tools_are_run_and_their_results_given_to_the_model() -> None:
     engine = ScriptedEngine(first_turn, answer_turn("It is |391.", usage(40, 7)))
     result, sink = await result_of(engine)
     assert " ".join(kinds(sink)) == (
-        "agent_turn_start inference_start text inference_end tool_call_start tool_call_end "
+        "agent_turn_start inference_start text inference_end "
+        "tool_call_start run_checkpoint tool_call_end run_checkpoint "
         "inference_start text text inference_end agent_turn_end"
     )
     function = {"name": "calculator", "arguments": '{"expression": "17*23"}'}
@@ -293,5 +294,5 @@ async def test_the_demo_answers_with_real_tools() -> None:
     result = await Orchestrator(BuiltinEngine(), toolbox())(run)
     assert_content_is_the_streamed_text(result, sink)
     assert result.content.startswith("17*23 = 391. I could not tell the time in Atlantis: no time zone is known")
-    assert kinds(sink)[3:7] == ["tool_call_start", "tool_call_start", "tool_call_end", "tool_call_end"]
+    assert kinds(sink)[3:8] == ["tool_call_start"] * 2 + ["run_checkpoint"] + ["tool_call_end"] * 2
     assert result.metadata["total_tokens"] > 0

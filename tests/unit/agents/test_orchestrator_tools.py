@@ -22,7 +22,7 @@ async def test_tools_of_a_turn_run_concurrently() -> None:
     calls = [call("meeting", f'{{"n": {n}}}', f"c{n}") for n in (1, 2, 3)]
     engine = ScriptedEngine(tool_call_turn(*calls), answer_turn("Done."))
     result, sink = await result_of(engine, Meeting(3))
-    assert kinds(sink)[3:9] == ["tool_call_start"] * 3 + ["tool_call_end"] * 3
+    assert kinds(sink)[3:10] == ["tool_call_start"] * 3 + ["run_checkpoint"] + ["tool_call_end"] * 3
     assert [tool_result.content for tool_result in result.tool_results] == ["met 1", "met 2", "met 3"]
     assert [message["content"] for message in engine.conversations[1][-3:]] == ["met 1", "met 2", "met 3"]
 

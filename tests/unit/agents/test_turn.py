@@ -7,7 +7,8 @@ import pytest
 from agentstream.agents.contract import AgentResult, Run
 from agentstream.agents.orchestrator import Orchestrator
 from agentstream.agents.orchestrator.context_window import size_of
-from agentstream.agents.orchestrator.turn import MAX_CONTINUATIONS, TRIMMED_TO
+from agentstream.agents.orchestrator.inference import TRIMMED_TO
+from agentstream.agents.orchestrator.turn import MAX_CONTINUATIONS
 from agentstream.engines.base import CONTINUE_PROMPT, SUMMARY_PROMPT, EngineDelta, EngineError
 from agentstream.errors import CONTEXT_LENGTH
 from agentstream.protocol.openai import ChatCompletionRequest, Usage

@@ -1,27 +1,24 @@
 """The built-in agent: asks a model and runs the tools that it calls, turn by turn, until the model answers."""
 
-import asyncio
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any, Final
-
-import orjson
+from dataclasses import dataclass
+from typing import Final
 
 from agentstream.agents.contract import AgentResult, Run, ToolResult
 from agentstream.agents.orchestrator.client_tools import ToolOffer
-from agentstream.agents.orchestrator.loop_guard import LoopGuard
-from agentstream.agents.orchestrator.turn import Turn, TurnRunner
-from agentstream.engines.base import SUMMARY_PROMPT, Engine, EngineError, EngineToolCall, ToolSchema
-from agentstream.protocol.openai import ChatCompletionRequest, Usage
-from agentstream.telemetry import tracing
-from agentstream.telemetry.masking import mask
+from agentstream.agents.orchestrator.context_window import Message
+from agentstream.agents.orchestrator.json_rest import is_json_object
+from agentstream.agents.orchestrator.lost import NOTHING_LOST, Lost, read_lost
+from agentstream.agents.orchestrator.progress import FAILED_PREFIX, OpenTurn, Progress, read_state
+from agentstream.agents.orchestrator.tool_runs import AGENT_NAME, ToolRuns
+from agentstream.agents.orchestrator.turn import TurnRunner
+from agentstream.engines.base import SUMMARY_PROMPT, Engine, EngineError, ToolChoice, ToolSchema
+from agentstream.protocol.openai import ChatCompletionRequest
 from agentstream.tools.toolbox import Toolbox, ToolOutcome
 
-AGENT_NAME: Final = "orchestrator"
-MAX_NAME_CHARS: Final = 128  # limit for tool names and call ids in a span; OpenAI allows 64
 TURN_SEPARATOR: Final = "\n\n"  # the stream inserts it where tools ran between two texts
-FAILED_PREFIX: Final = "Error: "  # marks a failed tool call for the model, which sees only text
 
 log = logging.getLogger(__name__)
 
@@ -32,10 +29,12 @@ _TRUNCATED_REASONS: Final = frozenset({"length", "content_filter"})
 class Orchestrator:
     """An agent: ``await orchestrator(run)`` streams the answer and returns it.
 
-    One instance serves any number of concurrent runs and keeps no state between them.
+    One instance serves any number of concurrent runs and keeps no state between them. A run whose worker is lost or
+    stopped goes on with another instance.
     """
 
     name = AGENT_NAME
+    resumable = True
 
     def __init__(
         self,
@@ -74,125 +73,124 @@ class Orchestrator:
         summary without tools. If it gives none, the text lists the tools that were tried. The finish_reason is
         "length".
 
+        There is a checkpoint when the calls of a turn start and when they have ended. After the loss of a worker the
+        model continues the text that clients have seen, and calls of tools are handled as ``ToolRuns`` says.
+
         ``metadata`` holds the sum of the usage of all inferences, or nothing if one inference reported no usage.
-        Raises EngineError if the model fails. A cancel closes the request to the model server.
+        Raises EngineError if the model fails, and AgentError if a lost run cannot be continued. A cancel closes the
+        request to the model server.
         """
-        run.emit("agent_turn_start", {"agent": AGENT_NAME, "input": _last_user_text(run.request)})
-        turn_runner = TurnRunner(self._engine, run, self._context_tokens)
-        tool_offer = ToolOffer(run.request, self._toolbox.schemas())
-        guard = LoopGuard()
-        messages = self._conversation(run.request)
-        texts: list[str] = []
-        results: list[ToolResult] = []
-        finish_reason = ""
-        turns = 0
-        while not finish_reason:
-            turns += 1
-            tools, choice = tool_offer.for_turn(turns, last=turns == self._max_turns)
-            turn = await turn_runner.run_turn(messages, tools, choice, tool_offer.client_names)
-            texts.append(turn.text)
-            if turn.finish_reason in _TRUNCATED_REASONS:
-                finish_reason = turn.finish_reason
-            elif any(call.name in tool_offer.client_names for call in turn.calls):
-                finish_reason = "tool_calls"
-            elif not turn.calls:
-                finish_reason = "stop"
-            else:
-                outcomes = await self._call_tools(run, turn.calls, guard)
-                results += [ToolResult(o.tool, o.content, o.success, o.latency_s) for o in outcomes]
-                messages += _turn_as_messages(turn, outcomes)
-                if guard.stuck or turns == self._max_turns:
-                    texts.append(await self._sum_up(run, turn_runner, messages, tools, turns, results))
-                    finish_reason = "length"
-        run.emit("agent_turn_end", {"agent": AGENT_NAME, "turns": turns})
+        restored = run.restored
+        progress = Progress() if restored is None or restored.state is None else read_state(restored.state)
+        lost = NOTHING_LOST if restored is None else read_lost(restored)
+        if not lost.agent_started:
+            run.emit("agent_turn_start", {"agent": AGENT_NAME, "input": _last_user_text(run.request)})
+        messages = [*self._conversation(run.request), *progress.added]
+        loop = _Loop(
+            run=run,
+            messages=messages,
+            progress=progress,
+            lost=lost,
+            turns=TurnRunner(self._engine, run, self._context_tokens, progress, lost),
+            tools=ToolRuns(run, self._toolbox, progress),
+            offer=ToolOffer(run.request, self._toolbox.schemas()),
+            max_turns=self._max_turns,
+        )
+        text, finish_reason = await loop.answer()
+        if not lost.agent_ended:
+            turns = progress.turns + (not loop.summed_up)
+            run.emit("agent_turn_end", {"agent": AGENT_NAME, "turns": turns})
+        usage = progress.usage()
         return AgentResult(
-            content=TURN_SEPARATOR.join(text for text in texts if text),
-            tool_results=results,
-            metadata=_summed(turn_runner.usages),
+            content=TURN_SEPARATOR.join(part for part in (*progress.texts, text) if part),
+            tool_results=list(progress.results.values()),
+            metadata=usage.model_dump() if usage else {},
             finish_reason=finish_reason,
         )
 
-    async def _sum_up(  # noqa: PLR0913, PLR0917 -- the whole state of the run
-        self,
-        run: Run,
-        turn_runner: TurnRunner,
-        messages: Sequence[dict[str, Any]],
-        tools: Sequence[ToolSchema],
-        turns: int,
-        results: Sequence[ToolResult],
-    ) -> str:
-        """Stream and return the model's summary, or a list of the tools that were tried if the model gives none."""
-        prompted = [*messages, {"role": "user", "content": SUMMARY_PROMPT}]
-        try:
-            summary = (await turn_runner.run_turn(prompted, tools, "none")).text
-        except EngineError as exc:
-            if turn_runner.last_turn.output_started:
-                raise
-            log.warning("the model could not summarise the run: %s", exc)
-            summary = ""
-        if not summary:
-            summary = _fallback_summary(turns, results)
-            run.write(summary)
-        return summary
-
-    def _conversation(self, request: ChatCompletionRequest) -> list[dict[str, Any]]:
+    def _conversation(self, request: ChatCompletionRequest) -> list[Message]:
         messages = [message.model_dump(exclude_none=True) for message in request.messages]
         if self._system_prompt and not any(message["role"] in {"system", "developer"} for message in messages):
             messages.insert(0, {"role": "system", "content": self._system_prompt})
         return messages
 
-    async def _call_tools(self, run: Run, calls: Sequence[EngineToolCall], guard: LoopGuard) -> list[ToolOutcome]:
-        """Run the calls concurrently; return their outcomes in the order of the calls."""
-        refusals = [guard.refusal(call) for call in calls]
-        for call in calls:
-            started = {"tool": call.name, "arguments": call.arguments, "tool_call_id": call.id, "agent": AGENT_NAME}
-            run.emit("tool_call_start", started)
-        await run.drain()  # wait until their starts are stored: then no later attempt runs these tools again
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Loop:
+    """The turns of one run. ``messages`` is the conversation so far; it may be trimmed."""
+
+    run: Run
+    messages: list[Message]
+    progress: Progress
+    lost: Lost
+    turns: TurnRunner
+    tools: ToolRuns
+    offer: ToolOffer
+    max_turns: int
+
+    @property
+    def summed_up(self) -> bool:
+        """Whether the model may call no more tools and must sum up."""
+        return self.progress.guard.stuck or self.progress.turns >= self.max_turns
+
+    async def answer(self) -> tuple[str, str]:
+        """Run the turns until there is an answer. Return its text and its finish_reason."""
+        progress, client_names = self.progress, self.offer.client_names
+        while progress.open_turn.calls or not self.summed_up:
+            if progress.open_turn.calls:
+                outcomes = await self.tools.go_on(self.lost)
+            else:
+                turn = await self.turns.run_turn(self.messages, *self._offered(), client_names)
+                if turn.finish_reason in _TRUNCATED_REASONS:
+                    return turn.text, turn.finish_reason
+                if any(call.name in client_names for call in turn.calls):
+                    return turn.text, "tool_calls"
+                if not turn.calls:
+                    return turn.text, "stop"
+                outcomes = await self.tools.start(turn, self.lost)
+            await self._end_turn(outcomes)
+        return await self._sum_up(), "length"
+
+    def _offered(self) -> tuple[list[ToolSchema], ToolChoice | None]:
+        number = self.progress.turns + 1
+        return self.offer.for_turn(number, last=number == self.max_turns)
+
+    async def _end_turn(self, outcomes: Sequence[ToolOutcome]) -> None:
+        """Add the open turn to the conversation, and store a checkpoint."""
+        progress = self.progress
+        messages = _turn_as_messages(progress.open_turn, outcomes)
+        for call, outcome in zip(progress.open_turn.calls, outcomes, strict=True):
+            result = ToolResult(outcome.tool, outcome.content, outcome.success, outcome.latency_s)
+            progress.results[call.id] = result
+        progress.added += messages
+        progress.turns += 1
+        progress.open_turn = OpenTurn()
+        self.messages.extend(messages)
+        await self.run.checkpoint(progress.as_state())
+
+    async def _sum_up(self) -> str:
+        """Stream and return the model's summary, or a list of the tools that were tried if the model gives none."""
+        progress = self.progress
+        fallback = _fallback_summary(progress.turns, list(progress.results.values()))
+        if self.lost.text == fallback:
+            self.turns.take_lost(self.messages)
+            return fallback
+        tools, _ = self.offer.for_turn(progress.turns, last=progress.turns == self.max_turns)
+        prompted = [*self.messages, {"role": "user", "content": SUMMARY_PROMPT}]
         try:
-            async with asyncio.TaskGroup() as group:
-                tasks = [
-                    group.create_task(self._call_tool(run, call, refused), name=f"tool {call.name}")
-                    for call, refused in zip(calls, refusals, strict=True)
-                ]
-        except BaseExceptionGroup as failures:  # from run.emit; the worker handles the error by its class
-            raise failures.exceptions[0] from failures
-        return [task.result() for task in tasks]
-
-    async def _call_tool(self, run: Run, call: EngineToolCall, refused: ToolOutcome | None) -> ToolOutcome:
-        outcome = refused or await self._execute(call)
-        run.emit(
-            "tool_call_end",
-            {
-                "tool": call.name,
-                "success": outcome.success,
-                "latency": round(outcome.latency_s, 6),  # seconds, to the microsecond
-                "result": outcome.content,
-                "tool_call_id": call.id,
-                "agent": AGENT_NAME,
-            },
-        )
-        return outcome
-
-    async def _execute(self, call: EngineToolCall) -> ToolOutcome:
-        name = str(call.name)[:MAX_NAME_CHARS]  # the model wrote it: there may be no such tool
-        attributes = {
-            "gen_ai.operation.name": "execute_tool",
-            "gen_ai.tool.name": name,
-            "gen_ai.tool.call.id": str(call.id)[:MAX_NAME_CHARS],
-            "gen_ai.tool.type": "function",
-            "gen_ai.agent.name": AGENT_NAME,
-        }
-        with tracing.span(f"execute_tool {name}", attributes=attributes) as span:
-            outcome = await self._toolbox.call(call.name, call.arguments)
-            if tracing.content_enabled():
-                content = {"gen_ai.tool.call.arguments": call.arguments, "gen_ai.tool.call.result": outcome.content}
-                span.set({key: mask(text)[: tracing.MAX_CONTENT_CHARS] for key, text in content.items()})
-            if not outcome.success:
-                span.fail("tool_error", outcome.content)
-        return outcome
+            summary = (await self.turns.run_turn(prompted, tools, "none")).text
+        except EngineError as exc:
+            if self.turns.output_started:
+                raise
+            log.warning("the model could not summarise the run: %s", exc)
+            summary = ""
+        if not summary:
+            summary = fallback
+            self.run.write(summary)
+        return summary
 
 
-def _turn_as_messages(turn: Turn, outcomes: Sequence[ToolOutcome]) -> list[dict[str, Any]]:
+def _turn_as_messages(turn: OpenTurn, outcomes: Sequence[ToolOutcome]) -> list[Message]:
     """Return a turn with tools as messages for the model: the assistant's message, then one message per result."""
     assistant = {
         **turn.echo,
@@ -223,21 +221,11 @@ def _json_object(arguments: str) -> str:
 
     The result of the tool call quotes the malformed arguments.
     """
-    try:
-        return arguments if isinstance(orjson.loads(arguments), dict) else "{}"
-    except ValueError:
-        return "{}"
+    return arguments if is_json_object(arguments) else "{}"
 
 
 def _last_user_text(request: ChatCompletionRequest) -> str:
     return next((message.text for message in reversed(request.messages) if message.role == "user"), "")
-
-
-def _summed(usages: Sequence[Usage | None]) -> dict[str, Any]:
-    known = [usage for usage in usages if usage is not None]
-    if len(known) < len(usages):
-        return {}  # an incomplete sum would look like the real usage
-    return {name: sum(getattr(usage, name) for usage in known) for name in Usage.model_fields}
 
 
 def _fallback_summary(count_of_turns: int, results: Sequence[ToolResult]) -> str:

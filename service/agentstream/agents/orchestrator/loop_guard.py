@@ -1,7 +1,9 @@
 """Stops a model that repeats the same tool call: first the call is refused, then the run ends."""
 
+import hashlib
 import json
 from collections import Counter
+from collections.abc import Mapping
 from typing import Final
 
 from agentstream.engines.base import EngineToolCall
@@ -16,20 +18,20 @@ STOP_AT_SAME_CALLS: Final = 5
 class LoopGuard:
     """Counts the tool calls of a run. Two calls are the same if their names and their arguments as JSON are equal."""
 
-    def __init__(self) -> None:
-        """Start without any calls."""
-        self._made: Counter[tuple[str, str]] = Counter()
-        self.stuck = False
+    def __init__(self, made: Mapping[str, int] | None = None) -> None:
+        """``made`` has the numbers of the calls so far, as ``counts`` returns them; by default there are none."""
+        self._made: Counter[str] = Counter(made or {})  # by a digest, because arguments may be long
+
+    @property
+    def stuck(self) -> bool:
+        """Whether the run must end."""
+        return any(times >= STOP_AT_SAME_CALLS for times in self._made.values())
 
     def refusal(self, call: EngineToolCall) -> ToolOutcome | None:
-        """Count a call. Return an outcome with an error if the call must not run, or None if it may.
-
-        Sets ``stuck`` to True if the run must end.
-        """
-        key = (call.name, _canonical(call.arguments))
-        self._made[key] += 1
-        times = self._made[key]
-        self.stuck = self.stuck or times >= STOP_AT_SAME_CALLS
+        """Count a call. Return an outcome with an error if the call must not run, or None if it may."""
+        digest = _digest(call)
+        self._made[digest] += 1
+        times = self._made[digest]
         if times <= MAX_SAME_CALLS:
             return None
         explanation = (
@@ -38,9 +40,14 @@ class LoopGuard:
         )
         return ToolOutcome(tool=call.name, content=explanation, success=False, latency_s=0.0)
 
+    def counts(self) -> dict[str, int]:
+        """Return the numbers of the calls so far, for a checkpoint."""
+        return dict(self._made)
 
-def _canonical(arguments: str) -> str:
+
+def _digest(call: EngineToolCall) -> str:
     try:
-        return json.dumps(json.loads(arguments), sort_keys=True)
+        arguments = json.dumps(json.loads(call.arguments), sort_keys=True)
     except ValueError:
-        return arguments
+        arguments = call.arguments
+    return hashlib.blake2b(json.dumps([call.name, arguments]).encode(), digest_size=12).hexdigest()

@@ -1,0 +1,149 @@
+"""Runs of the orchestrator whose worker is lost after any number of stored events, as often as a test wants."""
+
+import asyncio
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import orjson
+
+from agentstream.agents.checkpoint import EmittedEvent, Restored
+from agentstream.agents.contract import AgentResult, Run
+from agentstream.agents.orchestrator import Orchestrator
+from agentstream.agents.tool_calls import RestoredToolCall
+from agentstream.errors import RunCancelled
+from agentstream.protocol.events import (
+    REASONING,
+    RESERVED_EVENTS,
+    RUN_CHECKPOINT,
+    RUN_STARTED,
+    STORED_FIRST,
+    TEXT,
+    TOOL_CALL_DELTA,
+    Event,
+)
+from agentstream.protocol.openai import ChatCompletionRequest
+from agentstream.stream.transcript import AnswerFold
+from agentstream.tools.toolbox import Toolbox
+from tests.helpers import TIMEOUT_S, RecordingSink
+
+ENDLESS = 10**9
+
+
+class CuttingSink(RecordingSink):
+    """Stores the first ``limit`` events of an attempt. The agent does not notice the loss until it waits for one."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__()
+        self._limit = limit
+        self.put_count = 0
+        self._waits = False  # whether an event of STORED_FIRST is lost
+
+    def put(self, event_type: str, data: Any) -> None:
+        self.put_count += 1
+        if self.put_count <= self._limit:
+            self.facts.append((event_type, data))
+        elif event_type in STORED_FIRST:
+            self._waits = True
+
+    def put_checkpoint(self, state: bytes) -> bool:
+        self.put(RUN_CHECKPOINT, orjson.loads(state))
+        return False
+
+    async def wait_for_room(self) -> None:
+        await asyncio.sleep(0)
+        if self._waits:
+            message = "the attempt is over"
+            raise RunCancelled(message)
+
+
+class Effects:
+    """A tool that counts its calls."""
+
+    description = "Has an effect."
+    parameters: ClassVar[dict[str, Any]] = {"type": "object", "properties": {"n": {"type": "integer"}}}
+
+    def __init__(self, name: str, *, idempotent: bool = False, read_only: bool = False) -> None:
+        self.name = name
+        self.idempotent = idempotent
+        self.read_only = read_only
+        self.calls: list[int] = []
+
+    async def run(self, arguments: dict[str, Any]) -> str:
+        await asyncio.sleep(0)
+        self.calls.append(arguments["n"])
+        return f"{self.name} {arguments['n']}"
+
+
+@dataclass
+class LosingRun:
+    """One run, whose attempts share the stored events."""
+
+    orchestrator: Orchestrator
+    request: ChatCompletionRequest
+    attempts: list[list[tuple[str, Any]]] = field(default_factory=list)
+    put_count: int = 0  # events of the latest attempt, also those that were not stored
+
+    @property
+    def facts(self) -> list[tuple[str, Any]]:
+        """All stored events, in order."""
+        return [fact for attempt in self.attempts for fact in attempt]
+
+    async def attempt(self, limit: int = ENDLESS) -> AgentResult | None:
+        """Make an attempt of which ``limit`` events are stored. Return the result, or None if the worker is lost."""
+        sink = CuttingSink(limit)
+        run = Run("chatcmpl-1", self.request, sink)
+        restored = restored_from(self.facts)
+        run.restore(restored, sum(kind == TOOL_CALL_DELTA and "name" in data for kind, data in self.facts))
+        result: AgentResult | None = None
+        try:
+            async with asyncio.timeout(TIMEOUT_S):
+                result = await self.orchestrator(run)
+        except RunCancelled:
+            assert limit < ENDLESS
+        self.attempts.append(sink.facts)
+        self.put_count = sink.put_count
+        return result if limit == ENDLESS else None
+
+    def fold(self) -> AnswerFold:
+        """Return the answer that a client assembles."""
+        fold = AnswerFold()
+        for number, facts in enumerate(self.attempts, 1):
+            started = (RUN_STARTED, {"resumes": True} if number > 1 else {})
+            for seq, (kind, data) in enumerate([started, *facts], 1):
+                fold.receive(Event(number, seq, kind, data))
+        return fold
+
+    def data_of(self, kind: str) -> list[Any]:
+        """Return the data of all stored events of a type."""
+        return [data for each, data in self.facts if each == kind]
+
+
+def restored_from(facts: Sequence[tuple[str, Any]]) -> Restored | None:
+    """Return what the next attempt finds."""
+    if not facts:
+        return None
+    checkpoints = [number for number, (kind, _) in enumerate(facts) if kind == RUN_CHECKPOINT]
+    state = facts[checkpoints[-1]][1] if checkpoints else None
+    after = facts[checkpoints[-1] + 1 :] if checkpoints else facts
+    calls: dict[int, RestoredToolCall] = {}
+    for kind, data in after:
+        if kind == TOOL_CALL_DELTA:
+            index = data["index"]
+            call = calls.setdefault(index, RestoredToolCall(index, data.get("id", ""), data.get("name", "")))
+            call.arguments += data["arguments"]
+    return Restored(
+        state=json.loads(json.dumps(state)),
+        text="".join(data for kind, data in after if kind == TEXT),
+        reasoning="".join(data for kind, data in after if kind == REASONING),
+        events=[EmittedEvent(kind, data) for kind, data in after if kind not in RESERVED_EVENTS],
+        tool_calls=list(calls.values()),
+    )
+
+
+def losing_run(engine: Any, *tools: Effects, fields: dict[str, Any] | None = None, **options: Any) -> LosingRun:
+    """Return a run of an orchestrator with an engine and tools. ``fields`` are further fields of the request."""
+    body = {"model": "m1", "messages": [{"role": "user", "content": "count"}], **(fields or {})}
+    orchestrator = Orchestrator(engine, Toolbox(tools, TIMEOUT_S), **options)
+    return LosingRun(orchestrator, ChatCompletionRequest.model_validate(body))
