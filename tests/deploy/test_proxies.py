@@ -26,7 +26,7 @@ class Deployment:
     client: Client
 
 
-@pytest.fixture(params=PROXIES, ids=lambda proxy: proxy.package)
+@pytest.fixture(params=PROXIES, ids=lambda proxy: proxy.name)
 async def deployment(request: pytest.FixtureRequest, processes: Processes, tmp_path: Path) -> AsyncIterator[Deployment]:
     """Run a proxy in front of two front ends, and two workers with the scripted agent."""
     proxy: Proxy = request.param
@@ -103,7 +103,7 @@ async def test_the_front_ends_errors_pass(deployment: Deployment) -> None:
     assert (status, answer["error"]["code"]) == (404, "not_found")
 
 
-@pytest.mark.parametrize("proxy", PROXIES, ids=lambda proxy: proxy.package)
+@pytest.mark.parametrize("proxy", PROXIES, ids=lambda proxy: proxy.name)
 async def test_no_front_end_gives_an_openai_error(proxy: Proxy, tmp_path: Path, unused_tcp_port: int) -> None:
     """Without a front end the proxy answers with an OpenAI error and a Retry-After header."""
     async with (

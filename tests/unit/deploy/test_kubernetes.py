@@ -9,7 +9,6 @@ import pytest
 import yaml
 
 from agentstream.config import Settings, env_name
-from agentstream.frontend.serve import LAST_REQUESTS_S
 from agentstream.telemetry import names as metric_names
 
 FOLDER = Path(__file__).parents[3] / "deploy/kubernetes"
@@ -174,10 +173,15 @@ def test_the_metrics_of_a_worker_can_be_scraped() -> None:
 
 @each_role
 def test_a_stop_leaves_time_to_drain(role: str) -> None:
-    """Kubernetes waits longer for the end of a pod than its preStop and its drain need."""
+    """Kubernetes waits longer for the end of a pod than its stop delay and its drain need."""
     drain_s = float(environment(role)["AGENTSTREAM_DRAIN_TIMEOUT_S"] or 0)
-    pre_stop = container(role).get("lifecycle", {}).get("preStop", {}).get("exec", {}).get("command", ["sleep", "0"])
-    assert pod(role)["terminationGracePeriodSeconds"] > float(pre_stop[1]) + LAST_REQUESTS_S + drain_s + 5
+    delay_s = float(environment(role).get("AGENTSTREAM_STOP_DELAY_S") or 0)
+    assert pod(role)["terminationGracePeriodSeconds"] >= delay_s + drain_s + 10
+
+
+def test_a_pod_serves_until_proxies_know_that_it_stops() -> None:
+    """A front end serves on after SIGTERM, because Kubernetes sends it before every proxy has left the pod out."""
+    assert float(environment("frontend")["AGENTSTREAM_STOP_DELAY_S"] or 0) >= 5
 
 
 @each_role
