@@ -36,8 +36,10 @@ TESTS = [Path(__file__), *sorted((ROOT / "tests/guides").glob("test_*.py"))]
 
 # How the first line of each block that no test runs begins, and the reason.
 NOT_RUN = {
-    "docker compose up --build --scale frontend=3 --scale worker=4": "needs Docker",
-    "AGENT_DIR=./my_agents AGENTSTREAM_AGENT=my_module:my_agent docker compose up --build": "needs Docker",
+    "docker compose up --build --scale frontend=3 --scale worker=4": "needs Docker; tests/compose runs it",
+    "docker save agentstream | ssh HOST docker load": "needs two machines with Docker",
+    "deploy/rolling-update.sh": "needs Docker; tests/compose/updates.py runs it",
+    "docker tag agentstream:previous agentstream": "needs Docker; tests/compose/updates.py runs it",
     "docker compose --profile observability up": "needs Docker",
     "kubectl apply --filename deploy/kubernetes": "needs a Kubernetes cluster",
     "kubectl apply --filename deploy/kubernetes/worker.yaml": "needs a Kubernetes cluster",

@@ -104,13 +104,17 @@ def everything_is_updated(deployment: Deployment) -> str:
     return answer
 
 
-def settings_are_changed(deployment: Deployment) -> str:
-    """Rolling updates without a build give new settings to every process: no request fails."""
+def everything_goes_back(deployment: Deployment) -> str:
+    """Updates without a build give every process the previous image and new settings: no request fails."""
+    old = deployment.image_id(":previous")
+    deployment.run("docker", "tag", f"{deployment.image}:previous", deployment.image)
     rounds = 0
     while not rounds or total.outcomes.total() < ENOUGH:
         rounds += 1
         (deployment.folder / ".env").write_text(f"AGENTSTREAM_MAX_QUEUED={1000 + rounds}\n")
         under_load(deployment, lambda: deployment.run(ROLLING_UPDATE, "--no-build"))
+        containers = deployment.containers("worker") + deployment.containers("frontend")
+        assert {deployment.inspect(container, "{{.Image}}") for container in containers} == {old}
         assert deployment.environment("frontend")["AGENTSTREAM_MAX_QUEUED"] == str(1000 + rounds)
     (deployment.folder / ".env").unlink()
     return f"{rounds} updates"
@@ -134,6 +138,6 @@ CHECKS = (
     nginx_is_restarted,
     nginx_reads_its_file_again,
     everything_is_updated,
-    settings_are_changed,
+    everything_goes_back,
     no_agent_ran_twice,
 )
