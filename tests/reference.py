@@ -2,7 +2,7 @@
 
 import inspect
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,7 +14,7 @@ from agentstream import agents, errors, testing
 from agentstream.cli.flags import format_value
 from agentstream.config import Settings, env_name
 from agentstream.protocol.event_types import EVENT_TYPES
-from agentstream.protocol.events import NAMED_EVENTS
+from agentstream.protocol.events import NAMED_EVENTS, OPTIONAL_EVENTS, RESERVED_EVENTS
 
 FOLDER: Final = Path(__file__).parents[1] / "deploy/guides/reference"
 NOTE: Final = "<!-- This page is generated from the code by `make reference`. Do not edit it. -->"
@@ -145,10 +145,10 @@ def errors_page() -> str:
     )
 
 
-def event_rows(*, named: bool) -> Iterator[tuple[str, ...]]:
-    """Yield a row for each event type that clients receive by name, or for the others."""
+def event_rows(types: Collection[str]) -> Iterator[tuple[str, ...]]:
+    """Yield a row for each of these event types."""
     for event in EVENT_TYPES:
-        if (event.name in NAMED_EVENTS) == named:
+        if event.name in types:
             yield f"`{event.name}`", event.emitted_by, event.fields, event.meaning
 
 
@@ -161,11 +161,14 @@ def events_page() -> str:
             NOTE,
             "[PROTOCOL.md](../../PROTOCOL.md), section 3, says how each event looks on the wire.",
             "## Events that clients receive by name",
-            "An agent emits them with `run.emit(type, data)`. Other types are stored and not sent.",
-            table(header, event_rows(named=True)),
+            "An agent emits them with `run.emit(type, data)`. Those of a sub-agent also have the field `agent_path`.",
+            table(header, event_rows(NAMED_EVENTS)),
+            "## Events that clients ask for",
+            "A client receives these types, and your agents' own types, if it names them in `X-Agent-Event-Types`.",
+            table(header, event_rows(OPTIONAL_EVENTS)),
             "## Events of agentstream",
             "`run.emit` refuses these types. They become chunks, the final chunk or an error frame.",
-            table(header, event_rows(named=False)),
+            table(header, event_rows(RESERVED_EVENTS)),
         ]
     )
 
@@ -197,6 +200,7 @@ def members(kind: type) -> Iterator[str]:
 # The order of the sections; a test compares it with the names that can be imported.
 AGENT_API: Final = (
     "Run",
+    "ChildRun",
     "Caller",
     "AgentResult",
     "ToolResult",

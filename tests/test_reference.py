@@ -7,7 +7,7 @@ import pytest
 from agentstream import agents, errors, testing
 from agentstream.config import Settings, env_name
 from agentstream.protocol.event_types import EVENT_TYPES
-from agentstream.protocol.events import NAMED_EVENTS, RESERVED_EVENTS
+from agentstream.protocol.events import NAMED_EVENTS, OPTIONAL_EVENTS, RESERVED_EVENTS
 from tests import reference
 from tests.processes import ROOT
 
@@ -50,5 +50,5 @@ def test_every_public_name_is_in_the_reference(name: str) -> None:
 
 
 def test_every_event_type_is_in_the_table() -> None:
-    """The table of event types has exactly the named and the reserved types."""
-    assert {event.name for event in EVENT_TYPES} == NAMED_EVENTS | RESERVED_EVENTS
+    """The table of event types has exactly the named, the optional and the reserved types."""
+    assert {event.name for event in EVENT_TYPES} == NAMED_EVENTS | OPTIONAL_EVENTS | RESERVED_EVENTS

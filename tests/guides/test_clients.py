@@ -107,6 +107,14 @@ async def test_the_format_of_events_is_chosen(url: str, tmp_path: Path) -> None:
 
 
 @one_loop
+async def test_more_events_are_asked_for(url: str, tmp_path: Path) -> None:
+    """With the types of the command, the stream has an event that it does not have without them."""
+    asked, plain = [decode((await curl(name, url, tmp_path)).encode()) for name in ("event_types", "curl")]
+    assert "agent_turn_end" in [name for name, _ in asked]
+    assert "agent_turn_end" not in [name for name, _ in plain]
+
+
+@one_loop
 async def test_a_run_is_resumed_by_its_id(url: str, tmp_path: Path) -> None:
     """After a cursor the command gets the rest of the stream, which ends as the whole does."""
     run_id = await background_run(url, tmp_path)

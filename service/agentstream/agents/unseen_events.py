@@ -1,11 +1,11 @@
-"""Warns an agent's author about events that no client can see."""
+"""Tells an agent's author about events that clients see only if they ask for them."""
 
 import difflib
 import logging
 import re
 from typing import Final
 
-from agentstream.protocol.events import NAMED_EVENTS
+from agentstream.protocol.events import HIDDEN_EVENTS, NAMED_EVENTS, OPTIONAL_EVENTS
 
 log = logging.getLogger(__name__)
 
@@ -23,14 +23,14 @@ _SYNONYMS: Final = {
 _WORDS: Final = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+")
 _CLOSE: Final = 0.84  # the ratio from which two types differ by a slip of the pen
 
-# The built-in agent emits this type.
-_OWN_TYPES: Final = frozenset({"agent_turn_end"})
+# agentstream itself emits these types.
+_OWN_TYPES: Final = OPTIONAL_EVENTS | HIDDEN_EVENTS
 
 _warned: set[str] = set()
 
 
 def warn_if_unseen(event_type: str) -> None:
-    """Log one warning per type in this process for an event that no client receives."""
+    """Log one warning per type in this process for an event that clients do not receive without asking."""
     if event_type in NAMED_EVENTS or event_type in _OWN_TYPES or event_type in _warned:
         return
     if len(_warned) >= MAX_WARNED_TYPES:
@@ -38,7 +38,9 @@ def warn_if_unseen(event_type: str) -> None:
     _warned.add(event_type)
     similar = similar_type(event_type)
     log.warning(
-        "no client receives events of type %r: they are only stored%s. Clients receive the types %s",
+        "a client receives events of type %r only if it asks for them, with the header X-Agent-Event-Types: %s, or if "
+        "the front end's AGENTSTREAM_EVENT_TYPES names them%s. Every client receives the types %s",
+        event_type,
         event_type,
         f"; did you mean {similar!r}?" if similar else "",
         ", ".join(sorted(NAMED_EVENTS)),

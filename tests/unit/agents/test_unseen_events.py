@@ -1,4 +1,4 @@
-"""The warnings about events that no client can see."""
+"""The warnings about events that clients see only if they ask for them."""
 
 import logging
 
@@ -6,7 +6,7 @@ import pytest
 
 from agentstream.agents import Run, unseen_events
 from agentstream.agents.unseen_events import MAX_WARNED_TYPES, similar_type
-from agentstream.protocol.events import NAMED_EVENTS
+from agentstream.protocol.events import NAMED_EVENTS, OPTIONAL_EVENTS
 from agentstream.protocol.openai import ChatCompletionRequest
 from tests.helpers import RecordingSink
 
@@ -36,9 +36,19 @@ def test_a_type_that_no_client_sees_is_warned_of_once(
     assert all("tool_call_start" in line for line in warned)
 
 
-def test_the_type_of_the_built_in_agent_is_not_warned_of(run: Run, caplog: pytest.LogCaptureFixture) -> None:
-    """The built-in agent's own type gives no warning."""
-    run.emit("agent_turn_end", {})
+def test_the_warning_says_how_a_client_asks(run: Run, caplog: pytest.LogCaptureFixture) -> None:
+    """The warning contains the header with the type, and the setting of a deployment, also for a sub-agent."""
+    run.child("researcher").emit("progress", {})
+    [line] = [record.getMessage() for record in caplog.records]
+    assert "X-Agent-Event-Types: progress" in line
+    assert "AGENTSTREAM_EVENT_TYPES" in line
+
+
+def test_the_types_of_agentstream_are_not_warned_of(run: Run, caplog: pytest.LogCaptureFixture) -> None:
+    """The types that agentstream's own agents emit, and the text of a sub-agent, give no warning."""
+    for event_type in OPTIONAL_EVENTS:
+        run.emit(event_type, {})
+    run.child("researcher").write("text")
     assert not caplog.records
 
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from agentstream.protocol.events import NAMED_EVENTS, RESERVED_EVENTS
-from agentstream.protocol.requested_events import ALWAYS_SENT, MAX_TYPES, is_sent, requested_events
+from agentstream.protocol.events import HIDDEN_EVENTS, NAMED_EVENTS, RESERVED_EVENTS
+from agentstream.protocol.requested_events import ALWAYS_SENT, MAX_TYPES, NEVER_ASKED, is_sent, requested_events
 
 
 def test_a_list_asks_for_its_types() -> None:
@@ -24,9 +24,11 @@ def test_types_that_everybody_gets_may_be_named() -> None:
     """A list may name the types that every client gets; that changes nothing."""
     assert requested_events(ALWAYS_SENT) == frozenset()
     assert ALWAYS_SENT >= NAMED_EVENTS
+    assert {"run_started", "run_checkpoint", "run_handed_over", "run_completed", "text", *HIDDEN_EVENTS} <= NEVER_ASKED
+    assert NEVER_ASKED | ALWAYS_SENT >= RESERVED_EVENTS
 
 
-@pytest.mark.parametrize("name", sorted(RESERVED_EVENTS - ALWAYS_SENT))
+@pytest.mark.parametrize("name", sorted(NEVER_ASKED))
 def test_internal_types_are_refused(name: str) -> None:
     """A type that only agentstream uses is refused, and the error names it."""
     with pytest.raises(ValueError, match=rf"event type '{name}' cannot be asked for"):

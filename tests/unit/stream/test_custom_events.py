@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agentstream.protocol.events import Batch, Cursor, Event
@@ -26,6 +26,7 @@ RUN = events(
     ("agent_text", {"agent_path": ["researcher"], "text": "noon?"}),
     ("text", "noon."),
     ("run_checkpoint", {}),
+    ("inference_echo", {"content": "internal"}),
     ("note", {}),
     completed(),
 )
@@ -121,6 +122,7 @@ TYPES = st.one_of(st.none(), st.frozensets(st.sampled_from(OWN)))
 FORMATS = st.sampled_from(["named", "raw", "chunk", "off"])
 
 
+@settings(deadline=None)
 @given(TYPES, TYPES, FORMATS, st.integers(1, 4), st.data())
 def test_a_client_may_resume_with_other_types(
     before: RequestedEvents, later: RequestedEvents, event_format: EventFormat, size: int, data: st.DataObject
@@ -137,6 +139,7 @@ def test_a_client_may_resume_with_other_types(
     assert whole(machine, RUN, size) == expected
 
 
+@settings(deadline=None)
 @given(TYPES, st.integers(1, 4), st.data())
 def test_a_response_resumes_byte_for_byte(types: RequestedEvents, size: int, data: st.DataObject) -> None:
     """With the same types a stream of the Responses API continues after any number, byte for byte."""

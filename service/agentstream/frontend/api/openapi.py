@@ -36,6 +36,7 @@ from agentstream.frontend.api.openapi_schemas import (
 from agentstream.protocol.completions import CompletionRequest
 from agentstream.protocol.jobs import RUN_ID
 from agentstream.protocol.openai import ChatCompletionRequest
+from agentstream.protocol.requested_events import MAX_TYPES
 from agentstream.protocol.response_items import RESPONSE_ID
 from agentstream.protocol.responses import SEQUENCE_NUMBER, ResponseRequest
 
@@ -62,6 +63,17 @@ _FORMAT: Final = {
         "there."
     ),
     "schema": {"enum": ["named", "raw", "chunk", "off"]},
+}
+_EVENT_TYPES: Final = {
+    "name": "agent_event_types",
+    "in": "query",
+    "description": (
+        "Types of the agent's own events that the stream contains beside the usual ones: names separated by commas, at "
+        f"most {MAX_TYPES}, or `all`. You may send the same list in the header X-Agent-Event-Types; if you send both, "
+        "the query wins. The default is the setting AGENTSTREAM_EVENT_TYPES of the server, usually none. For the APIs "
+        "whose default of agent_events is `off`, a list also turns agent events on."
+    ),
+    "schema": {"type": "string"},
 }
 _STREAMED: Final = {
     "name": "stream",
@@ -140,6 +152,7 @@ def document() -> dict[str, Any]:
                     parameters=[
                         _RUN_ID,
                         _FORMAT,
+                        _EVENT_TYPES,
                         _STREAMED,
                         {
                             "name": "starting_after",
@@ -238,6 +251,7 @@ def _responses_paths() -> dict[str, Any]:
                 parameters=[
                     response_id,
                     _FORMAT,
+                    _EVENT_TYPES,
                     _STREAMED,
                     {
                         "name": "starting_after",
@@ -329,6 +343,7 @@ _CREATE_ERRORS: Final = (
 )
 _CREATE_PARAMETERS: Final = [
     _FORMAT,
+    _EVENT_TYPES,
     _header(
         "Idempotency-Key",
         "If a request repeats the key of an earlier request, it gets the earlier run and starts no new one.",
