@@ -55,8 +55,8 @@ compose-test: ## run compose.yaml on a real Docker engine under load (five minut
 bench: install ## run the benchmark (Linux, three minutes) and write its table to deploy/guides/performance.md
 	@$(BIN)/python -m tests.bench.main
 
-chaos: install ## inject random faults for SECONDS (600) with the seed SEED (1), and print a report
-	@$(BIN)/python -m tests.faults.chaos --seconds $(SECONDS) --seed $(SEED) --verbose
+chaos: install ## inject random faults for SECONDS (600) with the seed SEED (1), with AGENTS (plain or resumable), and print a report
+	@$(BIN)/python -m tests.faults.chaos$(if $(filter resumable,$(AGENTS)),_resumable) --seconds $(SECONDS) --seed $(SEED) --verbose
 
 lint: install ## check style and formatting
 	@$(BIN)/ruff check .

@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -82,10 +82,12 @@ class Report:
     resumed: int = 0
     tools_used: int = 0
     worst_silence_s: float = 0.0
+    must_be_zero: tuple[str, ...] = MUST_BE_ZERO
+    more: dict[str, str] = field(default_factory=dict)
 
     @property
     def clean(self) -> bool:
-        return not any(self.wrong[name] for name in MUST_BE_ZERO)
+        return not any(self.wrong[name] for name in self.must_be_zero)
 
     def __str__(self) -> str:
         errors = {code: count for code, count in sorted(self.outcomes.items()) if code != "complete"}
@@ -99,7 +101,8 @@ class Report:
             f"  {'refused requests, by status':<38} {_listed(self.rejected)}",
             f"  {'tools used':<38} {self.tools_used}",
             f"  {'longest time to an error frame':<38} {self.worst_silence_s:.1f} s",
-            *(f"  {name:<38} {self.wrong[name]}" for name in MUST_BE_ZERO),
+            *(f"  {name:<38} {value}" for name, value in self.more.items()),
+            *(f"  {name:<38} {self.wrong[name]}" for name in self.must_be_zero),
             *(f"  ! {line}" for line in self.details[:40]),
         ]
         return "\n".join(lines)
@@ -112,12 +115,20 @@ def _listed(counts: dict[str, int] | Counter[str] | Counter[int]) -> str:
 class Fleet:
     """The processes that the faults hit. A process that ends is started again, as ``up`` does it."""
 
-    def __init__(self, processes: Processes, report: Report, folder: Path) -> None:
+    def __init__(
+        self,
+        processes: Processes,
+        report: Report,
+        environment: dict[str, str],
+        agents: Callable[[int], dict[str, str]],
+    ) -> None:
+        """``agents`` returns the settings of the worker with a number."""
+        self._agents = agents
         self._processes = processes
         self._report = report
         self._ports = [free_port(), free_port()]
         self.urls = [f"http://127.0.0.1:{port}" for port in self._ports]
-        self._environment = {**SETTINGS, FOLDER_VARIABLE: str(folder)}
+        self._environment = environment
         self.running: dict[str, Process] = {}
         self._ended_by_us: set[int] = set()
         self._stopping = False
@@ -151,9 +162,8 @@ class Fleet:
             port = str(self._ports[int(number)])
             self.running[name] = await self._processes.start("frontend", AGENTSTREAM_PORT=port, **self._environment)
         else:
-            agent = "chaotic_in_a_thread" if number == "2" else "chaotic"
-            spec = f"tests.faults.chaos_agents:{agent}"
-            self.running[name] = await self._processes.start("worker", AGENTSTREAM_AGENT=spec, **self._environment)
+            environment = self._environment | self._agents(int(number))
+            self.running[name] = await self._processes.start("worker", **environment)
         with contextlib.suppress(AssertionError):  # a fault hit it before it was ready: its keeper starts it again
             await self.running[name].until("serving on" if kind == "frontend" else "takes jobs of", 3 * TIMEOUT_S)
 
@@ -170,6 +180,8 @@ class Fleet:
 
 class Chaos:
     """One chaos run."""
+
+    settings: Mapping[str, str] = {}  # beside SETTINGS
 
     def __init__(self, seconds: float, seed: int, folder: Path, say: Callable[[str], None]) -> None:
         self._seconds = seconds
@@ -191,7 +203,8 @@ class Chaos:
             client_session() as session,
             client_session(socket_factory=small_buffer_socket) as slow_session,
         ):
-            fleet = Fleet(processes, self.report, self._marks)
+            environment = {**SETTINGS, FOLDER_VARIABLE: str(self._marks), **self.settings}
+            fleet = Fleet(processes, self.report, environment, self._agents_of)
             await fleet.start()
             try:
                 ends_at_s = time.monotonic() + self._seconds
@@ -210,6 +223,11 @@ class Chaos:
             self._look_for_tracebacks(processes)
         self._count_tools()
         return self.report
+
+    def _agents_of(self, worker: int) -> dict[str, str]:
+        """Return the settings that name the agents of a worker."""
+        agent = "chaotic_in_a_thread" if worker == 2 else "chaotic"
+        return {"AGENTSTREAM_AGENT": f"tests.faults.chaos_agents:{agent}"}
 
     # -- clients ------------------------------------------------------------------------------------
 
@@ -279,7 +297,7 @@ class Chaos:
         if received.outcome not in {"complete", "cancelled"} and received.done:
             report.worst_silence_s = max(report.worst_silence_s, received.silence_s)
         for name, count in received.wrong.items():
-            known = name if name in MUST_BE_ZERO else "runs forgotten"
+            known = name if name in report.must_be_zero else "runs forgotten"
             report.wrong[known] += count
             report.details.append(f"{received.run_id}: {name} {count} ({received.outcome}, {received.plan})")
 
@@ -406,16 +424,15 @@ async def run_chaos(seconds: float, seed: int, folder: Path, say: Callable[[str]
     return await Chaos(seconds, seed, folder, say).run()
 
 
-def main() -> int:
+def main(chaos: type[Chaos] = Chaos) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=600)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--verbose", action="store_true", help="print every fault when it happens")
     options = parser.parse_args()
+    say: Callable[[str], None] = print if options.verbose else lambda _line: None
     with tempfile.TemporaryDirectory(prefix="agentstream-chaos-") as folder:
-        report = asyncio.run(
-            run_chaos(options.seconds, options.seed, Path(folder), print if options.verbose else lambda _line: None)
-        )
+        report = asyncio.run(chaos(options.seconds, options.seed, Path(folder), say).run())
     print(report)  # noqa: T201
     return 0 if report.clean else 1
 

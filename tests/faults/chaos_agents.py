@@ -20,7 +20,8 @@ FOLDER_VARIABLE = "TOOL_MARKS"
 class Plan:
     """The steps of a run: think, call ``tools_first`` tools, then write ``words``.
 
-    With ``tool_between`` it calls one more tool in the middle of the words. ``padding`` is added to each word.
+    With ``tool_between`` it calls one more tool in the middle of the words. ``padding`` is added to each word. ``key``
+    names the file in which resumable agents record their tools.
     """
 
     words: int
@@ -29,6 +30,7 @@ class Plan:
     tools_first: int = 0
     tool_between: bool = False
     padding: int = 0
+    key: str = ""
 
     def text(self) -> str:
         return json.dumps(asdict(self))
@@ -36,6 +38,11 @@ class Plan:
     @property
     def tools(self) -> int:
         return self.tools_first + self.tool_between
+
+
+def tool_name(number: int) -> str:
+    """Return the tool that a resumable agent uses: every second one must not run twice."""
+    return "look" if number % 2 else "charge"
 
 
 def plan_of(run: Run) -> Plan:
