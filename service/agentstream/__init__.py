@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         ToolCallWriter,
         ToolResult,
         resumable,
+        takes_inputs,
     )
 
 __version__ = "0.1.0"
@@ -42,6 +43,7 @@ __all__ = [
     "ToolResult",
     "__version__",
     "resumable",
+    "takes_inputs",
 ]
 
 

@@ -10,7 +10,7 @@ import os
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from agentstream import AgentResult, InterruptTimeout, Run, resumable
+from agentstream import AgentResult, InterruptTimeout, Run, resumable, takes_inputs
 
 WORKER = os.environ.get("TEST_WORKER", "worker")
 USAGE = {"prompt_tokens": 3, "completion_tokens": 5, "total_tokens": 8}
@@ -81,4 +81,29 @@ def asking_in_a_thread(run: Run) -> AgentResult:
         run.write("before ")
     answer = run.interrupt("approval", {"tool": "send_mail"})
     run.write(f"approved={answer['approve']} ")
+    return AgentResult("", metadata=USAGE)
+
+
+@takes_inputs
+@resumable
+async def listening(run: Run) -> AgentResult:
+    """Tick, and repeat each message that people send, until one says "stop"."""
+    print(f"note {WORKER} begins {run.id}", flush=True)  # noqa: T201
+    heard: list[str] = (run.restored.state or []) if run.restored else []
+    while "stop" not in heard:
+        new = [message.text for message in await run.inputs()]
+        for text in new:
+            run.write(f"heard {text} ")
+        if new:
+            heard += new
+            await run.checkpoint(heard)
+        await asyncio.sleep(0.02)
+    return AgentResult("", metadata=USAGE)
+
+
+@takes_inputs
+async def deaf(run: Run) -> AgentResult:
+    """Wait for a message, and end without taking it."""
+    run.write("la la ")
+    await asyncio.sleep(1)
     return AgentResult("", metadata=USAGE)

@@ -82,7 +82,7 @@ async def test_a_run_waits_for_approval_and_goes_on(deployment: Deployment, agen
     assert said(whole) == ["before ", "approved=True "]
 
 
-async def test_all_processes_may_be_restarted_while_a_run_waits(deployment: Deployment, processes: Processes) -> None:
+async def test_all_processes_may_be_restarted_while_a_run_waits(deployment: Deployment) -> None:
     """A parked run needs no process: after a restart of the front end and all workers it is answered and goes on."""
     worker = await worker_of(deployment)
     run_id, _ = await parked(deployment, "once")

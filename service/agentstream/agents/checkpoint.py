@@ -71,6 +71,12 @@ def resumable(agent: A) -> A:
     return agent
 
 
+def takes_inputs(agent: A) -> A:
+    """Declare that an agent takes messages while it works, with ``run.inputs``. A decorator, as ``resumable``."""
+    agent.takes_inputs = True  # type: ignore[attr-defined]
+    return agent
+
+
 def encode_state(state: object) -> bytes:
     """Return the state of a checkpoint as JSON, with known secrets masked.
 

@@ -23,7 +23,7 @@ from agentstream.agents.unseen_events import warn_if_unseen
 from agentstream.errors import AgentStreamError, InvalidAgentOutput, RunCancelled
 from agentstream.protocol.events import REASONING, TEXT, TOOL_CALL_DELTA, check_agent_event
 from agentstream.protocol.interrupts import APPROVAL, APPROVAL_SCHEMA, Interrupt
-from agentstream.protocol.openai import ChatCompletionRequest, FinishReason, Usage
+from agentstream.protocol.openai import ChatCompletionRequest, ChatMessage, FinishReason, Usage
 from agentstream.protocol.plain_json import json_text
 from agentstream.telemetry.masking import mask_json
 
@@ -143,6 +143,10 @@ class EventSink(Protocol):
         """Ask people a question; return the future answer."""
         ...
 
+    def take_inputs(self) -> list[dict[str, Any]]:
+        """Return the messages for the run that the agent has not got yet, and queue an event that says so."""
+        ...
+
     async def wait_for_room(self) -> None:
         """Wait until the queue has room for more events, and until starts of tools and checkpoints are stored."""
 
@@ -228,8 +232,9 @@ class Run:
         so once per type. ``data`` is an object that can be written as JSON, up to 1 MiB; known secrets in it are
         masked. In the two events of a tool call it has the name of the ``tool``.
 
-        After a ``tool_call_start`` no other attempt runs this agent again, so that no tool runs twice. In a thread the
-        call returns when that event is stored; on the event loop, await ``drain`` before you run the tool.
+        After a ``tool_call_start`` no other attempt runs this agent again, unless it is ``resumable``, so that no tool
+        runs twice. In a thread the call returns when that event is stored; on the event loop, await ``drain`` before
+        you run the tool.
 
         Raises RunCancelled if the run is cancelled or this attempt is over. Raises InvalidAgentOutput if the type is
         malformed or reserved, or if ``data`` is no dict, names no tool, cannot be written as JSON or is too large.
@@ -245,8 +250,8 @@ class Run:
         """Stream the next piece of the answer's text. Any thread may call it.
 
         An empty text sends nothing. A piece has at most 1 MiB as JSON. If a character was cut in two between two
-        pieces, it is sent whole with the second. After the first piece no other attempt runs this agent again, so that
-        no text is shown twice.
+        pieces, it is sent whole with the second. After the first piece no other attempt runs this agent again, unless
+        it is ``resumable``, so that no text is shown twice.
 
         Raises RunCancelled if the run is cancelled or this attempt is over. Raises InvalidAgentOutput if ``text`` is
         no str or is too large, and BufferFull as ``emit`` does.
@@ -380,6 +385,29 @@ class Run:
         except RuntimeError:
             return answer.result()
         return asyncio.wrap_future(answer)
+
+    def inputs(self) -> Any:  # noqa: ANN401 -- a list, or an awaitable of it
+        """Return the messages that clients have sent to this run since the last call, oldest first; often none.
+
+        On the event loop await the result; in a thread the call itself returns it. The messages are ChatMessage
+        objects. An event (``input_applied``) shows all readers at which place the agent took them. Only an agent with
+        ``takes_inputs = True`` gets messages.
+
+        An attempt that continues another one gets the messages again that were taken after the last checkpoint: they
+        are not in its state. Raises RunCancelled if this attempt is over.
+        """
+        self._raise_if_cancelled()
+        taken = [ChatMessage.model_validate(message) for message in self._sink.take_inputs()]
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            return taken
+        return self._after_room(taken)
+
+    async def _after_room(self, taken: list[ChatMessage]) -> list[ChatMessage]:
+        if taken:
+            await self._sink.wait_for_room()
+        return taken
 
     async def drain(self) -> None:
         """Wait until every ``tool_call_start`` is stored and at most 4 MiB of the run's events wait to be stored.

@@ -59,6 +59,11 @@ def is_resumable(agent: object) -> bool:
     return getattr(agent, "resumable", False) is True
 
 
+def takes_inputs(agent: object) -> bool:
+    """Return whether the agent declares that it takes messages while it works: it has ``takes_inputs = True``."""
+    return getattr(agent, "takes_inputs", False) is True
+
+
 def takes_nothing(found: object) -> bool:
     """Return whether ``found`` is a plain function without parameters, and no generator."""
     kinds = (inspect.iscoroutinefunction, inspect.isasyncgenfunction, inspect.isgeneratorfunction)
@@ -89,6 +94,7 @@ class _AsyncGeneratorAgent:
         functools.update_wrapper(self, function, updated=())
         self.name = name_of(function)
         self.resumable = is_resumable(function)
+        self.takes_inputs = takes_inputs(function)
         self._function = function
 
     async def __call__(self, run: Run) -> AgentResult:
@@ -102,6 +108,7 @@ class _GeneratorAgent:
         functools.update_wrapper(self, function, updated=())
         self.name = name_of(function)
         self.resumable = is_resumable(function)
+        self.takes_inputs = takes_inputs(function)
         self._function = function
 
     def __call__(self, run: Run) -> AgentResult:

@@ -49,6 +49,10 @@ class _SubAgentSink:
         """Ask people a question, for the whole run."""
         return self.whole_run.ask(asked)
 
+    def take_inputs(self) -> list[dict[str, Any]]:
+        """Return nothing: the agent itself takes the messages for the run."""
+        return []
+
     async def wait_for_room(self) -> None:
         """Wait for the queue of the whole run."""
         await self.whole_run.wait_for_room()

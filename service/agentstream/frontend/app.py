@@ -26,6 +26,7 @@ from agentstream.protocol.keys import Keys
 from agentstream.store.bus.bus import Bus
 from agentstream.store.connection.endpoint import Endpoint
 from agentstream.store.connection.link import Link
+from agentstream.store.inputs import InputStore
 from agentstream.store.interrupts import InterruptStore
 from agentstream.store.runs import RunStore
 from agentstream.telemetry import tracing
@@ -64,6 +65,7 @@ def create_app(settings: Settings, *, keys: Keys | None = None, number: int | No
         authenticator=Authenticator(settings.api_keys),
         runs=RunStore(link, keys),
         interrupts=InterruptStore(link, keys),
+        inputs=InputStore(link, keys),
         watcher=Watcher(),
         flush_scheduler=FlushScheduler(),
         background_tasks=BackgroundTasks(),

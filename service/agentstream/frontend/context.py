@@ -14,6 +14,7 @@ from agentstream.frontend.runs.pump import FlushScheduler
 from agentstream.frontend.runs.watcher import Watcher
 from agentstream.store.bus.bus import Bus
 from agentstream.store.connection.link import Link
+from agentstream.store.inputs import InputStore
 from agentstream.store.interrupts import InterruptStore
 from agentstream.store.runs import RunStore
 
@@ -33,6 +34,7 @@ class Context:
     authenticator: Authenticator
     runs: RunStore
     interrupts: InterruptStore
+    inputs: InputStore
     watcher: Watcher
     flush_scheduler: FlushScheduler
     background_tasks: BackgroundTasks

@@ -222,16 +222,18 @@ class JobQueue:
         entry_id, flat = reply
         return await self._decode_claim(entry_id, dict(zip(flat[::2], flat[1::2], strict=True)), lease_since_s=started)
 
-    async def begin(self, claim: Claim, *, ttl_s: int, resumable: bool = False) -> BegunAttempt | None:
+    async def begin(
+        self, claim: Claim, *, ttl_s: int, resumable: bool = False, takes_inputs: bool = False
+    ) -> BegunAttempt | None:
         """Begin an attempt at a claimed job; None if the run has ended, or if another queue entry carries the run.
 
         ``ttl_s`` is the TTL of the run's keys while the run is open. ``resumable`` says that the agent can continue
-        what an earlier attempt began.
+        what an earlier attempt began, and ``takes_inputs`` that it takes messages while it works.
         """
         keys = [self._keys.run(claim.job.run_id), self._keys.events(claim.job.run_id)]
         token = secrets.token_hex(8)
         pending = self._link.start_script_call(
-            "begin", keys, claim.entry_id, self.worker_id, ttl_s, token, int(resumable)
+            "begin", keys, claim.entry_id, self.worker_id, ttl_s, token, int(resumable), int(takes_inputs)
         )
         self._link.flush()  # sent now, not at the end of the turn, because a client waits
         reply = await _reply_within(self._link, pending, COMMAND_TIMEOUT_S)
@@ -252,6 +254,10 @@ class JobQueue:
         """Return the runs with a stored cancel. It finds a cancel even if the message to this worker was lost."""
         flags = await self._field(run_ids, "cancel")
         return [run_id for run_id, flag in zip(run_ids, flags, strict=True) if flag]
+
+    async def input_counts(self, run_ids: list[str]) -> list[int]:
+        """Return how many messages were sent to each run."""
+        return [int(count or 0) for count in await self._field(run_ids, "inputs_count")]
 
     async def superseded(self, run_ids: list[str]) -> list[str]:
         """Return the runs in which another worker has begun a newer attempt. This worker must have begun all of them.

@@ -29,6 +29,7 @@ SCRIPTS: Final[Mapping[str, Script]] = {
         "answer",
         "backlog",
         "heartbeat",
+        "input",
         "begin",
         "cancel",
         "create_run",

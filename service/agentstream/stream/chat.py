@@ -261,6 +261,7 @@ class ChatStream:
         final = self._chunk([self._choice({}, part.reason)])
         if part.cancelled:
             final["agent_error"] = _agent_error(CANCELLED, CANCELLED_MESSAGE)
+        _add_unapplied(final, part)
         chunks = [(cursor, final)]
         if self._options.include_usage:
             usage_alone = self._chunk([]) | {"usage": part.usage}
@@ -294,6 +295,7 @@ class ChatStream:
         else:
             body = self._chunk([self._choice({"content": text}, "stop")])
             body["agent_error"] = _agent_error(part.code, part.message, part.status)
+            _add_unapplied(body, part)
         return sse.frame(sse.json_line(body), event_id=str(cursor) if cursor else None)
 
     def _named(self, part: NamedEvent | CustomEvent, cursor: Cursor) -> Iterator[bytes]:
@@ -330,6 +332,12 @@ class ChatStream:
 
     def _choice(self, delta: dict[str, Any], finish_reason: str | None = None) -> dict[str, Any]:
         return {"index": 0, "delta": delta, "finish_reason": finish_reason}
+
+
+def _add_unapplied(chunk: dict[str, Any], part: Finish | Failure) -> None:
+    """Add the ids of the messages for the run that its agent has not taken, if there are any."""
+    if part.unapplied_inputs:
+        chunk["unapplied_inputs"] = list(part.unapplied_inputs)
 
 
 def waiting_text(part: Parked, *, text_sent: bool) -> Iterator[str]:

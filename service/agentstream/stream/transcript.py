@@ -103,6 +103,7 @@ class Finish(NamedTuple):
     reason: str
     usage: dict[str, int]
     cancelled: bool = False
+    unapplied_inputs: tuple[str, ...] = ()  # ids of messages for the run that its agent has not taken
 
 
 class Parked(NamedTuple):
@@ -121,6 +122,7 @@ class Failure(NamedTuple):
     code: str
     message: str
     status: int | None = None  # the HTTP status, if it is not that of the code
+    unapplied_inputs: tuple[str, ...] = ()
 
 
 Part = Text | Reasoning | ToolCallDelta | NamedEvent | CustomEvent | Parked | Finish | Failure
@@ -239,7 +241,7 @@ class Transcript:
     def _end(self, kind: str, data: dict[str, Any]) -> Iterator[Part]:
         self.finished, self.in_text = True, False
         if kind == RUN_CANCELLED:
-            return iter((Finish("stop", data["usage"], cancelled=True),))
+            return iter((Finish("stop", data["usage"], cancelled=True, unapplied_inputs=_unapplied(data)),))
         return self._completed(data) if kind == RUN_COMPLETED else self._failed(data)
 
     def _completed(self, data: dict[str, Any]) -> Iterator[Part]:
@@ -256,18 +258,22 @@ class Transcript:
             yield Text(first)
             for word in others:
                 yield Text(" " + word)
-        yield Finish(data["finish_reason"], data["usage"])
+        yield Finish(data["finish_reason"], data["usage"], unapplied_inputs=_unapplied(data))
 
     def _failed(self, data: dict[str, Any]) -> Iterator[Part]:
         if self._text_sent:
             yield Text(TURN_SEPARATOR)
-        yield Failure(data["code"], data["message"], data.get("status"))
+        yield Failure(data["code"], data["message"], data.get("status"), _unapplied(data))
 
     def _take_tool_results(self) -> Iterator[NamedEvent]:
         if self._unreported:
             results, self._unreported = self._unreported, ()
             self._any_reported = True
             yield NamedEvent(TOOL_RESULTS, {"results": results})
+
+
+def _unapplied(data: dict[str, Any]) -> tuple[str, ...]:
+    return tuple(data.get("unapplied_inputs") or ())
 
 
 def tool_result(tool_name: str, *, success: bool, output: str, latency_s: float) -> dict[str, Any]:

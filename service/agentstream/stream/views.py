@@ -72,6 +72,8 @@ class _ChatFold(AnswerFold):
         )
         if failure is not None:
             body["error"] = {"code": failure.code, "message": failure.message}
+        if (end := finish or failure) is not None and end.unapplied_inputs:
+            body["unapplied_inputs"] = list(end.unapplied_inputs)
         if self.parked is not None:
             body["interrupts"] = [asked.as_json() for asked in self.parked.interrupts]
         return body

@@ -18,7 +18,14 @@ from agentstream import errors
 from agentstream.agents import Agent, AgentResult, Caller, Restored, Run
 from agentstream.agents.caller import Headers
 from agentstream.agents.failures import describe_failure
-from agentstream.agents.shapes import is_async, is_resumable, name_of, returned_in_thread, returned_on_loop
+from agentstream.agents.shapes import (
+    is_async,
+    is_resumable,
+    name_of,
+    returned_in_thread,
+    returned_on_loop,
+    takes_inputs,
+)
 from agentstream.errors import AgentStreamError, BusError, Fenced, InvalidAgentOutput
 from agentstream.protocol.events import RUN_CANCELLED, RUN_COMPLETED, RUN_FAILED, TEXT, TOOL_CALL_END
 from agentstream.protocol.interrupts import Interrupt
@@ -30,6 +37,7 @@ from agentstream.stream.transcript import tool_result
 from agentstream.telemetry.log_context import AGENT_ERROR, current_log_context
 from agentstream.telemetry.masking import mask, mask_error
 from agentstream.worker.current_agent import CurrentAgent, set_current_agent
+from agentstream.worker.inputs import RunInputs
 from agentstream.worker.questions import Questions
 from agentstream.worker.spans import agent_span, record_end
 from agentstream.worker.takeover import pack
@@ -73,7 +81,9 @@ class Execution:
         """
         self.claim = claim
         self.tally = Tally()
-        self.resumable = _is_resumable(resolve_agent, claim.job)
+        agent = _agent_of(resolve_agent, claim.job)
+        self.resumable = is_resumable(agent)
+        self.takes_inputs = takes_inputs(agent)
         self._resolve_agent = resolve_agent
         self._on_tool_end = on_tool_end
         self._on_checkpoint = on_checkpoint
@@ -85,7 +95,8 @@ class Execution:
         self.cancel_requested_at_s: float | None = None  # monotonic time
         self._loop = asyncio.get_running_loop()
         self._stopped: asyncio.Future[str] = self._loop.create_future()
-        self.questions = Questions(self._put_question, self._park if self.resumable else None)
+        self.questions = Questions(self._put_with_fields, self._park if self.resumable else None)
+        self.inputs = RunInputs(self._put_with_fields)
         self._handing_over = False
         self._restored: Restored | None = None
         self._warned = False  # that an agent which cannot continue makes checkpoints
@@ -97,6 +108,7 @@ class Execution:
     def bind(self, publisher: RunPublisher) -> None:
         """Set the publisher of the run's events."""
         self._publisher = publisher
+        publisher.takes_inputs = self.takes_inputs
 
     # -- stopping the run ---------------------------------------------------------------------------
 
@@ -191,7 +203,11 @@ class Execution:
         self.tally.interrupts += 1
         return self.questions.ask(asked)
 
-    def _put_question(self, event_type: str, data: dict[str, Any], fields: Fields) -> None:
+    def take_inputs(self) -> list[dict[str, Any]]:
+        """Return the messages that the agent has not got yet. May be called from any thread."""
+        return self.inputs.take() if self.takes_inputs else []
+
+    def _put_with_fields(self, event_type: str, data: dict[str, Any], fields: Fields) -> None:
         if self._publisher is None:
             message = "the run has not begun"
             raise BusError(message)
@@ -355,11 +371,11 @@ class Execution:
         }
 
 
-def _is_resumable(resolve_agent: AgentResolver, job: Job) -> bool:
+def _agent_of(resolve_agent: AgentResolver, job: Job) -> Agent | None:
     try:
-        return is_resumable(resolve_agent(job.request["model"]))
+        return resolve_agent(job.request["model"])
     except (ValueError, KeyError):  # ``run_agent`` reports it
-        return False
+        return None
 
 
 def caller_of(job: Job) -> Caller:

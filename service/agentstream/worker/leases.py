@@ -8,10 +8,11 @@ for expired leases of other workers. So a run of a killed worker gets its termin
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Final, Protocol
 
 from agentstream.errors import BrokerUnavailable
+from agentstream.store.inputs import INPUT
 from agentstream.store.interrupts import ANSWERED
 from agentstream.store.queue import Claim, JobQueue
 from agentstream.telemetry.log_context import log_context_of, log_extra
@@ -53,18 +54,24 @@ class LeasedRun(Protocol):
         """Whether its agent waits for people in this worker."""
         ...
 
+    @property
+    def takes_inputs(self) -> bool:
+        """Whether its agent takes messages while it works."""
+        ...
+
 
 class Leases:
     """The leases that this worker holds."""
 
     def __init__(self, queue: JobQueue, lease_s: float) -> None:
-        """Bind the queue. No lease is held yet. Set ``on_waiting``: it reads the answers of a run that waits here."""
+        """Bind the queue. No lease is held yet. Set ``deliver``: it reads the answers and messages for a run."""
         self._queue = queue
-        self.on_waiting: Callable[[str], Awaitable[None]] = _ignore
+        self.deliver: Callable[[str], Awaitable[None]] = _ignore
         self.lease_s = lease_s
         self.interval_s = lease_s / RENEWALS_PER_LEASE
         self._held: dict[str, LeasedRun] = {}
         self._renew_now = asyncio.Event()
+        self._news: set[str] = set()
 
     def hold(self, run: LeasedRun) -> None:
         """Renew the lease of this run from now on."""
@@ -75,18 +82,19 @@ class Leases:
         self._held.pop(run.claim.entry_id, None)
 
     def on_control(self, message: bytes) -> None:
-        """Cancel the run whose id came on this worker's control channel, or let it read its answers.
+        """Cancel the run whose id came on this worker's control channel, or read what people sent to it.
 
         A run that has ended is ignored.
         """
         text = message.decode(errors="replace")
-        run_id = text.removeprefix(ANSWERED)
+        run_id = text.removeprefix(ANSWERED).removeprefix(INPUT)
         for run in list(self._held.values()):
             if run.claim.job.run_id == run_id:
-                if text != run_id:
-                    self.renew_now()  # reads the answers, too
-                else:
+                if text == run_id:
                     run.cancel()
+                else:
+                    self._news.add(run_id)
+                    self.renew_now()  # reads the news, too
 
     def renew_now(self) -> None:
         """Renew at once. After a reconnect, leases may have expired, and other workers may take the runs over."""
@@ -108,6 +116,16 @@ class Leases:
             if renewals % PRUNE_EVERY == 0:
                 await warn_if_unavailable(self._queue.prune, "remove dead workers from the queue")
 
+    async def _with_news(self, runs: Mapping[str, LeasedRun]) -> list[str]:
+        """Return the runs that may have got an answer or a message; the message about it may be lost."""
+        news, self._news = self._news, set()
+        taking = [run_id for run_id, run in runs.items() if run.takes_inputs]
+        counts = await self._queue.input_counts(taking) if taking else []
+        waiting = [run_id for run_id, run in runs.items() if run.waits]
+        return [
+            *{*waiting, *(news & set(runs)), *(run_id for run_id, count in zip(taking, counts, strict=True) if count)}
+        ]
+
     async def _renew(self) -> None:
         if not self._held:
             return
@@ -121,9 +139,8 @@ class Leases:
         by_run = {run.claim.job.run_id: run for run in self._held.values()}
         for run_id in await self._queue.cancel_requested(list(by_run)):
             by_run[run_id].cancel()
-        for run_id, run in by_run.items():
-            if run.waits:
-                await self.on_waiting(run_id)
+        for run_id in await self._with_news(by_run):
+            await self.deliver(run_id)
         called = [(run_id, run.agent_name, run.text_events) for run_id, run in by_run.items() if run.agent_name]
         if called:
             await self._queue.report_progress(called)

@@ -19,6 +19,7 @@ from agentstream.errors import AgentStreamError, BusError, Fenced, InvalidAgentO
 from agentstream.protocol.events import RUN_FAILED, RUN_HANDED_OVER, TEXT
 from agentstream.store.bus.bus import Bus
 from agentstream.store.bus.publisher import LogLimits, RunPublisher
+from agentstream.store.inputs import InputStore
 from agentstream.store.queue import BegunAttempt, Claim, JobQueue
 from agentstream.telemetry import tracing
 from agentstream.worker.execution import HAND_BACK, LEASE_LOST, PARK, AgentResolver, Execution, Terminal, failed_event
@@ -63,6 +64,7 @@ class Runner:
         limits: RunLimits,
         metrics: QueueMetrics,
         parking: Parking,
+        inputs: InputStore,
         *,
         log_content: bool = False,
         hide_errors: bool = False,
@@ -80,6 +82,7 @@ class Runner:
         self._limits = limits
         self._metrics = metrics
         self._parking = parking
+        self._inputs = inputs
         self._log_lines = RunLogLines(content=log_content)
         self._hide_errors = hide_errors
         self._on_agent_end = on_agent_end
@@ -144,7 +147,12 @@ class Runner:
             log.warning("another worker took the run over before it began here")
             return
         resumable = execution.resumable
-        begun = await self._queue.begin(claim, ttl_s=self._limits.log.open_ttl_s, resumable=resumable)
+        begun = await self._queue.begin(
+            claim,
+            ttl_s=self._limits.log.open_ttl_s,
+            resumable=resumable,
+            takes_inputs=execution.takes_inputs,
+        )
         if begun is None:
             await self._queue.finish(claim)
             return
@@ -189,6 +197,8 @@ class Runner:
         if terminal is None:
             terminal, outcome = await self._leave(execution, begun, publisher)
         if terminal is not None:
+            if execution.takes_inputs:
+                terminal[1]["unapplied_inputs"] = None  # publish.lua puts the ids here, if there are any
             outcome = await self._store_terminal_event(publisher, terminal)
         now_s, cancel_s = time.monotonic(), execution.cancel_requested_at_s
         cancel_seconds = None if cancel_s is None else now_s - cancel_s
@@ -202,12 +212,14 @@ class Runner:
         await self._log_lines.answered(self._bus, execution.claim.job.run_id, terminal)
         return terminal, outcome
 
-    async def deliver_answers(self, run_id: str) -> None:
-        """Give the answers of a run to its agent, if the agent waits for them in this worker."""
-        waiting = await self._parking.read(run_id)
-        for execution in self._executions:
-            if waiting is not None and execution.claim.job.run_id == run_id:
-                execution.questions.deliver(waiting.answers)
+    async def deliver(self, run_id: str) -> None:
+        """Give the answers and messages for a run to its agent, if the agent takes them in this worker."""
+        for execution in tuple(self._executions):
+            if execution.claim.job.run_id == run_id:
+                if execution.waits and (waiting := await self._parking.read(run_id)) is not None:
+                    execution.questions.deliver(waiting.answers)
+                if execution.takes_inputs:
+                    execution.inputs.receive(await self._inputs.read(run_id))
 
     def _on_tool_end(self, success: bool) -> None:  # noqa: FBT001 -- a callback
         self._metrics.tool_ended(success=success)
@@ -232,6 +244,8 @@ class Runner:
         tally.running_tools = 0
         if (waiting := await self._parking.read(job.run_id)) is not None:
             execution.questions.restore(waiting)
+        if execution.takes_inputs and takeover is not None:
+            execution.inputs.restore(takeover.events, await self._inputs.read(job.run_id))
         if not execution.resumable and (
             tally.written_characters or (tally.tool_calls and not self._limits.retry_after_tools)
         ):

@@ -19,6 +19,7 @@ from agentstream.store.bus.bus import Bus
 from agentstream.store.bus.publisher import LogLimits
 from agentstream.store.connection.endpoint import Endpoint
 from agentstream.store.connection.link import Link
+from agentstream.store.inputs import InputStore
 from agentstream.store.interrupts import InterruptStore
 from agentstream.store.queue import JobQueue
 from agentstream.telemetry.masking import register_secrets
@@ -99,7 +100,7 @@ async def _run_worker(  # noqa: PLR0913, PLR0917 -- the parts made from the sett
     bus = Bus(link, keys)
     metrics = WorkerMetrics(number, slots=settings.concurrency)
     limits = run_limits(settings)
-    interrupts = InterruptStore(link, keys)
+    interrupts, inputs = InterruptStore(link, keys), InputStore(link, keys)
     parking = {name: Parking(interrupts, name, closed_ttl_s=settings.run_ttl_s) for name in queues}
     workers = {
         name: Worker(
@@ -112,6 +113,7 @@ async def _run_worker(  # noqa: PLR0913, PLR0917 -- the parts made from the sett
                 limits,
                 metrics.queue(name),
                 parking[name],
+                inputs,
                 log_content=settings.log_content,
                 hide_errors=settings.error_details == "hidden",
                 on_agent_end=guard.check_all,

@@ -33,12 +33,14 @@ VERSION: Final = 1  # of the stored form of a checkpoint
 class Takeover:
     """What the earlier attempts at a run left.
 
-    ``restored`` is for an agent that can continue; None if the attempts stored and sent nothing. ``stalls`` is the
+    ``restored`` is for an agent that can continue; None if the attempts stored and sent nothing. ``events`` are
+    those after the last checkpoint. ``stalls`` is the
     number of attempts since the last progress that ended with the loss of their worker. A checkpoint and every piece of
     output are progress. ``handed_over`` says whether the last attempt gave the run to the other workers.
     """
 
     restored: Restored | None
+    events: Sequence[Event]
     stalls: int
     handed_over: bool
 
@@ -82,6 +84,7 @@ def takeover_of(checkpoint: StoredCheckpoint | None, events: Sequence[Event], at
     stalled = [number for number in range(progress + 1, attempt) if number not in handed_over]
     restored = _restored(state, events)
     return Takeover(
+        events=events,
         restored=None if checkpoint is None and restored == Restored() else restored,
         stalls=len(stalled),
         handed_over=attempt - 1 in handed_over,

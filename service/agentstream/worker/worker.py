@@ -49,7 +49,7 @@ class Worker:
         self._runner = runner
         self._leases = leases
         self._parking = parking
-        leases.on_waiting = runner.deliver_answers
+        leases.deliver = runner.deliver
         self._drain_timeout_s = drain_timeout_s
         self._slots = slots
         self._runs: set[asyncio.Task[None]] = set()

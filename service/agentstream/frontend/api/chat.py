@@ -15,9 +15,10 @@ from agentstream.frontend.runs.attaching import ExistingRun, last_event
 from agentstream.frontend.runs.cancelling import cancel_run
 from agentstream.frontend.runs.collecting import wait_for_run
 from agentstream.frontend.runs.guards import refuse_over_limit
+from agentstream.frontend.runs.inputs import send_input
 from agentstream.frontend.runs.reading import snapshot_run
 from agentstream.frontend.runs.streaming import stream_run
-from agentstream.protocol.answers import ResumeRequest
+from agentstream.protocol.answers import InputRequest, ResumeRequest
 from agentstream.protocol.events import Cursor
 from agentstream.protocol.older_forms import in_current_form
 from agentstream.protocol.openai import ChatCompletionRequest
@@ -81,6 +82,15 @@ async def resume_chat_completion(request: web.Request) -> web.StreamResponse:
     return await wait_for_run(context, run, view, cancel_on_disconnect=False)
 
 
+async def send_chat_completion_input(request: web.Request) -> web.StreamResponse:
+    """POST /v1/chat/completions/{id}/input: send messages to a run that is going on."""
+    context = request.app[CONTEXT]
+    info = await find_owned_run(context, request, request.match_info["run_id"])
+    body = await read_request(request, context.settings, InputRequest)
+    ids = await send_input(context, info, body.messages)
+    return web.json_response({"id": info.run_id, "object": "chat.completion.input", "inputs": ids})
+
+
 def _view_of(kept: dict[str, Any] | None) -> View:
     """Return the view of a run: the older form of calls if its client sent ``functions``."""
     return OLDER_CHAT_VIEW if kept and kept.get("older_calls") else CHAT_VIEW
@@ -102,4 +112,5 @@ ROUTES: Final = [
     web.get("/v1/chat/completions/{run_id}", retrieve_chat_completion),
     web.post("/v1/chat/completions/{run_id}/cancel", cancel_chat_completion),
     web.post("/v1/chat/completions/{run_id}/resume", resume_chat_completion),
+    web.post("/v1/chat/completions/{run_id}/input", send_chat_completion_input),
 ]

@@ -58,8 +58,10 @@ class LogLimits:
     max_bytes: int
 
 
+# The part of a terminal event that publish.lua replaces by the ids of messages that the agent has not taken.
+UNAPPLIED: Final = '"unapplied_inputs":null'
 # Fields of the run's hash from which another attempt continues.
-_CONTINUATION: Final = ("state", "job", "interrupts", "answers")
+_CONTINUATION: Final = ("state", "job", "interrupts", "answers", "inputs")
 # Names and values of fields of the run's hash, one after another.
 Fields = tuple[str | bytes | int, ...]
 
@@ -113,6 +115,7 @@ class RunPublisher:
         self._has_checkpoint = attempt > 1  # an earlier attempt may have stored one
         self._last_checkpoint: _Batch | None = None
         self._parked_ttl_s = 0
+        self.takes_inputs = False  # whether the terminal event says which messages the agent has not taken
         self._next_seq = 1
         self._stored_seq = 0
         self._log_exists = False
@@ -308,7 +311,8 @@ class RunPublisher:
         elif terminal:
             # Nobody continues the run.
             emptied = (name for field in _CONTINUATION for name in (field, "")) if self._has_checkpoint else ()
-            batch.fields = ("status", terminal.removeprefix("run_"), *emptied)
+            unapplied = ("unapplied", UNAPPLIED) if self.takes_inputs else ()
+            batch.fields = (*unapplied, "status", terminal.removeprefix("run_"), *emptied)
         self._keep(batch)
         return batch
 

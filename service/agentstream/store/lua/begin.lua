@@ -1,6 +1,6 @@
 -- Begin an attempt at a run: count it, and append and publish its run_started, which fences every older attempt.
 -- KEYS[1] run, KEYS[2] log and channel. ARGV: queue entry id, worker id, TTL in s, random token of this call, '1' if the
--- worker's agent can continue the run.
+-- worker's agent can continue the run, '1' if it takes messages while it works.
 -- Returns {attempt, cancel flag, number of hand-backs, ms since the job was enqueued, ms since the last sign of life of
 -- the earlier attempt's worker or 0}; DUPLICATE if another queue entry carries this run, because the job was enqueued
 -- again after a lost reply; or ENDED if the terminal event is stored.
@@ -19,6 +19,7 @@ local last = redis.call('XREVRANGE', KEYS[2], '+', '-', 'COUNT', 1)[1]
 if last then attempt = math.max(attempt, tonumber(string.match(last[1], '^%d+')) + 1) end
 redis.call('HSET', KEYS[1], 'entry', ARGV[1], 'worker', ARGV[2], 'status', 'running', 'attempt', attempt,
   'token', ARGV[4], 'seen', string.format('%.0f', now))
+if ARGV[6] == '1' or attempt > 1 then redis.call('HSET', KEYS[1], 'takes_inputs', ARGV[6] or '0') end
 if entry == '' then redis.call('HSET', KEYS[1], 'job', '') end  -- the queue entry has it again
 redis.call('EXPIRE', KEYS[1], ARGV[3])
 local resumes = ARGV[5] == '1' and attempt > 1 and ',"resumes":true' or ''

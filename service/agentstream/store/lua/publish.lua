@@ -1,6 +1,7 @@
 -- Append a batch to a run's replay log, then publish it; a refused append publishes and stores nothing.
 -- KEYS[1] log and channel, KEYS[2] run. ARGV: entry id, batch, '1' to create the log, smallest id to keep or '',
--- id that the last entry must have or '' (not checked), TTL in s or '0', then fields and values for the run's hash.
+-- id that the last entry must have or '' (not checked), TTL in s or '0', then fields and values for the run's hash. The
+-- first pair may be `unapplied` and the part of the batch that a list of messages replaces, if the run has such.
 -- Returns OK, DUPLICATE (stored before; sent again after a lost reply), FENCED (a newer attempt has begun), or
 -- {LOST, last id} if entries before this one are missing from the log.
 local function last_id()
@@ -16,6 +17,17 @@ if ARGV[5] ~= '' then
     return {'LOST', last}
   end
 end
+local batch = ARGV[2]
+if ARGV[7] == 'unapplied' then  -- say in the terminal event which messages the agent has not taken
+  local count, applied = unpack(redis.call('HMGET', KEYS[2], 'inputs_count', 'inputs_applied'))
+  local left = {}
+  for i = tonumber(applied or 0) + 1, tonumber(count or 0) do left[#left + 1] = '"input-' .. i .. '"' end
+  local start, stop = string.find(batch, ARGV[8], 1, true)
+  if start and #left > 0 then
+    local list = '"unapplied_inputs":[' .. table.concat(left, ',') .. ']'
+    batch = string.sub(batch, 1, start - 1) .. list .. string.sub(batch, stop + 1)
+  end
+end
 local add = {'XADD', KEYS[1]}
 if ARGV[3] ~= '1' then add[#add + 1] = 'NOMKSTREAM' end
 if ARGV[4] ~= '' then
@@ -25,7 +37,7 @@ if ARGV[4] ~= '' then
 end
 add[#add + 1] = ARGV[1]
 add[#add + 1] = 'b'
-add[#add + 1] = ARGV[2]
+add[#add + 1] = batch
 local added = redis.pcall(unpack(add))
 if added == false then return {'LOST', '0-0'} end
 if type(added) == 'table' and added.err then
@@ -37,6 +49,7 @@ if ARGV[6] ~= '0' then
   redis.call('EXPIRE', KEYS[1], ARGV[6])
   redis.call('EXPIRE', KEYS[2], ARGV[6])
 end
-if #ARGV > 6 and redis.call('EXISTS', KEYS[2]) == 1 then redis.call('HSET', KEYS[2], unpack(ARGV, 7)) end
-redis.call('PUBLISH', KEYS[1], ARGV[2])
+local first = ARGV[7] == 'unapplied' and 9 or 7
+if #ARGV >= first and redis.call('EXISTS', KEYS[2]) == 1 then redis.call('HSET', KEYS[2], unpack(ARGV, first)) end
+redis.call('PUBLISH', KEYS[1], batch)
 return 'OK'
