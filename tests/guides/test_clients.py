@@ -112,6 +112,7 @@ async def test_more_events_are_asked_for(url: str, tmp_path: Path) -> None:
     asked, plain = [decode((await curl(name, url, tmp_path)).encode()) for name in ("event_types", "curl")]
     assert "agent_turn_end" in [name for name, _ in asked]
     assert "agent_turn_end" not in [name for name, _ in plain]
+    assert " agent_turn_end\n" in await python("openai_event_types", url, tmp_path)
 
 
 @one_loop
