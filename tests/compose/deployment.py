@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +21,7 @@ IGNORED = shutil.ignore_patterns("__pycache__", "*.pyc", ".*_cache")
 PORT = 18080
 WAIT_S = 180
 CLIENTS = 12
-STARTS = "compose-test:starts"  # the hash in which the agent counts, as in agent/counting_agent.py
+STARTS = "compose-test:starts"  # the set in which the agent notes each start, as in agent/counting_agent.py
 
 
 @dataclass(slots=True)
@@ -140,11 +141,11 @@ class Deployment:
         body = {"model": "agentstream", "stream": stream, "messages": [{"role": "user", "content": text}]}
         return self.call("/v1/chat/completions", body, key)
 
-    def starts(self) -> dict[str, int]:
+    def starts(self) -> Counter[str]:
         """Return how often each question was given to the agent."""
-        command = ("redis-cli", "--json", "HGETALL", STARTS)
-        found: dict[str, str] = json.loads(self.compose("exec", "--no-TTY", "redis", *command))
-        return {question: int(count) for question, count in found.items()}
+        command = ("redis-cli", "--json", "SMEMBERS", STARTS)
+        found: list[str] = json.loads(self.compose("exec", "--no-TTY", "redis", *command))
+        return Counter(start.rpartition(" ")[0] for start in found)
 
     @contextlib.contextmanager
     def load(self, clients: int = CLIENTS) -> Iterator[Load]:
@@ -174,7 +175,7 @@ class Deployment:
 
     def _count(self) -> int:
         """Return how many questions the agent got, or -1 if Redis does not answer."""
-        command = ("docker", "compose", "exec", "--no-TTY", "redis", "redis-cli", "-e", "HLEN", STARTS)
+        command = ("docker", "compose", "exec", "--no-TTY", "redis", "redis-cli", "-e", "SCARD", STARTS)
         done = self.try_run(*command)
         return -1 if done.returncode else int(done.stdout.split()[-1])
 

@@ -123,7 +123,7 @@ def everything_goes_back(deployment: Deployment) -> str:
 def no_agent_ran_twice(deployment: Deployment) -> str:
     """In all of these updates together every one of at least 1,000 requests was answered, by exactly one run."""
     starts = deployment.starts()
-    counts = Counter(starts.get(question, 0) for question in total.questions)
+    counts = Counter(starts[question] for question in total.questions)
     assert set(counts) == {1}, f"runs per request: {dict(counts)}"
     assert set(total.outcomes) == {"whole"}, dict(total.outcomes)
     assert total.outcomes["whole"] >= ENOUGH

@@ -1,9 +1,11 @@
-"""An agent that takes one to two seconds, and counts in Redis how often each question was given to it."""
+"""An agent that takes one to two seconds, and notes in Redis each time that a question was given to it."""
 
 import asyncio
 import os
+import uuid
 
 from redis.asyncio import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from agentstream import AgentResult, Run
 
@@ -14,10 +16,20 @@ redis = Redis.from_url(os.environ["REDIS_URL"])
 async def counting(run: Run) -> AgentResult:
     """Answer with one word for each number up to the one in the question, and then the question."""
     question = run.request.messages[-1].text
-    await redis.hincrby(STARTS, question, 1)
-    words = int(question.split()[0])
-    for number in range(words):
+    await note(f"{question} {uuid.uuid4().hex}")
+    for number in range(int(question.split()[0])):
         run.write(f"{number} ")
         await asyncio.sleep(0.05)
     run.write(question)
     return AgentResult("")
+
+
+async def note(start: str) -> None:
+    """Add this start to the set. While Redis restarts, try again: a set has each of its members once."""
+    while True:
+        try:
+            await redis.sadd(STARTS, start)
+        except RedisConnectionError:
+            await asyncio.sleep(0.1)
+        else:
+            return
