@@ -23,38 +23,11 @@ def an_update_that_fails_is_undone(deployment: Deployment) -> None:
     assert deployment.ask("2 words, please")[0] == 200
 
 
-def a_wrong_agent_is_not_started_every_second(deployment: Deployment) -> None:
-    """Workers with an agent that does not exist say so, and wait before they try again."""
-    deployment.compose("up", "--detach", "worker", AGENTSTREAM_AGENT="no_such_module:agent")
-
-    def says_why() -> bool:
-        return sum("no_such_module" in line for line in deployment.logs("worker")) >= 2
-
-    deployment.until(says_why, "both workers said why they do not start")
-    counts = [deployment.inspect(container, "{{.RestartCount}}") for container in deployment.containers("worker")]
-    assert counts == ["0", "0"]
-
-
 def a_missing_agent_folder_is_named(deployment: Deployment) -> None:
     """`up` with an AGENT_DIR that does not exist names the folder."""
     done = deployment.try_run("docker", "compose", "up", "--detach", AGENT_DIR="no_such_folder")
     assert done.returncode
     assert f"bind source path does not exist: {deployment.folder}/no_such_folder" in done.stdout, done.stdout
-
-
-def an_agent_folder_that_is_closed_is_named(deployment: Deployment) -> None:
-    """A worker whose agent folder its user may not read says which folder and which user."""
-    closed = deployment.folder / "closed"
-    closed.mkdir()
-    (closed / "counting_agent.py").write_bytes((deployment.folder / "agents/counting_agent.py").read_bytes())
-    closed.chmod(0o700)
-    deployment.compose("up", "--detach", "worker", AGENT_DIR="closed")
-
-    def says_so() -> bool:
-        lines = deployment.logs("worker")
-        return any("/agents" in line and "10001" in line for line in lines)
-
-    deployment.until(says_so, "a worker named the folder and its user")
 
 
 def a_folder_can_be_named_in_any_way(deployment: Deployment) -> None:
@@ -112,8 +85,6 @@ CHECKS = (
     an_update_that_fails_is_undone,
     old_versions_are_refused,
     a_missing_agent_folder_is_named,
-    an_agent_folder_that_is_closed_is_named,
-    a_wrong_agent_is_not_started_every_second,
     an_update_of_nothing_says_so,
     a_missing_image_is_not_searched_elsewhere,
     nothing_is_left,
