@@ -8,6 +8,7 @@ PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
 SECONDS ?= 600
 SEED ?= 1
+AGENTS ?= plain
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
@@ -49,7 +50,7 @@ test: install ## run the tests, four at a time, because they mostly wait for pro
 	@$(BIN)/pytest --numprocesses 4 --dist loadfile
 
 # CI sets COMPOSE_TEST to --if-possible. The checks use only the standard library of Python.
-compose-test: ## run compose.yaml on a real Docker engine under load (five minutes; as root on Debian: an engine of its own)
+compose-test: ## run compose.yaml on a real Docker engine under load (ten minutes; as root on Debian: an engine of its own)
 	@$(PYTHON) -m tests.compose $(COMPOSE_TEST)
 
 bench: install ## run the benchmark (Linux, three minutes) and write its table to deploy/guides/performance.md
