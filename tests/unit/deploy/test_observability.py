@@ -70,8 +70,9 @@ def complaints(expression: str) -> list[str]:
         if metric is None:
             found.append(f"there is no metric {name}")
             continue
-        labels = metric.labels or {}
-        known_labels |= {*labels, *(["le"] if name.endswith("_bucket") else [])}
+        bounds = {"le": (*map(str, metric.buckets_s), "+Inf")} if name.endswith("_bucket") else {}
+        labels = {**(metric.labels or {}), **bounds}
+        known_labels |= {*labels}
         for label, operator, value in MATCHER.findall(inside):
             if label not in labels:
                 found.append(f"{name} has no label {label}")
