@@ -6,17 +6,18 @@ import sys
 
 from mcp.server import MCPServer
 from mcp.server.mcpserver.exceptions import ToolError
+from mcp.types import ToolAnnotations
 
 server = MCPServer("test", log_level="ERROR")
 
 
-@server.tool()
+@server.tool(annotations=ToolAnnotations(read_only_hint=True))
 def add(a: int, b: int) -> int:
     """Add two numbers."""
     return a + b
 
 
-@server.tool(name="get.pid")
+@server.tool(name="get.pid", annotations=ToolAnnotations(idempotent_hint=True, destructive_hint=True))
 def get_pid() -> str:
     """Return the server's process id."""
     return str(os.getpid())

@@ -93,6 +93,14 @@ async def test_tools_of_a_process_are_offered_and_called() -> None:
         assert not (await toolbox.call("sums__add", '{"a": 2}')).success
 
 
+async def test_annotations_say_which_calls_may_be_repeated() -> None:
+    """A call of an MCP tool may be repeated if its annotations say that it is read-only or idempotent."""
+    async with opened(sums=ON_PIPES) as toolbox:
+        repeatable = {name for name in toolbox.tools() if toolbox.is_repeatable(name)}
+        assert repeatable == {"sums__add", "sums__get_pid"}
+        assert toolbox.tools()["sums__add"].read_only is True  # type: ignore[attr-defined]
+
+
 async def test_two_tools_never_share_a_name() -> None:
     """If two tools get the same name for the model, the second one gets a number, and both can be called."""
     async with opened(**{"a b": ON_PIPES, "a.b": ON_PIPES}) as toolbox:

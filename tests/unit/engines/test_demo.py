@@ -217,6 +217,16 @@ async def test_it_counts_on_request(question: str, expected: str) -> None:
     assert await answer_to(user(question)) == expected
 
 
+@pytest.mark.parametrize(
+    ("begun", "rest"), [("1 2", " 3 4"), ("1 2 3 4", ""), ("Well, 1", "")], ids=["begun", "whole", "other"]
+)
+async def test_an_answer_is_continued(begun: str, rest: str) -> None:
+    """If the last message is the assistant's, only the text after it comes, and the answer ends well."""
+    pieces = await pieces_of(user("count to 4"), {"role": "assistant", "content": begun})
+    assert "".join(piece.text for piece in pieces) == rest
+    assert pieces[-1].finish_reason == "stop"
+
+
 async def test_text_comes_word_by_word_and_ends_with_usage() -> None:
     """Each word is a separate piece, and the last piece has finish_reason stop and counts 4 characters as a token."""
     question = user("count to 3, if you would be so kind")

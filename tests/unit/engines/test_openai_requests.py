@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import pytest
+
 from agentstream.engines.base import ToolSchema
 from tests.model_server import DONE, FakeModelServer, chunk
 from tests.unit.engines.openai_engine import CALCULATOR, HELLO, MakeEngine, pieces_of, request_of
@@ -79,3 +81,35 @@ async def test_earlier_turns_are_sent_as_given(server: FakeModelServer, engine_f
     server.scripts.append([chunk({}, "stop"), DONE])
     assert [piece async for piece in engine_for().stream(request_of(), conversation, ())]
     assert server.bodies[0]["messages"] == conversation
+
+
+BEGUN: dict[str, Any] = {"role": "assistant", "content": "One, two,"}
+
+
+@pytest.mark.parametrize(
+    ("prefill", "in_message", "in_body"),
+    [
+        (None, {}, {}),
+        ("plain", {}, {}),
+        ("prefix", {"prefix": True}, {}),
+        ("vllm", {}, {"continue_final_message": True, "add_generation_prompt": False}),
+    ],
+)
+async def test_a_server_is_asked_to_continue_in_its_own_way(
+    server: FakeModelServer, engine_for: MakeEngine, prefill: str | None, in_message: Any, in_body: Any
+) -> None:
+    """A conversation that ends with the assistant's message asks the server to continue it, and no other does."""
+    engine = engine_for(prefill=prefill)
+    assert engine.supports_prefill is (prefill is not None)
+    for messages in ([*HELLO, BEGUN], HELLO):
+        server.scripts.append([chunk({}, "stop"), DONE])
+        assert [piece async for piece in engine.stream(request_of(), messages, [])]
+    continued, asked = server.bodies
+    fields = {"model", "stream", "stream_options"}
+    assert continued["messages"] == [*HELLO, {**BEGUN, **in_message}]
+    assert {name: value for name, value in continued.items() if name not in fields} == {
+        "messages": continued["messages"],
+        **in_body,
+    }
+    assert asked.keys() == fields | {"messages"}
+    assert BEGUN.keys() == {"role", "content"}

@@ -3,13 +3,13 @@
 import asyncio
 import contextvars
 import threading
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import pytest
 
-from agentstream.tools.base import ToolError
+from agentstream.tools.base import ToolError, idempotent, read_only
 from agentstream.tools.own_tools import PythonTool, as_tools
-from agentstream.tools.toolbox import Toolbox
+from agentstream.tools.toolbox import Toolbox, default_tools
 from tests.helpers import TIMEOUT_S
 
 
@@ -147,3 +147,64 @@ def test_what_is_no_tool_is_refused(found: object, reason: str) -> None:
     """An object that a model cannot call is refused with the reason."""
     with pytest.raises(TypeError, match=reason):
         as_tools(found)
+
+
+# Calls that may be repeated
+
+
+class Register:
+    """A tool written by hand, which declares itself."""
+
+    name = "register"
+    description = "Register."
+    parameters: ClassVar[dict[str, Any]] = {"type": "object", "properties": {}}
+    idempotent = True
+
+    async def run(self, arguments: dict[str, Any]) -> str:
+        return f"registered {arguments}"
+
+
+class Library:
+    """An object with a method that is a tool."""
+
+    @read_only
+    def find(self, title: str) -> str:
+        """Find a book."""
+        return f"{title} by {self}"
+
+
+def truthy(text: str) -> str:
+    """Return a text; its declaration is no bool."""
+    return text
+
+
+truthy.read_only = "no"  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("tool", "repeatable"),
+    [
+        (plain, False),
+        (read_only(lambda text: text), True),
+        (idempotent(lambda text: text), True),
+        (Library().find, True),
+        (Register(), True),
+        (Clock(), False),
+        (truthy, False),
+    ],
+    ids=["undeclared", "read-only", "idempotent", "method", "object", "undeclared object", "no bool"],
+)
+def test_a_tool_declares_that_its_calls_may_be_repeated(tool: Any, repeatable: bool) -> None:
+    """A call may be repeated only if the tool declares that it is read-only or idempotent."""
+    if getattr(tool, "__name__", "") == "<lambda>":
+        tool.__name__ = "named"
+    (found,) = as_tools(tool)
+    toolbox = Toolbox([found], TIMEOUT_S)
+    assert toolbox.is_repeatable(found.name) is repeatable
+    assert not toolbox.is_repeatable("unknown")
+
+
+@pytest.mark.parametrize("tool", default_tools(read_url=True), ids=lambda tool: tool.name)
+def test_the_built_in_tools_change_nothing(tool: Any) -> None:
+    """Every built-in tool declares that it is read-only."""
+    assert tool.read_only is True

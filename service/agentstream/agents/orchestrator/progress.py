@@ -16,8 +16,9 @@ from agentstream.protocol.plain_json import json_bytes
 VERSION: Final = 1  # of the state in a checkpoint
 # The masking of secrets may lengthen a state that has at most this many bytes.
 STATE_BYTES: Final = MAX_STATE_BYTES * 7 // 8
-# A state that is too large is shortened to these shares of its messages, one after the other.
-_SHORTENED_TO: Final = (0.7, 0.4, 0.15, 0.05)
+# Messages that are too large for a state are shortened to these shares of the size that fits, one after the other: a
+# character may need one byte or six.
+_SHORTENED_TO: Final = (0.9, 0.4, 0.15, 0.0)
 FAILED_PREFIX: Final = "Error: "  # marks a failed tool call for the model, which sees only text
 
 
@@ -76,12 +77,13 @@ class Progress:
         that is not enough, the state says only that it is too large.
         """
         state = self._as_state(self.added)
-        if len(json_bytes(state)) <= STATE_BYTES:
+        size = len(json_bytes(state))
+        if size <= STATE_BYTES:
             return state
         question: Message = {"role": "user", "content": ""}  # everything after it can be shortened
-        whole = size_of(self.added)
+        fitting = size_of(self.added) * STATE_BYTES / size
         for share in _SHORTENED_TO:
-            shorter = trim([question, *self.added], int(whole * share), {id(question)})
+            shorter = trim([question, *self.added], int(fitting * share), {id(question)})
             if shorter is not None:
                 state = self._as_state(shorter.messages[1:])
                 if len(json_bytes(state)) <= STATE_BYTES:
