@@ -3,6 +3,7 @@
 import asyncio
 import io
 import json
+import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +11,10 @@ from typing import Any
 
 import aiohttp
 import pytest
+from yarl import URL
 
-from tests.deploy.proxies import PROXIES, Proxy, run_proxy
+from tests.deploy.newer_packages import Unavailable, newer_command, version
+from tests.deploy.proxies import NGINX, PROXIES, Proxy, run_proxy
 from tests.faults.clients import AGENT, PATH, Client, http_client, request
 from tests.faults.resume_agents import cancelled_at
 from tests.helpers import TIMEOUT_S, decode, texts
@@ -20,10 +23,11 @@ from tests.processes import ROOT, Processes
 
 @dataclass(frozen=True)
 class Deployment:
-    """The address of a proxy, and a client."""
+    """The address of a proxy, a client, and the addresses of the front ends."""
 
     url: str
     client: Client
+    frontends: list[str]
 
 
 @pytest.fixture(params=PROXIES, ids=lambda proxy: proxy.name)
@@ -34,7 +38,7 @@ async def deployment(request: pytest.FixtureRequest, processes: Processes, tmp_p
     for _ in range(2):
         await processes.worker(AGENT, PYTHONPATH=str(ROOT))
     async with run_proxy(proxy, urls, tmp_path) as url, http_client() as client:
-        yield Deployment(url, client)
+        yield Deployment(url, client, urls)
 
 
 async def test_a_frame_passes_while_the_agent_waits(deployment: Deployment, tmp_path: Path) -> None:
@@ -96,11 +100,47 @@ async def test_a_body_that_is_nearly_too_large_passes(deployment: Deployment) ->
 
 
 async def test_the_front_ends_errors_pass(deployment: Deployment) -> None:
-    """An error of the front end reaches the client unchanged, and the proxy does not serve /metrics."""
+    """An error of the front end reaches the client unchanged."""
     status, answer = await deployment.client.post(deployment.url, {"model": "m1"})
     assert (status, answer["error"]["param"]) == (400, "messages")
-    status, answer = await deployment.client.call("GET", f"{deployment.url}/metrics")
-    assert (status, answer["error"]["code"]) == (404, "not_found")
+
+
+async def test_health_and_metrics_stay_inside(deployment: Deployment) -> None:
+    """The proxy serves neither /health/ready nor /metrics, also if their paths are encoded."""
+    for path in ("/health/ready", "/health/%72eady", "/%68ealth/ready", "/metrics", "/%6Detrics"):
+        url = URL(f"{deployment.url}{path}", encoded=True)
+        status, answer = await deployment.client.call("GET", url)
+        assert (status, answer["error"]["code"]) == (404, "not_found"), path
+
+
+async def test_each_request_gets_a_new_connection(deployment: Deployment) -> None:
+    """Between two requests the proxy keeps no connection to a front end, which may stop meanwhile."""
+    for _ in range(4):
+        status, _ = await deployment.client.post(deployment.url, request(["answer", "fine"]))
+        assert status == 200
+    async with asyncio.timeout(TIMEOUT_S):
+        while await open_connections(deployment):  # noqa: ASYNC110 -- other processes
+            await asyncio.sleep(0.05)
+
+
+async def open_connections(deployment: Deployment) -> int:
+    """Return how many connections the front ends have, without those that ask for it."""
+    found = 0
+    for url in deployment.frontends:
+        async with deployment.client.session.get(f"{url}/metrics", headers={"Connection": "close"}) as response:
+            found += int(float(re.findall(r"(?m)^agentstream_open_connections (\S+)", await response.text())[0])) - 1
+    return found
+
+
+def test_nginx_is_the_shipped_one() -> None:
+    """The nginx of these tests has the version that compose.yaml names, if a Debian mirror can be reached."""
+    assert NGINX.newer is not None
+    shipped = re.findall(r"image: .*nginx:(\d+\.\d+)", (ROOT / "compose.yaml").read_text())
+    try:
+        command = newer_command(NGINX.package, NGINX.newer)
+    except Unavailable as exc:
+        pytest.skip(f"these tests run the nginx of this machine instead of {shipped[0]}: {exc}")
+    assert version(command, "-v").rpartition(".")[0] == shipped[0]
 
 
 @pytest.mark.parametrize("proxy", PROXIES, ids=lambda proxy: proxy.name)

@@ -12,6 +12,7 @@ from typing import Any, Self
 from urllib.parse import urlsplit
 
 import aiohttp
+from yarl import URL
 
 from tests.helpers import TIMEOUT_S
 from tests.processes import Process, Processes
@@ -59,7 +60,7 @@ class Client:
         """Return a client with another API key."""
         return Client(self.session, key)
 
-    async def call(self, method: str, url: str, body: Any = None, **headers: str) -> tuple[int, Any]:
+    async def call(self, method: str, url: str | URL, body: Any = None, **headers: str) -> tuple[int, Any]:
         """Send a request, and return the status and the parsed body of its answer."""
         async with self.session.request(method, url, json=body, headers=self._headers(headers)) as response:
             return response.status, await response.json()
