@@ -4,7 +4,7 @@ import asyncio
 import os
 from pathlib import Path
 
-from agentstream.agents import AgentResult, Run
+from agentstream import AgentResult, Restored, Run, resumable
 
 WORDS = [f"word{number} " for number in range(60)]
 ANSWER = (
@@ -73,6 +73,23 @@ async def halves(run: Run) -> AgentResult:
     return AgentResult("")
 
 
+@resumable
+async def steady(run: Run) -> AgentResult:
+    """Do the same as ``halves``, but continue after the words that the client has, if another worker was lost."""
+    restored = run.restored or Restored()
+    if not restored.events:
+        run.emit("tool_call_start", {"tool": "look", "arguments": "{}"})
+        run.emit("tool_call_end", {"tool": "look", "success": True, "latency": 0.25, "result": "seen"})
+        run.emit("inference_start", {"model": "herd-1", "engine": "demo"})
+    seen = len(restored.text.split())
+    for word in WORDS[seen:30]:
+        run.write(word)
+    await gate("rest")
+    for word in WORDS[max(seen, 30) :]:
+        run.write(word)
+    return AgentResult("")
+
+
 async def endless(run: Run) -> AgentResult:
     """Write until the run is cancelled."""
     while True:
@@ -122,10 +139,11 @@ async def hostile(run: Run) -> AgentResult:
     raise RuntimeError(HOSTILE)
 
 
+@resumable
 async def shown(run: Run) -> AgentResult:
     """Play the run of the screenshots, at a speed that gives plausible numbers."""
     if run.request.messages[-1].text.startswith("Count"):
-        return await halves(run)
+        return await steady(run)
     run.emit("agent_turn_start", {"agent": "herdsman"})
     run.emit("inference_start", {"model": "herd-1", "engine": "demo"})
     for thought in ("They ask for cows in Oslo: ", "I look them up, ", "and weigh them."):

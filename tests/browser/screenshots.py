@@ -77,7 +77,9 @@ async def _take(deployment: PageDeployment) -> Pictures:
     await tab.until(HALF)
     worker.kill()
     await deployment.worker("shown")
-    await tab.until(ended("with an error"))
+    deployment.open_gate("rest")
+    await tab.until(ended("stop"))
+    await tab.click(".activity > summary")
     taken["killed-worker"] = await screenshot_of_top(tab)
     return taken
 

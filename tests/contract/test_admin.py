@@ -5,13 +5,15 @@ from typing import Any
 
 import pytest
 
-from agentstream.errors import BrokerUnavailable
+from agentstream.errors import BrokerUnavailable, BusError
 from agentstream.protocol.events import encode_batch, encode_event
 from agentstream.protocol.jobs import Job, new_run_id
 from agentstream.protocol.keys import Keys
 from agentstream.store.admin.open_runs import OpenRun, OpenRunReader, QueueListing
 from agentstream.store.admin.probe_run import ProbeRun
 from agentstream.store.admin.server_state import QueueSummary, ServerState
+from agentstream.store.bus.bus import Bus
+from agentstream.store.bus.publisher import LogLimits
 from agentstream.store.connection.endpoint import Endpoint
 from agentstream.store.connection.link import Link
 from agentstream.store.queue import JobQueue
@@ -60,6 +62,35 @@ async def test_a_listing_is_bounded(any_broker_url: str, link: Link, keys: Keys)
     [listing] = await listed(any_broker_url, keys, "q", limit=3)
     assert [run.run_id for run in listing.runs] == [one.run_id for one in jobs[:3]]
     assert listing.outstanding == 5
+
+
+async def test_a_run_is_listed_with_its_last_checkpoint(any_broker_url: str, link: Link, keys: Keys) -> None:
+    """A run is listed with the position and the age of its last checkpoint, by the clock of the server."""
+    one = job()
+    await submitted(link, keys, "q", one)
+    queue = JobQueue(Endpoint(any_broker_url), link, keys, "q", worker_id="w1")
+    await queue.open()
+    claim = await queue.claim()
+    assert claim is not None
+    begun = await queue.begin(claim, ttl_s=60)
+    assert begun is not None
+    [[run]] = [listing.runs for listing in await listed(any_broker_url, keys, "q")]
+    assert (run.checkpoint, run.checkpoint_age_s) == (None, None)
+    writer = Bus(link, keys).publisher(
+        one.run_id,
+        1,
+        LogLimits(max_bytes=1 << 20, open_ttl_s=60, closed_ttl_s=60),
+        lambda _cause: None,
+        begun.first_batch,
+    )
+    writer.put("text", "a")
+    writer.put_checkpoint(b"{}")
+    await writer.flush()
+    writer.close(BusError("the test ends"))
+    await queue.close()
+    [[run]] = [listing.runs for listing in await listed(any_broker_url, keys, "q")]
+    assert run.checkpoint == "1-3"
+    assert run.checkpoint_age_s in range(30)
 
 
 async def test_a_running_run_is_listed_with_its_progress(any_broker_url: str, link: Link, keys: Keys) -> None:

@@ -20,7 +20,19 @@ MAX_MODEL_CHARACTERS: Final = 40
 MAX_AGENT_CHARACTERS: Final = 24
 MAX_WORKER_CHARACTERS: Final = 40  # host-pid-random
 
-HEADINGS: Final = ("RUN", "STATE", "AGE", "MODEL", "AGENT", "TOKENS", "QUEUE", "ATTEMPT", "EVENTS", "WORKER")
+HEADINGS: Final = (
+    "RUN",
+    "STATE",
+    "AGE",
+    "MODEL",
+    "AGENT",
+    "TOKENS",
+    "QUEUE",
+    "ATTEMPT",
+    "EVENTS",
+    "CHECKPOINT",
+    "WORKER",
+)
 
 
 @click.command()
@@ -32,8 +44,9 @@ def ps(*, as_json: bool, **flags: Any) -> None:  # noqa: ANN401
     Reads the queues of the settings from Redis (REDIS_URL). The oldest runs come first. Runs that have ended are not
     listed, but `agentstream tail` can show them until they expire.
 
-    EVENTS counts the events of the latest attempt. The worker updates AGENT and TOKENS each time it renews the lease
-    (about every 3 s with the default lease).
+    ATTEMPT grows when another worker takes the run over. EVENTS counts the events of the latest attempt. CHECKPOINT is
+    the age of the last checkpoint, from which another worker would continue. The worker updates AGENT and TOKENS each
+    time it renews the lease (about every 3 s with the default lease).
 
     \b
       REDIS_URL=redis://… agentstream ps
@@ -77,5 +90,6 @@ def _row(run: OpenRun) -> tuple[str, ...]:
         run.queue,
         str(run.attempt),
         str(run.events),
+        "-" if run.checkpoint_age_s is None else format_time(run.checkpoint_age_s),
         sanitize(run.worker)[:MAX_WORKER_CHARACTERS],
     )

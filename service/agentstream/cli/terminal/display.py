@@ -11,10 +11,14 @@ import click
 from agentstream.cli.exits import Cancelled, Failed
 from agentstream.cli.terminal.word_wrap import WordWrap, terminal_columns
 from agentstream.errors import CANCELLED, CANCELLED_MESSAGE
+from agentstream.protocol.events import AGENT_PATH, AGENT_REASONING, AGENT_TEXT, TOOL_RESULTS
 from agentstream.stream import sse
 
 MAX_ACTIVITY_CHARACTERS: Final = 200
+NOTED_PAUSE_S: Final = 0.5  # a shorter pause before another worker continues is not worth a number
 DONE: Final = "[DONE]"
+_PIECES: Final = frozenset({AGENT_TEXT, AGENT_REASONING})  # events that hold a piece of a sub-agent's text
+_CHUNK_FIELDS: Final = frozenset({"id", "object", "created", "model", "choices", AGENT_PATH})
 
 _NOTE: Final = "  · "
 
@@ -40,6 +44,8 @@ class Display:
         self._first_text_s: float | None = None
         self._wrap = WordWrap(partial(terminal_columns, sys.stdout))
         self._note_wrap = WordWrap(partial(terminal_columns, sys.stderr), indent=len(_NOTE))
+        self._received_s: float | None = None  # the time of the last frame
+        self._attempt = 0  # the latest one that has shown something
         self.run_id = ""
         self.last_event_id = ""
         self._answer: list[str] = []
@@ -47,6 +53,7 @@ class Display:
         self._error: Failed | None = None
         self._open_line = False  # True while the terminal's cursor is not at the start of a line
         self._in_reasoning = False
+        self._speaker = ""  # of the open line of reasoning: the path of a sub-agent; empty for the agent itself
         self._to_terminal = sys.stdout.isatty()
 
     @property
@@ -67,6 +74,7 @@ class Display:
                 self._error = Failed(sanitize(str(data["error"].get("message"))))
             return False
         self.run_id = data.get("id") or self.run_id
+        self._note_takeover(frame, data)
         if frame.event != "message":
             self._activity(frame.event, data)
             return False
@@ -119,6 +127,22 @@ class Display:
         first = "" if self._first_text_s is None else f", first text after {self._first_text_s - self._began_s:.1f} s"
         self.note(f"{now_s - self._began_s:.1f} s{first}")
 
+    def _note_takeover(self, frame: sse.ReceivedFrame, data: dict[str, Any]) -> None:
+        """Note that another worker continues the run, if the frame is the first of an agent in a new attempt.
+
+        The attempt is the first number of the frame's id, for example of ``2-17``. It is 0 before the first attempt.
+        """
+        received_s, self._received_s = self._received_s, time.monotonic()
+        first, _, _ = frame.last_event_id.partition("-")
+        attempt = int(first) if first.isdecimal() else 0
+        if attempt <= self._attempt or not _comes_from_agent(frame.event, data):
+            return
+        if self._attempt:
+            pause_s = 0.0 if received_s is None else self._received_s - received_s
+            after = f" after {pause_s:.1f} s" if pause_s >= NOTED_PAUSE_S else ""
+            self.note(f"another worker continues the run{after}")
+        self._attempt = attempt
+
     def _content(self, text: str) -> None:
         self._end_reasoning()
         if self._first_text_s is None:
@@ -128,12 +152,16 @@ class Display:
         sys.stdout.flush()
         self._open_line = self._to_terminal and not text.endswith("\n")
 
-    def _reasoning(self, text: str) -> None:
+    def _reasoning(self, text: str, speaker: str = "") -> None:
+        """Show a piece of the model's reasoning, or of the text of a sub-agent, the ``speaker``."""
+        if speaker != self._speaker:
+            self._end_reasoning()
+            self._speaker = speaker
         if not self._in_reasoning:
             self.end_line()
             self._in_reasoning = True
             self._note_wrap.restart()
-            click.secho(_NOTE, dim=True, nl=False, err=True)
+            click.secho(f"{_NOTE}{self._note_wrap.feed(speaker)}", dim=True, nl=False, err=True)
         click.secho(self._note_wrap.feed(sanitize(text)), dim=True, nl=False, err=True)
 
     def _end_reasoning(self) -> None:
@@ -142,10 +170,43 @@ class Display:
             click.echo(err=True)
 
     def _activity(self, event: str, data: dict[str, Any]) -> None:
+        path = _path_of(data)
+        if event in _PIECES:
+            self._reasoning(str(data.get("text", "")), path)
+            return
         line = {
+            "agent_turn_start": path,
             "inference_start": f"thinking with {data.get('engine', data.get('model'))}",
+            "inference_end": "",
             "tool_call_start": f"{data.get('tool')} {data.get('arguments')}",
             "tool_call_end": f"{data.get('tool')} -> {'' if data.get('success') else 'failed: '}{data.get('result')}",
+            TOOL_RESULTS: "",
         }.get(event)
+        if line is None:
+            line = f"{event} {_own_fields(data)}"
         if line:
-            self.note(line)
+            self.note(line if line == path else path + line)
+
+
+def _path_of(data: dict[str, Any]) -> str:
+    """Return the path of the sub-agent that emitted an event, to begin a line; empty for the agent itself."""
+    path = data.get(AGENT_PATH)
+    return f"{sanitize(' > '.join(map(str, path)))}: " if isinstance(path, list) and path else ""
+
+
+def _own_fields(data: dict[str, Any]) -> str:
+    """Return the fields of an agent's own event as JSON, without those of the chunk."""
+    own = {name: value for name, value in data.items() if name not in _CHUNK_FIELDS}
+    return json.dumps(own, ensure_ascii=False) if own else ""
+
+
+def _comes_from_agent(event: str, data: dict[str, Any]) -> bool:
+    """Return whether a frame shows that an agent runs. The front end itself sends line breaks and the end of a run."""
+    if event != "message":
+        return event != TOOL_RESULTS
+    choice = next(iter(data["choices"]), None)
+    if choice is None or "agent_error" in data:
+        return False
+    delta = choice["delta"]
+    shown = delta.get("reasoning_content") or delta.get("tool_calls") or (delta.get("content") or "").strip()
+    return bool(shown or choice["finish_reason"])

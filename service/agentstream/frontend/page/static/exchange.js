@@ -1,6 +1,6 @@
 // One question and its reply: applies the facts of the run and draws both.
 
-import { byId, clock, element, fromTemplate, keepingPlace, now } from "./dom.js";
+import { byId, clock, element, fromTemplate, isNumber, keepingPlace, now } from "./dom.js";
 import { MarkdownView } from "./markdown.js";
 import { Stats } from "./stats.js";
 import { appendFact } from "./storage.js";
@@ -14,10 +14,12 @@ const FAILED = "with an error; later requests omit it";
 /** `question` is null for a run that was started elsewhere. */
 export class Exchange {
   cursor = "";
+  attempt = 0; // the latest attempt that has shown something
   text = "";
   ended = "";
   suspended = false; // the page stopped following the run before its end
   #facts = [];
+  #heardAt = null; // the time of the last fact; null if unknown
   #reasoning = "";
   #finish = "";
   #cancelled = false;
@@ -47,18 +49,19 @@ export class Exchange {
   }
 
   /** Create an exchange from the value of `record()`. */
-  static restored({ facts, cursor, ...record }) {
+  static restored({ facts, cursor, attempt, ...record }) {
     const exchange = new Exchange(record);
     for (const { fact, at } of facts) exchange.apply(fact, at, { silently: true });
     exchange.cursor = String(cursor ?? "");
+    exchange.attempt = isNumber(attempt) ? attempt : 0;
     exchange.#draw();
     return exchange;
   }
 
   /** Return the state to store, as a JSON value. */
   record() {
-    const { question, model, runId, startedAt, cursor } = this;
-    return { question, model, runId, startedAt, cursor, facts: this.#facts };
+    const { question, model, runId, startedAt, cursor, attempt } = this;
+    return { question, model, runId, startedAt, cursor, attempt, facts: this.#facts };
   }
 
   /** Whether later requests include this exchange: it needs a question and a reply. */
@@ -74,17 +77,30 @@ export class Exchange {
   apply(fact, at, { silently = false } = {}) {
     if (this.ended) return;
     appendFact(this.#facts, fact, at);
+    this.#heardAt = at;
     const say = silently || at === null ? () => {} : (text) => (byId("status").textContent = text);
     if (fact.kind === "run") this.#setRunId(fact.id);
     else if (fact.kind === "text") this.#appendText(fact.text, at, silently);
     else if (fact.kind === "reasoning") this.#appendReasoning(fact.text, at);
     else if (fact.kind === "event") this.#changeSteps(() => say(this.timeline.showEvent(fact.event, fact.data, at)), at);
     else if (fact.kind === "call") this.#changeSteps(() => this.timeline.showClientToolCall(fact.call, at), at);
+    else if (fact.kind === "takeover") this.#changeSteps(() => say(this.timeline.showTakeover(fact.pause, at)), at);
     else if (fact.kind === "usage") this.stats.usage = fact.usage;
     else if (fact.kind === "finish") this.#finish = fact.reason;
     else if (fact.kind === "cancelled") this.#cancelled = true;
     else if (fact.kind === "failed") this.#end(FAILED, at, fact);
     else if (fact.kind === "done") this.#done(at);
+  }
+
+  /**
+   * Take the attempt of a frame; in the id 2-17 it is 2. A new attempt begins when another worker takes the run over.
+   * The frame before all attempts has 0.
+   */
+  reachAttempt(attempt, at) {
+    if (!(attempt > this.attempt)) return;
+    const pause = at === null || this.#heardAt === null ? null : at - this.#heardAt;
+    if (this.attempt >= 1) this.apply({ kind: "takeover", pause }, at);
+    this.attempt = attempt;
   }
 
   /** Show a problem when following stops before the run has ended. `gone`: the server does not know the run any more. */
@@ -148,7 +164,7 @@ export class Exchange {
     keepingPlace(() => {
       change();
       const activity = this.part("activity");
-      activity.dataset.steps = this.timeline.steps;
+      activity.dataset.steps = this.timeline.entries;
       activity.querySelector("summary").tabIndex = 0;
       if (!this.#foldedByUser && !this.text.trim()) activity.open = true;
       const { words, since } = this.timeline.current ?? { words: "Working", since: at };
@@ -165,7 +181,7 @@ export class Exchange {
   #letUserFold(name) {
     const summary = this.part(name).querySelector("summary");
     summary.addEventListener("click", (event) => {
-      if (name === "activity" && this.timeline.steps === 0) event.preventDefault(); // there is nothing to open
+      if (name === "activity" && this.timeline.entries === 0) event.preventDefault(); // there is nothing to open
       else this.#foldedByUser = true;
     });
   }
@@ -242,13 +258,14 @@ export class Exchange {
 
   /** Show the last state in words, such as "Answered in 2.1 s · 6 steps, 1 failed". */
   #showOutcome(time) {
-    const { steps, failures } = this.timeline;
+    const { steps, failures, takeovers } = this.timeline;
     const [verb, preposition] = this.failed ? ["Failed", "after"] : this.#cancelled ? ["Stopped", "after"] : ["Answered", "in"];
     const took = time === null ? verb : `${verb} ${preposition} ${clock(time)}`;
     const counted = steps ? ` · ${steps} ${steps === 1 ? "step" : "steps"}` : "";
     const state = this.failed ? "failed" : this.#cancelled ? "stopped" : failures ? "troubled" : "done";
     this.#showState(state, `${took}${counted}`);
     if (failures) this.part("state").append(", ", element("span", "bad", `${failures} failed`));
+    if (takeovers) this.part("state").append(" · continued by another worker");
   }
 
   #showState(state, words) {

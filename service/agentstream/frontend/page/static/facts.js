@@ -7,6 +7,7 @@ import { Failure, explain } from "./failures.js";
  * Return the facts of one frame of a stream, in order. Each is an object with a `kind`: `run` (id), `text` and
  * `reasoning` (text), `event` (event, data), `call` (call: a delta of a call of the client's tool), `usage` (usage),
  * `finish` (reason), `cancelled`, `failed` (message, reason), `done`. Throws Failure if the data is not a JSON object.
+ * A fact of the kind `takeover` (pause) comes from the ids of frames; see `Exchange.reachAttempt`.
  */
 export function factsOf({ event, data }) {
   if (data === "[DONE]") return [{ kind: "done" }];
@@ -29,6 +30,12 @@ export function factsOf({ event, data }) {
   for (const call of Array.isArray(delta.tool_calls) ? delta.tool_calls : []) facts.push({ kind: "call", call });
   if (choice?.finish_reason) facts.push({ kind: "finish", reason: String(choice.finish_reason) });
   return facts;
+}
+
+/** Whether a fact shows that the agent runs. The server itself may send line breaks, results of tools and the end. */
+export function comesFromAgent({ kind, text, event }) {
+  if (kind === "text") return text.trim() !== "";
+  return kind === "reasoning" || kind === "call" || kind === "finish" || (kind === "event" && event !== "tool_results");
 }
 
 function ending(error) {

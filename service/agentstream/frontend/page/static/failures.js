@@ -26,6 +26,7 @@ const WORDS = new Map(Object.entries({
   request_too_large: "The conversation is too long for this server. Start a new chat, or ask a shorter question.",
   request_timeout: "The connection is too slow: the request did not arrive in time.",
   run_not_ended: "The run did not stop in time. It may still end.",
+  resume_failed: "The worker that ran the agent was lost, and another one could not continue the answer.",
   run_timeout: "The agent took too long, so it was stopped.",
   stream_lost: "The server can no longer read this answer.",
   stream_trimmed: "The server does not keep this answer any more.",

@@ -2,7 +2,7 @@
 
 import { resumeRun } from "./api.js";
 import { asText, now } from "./dom.js";
-import { factsOf } from "./facts.js";
+import { comesFromAgent, factsOf } from "./facts.js";
 import { Failure } from "./failures.js";
 import { SseParser } from "./sse.js";
 
@@ -26,7 +26,9 @@ export async function followRun(exchange, first, signal) {
       for await (const message of readMessages(response, resumed)) {
         failures = 0;
         exchange.showReconnecting(false);
-        for (const fact of factsOf(message)) exchange.apply(fact, message.at);
+        const facts = factsOf(message);
+        if (facts.some(comesFromAgent)) exchange.reachAttempt(parseInt(message.id, 10), message.at);
+        for (const fact of facts) exchange.apply(fact, message.at);
         if (message.id) exchange.cursor = message.id;
         if (exchange.ended) break;
       }

@@ -43,7 +43,7 @@ export function appendFact(facts, fact, at) {
 export function saveChat(records) {
   const kept = records.map((record) => JSON.stringify(record));
   let size = kept.reduce((sum, text) => sum + text.length, 0);
-  const short = (record) => JSON.stringify({ ...record, facts: [], cursor: "" });
+  const short = (record) => JSON.stringify({ ...record, facts: [], cursor: "", attempt: 0 });
   records.forEach((record, index) => {
     if (size <= MAX_CHARACTERS) return;
     size -= kept[index].length;

@@ -8,7 +8,9 @@ const MAX_STEPS = 500; // further steps are counted, but not drawn
 
 /** A start event opens a step, and its end event closes this step. Unknown events are shown too. */
 export class Timeline {
-  steps = 0;
+  entries = 0; // everything in the list
+  steps = 0; // the entries that are steps of the agent
+  takeovers = 0; // times that another worker continued the run
   failures = 0; // number of steps that failed
   #list;
   #startedAt;
@@ -34,7 +36,9 @@ export class Timeline {
       const step = this.#findOpenStep("inference") ?? this.#addStep(at, "inference", "Model", asText(data.model ?? ""));
       this.#endInference(step, data, at);
     } else if (event === "tool_call_start") {
-      this.#block(this.#addStep(at, "tool", "Tool", name, { name, id }), "Arguments", data.arguments);
+      const again = this.#open.find((step) => step.interrupted && step.name === name && step.id === id);
+      if (again) again.interrupted = false;
+      else this.#block(this.#addStep(at, "tool", "Tool", name, { name, id }), "Arguments", data.arguments);
       return `Tool ${name} is running.`;
     } else if (event === "tool_call_end") {
       this.#endTool(this.#findOpenStep("tool", name, id) ?? this.#addStep(at, "tool", "Tool", name, { name, id }), data, at);
@@ -50,6 +54,21 @@ export class Timeline {
       this.#finish(step, "note");
     }
     return "";
+  }
+
+  /** Show that another worker continues the run, after a pause in seconds (null if unknown). Returns like `showEvent`. */
+  showTakeover(pause, at) {
+    for (const step of [...this.#open]) {
+      step.interrupted = true; // a tool may run again, and it ends later in any case
+      if (step.kind === "tool") continue;
+      this.inferenceSeconds = null; // the time of this inference is unknown
+      this.#finish(step, "unfinished", "interrupted");
+    }
+    const step = this.#addStep(at, "worker", "Worker", "Another worker continues this answer");
+    this.steps -= 1;
+    this.takeovers += 1;
+    this.#finish(step, "note", isNumber(pause) ? `after a pause of ${seconds(pause)}` : "");
+    return "Another worker continues the answer.";
   }
 
   /** Show a delta of a call of the client's own tool. This page does not run it. */
@@ -109,8 +128,9 @@ export class Timeline {
     item.querySelector(".detail").textContent = detail.length > LONG_TEXT ? `${detail.slice(0, LONG_TEXT)}…` : detail;
     item.querySelector(".at").textContent = since === null ? "" : `+${seconds(since)}`;
     this.steps += 1;
-    if (this.steps <= MAX_STEPS) this.#list.append(item);
-    if (this.steps === MAX_STEPS + 1) this.#list.append(element("li", "rest", "Further steps are not shown."));
+    this.entries += 1;
+    if (this.entries <= MAX_STEPS) this.#list.append(item);
+    if (this.entries === MAX_STEPS + 1) this.#list.append(element("li", "rest", "Further steps are not shown."));
     this.#open.push(step);
     return step;
   }
