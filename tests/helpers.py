@@ -3,13 +3,15 @@
 import asyncio
 import json
 from collections.abc import Iterable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import orjson
 
-from agentstream.protocol.events import RUN_CHECKPOINT, TEXT, Batch, Event
+from agentstream.protocol.events import INTERRUPT, RUN_CHECKPOINT, TEXT, Batch, Event
+from agentstream.protocol.interrupts import Interrupt
 from agentstream.stream import sse
 
 # All timeouts of the tests scale with this factor. On a slow machine raise the factor, never a single timeout.
@@ -101,6 +103,8 @@ class RecordingSink:
 
     facts: list[tuple[str, Any]] = field(default_factory=list)
     new: asyncio.Event = field(default_factory=asyncio.Event)
+    answers: dict[str, Any] = field(default_factory=dict)
+    inputs: list[dict[str, Any]] = field(default_factory=list)
 
     def put(self, event_type: str, data: Any) -> None:
         """Store an event."""
@@ -112,6 +116,20 @@ class RecordingSink:
         self.facts.append((RUN_CHECKPOINT, orjson.loads(state)))
         self.new.set()
         return True
+
+    def ask(self, asked: Interrupt) -> Future[Any]:
+        """Store a question as an event, and return the answer that ``answers`` has for it, if any."""
+        future: Future[Any] = Future()
+        if asked.id in self.answers:
+            future.set_result(self.answers[asked.id])
+        else:
+            self.put(INTERRUPT, asked.as_json())
+        return future
+
+    def take_inputs(self) -> list[dict[str, Any]]:
+        """Return the messages in ``inputs`` once."""
+        taken, self.inputs = self.inputs, []
+        return taken
 
     async def wait_for_room(self) -> None:
         """Return at once, because there is always room."""

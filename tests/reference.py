@@ -206,10 +206,12 @@ AGENT_API: Final = (
     "ToolResult",
     "ToolCallWriter",
     "resumable",
+    "takes_inputs",
     "Restored",
     "RestoredToolCall",
     "AgentError",
     "RunCancelled",
+    "InterruptTimeout",
 )
 TESTING: Final = (
     "run_agent",

@@ -15,6 +15,7 @@ PUBLIC = [
     "Caller",
     "ChildRun",
     "EmittedEvent",
+    "InterruptTimeout",
     "Restored",
     "RestoredToolCall",
     "Run",
@@ -22,6 +23,7 @@ PUBLIC = [
     "ToolCallWriter",
     "ToolResult",
     "resumable",
+    "takes_inputs",
 ]
 
 

@@ -5,6 +5,7 @@ cost of the queue and the bus.
 """
 
 import asyncio
+from concurrent.futures import Future
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -18,6 +19,7 @@ from agentstream.frontend.api.parsing import read_request
 from agentstream.frontend.context import CONTEXT, Context
 from agentstream.frontend.runs.raw_writer import RawWriter
 from agentstream.protocol.events import Batch
+from agentstream.protocol.interrupts import Interrupt
 from agentstream.protocol.jobs import new_run_id
 from agentstream.protocol.openai import ChatCompletionRequest, Usage
 from agentstream.stream.chat import ChatStream, StreamHead
@@ -44,6 +46,14 @@ class DirectSink:
     def put_checkpoint(self, state: bytes) -> bool:  # noqa: ARG002
         """Ignore the state: nobody could continue the run."""
         return True
+
+    def ask(self, asked: Interrupt) -> Future[Any]:  # noqa: ARG002
+        """Return an answer that never comes: nobody can send one."""
+        return Future()
+
+    def take_inputs(self) -> list[dict[str, Any]]:
+        """Return nothing: nobody can send input."""
+        return []
 
     async def wait_for_room(self) -> None:
         """Return at once."""

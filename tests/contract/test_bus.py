@@ -37,6 +37,9 @@ class Reader:
         self.when(events)
         self._news.set()
 
+    def on_caught_up(self) -> None:
+        """Do nothing: the delivered events say it."""
+
     def on_failure(self, error: AgentStreamError) -> None:
         self.failure = error
         self._news.set()

@@ -12,9 +12,11 @@ from agentstream.protocol.jobs import Job, new_run_id
 from agentstream.protocol.keys import Keys
 from agentstream.store.connection.endpoint import Endpoint
 from agentstream.store.connection.link import Link
+from agentstream.store.interrupts import InterruptStore
 from agentstream.store.queue import Claim, JobQueue
 from agentstream.store.submission import JobSubmitter
 from agentstream.worker.leases import Leases
+from agentstream.worker.parking import Parking
 from agentstream.worker.runner import Runner
 from agentstream.worker.slots import Slots
 from agentstream.worker.worker import Worker
@@ -43,6 +45,9 @@ class RecordingRunner:
         await asyncio.sleep(0.005)
         await self._queue.finish(claim)
         history.now -= 1
+
+    async def deliver(self, run_id: str) -> None:
+        """Do nothing: nobody sends anything."""
 
     def hand_over_all(self) -> None:
         """Do nothing: no run can be continued."""
@@ -98,6 +103,7 @@ class Site:
                     queue,
                     cast("Runner", RecordingRunner(queue, name, history)),
                     Leases(queue, LEASE_S),
+                    Parking(InterruptStore(self._link, self._keys), name, closed_ttl_s=60),
                     slots=shared,
                     drain_timeout_s=TIMEOUT_S,
                     is_connected=lambda: True,

@@ -95,6 +95,9 @@ class World:
         self.feed = RunFeed(cast("Link", self.link), "log")
         self.feed.deliver_to(self)
 
+    def on_caught_up(self) -> None:
+        """Do nothing: the delivered events say it."""
+
     def on_failure(self, error: AgentStreamError) -> None:
         """Store the failure."""
         self.failures.append(error)

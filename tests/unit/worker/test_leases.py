@@ -11,6 +11,7 @@ from agentstream.errors import BrokerUnavailable
 from agentstream.protocol.jobs import Job, new_run_id
 from agentstream.store.queue import Claim, JobQueue
 from agentstream.worker.leases import PRUNE_EVERY, Leases, warn_if_unavailable
+from agentstream.worker.parking import Parking
 from agentstream.worker.runner import Runner
 from agentstream.worker.slots import Slots
 from agentstream.worker.worker import Worker
@@ -22,10 +23,20 @@ LEASE_S = 0.003
 class NoRuns:
     """A runner without runs."""
 
+    async def deliver(self, run_id: str) -> None:
+        """Do nothing."""
+
     def hand_over_all(self) -> None:
         """Do nothing."""
 
     def stop_all(self) -> None:
+        """Do nothing."""
+
+
+class NoParking:
+    """A part that finds no parked runs."""
+
+    async def expire(self) -> None:
         """Do nothing."""
 
 
@@ -36,6 +47,7 @@ class HeldRun:
         run_id = new_run_id()
         self.claim = Claim(f"{run_id}-entry", Job(run_id=run_id, request={"model": "m"}, created=1, start_by=2), 0.0)
         self.begun = True
+        self.waits = self.takes_inputs = False
         self.agent_name = "herd"
         self.text_events = 7
         self.calls: list[str] = []
@@ -302,6 +314,7 @@ def worker_of(
         cast("JobQueue", queue),
         cast("Runner", runner),
         leases,
+        cast("Parking", NoParking()),
         slots=slots or Slots(1),
         drain_timeout_s=0,
         is_connected=is_connected,
@@ -352,9 +365,7 @@ async def test_a_job_is_begun_before_the_next_claim(queue: StubQueue, leases: Le
         order.append("begin")
 
     queue.claim = claim  # type: ignore[method-assign]
-    runner = type(
-        "OneRun", (), {"execute": staticmethod(execute), "hand_over_all": lambda _: None, "stop_all": lambda _: None}
-    )()
+    runner = type("OneRun", (NoRuns,), {"execute": staticmethod(execute)})()
     worker = worker_of(queue, leases, runner, slots=Slots(2))
     stop = asyncio.Event()
     working = asyncio.create_task(worker.run(stop))
@@ -369,7 +380,7 @@ async def test_a_job_is_begun_before_the_next_claim(queue: StubQueue, leases: Le
 async def test_worker_ends_with_its_side_task(queue: StubQueue, leases: Leases, side_task: str) -> None:
     """A worker whose heartbeat, reclaim or renewal fails with an unexpected error ends with that error."""
     leases.hold(HeldRun())
-    runner: Any = None
+    runner = NoRuns()
     worker = worker_of(queue, leases, runner)
     queue.errors[side_task] = ValueError("broken on purpose")
     started = time.monotonic()
