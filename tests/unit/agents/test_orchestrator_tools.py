@@ -105,3 +105,13 @@ async def test_call_ids_are_unique_in_a_run() -> None:
     ids = [data["tool_call_id"] for data in data_of(sink, "tool_call_start")]
     assert ids == ["c1", "c1_2", "call", "c1_3"]
     assert [message["tool_call_id"] for message in engine.conversations[2] if message["role"] == "tool"] == ids
+
+
+async def test_the_agent_works_as_a_sub_agent() -> None:
+    """As a sub-agent it calls tools and makes no checkpoints, because these belong to the whole run."""
+    engine = ScriptedEngine(tool_call_turn(call("current_time")), answer_turn("Noon."))
+    run, sink = run_of()
+    result = await Orchestrator(engine, toolbox())(run.child("helper"))
+    assert result.content == "Noon."
+    assert "run_checkpoint" not in kinds(sink)
+    assert data_of(sink, "tool_call_end")[0]["agent_path"] == ["helper"]

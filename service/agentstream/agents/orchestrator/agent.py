@@ -11,7 +11,7 @@ from agentstream.agents.orchestrator.client_tools import ToolOffer
 from agentstream.agents.orchestrator.context_window import Message
 from agentstream.agents.orchestrator.json_rest import is_json_object
 from agentstream.agents.orchestrator.lost import NOTHING_LOST, Lost, read_lost
-from agentstream.agents.orchestrator.progress import FAILED_PREFIX, OpenTurn, Progress, read_state
+from agentstream.agents.orchestrator.progress import FAILED_PREFIX, OpenTurn, Progress, read_state, store_progress
 from agentstream.agents.orchestrator.tool_runs import AGENT_NAME, ToolRuns
 from agentstream.agents.orchestrator.turn import TurnRunner
 from agentstream.engines.base import SUMMARY_PROMPT, Engine, EngineError, ToolChoice, ToolSchema
@@ -166,7 +166,7 @@ class _Loop:
         progress.turns += 1
         progress.open_turn = OpenTurn()
         self.messages.extend(messages)
-        await self.run.checkpoint(progress.as_state())
+        await store_progress(self.run, progress)
 
     async def _sum_up(self) -> str:
         """Stream and return the model's summary, or a list of the tools that were tried if the model gives none."""

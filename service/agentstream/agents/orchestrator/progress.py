@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from agentstream.agents.checkpoint import MAX_STATE_BYTES
-from agentstream.agents.contract import ToolResult
+from agentstream.agents.contract import Run, ToolResult
 from agentstream.agents.orchestrator.context_window import Message, size_of, trim
 from agentstream.agents.orchestrator.loop_guard import LoopGuard
 from agentstream.engines.base import EngineToolCall
@@ -111,6 +111,11 @@ class Progress:
                 "continuations": turn.continuations,
             },
         }
+
+
+async def store_progress(run: Run, progress: Progress) -> None:
+    """Store a checkpoint and the events before it. A sub-agent has no state; its starts of tools are stored."""
+    await (run.drain() if run.agent_path else run.checkpoint(progress.as_state()))
 
 
 def read_state(state: Any) -> Progress:  # noqa: ANN401 -- JSON

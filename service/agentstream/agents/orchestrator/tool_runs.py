@@ -6,7 +6,7 @@ from typing import Final
 from agentstream.agents.contract import Run
 from agentstream.agents.orchestrator.inference import Turn
 from agentstream.agents.orchestrator.lost import Lost
-from agentstream.agents.orchestrator.progress import OpenTurn, Progress
+from agentstream.agents.orchestrator.progress import OpenTurn, Progress, store_progress
 from agentstream.engines.base import EngineToolCall
 from agentstream.protocol.events import TOOL_CALL_END, TOOL_CALL_START
 from agentstream.telemetry import tracing
@@ -39,7 +39,7 @@ class ToolRuns:
                 self._run.emit(TOOL_CALL_START, started)
         refused = {call_id: outcome.content for call_id, outcome in refusals.items() if outcome}
         self._progress.open_turn = OpenTurn(text=turn.text, echo=turn.echo, calls=turn.calls, refused=refused)
-        await self._run.checkpoint(self._progress.as_state())
+        await store_progress(self._run, self._progress)
         return await self._outcomes({})
 
     async def go_on(self, lost: Lost) -> list[ToolOutcome]:

@@ -11,7 +11,7 @@ from agentstream.agents.orchestrator.context_window import Message, size_of
 from agentstream.agents.orchestrator.inference import Inferences, Prompt, Turn
 from agentstream.agents.orchestrator.json_rest import is_json_object, rest_of_object
 from agentstream.agents.orchestrator.lost import ACCEPTED, LOST, NOTHING_LOST, REJECTED, Lost
-from agentstream.agents.orchestrator.progress import OpenTurn, Progress
+from agentstream.agents.orchestrator.progress import OpenTurn, Progress, store_progress
 from agentstream.agents.tool_calls import RestoredToolCall
 from agentstream.engines.base import (
     CONTINUE_PROMPT,
@@ -113,7 +113,7 @@ class TurnRunner:
             if not self._can_continue(turn):
                 break
             self._progress.open_turn = OpenTurn(text=turn.text, echo=turn.echo, continuations=number)
-            await self._run.checkpoint(self._progress.as_state())
+            await store_progress(self._run, self._progress)
             try:
                 more = await self._inferences.stream(self._continuing(turn.text, prompt))
             except EngineError as exc:
