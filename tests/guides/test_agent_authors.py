@@ -2,6 +2,8 @@
 
 import asyncio
 import os
+import re
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -73,6 +75,41 @@ async def test_an_agent_opens_its_connections_once(tmp_path: Path) -> None:
         for _ in range(2):
             assert await ask(url, user(f"{url}/health/live")) == "status 200"
     assert process.output.count("the session is closed next") == 2  # one for each worker of `up`
+
+
+async def test_a_resumable_agent_outlives_its_worker(tmp_path: Path) -> None:
+    """The agent of the guide writes its whole answer once, although all workers are killed in the middle of it."""
+    (command,) = write_blocks("resumable", tmp_path)
+    async with serving(command, tmp_path, AGENTSTREAM_LEASE_S="1") as process:
+        workers = [int(pid) for pid in re.findall(r"(?m)^worker \d +pid (\d+)", process.output)]
+        body = {"model": "m", "stream": True, "messages": [user("write")]}
+        async with (
+            aiohttp.ClientSession() as session,
+            session.post(f"{url_of(process)}/v1/chat/completions", json=body) as response,
+        ):
+            first = await response.content.readuntil(b"past")
+            for pid in workers:
+                os.kill(pid, signal.SIGKILL)
+            whole = "".join(texts(decode(first + await response.content.read())))
+    chapters = [
+        f"This chapter is about the {time}. It is as slow as a model. " for time in ("past", "present", "future")
+    ]
+    assert whole == "".join(chapters)
+
+
+async def test_the_kill_tests_of_the_guide_pass(tmp_path: Path) -> None:
+    """The tests of the guide pass for its resumable agent, and fail for one that ignores the restored text."""
+    write_blocks("resumable", tmp_path)
+    (command,) = write_blocks("resumable_test", tmp_path)
+    process = await shell(f"{PYTHON} -m {command}", tmp_path, PYTHONPATH=str(tmp_path))
+    assert await process.ended(START_S) == 0, process.output
+    assert "2 passed" in process.output
+    agent = tmp_path / "report_agent.py"
+    agent.write_text(agent.read_text(encoding="utf-8").replace("chapter = restored.text", 'chapter = ""'))
+    process = await shell(f"{PYTHON} -m {command}", tmp_path, PYTHONPATH=str(tmp_path))
+    assert await process.ended(START_S) == 1, process.output
+    assert "2 failed" in process.output
+    assert "killed after the text 'This ', the text 'This ' is shown twice" in process.output
 
 
 async def test_the_tests_of_the_guide_pass(tmp_path: Path) -> None:
