@@ -21,8 +21,11 @@ fail() {
     exit 1
 }
 
+# Not `head`: it may end before docker has written everything, and docker would fail.
+first_line() { printf '%s\n' "${1%%$'\n'*}"; }
+
 at_least() { # HAVE MINIMUM
-    [ "$(printf '%s\n' "$1" "$2" | sort -V | head -n 1)" = "$2" ]
+    [ "$(first_line "$(printf '%s\n' "$1" "$2" | sort -V)")" = "$2" ]
 }
 
 check_versions() {
@@ -114,7 +117,7 @@ for service in worker frontend; do
 done
 
 phase='' old=''
-running=$(docker compose ps --quiet frontend | head -n 1)
+running=$(first_line "$(docker compose ps --quiet frontend)")
 name=$(docker inspect --format '{{.Config.Image}}' "$running") # agentstream, unless another compose file names it
 image_before=$(docker inspect --format '{{.Image}}' "$running")
 case ${name##*/} in *:*) previous=${name%:*}:previous ;; *) previous=$name:previous ;; esac
