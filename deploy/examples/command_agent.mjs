@@ -2,16 +2,21 @@
 import { setTimeout as pause } from "node:timers/promises";
 import { text } from "node:stream/consumers";
 
-const { request } = JSON.parse(await text(process.stdin));
+const { request, restored } = JSON.parse(await text(process.stdin));
 const write = (type, fields) => process.stdout.write(JSON.stringify({ type, ...fields }) + "\n");
 const question = request.messages.at(-1).content;
-
-write("tool_call_start", { tool: "count_words", arguments: { text: question }, tool_call_id: "call-1" });
 const count = question.split(/\s+/).length;
-write("tool_call_end", { tool: "count_words", success: true, latency: 0, result: `${count}`, tool_call_id: "call-1" });
 
-for (const word of `You wrote ${count} words .`.split(" ")) {
-  write("text", { text: word + " " });
+if (!restored?.state) { // no checkpoint yet: this tool may run twice
+  const shown = restored?.events.map((event) => event.type) ?? [];
+  const call = { tool: "count_words", tool_call_id: "call-1" };
+  if (!shown.includes("tool_call_start")) write("tool_call_start", { ...call, arguments: { text: question } });
+  if (!shown.includes("tool_call_end")) write("tool_call_end", { ...call, success: true, latency: 0, result: `${count}` });
+}
+const said = (restored?.state?.said ?? "") + (restored?.text ?? ""); // clients have seen this, from another worker
+write("checkpoint", { state: { said } });
+for (const word of `You wrote ${count} words . `.slice(said.length).match(/\S* /g) ?? []) {
+  write("text", { text: word });
   await pause(200);
 }
 write("result", { usage: { prompt_tokens: count, completion_tokens: 5, total_tokens: count + 5 } });

@@ -4,4 +4,4 @@ from pathlib import Path
 
 from agentstream.adapters.command import CommandAgent
 
-agent = CommandAgent("node", str(Path(__file__).with_name("command_agent.mjs")))
+agent = CommandAgent("node", str(Path(__file__).with_name("command_agent.mjs")), resumable=True)

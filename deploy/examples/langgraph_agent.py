@@ -5,7 +5,7 @@ from langchain_openai import ChatOpenAI
 from langgraph.graph import START, MessagesState, StateGraph
 from langgraph.prebuilt import ToolNode, tools_condition
 
-from agentstream.adapters.langgraph import LangGraphAgent
+from agentstream.adapters.langgraph import LangGraphAgent, continuing
 
 
 @tool
@@ -14,7 +14,8 @@ def weather(city: str) -> str:
     return f"sunny in {city}"
 
 
-model = ChatOpenAI(model="gpt-5-mini", stream_usage=True).bind_tools([weather])
+# ``continuing`` and ``resumable=True`` let another worker go on if this one is lost.
+model = continuing(ChatOpenAI(model="gpt-5-mini", stream_usage=True).bind_tools([weather]))
 
 
 async def think(state: MessagesState):
@@ -23,4 +24,4 @@ async def think(state: MessagesState):
 
 graph = StateGraph(MessagesState).add_node("think", think).add_node("tools", ToolNode([weather]))
 graph.add_edge(START, "think").add_conditional_edges("think", tools_condition).add_edge("tools", "think")
-agent = LangGraphAgent(graph.compile(name="weather graph"))
+agent = LangGraphAgent(graph.compile(name="weather graph"), resumable=True)

@@ -30,11 +30,11 @@ class ModelServer:
         body = await request.json()
         self.bodies.append(body)
         self.asked.set()
-        question = next(_text(m["content"]) for m in reversed(body["messages"]) if m["role"] == "user")
+        question = next(text_of(m["content"]) for m in reversed(body["messages"]) if m["role"] == "user")
         if "refuse" in question:
             message = {"message": "400: this model was asked to refuse", "type": "invalid_request_error"}
             return web.json_response({"error": message}, status=400)
-        results = [_text(m["content"]) for m in body["messages"] if m["role"] == "tool"]
+        results = [text_of(m["content"]) for m in body["messages"] if m["role"] == "tool"]
         if "hang" in question:
             pieces: list[str | None] = ["I ", None]
         elif results:
@@ -93,7 +93,8 @@ def _head(kind: str) -> dict[str, Any]:
     return {"id": "c1", "object": kind, "created": 1, "model": "m"}
 
 
-def _text(content: Any) -> str:
+def text_of(content: Any) -> str:
+    """Return the text of a message's content."""
     return content if isinstance(content, str) else "".join(part.get("text", "") for part in content or ())
 
 

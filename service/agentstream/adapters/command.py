@@ -220,6 +220,8 @@ class _Session:
         if "state" not in fields:
             message = f'the program wrote a checkpoint without a "state": {_shown(line)}'
             raise InvalidAgentOutput(message)
+        if self._run.agent_path:  # a sub-agent, whose state is not the run's
+            return
         results = [[each.tool_name, each.content, each.success, each.latency_seconds] for each in self._tool_results]
         await self._run.checkpoint({"adapter": ADAPTER, "state": fields["state"], "tool_results": results})
 

@@ -10,6 +10,10 @@ The answer is the streamed text of the agent's model, and of the agents that it 
 the answer is the JSON that the model wrote. The SDK sends traces to OpenAI; to prevent this, call
 ``agents.set_tracing_disabled(True)``. Options may depend on the run: ``OpenAIAgent(agent, context=lambda run: ...)``.
 
+The first agent hands off to others as to sub-agents: their events have the field ``agent_path`` with their name, and
+the event ``agent_handoff`` says who hands off to whom. An agent as a tool shows only its call, because the SDK does not
+show what it does. To show it, call it with a child of the run in a tool of your own: ``OpenAIAgent(helper)(child)``.
+
 The agent is resumable, unless the conversation is kept elsewhere: in a session or by OpenAI. The items of the
 conversation are stored before and after each inference. If the worker is lost, another one continues with them. An
 answer that was cut is continued by the model. The model is told which tools were interrupted or not run.
@@ -73,7 +77,8 @@ class OpenAIAgent:
         JSON answer was cut, or the current agent is not found among the handoffs.
         """
         saved = kept(run, ADAPTER)
-        reporter = RunReporter(run, self._agent.name, saved and saved["reporter"])
+        names = [agent.name for agent in _reachable(self._agent)]
+        reporter = RunReporter(run, self._agent.name, saved and saved["reporter"], names)
         if saved is not None and saved["is_complete"]:
             return reporter.result()
         agent = self._agent if saved is None else _agent_named(saved["agent"], self._agent)
@@ -124,6 +129,9 @@ class _Hooks(RunHooks[Any]):
 
     async def on_agent_start(self, _context: Any, agent: Any) -> None:  # noqa: ANN401 -- the SDK's generics
         self._reporter.turn_start(agent.name)
+
+    async def on_handoff(self, context: Any, from_agent: Any, to_agent: Any) -> None:  # noqa: ANN401, ARG002 -- the SDK passes names
+        self._reporter.handoff(from_agent.name, to_agent.name)
 
     async def on_llm_start(self, _context: Any, agent: Any, _prompt: Any, items: list[Any]) -> None:  # noqa: ANN401 -- the SDK's generics
         self.text_done.clear()
@@ -191,8 +199,8 @@ def _begin(run: Run, reporter: RunReporter, saved: dict[str, Any] | None, agent:
     return items
 
 
-def _agent_named(name: str, first: Agent[Any]) -> Agent[Any]:
-    """Return the agent of this name among the first agent and all agents to which it can hand off."""
+def _reachable(first: Agent[Any]) -> list[Agent[Any]]:
+    """Return the first agent and all agents to which it can hand off, directly or through others."""
     found, waiting = [first], [first]
     while waiting:
         for handoff in waiting.pop().handoffs:
@@ -203,7 +211,12 @@ def _agent_named(name: str, first: Agent[Any]) -> Agent[Any]:
             if agent is not None and all(agent is not known for known in found):
                 found.append(agent)
                 waiting.append(agent)
-    named = [agent for agent in found if agent.name == name]
+    return found
+
+
+def _agent_named(name: str, first: Agent[Any]) -> Agent[Any]:
+    """Return the agent of this name among those that are reachable. Raises AgentError if there is not exactly one."""
+    named = [agent for agent in _reachable(first) if agent.name == name]
     if len(named) != 1:
         message = f"the run cannot be continued: {len(named)} agents are called {name!r}; give each agent its own name"
         raise AgentError(message)

@@ -94,6 +94,7 @@ class PydanticAIAgent:
         if saved is not None and isinstance(history[-1], ModelResponse) and not history[-1].tool_calls:
             return reporter.result()  # the answer is complete
         answer = _text_of(history[-1]) if history else ""
+        is_continued = False
         is_first = True  # the state from which this attempt began is stored
         async with self._agent.iter(message_history=history, **options) as steps:
             async for step in steps:
@@ -101,8 +102,11 @@ class PydanticAIAgent:
                     if not is_first:
                         await _save(run, reporter, [*steps.ctx.state.message_history, step.request])
                     is_first = False
+                    is_continued = _is_continued(step.request)
                     answer = await _infer(run, reporter, step, steps.ctx)
                 elif Agent.is_call_tools_node(step):
+                    if is_continued and not (answer or step.model_response.tool_calls):
+                        return reporter.result()  # nothing was missing; pydantic-ai would ask the model again
                     if not is_first:
                         await _save(run, reporter, steps.ctx.state.message_history)
                     is_first = False
@@ -150,6 +154,12 @@ def _begin(
             raise AgentError(message)
         history += [ModelResponse([ModelText(shown)]), ModelRequest([UserPromptPart(CONTINUE_PROMPT)])]
     return history, ""
+
+
+def _is_continued(request: ModelRequest) -> bool:
+    """Return whether the model is asked to continue an answer that was cut."""
+    last = request.parts[-1] if request.parts else None
+    return isinstance(last, UserPromptPart) and last.content == CONTINUE_PROMPT
 
 
 def _text_of(message: ModelMessage) -> str:

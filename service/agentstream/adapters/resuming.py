@@ -14,12 +14,18 @@ CONTINUE_PROMPT: Final = "Your answer was interrupted. Continue exactly where it
 UNKNOWN_OUTCOME: Final = "The tool was interrupted because its worker was lost. It may have run, or only a part of it."
 NOT_RUN: Final = "The tool was not run because the worker was lost. Call it again if you still need its result."
 
+_MAY_RUN_AGAIN: Final = ("idempotent", "read_only", "idempotentHint", "readOnlyHint")
 _ADAPTER: Final = "adapter"
 _REFUSED: Final = "refused"
 
 
 async def keep(run: Run, adapter: str, state: dict[str, Any]) -> None:
-    """Make a checkpoint of an adapter. If the state is too large, log it: the run goes on, but only on this worker."""
+    """Make a checkpoint of an adapter. If the state is too large, log it: the run goes on, but only on this worker.
+
+    A sub-agent makes no checkpoints: if the worker is lost, the agent that called it calls it again.
+    """
+    if run.agent_path:
+        return
     try:
         await run.checkpoint({_ADAPTER: adapter, **state})
     except InvalidAgentOutput as exc:
@@ -67,11 +73,9 @@ def different_text() -> AgentError:
 def may_run_again(metadata: Mapping[str, Any] | None) -> bool:
     """Return whether a tool declares in its metadata that it may run twice: it is idempotent, or it only reads.
 
-    The names are ``idempotent``, and those of MCP's annotations, which MCP clients of the frameworks pass on.
+    The names are ``idempotent``, ``read_only``, and those of MCP's annotations, which the frameworks' MCP clients keep.
     """
     metadata = metadata or {}
     annotations = metadata.get("annotations")
     sources = (metadata, annotations if isinstance(annotations, Mapping) else {})
-    return any(
-        source.get(name) is True for source in sources for name in ("idempotent", "idempotentHint", "readOnlyHint")
-    )
+    return any(source.get(name) is True for source in sources for name in _MAY_RUN_AGAIN)

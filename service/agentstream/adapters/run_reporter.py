@@ -1,14 +1,20 @@
 """Emits the events of an adapter's run, and collects the run's result."""
 
+import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from agentstream.adapters.sub_agents import SubAgents, path_of
 from agentstream.agents import AgentResult, Run, ToolResult
+from agentstream.errors import InvalidAgentOutput
+from agentstream.protocol.events import AGENT_HANDOFF
 from agentstream.protocol.openai import Usage
 from agentstream.protocol.plain_json import json_text
 from agentstream.telemetry.masking import mask
+
+log = logging.getLogger(__name__)
 
 # Limit for a tool's result in events, as in the orchestrator. The framework's own model reads the whole result.
 MAX_RESULT_CHARS: Final = 20_000
@@ -25,18 +31,30 @@ class _OpenCall:
     call_id: str
     started: float = field(default_factory=time.perf_counter)
     is_repeated: bool = False  # clients have seen the end of this call, from an earlier attempt
+    path: Sequence[str] = ()  # of the sub-agent that called the tool
 
 
 class RunReporter:
     """Emits a run's events and collects its tool results, usage and finish_reason for the AgentResult.
 
     In an attempt that continues a run, it knows the events that clients have seen, and emits none of them again.
+
+    The ``path`` of a method names the sub-agent that the event is about. Without it, it is the current agent: the first
+    one, or the one that a handoff has made a sub-agent.
     """
 
-    def __init__(self, run: Run, agent: str, saved: Mapping[str, Any] | None = None) -> None:
-        """``agent`` is the agent's name in the events. ``saved`` is the value of ``saved()`` at the last checkpoint."""
+    def __init__(
+        self, run: Run, agent: str, saved: Mapping[str, Any] | None = None, sub_agents: Collection[str] = ()
+    ) -> None:
+        """``agent`` is the agent's name in the events. ``saved`` is the value of ``saved()`` at the last checkpoint.
+
+        ``sub_agents`` are the names with which paths of this adapter begin. Earlier events with other paths are not the
+        adapter's: the user's own code has emitted them with ``run.child``.
+        """
         self._run = run
-        self._agent = agent
+        self._first_agent = self._agent = agent
+        self._sub_agents = SubAgents(run, sub_agents)
+        self._paths: dict[str, Sequence[str]] = {}  # of calls in ``interrupted`` that sub-agents made
         self._calls: dict[object, _OpenCall] = {}
         self._usages: list[Usage | None] = []
         self._results: list[ToolResult] = []
@@ -48,7 +66,8 @@ class RunReporter:
         if saved is not None:
             self._restore(saved)
         for event in run.restored.events if run.restored is not None else ():
-            self._replay(event.type, event.data)
+            if self._sub_agents.has_emitted(event.data):
+                self._replay(event.type, event.data)
 
     @property
     def has_seen_calls(self) -> bool:
@@ -64,6 +83,7 @@ class RunReporter:
             "finish_reason": self._finish_reason,
             "cut_inferences": self._cut_inferences,
             "interrupted": self.interrupted | {call.call_id: call.tool for call in self._calls.values()},
+            "paths": self._paths | {call.call_id: list(call.path) for call in self._calls.values() if call.path},
         }
 
     def _restore(self, saved: Mapping[str, Any]) -> None:
@@ -73,6 +93,7 @@ class RunReporter:
         self._finish_reason = saved["finish_reason"]
         self._cut_inferences = saved["cut_inferences"]
         self.interrupted = dict(saved["interrupted"])
+        self._paths = dict(saved.get("paths", {}))
 
     def _replay(self, event_type: str, data: dict[str, Any]) -> None:
         """Note an event that an earlier attempt emitted after its last checkpoint."""
@@ -85,6 +106,7 @@ class RunReporter:
             self._note_inference(data.get("usage") and Usage.model_validate(data["usage"]), data.get("finish_reason"))
         elif event_type == "tool_call_start":
             self.interrupted[str(data.get("tool_call_id"))] = str(data["tool"])
+            self._paths[str(data.get("tool_call_id"))] = path_of(data)
         elif event_type == "tool_call_end":
             call_id, result = str(data.get("tool_call_id")), as_text(data.get("result"))
             self.interrupted.pop(call_id, None)
@@ -99,37 +121,72 @@ class RunReporter:
         self._agent = agent or self._agent
         messages = self._run.request.messages
         question = next((message.text for message in reversed(messages) if message.role == "user"), "")
-        self._run.emit("agent_turn_start", {"agent": self._agent, "input": question})
+        self._emit("agent_turn_start", {"agent": self._agent, "input": question})
 
-    def inference_start(self, model: str, engine: str) -> None:
+    def handoff(self, from_agent: str, to_agent: str) -> None:
+        """Emit that an agent gives the conversation to another one."""
+        self._emit(AGENT_HANDOFF, {"from": from_agent, "to": to_agent})
+
+    def custom(self, event_type: str, data: dict[str, Any], path: Sequence[str]) -> None:
+        """Emit an event of the user's own type. One that is too large is left out: the framework allows any size."""
+        try:
+            self._emit(event_type, data, path)
+        except InvalidAgentOutput as exc:
+            log.warning("an event of the framework is left out: %s", exc)
+
+    def _emit(self, event_type: str, data: dict[str, Any], path: Sequence[str] | None = None) -> None:
+        self._sub_agents.run_of(self._own_path if path is None else path).emit(event_type, data)
+
+    @property
+    def _own_path(self) -> Sequence[str]:
+        """The path of the current agent."""
+        return () if self._agent == self._first_agent else (self._agent,)
+
+    def inference_start(self, model: str, engine: str, path: Sequence[str] | None = None) -> None:
         """Emit the start of an inference. One that an earlier attempt began goes on, so nothing is emitted."""
         if self._cut_inferences > 0:
             self._cut_inferences -= 1
             return
-        self._run.emit("inference_start", {"model": model, "engine": engine})
+        self._emit("inference_start", {"model": model, "engine": engine}, path)
 
-    def inference_end(self, model: str, usage: Usage | None, finish_reason: str | None = None) -> None:
+    def inference_end(
+        self,
+        model: str,
+        usage: Usage | None,
+        finish_reason: str | None = None,
+        path: Sequence[str] | None = None,
+    ) -> None:
         """Emit the end of an inference. ``usage`` is that of this inference, or None if it is not known."""
         self._note_inference(usage, finish_reason)
         known = {"usage": usage.model_dump()} if usage else {}
-        self._run.emit("inference_end", {"model": model, **known, "finish_reason": finish_reason})
+        self._emit("inference_end", {"model": model, **known, "finish_reason": finish_reason}, path)
 
     def _note_inference(self, usage: Usage | None, finish_reason: str | None) -> None:
         self._usages.append(usage)
         self._finish_reason = finish_reason if finish_reason in _FORWARDED_REASONS else "stop"
 
-    def tool_start(self, key: object, tool: str, arguments: object, call_id: str, *, is_repeated: bool = False) -> None:
+    def tool_start(  # noqa: PLR0913 -- the fields of the event
+        self,
+        key: object,
+        tool: str,
+        arguments: object,
+        call_id: str,
+        *,
+        is_repeated: bool = False,
+        path: Sequence[str] | None = None,
+    ) -> None:
         """Emit the start of a tool call. On the event loop, await ``run.drain()`` before the tool runs.
 
         ``key`` identifies the call in ``tool_end``. The start is not emitted for a call that an earlier attempt began.
         Neither is the end if it has been seen: ``is_repeated`` says so if this reporter does not know.
         """
         is_repeated = call_id not in self.interrupted and (is_repeated or call_id in self.ended)
-        self._calls[key] = _OpenCall(tool, call_id, is_repeated=is_repeated)
+        path = self._own_path if path is None else path
+        self._calls[key] = _OpenCall(tool, call_id, is_repeated=is_repeated, path=path)
         if is_repeated or self.interrupted.pop(call_id, None) is not None:
             return
         started = {"tool": tool, "arguments": as_text(arguments), "tool_call_id": call_id, "agent": self._agent}
-        self._run.emit("tool_call_start", started)
+        self._emit("tool_call_start", started, path)
 
     def tool_end(self, key: object, result: object, *, success: bool) -> None:
         """Emit the end of a tool call. Do nothing if ``key`` names no open call."""
@@ -142,7 +199,7 @@ class RunReporter:
         while self.interrupted:
             call_id, tool = self.interrupted.popitem()
             self.ended[call_id] = result
-            self._end(_OpenCall(tool, call_id), result, success=False)
+            self._end(_OpenCall(tool, call_id, path=self._paths.get(call_id, ())), result, success=False)
 
     def _end(self, call: _OpenCall, result: object, *, success: bool) -> None:
         latency_s = time.perf_counter() - call.started
@@ -156,7 +213,7 @@ class RunReporter:
             "tool_call_id": call.call_id,
             "agent": self._agent,
         }
-        self._run.emit("tool_call_end", ended)
+        self._emit("tool_call_end", ended, call.path)
 
     def result(self, content: str = "") -> AgentResult:
         """Return the run's result. ``content`` is the answer if the agent wrote no text."""

@@ -10,7 +10,7 @@ from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.pregel import Pregel
 
 from agentstream.adapters.langgraph.continuing import current_progress
-from agentstream.adapters.langgraph.listener import MESSAGES, Listener, message_channels
+from agentstream.adapters.langgraph.listener import MESSAGES, Listener, ToolGuard, message_channels
 from agentstream.adapters.langgraph.progress import Progress
 from agentstream.adapters.langgraph.savers import RUN_ID, RunSaver, noticing
 from agentstream.adapters.per_run import options_for, since_last_answer, value_for
@@ -24,7 +24,7 @@ ADAPTER: Final = "langgraph"
 _ENDED: Final = object()
 # With the mode "messages" LangGraph asks models for streams. The callbacks below receive the pieces, in order with
 # tool calls, so the items of this mode are not used.
-_STREAM_MODES = ["updates", "messages", "values"]
+_STREAM_MODES = ["updates", "messages", "values", "custom"]
 
 
 def conversation(request: ChatCompletionRequest) -> dict[str, Any]:
@@ -90,7 +90,7 @@ class LangGraphAgent:
         answer, and a warning in the log.
         """
         saved = kept(run, ADAPTER) if self.resumable else None
-        reporter = RunReporter(run, self._graph.get_name(), saved and saved["reporter"])
+        reporter = RunReporter(run, self._graph.get_name(), saved and saved["reporter"], self._graph.nodes)
         reporter.turn_start()
         progress = Progress.restored(run, saved and saved["progress"])
         current_progress.set(progress)
@@ -104,7 +104,10 @@ class LangGraphAgent:
         given, final = await self._begin(graph, run, config, progress, listener)
         if given is not _ENDED:
             steps = graph.astream(
-                given, merge_configs(config, {"callbacks": [listener]}), stream_mode=_STREAM_MODES, **options
+                given,
+                merge_configs(config, {"callbacks": [ToolGuard(reporter, progress), listener]}),
+                stream_mode=_STREAM_MODES,
+                **options,
             )
             async with aclosing(steps):
                 async for mode, step in steps:
@@ -112,6 +115,8 @@ class LangGraphAgent:
                         listener.step_ended(step)
                     elif mode == "values":
                         final = step
+                    elif mode == "custom":
+                        listener.custom(step)
                     await run.drain()
         if progress.has_rest:
             raise different_text()
@@ -169,7 +174,7 @@ class LangGraphAgent:
             if not await _is_stored(graph, config, progress):
                 progress.repeat_step()
             listener.write_missed(values)
-        return (None if found.next else _ENDED), values
+        return (None if found.tasks else _ENDED), values
 
     async def _config_for(self, run: Run) -> RunnableConfig:
         """Return the config of a run.

@@ -4,7 +4,7 @@ import asyncio
 import logging
 from typing import Any, Final
 
-from langchain_core.callbacks import AsyncCallbackHandler
+from langchain_core.callbacks import AsyncCallbackHandler, BaseCallbackHandler
 from langchain_core.messages import AIMessage, ToolMessage, convert_to_messages
 from langchain_core.outputs import LLMResult
 from langgraph.constants import TAG_NOSTREAM
@@ -13,9 +13,10 @@ from langgraph.prebuilt.tool_node import ToolInvocationError
 from langgraph.pregel import Pregel
 
 from agentstream.adapters.langgraph.continuing import namespace_of
-from agentstream.adapters.langgraph.progress import Progress, call_mark
+from agentstream.adapters.langgraph.progress import NAMESPACE_SEPARATOR, Progress, call_mark
 from agentstream.adapters.resuming import UNKNOWN_OUTCOME, may_run_again
 from agentstream.adapters.run_reporter import RunReporter, usage_of
+from agentstream.adapters.sub_agents import custom_event
 from agentstream.agents import Run
 from agentstream.errors import AgentError
 
@@ -23,6 +24,7 @@ log = logging.getLogger(__name__)
 
 MESSAGES: Final = "messages"
 _NO_MODEL: Final = ("", False, "")
+_TYPE: Final = "type"  # the field that names the type of a custom event
 _ASSISTANT: Final = frozenset({"ai", "assistant", "AIMessage", "AIMessageChunk"})
 
 
@@ -56,6 +58,15 @@ def _is_answer(value: object) -> bool:
     )
 
 
+def sub_graphs_of(namespace: str) -> tuple[str, ...]:
+    """Return the path of the sub-graph that a task belongs to: the names of the nodes that hold the sub-graphs.
+
+    A namespace has the form ``node:task|node:task``, with a number between them if a node runs several graphs.
+    """
+    *outer, _ = namespace.split(NAMESPACE_SEPARATOR)
+    return tuple(part.partition(":")[0] for part in outer if not part.isdigit())
+
+
 class InterruptedToolError(ToolInvocationError):
     """A tool that an earlier attempt began is not run again. A ToolNode gives the model this message as the result."""
 
@@ -70,6 +81,41 @@ class InterruptedToolError(ToolInvocationError):
             f"the worker was lost during a node that had called the tool {self.tool_name!r}, and a repeated node must "
             "not call it again. If the tool may run twice, set metadata={'idempotent': True} on it"
         )
+
+
+def call_of(serialized: Any, input_str: str, about: dict[str, Any]) -> tuple[str, object, str]:  # noqa: ANN401 -- LangChain's
+    """Return the name and the arguments of a tool that starts, and the mark of the call."""
+    name = str((serialized or {}).get("name") or about.get("name") or "")
+    inputs = about.get("inputs")
+    arguments = input_str if inputs is None else inputs
+    return name, arguments, str(about.get("tool_call_id") or call_mark(name, arguments))
+
+
+class ToolGuard(BaseCallbackHandler):
+    """Stops a tool that an earlier attempt began, unless it may run again.
+
+    It is not async, because LangChain ignores the exceptions of async callbacks of tools that are not async.
+    """
+
+    raise_error = True
+    run_inline = True
+
+    def __init__(self, reporter: RunReporter, progress: Progress) -> None:
+        """``progress`` has the calls that earlier attempts began."""
+        self._reporter = reporter
+        self._progress = progress
+
+    def on_tool_start(self, serialized: Any, input_str: str, **about: Any) -> None:  # noqa: ANN401 -- LangChain's
+        """Raise InterruptedToolError for such a call, after its end was reported."""
+        name, arguments, mark = call_of(serialized, input_str, about)
+        call_id = self._progress.begun.get(mark)
+        if call_id is None or may_run_again(about.get("metadata")):
+            return
+        result = self._reporter.ended.get(call_id, UNKNOWN_OUTCOME)
+        path = sub_graphs_of(namespace_of(about.get("metadata")))
+        self._reporter.tool_start(mark, name, arguments, call_id, is_repeated=True, path=path)
+        self._reporter.tool_end(mark, result, success=False)
+        raise InterruptedToolError(name, result)
 
 
 class Listener(AsyncCallbackHandler):
@@ -99,7 +145,9 @@ class Listener(AsyncCallbackHandler):
         model = str(metadata.get("ls_model_name") or about.get("name") or "")
         is_shown = TAG_NOSTREAM not in (about.get("tags") or ())
         self._models[about["run_id"]] = (model, is_shown, namespace_of(metadata))
-        self._reporter.inference_start(model, str(metadata.get("ls_provider") or "langgraph"))
+        self._reporter.inference_start(
+            model, str(metadata.get("ls_provider") or "langgraph"), sub_graphs_of(namespace_of(metadata))
+        )
 
     on_llm_start = on_chat_model_start  # for text completion models
 
@@ -129,28 +177,19 @@ class Listener(AsyncCallbackHandler):
         counted = getattr(message, "usage_metadata", None) or {}
         reason = getattr(message, "response_metadata", {}).get("finish_reason")
         usage = usage_of(counted.get("input_tokens"), counted.get("output_tokens"))
-        self._reporter.inference_end(model, usage, reason if isinstance(reason, str) else None)
+        self._reporter.inference_end(model, usage, reason if isinstance(reason, str) else None, sub_graphs_of(task))
 
     # -- tools --------------------------------------------------------------------------------------
 
     async def on_tool_start(self, serialized: Any, input_str: str, **about: Any) -> None:  # noqa: ANN401 -- LangChain's
-        """Report the start of a tool. The tool runs after this returns.
-
-        Raises InterruptedToolError for a call that an earlier attempt began, unless the tool may run again.
-        """
-        name = str((serialized or {}).get("name") or about.get("name") or "")
-        arguments, run_id = about.get("inputs"), about["run_id"]
-        arguments = input_str if arguments is None else arguments
-        metadata = about.get("metadata")
-        name_of_call = str(about.get("tool_call_id") or call_mark(name, arguments))
-        earlier = self._progress.begun.pop(name_of_call, None)
+        """Report the start of a tool. The tool runs after this returns."""
+        name, arguments, mark = call_of(serialized, input_str, about)
+        task, run_id = namespace_of(about.get("metadata")), about["run_id"]
+        earlier = self._progress.begun.pop(mark, None)
         call_id = earlier or str(about.get("tool_call_id") or run_id)
-        result = self._reporter.ended.get(call_id, UNKNOWN_OUTCOME)
-        self._progress.calls.setdefault(namespace_of(metadata), {})[name_of_call] = call_id
-        self._reporter.tool_start(run_id, name, arguments, call_id, is_repeated=earlier is not None)
-        if earlier is not None and not may_run_again(metadata):
-            self._reporter.tool_end(run_id, result, success=False)
-            raise InterruptedToolError(name, result)
+        self._progress.calls.setdefault(task, {})[mark] = call_id
+        is_repeated = earlier is not None
+        self._reporter.tool_start(run_id, name, arguments, call_id, is_repeated=is_repeated, path=sub_graphs_of(task))
         await self._drain()
 
     async def on_tool_end(self, output: Any, **about: Any) -> None:  # noqa: ANN401 -- LangChain's
@@ -163,6 +202,20 @@ class Listener(AsyncCallbackHandler):
     async def on_tool_error(self, error: BaseException, **about: Any) -> None:  # noqa: ANN401 -- LangChain's
         """Report the failure of a tool."""
         self._reporter.tool_end(about["run_id"], f"{type(error).__name__}: {error}", success=False)
+
+    # -- events of the user's own -------------------------------------------------------------------
+
+    async def on_custom_event(self, name: str, data: Any, **about: Any) -> None:  # noqa: ANN401 -- LangChain's
+        """Emit an event that a node sent with ``dispatch_custom_event``."""
+        path = sub_graphs_of(namespace_of(about.get("metadata")))
+        self._reporter.custom(*custom_event(name, data), path)
+        await self._drain()
+
+    def custom(self, value: object) -> None:
+        """Emit a value that a node wrote with the stream writer. The type is the field ``type`` of the value."""
+        name = value.get(_TYPE) if isinstance(value, dict) else None
+        rest = {key: each for key, each in value.items() if key != _TYPE} if isinstance(value, dict) else value
+        self._reporter.custom(*custom_event(name, rest), ())
 
     # -- nodes --------------------------------------------------------------------------------------
 
