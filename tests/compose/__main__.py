@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -49,7 +50,7 @@ def work_folder(kept: Path | None) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        subprocess.run(["rm", "-rf", "--one-file-system", str(folder)], check=False)  # much faster than rmtree
 
 
 @contextlib.contextmanager
