@@ -95,6 +95,17 @@ async def test_an_answer_is_continued_by_prefill(deployment: Deployment) -> None
     assert "continue_final_message" not in model.bodies[0]
 
 
+async def test_the_demo_engine_goes_on_exactly(deployment: Deployment) -> None:
+    """Without a model server the demo engine continues its answer at the number where its worker was killed."""
+    slow = {"AGENTSTREAM_DEMO_TOKEN_DELAY_MS": "20"}
+    first = await deployment.worker("a", None, **slow)
+    async with deployment.stream("count to 300") as stream:
+        await stream.until(f'" {PAUSE_AT}"')
+        await deployment.worker("b", None)
+        await kill_worker(first)
+        assert numbers_of(await stream.whole()) == list(range(1, 301))
+
+
 async def test_an_answer_goes_on_when_its_worker_is_stopped(deployment: Deployment) -> None:
     """A worker that is told to stop during an inference hands the run over at once, and the answer goes on."""
     async with counting_model(PAUSE_AT) as model:

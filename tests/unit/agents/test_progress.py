@@ -10,7 +10,7 @@ from agentstream.agents.contract import Run, ToolResult
 from agentstream.agents.orchestrator import Orchestrator
 from agentstream.agents.orchestrator.json_rest import rest_of_object
 from agentstream.agents.orchestrator.progress import OpenTurn, Progress, read_state
-from agentstream.agents.orchestrator.turn import MAX_REST_TRIES
+from agentstream.agents.orchestrator.turn import MAX_CONTINUATIONS, MAX_REST_TRIES
 from agentstream.engines.base import CONTINUE_PROMPT, EngineDelta, EngineError, EngineToolCall, EngineToolCallDelta
 from agentstream.errors import AgentError
 from agentstream.protocol.openai import ChatCompletionRequest, Usage
@@ -195,3 +195,30 @@ async def test_a_model_error_after_a_loss_ends_the_run() -> None:
     await run.attempt(3)
     with pytest.raises(EngineError, match="busy"):
         await run.attempt()
+
+
+async def test_continuations_are_limited_over_all_attempts() -> None:
+    """A truncated answer is continued MAX_CONTINUATIONS times, also if the worker is lost in between."""
+    truncated = answer_turn("One, ", finish_reason="length")
+    engine = ScriptedEngine(*[truncated] * (1 + MAX_CONTINUATIONS + 2))
+    run = losing_run(engine)
+    await run.attempt(4 + 4 + 4 + 2)  # the third continuation has written its text
+    result = await run.attempt()
+    assert result is not None
+    assert result.finish_reason == "length"
+    reasons = [end["finish_reason"] for end in run.data_of("inference_end")]
+    assert reasons.count("length") == 1 + MAX_CONTINUATIONS
+
+
+async def test_a_fixed_summary_is_written_once() -> None:
+    """If the worker is lost after the fixed summary, which follows a failed inference, the model is not asked again."""
+    engine = ScriptedEngine(tool_call_turn(call("look", '{"n": 1}')), [EngineError("busy")])
+    run = losing_run(engine, max_turns=1)
+    await run.attempt()
+    whole = run.fold().content
+    assert whole.startswith("I stopped after 1 turn")
+    again = losing_run(ScriptedEngine(), max_turns=1)
+    again.attempts = [run.facts[:-1]]
+    result = await again.attempt()
+    assert result is not None
+    assert again.fold().content == result.content == whole
