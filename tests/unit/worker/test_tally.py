@@ -95,3 +95,11 @@ def test_inference_end_without_usage_changes_nothing() -> None:
     """After an inference_end without usage, the text before it is estimated."""
     tally = tally_of((TEXT, "x" * 40), ("inference_end", {"model": "m"}))
     assert tally.usage(MESSAGES) == estimate_usage(MESSAGES, 40)
+
+
+def test_a_repeated_tool_hides_no_other() -> None:
+    """The end of a tool that an earlier attempt started does not hide a tool that runs now."""
+    tally = Tally()
+    tally.record("tool_call_end", {"tool": "look"})
+    tally.record("tool_call_start", {"tool": "once"})
+    assert tally.running_tools == 1
