@@ -206,34 +206,37 @@ async def test_browsers_may_ask_for_types(site: Site) -> None:
         assert "x-agent-event-types" in response.headers["Access-Control-Allow-Headers"].lower()
 
 
-async def test_the_stock_client_reads_a_sub_agents_events(site: Site) -> None:
+@pytest.mark.parametrize(
+    ("types", "expected"),
+    [("", []), ("progress,agent_text", ["progress", "progress", "agent_text I found ", "agent_text Noon."])],
+)
+async def test_the_stock_client_reads_a_sub_agents_events(site: Site, types: str, expected: list[str]) -> None:
     """The openai client gets the types that it asks for with extra_headers, and without them nothing unknown."""
     async with openai.AsyncOpenAI(base_url=f"{site.url}/v1", api_key="none", timeout=TIMEOUT_S) as api:
-        messages: Any = [{"role": "user", "content": "go"}]
-        for types, expected in (
-            ("", []),
-            ("progress,agent_text", ["progress", "progress", "agent_text", "agent_text"]),
-        ):
-            headers = {"X-Agent-Events": "chunk", "X-Agent-Event-Types": types}
-            stream = await api.chat.completions.create(
-                model="m1", messages=messages, stream=True, extra_headers=headers
-            )
-            chunks = [chunk async for chunk in stream]
-            found = [(chunk.model_extra or {}).get("agent_event") for chunk in chunks]
-            own = [event for event in found if event and event["type"] not in dict(STANDARD)]
-            assert [event["type"] for event in own] == expected
-            assert [
-                chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices[0].delta.content
-            ] == ANSWER
-        texts_of = [event["text"] for event in own if event["type"] == "agent_text"]
-        assert texts_of == ["I found ", "Noon."]
-        typed = [
-            event.type
-            async for event in await api.responses.create(
-                model="m1", input="go", stream=True, extra_headers={"X-Agent-Event-Types": "progress"}
-            )
-        ]
-        assert [name for name in typed if name == "agentstream.progress"] == ["agentstream.progress"] * 2
+        stream = await api.chat.completions.create(
+            model="m1",
+            messages=[{"role": "user", "content": "go"}],
+            stream=True,
+            extra_headers={"X-Agent-Events": "chunk", "X-Agent-Event-Types": types},
+        )
+        chunks = [chunk async for chunk in stream]
+    found = [(chunk.model_extra or {}).get("agent_event") for chunk in chunks]
+    own = [event for event in found if event and event["type"] not in dict(STANDARD)]
+    assert [f"{event['type']} {event.get('text', '')}".removesuffix(" ") for event in own] == [
+        text.removesuffix(" ") for text in expected
+    ]
+    assert [text for chunk in chunks if (text := chunk.choices[0].delta.content)] == ANSWER
+
+
+async def test_the_stock_client_of_the_responses_api_gets_the_types(site: Site) -> None:
+    """The openai client's stream of a response has the types that it asked for with extra_headers."""
+    async with openai.AsyncOpenAI(base_url=f"{site.url}/v1", api_key="none", timeout=TIMEOUT_S) as api:
+        stream = await api.responses.create(
+            model="m1", input="go", stream=True, extra_headers={"X-Agent-Event-Types": "progress"}
+        )
+        types: list[str] = [event.type async for event in stream]
+    assert types.count("agentstream.progress") == 2
+    assert types[-1] == "response.completed"
 
 
 async def test_the_stock_client_with_named_events_sees_only_chunks(site: Site) -> None:

@@ -37,10 +37,11 @@ class ConnectionLost(Unreachable):
 class ApiClient:
     """Sends requests to one front end. Use it as an asynchronous context manager."""
 
-    def __init__(self, url: str, api_key: str | None) -> None:
+    def __init__(self, url: str, api_key: str | None, event_types: str | None = None) -> None:
         """``url`` is the address of the front end, with or without ``http://`` and the path ``/v1``.
 
-        Raises WrongSettings if the key cannot be sent.
+        ``event_types`` is a list of the types of an agent's own events that streams contain, or ``all``. Raises
+        WrongSettings if the key or the types cannot be sent.
         """
         url = url.strip()
         if "://" not in url and (":" in url or "." in url or url.startswith("localhost")):
@@ -53,6 +54,12 @@ class ApiClient:
             raise WrongSettings(message) from exc
         # With strict errors, a failed run sends an error object instead of a sentence in the answer.
         self._headers = {"X-Agent-Errors": "strict"} | ({"Authorization": f"Bearer {api_key}"} if api_key else {})
+        if event_types is not None:
+            try:
+                self._headers["X-Agent-Event-Types"] = header_value(event_types.strip())
+            except ValueError as exc:
+                message = f"--events is wrong: {exc}"
+                raise WrongSettings(message) from exc
         self._session: aiohttp.ClientSession | None = None
         self.server_header = ""  # the Server header of the last response
 

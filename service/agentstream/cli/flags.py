@@ -106,3 +106,13 @@ def front_end_flags(command: Command) -> Command:
         metavar="URL",
         help="Address of the front end.",
     )(command)
+
+
+def events_flag(command: Command) -> Command:
+    """Add the flag ``--events`` to a command."""
+    return click.option(
+        "--events",
+        "event_types",
+        metavar="TYPES",
+        help="Also show these types of the agent's own events: names separated by commas, or all.",
+    )(command)

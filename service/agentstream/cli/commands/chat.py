@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import re
 import sys
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
 
@@ -11,7 +12,7 @@ import click
 
 from agentstream.cli.api_client import COMPLETIONS, ApiClient
 from agentstream.cli.exits import Cancelled, Failed, Interrupted, WrongSettings, run_command
-from agentstream.cli.flags import front_end_flags
+from agentstream.cli.flags import events_flag, front_end_flags
 from agentstream.cli.terminal.display import Display
 from agentstream.cli.terminal.interrupts import until_interrupted
 from agentstream.cli.terminal.panel import is_terminal
@@ -30,13 +31,15 @@ ctrl-C  stop an answer, or clear the line
 up      recall an earlier question"""
 
 Messages = list[dict[str, Any]]
+Connect = Callable[[], ApiClient]
 
 
 @click.command()
 @click.argument("question", required=False)
 @front_end_flags
 @click.option("--model", default="agentstream", show_default=True, help="Model name to request.")
-def chat(question: str | None, url: str, api_key: str | None, model: str) -> None:
+@events_flag
+def chat(question: str | None, url: str, api_key: str | None, model: str, event_types: str | None) -> None:
     """Ask a question, or hold a conversation.
 
     Streams the answer to standard output. The agent's events and all errors go to standard error.
@@ -50,8 +53,9 @@ def chat(question: str | None, url: str, api_key: str | None, model: str) -> Non
       agentstream chat --url https://agents.example.com --api-key sk-1
       git diff | agentstream chat > review.txt
     """
+    connect = partial(ApiClient, url, api_key, event_types)
     if question is None and sys.stdin.isatty() and sys.stdout.isatty():
-        _run_conversation(url, api_key, model)
+        _run_conversation(url, connect, model)
         return
     if question is None:
         piped = sys.stdin.buffer.read(MAX_QUESTION_BYTES + 1)
@@ -62,10 +66,10 @@ def chat(question: str | None, url: str, api_key: str | None, model: str) -> Non
     if not question.strip():
         message = "the question is empty: pass QUESTION, or write it to standard input"
         raise WrongSettings(message)
-    run_command(_ask(url, api_key, model, [_message("user", question)], Display()))
+    run_command(_ask(connect, model, [_message("user", question)], Display()))
 
 
-def _run_conversation(url: str, api_key: str | None, model: str) -> None:
+def _run_conversation(url: str, connect: Connect, model: str) -> None:
     """Hold a conversation until ctrl-D or /exit.
 
     A failed question is not part of the following requests. A cancelled one is, if it has some answer text.
@@ -92,7 +96,7 @@ def _run_conversation(url: str, api_key: str | None, model: str) -> None:
         display = Display()
         sent = [*messages, _message("user", question)]
         try:
-            run_command(_ask(url, api_key, model, sent, display))
+            run_command(_ask(connect, model, sent, display))
         except Failed as exc:
             exc.show()
             if not (isinstance(exc, Interrupted | Cancelled) and display.answer):
@@ -114,9 +118,9 @@ def _is_done(command: str, messages: Messages) -> bool:
     return True
 
 
-async def _ask(url: str, api_key: str | None, model: str, messages: Messages, display: Display) -> int:
+async def _ask(connect: Connect, model: str, messages: Messages, display: Display) -> int:
     """Show the answer to ``messages`` and return 0. On ctrl-C, cancel the run and raise Interrupted."""
-    async with ApiClient(url, api_key) as api:
+    async with connect() as api:
         try:
             await until_interrupted(_show(api, {"model": model, "messages": messages, "stream": True}, display))
         except Interrupted as exc:

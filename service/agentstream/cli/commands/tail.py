@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 import click
@@ -9,7 +11,7 @@ import click
 from agentstream.cli.api_client import ApiClient, run_path
 from agentstream.cli.completion import open_run_ids
 from agentstream.cli.exits import Interrupted, Unreachable, run_command
-from agentstream.cli.flags import front_end_flags
+from agentstream.cli.flags import events_flag, front_end_flags
 from agentstream.cli.terminal.display import Display
 from agentstream.cli.terminal.interrupts import until_interrupted
 
@@ -21,7 +23,8 @@ MAX_BACKOFF_S: Final = 5.0
 @click.command()
 @click.argument("run_id", metavar="RUN", shell_complete=open_run_ids)
 @front_end_flags
-def tail(run_id: str, url: str, api_key: str | None) -> None:
+@events_flag
+def tail(run_id: str, url: str, api_key: str | None, event_types: str | None) -> None:
     """Show the stream of a run.
 
     RUN is a run id, as shown by `agentstream ps`. Shows the run from its beginning and follows it until it ends. If
@@ -31,12 +34,12 @@ def tail(run_id: str, url: str, api_key: str | None) -> None:
     \b
       agentstream tail chatcmpl-6f1c…
     """
-    run_command(_tail(url, api_key, run_id))
+    run_command(_tail(partial(ApiClient, url, api_key, event_types), run_id))
 
 
-async def _tail(url: str, api_key: str | None, run_id: str) -> int:
+async def _tail(connect: Callable[[], ApiClient], run_id: str) -> int:
     display = Display()
-    async with ApiClient(url, api_key) as api:
+    async with connect() as api:
         try:
             await until_interrupted(_follow(api, run_id, display))
         except Interrupted as exc:

@@ -183,7 +183,7 @@ class Display:
             TOOL_RESULTS: "",
         }.get(event)
         if line is None:
-            line = f"{event} {_own_fields(data)}"
+            line = f"{event} {_own_fields(data)}".rstrip()
         if line:
             self.note(line if line == path else path + line)
 
