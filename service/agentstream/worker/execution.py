@@ -7,7 +7,6 @@ another worker will continue the run, this call has no terminal event: the next 
 import asyncio
 import contextvars
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable
@@ -22,12 +21,10 @@ from agentstream.agents.shapes import (
     is_async,
     is_resumable,
     name_of,
-    returned_in_thread,
-    returned_on_loop,
     takes_inputs,
 )
 from agentstream.errors import AgentStreamError, BusError, Fenced, InvalidAgentOutput
-from agentstream.protocol.events import RUN_CANCELLED, RUN_COMPLETED, RUN_FAILED, TEXT, TOOL_CALL_END
+from agentstream.protocol.events import RUN_CANCELLED, RUN_COMPLETED, TEXT, TOOL_CALL_END
 from agentstream.protocol.interrupts import Interrupt
 from agentstream.protocol.jobs import Job
 from agentstream.protocol.openai import ChatCompletionRequest, Usage
@@ -35,13 +32,15 @@ from agentstream.store.bus.publisher import Fields, RunPublisher
 from agentstream.store.queue import Claim
 from agentstream.stream.transcript import tool_result
 from agentstream.telemetry.log_context import AGENT_ERROR, current_log_context
-from agentstream.telemetry.masking import mask, mask_error
+from agentstream.telemetry.masking import mask
+from agentstream.worker.agent_call import await_agent, call_in_thread
 from agentstream.worker.current_agent import CurrentAgent, set_current_agent
 from agentstream.worker.inputs import RunInputs
 from agentstream.worker.questions import Questions
 from agentstream.worker.spans import agent_span, record_end
 from agentstream.worker.takeover import pack
 from agentstream.worker.tally import Tally
+from agentstream.worker.terminal import Terminal, failed_event, without_details
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +55,6 @@ HAND_BACK: Final = "hand_back"
 PARK: Final = "park"  # the run waits for people
 LEASE_LOST: Final = "lease_lost"
 
-Terminal = tuple[str, dict[str, Any]]
 # Returns the agent of a model. Raises ValueError if this worker has none.
 AgentResolver = Callable[[str], Agent]
 
@@ -303,19 +301,19 @@ class Execution:
     async def _call(self, agent: Agent, run: Run) -> object:
         set_current_agent(CurrentAgent(self.agent_name, current_log_context()))
         if is_async(agent):
-            return await _await_agent(agent(run), run)
+            return await await_agent(agent(run), run)
         done = asyncio.get_running_loop().create_future()
         done.add_done_callback(lambda future: future.cancelled() or future.exception())  # asyncio must not warn
         self._unfinished.append(done)
         context = contextvars.copy_context()
         thread = threading.Thread(
             target=context.run,
-            args=(_call_in_thread, agent, run, done),
+            args=(call_in_thread, agent, run, done),
             name=f"agent {run.id}",
             daemon=True,  # a blocked agent must not keep a stopped worker process alive
         )
         thread.start()
-        return await _await_agent(await asyncio.shield(done), run)
+        return await await_agent(await asyncio.shield(done), run)
 
     def _terminal_of(self, agent: asyncio.Task[object], request: ChatCompletionRequest) -> Terminal:
         if agent.cancelled():
@@ -381,74 +379,3 @@ def _agent_of(resolve_agent: AgentResolver, job: Job) -> Agent | None:
 def caller_of(job: Job) -> Caller:
     """Return the sender of the request that created a job."""
     return Caller(key_hash=job.owner, request_id=job.request_id, headers=Headers(job.headers))
-
-
-def without_details(terminal: Terminal, job: Job) -> Terminal:
-    """Return the terminal event of a failed agent with a message that says nothing of the cause.
-
-    A code of the agent's own keeps its message: an AgentError with such a code is made for clients.
-    """
-    event_type, data = terminal
-    if data["code"] not in errors.FAILURE_MEANINGS:
-        return terminal
-    reason = {
-        errors.CONTEXT_LENGTH: "the conversation is longer than the context window of the model",
-        errors.MODEL_ERROR: "the model server could not answer",
-    }.get(data["code"], "the agent failed")
-    return event_type, {**data, "message": errors.neutral_message(reason, job.request_id or job.run_id)}
-
-
-def failed_event(code: str, message: str, status: int | None = None) -> Terminal:
-    """Return the terminal event of a failed run. Its message has no secrets, and is cut to MAX_MESSAGE_CHARACTERS.
-
-    ``status`` is the HTTP status, if it is not that of the code.
-    """
-    own_status = {} if status in {None, errors.failure_status(code)} else {"status": status}
-    return RUN_FAILED, {"code": code, "message": mask_error(message)[: errors.MAX_MESSAGE_CHARACTERS], **own_status}
-
-
-async def _await_agent(outcome: object, run: Run) -> object:
-    """Await the result of the agent's function. Its SystemExit must not end the worker."""
-    worker = os.getpid()
-    try:
-        return await returned_on_loop(outcome, run)
-    except (SystemExit, KeyboardInterrupt) as exc:
-        _end_if_forked(worker, exc)
-        message = f"the agent raised {type(exc).__name__}"
-        raise errors.AgentError(message) from exc
-
-
-def _end_if_forked(worker: int, exc: BaseException) -> None:
-    """End this process if it is a child that the agent forked: a copy of the worker must not work on its runs."""
-    if os.getpid() != worker:
-        code = getattr(exc, "code", 1)
-        os._exit(code if isinstance(code, int) else int(code is not None))
-
-
-def _call_in_thread(agent: Agent, run: Run, done: asyncio.Future[object]) -> None:
-    """Call the agent and pass its result or exception to the event loop, unless the loop has closed."""
-    result: object = None
-    error: BaseException | None = None
-    worker = os.getpid()
-    try:
-        result = returned_in_thread(agent(run), run)
-    except StopIteration as exc:  # a future cannot hold StopIteration
-        error = RuntimeError(f"the agent raised StopIteration: {exc.value!r}")
-    except (SystemExit, KeyboardInterrupt) as exc:
-        _end_if_forked(worker, exc)
-        error = errors.AgentError(f"the agent raised {type(exc).__name__}")
-    except BaseException as exc:  # noqa: BLE001 -- every exception is the outcome of the run
-        error = exc
-
-    def settle() -> None:
-        if done.done():
-            return
-        if error is None:
-            done.set_result(result)
-        else:
-            done.set_exception(error)
-
-    try:
-        done.get_loop().call_soon_threadsafe(settle)
-    except RuntimeError:
-        log.warning("the agent's thread ended after the worker had stopped")

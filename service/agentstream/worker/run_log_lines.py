@@ -16,7 +16,7 @@ from agentstream.protocol.jobs import Job
 from agentstream.store.bus.bus import Bus
 from agentstream.store.queue import BegunAttempt, Claim, JobQueue
 from agentstream.telemetry.log_context import bind
-from agentstream.worker.execution import Terminal
+from agentstream.worker.terminal import Terminal
 
 log = logging.getLogger(__name__)
 

@@ -22,13 +22,14 @@ from agentstream.store.bus.publisher import LogLimits, RunPublisher
 from agentstream.store.inputs import InputStore
 from agentstream.store.queue import BegunAttempt, Claim, JobQueue
 from agentstream.telemetry import tracing
-from agentstream.worker.execution import HAND_BACK, LEASE_LOST, PARK, AgentResolver, Execution, Terminal, failed_event
+from agentstream.worker.execution import HAND_BACK, LEASE_LOST, PARK, AgentResolver, Execution
 from agentstream.worker.leases import Leases
 from agentstream.worker.metrics import HANDED_BACK, NOT_STORED, QueueMetrics
 from agentstream.worker.parking import PARKED, Parking
 from agentstream.worker.run_log_lines import RunLogLines
 from agentstream.worker.spans import job_span, record_end
 from agentstream.worker.takeover import Takeover, read_takeover
+from agentstream.worker.terminal import Terminal, failed_event
 
 log = logging.getLogger(__name__)
 

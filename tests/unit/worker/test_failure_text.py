@@ -1,7 +1,7 @@
 """The texts of failed runs, as the worker stores them."""
 
 from agentstream import errors
-from agentstream.worker.execution import failed_event
+from agentstream.worker.terminal import failed_event
 
 
 def test_the_text_of_an_error_is_cut() -> None:
