@@ -103,7 +103,7 @@ class Site:
                     queue,
                     cast("Runner", RecordingRunner(queue, name, history)),
                     Leases(queue, LEASE_S),
-                    Parking(InterruptStore(self._link, self._keys), name, closed_ttl_s=60),
+                    Parking(InterruptStore(self._link, self._keys), name, open_ttl_s=60, closed_ttl_s=60),
                     slots=shared,
                     drain_timeout_s=TIMEOUT_S,
                     is_connected=lambda: True,

@@ -24,10 +24,11 @@ RETRY_S: Final = 10
 class Parking:
     """Puts runs of one queue down while they wait for people, and takes care of questions that nobody answers."""
 
-    def __init__(self, interrupts: InterruptStore, queue: str, *, closed_ttl_s: int) -> None:
-        """``closed_ttl_s`` is added to the time limit of the questions: the TTL of the keys of a parked run."""
+    def __init__(self, interrupts: InterruptStore, queue: str, *, open_ttl_s: int, closed_ttl_s: int) -> None:
+        """Store the TTLs of the keys of a run: open, and closed. A parked run has the latter after its last question."""
         self._interrupts = interrupts
         self._queue = queue
+        self._open_ttl_s = open_ttl_s
         self._closed_ttl_s = closed_ttl_s
 
     async def read(self, run_id: str) -> Waiting | None:
@@ -71,7 +72,7 @@ class Parking:
         elif late := {asked.id: TIMED_OUT for asked in waiting.open if asked.expires_at <= now_s}:
             log.info("nobody has answered %d questions of the run %s in time", len(late), run_id)
             await self._interrupts.remember(self._queue, run_id, now_s + RETRY_S)
-            outcome = await self._interrupts.answer(waiting, late, ttl_s=self._closed_ttl_s + RETRY_S)
+            outcome = await self._interrupts.answer(waiting, late, ttl_s=self._open_ttl_s)
             if outcome == "requires_action" and len(late) == len(waiting.open):
                 await self._interrupts.enqueue(self._queue, waiting.job)
                 await self._interrupts.forget(self._queue, run_id)
