@@ -25,11 +25,12 @@ from pydantic_ai import Agent as PydanticAgent
 from pydantic_ai import RunContext
 from pydantic_ai.models.test import TestModel
 
-from agentstream import AgentResult, Run
+from agentstream import AgentResult, EmittedEvent, Restored, Run
 from agentstream.adapters.command import CommandAgent
 from agentstream.adapters.langgraph import LangGraphAgent
 from agentstream.adapters.openai_agents import OpenAIAgent
 from agentstream.adapters.pydantic_ai import PydanticAIAgent
+from agentstream.adapters.run_reporter import RunReporter
 from agentstream.adapters.sub_agents import SubAgents, custom_event
 from agentstream.agents.sub_agents import MAX_DEPTH
 from agentstream.protocol.openai import ChatCompletionRequest
@@ -244,6 +245,16 @@ def test_names_and_depths_of_a_framework_are_fitted() -> None:
     assert sub_agents.run_of(["a\nb", "", "x" * 100]).agent_path == ("outer", "a b", "agent", "x" * 64)
     assert len(sub_agents.run_of([f"n{number}" for number in range(50)]).agent_path) == MAX_DEPTH
     assert sub_agents.run_of(["a\nb"]) is sub_agents.run_of(["a\nb"])
+
+
+def test_events_of_the_users_own_sub_agents_are_not_the_adapters() -> None:
+    """An attempt that continues counts earlier events of its own sub-agents, not those of the user's own code."""
+    run = Run("chatcmpl-1", REQUEST, RecordingSink())
+    call = {"tool": "search", "tool_call_id": "c1", "agent_path": ["mine"]}
+    foreign = {**call, "tool_call_id": "c2", "agent_path": ["users"]}
+    run.restore(Restored(events=[EmittedEvent("tool_call_start", data) for data in (call, foreign)]), 0)
+    reporter = RunReporter(run, "outer", sub_agents=["mine"])
+    assert reporter.interrupted == {"c1": "search"}
 
 
 @pytest.mark.parametrize("name", ["tool_call_start", "run_completed", "", "a b", 7])

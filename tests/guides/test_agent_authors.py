@@ -67,6 +67,19 @@ async def test_an_agent_yields_its_answer(imported: Path) -> None:
     assert outcome.finish_reason == "length"
 
 
+async def test_an_agent_has_a_sub_agent(tmp_path: Path) -> None:
+    """The sub-agent of the guide is seen under its path, and its text only in the answer of its manager."""
+    (command,) = write_blocks("sub_agents", tmp_path)
+    async with serving(command, tmp_path) as process:
+        messages = await answer(url_of(process), "m", user("ask"))
+    assert "".join(texts(messages)) == "My researcher says: I found 391."
+    assert [(name, data.get("agent_path")) for name, data in messages if name] == [
+        ("tool_call_start", ["researcher"]),
+        ("tool_call_end", ["researcher"]),
+        ("tool_results", None),
+    ]
+
+
 async def test_an_agent_opens_its_connections_once(tmp_path: Path) -> None:
     """The runs of a worker share what the context manager opened, and it is closed when the worker stops."""
     (command,) = write_blocks("lifespan", tmp_path)
