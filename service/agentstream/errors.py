@@ -306,6 +306,11 @@ REQUEST_CODES: tuple[tuple[int, str, str], ...] = (
     (400, "headers_too_large", "The request line or a header is too long."),
     (404, "model_not_found", "No agent has this model, or no worker serves it now."),
     (404, "previous_response_not_found", "The response that `previous_response_id` names is not stored, or not yours."),
+    (409, "not_waiting", "The run waits for no answer: it works, or it has ended."),
+    (409, "already_answered", "The interrupt has another answer already."),
+    (409, "interrupt_expired", "Nobody has answered the interrupt in time. The run goes on without an answer."),
+    (409, "input_not_taken", "The run takes no messages now: its agent takes none, or it waits, or it has ended."),
+    (429, "too_much_input", "The run has as many messages as one run takes."),
 )
 
 MAX_MESSAGE_CHARACTERS = 4000  # limit for an agent's error text, because it goes into a frame and a log line

@@ -363,7 +363,7 @@ class Run:
         ``kind`` names the form of the question; ``approval`` asks whether a tool may run, with a payload of ``tool``
         and ``arguments``, and is answered with ``{"approve": bool, "reason": str}``. ``payload`` is JSON for the
         people who answer. ``schema`` describes the answer: a flat object, as in MCP's elicitation; without it every
-        JSON value is an answer. ``timeout_s`` is 24 hours by default.
+        JSON value is an answer. ``timeout_s`` is AGENTSTREAM_INTERRUPT_TIMEOUT_S by default (24 hours).
 
         The run of a resumable agent is put down while it waits: its streams end with the status ``requires_action``,
         and it holds no worker. When all its open interrupts are answered, the agent is called again from its last

@@ -1,22 +1,19 @@
 """The questions that an agent asks: the checks of ``run.interrupt``."""
 
 import math
-import re
 import time
 from typing import Any, Final, cast
 
 import orjson
 
 from agentstream.errors import InvalidAgentOutput
-from agentstream.protocol.interrupts import ANSWER_TYPES, Interrupt
+from agentstream.protocol.interrupts import ANSWER_TYPES, NAME, Interrupt
 from agentstream.protocol.plain_json import json_bytes
 from agentstream.telemetry.masking import mask_json
 
-DEFAULT_TIMEOUT_S: Final = 24 * 3600
 MAX_TIMEOUT_S: Final = 30 * 24 * 3600
 MAX_PAYLOAD_BYTES: Final = 64 << 10  # the open interrupts of a run are stored together, and repeated in its final chunk
 
-_NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9_.:-]{0,63}")
 _OBJECT_KEYS: Final = frozenset({"type", "properties", "required", "title", "description"})
 _PROPERTY_KEYS: Final = frozenset(
     {"type", "title", "description", "default", "enum", "enumNames", "format"}
@@ -27,9 +24,12 @@ _PROPERTY_KEYS: Final = frozenset(
 def new_interrupt(
     interrupt_id: object, kind: object, payload: object, schema: object, timeout_s: float | None
 ) -> Interrupt:
-    """Return a new interrupt that expires after ``timeout_s`` (DEFAULT_TIMEOUT_S); raises InvalidAgentOutput."""
+    """Return a new interrupt that expires after ``timeout_s``; raises InvalidAgentOutput.
+
+    Without ``timeout_s`` its ``expires_at`` is 0: the worker sets it.
+    """
     for what, value in (("kind", kind), ("id", interrupt_id)):
-        if not isinstance(value, str) or _NAME.fullmatch(value) is None:
+        if not isinstance(value, str) or NAME.fullmatch(value) is None:
             message = (
                 f"run.interrupt: the {what} {value!r:.80} is not valid: use a letter, then letters, digits or _ . : -"
             )
@@ -37,8 +37,7 @@ def new_interrupt(
     if schema is not None and (reason := _reason_against(schema)):
         message = f"run.interrupt: the schema is not supported: {reason}"
         raise InvalidAgentOutput(message)
-    limit_s = DEFAULT_TIMEOUT_S if timeout_s is None else timeout_s
-    if not 0 < limit_s <= MAX_TIMEOUT_S:
+    if timeout_s is not None and not 0 < timeout_s <= MAX_TIMEOUT_S:
         message = f"run.interrupt: timeout_s must be above 0 and at most {MAX_TIMEOUT_S} s, not {timeout_s!r:.40}"
         raise InvalidAgentOutput(message)
     try:
@@ -49,7 +48,7 @@ def new_interrupt(
     if len(encoded) > MAX_PAYLOAD_BYTES:
         message = f"run.interrupt: the payload has {len(encoded)} bytes as JSON; the limit is {MAX_PAYLOAD_BYTES}"
         raise InvalidAgentOutput(message)
-    expires_at = math.ceil(time.time() + limit_s)
+    expires_at = 0 if timeout_s is None else math.ceil(time.time() + timeout_s)
     return Interrupt(
         str(interrupt_id), str(kind), orjson.loads(encoded), cast("dict[str, Any] | None", schema), expires_at
     )

@@ -229,6 +229,14 @@ class Settings(ListenAddress):
     """How a stream shows that its run failed, if the request has no header X-Agent-Errors: `text` is a sentence in the
     answer, `strict` an error object on which SDKs raise. Front ends read it."""
 
+    interrupt_text: bool = Field(default=True)
+    """End the answer of a run that waits for people with a sentence that says what it waits for. Clients that know
+    nothing of interrupts show it to their user. Front ends read it."""
+
+    interrupt_timeout_s: Seconds = Field(86_400, gt=0, le=30 * 86_400)
+    """Time in seconds within which people must answer an interrupt whose agent gives no time limit: by default one day.
+    Redis keeps the run for so long. Workers read it."""
+
     event_types: CommaList = Field(())
     """Types of events of your agents' own that every stream with agent events gets, separated by commas, or `all`. By
     default a client gets only those that it asks for with the header X-Agent-Event-Types. Front ends read it."""

@@ -4,12 +4,16 @@
 or booleans. Without a schema every JSON value is an answer. An interrupt of the kind ``approval`` has APPROVAL_SCHEMA.
 """
 
+import re
 from typing import Any, Final, NamedTuple, Self
 
+# The form of an interrupt's kind and id.
+NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9_.:-]{0,63}")
+MAX_REASON_CHARACTERS: Final = 2000
 APPROVAL: Final = "approval"
 APPROVAL_SCHEMA: Final[dict[str, Any]] = {
     "type": "object",
-    "properties": {"approve": {"type": "boolean"}, "reason": {"type": "string", "maxLength": 2000}},
+    "properties": {"approve": {"type": "boolean"}, "reason": {"type": "string", "maxLength": MAX_REASON_CHARACTERS}},
     "required": ["approve"],
 }
 MAX_INTERRUPTS: Final = 1000  # of one run: their ids and answers stay in its hash until it ends

@@ -55,6 +55,9 @@ class Job(BaseModel):
     include_usage: bool = Field(default=False, description="whether the stream sends its usage in a separate chunk")
     limited: bool = Field(default=False, description="whether the run counts against MAX_RUNS_PER_KEY of its owner")
     owner: str = Field(default="", description="hash of the API key that created the run; empty without keys")
+    answer_keys: tuple[str, ...] = Field(
+        default=(), description="hashes of other API keys that may answer the interrupts of the run"
+    )
     headers: Annotated[dict[str, str], BeforeValidator(_headers)] = Field(
         default_factory=dict, repr=False, description="request headers for the agent, which only the agent may see"
     )

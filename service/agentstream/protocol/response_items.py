@@ -8,43 +8,72 @@ function_call_output, custom_tool_call_output   a message of role tool
 reasoning                                       none: models do not see it again
 additional_tools, tool_search_output            none: their tools are added to those of the request
 configuration_update                            none: its fields replace those of the request
+mcp_approval_request, mcp_approval_response     none, if the run that asked is one of this server: it knows them
 any other, for example web_search_call          a message with the item as text
+
+Approval responses at the end of the input answer a run that waits (``agentstream.protocol.responses``).
 """
 
 import re
 from collections.abc import Iterable
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, NamedTuple
 
 import orjson
 from pydantic import AfterValidator, ConfigDict, Discriminator, Field, Tag, TypeAdapter
 
+from agentstream.protocol.interrupts import MAX_REASON_CHARACTERS, NAME
 from agentstream.protocol.jobs import RUN_PREFIX
 from agentstream.protocol.openai import ImageDetail
 from agentstream.protocol.response_config import ReasoningConfig, TextConfig
 from agentstream.protocol.response_tools import ExtensibleModel, ResponseTool, agent_name, wrap_input
 
-RESPONSE_ID: Final = re.compile(r"resp_([0-9a-f]{32})")
-ITEM_ID: Final = re.compile(r"(?:msg|rs|fc|ctc)_([0-9a-f]{32})_([0-9]{1,6})")
+# A run that was parked has several responses: the first without a number, the second with the number 1.
+RESPONSE_ID: Final = re.compile(r"resp_([0-9a-f]{32})(?:_([1-9][0-9]{0,3}))?")
+# The form of an item's id: prefix, run, number of the response unless it is the first one, position in its output.
+ITEM_ID: Final = re.compile(r"(?:msg|rs|fc|ctc)_([0-9a-f]{32})(?:_([1-9][0-9]{0,3}))?_[0-9]{1,6}")
+# The same for an approval request. It ends with the id of the interrupt.
+APPROVAL_ID: Final = re.compile(rf"mcpr_([0-9a-f]{{32}})(?:_([1-9][0-9]{{0,3}}))?_({NAME.pattern})")
 # A longer text without any space is data, such as an image in base64.
 MAX_WORD_CHARACTERS: Final = 2000
+APPROVAL_REQUEST: Final = "mcp_approval_request"
 _DATA: Final = re.compile(r"[A-Za-z0-9+/=_-]+")
-_ITEM_PREFIX: Final = {"message": "msg", "reasoning": "rs", "function_call": "fc", "custom_tool_call": "ctc"}
+_ITEM_PREFIX: Final = {
+    "message": "msg",
+    "reasoning": "rs",
+    "function_call": "fc",
+    "custom_tool_call": "ctc",
+    APPROVAL_REQUEST: "mcpr",
+}
 
 
-def response_id(run_id: str) -> str:
-    """Return the id of a run in this API: ``resp_`` and the run's 32 hex digits."""
-    return "resp_" + run_id.removeprefix(RUN_PREFIX)
+class Segment(NamedTuple):
+    """A part of a run that is one response: number 0 from its start, number n after its n-th stay as a parked run."""
+
+    run_id: str
+    number: int
 
 
-def item_id(kind: str, run_id: str, index: int) -> str:
-    """Return the id of the item at position ``index`` in the output of a run."""
-    return f"{_ITEM_PREFIX[kind]}_{run_id.removeprefix(RUN_PREFIX)}_{index}"
+def response_id(run_id: str, segment: int = 0) -> str:
+    """Return the id of a response: ``resp_`` and the run's 32 hex digits, then the segment if it is not the first."""
+    return f"resp_{run_id.removeprefix(RUN_PREFIX)}{f'_{segment}' if segment else ''}"
 
 
-def run_id_of(public_id: str) -> str | None:
-    """Return the run id of a response id or an item id; None if ``public_id`` is neither."""
-    match = RESPONSE_ID.fullmatch(public_id) or ITEM_ID.fullmatch(public_id)
-    return RUN_PREFIX + match[1] if match else None
+def item_id(kind: str, run_id: str, name: int | str, segment: int = 0) -> str:
+    """Return the id of an item in the output of a response: ``name`` is its position, or the id of its interrupt."""
+    own = f"_{segment}" if segment else ""
+    return f"{_ITEM_PREFIX[kind]}_{run_id.removeprefix(RUN_PREFIX)}{own}_{name}"
+
+
+def segment_of(public_id: str) -> Segment | None:
+    """Return the run and the segment of a response id or an item id; None if ``public_id`` is neither."""
+    match = RESPONSE_ID.fullmatch(public_id) or ITEM_ID.fullmatch(public_id) or APPROVAL_ID.fullmatch(public_id)
+    return Segment(RUN_PREFIX + match[1], int(match[2] or 0)) if match else None
+
+
+def interrupt_id_of(approval_id: str) -> str | None:
+    """Return the id of the interrupt that an approval request of this server shows; None if it is no such id."""
+    match = APPROVAL_ID.fullmatch(approval_id)
+    return match[3] if match else None
 
 
 class TextContent(ExtensibleModel):
@@ -107,6 +136,11 @@ class ToolOutputItem(ExtensibleModel):
     call_id: Annotated[str, Field(min_length=1)] | None = None
     output: str | list[Content]
 
+    @property
+    def text(self) -> str:
+        """The text of the output."""
+        return self.output if isinstance(self.output, str) else "".join(_text_of(part) for part in self.output)
+
 
 class ReasoningItem(ExtensibleModel):
     """The reasoning of an earlier answer. Clients send it back; the model does not get it again."""
@@ -121,6 +155,15 @@ class AdditionalToolsItem(ExtensibleModel):
     tools: list[ResponseTool]
 
 
+class ApprovalResponseItem(ExtensibleModel):
+    """The answer of a person to an approval request. ``reason`` says why, for the agent."""
+
+    type: Literal["mcp_approval_response"]
+    approval_request_id: str | None = None
+    approve: bool
+    reason: Annotated[str, Field(max_length=MAX_REASON_CHARACTERS)] | None = None
+
+
 class ConfigurationItem(ExtensibleModel):
     """Settings that replace those of the request: ``reasoning`` and ``text``, in the form of the request."""
 
@@ -130,7 +173,7 @@ class ConfigurationItem(ExtensibleModel):
 
 
 def _item_of_this_server(value: str) -> str:
-    if ITEM_ID.fullmatch(value) is None:
+    if ITEM_ID.fullmatch(value) is None and APPROVAL_ID.fullmatch(value) is None:
         message = (
             f"{value[:80]!r} is not the id of an item of this server; send the item itself, with its type and content"
         )
@@ -152,7 +195,9 @@ class ItemReference(ExtensibleModel):
 
     type: Literal["item_reference"] | None = None
     id: Annotated[
-        str, Field(json_schema_extra={"pattern": f"^{ITEM_ID.pattern}$"}), AfterValidator(_item_of_this_server)
+        str,
+        Field(json_schema_extra={"pattern": f"^(?:{ITEM_ID.pattern}|{APPROVAL_ID.pattern})$"}),
+        AfterValidator(_item_of_this_server),
     ]
 
 
@@ -168,6 +213,7 @@ _TAGS: Final = {
     "reasoning": "reasoning",
     "additional_tools": "tools",
     "tool_search_output": "tools",
+    "mcp_approval_response": "approval",
     "configuration_update": "configuration",
     "item_reference": "reference",
 }
@@ -208,6 +254,7 @@ InputItem = Annotated[
     | Annotated[ToolOutputItem, Tag("output")]
     | Annotated[ReasoningItem, Tag("reasoning")]
     | Annotated[AdditionalToolsItem, Tag("tools")]
+    | Annotated[ApprovalResponseItem, Tag("approval")]
     | Annotated[ConfigurationItem, Tag("configuration")]
     | Annotated[ItemReference, Tag("reference")]
     | Annotated[OtherItem, Tag(_OTHER)],
@@ -232,9 +279,17 @@ def chat_messages(items: Iterable[InputItem | dict[str, Any]]) -> list[dict[str,
             if not messages or messages[-1]["role"] != "assistant":
                 messages.append({"role": "assistant", "content": None})
             messages[-1].setdefault("tool_calls", []).append(_chat_call(item))
-        elif isinstance(item, OtherItem | ToolOutputItem):
+        elif isinstance(item, OtherItem | ToolOutputItem | ApprovalResponseItem) and not _is_of_own_run(item):
             messages.append(_as_text(item))
     return messages
+
+
+def _is_of_own_run(item: OtherItem | ToolOutputItem | ApprovalResponseItem) -> bool:
+    """Return whether an item belongs to an approval that a run of this server has asked for."""
+    if isinstance(item, ApprovalResponseItem):
+        return APPROVAL_ID.fullmatch(item.approval_request_id or "") is not None
+    own_id = getattr(item, "id", None)
+    return item.type == APPROVAL_REQUEST and isinstance(own_id, str) and APPROVAL_ID.fullmatch(own_id) is not None
 
 
 def _chat_call(item: FunctionCallItem | CustomToolCallItem) -> dict[str, Any]:
@@ -243,7 +298,7 @@ def _chat_call(item: FunctionCallItem | CustomToolCallItem) -> dict[str, Any]:
     return {"id": item.call_id, "type": "function", "function": function}
 
 
-def _as_text(item: OtherItem | ToolOutputItem) -> dict[str, Any]:
+def _as_text(item: OtherItem | ToolOutputItem | ApprovalResponseItem) -> dict[str, Any]:
     """Return an item as a message with its JSON: of the user if the client made the item, else of the assistant."""
     fields = item.model_dump(mode="json", exclude={"type", "id", "status"}, exclude_none=True)
     by_client = item.type.endswith(("_output", "_response"))

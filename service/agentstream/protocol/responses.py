@@ -10,16 +10,21 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Annotated, Any, ClassVar, Final, Literal
 
+import orjson
 from pydantic import BeforeValidator, ConfigDict, Field
 
 from agentstream.protocol.openai import ChatCompletionRequest, Name, Refusals, SharedFields, TokenLimit
 from agentstream.protocol.response_config import ReasoningConfig, TextConfig, text_fields
 from agentstream.protocol.response_items import (
+    APPROVAL_ID,
+    APPROVAL_REQUEST,
     SILENT_ITEMS,
     AdditionalToolsItem,
+    ApprovalResponseItem,
     ConfigurationItem,
     InputItem,
     ItemReference,
+    ToolOutputItem,
     chat_messages,
 )
 from agentstream.protocol.response_tools import (
@@ -191,6 +196,34 @@ class ResponseRequest(SharedFields):
         """The ids of the earlier items that the input refers to."""
         return [item.id for item in self._items if isinstance(item, ItemReference)]
 
+    def answers(self) -> dict[str, Any]:
+        """Return the answers of people at the end of the input, by the ids of the approval requests; often none.
+
+        Copies of the requests may stand between them. An earlier conversation may stand before them, unless the request
+        names an earlier response. The output of a call answers an interrupt of another kind: it is JSON, or else text.
+        Raises ValueError if the answers cannot be told apart, or if there are other items.
+        """
+        found: dict[str, Any] = {}
+        for place, item in reversed([*enumerate(self._items)]):
+            if isinstance(item, ApprovalResponseItem):
+                name, answer = (
+                    item.approval_request_id,
+                    item.model_dump(include={"approve", "reason"}, exclude_none=True),
+                )
+            elif isinstance(item, ToolOutputItem) and APPROVAL_ID.fullmatch(item.call_id or ""):
+                name, answer = item.call_id, _json_or_text(item.text)
+            elif _may_stand_between(item):
+                continue
+            elif found and self.previous_response_id is not None:
+                message = f"input[{place}]: an answer to an approval request stands alone; send messages after the run"
+                raise ValueError(message)
+            else:
+                break
+            if not name or found.setdefault(name, answer) != answer:
+                message = f"input[{place}].approval_request_id: send the id of an approval request, and each id once"
+                raise ValueError(message)
+        return found
+
     def as_chat(self, items: Mapping[str, dict[str, Any]], history: Sequence[dict[str, Any]]) -> ChatCompletionRequest:
         """Return the request as agents see it. Only fields that the client sent are set.
 
@@ -274,6 +307,20 @@ class ResponseRequest(SharedFields):
         elif choice is not None:
             fields["tool_choice"] = choice
         return fields
+
+
+def _may_stand_between(item: InputItem) -> bool:
+    """Return whether an item may stand between answers: a request that is answered, or an item without a message."""
+    if isinstance(item, ItemReference):
+        return APPROVAL_ID.fullmatch(item.id) is not None
+    return item.type == APPROVAL_REQUEST or item.type in SILENT_ITEMS
+
+
+def _json_or_text(output: str) -> Any:  # noqa: ANN401 -- JSON
+    try:
+        return orjson.loads(output)
+    except orjson.JSONDecodeError:
+        return output
 
 
 # Fields that a chat completion request does not have, or has in another form.

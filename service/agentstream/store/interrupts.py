@@ -45,17 +45,20 @@ class Waiting:
 
 
 def waiting_of(run_id: str, fields: list[bytes | None]) -> Waiting | None:
-    """Return the interrupts in the FIELDS of a run's hash; None if the run has none."""
+    """Return the interrupts in the FIELDS of a run's hash; None if the run has none.
+
+    A run that has ended has only its answers, so that a client may send them again.
+    """
     status, interrupts, answers, job = fields
-    if status is None or not interrupts:
+    if status is None or not (interrupts or answers):
         return None
     return Waiting(
         run_id,
         status.decode(),
-        {data["id"]: Interrupt.from_json(data) for data in orjson.loads(interrupts)},
+        {data["id"]: Interrupt.from_json(data) for data in orjson.loads(interrupts or b"[]")},
         orjson.loads(answers or b"{}"),
         Job.decode(job) if job else None,
-        (interrupts, answers or b""),
+        (interrupts or b"", answers or b""),
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any, Final
 import orjson
 
 from agentstream.errors import BusError
-from agentstream.protocol.events import RUN_CANCELLED, encode_event
+from agentstream.protocol.events import RUN_CANCELLED, Cursor, encode_event
 from agentstream.protocol.jobs import Job
 from agentstream.protocol.keys import Keys
 from agentstream.protocol.openai import Usage
@@ -19,6 +19,11 @@ RESPONSE: Final = "response"
 CONVERSATION: Final = "conversation"
 # Hash field of a run that was enqueued inside a trace: the W3C header that names the trace.
 TRACEPARENT: Final = "traceparent"
+# Hash field of a run whose interrupts other API keys may answer: the hashes of these keys, separated by spaces.
+ANSWER_KEYS: Final = "answer_keys"
+# Hash fields of a run that was parked and has been answered: how often, and the position of the last run_resumed.
+RESUMES: Final = "resumes"
+RESUMED_AT: Final = "resumed_at"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,8 +31,10 @@ class RunInfo:
     """The hash of a run.
 
     ``status`` is queued, running, requires_action, completed, failed or cancelled; ``created`` is Unix time in s.
-        ``response`` holds the request fields that the response object repeats; None if another API created the run.
-    ``traceparent`` names the trace in which the run was created; None without a trace.
+    ``response`` holds the request fields that the response object repeats; None if another API created the run.
+    ``traceparent`` names the trace in which the run was created; None without a trace. ``answer_keys`` are the hashes
+    of other API keys that may answer its interrupts. ``resumes`` counts how often the run has gone on after it was
+    parked; ``resumed_at`` is the place in its replay log where it did so last.
     """
 
     run_id: str
@@ -38,6 +45,9 @@ class RunInfo:
     include_usage: bool
     response: dict[str, Any] | None = None
     traceparent: str | None = None
+    answer_keys: tuple[str, ...] = ()
+    resumes: int = 0
+    resumed_at: Cursor | None = None
 
     @property
     def ended(self) -> bool:
@@ -56,8 +66,9 @@ class RunStore:
     async def get_info(self, run_id: str) -> RunInfo | None:
         """Return the hash of a run; None if it does not exist or has expired."""
         names = ("status", "owner", "model", "created", "include_usage")
-        reply = await self._link.call("HMGET", self._keys.run(run_id), *names, RESPONSE, TRACEPARENT)
-        *values, response, traceparent = reply
+        others = (RESPONSE, TRACEPARENT, ANSWER_KEYS, RESUMES, RESUMED_AT)
+        reply = await self._link.call("HMGET", self._keys.run(run_id), *names, *others)
+        *values, response, traceparent, answer_keys, resumes, resumed_at = reply
         if any(value is None for value in values):
             return None
         status, owner, model, created, include_usage = (value.decode() for value in values)
@@ -70,6 +81,9 @@ class RunStore:
             include_usage=include_usage == "1",
             response=None if response is None else orjson.loads(response),
             traceparent=None if traceparent is None else traceparent.decode(errors="replace"),
+            answer_keys=tuple((answer_keys or b"").decode().split()),
+            resumes=int(resumes or 0),
+            resumed_at=Cursor.parse(resumed_at.decode()) if resumed_at else None,
         )
 
     async def conversation(self, run_id: str) -> list[dict[str, Any]] | None:

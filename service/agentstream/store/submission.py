@@ -14,7 +14,7 @@ from agentstream.protocol.keys import GROUP, Keys
 from agentstream.store.connection.link import Link
 from agentstream.store.connection.wire import Reply
 from agentstream.store.queue import HEARTBEAT_VALID_S
-from agentstream.store.runs import CONVERSATION, RESPONSE, TRACEPARENT
+from agentstream.store.runs import ANSWER_KEYS, CONVERSATION, RESPONSE, TRACEPARENT
 
 FULL_QUEUE_RETRY_AFTER_S: Final = 5  # without a recent sample of the removal rate
 MAX_RETRY_AFTER_S: Final = 60
@@ -89,6 +89,7 @@ class JobSubmitter:
             *("status", "queued", "owner", job.owner, "model", job.request["model"], "created", job.created),
             *("include_usage", int(job.include_usage)),
             *((TRACEPARENT, job.traceparent) if job.traceparent else ()),
+            *((ANSWER_KEYS, " ".join(job.answer_keys)) if job.answer_keys else ()),
             *_kept_for_responses(job),
         )
         replies = asyncio.gather(  # the server runs them in this order, after the subscription

@@ -6,6 +6,7 @@
     Reasoning       reasoning         reasoning_summary_part.added, reasoning_summary_text.delta ..., .done, part.done
     ToolCallDelta   function_call     function_call_arguments.delta ..., function_call_arguments.done
     ToolCallDelta   custom_tool_call  custom_tool_call_input.delta, custom_tool_call_input.done
+    interrupt       mcp_approval_request, of the kind ``approval`` only
 
 Each item begins with output_item.added and ends with output_item.done. A message or reasoning item ends when another
 item begins; calls end with the run. The input of a custom tool is known only then, so it comes as one delta. No I/O,
@@ -17,16 +18,30 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 from agentstream.errors import failure_text, failure_type
-from agentstream.protocol.events import RUN_FAILED, Event
-from agentstream.protocol.response_items import item_id, response_id
+from agentstream.protocol.events import INTERRUPT, RUN_FAILED, Event
+from agentstream.protocol.interrupts import APPROVAL, Interrupt
+from agentstream.protocol.plain_json import json_text
+from agentstream.protocol.response_items import APPROVAL_REQUEST, item_id, response_id
 from agentstream.protocol.response_tools import CUSTOM, ClientTool, tools_by_agent_name, unwrap_input
-from agentstream.stream.chat import StreamHead
-from agentstream.stream.transcript import Failure, Finish, Parked, Part, Reasoning, Text, ToolCallDelta, Transcript
+from agentstream.stream.chat import StreamHead, waiting_text
+from agentstream.stream.response_segments import SegmentTracker, echo_of, shown_interrupts, without_separator
+from agentstream.stream.transcript import (
+    Failure,
+    Finish,
+    NamedEvent,
+    Parked,
+    Part,
+    Reasoning,
+    Text,
+    ToolCallDelta,
+    Transcript,
+)
 
 TEXT_DELTA: Final = "response.output_text.delta"
 
 TypedEvent = tuple[str, dict[str, Any]]
-_Kind = Literal["message", "reasoning", "function_call", "custom_tool_call"]
+_Kind = Literal["message", "reasoning", "function_call", "custom_tool_call", "mcp_approval_request"]
+SERVER_LABEL: Final = "agentstream"  # of an approval request whose tool belongs to no named server
 # How events refer to the content of an item.
 _CONTENT_INDEX: Final[dict[str, dict[str, int]]] = {"message": {"content_index": 0}, "reasoning": {"summary_index": 0}}
 
@@ -53,6 +68,8 @@ class OutputItem:
 
     def item(self, *, empty: bool = False) -> dict[str, Any]:
         """Return the item as JSON, with its content so far; with ``empty``, without content."""
+        if self.kind == APPROVAL_REQUEST:
+            return {**self.fields, "type": self.kind}
         item = {**self.fields, "type": self.kind, "status": self.status}
         if self.kind == "function_call":
             return {**item, "arguments": "" if empty else self.text}
@@ -73,14 +90,15 @@ class OutputItem:
 class ResponseOutput:
     """The output items of a run. Its methods yield the events that build them."""
 
-    __slots__ = ("_calls", "_items", "_run_id", "_tools", "open_item")
+    __slots__ = ("_calls", "_items", "_run_id", "_segment", "_tools", "open_item")
 
-    def __init__(self, run_id: str, echo: dict[str, Any]) -> None:
+    def __init__(self, run_id: str, echo: dict[str, Any], segment: int = 0) -> None:
         """Start empty. The client's tools are those in ``echo``, the fields of the request that the response repeats.
 
-        They say which calls are of custom tools, and which tools have a namespace.
+        They say which calls are of custom tools, and which tools have a namespace. ``segment`` is the part of the run.
         """
         self._run_id = run_id
+        self._segment = segment
         self._tools: dict[str, ClientTool] = tools_by_agent_name(echo.get("tools") or ())
         self._items: list[OutputItem] = []
         self._calls: dict[int, OutputItem] = {}
@@ -90,6 +108,11 @@ class ResponseOutput:
     def items(self) -> list[dict[str, Any]]:
         """The items so far. Incomplete calls are left out, because clients run all calls that they find."""
         return [p.item() for p in self._items if p.kind in _CONTENT_INDEX or p.status == "completed"]
+
+    @property
+    def empty(self) -> bool:
+        """Whether no item has begun."""
+        return not self._items
 
     def receive(self, part: Part) -> Iterator[TypedEvent]:
         """Yield the events of a part. Parts that are not output have none."""
@@ -103,6 +126,24 @@ class ResponseOutput:
             yield "response.reasoning_summary_text.delta", {**output_item.location, "delta": part.text}
         elif isinstance(part, ToolCallDelta):
             yield from self._receive_call(part)
+        elif isinstance(part, NamedEvent) and part.name == INTERRUPT and part.data["kind"] == APPROVAL:
+            yield from self._ask(Interrupt.from_json(part.data))
+
+    def _ask(self, asked: Interrupt) -> Iterator[TypedEvent]:
+        """Yield the events of an approval request, which is complete at once."""
+        yield from self._close_open_item(whole=True)
+        payload = asked.payload if isinstance(asked.payload, dict) else {}
+        arguments = payload.get("arguments", {})
+        fields = {
+            "id": item_id(APPROVAL_REQUEST, self._run_id, asked.id, self._segment),
+            "name": str(payload.get("tool", asked.kind)),
+            "arguments": arguments if isinstance(arguments, str) else json_text(arguments),
+            "server_label": str(payload.get("server_label", SERVER_LABEL)),
+        }
+        output_item = OutputItem(APPROVAL_REQUEST, len(self._items), fields, status="completed")
+        self._items.append(output_item)
+        yield _added(output_item)
+        yield "response.output_item.done", {"output_index": output_item.index, "item": output_item.item()}
 
     def close(self, *, whole: bool) -> Iterator[TypedEvent]:
         """Yield the events that end the open items. Calls end only if the answer is ``whole``."""
@@ -157,28 +198,38 @@ class ResponseOutput:
 
     def _new_item(self, kind: _Kind, fields: dict[str, Any]) -> OutputItem:
         index = len(self._items)
-        output_item = OutputItem(kind, index, {"id": item_id(kind, self._run_id, index), **fields})
+        output_item = OutputItem(kind, index, {"id": item_id(kind, self._run_id, index, self._segment), **fields})
         self._items.append(output_item)
         return output_item
 
 
 class ResponseFold:
-    """Folds a run into one response, for requests that are not streamed."""
+    """Folds one response of a run, for requests that are not streamed."""
 
-    def __init__(self, head: StreamHead, echo: dict[str, Any]) -> None:
-        """Start empty. ``echo`` holds the request fields that the response repeats."""
+    def __init__(
+        self, head: StreamHead, echo: dict[str, Any], segment: int = 0, *, interrupt_text: bool = True
+    ) -> None:
+        """Start empty. ``echo`` holds the request fields that the response repeats, ``segment`` is its number.
+
+        With ``interrupt_text``, a sentence says what a parked run waits for, unless an approval request does.
+        """
         self._head = head
         self._echo = echo
+        self._segment = segment
+        self._interrupt_text = interrupt_text
         self._transcript = Transcript()
+        self._tracker = SegmentTracker()
         self._output = ResponseOutput(head.run_id, echo)
+        self._waited_for: Parked | None = None  # at the end of this response
+        self.earlier_items: list[dict[str, Any]] = []  # of the responses of this run before this one
         self.finish: Finish | None = None
         self.failure: Failure | None = None
         self.parked: Parked | None = None  # while the run waits for people
 
     @property
     def finished(self) -> bool:
-        """Whether the terminal event was received."""
-        return self._transcript.finished
+        """Whether the last event of the response was received."""
+        return self._transcript.finished or self.finish is not None
 
     @property
     def items(self) -> list[dict[str, Any]]:
@@ -186,26 +237,59 @@ class ResponseFold:
         return self._output.items
 
     def receive(self, event: Event) -> None:
-        """Add the next event."""
+        """Add the next event. Events after the end of the response do nothing."""
+        if self.finished:
+            return
         self.parked = None
-        for part in response_parts(self._transcript, event):
+        parts = [*response_parts(self._transcript, event)]
+        if self._tracker.receive(event, parts):
+            self._begin()
+        if self._tracker.number and self._output.empty:
+            parts = [*without_separator(parts)]
+        for part in parts:
             if isinstance(part, Parked):
-                self.parked = part
+                self._park(part)
             elif isinstance(part, Finish | Failure):
-                for _ in closing_events(self._output, part):
-                    pass
-                if isinstance(part, Finish):
-                    self.finish = part
-                else:
-                    self.failure = part
+                self._end(part)
             else:
                 for _ in self._output.receive(part):
                     pass
 
-    def body(self, *, status: str = "running") -> dict[str, Any]:
+    def _begin(self) -> None:
+        """Begin the next response, or end this one."""
+        if self._waited_for is not None:
+            self.finish = Finish("stop", self._waited_for.usage)
+            return
+        self.earlier_items += self._output.items
+        self._output = ResponseOutput(self._head.run_id, self._echo, self._tracker.number)
+
+    def _park(self, part: Parked) -> None:
+        is_own = self._tracker.number == self._segment
+        for _ in parked_events(self._output, part, interrupt_text=is_own and self._interrupt_text):
+            pass
+        if is_own:
+            self.parked = self._waited_for = part._replace(usage=self._tracker.own_usage(part.usage))
+
+    def _end(self, part: Finish | Failure) -> None:
+        for _ in closing_events(self._output, part):
+            pass
+        if isinstance(part, Finish):
+            self.finish = part._replace(usage=self._tracker.own_usage(part.usage))
+        else:
+            self.failure = part
+
+    def body(self, *, status: str = "running", interrupt_text: bool = False) -> dict[str, Any]:  # noqa: ARG002
         """Return the response, with the events so far. ``status`` is used only while the run is open."""
         end = self.finish or self.failure or (Finish("stop", self.parked.usage) if self.parked else None)
-        return response_body(self._head, self._echo, self.items, end=end, queued=status == "queued")
+        return response_body(
+            self._head,
+            self._echo,
+            self.items,
+            end=end,
+            queued=status == "queued",
+            segment=self._segment,
+            waits_for=self._waited_for,
+        )
 
 
 def response_parts(transcript: Transcript, event: Event) -> Iterable[Part]:
@@ -219,22 +303,37 @@ def closing_events(output: ResponseOutput, end: Finish | Failure) -> Iterator[Ty
     return output.close(whole=isinstance(end, Finish) and incomplete_reason(end) is None)
 
 
+def parked_events(output: ResponseOutput, part: Parked, *, interrupt_text: bool) -> Iterator[TypedEvent]:
+    """Yield the events that end the open items when the run is put down.
+
+    With ``interrupt_text``, a sentence for each interrupt comes first, unless the output has its approval request.
+    """
+    others = part._replace(interrupts=tuple(asked for asked in part.interrupts if asked.kind != APPROVAL))
+    in_message = output.open_item is not None and output.open_item.kind == "message"
+    for text in waiting_text(others, text_sent=in_message) if interrupt_text else ():
+        yield from output.receive(Text(text))
+    yield from output.close(whole=True)
+
+
 def incomplete_reason(finish: Finish) -> str | None:
     """Return why an answer is incomplete, or None. OpenAI's API has no reason ``cancelled``; agentstream adds it."""
     return "cancelled" if finish.cancelled else _INCOMPLETE.get(finish.reason)
 
 
-def response_body(
+def response_body(  # noqa: PLR0913 -- the fields of the wire object
     head: StreamHead,
     echo: dict[str, Any],
     output: list[dict[str, Any]],
     *,
     end: Finish | Failure | None = None,
     queued: bool = False,
+    segment: int = 0,
+    waits_for: Parked | None = None,
 ) -> dict[str, Any]:
     """Return a response object. Fields that the client did not send have OpenAI's default.
 
-    They are null if the default depends on the model.
+    They are null if the default depends on the model. ``segment`` is the number of the response in its run;
+    ``waits_for`` says why the run was put down at its end.
     """
     status, reason = "queued" if queued else "in_progress", None
     failure = end if isinstance(end, Failure) else None
@@ -243,7 +342,7 @@ def response_body(
         reason = incomplete_reason(finish)
         status = "cancelled" if finish.cancelled else "incomplete" if reason else "completed"
     body = {
-        "id": response_id(head.run_id),
+        "id": response_id(head.run_id, segment),
         "object": "response",
         "created_at": head.created,
         "status": "failed" if failure is not None else status,
@@ -253,8 +352,10 @@ def response_body(
         "output": output,
         "usage": None if finish is None else _usage(finish.usage),
         **_DEFAULTS,
-        **echo,
+        **echo_of(echo, head.run_id, segment),
     }
+    if waits_for is not None:
+        body["interrupts"] = shown_interrupts(waits_for.interrupts, head.run_id, segment)
     if failure is not None:
         error = {"type": failure_type(failure.code, failure.status), "code": failure.code, "message": failure.message}
         body["agent_error"] = error

@@ -5,13 +5,16 @@ replay log from its start and leaving out the events that the client has. Sequen
 the ``id:`` of its frame. Agent events are numbered too, so a client that resumes must ask for them as before. Frames
 that are not in the log (``empty_chunk``, the error of a lost stream) repeat the last number. So a client that resumes
 after such a frame misses nothing.
+
+A run that was parked has several responses (``response_segments``). The stream of one of them begins with number 0, and
+its end does not depend on whether the run has gone on.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 from agentstream.errors import BusError, InvalidRequest, error_body, failure_text, failure_type
-from agentstream.protocol.events import RUN_COMPLETED, TERMINAL_EVENTS, Batch, Event, event_of
+from agentstream.protocol.events import INTERRUPT, RUN_COMPLETED, TERMINAL_EVENTS, Batch, Event, event_of
 from agentstream.protocol.requested_events import RequestedEvents, is_sent
 from agentstream.stream import sse
 from agentstream.stream.chat import StreamHead, public_data
@@ -21,9 +24,11 @@ from agentstream.stream.response_output import (
     ResponseOutput,
     closing_events,
     incomplete_reason,
+    parked_events,
     response_body,
     response_parts,
 )
+from agentstream.stream.response_segments import SegmentTracker, without_separator
 from agentstream.stream.transcript import CustomEvent, Failure, Finish, NamedEvent, Parked, Part, Transcript
 
 # The last events repeat the whole answer, so a stream holds it in memory. An answer that is not streamed has the
@@ -43,10 +48,13 @@ class ResponseStream:
         "_echo",
         "_event_types",
         "_head",
+        "_interrupt_text",
         "_last_number",
         "_next",
         "_output",
+        "_segment",
         "_templated",
+        "_tracker",
         "_transcript",
         "completed",
         "parked",
@@ -54,7 +62,7 @@ class ResponseStream:
         "text_count",
     )
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 -- the run, and how to show it
         self,
         head: StreamHead,
         echo: dict[str, Any],
@@ -62,11 +70,17 @@ class ResponseStream:
         agent_events: bool,
         event_types: RequestedEvents = frozenset(),
         after: int | None = None,
+        segment: int = 0,
+        interrupt_text: bool = True,
     ) -> None:
         """Create a stream. The response repeats the request fields ``echo``; events up to ``after`` are left out.
 
-        With ``agent_events``, ``event_types`` are the types of the agent's own events that are sent, too.
+        With ``agent_events``, ``event_types`` are the types of the agent's own events that are sent, too. ``segment``
+        is the number of the response in its run. With ``interrupt_text`` a sentence says what a parked run waits for.
         """
+        self._segment = segment
+        self._interrupt_text = interrupt_text
+        self._tracker = SegmentTracker()
         self._head = head
         self._echo = echo
         self._agent_events = agent_events
@@ -76,7 +90,7 @@ class ResponseStream:
         self._last_number = 0  # of the events returned so far; a batch that raises an error does not change it
         self._characters = 0
         self._transcript = Transcript()
-        self._output = ResponseOutput(head.run_id, echo)
+        self._output = ResponseOutput(head.run_id, echo, segment)
         self._templated: OutputItem | None = None  # the message whose deltas _delta renders
         self._delta: sse.NumberedTemplate | None = None
         self.tail: Iterator[bytes] | None = None
@@ -118,12 +132,9 @@ class ResponseStream:
                     self.tail = self._end(event)
                     self.completed = event.type == RUN_COMPLETED
                     break
-                parts = tuple(transcript.receive(event))
-                if parts and isinstance(parts[0], Parked):
-                    self.parked = parts[0]
+                made = [frame for part in self._own_parts(event) for frame in self._frames(part)]
+                if self.tail is not None:
                     break
-                self.parked = None
-                made = [frame for part in parts for frame in self._frames(part)]
                 frames += made
                 self.text_count -= len(made) - made.count(b"")  # added again below; _frames has counted the texts
             seq += 1
@@ -136,14 +147,36 @@ class ResponseStream:
         self.tail = iter((self._error(failure_text(code, message), failure_type(code), code),))
 
     def park(self) -> None:
-        """End the response, because the run is ``parked``; its frames are in ``tail``."""
-        if self.parked is not None:
-            self.tail = self._finish(Finish("stop", self.parked.usage))
+        """Do nothing: ``receive`` ends the response where the run is parked, also if the run has gone on."""
+
+    def _own_parts(self, event: Event) -> Sequence[Part]:
+        """Return the parts of an event that belong to this response. The event that parks the run sets ``tail``."""
+        parts = tuple(self._transcript.receive(event))
+        self._tracker.receive(event, parts)
+        if self._tracker.number != self._segment:
+            return ()
+        if parts and isinstance(parts[0], Parked):
+            self.tail = self._wait(parts[0])
+            return ()
+        return without_separator(parts) if self._segment and self._output.empty else parts
+
+    def _wait(self, part: Parked) -> Iterator[bytes]:
+        for name, fields in parked_events(self._output, part, interrupt_text=self._interrupt_text):
+            yield self._event(name, fields)
+        yield from self._close(Finish("stop", self._tracker.own_usage(part.usage)), part)
 
     def _finish(self, part: Finish | Failure) -> Iterator[bytes]:
         for name, fields in closing_events(self._output, part):
             yield self._event(name, fields)
-        yield self._event(_last_event(part), self._response(part))
+        if isinstance(part, Finish):
+            part = part._replace(usage=self._tracker.own_usage(part.usage))
+        yield from self._close(part)
+
+    def _close(self, part: Finish | Failure, waits_for: Parked | None = None) -> Iterator[bytes]:
+        yield self._event(_last_event(part), self._response(part, waits_for))
+        if self._after >= self._next:
+            message = f"the response ends at {_NUMBER} {self._next - 1}; there is nothing after {self._after}"
+            yield self._error(message, InvalidRequest.error_type, InvalidRequest.code)
 
     def _end(self, event: Event) -> Iterator[bytes]:
         for part in response_parts(self._transcript, event):
@@ -151,15 +184,13 @@ class ResponseStream:
                 yield from self._finish(part)
             else:
                 yield from self._frames(part)
-        if self._after >= self._next:
-            message = f"the response ends at {_NUMBER} {self._next - 1}; there is nothing after {self._after}"
-            yield self._error(message, InvalidRequest.error_type, InvalidRequest.code)
 
     def _frames(self, part: Part) -> Iterator[bytes]:
         if isinstance(part, NamedEvent | CustomEvent):
             if self._agent_events and (isinstance(part, NamedEvent) or is_sent(part.name, self._event_types)):
                 yield self._event(f"agentstream.{part.name}", {"data": public_data(part)})
-            return
+            if part.name != INTERRUPT:
+                return
         for name, fields in self._output.receive(part):
             if name == TEXT_DELTA and (output_item := self._output.open_item) is not None:
                 delta = self._text_delta(output_item, fields["delta"])
@@ -200,9 +231,10 @@ class ResponseStream:
             sse.json_line({"type": name, **fields, _NUMBER: max(self._after, self._last_number)}), event=name
         )
 
-    def _response(self, end: Finish | Failure | None = None) -> dict[str, Any]:
+    def _response(self, end: Finish | Failure | None = None, waits_for: Parked | None = None) -> dict[str, Any]:
         output = [] if end is None else self._output.items
-        return {"response": response_body(self._head, self._echo, output, end=end)}
+        body = response_body(self._head, self._echo, output, end=end, segment=self._segment, waits_for=waits_for)
+        return {"response": body}
 
 
 def _last_event(end: Finish | Failure) -> str:

@@ -5,6 +5,7 @@ gets the answer. An agent that is not resumable waits in its worker.
 """
 
 import asyncio
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -34,6 +35,7 @@ class Questions:
         self._park = park
         self._loop = asyncio.get_running_loop()
         self._lock = threading.Lock()
+        self.timeout_s: float = 24 * 3600  # of a question without a time limit
         self._answers: dict[str, dict[str, Any]] = {}
         self._asked: dict[str, Interrupt] = {}  # by this attempt or an earlier one, without an answer
         self._waiting: dict[str, Future[Any]] = {}
@@ -69,6 +71,8 @@ class Questions:
             if len(self._answers) + len(self._asked) >= MAX_INTERRUPTS:
                 message = f"run.interrupt: the run has asked {MAX_INTERRUPTS} questions, which is the limit"
                 raise InvalidAgentOutput(message)
+            if not asked.expires_at:
+                asked = asked._replace(expires_at=math.ceil(time.time() + self.timeout_s))
             new = asked.id not in self._asked
             self._asked.setdefault(asked.id, asked)
             self._waiting[asked.id] = future  # before the event: the answer may come at once

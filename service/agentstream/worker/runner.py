@@ -51,6 +51,7 @@ class RunLimits:
     max_attempts: int
     retry_after_tools: bool
     log: LogLimits
+    interrupt_timeout_s: float = 24 * 3600
 
 
 class Runner:
@@ -127,6 +128,7 @@ class Runner:
             on_checkpoint=self._metrics.checkpoint_made,
             hide_errors=self._hide_errors,
         )
+        execution.questions.timeout_s = self._limits.interrupt_timeout_s
         self._executions.add(execution)
         self._leases.hold(execution)
         if self._handing_over:

@@ -101,7 +101,8 @@ async def _run_worker(  # noqa: PLR0913, PLR0917 -- the parts made from the sett
     metrics = WorkerMetrics(number, slots=settings.concurrency)
     limits = run_limits(settings)
     interrupts, inputs = InterruptStore(link, keys), InputStore(link, keys)
-    parking = {name: Parking(interrupts, name, closed_ttl_s=settings.run_ttl_s) for name in queues}
+    ttls = {"open_ttl_s": limits.log.open_ttl_s, "closed_ttl_s": limits.log.closed_ttl_s}
+    parking = {name: Parking(interrupts, name, **ttls) for name in queues}
     workers = {
         name: Worker(
             queue,
@@ -180,4 +181,5 @@ def run_limits(settings: Settings) -> RunLimits:
             closed_ttl_s=settings.run_ttl_s,
             max_bytes=settings.log_max_bytes,
         ),
+        interrupt_timeout_s=settings.interrupt_timeout_s,
     )

@@ -8,7 +8,7 @@ from typing import Any
 from aiohttp import web
 
 from agentstream.errors import NotFound
-from agentstream.frontend.api.caller_headers import caller_headers
+from agentstream.frontend.api.caller_headers import answer_keys, caller_headers
 from agentstream.frontend.api.parsing import idempotency_key
 from agentstream.frontend.context import CONTEXT, Context
 from agentstream.frontend.runs.attaching import ExistingRun, resolve_idempotency_key
@@ -92,7 +92,8 @@ async def admit(  # noqa: PLR0913 -- the parsed request, and how to answer it
     BrokerUnavailable.
     """
     context = request.app[CONTEXT]
-    job = new_job(context, chat, owner, response, caller_headers(request, context.settings.caller_headers))
+    headers = caller_headers(request, context.settings.caller_headers)
+    job = new_job(context, chat, owner, response, headers=headers, answer_keys=answer_keys(request))
     key = idempotency_key(request)
     earlier: RunInfo | Job = job
     if key is not None:
@@ -110,10 +111,13 @@ async def admit(  # noqa: PLR0913 -- the parsed request, and how to answer it
     )
 
 
-async def find_owned_run(context: Context, request: web.Request, public_id: str, run_id: str | None = None) -> RunInfo:
+async def find_owned_run(
+    context: Context, request: web.Request, public_id: str, run_id: str | None = None, *, to_answer: bool = False
+) -> RunInfo:
     """Return the run with this id; raises NotFound if it does not exist or belongs to another owner.
 
     ``public_id`` is the id as the client sent it. ``run_id`` is the run's own id, if it differs from ``public_id``.
+    With ``to_answer`` the API keys that may answer the interrupts of the run find it, too.
     Also raises Unauthenticated and BrokerUnavailable.
     """
     owner = context.authenticator.authenticate(request)
@@ -122,7 +126,7 @@ async def find_owned_run(context: Context, request: web.Request, public_id: str,
     if RUN_ID.fullmatch(run_id) is not None:
         async with broker_timeout(context):
             info = await context.runs.get_info(run_id)
-        if info is not None and hmac.compare_digest(info.owner, owner):
+        if info is not None and _may_use(info, owner, to_answer=to_answer):
             bind(run_id=run_id)
             set_run_attributes(info)
             return info
@@ -131,3 +135,10 @@ async def find_owned_run(context: Context, request: web.Request, public_id: str,
         "created it can read it"
     )
     raise NotFound(message, param="id")
+
+
+def _may_use(info: RunInfo, owner: str, *, to_answer: bool) -> bool:
+    """Return whether a run belongs to ``owner`` or, with ``to_answer``, lets it answer. Takes the same time for all."""
+    allowed = (info.owner, *info.answer_keys) if to_answer else (info.owner,)
+    matches = [hmac.compare_digest(known, owner) for known in allowed]
+    return any(matches)

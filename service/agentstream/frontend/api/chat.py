@@ -47,7 +47,7 @@ async def _admit_chat_completion(request: web.Request, context: Context, owner: 
 async def retrieve_chat_completion(request: web.Request) -> web.StreamResponse:
     """GET /v1/chat/completions/{id}: the run's current state; with ?stream=true its stream, after a cursor if given."""
     context = request.app[CONTEXT]
-    info = await find_owned_run(context, request, request.match_info["run_id"])
+    info = await find_owned_run(context, request, request.match_info["run_id"], to_answer=True)
     if request.query.get("stream", "false").lower() not in {"true", "1"}:
         return await snapshot_run(context, info, _view_of(info.response))
     refuse_over_limit(request)
@@ -67,15 +67,18 @@ async def cancel_chat_completion(request: web.Request) -> web.StreamResponse:
 async def resume_chat_completion(request: web.Request) -> web.StreamResponse:
     """POST /v1/chat/completions/{id}/resume: answer interrupts; stream the rest of the run, or wait for it."""
     context = request.app[CONTEXT]
-    info = await find_owned_run(context, request, request.match_info["run_id"])
+    info = await find_owned_run(context, request, request.match_info["run_id"], to_answer=True)
     body = await read_request(request, context.settings, ResumeRequest)
     options = stream_options(request, include_usage=info.include_usage)
     view = _view_of(info.response)
-    parked_at = await last_event(context, info)
-    await answer_run(context, info, body.answers)
+    asked_at = await last_event(context, info)
+    resumes = info.resumes
+    info, repeated = await answer_run(context, info, body.answers)
     if body.background:
         return await snapshot_run(context, info, view)
-    run = ExistingRun(context, info, parked_at)
+    # Repeated answers get the same rest as the first ones: from the place where the run went on.
+    went_on = repeated or info.resumes > resumes
+    run = ExistingRun(context, info, info.resumed_at if went_on and info.resumed_at else asked_at)
     if body.stream:
         refuse_over_limit(request)
         return await stream_run(request, context, run, view, options, cancel_on_disconnect=False)

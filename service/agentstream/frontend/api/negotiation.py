@@ -50,6 +50,7 @@ def stream_options(
         event_types=_event_types(settings.event_types if names is None else names),
         include_usage=include_usage,
         strict_errors=errors == "strict",
+        interrupt_text=settings.interrupt_text,
     )
 
 

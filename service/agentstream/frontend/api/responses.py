@@ -8,7 +8,8 @@ from aiohttp import web
 from pydantic import ValidationError
 
 from agentstream.errors import Gone, InvalidRequest, NotFound, RunFailed
-from agentstream.frontend.api.admission import AdmittedRun, admit, find_owned_run, respond_with_run
+from agentstream.frontend.api.admission import AdmittedRun, admit, respond_with_run
+from agentstream.frontend.api.approvals import admit_answers, find_response, not_found, segment_or_none, view_of
 from agentstream.frontend.api.negotiation import stream_options
 from agentstream.frontend.api.parsing import read_request, to_invalid_request
 from agentstream.frontend.context import CONTEXT, Context
@@ -19,9 +20,10 @@ from agentstream.frontend.runs.reading import read_run, snapshot_run
 from agentstream.frontend.runs.source import head_of
 from agentstream.frontend.runs.streaming import stream_run
 from agentstream.protocol.openai import ChatCompletionRequest
-from agentstream.protocol.response_items import RESPONSE_ID, chat_messages, run_id_of
+from agentstream.protocol.response_items import RESPONSE_ID, chat_messages
 from agentstream.protocol.responses import SEQUENCE_NUMBER, ResponseRequest
 from agentstream.store.runs import RunInfo
+from agentstream.stream.chat import REQUIRES_ACTION
 from agentstream.stream.response_output import ResponseFold
 from agentstream.stream.views import response_view
 
@@ -38,6 +40,8 @@ def create_response(request: web.Request) -> Awaitable[web.StreamResponse]:
 async def _admit_response(request: web.Request, context: Context, owner: str) -> AdmittedRun:
     response_request = await read_request(request, context.settings, ResponseRequest)
     options = stream_options(request, include_usage=False, default_format="off")
+    if answers := _answers(response_request):
+        return await admit_answers(request, context, response_request, answers, options)
     earlier = _EarlierResponses(request, context)
     items = await earlier.items(response_request.references)
     previous_id = response_request.previous_response_id
@@ -50,7 +54,15 @@ async def _admit_response(request: web.Request, context: Context, owner: str) ->
         )
         raise InvalidRequest(message)
     chat = _as_chat(response_request, items, history, context.settings.max_messages)
-    return await admit(request, chat, owner, options, response_view(echo), response=echo)
+    view = response_view(echo, interrupt_text=context.settings.interrupt_text)
+    return await admit(request, chat, owner, options, view, response=echo)
+
+
+def _answers(response_request: ResponseRequest) -> dict[str, Any]:
+    try:
+        return response_request.answers()
+    except ValueError as exc:
+        raise InvalidRequest(str(exc), param=str(exc).partition(":")[0]) from exc
 
 
 def _as_chat(
@@ -91,10 +103,10 @@ class _EarlierResponses:
         found: dict[str, dict[str, Any]] = {}
         for reference in references:
             if reference not in found:
-                for item in await self._output(reference, param="input"):
+                for item in (await self._fold(reference, param="input")).items:
                     found[item["id"]] = item
             if reference not in found:
-                raise _not_found(reference, param="input")
+                raise not_found(reference, param="input")
         return found
 
     async def conversation(self, response_id: str) -> list[dict[str, Any]]:
@@ -104,74 +116,66 @@ class _EarlierResponses:
         """
         param = "previous_response_id"
         if RESPONSE_ID.fullmatch(response_id) is None:  # the id of another server
-            raise _not_found(response_id, param=param)
-        answer = await self._output(response_id, param=param)
+            raise not_found(response_id, param=param)
+        fold = await self._fold(response_id, param=param)
         async with broker_timeout(self._context):
-            messages = await self._context.runs.conversation(run_id_of(response_id) or "")
+            messages = await self._context.runs.conversation(segment_or_none(response_id).run_id)
         if messages is None:
             message = (
                 f"{response_id} cannot be continued: it was created with store=false, or its conversation is too long "
                 "to be kept; send the conversation as input"
             )
             raise InvalidRequest(message, param=param)
-        return [*messages, *chat_messages(answer)]
+        return [*messages, *chat_messages([*fold.earlier_items, *fold.items])]
 
-    async def _output(self, public_id: str, *, param: str) -> list[dict[str, Any]]:
+    async def _fold(self, public_id: str, *, param: str) -> ResponseFold:
+        segment = segment_or_none(public_id)
         info = await self._info(public_id, param)
-        if not info.ended:
-            message = f"{public_id} belongs to a response that has not ended; wait for its end, then try again"
+        if not info.ended and segment.number >= info.resumes:
+            message = (
+                f"{public_id} waits for the answers to its approval requests; send them first, as mcp_approval_response"
+                if info.status == REQUIRES_ACTION
+                else f"{public_id} belongs to a response that has not ended; wait for its end, then try again"
+            )
             raise InvalidRequest(message, param=param)
-        fold = ResponseFold(head_of(info), info.response or {})
+        fold = ResponseFold(head_of(info), info.response or {}, segment.number, interrupt_text=False)
         try:
             await read_run(self._context, info, fold)
         except (Gone, RunFailed) as exc:
-            raise _not_found(public_id, param=param) from exc
-        self._remaining_bytes -= len(orjson.dumps(fold.items))
+            raise not_found(public_id, param=param) from exc
+        self._remaining_bytes -= len(orjson.dumps([*fold.earlier_items, *fold.items]))
         if self._remaining_bytes < 0:
             limit = self._context.settings.max_body_bytes
             message = f"the earlier items that the request refers to exceed {limit} bytes together; refer to fewer"
             raise InvalidRequest(message, param=param)
-        return fold.items
+        return fold
 
     async def _info(self, public_id: str, param: str) -> RunInfo:
         try:
-            return await find_owned_run(self._context, self._request, public_id, run_id_of(public_id))
+            return await find_response(self._context, self._request, public_id)
         except NotFound as exc:
-            raise _not_found(public_id, param=param) from exc
-
-
-def _not_found(public_id: str, *, param: str) -> NotFound:
-    message = (
-        f"{public_id[:80]!r} was not found: a response is kept for a limited time, and only the API key that created "
-        "it can read it; send the conversation as input"
-    )
-    code = "previous_response_not_found" if param == "previous_response_id" else None
-    return NotFound(message, param=param, code=code)
+            raise not_found(public_id, param=param) from exc
 
 
 async def retrieve_response(request: web.Request) -> web.StreamResponse:
     """GET /v1/responses/{id}: the run's current state; with ?stream=true its stream, after a number if given."""
     context = request.app[CONTEXT]
-    info = await _find_owned_response(request)
+    public_id = request.match_info["response_id"]
+    info = await find_response(context, request, public_id, to_answer=True)
     if request.query.get("stream", "false").lower() not in {"true", "1"}:
-        return await snapshot_run(context, info, response_view(info.response or {}))
+        return await snapshot_run(context, info, view_of(context, info, public_id))
     refuse_over_limit(request)
     options = stream_options(request, include_usage=False, default_format="off")
-    view = response_view(info.response or {}, _starting_after(request))
+    view = view_of(context, info, public_id, _starting_after(request))
     return await stream_run(request, context, ExistingRun(context, info), view, options, cancel_on_disconnect=False)
 
 
 async def cancel_response(request: web.Request) -> web.StreamResponse:
     """POST /v1/responses/{id}/cancel: cancel the run, and answer after it has ended."""
     context = request.app[CONTEXT]
-    info = await _find_owned_response(request)
-    return await cancel_run(context, info, response_view(info.response or {}))
-
-
-async def _find_owned_response(request: web.Request) -> RunInfo:
     public_id = request.match_info["response_id"]
-    run_id = run_id_of(public_id) if public_id.startswith("resp_") else None
-    return await find_owned_run(request.app[CONTEXT], request, public_id, run_id or "none")
+    info = await find_response(context, request, public_id)
+    return await cancel_run(context, info, view_of(context, info, public_id))
 
 
 def _starting_after(request: web.Request) -> int | None:

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, Literal, NamedTuple
 
 import orjson
 
@@ -12,7 +12,7 @@ from agentstream.frontend.context import Context
 from agentstream.frontend.runs.guards import broker_timeout, require_broker
 from agentstream.frontend.runs.new_run import run_open_ttl_s
 from agentstream.protocol.interrupts import MAX_ANSWER_BYTES, MAX_ANSWERS_BYTES, reason_against_answer
-from agentstream.store.interrupts import Waiting
+from agentstream.store.interrupts import TIMED_OUT, Waiting
 from agentstream.store.runs import RunInfo
 
 # A run is parked within this time after it has asked, unless tools of it still run.
@@ -22,20 +22,28 @@ _RETRY_S: Final = 0.05
 _REMEMBER_S: Final = 10
 
 
-async def answer_run(context: Context, info: RunInfo, answers: Mapping[str, Any]) -> None:
+class Answered(NamedTuple):
+    """A run whose interrupts were answered. ``repeated``: all these answers were stored before."""
+
+    info: RunInfo
+    repeated: bool
+
+
+async def answer_run(context: Context, info: RunInfo, answers: Mapping[str, Any]) -> Answered:
     """Store answers to open interrupts of a run. After the last one the run is in its queue again.
 
-    The same answers may be sent again. Raises Conflict if the run waits for nothing, if an interrupt has another answer
-    already, or if it has expired; InvalidRequest for an unknown interrupt or an answer that does not fit; Gone if the
-    run can no longer go on; and BrokerUnavailable. Nothing is stored then.
+    The same answers may be sent again, also after the end of the run. Raises Conflict if the run waits for nothing, if
+    an interrupt has another answer already, or if it has expired; InvalidRequest for an unknown interrupt or an answer
+    that does not fit; Gone if the run can no longer go on; and BrokerUnavailable. Nothing is stored then.
     """
     require_broker(context)
     give_up_at_s = time.monotonic() + PARKING_TIMEOUT_S
     while True:
         try:
             async with broker_timeout(context):
-                if await _store(context, info, answers):
-                    return
+                stored = await _store(context, info, answers)
+                if stored is not None:
+                    return Answered(await context.runs.get_info(info.run_id) or info, stored == "repeated")
         except BusError as exc:
             raise Gone(str(exc)) from exc
         if time.monotonic() > give_up_at_s:
@@ -44,21 +52,22 @@ async def answer_run(context: Context, info: RunInfo, answers: Mapping[str, Any]
         await asyncio.sleep(_RETRY_S)
 
 
-async def _store(context: Context, info: RunInfo, answers: Mapping[str, Any]) -> bool:
-    """Try to store the answers; return whether that is done."""
+async def _store(context: Context, info: RunInfo, answers: Mapping[str, Any]) -> Literal["new", "repeated"] | None:
+    """Try to store the answers; return whether they are new. None: try again."""
     waiting = await context.interrupts.read(info.run_id)
     if waiting is None:
         message = f"the run {info.run_id} waits for nothing: its status is {info.status}"
         raise Conflict(message, code="not_waiting")
-    new = _new_answers(waiting, answers)
-    if new and waiting.status not in {"requires_action", "running"}:
+    can_wait = waiting.status in {"requires_action", "running"}
+    new = _new_answers(waiting, answers) if can_wait or set(answers) <= set(waiting.answers) else answers
+    if new and not can_wait:
         message = f"the run {info.run_id} waits for nothing: its status is {waiting.status}"
         raise Conflict(message, code="not_waiting")
     complete = len(new) == len(waiting.open)
     if not new:
         if waiting.status == "queued" and waiting.job is not None:
             await _enqueue(context, waiting)  # the front end that stored the answers may have been killed
-        return True
+        return "repeated"
     if complete and waiting.job is not None:
         queue = context.model_router.queue_of_job(waiting.job)
         await context.interrupts.remember(queue, info.run_id, int(time.time()) + _REMEMBER_S)
@@ -66,10 +75,10 @@ async def _store(context: Context, info: RunInfo, answers: Mapping[str, Any]) ->
         waiting, {name: {"answer": answer} for name, answer in new.items()}, ttl_s=run_open_ttl_s(context)
     )
     if outcome in {"CHANGED", "PARKING"}:
-        return False
+        return None
     if complete and outcome == "requires_action":
         await _enqueue(context, waiting)
-    return True
+    return "new"
 
 
 async def _enqueue(context: Context, waiting: Waiting) -> None:
@@ -87,7 +96,9 @@ def _new_answers(waiting: Waiting, answers: Mapping[str, Any]) -> dict[str, Any]
         param = f"answers.{name[:64]}"
         known = waiting.answers.get(name)
         if known is not None:
-            if known.get("answer", known) != answer:
+            if known == TIMED_OUT:
+                raise _expired(name, param)
+            if known["answer"] != answer:
                 message = f"the interrupt {name[:64]!r} has been answered already"
                 raise Conflict(message, param=param, code="already_answered")
             continue
@@ -97,8 +108,7 @@ def _new_answers(waiting: Waiting, answers: Mapping[str, Any]) -> dict[str, Any]
             message = f"the run has no interrupt {name[:64]!r}; the open interrupts are: {ids}"
             raise InvalidRequest(message, param=param)
         if asked.expires_at <= now_s:
-            message = f"the interrupt {name!r} has expired"
-            raise Conflict(message, param=param, code="interrupt_expired")
+            raise _expired(name, param)
         if reason := reason_against_answer(asked, answer):
             message = f"the answer to {name!r} does not fit: {reason}"
             raise InvalidRequest(message, param=param)
@@ -110,3 +120,8 @@ def _new_answers(waiting: Waiting, answers: Mapping[str, Any]) -> dict[str, Any]
         message = f"the answers of the run exceed {MAX_ANSWERS_BYTES} bytes together"
         raise InvalidRequest(message, param="answers")
     return new
+
+
+def _expired(name: str, param: str) -> Conflict:
+    message = f"the interrupt {name!r} has expired: the run goes on, or has gone on, without an answer"
+    return Conflict(message, param=param, code="interrupt_expired")

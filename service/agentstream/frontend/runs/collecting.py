@@ -11,7 +11,7 @@ from agentstream.stream.views import View
 
 
 async def wait_for_run(context: Context, source: RunSource, view: View, *, cancel_on_disconnect: bool) -> web.Response:
-    """Wait for the end of a run and answer with its completion.
+    """Wait until a run has ended or waits for people, and answer with its completion.
 
     Raises RunFailed if the run fails or the front end gives up on it, and the errors of ``source.open``. If the client
     disconnects first and ``cancel_on_disconnect`` is true, the run is cancelled.
@@ -31,7 +31,7 @@ async def wait_for_run(context: Context, source: RunSource, view: View, *, cance
         if cancel_on_disconnect and source.may_exist and not collector.ended:
             cancel_abandoned(context, source.head.run_id)
     collector.raise_if_failed()
-    return web.json_response(collector.fold.body())
+    return web.json_response(collector.fold.body(interrupt_text=context.settings.interrupt_text))
 
 
 async def start_run(new_run: NewRun, view: View) -> web.Response:

@@ -136,16 +136,19 @@ async def _check_limits(context: Context, job: Job) -> None:
         )
 
 
-def new_job(
+def new_job(  # noqa: PLR0913 -- the parts of a job
     context: Context,
     chat: ChatCompletionRequest,
     owner: str,
     response: dict[str, Any] | None = None,
+    *,
     headers: Mapping[str, str] | None = None,
+    answer_keys: tuple[str, ...] = (),
 ) -> Job:
     """Return the job of a new run; raises NotFound if no agent is configured for its model.
 
-    ``headers`` are the headers of the request that the agent may see.
+    ``headers`` are the headers of the request that the agent may see. ``answer_keys`` are the hashes of other API keys
+    that may answer the interrupts of the run.
     """
     context.model_router.check(chat.model)
     now = time.time()
@@ -159,6 +162,7 @@ def new_job(
         limited=context.settings.max_runs_per_key > 0,
         owner=owner,
         headers=dict(headers or {}),
+        answer_keys=answer_keys,
         response=response,
         **tracing.carrier(),
     )

@@ -61,7 +61,7 @@ class LogLimits:
 # The part of a terminal event that publish.lua replaces by the ids of messages that the agent has not taken.
 UNAPPLIED: Final = '"unapplied_inputs":null'
 # Fields of the run's hash from which another attempt continues.
-_CONTINUATION: Final = ("state", "job", "interrupts", "answers", "inputs")
+_CONTINUATION: Final = ("state", "job", "interrupts", "inputs")
 # Names and values of fields of the run's hash, one after another.
 Fields = tuple[str | bytes | int, ...]
 

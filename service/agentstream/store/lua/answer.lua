@@ -18,9 +18,12 @@ if ARGV[4] == '1' then
   local last = redis.call('XREVRANGE', KEYS[2], '+', '-', 'COUNT', 1)[1]
   if not last then return 'LOST' end
   local attempt, seq = string.match(last[1], '^(%d+)-(%d+)$')
-  local batch = '{"v":1,"a":' .. attempt .. ',"s":' .. string.format('%.0f', seq + 1) .. ',"e":[' .. ARGV[5] .. ']}'
-  redis.call('XADD', KEYS[2], attempt .. '-' .. string.format('%.0f', seq + 1), 'b', batch)
-  redis.call('HSET', KEYS[1], 'answers', ARGV[3], 'status', 'queued')
+  seq = string.format('%.0f', seq + 1)
+  local id = attempt .. '-' .. seq
+  local batch = '{"v":1,"a":' .. attempt .. ',"s":' .. seq .. ',"e":[' .. ARGV[5] .. ']}'
+  redis.call('XADD', KEYS[2], id, 'b', batch)
+  redis.call('HSET', KEYS[1], 'answers', ARGV[3], 'status', 'queued', 'resumed_at', id)
+  redis.call('HINCRBY', KEYS[1], 'resumes', 1)
   redis.call('EXPIRE', KEYS[1], ARGV[6])
   redis.call('EXPIRE', KEYS[2], ARGV[6])
   redis.call('PUBLISH', KEYS[2], batch)
