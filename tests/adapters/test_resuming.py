@@ -321,6 +321,13 @@ async def test_langgraph_subgraphs_continue_at_every_event() -> None:
         assert text_of(run) == "0 0 1 2 3 4 5 6 "
 
 
+async def test_a_thread_that_remembers_earlier_runs_continues_at_every_event(tmp_path: Path) -> None:
+    """In a thread with the same messages of earlier runs, a killed run shows its own messages once."""
+    graph = weather_graph([], Counter(tools=False), checkpointer=FileSaver(tmp_path / "checkpoints"))
+    runs = await run_agent_with_kills_async(LangGraphAgent(graph, thread_id="t"), "hi")
+    assert {text_of(run) for run in runs} == {numbers(COUNT) + "Signed."}
+
+
 @pytest.mark.parametrize(
     ("checkpointer", "options", "expected"),
     [

@@ -237,11 +237,16 @@ class Listener(AsyncCallbackHandler):
     def know(self, values: object) -> None:
         """Note the messages of a graph's input or state. They are not written."""
         for message in self._messages_in(values):
-            self._progress.know((str(message.text), message.id))
+            self._progress.know((message.id or str(message.text),))  # a new message may have the same text
 
     def write_missed(self, values: object) -> None:
         """Write the messages of a graph's state that clients have not seen because their worker was lost."""
         for message in self._messages_in(values):
+            text = str(message.text)
+            if self._progress.knows(message.id):
+                continue
+            if text and self._progress.was_shown(text):
+                self._progress.know((text, message.id))  # also if an earlier message had the same text
             self._write_message(message)
 
     def _messages_in(self, values: object) -> list[AIMessage]:
@@ -266,10 +271,11 @@ class Listener(AsyncCallbackHandler):
 
     def _write_message(self, message: AIMessage | None) -> None:
         text = "" if message is None else str(message.text)
-        if message is None or not text or self._progress.knows(text, message.id):
+        if message is None or not text:
             return
+        known = self._progress.knows(text, message.id)
         self._progress.know((text, message.id))
-        if not self._progress.was_shown(text):
+        if not known and not self._progress.was_shown(text):
             self._progress.wrote = True
             self._run.write(text)
 
