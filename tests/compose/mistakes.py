@@ -10,7 +10,7 @@ def _both(deployment: Deployment) -> dict[str, list[str]]:
 
 def an_update_that_fails_is_undone(deployment: Deployment) -> None:
     """If new workers do not get healthy, the update says why, removes them, and the old processes serve."""
-    before, image = _both(deployment), deployment.image_id()
+    before, image, dangling = _both(deployment), deployment.image_id(), deployment.dangling_images()
     changed = deployment.folder / "service/agentstream/py.typed"
     changed.write_text(changed.read_text() + "# another change\n")
     done = deployment.try_run(ROLLING_UPDATE, AGENTSTREAM_AGENT="no_such_module:agent")
@@ -19,7 +19,7 @@ def an_update_that_fails_is_undone(deployment: Deployment) -> None:
     assert "no_such_module" in done.stdout, done.stdout
     assert _both(deployment) == before
     assert deployment.image_id() == image
-    assert deployment.dangling_images() == ""
+    assert deployment.dangling_images() == dangling
     assert deployment.ask("2 words, please")[0] == 200
 
 
