@@ -25,7 +25,7 @@ class Parking:
     """Puts runs of one queue down while they wait for people, and takes care of questions that nobody answers."""
 
     def __init__(self, interrupts: InterruptStore, queue: str, *, open_ttl_s: int, closed_ttl_s: int) -> None:
-        """Store the TTLs of the keys of a run: open, and closed. A parked run has the latter after its last question."""
+        """Store the TTLs of the keys of a run. A parked run is kept ``closed_ttl_s`` longer than its last question."""
         self._interrupts = interrupts
         self._queue = queue
         self._open_ttl_s = open_ttl_s
@@ -44,9 +44,10 @@ class Parking:
         try:
             async with asyncio.timeout(PARK_TIMEOUT_S):
                 await publisher.flush()  # the event that parks the run is alone in its batch
+                # First, so that the questions of a run expire also if this worker is killed right after it is parked.
+                await self._interrupts.remember(self._queue, claim.job.run_id, questions.first_expiry)
                 publisher.put_parked(usage.model_dump(), claim.job.encode(), begun.attempt, ttl_s)
                 await publisher.flush()
-                await self._interrupts.remember(self._queue, claim.job.run_id, questions.first_expiry)
         except (AgentStreamError, TimeoutError) as exc:
             if not isinstance(exc, Fenced):
                 log.error("the run could not be parked: %s", str(exc) or "Redis does not answer")  # noqa: TRY400
@@ -67,14 +68,14 @@ class Parking:
         if waiting is None or waiting.job is None or waiting.status not in {"requires_action", "queued"}:
             await self._interrupts.forget(self._queue, run_id)
         elif waiting.status == "queued":  # answered, but the process that stored the answer did not enqueue the run
-            await self._interrupts.enqueue(self._queue, waiting.job)
+            await self._interrupts.enqueue(self._queue, waiting.job, ttl_s=self._open_ttl_s)
             await self._interrupts.forget(self._queue, run_id)
         elif late := {asked.id: TIMED_OUT for asked in waiting.open if asked.expires_at <= now_s}:
             log.info("nobody has answered %d questions of the run %s in time", len(late), run_id)
             await self._interrupts.remember(self._queue, run_id, now_s + RETRY_S)
             outcome = await self._interrupts.answer(waiting, late, ttl_s=self._open_ttl_s)
             if outcome == "requires_action" and len(late) == len(waiting.open):
-                await self._interrupts.enqueue(self._queue, waiting.job)
+                await self._interrupts.enqueue(self._queue, waiting.job, ttl_s=self._open_ttl_s)
                 await self._interrupts.forget(self._queue, run_id)
         else:
             await self._interrupts.remember(self._queue, run_id, min(asked.expires_at for asked in waiting.open))
