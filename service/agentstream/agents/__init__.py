@@ -28,8 +28,7 @@ The client runs the tool. It then sends a new request, with the whole conversati
 
 from agentstream.agents.caller import Caller
 from agentstream.agents.checkpoint import EmittedEvent, Restored, resumable, takes_inputs
-from agentstream.agents.contract import Agent, AgentResult, Run, ToolResult
-from agentstream.agents.sub_agents import ChildRun
+from agentstream.agents.contract import Agent, AgentResult, ChildRun, Run, ToolResult
 from agentstream.agents.tool_calls import RestoredToolCall, ToolCallWriter
 from agentstream.errors import AgentError, InterruptTimeout, RunCancelled
 

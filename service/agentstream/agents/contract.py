@@ -6,149 +6,27 @@ New versions add to these types. They do not remove or change anything.
 import asyncio
 import contextlib
 import itertools
-import math
 import secrets
 import weakref
 from collections.abc import Awaitable, Callable, Iterable
-from concurrent.futures import Future
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, get_args
+from typing import Any, NoReturn
 
 from agentstream.agents.caller import Caller
 from agentstream.agents.checkpoint import Restored, StoredSoon, encode_state
+from agentstream.agents.event_sink import EventSink
 from agentstream.agents.interrupts import new_interrupt
+from agentstream.agents.result import AgentResult, ToolResult, has_type, result_text
+from agentstream.agents.sub_agents import SubAgentSink, path_of_child, request_with
 from agentstream.agents.text_joiner import TextJoiner
 from agentstream.agents.tool_calls import ToolCallWriter
 from agentstream.agents.unseen_events import warn_if_unseen
 from agentstream.errors import AgentStreamError, InvalidAgentOutput, RunCancelled
 from agentstream.protocol.events import REASONING, TEXT, TOOL_CALL_DELTA, check_agent_event
-from agentstream.protocol.interrupts import APPROVAL, APPROVAL_SCHEMA, Interrupt
-from agentstream.protocol.openai import ChatCompletionRequest, ChatMessage, FinishReason, Usage
-from agentstream.protocol.plain_json import json_text
+from agentstream.protocol.interrupts import APPROVAL, APPROVAL_SCHEMA
+from agentstream.protocol.openai import ChatCompletionRequest, ChatMessage
 from agentstream.telemetry.masking import mask_json
 
-if TYPE_CHECKING:
-    from agentstream.agents.sub_agents import ChildRun
-
-
-@dataclass(frozen=True, slots=True)
-class ToolResult:
-    """The result of one tool call.
-
-    ``content`` is the tool's output, or the error text if ``success`` is False. A value that is no text is sent as its
-    JSON text. ``latency_seconds`` is the wall-clock time of the call, in seconds.
-    """
-
-    tool_name: str
-    content: Any
-    success: bool = True
-    latency_seconds: float = 0.0
-
-    def text(self) -> str:
-        """Return ``content`` as text. Raises InvalidAgentOutput if it cannot be written as JSON."""
-        return _json_text(self.content, f"ToolResult.content of {self.tool_name!r}")
-
-
-@dataclass(frozen=True, slots=True)
-class AgentResult:
-    """The return value of an agent.
-
-    ``content`` is the answer of an agent that never called ``run.write``. Otherwise it is ignored, because the
-    written text is the answer.
-
-    ``tool_results`` are the results of the agent's tool calls. An agent that emitted ``tool_call_end`` events and
-    wrote text has reported its results already; then ``tool_results`` is ignored.
-
-    ``metadata`` may hold the token counts ``prompt_tokens``, ``completion_tokens`` and ``total_tokens``. Without
-    ``total_tokens``, or if it is 0, the usage is estimated. Other keys are ignored.
-
-    ``finish_reason`` is ``stop``, ``length``, ``content_filter`` or ``tool_calls``. After ``run.write_tool_call``,
-    ``stop`` is sent to the client as ``tool_calls``.
-
-    Creating an AgentResult checks nothing. The worker checks it after the agent returned; a wrong type ends the run
-    with the error code ``invalid_agent_output``.
-    """
-
-    content: str
-    tool_results: list[ToolResult] = field(default_factory=list)
-    metadata: dict[str, Any] = field(default_factory=dict)
-    finish_reason: str = "stop"
-
-    def check(self) -> None:
-        """Raise InvalidAgentOutput if a field has a wrong type or value. The error names the field and the value."""
-        reasons = get_args(FinishReason)
-        for name, expected, valid in (
-            ("content", "a str", _has_type(self.content, str)),
-            (
-                "tool_results",
-                "a list of ToolResult",
-                _has_type(self.tool_results, list, tuple) and all(map(_is_tool_result, self.tool_results)),
-            ),
-            ("metadata", "a dict", _has_type(self.metadata, dict)),
-            ("finish_reason", f"one of {', '.join(reasons)}", self.finish_reason in reasons),
-        ):
-            if not valid:
-                value = getattr(self, name)
-                message = f"AgentResult.{name} must be {expected}, not {value!r:.120} ({type(value).__name__})"
-                raise InvalidAgentOutput(message)
-
-    def usage(self) -> Usage | None:
-        """Return the token counts in ``metadata``, or None if ``total_tokens`` is absent or 0.
-
-        Raises InvalidAgentOutput if a count is not a whole number of at least 0.
-        """
-        counts = {name: self.metadata.get(name) or 0 for name in Usage.model_fields}
-        if not counts["total_tokens"]:
-            return None
-        try:
-            return Usage.model_validate(counts)
-        except ValueError as exc:
-            message = f"AgentResult.metadata has invalid token counts: {counts!r}"
-            raise InvalidAgentOutput(message) from exc
-
-
-def _json_text(value: object, where: str) -> str:
-    try:
-        return json_text(value)
-    except Exception as exc:  # a class of the agent's may raise anything when its fields are read
-        message = f"{where} cannot be written as JSON: {exc}"
-        raise InvalidAgentOutput(message) from exc
-
-
-def _has_type(value: object, *types: type) -> bool:
-    """Return whether a value from an agent has one of the types, because Python does not check its type hints."""
-    return isinstance(value, types)
-
-
-def _is_tool_result(value: object) -> bool:
-    return (
-        isinstance(value, ToolResult)
-        and _has_type(value.tool_name, str)
-        and _has_type(value.latency_seconds, int, float)
-        and math.isfinite(value.latency_seconds)
-    )
-
-
-class EventSink(Protocol):
-    """The receiver of a run's events."""
-
-    def put(self, event_type: str, data: Any) -> None:  # noqa: ANN401 -- JSON
-        """Queue one event for publishing. Any thread may call it; it may block a thread, but never the event loop."""
-
-    def put_checkpoint(self, state: bytes) -> bool:
-        """Queue a checkpoint behind the events so far; return whether it is stored. In a thread, wait until it is."""
-        ...
-
-    def ask(self, asked: Interrupt) -> "Future[Any]":
-        """Ask people a question; return the future answer."""
-        ...
-
-    def take_inputs(self) -> list[dict[str, Any]]:
-        """Return the messages for the run that the agent has not got yet, and queue an event that says so."""
-        ...
-
-    async def wait_for_room(self) -> None:
-        """Wait until the queue has room for more events, and until starts of tools and checkpoints are stored."""
+__all__ = ["Agent", "AgentResult", "ChildRun", "EventSink", "Run", "ToolResult"]
 
 
 class Run:
@@ -293,13 +171,13 @@ class Run:
         is a dict that cannot be written as JSON.
         """
         self._raise_if_cancelled()
-        if not (_has_type(name, str) and name and _has_type(arguments, str, dict) and _has_type(id, str, type(None))):
+        if not (has_type(name, str) and name and has_type(arguments, str, dict) and has_type(id, str, type(None))):
             message = (
                 "run.write_tool_call takes a name that is not empty, arguments as str or dict, and an id as str or "
                 f"None; got {name!r:.120}, {type(arguments).__name__} and {id!r:.120}"
             )
             raise InvalidAgentOutput(message)
-        text = _json_text(arguments, "run.write_tool_call: the arguments")
+        text = result_text(arguments, "run.write_tool_call: the arguments")
         call_id = id or f"call_{secrets.token_hex(12)}"
         call = ToolCallWriter(self._write_tool_call_delta, next(self._call_numbers), call_id)
         self._write_tool_call_delta({"index": call.index, "id": call_id, "name": name, "arguments": text})
@@ -329,8 +207,6 @@ class Run:
         Raises InvalidAgentOutput if ``name`` is empty, has more than 64 characters or control characters, if the
         sub-agent is more than 8 levels deep, or if ``messages`` are malformed.
         """
-        from agentstream.agents.sub_agents import ChildRun  # noqa: PLC0415 -- a ChildRun is a Run
-
         return ChildRun(self, name, messages, self._sink, self._children)
 
     def checkpoint(self, state: Any) -> Awaitable[None]:  # noqa: ANN401 -- JSON
@@ -430,6 +306,62 @@ class Run:
         if self._cancelled:
             message = f"run {self.id} was cancelled"
             raise RunCancelled(message)
+
+
+class ChildRun(Run):
+    """The run of a sub-agent, from ``Run.child``. It is over when the whole run is over.
+
+    ``id``, ``caller``, ``cancelled`` and ``drain`` are those of the whole run. ``restored`` is None.
+    """
+
+    _sink: SubAgentSink
+
+    def __init__(
+        self,
+        parent: Run,
+        name: str,
+        messages: str | Iterable[Any] | None,
+        sink: EventSink,
+        children: "set[weakref.ref[Run]]",
+    ) -> None:
+        """Create the run of a sub-agent of ``parent``, and add it to the ``children`` of the whole run."""
+        path = path_of_child(parent.agent_path, name)
+        request = parent.request if messages is None else request_with(parent.request, messages)
+        super().__init__(parent.id, request, SubAgentSink(sink, path), parent.caller)
+        self.agent_path = path
+        self._parent = parent
+        self._children = children
+        children.add(weakref.ref(self, children.discard))
+        self._cancelled = parent.cancelled  # after the line above: the run may be cancelled in between
+
+    def cancel(self, *, continued: bool = False) -> None:
+        """Mark this sub-agent's run as over. The run that the agent was called with cancels all its children."""
+        self._finish(continued=continued)
+
+    @property
+    def text(self) -> str:
+        """The text that this sub-agent has written so far."""
+        return "".join(self._sink.texts)
+
+    def checkpoint(self, state: Any) -> NoReturn:  # noqa: ANN401, ARG002 -- as in Run
+        """Raise InvalidAgentOutput: a checkpoint is the state of the whole run, so only the agent itself makes one."""
+        message = (
+            f"run.checkpoint: the sub-agent {'/'.join(self.agent_path)!r} has no state of its own. Make checkpoints "
+            "with the run that the agent was called with; only a sub-agent's run has an agent_path"
+        )
+        raise InvalidAgentOutput(message)
+
+    def interrupt(self, kind: str, payload: Any = None, **options: Any) -> Any:  # noqa: ANN401 -- as in Run
+        """Ask people for the whole run: its interrupts are numbered together."""
+        return self._parent.interrupt(kind, payload, **options)
+
+    def write_tool_call(self, name: str, *_: Any, **__: Any) -> ToolCallWriter:  # noqa: ANN401 -- as in Run
+        """Raise InvalidAgentOutput: a call of a client's tool is a part of the answer, so only the agent writes it."""
+        message = (
+            f"run.write_tool_call: the sub-agent {'/'.join(self.agent_path)!r} cannot call the client's tool "
+            f"{name!r:.80}: such a call is a part of the answer. Write it with the run that the agent was called with"
+        )
+        raise InvalidAgentOutput(message)
 
 
 Agent = Callable[[Run], Awaitable[AgentResult]] | Callable[[Run], AgentResult]

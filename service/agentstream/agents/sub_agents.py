@@ -1,15 +1,13 @@
-"""Sub-agents: the run that an agent gives to an agent which works for it."""
+"""What the run of a sub-agent needs: its path, its request, and the receiver of its events."""
 
 import unicodedata
-import weakref
 from collections.abc import Iterable
 from concurrent.futures import Future
 from typing import Any, Final, NoReturn
 
 from pydantic import ValidationError
 
-from agentstream.agents.contract import EventSink, Run
-from agentstream.agents.tool_calls import ToolCallWriter
+from agentstream.agents.event_sink import EventSink
 from agentstream.errors import InvalidAgentOutput
 from agentstream.protocol.events import AGENT_PATH, AGENT_REASONING, AGENT_TEXT, REASONING, TEXT
 from agentstream.protocol.interrupts import Interrupt
@@ -23,11 +21,12 @@ MAX_DEPTH: Final = 8
 _FORBIDDEN: Final = frozenset({"Cc", "Cs", "Zl", "Zp"})
 
 
-class _SubAgentSink:
+class SubAgentSink:
     """Sends the events of a sub-agent with its path. Its text and its reasoning become events, too."""
 
     def __init__(self, sink: EventSink, path: tuple[str, ...]) -> None:
-        self.whole_run: EventSink = sink.whole_run if isinstance(sink, _SubAgentSink) else sink
+        """``sink`` is that of the parent. ``texts`` collects what the sub-agent writes."""
+        self.whole_run: EventSink = sink.whole_run if isinstance(sink, SubAgentSink) else sink
         self._path = list(path)
         self.texts: list[str] = []
 
@@ -58,63 +57,13 @@ class _SubAgentSink:
         await self.whole_run.wait_for_room()
 
 
-class ChildRun(Run):
-    """The run of a sub-agent, from ``Run.child``. It is over when the whole run is over.
-
-    ``id``, ``caller``, ``cancelled`` and ``drain`` are those of the whole run. ``restored`` is None.
-    """
-
-    _sink: _SubAgentSink
-
-    def __init__(
-        self,
-        parent: Run,
-        name: str,
-        messages: str | Iterable[Any] | None,
-        sink: EventSink,
-        children: "set[weakref.ref[Run]]",
-    ) -> None:
-        """Create the run of a sub-agent of ``parent``, and add it to the ``children`` of the whole run."""
-        path = (*parent.agent_path, mask(_checked(name)))
-        if len(path) > MAX_DEPTH:
-            message = f"run.child: {'/'.join(path)!r:.200} is {len(path)} sub-agents deep; the limit is {MAX_DEPTH}"
-            raise InvalidAgentOutput(message)
-        request = parent.request if messages is None else _with_messages(parent.request, messages)
-        super().__init__(parent.id, request, _SubAgentSink(sink, path), parent.caller)
-        self.agent_path = path
-        self._parent = parent
-        self._children = children
-        children.add(weakref.ref(self, children.discard))
-        self._cancelled = parent.cancelled  # after the line above: the run may be cancelled in between
-
-    def cancel(self, *, continued: bool = False) -> None:
-        """Mark this sub-agent's run as over. The run that the agent was called with cancels all its children."""
-        self._finish(continued=continued)
-
-    @property
-    def text(self) -> str:
-        """The text that this sub-agent has written so far."""
-        return "".join(self._sink.texts)
-
-    def checkpoint(self, state: Any) -> NoReturn:  # noqa: ANN401, ARG002 -- as in Run
-        """Raise InvalidAgentOutput: a checkpoint is the state of the whole run, so only the agent itself makes one."""
-        message = (
-            f"run.checkpoint: the sub-agent {'/'.join(self.agent_path)!r} has no state of its own. Make checkpoints "
-            "with the run that the agent was called with; only a sub-agent's run has an agent_path"
-        )
+def path_of_child(parent: tuple[str, ...], name: object) -> tuple[str, ...]:
+    """Return the path of a child. Raises InvalidAgentOutput if the name is malformed, or the path is too long."""
+    path = (*parent, mask(_checked(name)))
+    if len(path) > MAX_DEPTH:
+        message = f"run.child: {'/'.join(path)!r:.200} is {len(path)} sub-agents deep; the limit is {MAX_DEPTH}"
         raise InvalidAgentOutput(message)
-
-    def interrupt(self, kind: str, payload: Any = None, **options: Any) -> Any:  # noqa: ANN401 -- as in Run
-        """Ask people for the whole run: its interrupts are numbered together."""
-        return self._parent.interrupt(kind, payload, **options)
-
-    def write_tool_call(self, name: str, *_: Any, **__: Any) -> ToolCallWriter:  # noqa: ANN401 -- as in Run
-        """Raise InvalidAgentOutput: a call of a client's tool is a part of the answer, so only the agent writes it."""
-        message = (
-            f"run.write_tool_call: the sub-agent {'/'.join(self.agent_path)!r} cannot call the client's tool "
-            f"{name!r:.80}: such a call is a part of the answer. Write it with the run that the agent was called with"
-        )
-        raise InvalidAgentOutput(message)
+    return path
 
 
 def _checked(name: object) -> str:
@@ -132,7 +81,7 @@ def _checked(name: object) -> str:
     return name
 
 
-def _with_messages(request: ChatCompletionRequest, messages: str | Iterable[Any]) -> ChatCompletionRequest:
+def request_with(request: ChatCompletionRequest, messages: str | Iterable[Any]) -> ChatCompletionRequest:
     """Return the request of a sub-agent. The client's tools and its format of the answer are not for the sub-agent."""
     given = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
     try:
