@@ -162,8 +162,6 @@ async def test_wrong_answers_are_refused_and_change_nothing(client: openai.Async
     for sent, expected in (
         (answers[:1], "more answers"),
         ([unknown, *answers], "no interrupt 'z'"),
-        ([unknown | {"approval_request_id": "mcpr_elsewhere"}], "not an approval request of this server"),
-        ([unknown | {"approval_request_id": None}], "send the id of an approval request"),
         ([message, *answers], "stands alone"),
         ([*answers, message], "send them first"),
         ([*answers, answers[0] | {"output": "2"}], "each id once"),
@@ -171,6 +169,10 @@ async def test_wrong_answers_are_refused_and_change_nothing(client: openai.Async
         with pytest.raises(openai.BadRequestError, match=expected) as refused:
             await client.responses.create(model=MODEL, previous_response_id=first.id, input=sent)  # type: ignore[arg-type]
         assert refused.value.body is not None
+    for name in ("mcpr_elsewhere", None):
+        nowhere: Any = [unknown | {"approval_request_id": name}]
+        with pytest.raises(openai.NotFoundError, match="not an approval request of this server"):
+            await client.responses.create(model=MODEL, previous_response_id=first.id, input=nowhere)
     stranger = client.with_options(api_key="stranger")
     with pytest.raises(openai.NotFoundError, match="was not found"):
         await stranger.responses.create(model=MODEL, previous_response_id=first.id, input=answers)  # type: ignore[arg-type]
@@ -207,11 +209,12 @@ async def test_an_agent_that_waits_in_its_worker_goes_on_in_the_same_response(
         )
         + "/v1"
     )
-    stream = await client.responses.create(model="place", input="once", stream=True)
-    async for event in stream:
+    answers = []
+    async for event in await client.responses.create(model="place", input="once", stream=True):
         if event.type == "response.output_item.done" and isinstance(event.item, McpApprovalRequest):
             answer: Any = {"type": "mcp_approval_response", "approval_request_id": event.item.id, "approve": True}
-            same = await client.responses.create(model="place", input=[answer])
-            assert same.output_text == "before approved=True "
+            answers.append(await client.responses.create(model="place", input=[answer]))
+    [same] = answers
+    assert same.output_text == "before approved=True "
     assert event.type == "response.completed"
-    assert event.response.id == same.id
+    assert event.response == same

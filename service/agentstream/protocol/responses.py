@@ -219,8 +219,8 @@ class ResponseRequest(SharedFields):
                 raise ValueError(message)
             else:
                 break
-            if not name or found.setdefault(name, answer) != answer:
-                message = f"input[{place}].approval_request_id: send the id of an approval request, and each id once"
+            if found.setdefault(name or "", answer) != answer:
+                message = f"input[{place}].approval_request_id: the id has two answers; send each id once"
                 raise ValueError(message)
         return found
 

@@ -4,6 +4,7 @@ A run that waits has the status ``requires_action``. Its hash holds the interrup
 front end can enqueue it again. No queue entry, slot, connection or task belongs to it.
 """
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -102,11 +103,17 @@ class InterruptStore:
             raise BusError(message)
         return outcome
 
-    async def enqueue(self, queue: str, job: Job) -> None:
+    async def enqueue(self, queue: str, job: Job, *, ttl_s: int) -> None:
         """Put the job of a parked run into its queue again, also if the queue is full.
 
-        If the job is put there twice, ``begin.lua`` begins an attempt for one of the two entries only.
+        The run counts as active again, even if its owner then has more active runs than it may start: an answer must
+        not be lost. ``ttl_s`` is the TTL of the keys of an open run. If the job is put there twice, ``begin.lua``
+        begins an attempt for one of the two entries only.
         """
+        if job.limited:
+            active = self._keys.active_runs(job.owner)
+            await self._link.call("ZADD", active, int(time.time()) + ttl_s, job.run_id)
+            await self._link.call("EXPIRE", active, ttl_s)
         await self._link.call("XADD", self._keys.jobs(queue), "*", "job", job.encode())
 
     async def remember(self, queue: str, run_id: str, expires_at: int) -> None:

@@ -100,24 +100,27 @@ async def admit_answers(
 
 
 def _response_of(answers: Mapping[str, Any], previous_response_id: str | None) -> tuple[Segment, str]:
-    """Return the response whose approval requests are answered, and the id that named it."""
-    approval_id = next(iter(answers))
-    responses = {segment_of(each) if interrupt_id_of(each) else None for each in answers}
-    [response, *others] = responses
-    if response is None or others:
-        wrong = next((each for each in answers if interrupt_id_of(each) is None), approval_id)
+    """Return the response whose approval requests are answered, and the id of one of them.
+
+    Raises NotFound if an id is not of this server, and InvalidRequest if they belong to several responses.
+    """
+    responses = {each: segment_of(each) for each in answers if interrupt_id_of(each) is not None}
+    if unknown := [each for each in answers if each not in responses]:
         message = (
-            f"{wrong[:80]!r} is not an approval request of this server"
-            if interrupt_id_of(wrong) is None
-            else "the answers are to approval requests of several responses; answer one response at a time"
+            f"{unknown[0][:80]!r} is not an approval request of this server; send the id of an mcp_approval_request"
+        )
+        raise NotFound(message, param="input")
+    if previous_response_id is not None and RESPONSE_ID.fullmatch(previous_response_id) is None:
+        raise not_found(previous_response_id, param="previous_response_id")
+    named, response = next(iter(responses.items()))
+    expected = response if previous_response_id is None else segment_of(previous_response_id)
+    if response is None or any(each != expected for each in responses.values()):
+        message = (
+            f"{named[:80]!r} belongs to another response than the other answers or previous_response_id; answer the "
+            "approval requests of one response at a time"
         )
         raise InvalidRequest(message, param="input")
-    if previous_response_id is not None and previous_response_id != response_id(*response):
-        message = f"{approval_id[:80]!r} is not an approval request of the response {previous_response_id[:60]!r}"
-        raise InvalidRequest(
-            message, param="previous_response_id" if not RESPONSE_ID.fullmatch(previous_response_id) else "input"
-        )
-    return response, approval_id
+    return response, named
 
 
 async def _require_all(context: Context, info: RunInfo, response: Segment, given: Mapping[str, Any]) -> None:

@@ -21,6 +21,7 @@ from agentstream.errors import (
     Unauthenticated,
     UnsupportedMediaType,
 )
+from agentstream.frontend.api.caller_headers import ANSWER_KEYS_HEADER, MAX_ANSWER_KEYS
 from agentstream.frontend.api.openapi_schemas import (
     CHAT_COMPLETION,
     COMPONENTS,
@@ -28,11 +29,14 @@ from agentstream.frontend.api.openapi_schemas import (
     ERROR,
     EVENT,
     IDEMPOTENCY_KEY,
+    INPUTS,
+    INTERRUPT,
     RESPONSE,
     SEQUENCE_NUMBER_ID,
     TEXT_COMPLETION,
     USAGE,
 )
+from agentstream.protocol.answers import InputRequest, ResumeRequest
 from agentstream.protocol.completions import CompletionRequest
 from agentstream.protocol.jobs import RUN_ID
 from agentstream.protocol.openai import ChatCompletionRequest
@@ -100,7 +104,12 @@ def document() -> dict[str, Any]:
         "ChatCompletion": CHAT_COMPLETION,
         "Usage": USAGE,
         "Error": ERROR,
+        "Interrupt": INTERRUPT,
+        "Inputs": INPUTS,
+        "ResumeRequest": ResumeRequest.model_json_schema(ref_template=COMPONENTS),
     }
+    input_request = InputRequest.model_json_schema(ref_template=COMPONENTS)
+    schemas |= input_request.pop("$defs", {}) | {"InputRequest": input_request}
     run_errors = (InvalidRequest, Unauthenticated, BrokerUnavailable)
     own_run_errors = (*run_errors, NotFound)
     return {
@@ -176,6 +185,7 @@ def document() -> dict[str, Any]:
                     parameters=[_RUN_ID],
                 ),
             },
+            **_people_paths(own_run_errors),
             **_responses_paths(),
             "/v1/models": {
                 "get": _operation(
@@ -217,6 +227,33 @@ def document() -> dict[str, Any]:
                     (),
                 ),
             },
+        },
+    }
+
+
+def _people_paths(run_errors: tuple[type[RequestError], ...]) -> dict[str, Any]:
+    body_errors = (*run_errors, BodyTimeout, BodyTooLarge, Conflict, UnsupportedMediaType)
+    return {
+        "/v1/chat/completions/{run_id}/resume": {
+            "post": _operation(
+                "resumeChatCompletion",
+                "Answer interrupts of a run that waits for people; stream the rest of it, or wait for its end",
+                {"200": _answer("ChatCompletion", "The run, or the rest of its stream", streamed=True)},
+                (*body_errors, Gone, RunFailed),
+                parameters=[_RUN_ID, _FORMAT, _EVENT_TYPES, _ERROR_FORM],
+                body="ResumeRequest",
+                extra_statuses=("502", "504"),
+            ),
+        },
+        "/v1/chat/completions/{run_id}/input": {
+            "post": _operation(
+                "sendChatCompletionInput",
+                "Send messages to a run that is going on; its agent takes them at its next step",
+                {"200": _answer("Inputs", "The messages are stored")},
+                (*body_errors, LimitReached),
+                parameters=[_RUN_ID],
+                body="InputRequest",
+            ),
         },
     }
 
@@ -318,7 +355,7 @@ _ERRORS: Final = {
     "403": "The Host header is not a name of the server's machine. Only a server without API keys checks this.",
     "404": "The run or model does not exist, or another API key created the run.",
     "408": "The body did not arrive in time.",
-    "409": "The idempotency key was used for a different request.",
+    "409": "The idempotency key was used for a different request; or the run takes no answers or no messages now.",
     "410": "The stored events of the run are no longer complete.",
     "413": "The body is too large.",
     "415": "The Content-Type is not application/json.",
@@ -341,6 +378,12 @@ _CREATE_ERRORS: Final = (
     RunFailed,
     UnsupportedMediaType,
 )
+_ERROR_FORM: Final = _header(
+    "X-Agent-Errors",
+    "The form of a failure in a stream. `text` (default): a chunk with a sentence for the user and `agent_error`. "
+    "`strict`: an OpenAI error object. It has no effect on the Responses API.",
+    {"enum": ["text", "strict"]},
+)
 _CREATE_PARAMETERS: Final = [
     _FORMAT,
     _EVENT_TYPES,
@@ -350,11 +393,12 @@ _CREATE_PARAMETERS: Final = [
         IDEMPOTENCY_KEY,
     ),
     _header(
-        "X-Agent-Errors",
-        "The form of a failure in a stream. `text` (default): a chunk with a sentence for the user and `agent_error`. "
-        "`strict`: an OpenAI error object. It has no effect on the Responses API.",
-        {"enum": ["text", "strict"]},
+        ANSWER_KEYS_HEADER,
+        "The SHA-256 of other API keys, as hex digits and separated by commas. They may read the run and answer its "
+        f"interrupts; at most {MAX_ANSWER_KEYS}.",
+        {"type": "string", "pattern": f"^([0-9a-fA-F]{{64}}( *, *[0-9a-fA-F]{{64}}){{0,{MAX_ANSWER_KEYS - 1}}})?$"},
     ),
+    _ERROR_FORM,
 ]
 
 

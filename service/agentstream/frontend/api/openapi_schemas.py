@@ -8,9 +8,10 @@ from typing import Any, Final, get_args
 from agentstream.frontend.api.parsing import MAX_IDEMPOTENCY_KEY
 from agentstream.protocol.completions import COMPLETION_PREFIX
 from agentstream.protocol.events import CURSOR
+from agentstream.protocol.interrupts import NAME
 from agentstream.protocol.jobs import RUN_ID
 from agentstream.protocol.openai import FinishReason
-from agentstream.protocol.response_items import ITEM_ID, RESPONSE_ID
+from agentstream.protocol.response_items import APPROVAL_ID, ITEM_ID, RESPONSE_ID
 
 COMPONENTS: Final = "#/components/schemas/{model}"
 # Printable ASCII without spaces at the ends: those are not part of a header's value.
@@ -88,6 +89,33 @@ _CHOICE: Final[dict[str, Any]] = {
         "finish_reason": {"enum": [*get_args(FinishReason), None], "description": "null while the run is open."},
     },
 }
+INTERRUPT: Final[dict[str, Any]] = {
+    "type": "object",
+    "description": "A question of a run that people answer.",
+    "required": ["id", "kind", "payload", "expires_at"],
+    "properties": {
+        "id": {"type": "string", "description": "Answer it under this id.", "pattern": f"^{NAME.pattern}$"},
+        "kind": {"type": "string", "description": "`approval`: may a tool run? Other kinds are the agent's own."},
+        "payload": {"description": "What people need to answer, from the agent. An approval has `tool`, `arguments`."},
+        "schema": {"type": "object", "description": "The JSON schema of the answer. Without it, any JSON is one."},
+        "expires_at": {"type": "integer", "description": "It can be answered until then: Unix time in seconds."},
+        "call_id": {"type": "string", "description": "In a response: the id with which an input item answers it."},
+    },
+}
+INPUTS: Final[dict[str, Any]] = {
+    "type": "object",
+    "required": ["id", "object", "inputs"],
+    "properties": {
+        "id": {"type": "string", "pattern": f"^{RUN_ID.pattern}$"},
+        "object": {"const": "chat.completion.input"},
+        "inputs": {"type": "array", "description": "The ids of the messages, in order.", "items": {"type": "string"}},
+    },
+}
+_INTERRUPTS: Final[dict[str, Any]] = {
+    "type": "array",
+    "description": "The questions that the run waits for. Present while it waits; a response keeps them.",
+    "items": {"$ref": COMPONENTS.format(model="Interrupt")},
+}
 CHAT_COMPLETION: Final[dict[str, Any]] = {
     "type": "object",
     "required": ["id", "object", "created", "model", "status", "choices", "usage"],
@@ -101,8 +129,14 @@ CHAT_COMPLETION: Final[dict[str, Any]] = {
         "created": {"type": "integer", "description": _CREATED},
         "model": {"type": "string"},
         "status": {
-            "enum": ["queued", "in_progress", "completed", "failed", "cancelled"],
+            "enum": ["queued", "in_progress", "requires_action", "completed", "failed", "cancelled"],
             "description": "The state of the run. OpenAI's API does not have this field.",
+        },
+        "interrupts": _INTERRUPTS,
+        "unapplied_inputs": {
+            "type": "array",
+            "description": "The ids of messages for the run that its agent has not taken. Present after the end only.",
+            "items": {"type": "string"},
         },
         "choices": {"type": "array", "minItems": 1, "items": _CHOICE},
         "usage": {"$ref": COMPONENTS.format(model="Usage")},
@@ -123,6 +157,8 @@ TEXT_COMPLETION: Final[dict[str, Any]] = {
         "model": {"type": "string"},
         "choices": {"type": "array", "minItems": 1, "items": {"type": "object"}},
         "usage": {"$ref": COMPONENTS.format(model="Usage")},
+        "status": {"const": "requires_action", "description": "Present only if the run waits for people."},
+        "interrupts": _INTERRUPTS,
     },
 }
 RESPONSE: Final[dict[str, Any]] = {
@@ -153,10 +189,12 @@ RESPONSE: Final[dict[str, Any]] = {
             "description": "The output items so far. A tool call appears only when it is complete.",
             "items": {
                 "type": "object",
-                "required": ["id", "type", "status"],
+                "required": ["id", "type"],
                 "properties": {
-                    "id": {"type": "string", "pattern": f"^{ITEM_ID.pattern}$"},
-                    "type": {"enum": ["message", "reasoning", "function_call", "custom_tool_call"]},
+                    "id": {"type": "string", "pattern": f"^(?:{ITEM_ID.pattern}|{APPROVAL_ID.pattern})$"},
+                    "type": {
+                        "enum": ["message", "reasoning", "function_call", "custom_tool_call", "mcp_approval_request"]
+                    },
                     "status": {"enum": ["in_progress", "completed", "incomplete"]},
                 },
             },
@@ -166,6 +204,7 @@ RESPONSE: Final[dict[str, Any]] = {
             "description": "Token counts. null while the run is open, and if it failed.",
             "required": ["input_tokens", "output_tokens", "total_tokens"],
         },
+        "interrupts": _INTERRUPTS,
         "ignored_tools": {
             "type": "array",
             "description": "The tools of the request that are not served and were left out, if any.",

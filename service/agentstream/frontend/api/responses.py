@@ -62,6 +62,9 @@ def _answers(response_request: ResponseRequest) -> dict[str, Any]:
     try:
         return response_request.answers()
     except ValueError as exc:
+        previous_id = response_request.previous_response_id
+        if previous_id is not None and RESPONSE_ID.fullmatch(previous_id) is None:
+            raise not_found(previous_id, param="previous_response_id") from exc
         raise InvalidRequest(str(exc), param=str(exc).partition(":")[0]) from exc
 
 

@@ -84,7 +84,7 @@ async def _store(context: Context, info: RunInfo, answers: Mapping[str, Any]) ->
 async def _enqueue(context: Context, waiting: Waiting) -> None:
     if waiting.job is not None:
         queue = context.model_router.queue_of_job(waiting.job)
-        await context.interrupts.enqueue(queue, waiting.job)
+        await context.interrupts.enqueue(queue, waiting.job, ttl_s=run_open_ttl_s(context))
         await context.interrupts.forget(queue, waiting.run_id)
 
 
