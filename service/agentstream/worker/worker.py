@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final
 
@@ -24,6 +24,7 @@ HANDED_BACK_LEASE_S: Final = HANDED_BACK_IDLE_MS / 2000
 SETTLE_S: Final = 3.0
 # After the drain timeout the remaining runs get this long to store their terminal event or be handed back.
 SHUTDOWN_GRACE_S: Final = 8.0
+CANCEL_AGAIN_S: Final = 0.5
 
 
 class Worker:
@@ -88,8 +89,7 @@ class Worker:
                 await self._claim_until(stop)
                 reclaiming.cancel()
                 await self._drain()
-                for task in side_tasks:
-                    task.cancel()
+                await _cancel([*side_tasks, reclaiming])
         finally:
             await warn_if_unavailable(self._queue.close, "leave the queue")
 
@@ -234,3 +234,11 @@ class Worker:
         while True:
             await warn_if_unavailable(self._queue.heartbeat, "send a heartbeat")
             await asyncio.sleep(HEARTBEAT_INTERVAL_S)
+
+
+async def _cancel(tasks: Sequence[asyncio.Task[None]]) -> None:
+    """Cancel tasks until they have ended. A client of Redis may lose a cancel that comes together with a reply."""
+    while pending := [task for task in tasks if not task.done()]:
+        for task in pending:
+            task.cancel()
+        await asyncio.wait(pending, timeout=CANCEL_AGAIN_S)
