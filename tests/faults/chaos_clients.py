@@ -7,7 +7,7 @@ import re
 import secrets
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -20,6 +20,7 @@ from tests.helpers import TIME_SCALE, parse_data
 SILENCE_S: Final = 12 * TIME_SCALE
 RETRY_S: Final = 0.25 * TIME_SCALE
 _KEEPALIVES: Final = re.compile(rb"(?m)^: keepalive\n")
+_IDS: Final = re.compile(rb"(?m)^id: ")
 _WORD: Final = re.compile(r"#(\d+)")
 _TROUBLE: Final = (aiohttp.ClientError, ConnectionError, TimeoutError)
 
@@ -52,6 +53,9 @@ class ResumableRun:
     connections: int = 0
     pause_s: float = 0.0  # the longest time between two pieces of text or events
     faults: Counter[str] = field(default_factory=Counter)
+
+
+Take = Callable[[ResumableRun, sse.ReceivedFrame], None]
 
 
 class Following:
@@ -117,7 +121,7 @@ class Following:
 
     # -- requests -----------------------------------------------------------------------------------
 
-    async def _until_done(self, run: ResumableRun, body: Any, path: str, take: Any) -> None:
+    async def _until_done(self, run: ResumableRun, body: Any, path: str, take: Take) -> None:
         """Read a stream until its end; resume it after the last frame as often as necessary."""
         heard_s = time.monotonic()
         while not run.outcome:
@@ -140,7 +144,7 @@ class Following:
             if not run.outcome:
                 await asyncio.sleep(RETRY_S)
 
-    async def _read(self, response: aiohttp.ClientResponse, run: ResumableRun, take: Any, heard_s: float) -> float:
+    async def _read(self, response: aiohttp.ClientResponse, run: ResumableRun, take: Take, heard_s: float) -> float:
         """Read frames until the end. Return the time of the last one."""
         decoder, buffer = sse.Decoder(), b""
         if not run.last_id:
@@ -152,9 +156,12 @@ class Following:
                 now_s = time.monotonic()
                 raw = _KEEPALIVES.sub(b"", frame) + b"\n\n"
                 for message in decoder.feed(raw):
-                    if take(run, message):
+                    if _IDS.search(raw) or message.data == "[DONE]" or not run.last_id:
+                        take(run, message)
                         run.pause_s, heard_s = max(run.pause_s, now_s - heard_s), now_s
                         run.raw += raw
+                    else:
+                        _take_unnumbered(run, message)
                     run.last_id = message.last_event_id or run.last_id
         return heard_s
 
@@ -216,33 +223,33 @@ def _chat_body(run: ResumableRun, **fields: Any) -> dict[str, Any]:
     return {"model": run.model, "messages": [{"role": "user", "content": run.plan.text()}], **fields}
 
 
-def _chat_frame(run: ResumableRun, frame: sse.ReceivedFrame) -> bool:
-    """Record a frame of chat completions. Return whether it belongs to the run, and not to the connection."""
+def _chat_frame(run: ResumableRun, frame: sse.ReceivedFrame) -> None:
+    """Record a frame of chat completions."""
     data: Any = parse_data(frame.data)
     if data == "[DONE]":
         run.outcome = run.outcome or "complete"
-        return True
-    if frame.event == "message" and not frame.last_event_id and run.last_id:
-        return False  # an empty chunk during silence
+        return
     run.run_id = data["id"]
     if error := data.get("agent_error"):
         run.outcome = error["code"]
     elif frame.event == "message" and data["choices"]:
         run.text += data["choices"][0]["delta"].get("content") or ""
-    return True
 
 
-def _response_frame(run: ResumableRun, frame: sse.ReceivedFrame) -> bool:
-    """Record an event of the Responses API. Return whether it belongs to the run."""
+def _response_frame(run: ResumableRun, frame: sse.ReceivedFrame) -> None:
+    """Record an event of the Responses API."""
     data: dict[str, Any] = json.loads(frame.data)
     kind = data["type"]
-    if kind == "error":
-        run.outcome = data["code"]
-        return True
     run.run_id = run.run_id or data.get("response", {}).get("id", "")
     if kind == "response.output_text.delta":
         run.text += data["delta"]
     elif kind in {"response.completed", "response.failed", "response.incomplete"}:
         error = data["response"].get("agent_error") or data["response"].get("error")
         run.outcome = error["code"] if error else "complete"
-    return bool(frame.last_event_id)
+
+
+def _take_unnumbered(run: ResumableRun, frame: sse.ReceivedFrame) -> None:
+    """Record a frame without an id, which is not in the replay log: a sign of life, or an error of the front end."""
+    data: dict[str, Any] = json.loads(frame.data)
+    if error := data.get("agent_error") or data.get("error"):
+        run.outcome = error["code"]

@@ -24,6 +24,7 @@ from aiohttp.test_utils import TestServer
 from tests.faults.chaos import LEASE_S, MUST_BE_ZERO, RUNS_AT_ONCE, Chaos, Fleet, Report, main
 from tests.faults.chaos_agents import Plan, tool_name
 from tests.faults.chaos_clients import Following, ResumableRun
+from tests.faults.faults import Broker
 from tests.faults.numbered_model import NumberedModel
 from tests.helpers import TIME_SCALE
 from tests.processes import Processes
@@ -63,6 +64,7 @@ class ResumableChaos(Chaos):
                 "AGENTSTREAM_AGENTS": ",".join(models),
                 "AGENTSTREAM_TOOLS": f"{AGENTS}:charge,{AGENTS}:look",
                 "AGENTSTREAM_MAX_ATTEMPTS": str(MAX_ATTEMPTS),
+                "AGENTSTREAM_QUEUE_TIMEOUT_S": "3600",  # on a busy machine, workers are seldom there
                 "OPENAI_BASE_URL": str(server.make_url("/v1")),
                 "OPENAI_API_KEY": "none",
             }
@@ -101,6 +103,15 @@ class ResumableChaos(Chaos):
             ("freeze worker", freeze_worker),
         ]
         return [*faults * 4, ("freeze and end worker", freeze_and_end_worker), ("kill frontend", kill_frontend)]
+
+    def _faults_of(self, broker: Broker) -> list[tuple[str, Callable[[random.Random], Awaitable[None]]]]:
+        """Hurt the broker seldom: after each of its faults, workers wait some seconds before they take over runs."""
+
+        async def nothing(_pick: random.Random) -> None:
+            """Leave the broker alone this time."""
+
+        faults = super()._faults_of(broker)
+        return [*faults, *[("no broker fault", nothing)] * (4 * len(faults))]
 
     async def _ask_until(
         self, ends_at_s: float, urls: list[str], session: aiohttp.ClientSession, _slow: aiohttp.ClientSession

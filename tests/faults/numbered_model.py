@@ -32,7 +32,10 @@ class NumberedModel(FakeModelServer):
             await response.write(f"data: {data}\n\n".encode())
 
         await asyncio.sleep(plan.think_ms / 1000 if turn == 0 else 0)
-        for number in _words_of(plan, turn, _begun_text(messages)):
+        begun = _begun_text(messages)
+        if begun and not begun.endswith(" "):
+            await send(text(" "))
+        for number in _words_of(plan, turn, begun):
             await send(text(f"#{number}"))
             await send(text(" "))
             await asyncio.sleep(plan.pause_ms / 1000)
