@@ -111,6 +111,12 @@ class Settings(ListenAddress):
     """Tools of your own for the built-in agent, separated by commas. An entry is package.module:attribute: a function
     with type hints and a docstring, an object with the methods of a tool, or a list of these."""
 
+    approve_tools: CommaList = Field(())
+    """Tools of the built-in agent whose calls a person must approve, separated by commas: names, or patterns such as
+    files__*. The word destructive stands for the tools of MCP servers, except those with the annotation readOnlyHint
+    true or destructiveHint false. The word all stands for every tool. Tools that declare needs_approval are always
+    asked for."""
+
     engine: str | None = Field(None)
     """Your engine for the built-in agent, as package.module:attribute: an object with a method `stream`, or a function
     without parameters that returns one. It replaces the model server of OPENAI_BASE_URL."""
@@ -328,6 +334,11 @@ class Settings(ListenAddress):
     @classmethod
     def _tool_specs(cls, specs: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(map(values.agent_spec, specs))
+
+    @field_validator("approve_tools")
+    @classmethod
+    def _tool_patterns(cls, entries: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(map(values.tool_pattern, entries))
 
     @field_validator("caller_headers")
     @classmethod

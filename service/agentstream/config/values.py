@@ -37,6 +37,7 @@ _LEVELS: Final = {"warn": "warning", "err": "error", "10": "debug", "20": "info"
 
 _LOCAL_NAMES: Final = frozenset({"localhost", "localhost.localdomain", "localhost4", "localhost6", "ip6-localhost"})
 _HEADER_NAME: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,100}")
+_TOOL_PATTERN: Final = re.compile(r"[A-Za-z0-9_*?-]{1,64}")
 _CREDENTIAL_HEADERS: Final = ("authorization", "cookie", "api-key", "apikey", "api_key")
 _HOST_NAME: Final = re.compile(r"[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*\.?")
 
@@ -306,6 +307,17 @@ def agent_spec(value: str) -> str:
     elif not colon:
         form += f", such as {text if text.isidentifier() else 'my_agents'}:agent"
     raise ValueError(form)
+
+
+def tool_pattern(entry: str) -> str:
+    """Check a name of a tool, or a pattern for such names."""
+    if not _TOOL_PATTERN.fullmatch(entry):
+        message = (
+            f"{entry!r:.80} is not the name of a tool: write names such as send_mail, patterns such as files__*, the "
+            "word destructive, or the word all, with commas between them"
+        )
+        raise ValueError(message)
+    return entry
 
 
 def caller_header(name: str) -> str:

@@ -36,6 +36,7 @@ _EXAMPLES = {
     "calculator": 'arithmetic, such as "what is 17*23"',
     "current_time": 'the time somewhere, such as "the time in Tokyo"',
     "text_statistics": "text statistics, such as 'count the words in \"to be or not to be\"'",
+    "send_postcard": "a tool that asks you first, such as 'send a postcard to Ada: greetings from Oslo'",
     "read_url": 'reading a public web page, such as "read https://example.org"',
 }
 
@@ -255,6 +256,7 @@ _SENTENCES = {
     "calculator": ("{subject} = {result}.", "I could not calculate {subject}: {result}."),
     "current_time": ("The time in {subject}: {result}.", "I could not tell the time in {subject}: {result}."),
     "text_statistics": ("Your text: {result}.", "I could not count your text: {result}."),
+    "send_postcard": ("Done: {result}.", "I sent no postcard: {result}"),
     "read_url": ("The page {subject}:\n{result}\n", "I could not read {subject}: {result}."),
 }
 
@@ -289,6 +291,10 @@ _TEXT = re.compile(
         (?: [^\n"“:]{0,40}? (?: "([^"]*)" | “([^”]*)” | (?<!\w)'([^']*)'(?!\w) )
           | [^\n"“:]{0,40} :\s* ([^\s"“].*) )""",
     re.IGNORECASE | re.VERBOSE | re.DOTALL,
+)
+_POSTCARD = re.compile(
+    r"\b(?:send|write|mail)\b[^\n:,]{0,20}?\bpostcard\s+to\s+([^\s:,](?:[^\n:,]{0,60}[^\s:,])?)\s*[:,]\s*([^\n]{1,500})",
+    re.IGNORECASE,
 )
 _URL = re.compile(r"\b(?:read|open|fetch|get|summari[sz]e)\b[^\n]{0,40}?(https?://[^\s\"'<>]+)", re.IGNORECASE)
 
@@ -334,7 +340,14 @@ def _parse_intents(question: str, tools: Sequence[ToolSchema]) -> list[_Intent]:
     if len(question) > MAX_QUESTION_CHARS:
         return []
     intents: list[_Intent] = []
-    for rule in (partial(_named_tools, tools=tools), _find_texts, _find_pages, _find_times, _find_sums):
+    for rule in (
+        partial(_named_tools, tools=tools),
+        _find_postcards,
+        _find_texts,
+        _find_pages,
+        _find_times,
+        _find_sums,
+    ):
         found = list(rule(question))
         intents += [intent for intent, _ in found]
         for _, (start, end) in found:
@@ -381,6 +394,13 @@ def _find_texts(question: str) -> _Matches:
     for match in _TEXT.finditer(question):
         text = next(group for group in match.groups() if group is not None)
         yield _Intent(match.start(), "text_statistics", {"text": text}), match.span()
+
+
+def _find_postcards(question: str) -> _Matches:
+    for match in _POSTCARD.finditer(question):
+        text = match[2].strip().strip("\"'“”")
+        if text:
+            yield _Intent(match.start(), "send_postcard", {"to": match[1], "text": text}), match.span()
 
 
 def _find_pages(question: str) -> _Matches:

@@ -17,6 +17,7 @@ The parts of each event (deploy/PROTOCOL.md, "The SSE sequence"):
     reasoning         always                   Reasoning; after reasoning and tools, Reasoning("\n\n") before it
     tool_call_delta   always                   ToolCallDelta
     interrupt         always                   NamedEvent
+    input_applied     always                   NamedEvent; it separates texts and reasoning as tools do
     run_parked        always                   Parked
     run_resumed       always                   none
     run_completed     no text was streamed     NamedEvent(tool_results) if any, a Text per word, Finish
@@ -200,6 +201,9 @@ class Transcript:
             return ()
         if kind == INTERRUPT:
             self._interrupts += (Interrupt.from_json(data),)
+        elif kind == INPUT_APPLIED:  # what follows is a new answer
+            self._tools_since_text = self._tools_since_reasoning = True
+            self.in_text = False
         return (NamedEvent(kind, data),)
 
     def fail(self, code: str, message: str) -> Iterable[Part]:

@@ -1,4 +1,4 @@
-"""The interface of a tool, its error, and the declaration that a call may be repeated."""
+"""The interface of a tool, its error, and its declarations: calls may be repeated, or need a person's approval."""
 
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
@@ -17,7 +17,8 @@ class Tool(Protocol):
 
     A tool may have the attributes ``read_only`` (it changes nothing) and ``idempotent`` (two calls with the same
     arguments have the same effect as one). Their meaning is that of ``readOnlyHint`` and ``idempotentHint`` in MCP. If
-    a worker is lost during a call, the call is repeated only if one of them is True.
+    a worker is lost during a call, the call is repeated only if one of them is True. With the attribute
+    ``needs_approval`` a person is asked before each call.
     """
 
     @property
@@ -52,6 +53,12 @@ def read_only(tool: T) -> T:
 def idempotent(tool: T) -> T:
     """Declare that repeated calls of a tool with the same arguments have the effect of one. A decorator."""
     tool.idempotent = True  # type: ignore[attr-defined]
+    return tool
+
+
+def needs_approval(tool: T) -> T:
+    """Declare that a person must approve each call of a tool. A decorator for a function or a class."""
+    tool.needs_approval = True  # type: ignore[attr-defined]
     return tool
 
 

@@ -210,6 +210,8 @@ class McpTool:
         hints = tool.annotations
         self.read_only = hints is not None and hints.read_only_hint is True
         self.idempotent = hints is not None and hints.idempotent_hint is True
+        # MCP says that a tool may be destructive unless its server declares that it is not.
+        self.destructive = not self.read_only and (hints is None or hints.destructive_hint is not False)
         self._tool_name = tool.name
         self._connection = connection
 

@@ -26,7 +26,8 @@ class PythonTool:
     """A tool that calls a function. A plain function runs in a thread.
 
     ``name`` is that of the function, ``description`` its docstring, and ``parameters`` come from its type hints.
-    ``read_only`` and ``idempotent`` are True if the function has such an attribute; see ``tools.base.read_only``.
+    ``read_only``, ``idempotent`` and ``needs_approval`` are True if the function has such an attribute; see
+    ``tools.base``.
     """
 
     def __init__(self, function: Callable[..., object]) -> None:
@@ -35,6 +36,7 @@ class PythonTool:
         self.description = inspect.getdoc(function) or ""
         self.read_only = getattr(function, "read_only", False) is True
         self.idempotent = getattr(function, "idempotent", False) is True
+        self.needs_approval = bool(getattr(function, "needs_approval", False))
         self._function = function
         self._is_async = inspect.iscoroutinefunction(function)
         try:

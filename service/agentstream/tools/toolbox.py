@@ -13,6 +13,7 @@ from agentstream.engines.base import ToolSchema
 from agentstream.protocol.plain_json import json_text
 from agentstream.telemetry.log_context import AGENT_ERROR
 from agentstream.telemetry.masking import mask, mask_error
+from agentstream.tools.approval import ApprovalRule
 from agentstream.tools.base import Tool, ToolError, is_repeatable
 from agentstream.tools.calculator import Calculator
 from agentstream.tools.current_time import CurrentTime
@@ -60,17 +61,20 @@ class Toolbox:
         timeout_s: float,
         more_tools: Callable[[], Sequence[Tool]] = tuple,
         *,
+        approval: ApprovalRule | None = None,
         hide_errors: bool = False,
     ) -> None:
         """Create a toolbox of ``tools``. ``timeout_s`` is the time limit of each call, in seconds.
 
         ``more_tools`` returns further tools, which may change over time. If one has the same name as one of
-        ``tools``, it is ignored. With ``hide_errors`` the text of an unexpected exception is only logged: neither the
+        ``tools``, it is ignored. ``approval`` says which tools need a person's approval; by default those that declare
+        it. With ``hide_errors`` the text of an unexpected exception is only logged: neither the
         model nor a client sees it. Raises ValueError if two of ``tools`` have the same name.
         """
         self._own_tools = {tool.name: tool for tool in tools}
         self._more_tools = more_tools
         self._timeout_s = timeout_s
+        self._approval = approval or ApprovalRule()
         self._hide_errors = hide_errors
         if len(self._own_tools) != len(tools):
             message = f"two tools have the same name: {sorted(tool.name for tool in tools)}"
@@ -88,18 +92,36 @@ class Toolbox:
         """Return whether a call of a tool may be repeated. A tool that is not known now may not."""
         return is_repeatable(self.tools().get(name))
 
-    async def call(self, name: str, arguments_json: str) -> ToolOutcome:
+    def needs_approval(self, name: str) -> bool:
+        """Return whether a person must approve each call of a tool. A call of an unknown tool fails without it."""
+        tool = self.tools().get(name)
+        return tool is not None and self._approval.needs_approval(tool)
+
+    def fault(self, name: str, arguments_json: str) -> str:
+        """Return why a call cannot run: there is no such tool, or its arguments are wrong. An empty text if it can."""
+        try:
+            self._checked(name, arguments_json)
+        except ToolError as exc:
+            return mask_error(str(exc))
+        return ""
+
+    def unknown_in_approval(self) -> list[str]:
+        """Return the entries of the approval rule that name no current tool."""
+        return self._approval.without_effect(self.tools().values())
+
+    async def call(self, name: str, arguments_json: str, *, approved: bool = False) -> ToolOutcome:
         """Run a tool with arguments as JSON text, as the model wrote them, and return the outcome.
 
         It raises nothing except CancelledError. An unknown tool, wrong arguments, a timeout or an exception of the
-        tool give an outcome with ``success`` False, whose content explains the error to the model.
+        tool give an outcome with ``success`` False, whose content explains the error to the model. So does a tool
+        that needs approval, unless a person has ``approved`` the call.
         """
         started = time.perf_counter()
         success = False
         limit = asyncio.timeout(self._timeout_s)
         try:
             async with limit:
-                content = await self._run(name, arguments_json)
+                content = await self._run(name, arguments_json, approved=approved)
             success = True
         except ToolError as exc:
             content = mask_error(str(exc))
@@ -113,13 +135,21 @@ class Toolbox:
         latency_s = time.perf_counter() - started
         return ToolOutcome(tool=name, content=_capped(mask(content)), success=success, latency_s=latency_s)
 
-    async def _run(self, name: str, arguments_json: str) -> str:
+    def _checked(self, name: str, arguments_json: str) -> tuple[Tool, dict[str, Any]]:
         tools = self.tools()
         tool = tools.get(name)
         if tool is None:
             message = f"there is no tool called {name!r}; the tools are: {', '.join(tools) or 'none'}"
             raise ToolError(message)
-        result: object = await tool.run(_arguments(arguments_json, tool.parameters))
+        return tool, _arguments(arguments_json, tool.parameters)
+
+    async def _run(self, name: str, arguments_json: str, *, approved: bool) -> str:
+        tool, arguments = self._checked(name, arguments_json)
+        if not approved and self._approval.needs_approval(tool):
+            # Its server or this deployment has changed the rule after the call was announced.
+            message = f"{name} was not run: it now needs the approval of a person. Call it again to ask for it."
+            raise ToolError(message)
+        result: object = await tool.run(arguments)
         try:
             return json_text(result)
         except (TypeError, ValueError) as exc:

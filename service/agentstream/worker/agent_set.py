@@ -15,8 +15,10 @@ from agentstream.config import BUILTIN, Settings, env_name
 from agentstream.engines.base import Engine
 from agentstream.engines.demo import BuiltinEngine
 from agentstream.errors import StartupError, missing_extra
+from agentstream.tools.approval import ApprovalRule
 from agentstream.tools.base import Tool
 from agentstream.tools.own_tools import as_tools
+from agentstream.tools.postcard import Postcard
 from agentstream.tools.toolbox import Toolbox, default_tools
 from agentstream.worker.execution import AgentResolver
 
@@ -31,13 +33,21 @@ class AgentSet:
     """The agents of a worker process.
 
     ``resolvers`` has a function for each served queue; it returns the agent of a model. ``managed`` are the agents that
-    must be started. ``engine`` and ``mcp`` belong to the built-in agent; they are None if it is not used.
+    must be started. ``engine``, ``toolbox`` and ``mcp`` belong to the built-in agent; they are None if it is not
+    used.
     """
 
     resolvers: dict[str, AgentResolver] = field(default_factory=dict)
     managed: list[ManagedAgent] = field(default_factory=list)
     engine: Engine | None = None
+    toolbox: Toolbox | None = None
     mcp: "McpServers | None" = None
+
+    def warn_of_unknown_tools(self) -> None:
+        """Log the entries of APPROVE_TOOLS that name no tool: if a name is misspelt, its tool runs without approval."""
+        if self.toolbox is not None and (unknown := self.toolbox.unknown_in_approval()):
+            setting, tools = env_name("approve_tools"), self.toolbox.tools()
+            log.warning("%s: there is no tool %s; the tools are %s", setting, ", ".join(unknown), ", ".join(tools))
 
     async def close(self) -> None:
         """Close the connections to MCP servers and to the model server."""
@@ -98,7 +108,7 @@ def _resolve_any(agent: Agent, _model: str) -> Agent:
 
 def _warn_if_unused(settings: Settings, specs: list[str]) -> None:
     """Warn of settings that have no effect because the built-in agent is not used."""
-    for name in ("mcp_servers", "tools", "engine"):
+    for name in ("mcp_servers", "tools", "approve_tools", "engine"):
         if getattr(settings, name) and BUILTIN not in specs:
             log.warning("%s is for the built-in agent and has no effect on %s", env_name(name), ", ".join(specs))
 
@@ -108,14 +118,20 @@ def _build_orchestrator(settings: Settings, agents: AgentSet) -> Agent:
     agents.engine = _build_engine(settings)
     own = {tool.name: tool for tool in _load_tools(settings.tools)}
     tools = {tool.name: tool for tool in default_tools(read_url=settings.read_url)} | own
-    toolbox = Toolbox(
+    if isinstance(agents.engine, BuiltinEngine):
+        tools.setdefault(Postcard.name, Postcard())
+    agents.toolbox = Toolbox(
         list(tools.values()),
         timeout_s=settings.tool_timeout_s,
         more_tools=agents.mcp.tools if agents.mcp else tuple,
+        approval=ApprovalRule(settings.approve_tools),
         hide_errors=settings.error_details == "hidden",
     )
     return Orchestrator(
-        agents.engine, toolbox, max_turns=settings.max_turns, context_tokens=settings.engine_context_tokens
+        agents.engine,
+        agents.toolbox,
+        max_turns=settings.max_turns,
+        context_tokens=settings.engine_context_tokens,
     )
 
 

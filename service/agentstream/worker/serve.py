@@ -155,6 +155,7 @@ async def _run_worker(  # noqa: PLR0913, PLR0917 -- the parts made from the sett
             await link.wait_ready(settings.broker_wait_s)
             if agents.mcp is not None:
                 await agents.mcp.start()
+            agents.warn_of_unknown_tools()
             await link.subscribe(keys.control(worker_id).encode(), on_control)
             for name, worker in workers.items():
                 await link.subscribe(keys.handed_back(name).encode(), worker.on_handed_back)

@@ -95,7 +95,8 @@ class PlannedModel:
     def _turn(self, messages: Sequence[dict[str, Any]]) -> Planned:
         if any(message.get("content") == SUMMARY_PROMPT for message in messages):
             return self._summary
-        return self._turns[sum("tool_calls" in message for message in messages)]
+        before = messages[: -2 if messages[-1].get("content") == CONTINUE_PROMPT else -1]
+        return self._turns[len([message for message in before if message["role"] == "assistant"])]
 
     def _said(self, messages: Sequence[dict[str, Any]]) -> str:
         """Return the text that the model must continue."""

@@ -47,7 +47,7 @@ def stored(progress: Progress) -> Progress:
 def test_a_progress_is_read_as_it_was_written() -> None:
     """Every part of a progress survives a checkpoint; usages become their sum."""
     progress = progress_of(3, "it rained")
-    progress.open_turn = OpenTurn("so far", {"reasoning_content": "r"}, [call("look")], {"c1": "refused"}, 2)
+    progress.open_turn = OpenTurn("so far", {"reasoning_content": "r"}, [call("look")], {"c1": "refused"}, ["c2"], 2)
     copy = stored(progress)
     assert (copy.added, copy.turns, copy.results, copy.open_turn) == (
         progress.added,

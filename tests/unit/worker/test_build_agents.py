@@ -156,7 +156,7 @@ def test_the_built_in_agent_gets_tools_of_the_user(tmp_path: Path) -> None:
     orchestrator = built.resolvers["default"]("m")
     assert isinstance(orchestrator, Orchestrator)
     tools = orchestrator._toolbox.tools()
-    assert set(tools) == {"calculator", "current_time", "text_statistics", "weather"}
+    assert set(tools) == {"calculator", "current_time", "send_postcard", "text_statistics", "weather"}
     assert all(isinstance(tools[tool], PythonTool) for tool in ("weather", "calculator"))
 
 

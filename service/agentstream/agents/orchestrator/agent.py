@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from agentstream.agents.contract import AgentResult, Run, ToolResult
+from agentstream.agents.orchestrator.approvals import Approvals
 from agentstream.agents.orchestrator.client_tools import ToolOffer
 from agentstream.agents.orchestrator.context_window import Message
 from agentstream.agents.orchestrator.json_rest import is_json_object
@@ -18,7 +19,7 @@ from agentstream.engines.base import SUMMARY_PROMPT, Engine, EngineError, ToolCh
 from agentstream.protocol.openai import ChatCompletionRequest
 from agentstream.tools.toolbox import Toolbox, ToolOutcome
 
-TURN_SEPARATOR: Final = "\n\n"  # the stream inserts it where tools ran between two texts
+TURN_SEPARATOR: Final = "\n\n"  # the stream inserts it where tools ran or input was taken between two texts
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +36,7 @@ class Orchestrator:
 
     name = AGENT_NAME
     resumable = True
+    takes_inputs = True
 
     def __init__(
         self,
@@ -65,6 +67,12 @@ class Orchestrator:
 
         The tools of one turn run concurrently. The result of a failed tool is its error text; the model reads it.
 
+        People are asked about the calls that need approval, about all of a turn at once, when its other calls have
+        ended. A call that is denied or not answered in time does not run; the model reads why.
+
+        Messages that people send to the run are taken between two turns. If some have come during an answer, the model
+        answers them in a new turn, within ``max_turns``.
+
         A turn that calls a client's tool ends the run with finish_reason "tool_calls". Own tools that the same turn
         calls are not run, because the client's next request could not contain their results. The model can call them
         again in that request.
@@ -86,13 +94,14 @@ class Orchestrator:
         if not lost.agent_started:
             run.emit("agent_turn_start", {"agent": AGENT_NAME, "input": _last_user_text(run.request)})
         messages = [*self._conversation(run.request), *progress.added]
+        approvals = Approvals(run, self._toolbox)
         loop = _Loop(
             run=run,
             messages=messages,
             progress=progress,
             lost=lost,
             turns=TurnRunner(self._engine, run, self._context_tokens, progress, lost),
-            tools=ToolRuns(run, self._toolbox, progress),
+            tools=ToolRuns(run, self._toolbox, progress, lost, approvals),
             offer=ToolOffer(run.request, self._toolbox.schemas()),
             max_turns=self._max_turns,
         )
@@ -138,22 +147,60 @@ class _Loop:
         progress, client_names = self.progress, self.offer.client_names
         while progress.open_turn.calls or not self.summed_up:
             if progress.open_turn.calls:
-                outcomes = await self.tools.go_on(self.lost)
+                outcomes = await self.tools.go_on()
             else:
+                await self._take_inputs()
                 turn = await self.turns.run_turn(self.messages, *self._offered(), client_names)
                 if turn.finish_reason in _TRUNCATED_REASONS:
                     return turn.text, turn.finish_reason
                 if any(call.name in client_names for call in turn.calls):
                     return turn.text, "tool_calls"
                 if not turn.calls:
+                    if await self._take_inputs_after(turn.text):
+                        continue
                     return turn.text, "stop"
-                outcomes = await self.tools.start(turn, self.lost)
+                outcomes = await self.tools.start(turn)
             await self._end_turn(outcomes)
+        await self._take_inputs()
         return await self._sum_up(), "length"
 
     def _offered(self) -> tuple[list[ToolSchema], ToolChoice | None]:
         number = self.progress.turns + 1
         return self.offer.for_turn(number, last=number == self.max_turns)
+
+    async def _take_inputs(self) -> None:
+        """Add the messages that people have sent to the conversation, unless the next turn has begun or is the first.
+
+        The checkpoint makes sure that they stand before everything that the model writes after them.
+        """
+        if self.progress.turns and not self.turns.continues and (messages := await self._inputs()):
+            self._add(messages)
+            await store_progress(self.run, self.progress)
+
+    async def _take_inputs_after(self, answer: str) -> bool:
+        """Take the messages that people have sent during an answer. Return whether the model must answer them.
+
+        After the last turn, and after a JSON answer, which must stay alone, none are taken.
+        """
+        response_format = self.run.request.response_format or {"type": "text"}
+        is_last = self.progress.turns + 1 >= self.max_turns
+        if is_last or self.lost.agent_ended or response_format.get("type") != "text":
+            return False
+        messages = await self._inputs()
+        if not messages:
+            return False
+        self.progress.turns += 1
+        self.progress.open_turn = OpenTurn()
+        self._add([{"role": "assistant", "content": answer}, *messages] if answer else messages)
+        await store_progress(self.run, self.progress)
+        return True
+
+    async def _inputs(self) -> list[Message]:
+        return [message.model_dump(exclude_none=True) for message in await self.run.inputs()]
+
+    def _add(self, messages: Sequence[Message]) -> None:
+        self.progress.added += messages
+        self.messages.extend(messages)
 
     async def _end_turn(self, outcomes: Sequence[ToolOutcome]) -> None:
         """Add the open turn to the conversation, and store a checkpoint."""
@@ -162,10 +209,9 @@ class _Loop:
         for call, outcome in zip(progress.open_turn.calls, outcomes, strict=True):
             result = ToolResult(outcome.tool, outcome.content, outcome.success, outcome.latency_s)
             progress.results[call.id] = result
-        progress.added += messages
         progress.turns += 1
         progress.open_turn = OpenTurn()
-        self.messages.extend(messages)
+        self._add(messages)
         await store_progress(self.run, progress)
 
     async def _sum_up(self) -> str:

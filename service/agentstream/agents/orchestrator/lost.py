@@ -41,6 +41,11 @@ class Lost:
     ends: Sequence[dict[str, Any]] = ()  # of inferences
 
     @property
+    def begun(self) -> bool:
+        """Whether an inference of the turn has begun."""
+        return self.inference_open or bool(self.ends)
+
+    @property
     def rejected(self) -> int:
         """The number of times that the model was asked for the rest of a JSON text without success."""
         return sum(end["finish_reason"] == REJECTED for end in self.ends)

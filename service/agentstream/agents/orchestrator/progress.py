@@ -27,21 +27,23 @@ class OpenTurn:
     """A turn that has not ended. ``text`` is its text so far, ``echo`` that of ``EngineDelta``.
 
     With ``calls`` the model's answer is complete, and the calls have started; ``refused`` are the texts for those that
-    are not run, by call id. Without ``calls`` the answer was truncated, and ``continuations`` tells how often the model
-    has been asked to continue it.
+    are not run, by call id, and ``asking`` are the ids of those that a person must approve. Without ``calls`` the
+    answer was truncated, and ``continuations`` tells how often the model has been asked to continue it.
     """
 
     text: str = ""
     echo: dict[str, Any] = field(default_factory=dict)
     calls: list[EngineToolCall] = field(default_factory=list)
     refused: dict[str, str] = field(default_factory=dict)
+    asking: list[str] = field(default_factory=list)
     continuations: int = 0
 
 
 @dataclass(slots=True)
 class Progress:
-    """The progress of a run. ``added`` are the messages that the finished turns added to the request's messages.
+    """The progress of a run.
 
+    ``added`` are the messages after those of the request: of the finished turns, and of people who sent input.
     ``usages`` has one entry per inference, or their sum; None stands for an inference without a reported usage.
     ``results`` are the results of the tool calls, by call id.
     """
@@ -49,7 +51,7 @@ class Progress:
     added: list[Message] = field(default_factory=list)
     usages: list[Usage | None] = field(default_factory=list)
     guard: LoopGuard = field(default_factory=LoopGuard)
-    turns: int = 0  # that have ended with tool calls
+    turns: int = 0  # that have ended, and were not the last
     results: dict[str, ToolResult] = field(default_factory=dict)
     open_turn: OpenTurn = field(default_factory=OpenTurn)
 
@@ -57,6 +59,11 @@ class Progress:
     def texts(self) -> list[str]:
         """The texts of the finished turns."""
         return [message["content"] for message in self.added if message["role"] == "assistant" and message["content"]]
+
+    @property
+    def inputs(self) -> list[Message]:
+        """The messages that people have sent to the run."""
+        return [message for message in self.added if message["role"] == "user"]
 
     def call_ids(self) -> Iterator[str]:
         """Yield the ids of all own calls so far."""
@@ -83,7 +90,7 @@ class Progress:
         question: Message = {"role": "user", "content": ""}  # everything after it can be shortened
         fitting = size_of(self.added) * STATE_BYTES / size
         for share in _SHORTENED_TO:
-            shorter = trim([question, *self.added], int(fitting * share), {id(question)})
+            shorter = trim([question, *self.added], int(fitting * share), {id(question), *map(id, self.inputs)})
             if shorter is not None:
                 state = self._as_state(shorter.messages[1:])
                 if len(json_bytes(state)) <= STATE_BYTES:
@@ -108,6 +115,7 @@ class Progress:
                 "echo": turn.echo,
                 "calls": [[call.id, call.name, call.arguments] for call in turn.calls],
                 "refused": turn.refused,
+                "asking": turn.asking,
                 "continuations": turn.continuations,
             },
         }
@@ -155,6 +163,7 @@ def _read(state: dict[str, Any]) -> Progress:
             echo=dict(turn["echo"]),
             calls=[EngineToolCall(*call) for call in turn["calls"]],
             refused=dict(turn["refused"]),
+            asking=list(turn["asking"]),
             continuations=int(turn["continuations"]),
         ),
     )

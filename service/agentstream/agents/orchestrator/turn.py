@@ -58,6 +58,11 @@ class TurnRunner:
         """Whether a part of the latest inference, or of the lost one that it continues, was streamed to the client."""
         return self._text_lost or self._inferences.last_turn.output_started
 
+    @property
+    def continues(self) -> bool:
+        """Whether the next turn has begun already, in this attempt or an earlier one."""
+        return self._lost.begun or bool(self._progress.open_turn.text)
+
     async def run_turn(
         self,
         messages: list[Message],
@@ -79,7 +84,7 @@ class TurnRunner:
             tools=tools,
             choice=choice,
             client_names=client_names,
-            keep=_question(messages),
+            keep=_question(messages, 1 + len(self._progress.inputs)),
         )
         before = self._progress.open_turn
         turn = Turn(texts=[before.text, lost.text], echo=before.echo)
@@ -231,13 +236,14 @@ def _append(turn: Turn, more: Turn) -> None:
     turn.echo = more.echo or turn.echo
 
 
-def _question(messages: Sequence[Message]) -> list[Message]:
-    """Return the last user message that the client wrote, and the orchestrator's own after it."""
+def _question(messages: Sequence[Message], count: int) -> list[Message]:
+    """Return the last ``count`` user messages that people wrote, and the orchestrator's own among them."""
     question: list[Message] = []
     for message in reversed(messages):
         if message["role"] == "user":
             question.insert(0, message)
-            if message.get("content") != SUMMARY_PROMPT:
+            count -= message.get("content") != SUMMARY_PROMPT
+            if not count:
                 break
     return question
 
