@@ -87,7 +87,7 @@ def nginx_reads_its_file_again(deployment: Deployment) -> str:
 
 def everything_is_updated(deployment: Deployment) -> str:
     """A rolling update to a new image: no request fails, every process is new, and the old image has a name."""
-    old = deployment.image_id()
+    old, dangling = deployment.image_id(), deployment.dangling_images()
     before = deployment.containers("worker") + deployment.containers("frontend")
     changed = deployment.folder / "service/agentstream/py.typed"
     changed.write_text(changed.read_text() + "# a change\n")
@@ -97,7 +97,7 @@ def everything_is_updated(deployment: Deployment) -> str:
     assert not set(after) & set(before), f"{before}\n{after}"
     assert {deployment.inspect(container, "{{.Image}}") for container in after} == {deployment.image_id()} != {old}
     assert deployment.image_id(":previous") == old
-    assert deployment.dangling_images() == ""
+    assert deployment.dangling_images() == dangling
     output = deployment.up(frontends=2, workers=3)
     kept = deployment.containers("worker") + deployment.containers("frontend")
     assert sorted(after) == sorted(kept), output
