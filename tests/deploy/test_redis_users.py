@@ -1,6 +1,7 @@
 """The users of deploy/redis-users.acl on a real server: their rights suffice for the service, and allow no more."""
 
 import asyncio
+import os
 import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -13,7 +14,8 @@ from redis.exceptions import NoPermissionError
 from agentstream.processes.broker import ServerChoice
 from agentstream.telemetry import names as metric_names
 from tests.deploy.servers import SERVERS, run_server
-from tests.faults.clients import AGENT, Client, http_client, request
+from tests.faults.clients import AGENT, PATH, Client, http_client, request
+from tests.faults.deployment import chat
 from tests.faults.resume_agents import cancelled_at
 from tests.helpers import TIMEOUT_S
 from tests.processes import ROOT, Processes
@@ -87,6 +89,29 @@ async def test_the_users_suffice(broker: Broker, client: Client, tmp_path: Path)
             gates[1].touch()
             assert b'"content":"0 ' in await stream.rest()
     # redis-py sends its own name and version and ignores a refusal. Redis before 7.2 cannot allow this command.
+    assert set(await broker.refusals()) <= {"worker: command client|setinfo"}
+
+
+async def test_the_users_suffice_for_people(broker: Broker, client: Client, tmp_path: Path) -> None:
+    """Runs that wait for an answer, that nobody answers, and that take messages work without a refusal."""
+    worker = {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests/faults'}", "AGENTSTREAM_LEASE_S": "0.6"}
+    async with (
+        Processes(broker.url("frontend"), tmp_path) as frontends,
+        Processes(broker.url("worker"), tmp_path) as workers,
+    ):
+        workers.queue = frontends.queue
+        url = await frontends.frontend(AGENTSTREAM_API_KEYS="key", AGENTSTREAM_MAX_RUNS_PER_KEY="20")
+        await workers.worker("asking_agents:asking", **worker)
+        _, asked = await client.post(url, chat("once"))
+        answers = {"answers": {"approval-1": {"approve": True}}}
+        status, answer = await client.call("POST", f"{url}{PATH}/{asked['id']}/resume", answers)
+        assert (status, answer["status"]) == (200, "completed")
+        _, forgotten = await client.post(url, chat("briefly"))
+        async with asyncio.timeout(TIMEOUT_S):
+            while (await client.get(url, forgotten["id"]))[1]["status"] != "completed":  # noqa: ASYNC110
+                await asyncio.sleep(0.1)
+        _, cancelled = await client.post(url, chat("once"))
+        assert (await client.call("POST", f"{url}{PATH}/{cancelled['id']}/cancel"))[1]["status"] == "cancelled"
     assert set(await broker.refusals()) <= {"worker: command client|setinfo"}
 
 
