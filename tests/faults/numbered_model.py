@@ -5,6 +5,7 @@ calls were made and which words were said. So it continues a lost answer as a re
 """
 
 import asyncio
+import contextlib
 import json
 import re
 from typing import Any
@@ -20,32 +21,37 @@ class NumberedModel(FakeModelServer):
     """Answers by the plan in the conversation."""
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
-        """Stream the rest of the turn, word by word."""
-        messages = (await request.json())["messages"]
-        plan = Plan(**json.loads(next(message["content"] for message in messages if message["role"] == "user")))
-        turn = sum(bool(message.get("tool_calls")) for message in messages)
+        """Stream the rest of the turn, word by word, until it ends or the worker is gone."""
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
-        await response.prepare(request)
-
-        async def send(item: dict[str, Any] | str) -> None:
-            data = item if isinstance(item, str) else json.dumps(item)
-            await response.write(f"data: {data}\n\n".encode())
-
-        await asyncio.sleep(plan.think_ms / 1000 if turn == 0 else 0)
-        begun = _begun_text(messages)
-        if begun and not begun.endswith(" "):
-            await send(text(" "))
-        for number in _words_of(plan, turn, begun):
-            await send(text(f"#{number}"))
-            await send(text(" "))
-            await asyncio.sleep(plan.pause_ms / 1000)
-        if turn < plan.tools:
-            arguments = json.dumps({"key": plan.key, "number": turn})
-            await send(call(index=0, id=f"call_{turn}", function={"name": tool_name(turn), "arguments": arguments}))
-        await send(chunk(finish_reason="tool_calls" if turn < plan.tools else "stop"))
-        await send(chunk(usage=USAGE) | {"choices": []})
-        await send(DONE)
+        messages = (await request.json())["messages"]
+        with contextlib.suppress(ConnectionResetError):
+            await response.prepare(request)
+            await _answer(messages, response)
         return response
+
+
+async def _answer(messages: list[dict[str, Any]], response: web.StreamResponse) -> None:
+    plan = Plan(**json.loads(next(message["content"] for message in messages if message["role"] == "user")))
+    turn = sum(bool(message.get("tool_calls")) for message in messages)
+
+    async def send(item: dict[str, Any] | str) -> None:
+        data = item if isinstance(item, str) else json.dumps(item)
+        await response.write(f"data: {data}\n\n".encode())
+
+    await asyncio.sleep(plan.think_ms / 1000 if turn == 0 else 0)
+    begun = _begun_text(messages)
+    if begun and not begun.endswith(" "):
+        await send(text(" "))
+    for number in _words_of(plan, turn, begun):
+        await send(text(f"#{number}"))
+        await send(text(" "))
+        await asyncio.sleep(plan.pause_ms / 1000)
+    if turn < plan.tools:
+        arguments = json.dumps({"key": plan.key, "number": turn})
+        await send(call(index=0, id=f"call_{turn}", function={"name": tool_name(turn), "arguments": arguments}))
+    await send(chunk(finish_reason="tool_calls" if turn < plan.tools else "stop"))
+    await send(chunk(usage=USAGE) | {"choices": []})
+    await send(DONE)
 
 
 def _begun_text(messages: list[dict[str, Any]]) -> str:
