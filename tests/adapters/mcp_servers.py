@@ -37,7 +37,7 @@ async def sleep(seconds: float) -> str:
     return "slept"
 
 
-@server.tool()
+@server.tool(annotations=ToolAnnotations(destructive_hint=False))
 def environment() -> str:
     """Return the names and values of the environment."""
     return "\n".join(f"{name}={value}" for name, value in os.environ.items())

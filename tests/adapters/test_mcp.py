@@ -101,6 +101,13 @@ async def test_annotations_say_which_calls_may_be_repeated() -> None:
         assert toolbox.tools()["sums__add"].read_only is True  # type: ignore[attr-defined]
 
 
+async def test_annotations_say_which_calls_are_destructive() -> None:
+    """An MCP tool counts as destructive unless its annotations say that it is read-only or not destructive."""
+    async with opened(sums=ON_PIPES) as toolbox:
+        destructive = {name for name, tool in toolbox.tools().items() if getattr(tool, "destructive", False)}
+        assert destructive == {"sums__get_pid", "sums__fail", "sums__sleep", "sums__die"}
+
+
 async def test_two_tools_never_share_a_name() -> None:
     """If two tools get the same name for the model, the second one gets a number, and both can be called."""
     async with opened(**{"a b": ON_PIPES, "a.b": ON_PIPES}) as toolbox:

@@ -1,6 +1,7 @@
 """The guide on agents, for their authors: callers, generators, lifespans, tests, memory, approval, tools, engines."""
 
 import asyncio
+import json
 import os
 import re
 import signal
@@ -14,7 +15,7 @@ import pytest
 from agentstream.agents.loading import load_agent
 from agentstream.testing import run_agent_async
 from tests.adapters.model_server import run_model_server
-from tests.documents import PYTHON, START_S, Document, answer, as_run_here, serving, shell, url_of, user
+from tests.documents import PYTHON, START_S, Document, answer, as_run_here, output, serving, shell, url_of, user
 from tests.helpers import decode, texts
 
 AGENTS = Document("deploy/guides/agents.md")
@@ -190,3 +191,22 @@ async def test_the_built_in_agent_has_tools_of_its_user(tmp_path: Path) -> None:
     assert ends == [("weather", '{"city":"Oslo","days":1,"sky":"sunny"}')]
     assert described["weather"]["description"] == "Return the weather of a city for a number of days."
     assert described["weather"]["parameters"]["required"] == ["city"]
+
+
+async def test_people_approve_a_tool_of_the_built_in_agent(tmp_path: Path) -> None:
+    """The tool of the guide runs after the request of the guide has approved it."""
+    command, approve = write_blocks("needs_approval", tmp_path)
+    async with run_model_server() as model:
+        model.tool = "book_trip"
+        model.go.set()
+        settings = {"OPENAI_BASE_URL": f"{model.url}/v1", "OPENAI_API_KEY": "none", "PATH": os.environ["PATH"]}
+        async with asyncio.timeout(START_S), serving(command, tmp_path, **settings) as process:
+            url = url_of(process)
+            messages = await answer(url, "m", user("is the weather good for a trip?"))
+            final = messages[-2][1]
+            names = {"RUN": final["id"], "INTERRUPT": final["interrupts"][0]["id"]}
+            approved = json.loads(
+                await output(f"curl -s {as_run_here(approve, url).removeprefix('curl')}", tmp_path, **names)
+            )
+    assert "tool_call_start" not in [name for name, _ in messages]
+    assert approved["choices"][0]["message"]["content"].endswith("It is booked a trip to Oslo.")

@@ -166,6 +166,7 @@ def test_the_conventional_names(monkeypatch: pytest.MonkeyPatch) -> None:
         ("key_prefix", "t" * 65, "at most 64 characters"),
         ("agent", "no_colon", "package.module:attribute"),
         ("tools", "no_colon", "package.module:attribute"),
+        ("approve_tools", "send_mail, read url", "'read url' is not the name of a tool"),
         ("engine", "no_colon", "package.module:attribute"),
         ("caller_headers", "X-User, Authorization", "the header Authorization holds credentials"),
         ("caller_headers", "proxy-authorization", "holds credentials"),

@@ -10,6 +10,7 @@ import pytest
 from agentstream.engines.base import EngineDelta, EngineError, ToolChoice, ToolSchema
 from agentstream.engines.demo import MAX_INTENTS, MAX_QUESTION_CHARS, BuiltinEngine
 from agentstream.protocol.openai import ChatCompletionRequest, Usage
+from agentstream.tools.postcard import Postcard
 from agentstream.tools.toolbox import Toolbox, default_tools
 
 ALL_TOOLS = Toolbox(default_tools(read_url=True), 1).schemas()
@@ -115,6 +116,25 @@ async def test_questions_become_tool_calls_in_the_order_asked(
 ) -> None:
     """One turn has a call for each part of the question that is understood, in the order of the question."""
     assert await calls_of(question) == expected
+
+
+@pytest.mark.parametrize(
+    ("question", "arguments"),
+    [
+        ("send a postcard to Ada: greetings from Oslo", {"to": "Ada", "text": "greetings from Oslo"}),
+        ('Please write a postcard to Ada Lovelace, "17*23 = ?"', {"to": "Ada Lovelace", "text": "17*23 = ?"}),
+    ],
+)
+async def test_it_sends_a_postcard_after_approval(question: str, arguments: dict[str, str]) -> None:
+    """A question for a postcard becomes one call of the tool that needs approval; its text is no question."""
+    card = Postcard()
+    tools = [*ALL_TOOLS, ToolSchema(card.name, card.description, card.parameters)]
+    assert await calls_of(question, tools=tools) == [("send_postcard", arguments)]
+    made = called(("send_postcard", arguments))
+    denied = "Error: send_postcard was not run: a person denied it."
+    assert await answer_to(user(question), made, result(1, denied), tools=tools) == (
+        "I sent no postcard: send_postcard was not run: a person denied it."
+    )
 
 
 async def test_a_turn_with_tool_calls_has_no_text() -> None:
