@@ -95,7 +95,9 @@ def request_errors(kind: type[errors.RequestError] = errors.RequestError) -> Ite
 def request_error_rows() -> Iterator[tuple[str, ...]]:
     """Yield a row for each error that is answered before a stream begins."""
     kinds = [kind for kind in request_errors() if kind is not errors.RunFailed]
-    found = [(status, code, "invalid_request_error", meaning) for status, code, meaning in errors.REQUEST_CODES]
+    found = [
+        (status, code, errors.failure_type(code, status), meaning) for status, code, meaning in errors.REQUEST_CODES
+    ]
     for kind in kinds:
         meaning = re.sub(r"^\d\w\w: ", "", inspect.cleandoc(kind.__doc__ or "").split("\n\n")[0])
         found.append((kind.status, kind.code, kind.error_type, meaning[:1].upper() + meaning[1:]))

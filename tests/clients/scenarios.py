@@ -3,7 +3,7 @@
 import asyncio
 from typing import Any, Final
 
-from agentstream.agents import AgentResult, Run
+from agentstream.agents import AgentResult, Run, resumable
 
 # Text that naive clients damage: leading and double spaces, line ends, U+2028, characters outside the BMP.
 TEXT: Final = " Grüß Gott,  世界 👋\nsecond line\u2028third\n\n* last "
@@ -11,6 +11,7 @@ BEFORE, AFTER = "Let me look.", "It is 391."
 USAGE: Final = {"prompt_tokens": 11, "completion_tokens": 7, "total_tokens": 18}
 # The usage of single turns. A client that adds up every usage in the stream reports more than USAGE.
 TURN_USAGE: Final = {"prompt_tokens": 5, "completion_tokens": 3, "total_tokens": 8}
+WAITS: Final = 'Waiting for approval: may I run send_mail with {"to": "bob"}?'
 FAILURE: Final = "broken on purpose"
 # Longer than the interval of keepalives (4 s) and of empty chunks (30 s), and than the read timeout of httpx (5 s).
 SILENCE_S: Final = 40.0
@@ -18,6 +19,7 @@ SLOW_WORDS: Final = 2000  # at 20 words/s; every client cancels before the end
 ANSWER_JSON: Final = '{"city": "Paris", "population": 2100000}'
 
 
+@resumable
 async def play(run: Run) -> AgentResult:
     """Play the scenario that the last user message names."""
     prompt = next(message.text for message in reversed(run.request.messages) if message.role == "user")
@@ -32,9 +34,9 @@ async def play(run: Run) -> AgentResult:
             await asyncio.sleep(0.01)
     elif scenario in {"tools", "silent"}:
         await _use_tool(run, SILENCE_S if scenario == "silent" else 0)
-    elif scenario == "error":
+    elif scenario in {"waits", "error"}:
         run.write(BEFORE)
-        raise RuntimeError(FAILURE)
+        await _stop(run, scenario)
     elif scenario == "slow":
         run.write(run.id)  # the suite needs the run id, and some clients do not expose it
         for number in range(SLOW_WORDS):
@@ -49,6 +51,13 @@ async def play(run: Run) -> AgentResult:
         message = f"unknown scenario: {prompt!r}"
         raise ValueError(message)
     return AgentResult("", metadata=metadata)
+
+
+async def _stop(run: Run, scenario: str) -> None:
+    """Wait for a person, or fail."""
+    if scenario == "error":
+        raise RuntimeError(FAILURE)
+    await run.interrupt("approval", {"tool": "send_mail", "arguments": '{"to": "bob"}'})
 
 
 def _call_client_tool(run: Run) -> None:

@@ -44,6 +44,7 @@ await drive({
   },
 
   tools: (seen) => streamed(seen, chat, 'tools'),
+  waits: (seen) => streamed(seen, chat, 'waits'),
   error: (seen) => streamed(seen, chat, 'error'),
   silent: (seen) => streamed(seen, chat, 'silent'),
 

@@ -58,6 +58,11 @@ def tools(seen: Observation) -> None:
     streamed(seen, "tools")
 
 
+@mode("waits")
+def waits(seen: Observation) -> None:
+    streamed(seen, "waits")
+
+
 @mode("error")
 def error(seen: Observation) -> None:
     streamed(seen, "error")

@@ -40,6 +40,7 @@ await drive({
   },
 
   tools: (seen) => streamed(seen, 'tools'),
+  waits: (seen) => streamed(seen, 'waits'),
   error: (seen) => streamed(seen, 'error'),
   silent: (seen) => streamed(seen, 'silent'),
   cancel: (seen) => streamed(seen, 'slow', { enough: CANCEL_AFTER_PIECES }),

@@ -45,6 +45,7 @@ await drive({
   },
 
   tools: (seen) => streamed(seen, model, 'tools'),
+  waits: (seen) => streamed(seen, model, 'waits'),
   error: (seen) => streamed(seen, model, 'error'),
   silent: (seen) => streamed(seen, model, 'silent'),
 

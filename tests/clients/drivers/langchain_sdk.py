@@ -65,6 +65,11 @@ def tools(seen: Observation) -> None:
     streamed(seen, model, "tools")
 
 
+@mode("waits")
+def waits(seen: Observation) -> None:
+    streamed(seen, model, "waits")
+
+
 @mode("error")
 def error(seen: Observation) -> None:
     streamed(seen, model, "error")

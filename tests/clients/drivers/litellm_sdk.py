@@ -67,6 +67,11 @@ def tools(seen: Observation) -> None:
     streamed(seen, "tools", stream_options={"include_usage": True})
 
 
+@mode("waits")
+def waits(seen: Observation) -> None:
+    streamed(seen, "waits")
+
+
 @mode("error")
 def error(seen: Observation) -> None:
     streamed(seen, "error")

@@ -55,6 +55,11 @@ def tools(seen: Observation) -> None:
     streamed(seen, model.stream_chat(asked("tools")))
 
 
+@mode("waits")
+def waits(seen: Observation) -> None:
+    streamed(seen, model.stream_chat(asked("waits")))
+
+
 @mode("error")
 def error(seen: Observation) -> None:
     streamed(seen, model.stream_chat(asked("error")))

@@ -42,6 +42,7 @@ await drive({
   },
 
   tools: (seen) => readmeLoop(seen, 'tools'),
+  waits: (seen) => readmeLoop(seen, 'waits'),
   error: (seen) => readmeLoop(seen, 'error'),
   silent: (seen) => readmeLoop(seen, 'silent'),
 

@@ -71,6 +71,11 @@ def tools(seen: Observation) -> None:
     readme_loop(seen, "tools")
 
 
+@mode("waits")
+def waits(seen: Observation) -> None:
+    readme_loop(seen, "waits")
+
+
 @mode("error")
 def error(seen: Observation) -> None:
     readme_loop(seen, "error")

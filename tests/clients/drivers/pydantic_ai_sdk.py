@@ -75,6 +75,11 @@ def tools(seen: Observation) -> None:
     streamed(seen, agent(), "tools")
 
 
+@mode("waits")
+def waits(seen: Observation) -> None:
+    streamed(seen, agent(), "waits")
+
+
 @mode("error")
 def error(seen: Observation) -> None:
     streamed(seen, agent(), "error")
