@@ -198,3 +198,17 @@ async def test_input_is_applied_once_at_one_place_if_the_run_is_lost_at_any_even
             assert result is not None
             check_heard(run, result)
             second += 3
+
+
+async def test_a_message_that_comes_after_the_end_of_the_agent_is_not_taken() -> None:
+    """If the worker was lost after the agent had told its end, the run ends without the message that came later."""
+    run = losing_run(PlannedModel(Planned(tokens=numbers(1, 3))), Effects("once"))
+    whole = losing_run(PlannedModel(Planned(tokens=numbers(1, 3))), Effects("once"))
+    await whole.attempt()
+    await run.attempt(whole.put_count)
+    run.people.worker_lost = False
+    run.people.send("late")
+    result = await run.attempt()
+    assert result is not None
+    assert (result.content, run.data_of(INPUT_APPLIED)) == (" 1 2 3", [])
+    assert len(run.data_of("agent_turn_end")) == 1

@@ -72,6 +72,13 @@ def test_a_state_is_bounded(result: str) -> None:
     assert copy.turns == 300
 
 
+def test_a_bounded_state_keeps_the_messages_of_people() -> None:
+    """Messages that people sent to the run are not left out of a state, however old they are."""
+    progress = progress_of(1500, "x" * 2000)
+    progress.added.insert(4, {"role": "user", "content": "in euros"})
+    assert stored(progress).inputs == [{"role": "user", "content": "in euros"}]
+
+
 async def test_a_turn_that_is_too_large_cannot_be_continued() -> None:
     """If the latest turn alone is too large for a checkpoint, the loss of the run fails it with a clear code."""
     huge = json.dumps({"text": "x" * MAX_STATE_BYTES})
