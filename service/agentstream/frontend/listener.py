@@ -15,6 +15,7 @@ from agentstream.config import Settings, env_name
 from agentstream.errors import StartupError
 from agentstream.frontend.connection import ConnectionFactory
 from agentstream.frontend.connection_limit import ConnectionLimit
+from agentstream.frontend.syn_filter import ignore_new_connections
 from agentstream.processes.shared_port import explain_listen_error
 
 log = logging.getLogger(__name__)
@@ -25,6 +26,8 @@ BACKLOG: Final = 128
 BATCH: Final = 32
 # Pause after an accept that failed, mostly because a resource is used up.
 PAUSE_S: Final = 0.1
+# Time for a handshake that has begun. It takes one round trip; proxies are on the same network.
+HANDSHAKE_S: Final = 0.1
 
 
 class Listener:
@@ -69,11 +72,15 @@ class Listener:
         return host, port
 
     async def stop(self) -> None:
-        """Refuse new connections, and serve every connection that the kernel has accepted already.
+        """Refuse new connections, and serve every connection that has begun already.
 
-        Their clients may have sent a request, so a proxy must not send it again. Each queue is emptied microseconds
-        before its socket is closed. A connection that cannot be served is logged and dropped.
+        Their clients may have sent a request, so a proxy must not send it again. First the kernel drops the packets
+        that begin a connection. Clients send them again after a second; then they are refused. Meanwhile the handshakes
+        that had begun are completed and accepted. A connection that cannot be served is logged and dropped.
         """
+        begins_nothing = [ignore_new_connections(listener) for listener in self._listeners]
+        if any(begins_nothing):
+            await asyncio.sleep(HANDSHAKE_S)
         for listener in self._listeners:
             self._loop.remove_reader(listener)
             while self._accept(listener):
