@@ -95,7 +95,7 @@ async def test_waiting_connections_are_served(caplog: pytest.LogCaptureFixture) 
 
 async def test_a_stop_without_descriptors_ends(caplog: pytest.LogCaptureFixture) -> None:
     """If no file descriptor is free, a stop logs that, and the open streams drain."""
-    async with Served(listening(OSError(errno.EMFILE, "too many"))) as served:
+    async with Served(listening(*[OSError(errno.EMFILE, "too many")] * 100)) as served:
         client = served.client()
         with caplog.at_level(logging.ERROR):
             await served.listener.stop()

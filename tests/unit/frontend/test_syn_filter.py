@@ -16,7 +16,7 @@ def test_new_connections_are_ignored_and_begun_ones_are_served() -> None:
         address = listener.getsockname()
         with socket.create_connection(address, timeout=TIMEOUT_S) as early, socket.socket() as late:
             assert ignore_new_connections(listener)
-            late.setblocking(False)
+            late.settimeout(0)
             late.connect_ex(address)
             early.sendall(b"a request")
             listener.settimeout(TIMEOUT_S)
@@ -26,7 +26,7 @@ def test_new_connections_are_ignored_and_begun_ones_are_served() -> None:
                 assert accepted.recv(100) == b"a request"
                 accepted.sendall(b"an answer")
                 assert early.recv(100) == b"an answer"
-            listener.setblocking(False)
+            listener.settimeout(0)
             with pytest.raises(BlockingIOError):
                 listener.accept()
 
