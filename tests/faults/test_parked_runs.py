@@ -11,6 +11,7 @@ import pytest
 
 from agentstream.processes.runtime import free_port
 from agentstream.protocol.events import RUN_RESUMED
+from agentstream.protocol.jobs import Job, new_run_id
 from agentstream.protocol.keys import Keys
 from agentstream.store.connection.endpoint import Endpoint
 from agentstream.store.interrupts import InterruptStore
@@ -163,6 +164,20 @@ async def test_an_answer_survives_the_front_end_that_stored_it(
             assert await deployment.field_of(run["id"], "status") == "queued"
             assert (await post(session, f"{url}{path}/resume", APPROVED))[0] == 200
         assert b'"content":"approved=True "' in await get(session, f"{url}{path}?stream=true")
+
+
+async def test_an_answered_run_counts_as_active_again(broker_url: str) -> None:
+    """A run that goes on counts against the limit of its owner; one without a limit does not."""
+    link, keys = await open_link(broker_url, "test"), Keys("test-active")
+    try:
+        for limited in (True, False):
+            job = Job(run_id=new_run_id(), request={"model": "m"}, created=1, start_by=2.0, owner="o", limited=limited)
+            await InterruptStore(link, keys).enqueue("q", job, ttl_s=60)
+            score = await link.call("ZSCORE", keys.active_runs("o"), job.run_id)
+            assert (score is not None) is limited
+        await link.call("DEL", keys.active_runs("o"), keys.jobs("q"))
+    finally:
+        await link.close()
 
 
 @pytest.mark.timeout(300)

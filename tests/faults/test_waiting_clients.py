@@ -1,6 +1,7 @@
 """Clients of runs that wait for people: those that know nothing of interrupts, and people with other API keys."""
 
 import hashlib
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -161,7 +162,7 @@ async def test_requests_and_answers_may_be_repeated(deployment: Deployment) -> N
 
 
 async def test_an_expired_question_says_so(deployment: Deployment) -> None:
-    """An answer that comes too late is told apart from a second answer. The setting gives the time limit."""
+    """An answer that comes too late is told apart from a second answer."""
     await deployment.frontend()
     run = await ask(deployment, script="briefly")
     path = f"{COMPLETIONS}/{run['id']}"
@@ -171,6 +172,16 @@ async def test_an_expired_question_says_so(deployment: Deployment) -> None:
     assert "".join(texts(messages)) == "nobody answered"
     status, late = await send(deployment, "POST", f"{path}/resume", {"answers": {"question-1": "yes"}})
     assert (status, late["error"]["code"]) == (409, "interrupt_expired")
+
+
+async def test_the_setting_limits_questions_without_a_time_limit(deployment: Deployment) -> None:
+    """INTERRUPT_TIMEOUT_S of the worker is the time limit of a question whose agent gives none."""
+    routes = "asked=asking_agents:asking@limited"
+    await deployment.worker("b", None, AGENTSTREAM_AGENTS=routes, AGENTSTREAM_INTERRUPT_TIMEOUT_S="3000")
+    await deployment.frontend(AGENTSTREAM_AGENTS=routes)
+    before_s = time.time()
+    run = await ask(deployment, model="asked")
+    assert before_s + 3000 <= run["interrupts"][0]["expires_at"] <= time.time() + 3001
 
 
 async def test_a_parked_run_does_not_count_as_active(deployment: Deployment) -> None:
