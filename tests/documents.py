@@ -31,7 +31,7 @@ _BLOCK: Final = re.compile(
 _LINK: Final = re.compile(r"(?:\]\(|<img src=\")(?!\w+:)([^)\"#]*)(?:#([^)\"]*))?")
 _HEADING: Final = re.compile(r"(?m)^#+ (.*)$")
 _COMMAND: Final = re.compile(
-    r"(?:\.venv/bin/)?\bagentstream (?=up|frontend|worker|chat|ps|tail|cancel|doctor|config|--help)"
+    r"(?:\.venv/bin/)?\bagentstream (?=up|frontend|worker|chat|ps|tail|answer|cancel|doctor|config|--help)"
 )
 
 

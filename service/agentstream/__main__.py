@@ -172,8 +172,9 @@ COMMANDS: Final[dict[str, tuple[Callable[[], click.Command], str]]] = {
     "frontend": (_frontend, "Start the HTTP front end."),
     "worker": (_worker, "Start a worker, which runs agents."),
     "chat": (partial(_import_command, "chat"), "Ask a question, or hold a conversation."),
-    "ps": (partial(_import_command, "ps"), "List the queued and running runs."),
+    "ps": (partial(_import_command, "ps"), "List the runs that are queued, run, or wait for people."),
     "tail": (partial(_import_command, "tail"), "Show the stream of a run."),
+    "answer": (partial(_import_command, "answer"), "Answer the questions of a run that waits for people."),
     "cancel": (partial(_import_command, "cancel"), "Cancel a run and wait until it has ended."),
     "doctor": (partial(_import_command, "doctor"), "Check a deployment and explain how to fix faults."),
     "config": (partial(_import_command, "config"), "Show every setting and the source of its value."),
@@ -242,6 +243,7 @@ def main() -> None:
       2    a setting or an argument is wrong; a retry does not help
       3    the front end or Redis cannot be reached; a retry may help
       4    the request was refused: unknown run, wrong key or full queue
+      5    the run waits for people, and there is no terminal to ask on
       130  stopped by ctrl-C; `up`, `frontend` and `worker` exit with 0 instead,
            because ctrl-C is their normal end, and with 130 after a second ctrl-C
 

@@ -1,10 +1,11 @@
 """Agents for the page tests. A worker process imports this module by name."""
 
 import asyncio
+import json
 import os
 from pathlib import Path
 
-from agentstream import AgentResult, Restored, Run, resumable
+from agentstream import AgentResult, InterruptTimeout, Restored, Run, resumable, takes_inputs
 
 WORDS = [f"word{number} " for number in range(60)]
 ANSWER = (
@@ -183,3 +184,81 @@ async def picked(run: Run) -> AgentResult:
 async def echo(run: Run) -> AgentResult:
     """Answer with the number of messages and the text of the last one."""
     return AgentResult(f"{len(run.request.messages)} {run.request.messages[-1].text}")
+
+
+FORM = {
+    "type": "object",
+    "properties": {
+        "city": {"type": "string", "title": "City", "minLength": 2},
+        "days": {"type": "integer", "title": "Days", "minimum": 1, "maximum": 9},
+        "budget": {"type": "number", "description": "In euros"},
+        "class": {"type": "string", "enum": ["a", "b"], "enumNames": ["First", "Second"]},
+        "hotel": {"type": "boolean"},
+    },
+    "required": ["city", "days", "hotel"],
+}
+
+
+async def _ask_approval(run: Run) -> str:
+    mail = {"to": "ada@example.org", "subject": "Two cows in Oslo", "body": "Dagros gives 24 litres, Litago 31."}
+    if run.restored is None:
+        run.write("I have written the mail.")
+    answer = await run.interrupt("approval", {"tool": "send_mail", "arguments": json.dumps(mail)})
+    reason = f" because {answer['reason']}" if "reason" in answer else ""
+    return f" It was {'sent' if answer['approve'] else 'not sent'}{reason}."
+
+
+async def _ask_form(run: Run) -> str:
+    return json.dumps(await run.interrupt("form", {"message": "Where do you want to go?"}, schema=FORM))
+
+
+async def _ask_both(run: Run) -> str:
+    first, second = await asyncio.gather(
+        run.interrupt("question", {"message": "Which cow?"}), run.interrupt("question", {"message": "Which field?"})
+    )
+    return f"{first} on {second}"
+
+
+async def _ask_briefly(run: Run) -> str:
+    try:
+        await run.interrupt("question", {"message": "Quick?"}, timeout_s=2)
+    except InterruptTimeout:
+        return "Nobody was there."
+    return "Somebody was there."
+
+
+@resumable
+async def asking(run: Run) -> AgentResult:
+    """Ask what the question names, and write the answer."""
+    asks = {"approval": _ask_approval, "form": _ask_form, "both": _ask_both, "briefly": _ask_briefly}
+    run.write(await asks[run.request.messages[-1].text](run))
+    return AgentResult("")
+
+
+async def waiting(run: Run) -> AgentResult:
+    """Ask in the same way; the run stays in its worker, because this agent is not resumable."""
+    return await asking(run)
+
+
+@takes_inputs
+async def listening(run: Run) -> AgentResult:
+    """Write the messages that arrive, until one of them says stop."""
+    if run.request.messages[-1].text != "listen":
+        return await echo(run)
+    run.write("I listen.")
+    while True:
+        for message in await run.inputs():
+            if message.text == "stop":
+                return AgentResult("")
+            run.write(f"Heard {message.text}.")
+        await asyncio.sleep(0.02)
+
+
+@takes_inputs
+async def deaf(run: Run) -> AgentResult:
+    """Take no message until the gate ``rest`` opens, and end then."""
+    if run.request.messages[-1].text != "ignore me":
+        return await echo(run)
+    run.write("La la.")
+    await gate("rest")
+    return AgentResult("")

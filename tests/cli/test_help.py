@@ -24,13 +24,20 @@ def test_help_lists_every_command_and_exit_code() -> None:
     text = output("--help")
     assert set(re.findall(r"(?m)^  (\w+)  ", text.partition("Commands:")[2])) == set(COMMANDS)
     codes = text.partition("Exit codes:")[2].partition("Completion")[0]
-    ends = (exits.Failed, exits.WrongSettings, exits.Unreachable, exits.Refused, exits.Interrupted)
+    ends = (
+        exits.Failed,
+        exits.WrongSettings,
+        exits.Unreachable,
+        exits.Refused,
+        exits.WaitsForPeople,
+        exits.Interrupted,
+    )
     assert list(map(int, re.findall(r"(?m)^    (\d+) ", codes))) == [0, *(end.exit_code for end in ends)]
     assert click.UsageError("").exit_code == exits.WrongSettings.exit_code
     assert set(re.findall(r"_AGENTSTREAM_COMPLETE=(\w+)_source", text)) == {"bash", "zsh", "fish"}
 
 
-@pytest.mark.parametrize("command", ["chat", "ps", "tail", "cancel", "doctor", "config"])
+@pytest.mark.parametrize("command", ["chat", "ps", "tail", "answer", "cancel", "doctor", "config"])
 def test_the_help_of_a_command_shows_how_to_use_it(command: str) -> None:
     """The help of a command has an example on its own line."""
     assert re.search(rf"(?m)^    (?:REDIS_URL=\S+ )?agentstream {command}\b", output(command, "--help"))

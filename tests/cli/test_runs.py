@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from agentstream.cli import following
 from agentstream.cli.api_client import ApiClient
-from agentstream.cli.commands import tail
 from agentstream.cli.exits import Unreachable
 from agentstream.cli.terminal.display import Display
 from tests.cli.conftest import CommandResult, Deployment, agentstream, eventually, exists
@@ -125,12 +125,12 @@ async def test_tail_resumes_after_a_lost_connection(
 
 async def test_tail_gives_up(deployment: Deployment, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """After too long without data, ``tail`` raises Unreachable, but only after a retry."""
-    monkeypatch.setattr(tail, "GIVE_UP_S", 0.6)
+    monkeypatch.setattr(following, "GIVE_UP_S", 0.6)
     frontend = await deployment.processes.start("frontend", AGENTSTREAM_PORT="0")
     url = (await frontend.until(r"serving on (http://\S+)"))[1]
     run = await started(deployment, ["say", 1], ["gate", str(tmp_path / "gate")])
     async with ApiClient(url, None) as api:
-        following = asyncio.create_task(tail._follow(api, run, display := Display()))
+        task = asyncio.create_task(following.follow(api, run, display := Display(), wait_for_people=True))
 
         async def shown() -> bool:
             return bool(display.answer)
@@ -138,7 +138,7 @@ async def test_tail_gives_up(deployment: Deployment, monkeypatch: pytest.MonkeyP
         await eventually(shown)
         frontend.kill()
         with pytest.raises(Unreachable, match="cannot connect"):
-            await following
+            await task
 
 
 async def test_ctrl_c_on_tail_leaves_the_run_alone(deployment: Deployment, tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ async def test_queued_runs_are_listed_in_order(any_broker_url: str, link: Link, 
     a, b, nothing = await listed(any_broker_url, keys, "a", "b", "c")
     assert [run.run_id for run in a.runs] == [small.run_id, large.run_id]
     assert [run.run_id for run in b.runs] == [other.run_id]
-    assert nothing == QueueListing("c", 0, [])
+    assert nothing == QueueListing("c", 0, 0, [])
     assert a.outstanding == 2
     [run] = b.runs
     assert run.age_s in range(30)

@@ -11,6 +11,7 @@ import pytest
 from tests.faults.deployment import COMPLETIONS, Deployment, Message, error_of, kill_worker, said, terminate
 from tests.helpers import TIMEOUT_S, decode
 from tests.processes import Process, Processes
+from tests.scrape import Scraper, metrics_port
 
 APPROVED = {"approval-1": {"approve": True}}
 
@@ -175,3 +176,34 @@ async def test_wrong_answers_are_refused_and_change_nothing(deployment: Deployme
     assert (status, answer["choices"][0]["message"]["content"]) == (200, "{'city': 'Oslo'}")
     status, body = await resume(deployment, run_id, {"form-1": {"city": "Rome"}})
     assert status == 409
+
+
+async def test_metrics_count_questions_answers_and_waiting_runs(deployment: Deployment) -> None:
+    """Parked runs are counted until they are answered, cancelled or expired, and are no lost workers' runs."""
+    port, serving = metrics_port()
+    await worker_of(deployment, AGENTSTREAM_LEASE_S="1", **serving)
+    frontend, worker = Scraper(deployment.url), Scraper.of_port(port)
+    answered, _ = await parked(deployment, "once")
+    cancelled, _ = await parked(deployment, "both")
+    expired, _ = await parked(deployment, "briefly")
+    await worker.reaches("agentstream_worker_interrupts_total", 4)
+    await worker.reaches("agentstream_worker_runs_total", 3, outcome="parked")
+    await resume(deployment, answered, APPROVED)
+    await deployment.cancel(cancelled)
+    await completed(deployment, expired)
+    after = await frontend.until(lambda scrape: scrape.of("agentstream_parked_runs") == 0)
+    assert (after.of("agentstream_answers_total"), after.of("agentstream_parked_seconds")) == (1, 1)
+    counts = await worker.reaches("agentstream_worker_interrupt_timeouts_total")
+    assert counts.of("agentstream_worker_interrupt_timeouts_total") == 1
+    assert counts.of("agentstream_worker_retries_total") == 0
+    assert counts.of("agentstream_worker_pause_seconds") == 0
+
+
+async def test_a_timeout_in_place_is_counted(deployment: Deployment) -> None:
+    """A question that expires in its worker counts as asked and as not answered."""
+    port, serving = metrics_port()
+    await worker_of(deployment, agent="waiting_in_place", **serving)
+    async with deployment.stream("briefly") as stream:
+        await stream.whole()
+    counts = await Scraper.of_port(port).reaches("agentstream_worker_interrupt_timeouts_total")
+    assert counts.of("agentstream_worker_interrupts_total") == 1

@@ -69,9 +69,9 @@ def redis_url_of(up: Process) -> str:
     return match[1]
 
 
-async def background_run(url: str) -> str:
-    """Start a long run in the background, and return its id."""
-    body = {"model": "agentstream", "background": True, "messages": [user("count to 5000")]}
+async def background_run(url: str, question: str = "count to 5000") -> str:
+    """Start a run in the background, and return its id."""
+    body = {"model": "agentstream", "background": True, "messages": [user(question)]}
     async with aiohttp.ClientSession() as session, session.post(f"{url}/v1/chat/completions", json=body) as response:
         run_id: str = (await response.json())["id"]
         return run_id
@@ -146,6 +146,20 @@ async def test_runs_are_listed_followed_and_cancelled(up: Process, tmp_path: Pat
         assert "cancelled" in await output(as_run_here(cancel.replace("RUN", run_id)), tmp_path, **settings)
         assert await following.ended(START_S) == 1
     assert run_id not in await output(as_run_here(ps), tmp_path, **settings)
+
+
+@one_loop
+async def test_a_question_is_answered(up: Process, tmp_path: Path) -> None:
+    """The command approves the tool that a run waits for, and the run goes on to its end."""
+    (ps,), (tail,), (approve,) = (OPERATIONS.blocks(mark) for mark in ("ps", "tail", "answer"))
+    settings = {"REDIS_URL": redis_url_of(up), "AGENTSTREAM_URL": url_of(up)}
+    run_id = await background_run(url_of(up), "send a postcard to Ada: greetings from Oslo")
+    async with running(tail.replace("RUN", run_id), tmp_path, **settings) as following:
+        await following.until("to answer it: agentstream answer")
+        assert "1 approval (23h59m)" in await output(as_run_here(ps), tmp_path, **settings)
+        assert run_id in await output(as_run_here(approve.replace("RUN", run_id)), tmp_path, **settings)
+        assert await following.ended(START_S) == 0
+    assert "Done: " in following.output
 
 
 @one_loop

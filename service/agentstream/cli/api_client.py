@@ -98,7 +98,14 @@ class ApiClient:
 
     async def post(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         """Send a POST request and return the parsed answer. Raises Refused, Unreachable or Failed."""
-        async with self._request("POST", path, body, {}, ANSWER_TIMEOUT_S) as response:
+        return await self._json("POST", path, body)
+
+    async def get(self, path: str) -> dict[str, Any]:
+        """Send a GET request and return the parsed answer. Raises Refused, Unreachable or Failed."""
+        return await self._json("GET", path, None)
+
+    async def _json(self, method: str, path: str, body: dict[str, Any] | None) -> dict[str, Any]:
+        async with self._request(method, path, body, {}, ANSWER_TIMEOUT_S) as response:
             try:
                 answer: dict[str, Any] = await response.json()
             except (aiohttp.ClientError, TimeoutError, ValueError) as exc:
@@ -109,6 +116,10 @@ class ApiClient:
     async def cancel(self, run_id: str) -> dict[str, Any]:
         """Cancel a run and return its final state, after it has ended."""
         return await self.post(f"{run_path(run_id)}/cancel")
+
+    async def answer(self, run_id: str, answers: dict[str, Any]) -> dict[str, Any]:
+        """Answer interrupts of a run and return its state then. It does not wait for the end of the run."""
+        return await self.post(f"{run_path(run_id)}/resume", {"answers": answers, "background": True})
 
     @contextlib.asynccontextmanager
     async def _request(
@@ -145,13 +156,14 @@ def _reason(exc: Exception) -> str:
 
 
 async def _error_of(response: aiohttp.ClientResponse) -> Failed:
-    text = ""
+    text = code = ""
     try:
         text = await response.text(errors="replace")
-        message = str(json.loads(text)["error"]["message"])
+        error = json.loads(text)["error"]
+        message, code = str(error["message"]), str(error.get("code"))
     except (aiohttp.ClientError, TimeoutError, ValueError, KeyError, TypeError):
         message = text[:MAX_ERROR_CHARACTERS]
     message = f"{response.status}: {message}"
     if response.status in _TEMPORARY_STATUSES:
         return Unreachable(message)
-    return Failed(message) if response.status >= _SERVER_ERROR else Refused(message)
+    return Failed(message) if response.status >= _SERVER_ERROR else Refused(message, code)

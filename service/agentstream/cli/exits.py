@@ -18,6 +18,7 @@ from agentstream.processes.runtime import (
 from agentstream.telemetry.masking import mask_error
 
 EXIT_REFUSED: Final = 4
+EXIT_WAITS: Final = 5
 
 
 class Failed(click.ClickException):
@@ -46,6 +47,21 @@ class Refused(Failed):
     """4: the front end or Redis refused the request, for example for an unknown run, a wrong key or a full queue."""
 
     exit_code = EXIT_REFUSED
+
+    def __init__(self, message: str, code: str = "") -> None:
+        """Store the message and the error code of the front end."""
+        super().__init__(message)
+        self.code = code
+
+
+class WaitsForPeople(Failed):
+    """5: the run waits for people, and nobody can be asked here. This is not printed as an error."""
+
+    exit_code = EXIT_WAITS
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        """Print the message without the prefix ``error:``."""
+        click.echo(self.message, file=file, err=file is None)
 
 
 class Cancelled(Failed):

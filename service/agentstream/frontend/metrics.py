@@ -28,6 +28,8 @@ class FrontendMetrics:
         self._on_text = metrics.histogram(metric_names.FIRST_TOKEN_SECONDS).observe
         self._slow_client_cuts = metrics.counter(metric_names.SLOW_CLIENT_CUTS)
         self._cancel_seconds = metrics.histogram(metric_names.CANCEL_SECONDS)
+        self._answers = metrics.counter(metric_names.ANSWERS)
+        self._parked_seconds = metrics.histogram(metric_names.PARKED_SECONDS)
         self._texts_before = 0  # pieces of text in streams that have ended
 
     # -- counts and times ---------------------------------------------------------------------------
@@ -56,6 +58,15 @@ class FrontendMetrics:
     def cancel_took(self, seconds: float) -> None:
         """Record the time from a cancel request to the end of the run."""
         self._cancel_seconds.observe(seconds)
+
+    def answered(self, interrupts: int, waited_s: float | None) -> None:
+        """Count the interrupts that a request has answered.
+
+        ``waited_s`` is the time for which the run was parked, if it goes on after this request, or None.
+        """
+        self._answers.inc(interrupts)
+        if waited_s is not None:
+            self._parked_seconds.observe(waited_s)
 
     def latency_timer(self) -> LatencyTimer:
         """Return a started timer for a new run."""
@@ -97,6 +108,7 @@ class FrontendMetrics:
         metrics.gauge(metric_names.QUEUED, queue).set(state.queued)
         metrics.gauge(metric_names.WAITING, queue).set(state.waiting)
         metrics.gauge(metric_names.OLDEST_WAITING_SECONDS, queue).set(state.oldest_s)
+        metrics.gauge(metric_names.PARKED_RUNS, queue).set(state.parked)
 
     def render(self) -> bytes:
         """Return the text exposition format."""

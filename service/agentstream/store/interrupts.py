@@ -18,7 +18,7 @@ from agentstream.protocol.jobs import Job
 from agentstream.protocol.keys import Keys
 from agentstream.store.connection.link import Link
 
-FIELDS: Final = ("status", "interrupts", "answers", "job")
+FIELDS: Final = ("status", "interrupts", "answers", "job", "parked_at")
 # Begins a message on the control channel of a worker: a run that waits in the worker has got an answer.
 ANSWERED: Final = "answered:"
 TIMED_OUT: Final[dict[str, Any]] = {"timed_out": True}
@@ -29,7 +29,8 @@ class Waiting:
     """The interrupts of a run, open and answered, in the order of asking.
 
     ``answers`` holds for each answered id either ``{"answer": ...}`` or TIMED_OUT. ``job`` is None unless the run is
-    parked. ``stored`` is what the script compares, so that two answers cannot overwrite each other.
+    parked. ``parked_at`` is the Unix time (s) at which the run was parked last; 0 if never. ``stored`` is what the
+    script compares, so that two answers cannot overwrite each other.
     """
 
     run_id: str
@@ -37,6 +38,7 @@ class Waiting:
     interrupts: Mapping[str, Interrupt]
     answers: Mapping[str, dict[str, Any]]
     job: Job | None
+    parked_at: float
     stored: tuple[bytes, bytes]
 
     @property
@@ -45,12 +47,18 @@ class Waiting:
         return [asked for asked in self.interrupts.values() if asked.id not in self.answers]
 
 
+def open_interrupts(interrupts: bytes | None, answers: bytes | None) -> list[Interrupt]:
+    """Return the interrupts in two fields of a run's hash that are not answered."""
+    answered = orjson.loads(answers or b"{}")
+    return [Interrupt.from_json(data) for data in orjson.loads(interrupts or b"[]") if data["id"] not in answered]
+
+
 def waiting_of(run_id: str, fields: list[bytes | None]) -> Waiting | None:
     """Return the interrupts in the FIELDS of a run's hash; None if the run has none.
 
     A run that has ended has only its answers, so that a client may send them again.
     """
-    status, interrupts, answers, job = fields
+    status, interrupts, answers, job, parked_at = fields
     if status is None or not (interrupts or answers):
         return None
     return Waiting(
@@ -59,6 +67,7 @@ def waiting_of(run_id: str, fields: list[bytes | None]) -> Waiting | None:
         {data["id"]: Interrupt.from_json(data) for data in orjson.loads(interrupts or b"[]")},
         orjson.loads(answers or b"{}"),
         Job.decode(job) if job else None,
+        float(parked_at or 0),
         (interrupts or b"", answers or b""),
     )
 

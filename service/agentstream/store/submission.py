@@ -135,6 +135,10 @@ class JobSubmitter:
         jobs, waiting, oldest_ms = await self._link.call_script("backlog", [self._keys.jobs(self._queue)], GROUP)
         return Backlog(jobs, waiting, oldest_ms if waiting < 0 else oldest_ms / 1000)
 
+    async def parked(self) -> int:
+        """Return the number of runs that wait for people. They are not among the jobs."""
+        return int(await self._link.call("ZCARD", self._keys.parked(self._queue)))
+
     async def workers_alive(self) -> int:
         """Return the number of workers of this queue with a valid heartbeat."""
         return int(await self._link.call_script("count_workers", [self._keys.workers(self._queue)], HEARTBEAT_VALID_S))

@@ -30,6 +30,8 @@ WAIT_BUCKETS_S: Final = (
     120.0,
 )
 RUN_BUCKETS_S: Final = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0)
+# Upper bounds in seconds for the time that people take to answer: from a click to a week.
+PEOPLE_BUCKETS_S: Final = (1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 14_400.0, 43_200.0, 86_400.0, 604_800.0)
 
 # Why a stream read the replay log: a message was missing, a newer attempt began, the connection to Redis was lost and
 # made again, the run was silent, the client had been too slow, or the reader joined a run that already existed.
@@ -107,6 +109,9 @@ WORKERS_ALIVE: Final = "agentstream_workers_alive"
 QUEUED: Final = "agentstream_queued_jobs"
 WAITING: Final = "agentstream_waiting_jobs"
 OLDEST_WAITING_SECONDS: Final = "agentstream_oldest_waiting_job_seconds"
+PARKED_RUNS: Final = "agentstream_parked_runs"
+PARKED_SECONDS: Final = "agentstream_parked_seconds"
+ANSWERS: Final = "agentstream_answers_total"
 
 WORKER_SLOTS: Final = "agentstream_worker_slots"
 WORKER_ACTIVE_RUNS: Final = "agentstream_worker_active_runs"
@@ -117,6 +122,8 @@ WORKER_CLAIMS: Final = "agentstream_worker_claims_total"
 WORKER_RETRIES: Final = "agentstream_worker_retries_total"
 WORKER_PAUSE_SECONDS: Final = "agentstream_worker_pause_seconds"
 WORKER_CHECKPOINTS: Final = "agentstream_worker_checkpoints_total"
+WORKER_INTERRUPTS: Final = "agentstream_worker_interrupts_total"
+WORKER_INTERRUPT_TIMEOUTS: Final = "agentstream_worker_interrupt_timeouts_total"
 WORKER_LEASES_LOST: Final = "agentstream_worker_leases_lost_total"
 WORKER_CANCEL_SECONDS: Final = "agentstream_worker_cancel_seconds"
 WORKER_TOKENS: Final = "agentstream_worker_tokens_total"
@@ -210,6 +217,21 @@ FRONTEND_METRICS: Final = (
         _QUEUE_LABEL,
         shared=True,
     ),
+    Metric(
+        PARKED_RUNS,
+        "gauge",
+        "Runs that wait for people; they hold no worker and no place in the queue; -1 if unknown",
+        _QUEUE_LABEL,
+        shared=True,
+    ),
+    Metric(
+        PARKED_SECONDS,
+        "histogram",
+        "Seconds that a run was parked until its last interrupt was answered here; by the clocks of the worker and of "
+        "this process",
+        buckets_s=PEOPLE_BUCKETS_S,
+    ),
+    Metric(ANSWERS, "counter", "Interrupts that people have answered here"),
 )
 
 WORKER_METRICS: Final = (
@@ -251,6 +273,8 @@ WORKER_METRICS: Final = (
         buckets_s=WAIT_BUCKETS_S,
     ),
     Metric(WORKER_CHECKPOINTS, "counter", "Checkpoints that agents made", _QUEUE_LABEL),
+    Metric(WORKER_INTERRUPTS, "counter", "Interrupts with which agents asked people", _QUEUE_LABEL),
+    Metric(WORKER_INTERRUPT_TIMEOUTS, "counter", "Interrupts that nobody answered in time", _QUEUE_LABEL),
     Metric(WORKER_LEASES_LOST, "counter", "Runs that another worker took over while this one held them", _QUEUE_LABEL),
     Metric(
         WORKER_CANCEL_SECONDS,

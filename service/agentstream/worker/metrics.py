@@ -91,6 +91,8 @@ class QueueMetrics:
         every.counter(metric_names.WORKER_TOKENS, queue)
         self._retries = every.counter(metric_names.WORKER_RETRIES, queue)
         self._checkpoints = every.counter(metric_names.WORKER_CHECKPOINTS, queue)
+        self._interrupts = every.counter(metric_names.WORKER_INTERRUPTS, queue)
+        self._interrupt_timeouts = every.counter(metric_names.WORKER_INTERRUPT_TIMEOUTS, queue)
         self._leases_lost = every.counter(metric_names.WORKER_LEASES_LOST, queue)
         self._terminal_events_not_stored = every.counter(metric_names.WORKER_PUBLISH_FAILURES, NOT_STORED)
         self._run_seconds = every.histogram(metric_names.WORKER_RUN_SECONDS, queue)
@@ -118,6 +120,14 @@ class QueueMetrics:
     def checkpoint_made(self) -> None:
         """Count a checkpoint. May be called from any thread."""
         self._checkpoints.inc()
+
+    def asked(self) -> None:
+        """Count an interrupt. May be called from any thread."""
+        self._interrupts.inc()
+
+    def not_answered(self, interrupts: int) -> None:
+        """Count interrupts that nobody answered in time."""
+        self._interrupt_timeouts.inc(interrupts)
 
     def tool_ended(self, *, success: bool) -> None:
         """Count the end of a tool call. May be called from any thread."""

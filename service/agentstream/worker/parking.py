@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 from typing import Final
 
 from agentstream.errors import AgentStreamError, BrokerUnavailable, BusError, Fenced
@@ -30,6 +31,7 @@ class Parking:
         self._queue = queue
         self._open_ttl_s = open_ttl_s
         self._closed_ttl_s = closed_ttl_s
+        self.on_timeouts: Callable[[int], None] = _count_nothing  # called with the number of interrupts that expired
 
     async def read(self, run_id: str) -> Waiting | None:
         """Return the questions and answers of a run; None if it never asked."""
@@ -65,7 +67,9 @@ class Parking:
 
     async def _expire(self, run_id: str, now_s: int) -> None:
         waiting = await self._interrupts.read(run_id)
-        if waiting is None or waiting.job is None or waiting.status not in {"requires_action", "queued"}:
+        if waiting is not None and waiting.status == "running" and waiting.open:  # about to be parked
+            await self._interrupts.remember(self._queue, run_id, now_s + RETRY_S)
+        elif waiting is None or waiting.job is None or waiting.status not in {"requires_action", "queued"}:
             await self._interrupts.forget(self._queue, run_id)
         elif waiting.status == "queued":  # answered, but the process that stored the answer did not enqueue the run
             await self._interrupts.enqueue(self._queue, waiting.job, ttl_s=self._open_ttl_s)
@@ -74,8 +78,14 @@ class Parking:
             log.info("nobody has answered %d questions of the run %s in time", len(late), run_id)
             await self._interrupts.remember(self._queue, run_id, now_s + RETRY_S)
             outcome = await self._interrupts.answer(waiting, late, ttl_s=self._open_ttl_s)
+            if outcome == "requires_action":
+                self.on_timeouts(len(late))
             if outcome == "requires_action" and len(late) == len(waiting.open):
                 await self._interrupts.enqueue(self._queue, waiting.job, ttl_s=self._open_ttl_s)
                 await self._interrupts.forget(self._queue, run_id)
         else:
             await self._interrupts.remember(self._queue, run_id, min(asked.expires_at for asked in waiting.open))
+
+
+def _count_nothing(_number: int) -> None:
+    """Do nothing."""

@@ -35,6 +35,8 @@ class Questions:
         self._park = park
         self._loop = asyncio.get_running_loop()
         self._lock = threading.Lock()
+        self.on_asked: Callable[[], None] = _do_nothing  # called for each new question, in any thread
+        self.on_timeouts: Callable[[int], None] = _do_nothing  # called with a number of questions that expired here
         self.timeout_s: float = 24 * 3600  # of a question without a time limit
         self._answers: dict[str, dict[str, Any]] = {}
         self._asked: dict[str, Interrupt] = {}  # by this attempt or an earlier one, without an answer
@@ -83,6 +85,7 @@ class Questions:
             fields = ("interrupts", every, "waits", int(self._park is None))
             try:
                 self._publish(INTERRUPT, asked.as_json(), fields)
+                self.on_asked()
             except BaseException:
                 self._waiting.pop(asked.id, None)
                 self._asked.pop(asked.id, None)
@@ -108,6 +111,7 @@ class Questions:
         if not new:
             return
         self._publish(RUN_RESUMED, {"answered": new}, ())
+        self.on_timeouts(sum(answers[name] == TIMED_OUT for name in new))
         for name in new:
             with self._lock:
                 self._answers[name] = answers[name]
@@ -122,6 +126,10 @@ class Questions:
             waiting = list(self._waiting.values())
         for future in waiting:
             _end(future)
+
+
+def _do_nothing(_number: int = 0) -> None:
+    """Count nothing."""
 
 
 def _resolve(future: Future[Any], interrupt_id: str, answer: Mapping[str, Any]) -> None:

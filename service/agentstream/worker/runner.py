@@ -88,6 +88,7 @@ class Runner:
         self._log_lines = RunLogLines(content=log_content)
         self._hide_errors = hide_errors
         self._on_agent_end = on_agent_end
+        parking.on_timeouts = metrics.not_answered
         self._executions: set[Execution] = set()
         self._handing_over = False
         self._text_events_before = 0  # written in runs that have ended
@@ -128,6 +129,8 @@ class Runner:
             on_checkpoint=self._metrics.checkpoint_made,
             hide_errors=self._hide_errors,
         )
+        execution.questions.on_asked = self._metrics.asked
+        execution.questions.on_timeouts = self._metrics.not_answered
         execution.questions.timeout_s = self._limits.interrupt_timeout_s
         self._executions.add(execution)
         self._leases.hold(execution)
@@ -190,7 +193,7 @@ class Runner:
             stalls = takeover.stalls if takeover else 0
             _set_suspicious(suspicious, value=stalls >= (SUSPICIOUS_STALLS if execution.resumable else 1))
             restored = takeover.restored if takeover and execution.resumable else None
-            if takeover is not None:
+            if takeover is not None and not takeover.parked:  # no worker held a parked run
                 self._metrics.called_again()
                 self._metrics.taken_over(resumes=restored is not None, pause_s=begun.silent_s)
                 self._log_lines.taken_over(resumes=restored is not None, pause_s=begun.silent_s)

@@ -37,12 +37,14 @@ class Takeover:
     those after the last checkpoint. ``stalls`` is the
     number of attempts since the last progress that ended with the loss of their worker. A checkpoint and every piece of
     output are progress. ``handed_over`` says whether the last attempt gave the run to the other workers.
+    ``parked`` says whether it put the run down to wait for people.
     """
 
     restored: Restored | None
     events: Sequence[Event]
     stalls: int
     handed_over: bool
+    parked: bool = False
 
 
 def pack(state: bytes, tally: Tally) -> bytes:
@@ -88,6 +90,7 @@ def takeover_of(checkpoint: StoredCheckpoint | None, events: Sequence[Event], at
         restored=None if checkpoint is None and restored == Restored() else restored,
         stalls=len(stalled),
         handed_over=attempt - 1 in handed_over,
+        parked=any(event.type == RUN_PARKED and event.attempt == attempt - 1 for event in events),
     )
 
 

@@ -4,15 +4,17 @@ import asyncio
 import contextlib
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
 from typing import Any, Final
 
 import click
 
+from agentstream.cli.answering import Connect, ask_here, send_answers
 from agentstream.cli.api_client import COMPLETIONS, ApiClient
 from agentstream.cli.exits import Cancelled, Failed, Interrupted, WrongSettings, run_command
 from agentstream.cli.flags import events_flag, front_end_flags
+from agentstream.cli.following import follow
 from agentstream.cli.terminal.display import Display
 from agentstream.cli.terminal.interrupts import until_interrupted
 from agentstream.cli.terminal.panel import is_terminal
@@ -31,7 +33,6 @@ ctrl-C  stop an answer, or clear the line
 up      recall an earlier question"""
 
 Messages = list[dict[str, Any]]
-Connect = Callable[[], ApiClient]
 
 
 @click.command()
@@ -47,6 +48,10 @@ def chat(question: str | None, url: str, api_key: str | None, model: str, event_
     Without QUESTION, the command reads the question from standard input. On a terminal it holds a conversation
     instead: ctrl-C stops an answer, ctrl-D ends the conversation, /help lists the other commands. On a terminal, a line
     after the answer says how long it took.
+
+    If the agent asks people, for example whether a tool may run, the command asks on the terminal and goes on with the
+    answer. ctrl-C at a question leaves the run open, and `agentstream answer` answers it later. Without a terminal, the
+    command prints the question and exits with 5.
 
     \b
       agentstream chat "what is 17*23?"
@@ -66,7 +71,7 @@ def chat(question: str | None, url: str, api_key: str | None, model: str, event_
     if not question.strip():
         message = "the question is empty: pass QUESTION, or write it to standard input"
         raise WrongSettings(message)
-    run_command(_ask(connect, model, [_message("user", question)], Display()))
+    _ask(connect, model, [_message("user", question)], Display())
 
 
 def _run_conversation(url: str, connect: Connect, model: str) -> None:
@@ -96,7 +101,7 @@ def _run_conversation(url: str, connect: Connect, model: str) -> None:
         display = Display()
         sent = [*messages, _message("user", question)]
         try:
-            run_command(_ask(connect, model, sent, display))
+            _ask(connect, model, sent, display)
         except Failed as exc:
             exc.show()
             if not (isinstance(exc, Interrupted | Cancelled) and display.answer):
@@ -118,11 +123,30 @@ def _is_done(command: str, messages: Messages) -> bool:
     return True
 
 
-async def _ask(connect: Connect, model: str, messages: Messages, display: Display) -> int:
-    """Show the answer to ``messages`` and return 0. On ctrl-C, cancel the run and raise Interrupted."""
+def _ask(connect: Connect, model: str, messages: Messages, display: Display) -> None:
+    """Show the answer to ``messages``. If the run waits for people, ask the person at the terminal.
+
+    On ctrl-C during the answer, cancel the run and raise Interrupted. At a question, leave the run open instead.
+    """
+    body = {"model": model, "messages": messages, "stream": True}
+    run_command(_or_cancel(connect, display, lambda api: _show(api, body, display)))
+    while display.parked:
+        answers = ask_here(display)
+        run_command(_or_cancel(connect, display, partial(_go_on, display=display, answers=answers)))
+    if is_terminal(sys.stdout) and is_terminal(sys.stderr):
+        display.note_times()
+
+
+async def _go_on(api: ApiClient, *, display: Display, answers: Mapping[str, Any]) -> None:
+    await send_answers(api, display, answers)
+    await follow(api, display.run_id, display, wait_for_people=False)
+
+
+async def _or_cancel(connect: Connect, display: Display, work: Callable[[ApiClient], Coroutine[Any, Any, None]]) -> int:
+    """Do the work and return 0. On ctrl-C, cancel the run and raise Interrupted."""
     async with connect() as api:
         try:
-            await until_interrupted(_show(api, {"model": model, "messages": messages, "stream": True}, display))
+            await until_interrupted(work(api))
         except Interrupted as exc:
             display.end_line()
             if not display.run_id:
@@ -141,8 +165,6 @@ async def _show(api: ApiClient, body: dict[str, Any], display: Display) -> None:
             if any(map(display.receive, messages)):
                 break
     display.close()
-    if is_terminal(sys.stdout) and is_terminal(sys.stderr):
-        display.note_times()
 
 
 def _message(role: str, content: str) -> dict[str, Any]:

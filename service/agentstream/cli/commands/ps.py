@@ -1,6 +1,8 @@
-"""``agentstream ps``: lists the queued and running runs."""
+"""``agentstream ps``: lists the runs that are queued, run, or wait for people."""
 
 import json
+import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, Final
@@ -18,6 +20,7 @@ from agentstream.store.connection.endpoint import Endpoint
 
 MAX_MODEL_CHARACTERS: Final = 40
 MAX_AGENT_CHARACTERS: Final = 24
+MAX_ASKS_CHARACTERS: Final = 40
 MAX_WORKER_CHARACTERS: Final = 40  # host-pid-random
 
 HEADINGS: Final = (
@@ -31,6 +34,7 @@ HEADINGS: Final = (
     "ATTEMPT",
     "EVENTS",
     "CHECKPOINT",
+    "ASKS",
     "WORKER",
 )
 
@@ -39,14 +43,16 @@ HEADINGS: Final = (
 @setting_flags("redis_url", "key_prefix", "queue", "queues", "agents")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
 def ps(*, as_json: bool, **flags: Any) -> None:  # noqa: ANN401
-    """List the queued and running runs.
+    """List the runs that are queued, run, or wait for people.
 
-    Reads the queues of the settings from Redis (REDIS_URL). The oldest runs come first. Runs that have ended are not
-    listed, but `agentstream tail` can show them until they expire.
+    Reads the queues of the settings from Redis (REDIS_URL). The oldest runs come first, then the runs that wait for
+    people (requires_action), beginning with the most urgent. Runs that have ended are not listed, but `agentstream
+    tail` can show them until they expire.
 
     ATTEMPT grows when another worker takes the run over. EVENTS counts the events of the latest attempt. CHECKPOINT is
     the age of the last checkpoint, from which another worker would continue. The worker updates AGENT and TOKENS each
-    time it renews the lease (about every 3 s with the default lease).
+    time it renews the lease (about every 3 s with the default lease). ASKS counts the questions for people by kind,
+    with the time that is left to answer; `agentstream answer` answers them.
 
     \b
       REDIS_URL=redis://… agentstream ps
@@ -65,7 +71,11 @@ async def _list(settings: Settings, *, as_json: bool) -> int:
 
 def _json(listings: Sequence[QueueListing]) -> str:
     runs = [{"run": run.pop("run_id"), **run} for listing in listings for run in map(asdict, listing.runs)]
-    return json.dumps({"queues": {listing.queue: listing.outstanding for listing in listings}, "runs": runs})
+    counts = {
+        "queues": {listing.queue: listing.outstanding for listing in listings},
+        "parked": {listing.queue: listing.parked for listing in listings},
+    }
+    return json.dumps(counts | {"runs": runs})
 
 
 def _table(listings: Sequence[QueueListing]) -> str:
@@ -74,7 +84,7 @@ def _table(listings: Sequence[QueueListing]) -> str:
         format_table([HEADINGS, *rows]) if rows else [f"no open runs (queue {', '.join(x.queue for x in listings)})"]
     )
     for listing in listings:
-        if more := listing.outstanding - len(listing.runs):
+        if (more := listing.outstanding + listing.parked - len(listing.runs)) > 0:
             lines.append(f"and {more} more in queue {listing.queue}")
     return "\n".join(lines)
 
@@ -91,5 +101,15 @@ def _row(run: OpenRun) -> tuple[str, ...]:
         str(run.attempt),
         str(run.events),
         "-" if run.checkpoint_age_s is None else format_time(run.checkpoint_age_s),
+        _asks(run),
         sanitize(run.worker)[:MAX_WORKER_CHARACTERS],
     )
+
+
+def _asks(run: OpenRun) -> str:
+    """Return what people must answer, and how much time is left: ``2 approval, 1 form (23 h)``."""
+    if run.answer_by is None:
+        return "-"
+    kinds = ", ".join(f"{number} {sanitize(kind)}" for kind, number in sorted(Counter(run.asks).items()))
+    left_s = run.answer_by - int(time.time())
+    return f"{kinds[:MAX_ASKS_CHARACTERS]} ({format_time(left_s) if left_s > 0 else 'expired'})"

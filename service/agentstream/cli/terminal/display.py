@@ -11,7 +11,8 @@ import click
 from agentstream.cli.exits import Cancelled, Failed
 from agentstream.cli.terminal.word_wrap import WordWrap, terminal_columns
 from agentstream.errors import CANCELLED, CANCELLED_MESSAGE
-from agentstream.protocol.events import AGENT_PATH, AGENT_REASONING, AGENT_TEXT, TOOL_RESULTS
+from agentstream.protocol.events import AGENT_PATH, AGENT_REASONING, AGENT_TEXT, INPUT_APPLIED, INTERRUPT, TOOL_RESULTS
+from agentstream.protocol.interrupts import Interrupt
 from agentstream.stream import sse
 
 MAX_ACTIVITY_CHARACTERS: Final = 200
@@ -49,6 +50,8 @@ class Display:
         self.run_id = ""
         self.last_event_id = ""
         self._answer: list[str] = []
+        self.parked: list[Interrupt] = []  # what the run waits for, if its stream has ended for that reason
+        self._asked = False  # the agent has asked people since its attempt began
         self._finished = False
         self._error: Failed | None = None
         self._open_line = False  # True while the terminal's cursor is not at the start of a line
@@ -63,6 +66,8 @@ class Display:
 
     def receive(self, frame: sse.ReceivedFrame) -> bool:
         """Show a frame of the stream. Returns True for the last frame."""
+        # Text without a position is not part of the answer: it says in words what the run waits for.
+        has_position = frame.last_event_id not in {"", self.last_event_id}
         self.last_event_id = frame.last_event_id or self.last_event_id
         if frame.data == DONE:
             return True
@@ -74,27 +79,39 @@ class Display:
                 self._error = Failed(sanitize(str(data["error"].get("message"))))
             return False
         self.run_id = data.get("id") or self.run_id
+        self.parked = []
         self._note_takeover(frame, data)
         if frame.event != "message":
             self._activity(frame.event, data)
             return False
+        if data.get("status") == "requires_action":
+            self.parked = [Interrupt.from_json(asked) for asked in data["interrupts"]]
+        else:
+            self._chunk(data, has_position=has_position)
+        return False
+
+    def _chunk(self, data: dict[str, Any], *, has_position: bool) -> None:
         for choice in data["choices"]:
             delta = choice["delta"]
             if reasoning := delta.get("reasoning_content"):
                 self._reasoning(reasoning)
-            if content := delta.get("content"):
+            if (content := delta.get("content")) and has_position:
                 self._content(content)
             for call in delta.get("tool_calls") or ():
                 if name := call["function"].get("name"):
                     self.note(f"calls your tool {name}")
             self._finished = self._finished or choice["finish_reason"] is not None
-        return False
+        if unread := data.get("unapplied_inputs"):
+            self.note(f"the agent has not read {', '.join(map(str, unread))}")
 
     def close(self) -> None:
-        """End the line of the answer.
+        """End the line of the answer; if the run waits for people, only the line on the terminal.
 
         Raises Failed if the run failed or its final chunk is missing, and Cancelled if the run was cancelled.
         """
+        if self.parked:
+            self.end_line()
+            return
         self._end_reasoning()
         if self._answer or self._finished:
             click.echo()
@@ -137,7 +154,9 @@ class Display:
         attempt = int(first) if first.isdecimal() else 0
         if attempt <= self._attempt or not _comes_from_agent(frame.event, data):
             return
-        if self._attempt:
+        if self._asked:  # people have answered, or the time for it is over
+            self._asked = False
+        elif self._attempt:
             pause_s = 0.0 if received_s is None else self._received_s - received_s
             after = f" after {pause_s:.1f} s" if pause_s >= NOTED_PAUSE_S else ""
             self.note(f"another worker continues the run{after}")
@@ -171,6 +190,14 @@ class Display:
 
     def _activity(self, event: str, data: dict[str, Any]) -> None:
         path = _path_of(data)
+        if event == INTERRUPT:
+            self._asked = True
+            self.note(path + Interrupt.from_json({**data, "id": data.get("event_id", "")}).sentence)
+            return
+        if event == INPUT_APPLIED:
+            for item in data["inputs"]:
+                self.note(f"a message to the agent: {_text_of(item['message'])}")
+            return
         if event in _PIECES:
             self._reasoning(str(data.get("text", "")), path)
             return
@@ -192,6 +219,12 @@ def _path_of(data: dict[str, Any]) -> str:
     """Return the path of the sub-agent that emitted an event, to begin a line; empty for the agent itself."""
     path = data.get(AGENT_PATH)
     return f"{sanitize(' > '.join(map(str, path)))}: " if isinstance(path, list) and path else ""
+
+
+def _text_of(message: dict[str, Any]) -> str:
+    """Return the text of a chat message, for a note."""
+    content = message.get("content")
+    return content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)
 
 
 def _own_fields(data: dict[str, Any]) -> str:

@@ -54,7 +54,7 @@ async def show_metrics(request: web.Request) -> web.Response:
         async with asyncio.timeout(HEALTH_TIMEOUT_S):
             states = await context.model_router.states()
     except (TimeoutError, BusError):
-        unknown = QueueState(workers=-1, queued=-1, waiting=-1, oldest_s=-1)
+        unknown = QueueState(workers=-1, queued=-1, waiting=-1, oldest_s=-1, parked=-1)
         states = dict.fromkeys(context.model_router.queues, unknown)
     for queue, state in states.items():
         metrics.set_queue_state(queue, state)

@@ -76,7 +76,9 @@ async def _store(context: Context, info: RunInfo, answers: Mapping[str, Any]) ->
     )
     if outcome in {"CHANGED", "PARKING"}:
         return None
-    if complete and outcome == "requires_action":
+    goes_on = complete and outcome == "requires_action"
+    context.metrics.answered(len(new), max(0.0, time.time() - waiting.parked_at) if goes_on else None)
+    if goes_on:
         await _enqueue(context, waiting)
     return "new"
 

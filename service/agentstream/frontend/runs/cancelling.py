@@ -1,9 +1,11 @@
 """Cancels a run: because a client asks for it, or because the run's client has disconnected."""
 
+import contextlib
 import time
 
 from aiohttp import web
 
+from agentstream.errors import NotFound
 from agentstream.frontend.context import Context
 from agentstream.frontend.runs.guards import broker_timeout
 from agentstream.frontend.runs.reading import snapshot_run
@@ -20,6 +22,11 @@ async def cancel_run(context: Context, info: RunInfo, view: View) -> web.Respons
     requested_s = time.monotonic()
     async with broker_timeout(context):
         await context.runs.cancel(info.run_id, ttl_s=context.settings.run_ttl_s)
+        if not info.ended:  # it may have been parked
+            with contextlib.suppress(
+                NotFound
+            ):  # its model is no longer in the settings; the workers forget the run later
+                await context.interrupts.forget(context.model_router.queue_of_model(info.model), info.run_id)
     if not info.ended:
         context.metrics.cancel_requested("request")
     response = await snapshot_run(context, info, view, end_timeout_s=cancel_timeout_s(context.settings.lease_s))

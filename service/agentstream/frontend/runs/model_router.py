@@ -18,12 +18,14 @@ class QueueState:
 
     ``workers`` is the number of workers with a recent heartbeat, ``queued`` the number of jobs that wait or run,
     ``waiting`` the number that no worker has claimed, and ``oldest_s`` the age of the oldest of those in seconds.
+    ``parked`` is the number of runs that wait for people. They are not among the jobs.
     """
 
     workers: int
     queued: int
     waiting: int
     oldest_s: float
+    parked: int
 
 
 class ModelRouter:
@@ -75,7 +77,11 @@ class ModelRouter:
 
     def queue_of_job(self, job: Job) -> str:
         """Return the queue of a job; raises NotFound if no agent is configured for its model."""
-        return self._default_queue if self._any_model else self.queue_of(job.request["model"])
+        return self.queue_of_model(job.request["model"])
+
+    def queue_of_model(self, model: str) -> str:
+        """Return the queue of the runs of a model; raises NotFound if no agent is configured for it."""
+        return self._default_queue if self._any_model else self.queue_of(model)
 
     async def check_limits(self, job: Job, **limits: Any) -> None:  # noqa: ANN401 -- JobSubmitter's
         """Count a request against the limits of its owner, which apply to all queues together.
@@ -89,9 +95,10 @@ class ModelRouter:
         submitters = self._submitters.values()
         workers = await asyncio.gather(*(submitter.workers_alive() for submitter in submitters))
         backlogs = await asyncio.gather(*(submitter.backlog() for submitter in submitters))
+        parked = await asyncio.gather(*(submitter.parked() for submitter in submitters))
         return {
-            queue: QueueState(alive, backlog.jobs, backlog.waiting, backlog.oldest_s)
-            for queue, alive, backlog in zip(self._submitters, workers, backlogs, strict=True)
+            queue: QueueState(alive, backlog.jobs, backlog.waiting, backlog.oldest_s, parked_runs)
+            for queue, alive, backlog, parked_runs in zip(self._submitters, workers, backlogs, parked, strict=True)
         }
 
     async def available_models(self) -> list[str]:

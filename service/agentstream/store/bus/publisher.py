@@ -201,6 +201,7 @@ class RunPublisher:
         """
         self._parked_ttl_s = ttl_s
         status: Fields = ("status", "requires_action", "handed_back", attempt, "entry", "", "worker", "")
+        status += ("parked_at", f"{time.time():.3f}")
         self.put(RUN_PARKED, {"usage": usage}, (*status, "usage", orjson.dumps(usage), "job", job))
 
     def _wait(self, condition: Callable[[], bool], timeout_s: float | None = None) -> None:

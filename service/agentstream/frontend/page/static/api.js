@@ -33,11 +33,31 @@ export function resumeRun(runId, cursor, signal) {
 /** Cancel a run. Returns after the run has ended. */
 export const cancelRun = (runId) => request(`v1/chat/completions/${runId}/cancel`, { method: "POST" });
 
+/** Return the state of a run. */
+export async function retrieveRun(runId, signal) {
+  return (await request(`v1/chat/completions/${runId}`, { signal })).json();
+}
+
+/**
+ * Answer one question of a run. The answer does not stream the rest: others may have answered before, and only a stream
+ * after the cursor of this tab misses nothing.
+ */
+export const answerRun = (runId, id, answer) => post(`v1/chat/completions/${runId}/resume`, { answers: { [id]: answer }, background: true });
+
+/** Send a message to a run that is going on. Returns its id. */
+export async function sendInput(runId, text) {
+  const response = await post(`v1/chat/completions/${runId}/input`, { messages: [{ role: "user", content: text }] });
+  return String((await response.json()).inputs[0]);
+}
+
 /** Return the names of the models that have a live worker. */
 export async function modelNames() {
   const { data } = await (await request("v1/models")).json();
   return data.map((model) => asText(model.id));
 }
+
+const post = (path, body) =>
+  request(path, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) });
 
 async function requestStream(path, options) {
   const response = await request(path, { ...options, headers: { ...options.headers, "X-Agent-Events": "named" } });
@@ -71,7 +91,7 @@ async function failureFrom(response) {
   const body = await response.text().catch(() => "");
   const error = parseJsonObject(body)?.error ?? (body.slice(0, 300) || response.statusText);
   const { message, reason } = explain(error, status, response.headers.get("retry-after") ?? "");
-  return new Failure(message, { reason, status, retryable: RETRYABLE.includes(status) });
+  return new Failure(message, { reason, status, retryable: RETRYABLE.includes(status), code: asText(error?.code ?? "") });
 }
 
 /** Parse JSON text and return the object; null if the text is not a JSON object. */

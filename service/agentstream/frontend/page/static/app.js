@@ -2,7 +2,7 @@
 // External text (answers, events, errors, model names) enters the page only as text nodes.
 
 import { askForKey, closeAccess, watchKey } from "./access.js";
-import { apiKey, cancelRun, isRunId, startRun } from "./api.js";
+import { apiKey, cancelRun, isRunId, sendInput, startRun } from "./api.js";
 import { copy } from "./clipboard.js";
 import { draft, followKeyboard, setDraft, showRunning, watchComposer } from "./composer.js";
 import { byId, now } from "./dom.js";
@@ -20,6 +20,7 @@ const SAVE_MS = 2000; // interval of saves during a run; leaving the page saves 
 
 let exchanges = [];
 let running = null; // { exchange, controller, stopping } of the active run
+let sending = false; // a message to the active run is on its way
 let exchangeAwaitingKey = null; // the exchange that waits for a key
 
 const save = () => storage.saveChat(exchanges.map((exchange) => exchange.record()));
@@ -27,10 +28,7 @@ const save = () => storage.saveChat(exchanges.map((exchange) => exchange.record(
 /** Return the messages of the request for an exchange: the complete exchanges before it, then its question. */
 function messagesUpTo(exchange) {
   const earlier = exchanges.slice(0, exchanges.indexOf(exchange)).filter((other) => other.inHistory);
-  const history = earlier.flatMap(({ question, text }) => [
-    { role: "user", content: question },
-    { role: "assistant", content: text },
-  ]);
+  const history = earlier.flatMap((other) => other.turns);
   return [...history, { role: "user", content: exchange.question }];
 }
 
@@ -52,6 +50,35 @@ async function ask(question, instead = null) {
   await run(exchange, (signal) => startRun({ model, messages: messagesUpTo(exchange) }, signal));
 }
 
+/** Send the text of the field: to the active run if there is one, or else as a new question. */
+async function send() {
+  const text = draft();
+  if (!running) await ask(text);
+  else if (text) await sendToRun(running.exchange, text);
+}
+
+/** Send a message to the active run. If the agent does not take it, the text stays in the field. */
+async function sendToRun(exchange, text) {
+  if (exchange.parked) {
+    notice("The agent waits for your answer to its question.", "input");
+    exchange.people.focusQuestion();
+  } else if (!exchange.runId || sending) {
+    notice("Wait a moment: the run has not started yet.", "input");
+  } else {
+    sending = true;
+    try {
+      exchange.noteSent(await sendInput(exchange.runId, text), text);
+      if (draft() === text) setDraft("");
+      notice("", "input");
+    } catch (error) {
+      if (!(error instanceof Failure)) throw error;
+      notice(`${error.message} ${error.reason}`, "input");
+    } finally {
+      sending = false;
+    }
+  }
+}
+
 /** Add an exchange to the conversation. */
 function add(exchange) {
   exchanges.push(exchange);
@@ -62,6 +89,7 @@ function add(exchange) {
   onClick("retry", () => retry(exchange));
   onClick("edit", () => edit(exchange));
   onClick("more", () => toggleDetails(exchange));
+  onClick("ask-unread", () => ask(exchange.unappliedText));
   onClick("curl", () => copy(snippet(asCurl, exchange), "The curl command"));
   onClick("python", () => copy(snippet(asPython, exchange), "The Python program"));
   onClick("copy-link", () => copy(exchange.part("link").href, "The link"));
@@ -138,6 +166,7 @@ async function stop() {
   try {
     await stopped.exchange.started;
     await cancelRun(stopped.exchange.runId);
+    stopped.exchange.nudge();
   } catch (error) {
     if (running !== stopped) return; // the run has ended by itself
     notice(`The run could not be stopped. ${error.message}`);
@@ -150,8 +179,14 @@ function setRunning(next) {
   running = next;
   byId("status").textContent = next ? "The agent is working." : "The reply has ended.";
   document.body.classList.toggle("running", next !== null);
-  byId("restart").disabled = next !== null || exchanges.length === 0;
+  showRestart();
+  if (next === null) notice("", "input");
   showRunning(next !== null);
+}
+
+/** A chat whose run waits for people may be left: the run stays, and its link shows it. */
+function showRestart() {
+  byId("restart").disabled = (running !== null && !running.exchange.parked) || exchanges.length === 0;
 }
 
 // The buttons of an exchange
@@ -203,6 +238,7 @@ async function openFragment() {
 }
 
 function restart() {
+  running?.controller.abort(); // the run waits for people
   removeFrom(exchanges[0]);
   exchangeAwaitingKey = null;
   save();
@@ -227,7 +263,7 @@ async function begin() {
   await openFragment();
 }
 
-watchComposer(() => ask(draft()), stop);
+watchComposer(send, stop, () => running?.exchange.parked || stop());
 watchKey(async () => {
   await loadModels(askForKey);
   await resumeWithKey();
@@ -236,6 +272,7 @@ followKeyboard();
 showExamples((example) => ask(example));
 byId("restart").addEventListener("click", restart);
 byId("conversation").addEventListener("click", copyCode);
+byId("conversation").addEventListener("parked", showRestart);
 window.addEventListener("hashchange", openFragment);
 window.addEventListener("pagehide", save);
 begin();

@@ -9,14 +9,18 @@ export const draft = () => prompt.value.trim();
 export function setDraft(text) {
   prompt.value = text;
   fitHeight(prompt);
+  showSend();
 }
 
-/** Show that a run is active, and whether it is being stopped: the field sends nothing, and Stop replaces Send. */
+let isRunning = false;
+
+/** Show that a run is active, and whether it is being stopped. Stop replaces Send while the field is empty. */
 export function showRunning(active, stopping = false) {
   const [send, stop] = [byId("send"), byId("stop")];
+  isRunning = active;
   const hadFocus = document.activeElement === stop || document.activeElement === send;
   stop.hidden = !active;
-  send.hidden = active;
+  showSend();
   stop.classList.toggle("stopping", stopping);
   stop.setAttribute("aria-disabled", String(stopping));
   // On phones the focus stays out of the field: it would open the keyboard over the answer.
@@ -24,8 +28,15 @@ export function showRunning(active, stopping = false) {
   if (hadFocus) (active ? stop : home).focus({ preventScroll: true });
 }
 
-/** Call `onSend` when the user sends the message, and `onStop` when the user stops the run. */
-export function watchComposer(onSend, onStop) {
+/** Show Send if there is something to send: a question, or a message to the active run. */
+function showSend() {
+  const send = byId("send");
+  send.hidden = isRunning && !draft();
+  send.title = isRunning ? "Send to the agent while it works (Enter)" : "Send (Enter)";
+}
+
+/** Call `onSend` when the user sends the message, `onStop` when the user stops the run, `onEscape` for Escape. */
+export function watchComposer(onSend, onStop, onEscape) {
   byId("composer").addEventListener("submit", (event) => {
     event.preventDefault();
     onSend();
@@ -35,10 +46,13 @@ export function watchComposer(onSend, onStop) {
     event.preventDefault();
     onSend();
   });
-  prompt.addEventListener("input", () => fitHeight(prompt));
+  prompt.addEventListener("input", () => {
+    fitHeight(prompt);
+    showSend();
+  });
   document.addEventListener("keydown", (event) => {
     const inDialog = document.querySelector("dialog[open]") !== null;
-    if (event.key === "Escape" && !isComposing(event) && !event.defaultPrevented && !inDialog) onStop();
+    if (event.key === "Escape" && !isComposing(event) && !event.defaultPrevented && !inDialog) onEscape();
   });
   byId("stop").addEventListener("click", onStop);
   fitHeight(prompt);

@@ -55,7 +55,7 @@ export function keepingPlace(change) {
 function visibleMark() {
   for (const share of [0.15, 0.3, 0.45, 0.6]) {
     const found = document.elementFromPoint(window.innerWidth / 2, window.innerHeight * share);
-    const mark = found?.closest(".question, .answer > *, .step, .thought, .actions");
+    const mark = found?.closest(".question, .answer > *, .asking, .step, .thought, .actions");
     if (mark) return mark;
   }
   return null;

@@ -1,7 +1,9 @@
 // One question and its reply: applies the facts of the run and draws both.
 
+import { AnswerParts } from "./answer_parts.js";
+import { answerRun } from "./api.js";
 import { byId, clock, element, fromTemplate, isNumber, keepingPlace, now } from "./dom.js";
-import { MarkdownView } from "./markdown.js";
+import { People } from "./people.js";
 import { Stats } from "./stats.js";
 import { appendFact } from "./storage.js";
 import { Timeline } from "./timeline.js";
@@ -9,6 +11,7 @@ import { Timeline } from "./timeline.js";
 const CLOCK_MS = 100; // the state shows tenths of a second
 const DRAWING_SHARE = 8; // drawing takes at most about 1/8 of the time
 const LONG_PAUSE_MS = 30; // a shorter pause after drawing is not worth a timer
+const ALONGSIDE = ["usage", "answered", "sent", "unapplied"]; // facts that do not show that the run goes on
 const FAILED = "with an error; later requests omit it";
 
 /** `question` is null for a run that was started elsewhere. */
@@ -18,7 +21,13 @@ export class Exchange {
   text = "";
   ended = "";
   suspended = false; // the page stopped following the run before its end
+  parked = false; // the run waits for people, and no worker holds it
+  nudge = () => {}; // look now whether a parked run goes on
   #facts = [];
+  #turns = []; // finished parts of the conversation within this run, as chat messages
+  #turnStart = 0; // where the current part begins in the text
+  #asked = false; // the agent has asked people since the attempt began, so the next attempt is no takeover
+  #unapplied = [];
   #heardAt = null; // the time of the last fact; null if unknown
   #reasoning = "";
   #finish = "";
@@ -37,7 +46,8 @@ export class Exchange {
     this.started = new Promise((resolve) => (this.#resolveStarted = resolve));
     this.timeline = new Timeline(this.root.querySelector(".activity ol"), startedAt);
     this.stats = new Stats(this.root, startedAt, model);
-    this.answer = new MarkdownView(this.part("answer"));
+    this.answer = new AnswerParts(this.part("answer"));
+    this.people = new People(this.root, this.answer, (id, answer) => answerRun(this.runId, id, answer));
     this.#doing.since = startedAt;
     this.part("question").textContent = question ?? "A run that was started elsewhere";
     this.root.classList.toggle("elsewhere", question === null);
@@ -69,6 +79,18 @@ export class Exchange {
     return this.question !== null && this.ended !== "" && !this.failed && (this.text !== "" || !this.#cancelled);
   }
 
+  /** The chat messages of this exchange for later requests: question, answer, and what people said in between. */
+  get turns() {
+    const rest = this.text.slice(this.#turnStart).trim();
+    const last = rest || !this.#turns.length ? [{ role: "assistant", content: rest && this.text.slice(this.#turnStart) }] : [];
+    return [{ role: "user", content: this.question }, ...this.#turns, ...last];
+  }
+
+  /** What this tab has sent to the run and its agent has not taken. */
+  get unappliedText() {
+    return this.people.unappliedText;
+  }
+
   part(name) {
     return this.root.querySelector(`.${name}`);
   }
@@ -76,20 +98,91 @@ export class Exchange {
   /** Apply one fact. `at` is its time in seconds, or null for a replayed fact, whose time is unknown. */
   apply(fact, at, { silently = false } = {}) {
     if (this.ended) return;
+    if (fact.kind === "done" && this.parked) return; // the stream ended, but not the run
     appendFact(this.#facts, fact, at);
     this.#heardAt = at;
     const say = silently || at === null ? () => {} : (text) => (byId("status").textContent = text);
     if (fact.kind === "run") this.#setRunId(fact.id);
     else if (fact.kind === "text") this.#appendText(fact.text, at, silently);
     else if (fact.kind === "reasoning") this.#appendReasoning(fact.text, at);
-    else if (fact.kind === "event") this.#changeSteps(() => say(this.timeline.showEvent(fact.event, fact.data, at)), at);
+    else if (fact.kind === "event") this.#showEvent(fact, at, say);
     else if (fact.kind === "call") this.#changeSteps(() => this.timeline.showClientToolCall(fact.call, at), at);
     else if (fact.kind === "takeover") this.#changeSteps(() => say(this.timeline.showTakeover(fact.pause, at)), at);
+    else if (fact.kind === "parked") this.#park(fact.interrupts, at, say);
+    else if (fact.kind === "answered") this.#showAnswer(fact, at);
+    else if (fact.kind === "sent") keepingPlace(() => this.people.sent(fact.id, fact.text));
+    else if (fact.kind === "unapplied") this.#unapplied = fact.ids;
     else if (fact.kind === "usage") this.stats.usage = fact.usage;
     else if (fact.kind === "finish") this.#finish = fact.reason;
     else if (fact.kind === "cancelled") this.#cancelled = true;
     else if (fact.kind === "failed") this.#end(FAILED, at, fact);
     else if (fact.kind === "done") this.#done(at);
+    if (![...ALONGSIDE, "parked"].includes(fact.kind)) this.#unpark();
+  }
+
+  /** Note a message that this tab has sent to the run. The run may have ended since. */
+  noteSent(id, text) {
+    if (this.ended) this.people.sent(id, text);
+    else this.apply({ kind: "sent", id, text }, now());
+  }
+
+  /** Offer exactly these questions: the run waits for them. */
+  offer(interrupts) {
+    this.people.offer(interrupts.map(({ id }) => id));
+  }
+
+  #showEvent({ event, data }, at, say) {
+    this.#changeSteps(() => say(this.timeline.showEvent(event, data, at)), at);
+    if (event === "interrupt") this.#ask({ ...data, id: data.event_id ?? data.id }, at, say);
+    else if (event === "input_applied") {
+      keepingPlace(() => {
+        const said = this.people.apply(Array.isArray(data.inputs) ? data.inputs : [], this.text);
+        this.#endTurn(said);
+        say("The agent has read your message.");
+      });
+    }
+  }
+
+  /** Keep the text so far as one chat message, and add the messages of people. */
+  #endTurn(said) {
+    const text = this.text.slice(this.#turnStart);
+    if (text.trim()) this.#turns.push({ role: "assistant", content: text });
+    this.#turns.push(...said.map((content) => ({ role: "user", content })));
+    this.#turnStart = this.text.length;
+  }
+
+  #ask(asked, at, say) {
+    this.#asked = true;
+    keepingPlace(() => {
+      const onAnswer = (id, words) => {
+        if (words) this.apply({ kind: "answered", id, words }, now());
+        this.nudge();
+      };
+      const title = this.people.ask(asked, this.text, onAnswer);
+      if (title) say(title);
+    });
+  }
+
+  #park(interrupts, at, say) {
+    for (const asked of interrupts) this.#ask(asked, at, say);
+    keepingPlace(() => this.offer(interrupts));
+    this.parked = true;
+    this.part("reply").setAttribute("aria-busy", "false"); // screen readers may skip what is busy
+    this.#showProgress();
+    this.root.dispatchEvent(new Event("parked", { bubbles: true }));
+  }
+
+  #unpark() {
+    if (!this.parked) return;
+    this.parked = false;
+    this.#do("Working", this.#heardAt);
+    if (!this.ended) this.part("reply").setAttribute("aria-busy", "true");
+    this.root.dispatchEvent(new Event("parked", { bubbles: true }));
+  }
+
+  #showAnswer({ id, words }, at) {
+    this.people.answer(id, words);
+    this.#changeSteps(() => this.timeline.endQuestion(id, words), at);
   }
 
   /**
@@ -98,6 +191,13 @@ export class Exchange {
    */
   reachAttempt(attempt, at) {
     if (!(attempt > this.attempt)) return;
+    if (this.#asked) {
+      this.#asked = false; // the answers, or the end of the time for them, have begun this attempt
+      this.people.close("elsewhere");
+      this.timeline.endQuestions();
+      this.attempt = attempt;
+      return;
+    }
     const pause = at === null || this.#heardAt === null ? null : at - this.#heardAt;
     if (this.attempt >= 1) this.apply({ kind: "takeover", pause }, at);
     this.attempt = attempt;
@@ -249,6 +349,8 @@ export class Exchange {
       this.part("reply").setAttribute("aria-busy", "false");
       this.part("reply").classList.add("ended");
       this.part("copy").hidden = !this.text;
+      this.people.close(this.#cancelled || problem ? "ended" : "elsewhere");
+      this.people.showUnapplied(this.#unapplied);
       this.timeline.close();
       this.#showProblem(problem);
       this.stats.end(how, at, this.timeline.inferenceSeconds);
@@ -291,7 +393,9 @@ export class Exchange {
   #showProgress() {
     if (this.ended || this.suspended) return;
     const { words, since } = this.#doing;
-    this.#showState("running", since === null ? words : `${words} · ${clock(now() - since)}`);
+    if (this.people.isAsked) this.people.showDeadlines();
+    if (this.parked) this.#showState("waiting", "Waiting for your answer");
+    else this.#showState("running", since === null ? words : `${words} · ${clock(now() - since)}`);
     this.stats.showProgress();
   }
 }

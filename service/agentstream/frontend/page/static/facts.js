@@ -6,10 +6,12 @@ import { Failure, explain } from "./failures.js";
 /**
  * Return the facts of one frame of a stream, in order. Each is an object with a `kind`: `run` (id), `text` and
  * `reasoning` (text), `event` (event, data), `call` (call: a delta of a call of the client's tool), `usage` (usage),
- * `finish` (reason), `cancelled`, `failed` (message, reason), `done`. Throws Failure if the data is not a JSON object.
- * A fact of the kind `takeover` (pause) comes from the ids of frames; see `Exchange.reachAttempt`.
+ * `finish` (reason), `parked` (interrupts: the run waits for people), `unapplied` (ids of messages to the run that its
+ * agent has not taken), `cancelled`, `failed` (message, reason), `done`. Throws Failure if the data is not a JSON object.
+ * A fact of the kind `takeover` (pause) comes from the ids of frames; see `Exchange.reachAttempt`. The page adds the
+ * facts `answered` (id, words) and `sent` (id, text) itself.
  */
-export function factsOf({ event, data }) {
+export function factsOf({ event, data, hasId }) {
   if (data === "[DONE]") return [{ kind: "done" }];
   const body = parseJsonObject(data);
   if (body === null) throw new Failure("The server sent data that is no JSON object.", { reason: data.slice(0, 80) });
@@ -20,13 +22,19 @@ export function factsOf({ event, data }) {
   const facts = [];
   if (delta.role) facts.push({ kind: "run", id: body.id });
   if (body.usage) facts.push({ kind: "usage", usage: body.usage });
+  if (body.unapplied_inputs?.length) facts.push({ kind: "unapplied", ids: body.unapplied_inputs.map(String) });
+  if (body.status === "requires_action" && Array.isArray(body.interrupts)) {
+    facts.push({ kind: "parked", interrupts: body.interrupts });
+    return facts;
+  }
   if (body.agent_error) {
     // The error sentence is also sent as content, so that stock clients show it. Here it is not part of the answer.
     facts.push(ending(body.agent_error));
     return facts;
   }
   if (delta.reasoning_content) facts.push({ kind: "reasoning", text: String(delta.reasoning_content) });
-  if (delta.content) facts.push({ kind: "text", text: String(delta.content) });
+  // Text without a position is not part of the answer: it says in words what the run waits for.
+  if (delta.content && hasId) facts.push({ kind: "text", text: String(delta.content) });
   for (const call of Array.isArray(delta.tool_calls) ? delta.tool_calls : []) facts.push({ kind: "call", call });
   if (choice?.finish_reason) facts.push({ kind: "finish", reason: String(choice.finish_reason) });
   return facts;

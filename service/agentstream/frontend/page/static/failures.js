@@ -4,13 +4,16 @@ import { asText } from "./dom.js";
 
 const WORDS = new Map(Object.entries({
   agent_error: "The agent failed.",
+  already_answered: "Somebody else has answered this question.",
   broker_unavailable: "The service cannot reach its database now. Try again in a moment.",
   context_length_exceeded: "The conversation is longer than the model can read. Start a new chat, or ask a shorter question.",
   forbidden_host: "The server does not answer under this address.",
   frontend_unavailable: "The service cannot be reached now. Try again in a moment.",
   headers_too_large: "The browser sends too many cookies to this address.",
   idempotency_key_reused: "The server has already got another question with this id. Ask again.",
+  input_not_taken: "The agent takes no messages now. Your text stays in the field: send it after the answer.",
   internal_error: "The server failed.",
+  interrupt_expired: "The time to answer is over.",
   invalid_agent_output: "The agent gave an answer that cannot be sent.",
   invalid_api_key: "This server needs an API key. Enter a valid one.",
   invalid_json: "The server could not read the request.",
@@ -18,6 +21,7 @@ const WORDS = new Map(Object.entries({
   method_not_allowed: "The server does not support this request.",
   model_error: "The model refused the request.",
   model_not_found: "No such agent is running. Choose another one.",
+  not_waiting: "The agent does not wait for an answer now.",
   not_found: "The server does not know this run or agent. It may have expired, or belong to another API key.",
   previous_response_not_found: "The server does not keep the earlier answer any more. Start a new chat.",
   queue_full: "All agents are busy, and too many requests wait already.",
@@ -30,6 +34,7 @@ const WORDS = new Map(Object.entries({
   run_timeout: "The agent took too long, so it was stopped.",
   stream_lost: "The server can no longer read this answer.",
   stream_trimmed: "The server does not keep this answer any more.",
+  too_much_input: "You have sent as many messages as one run takes. Your text stays in the field.",
   too_many_connections: "The server has too many visitors now. Try again in a moment.",
   unsupported_media_type: "The server does not accept this form of request.",
   worker_lost: "The worker that ran the agent was lost, so the answer is incomplete.",
@@ -49,8 +54,9 @@ const WORDS_OF_STATUS = {
 /** An error that is shown to the user: `message` in words for people, `reason` in the words of its source. */
 export class Failure extends Error {
   /** `status` is the HTTP status, or 0 if there was no response. If `retryable` is true, a retry may help. */
-  constructor(message, { reason = "", status = 0, retryable = false } = {}) {
+  constructor(message, { reason = "", status = 0, retryable = false, code = "" } = {}) {
     super(message);
+    this.code = code; // of the server's error
     this.reason = reason;
     this.status = status;
     this.retryable = retryable;

@@ -5,6 +5,7 @@ import { asText, now } from "./dom.js";
 import { comesFromAgent, factsOf } from "./facts.js";
 import { Failure } from "./failures.js";
 import { SseParser } from "./sse.js";
+import { untilItGoesOn } from "./waiting.js";
 
 const MAX_RETRIES = 8; // consecutive, without a message in between; about 50 s with the pauses below
 const FIRST_BACKOFF_MS = 500;
@@ -14,13 +15,14 @@ const REPLAY_GAP_S = 0.15; // replayed messages arrive without a gap of this len
 
 /**
  * Apply each fact of the run to `exchange`, exactly once. `first` is the response that started the run. Without it, the
- * stream resumes after the exchange's cursor. Reconnects when the connection breaks. Throws Failure if that fails.
+ * stream resumes after the exchange's cursor. Reconnects when the connection breaks. Throws Failure if that fails. If the
+ * run waits for people, its stream ends; it resumes when the run goes on.
  */
 export async function followRun(exchange, first, signal) {
   let response = first;
   let resumed = !first;
   let failures = 0;
-  while (!exchange.ended) {
+  while (!exchange.ended && !signal.aborted) {
     try {
       response ??= await resumeRun(exchange.runId, exchange.cursor, signal);
       for await (const message of readMessages(response, resumed)) {
@@ -32,7 +34,8 @@ export async function followRun(exchange, first, signal) {
         if (message.id) exchange.cursor = message.id;
         if (exchange.ended) break;
       }
-      if (!exchange.ended) throw broken("the connection closed before the answer was complete");
+      if (exchange.parked) await untilItGoesOn(exchange, signal);
+      else if (!exchange.ended) throw broken("the connection closed before the answer was complete");
     } catch (error) {
       failures += 1;
       if (signal.aborted || !error.retryable || !exchange.runId || failures > MAX_RETRIES) throw error;

@@ -43,6 +43,12 @@ export class Timeline {
     } else if (event === "tool_call_end") {
       this.#endTool(this.#findOpenStep("tool", name, id) ?? this.#addStep(at, "tool", "Tool", name, { name, id }), data, at);
       return `Tool ${name} ${data.success === false ? "failed" : "has finished"}.`;
+    } else if (event === "interrupt") {
+      const payload = typeof data.payload === "object" && data.payload !== null ? data.payload : { message: data.payload };
+      this.#addStep(at, "question", "Question", asText(payload.tool ?? payload.message ?? data.kind), { id });
+    } else if (event === "input_applied") {
+      const inputs = Array.isArray(data.inputs) ? data.inputs : [];
+      this.#finish(this.#addStep(at, "input", "Message", `${inputs.length} taken by the agent`), "note");
     } else if (event === "tool_results") {
       const results = Array.isArray(data.results) ? data.results : [];
       const summary = results.map((r) => `${asText(r?.tool_name)} ${r?.success ? "ok" : "failed"}`).join(", ");
@@ -54,6 +60,17 @@ export class Timeline {
       this.#finish(step, "note");
     }
     return "";
+  }
+
+  /** Show the answer to a question. */
+  endQuestion(id, words) {
+    const step = this.#open.find((open) => open.kind === "question" && open.id === id);
+    if (step) this.#finish(step, "note", words);
+  }
+
+  /** Show that the open questions are over: the run went on. */
+  endQuestions() {
+    for (const step of this.#open.filter(({ kind }) => kind === "question")) this.#finish(step, "note");
   }
 
   /** Show that another worker continues the run, after a pause in seconds (null if unknown). Returns like `showEvent`. */
@@ -88,6 +105,8 @@ export class Timeline {
 
   /** Return what the agent does now, as { words, since }; null if no step is open. `since` is null if unknown. */
   get current() {
+    const question = this.#open.find((step) => step.kind === "question");
+    if (question) return { words: "Waiting for your answer", since: question.at };
     const tools = this.#open.filter((step) => step.kind === "tool");
     const [step] = tools.length ? tools : this.#open;
     if (!step) return null;
