@@ -13,14 +13,18 @@ from aiohttp.test_utils import TestServer
 class ModelServer:
     """The fake server. It looks for words in the last user message.
 
-    For "weather" it calls the tool ``tool``, and then answers with the tool's result. For "hang" it stops in the
-    middle of the answer. For "refuse" it answers with status 400. After the first piece of its last answer it waits for
-    ``go``.
+    For "weather", or the name of its ``tool``, it calls this tool with ``arguments``, and then answers with the tool's
+    result. For "hang" it stops in the middle of the answer. For "refuse" it answers with status 400. After the first
+    piece of its last answer it waits for ``go``. Its first answers make the calls in ``script`` (name, arguments and
+    id), if there are any.
     """
 
     def __init__(self) -> None:
         self.url = ""
         self.tool = "weather"
+        self.arguments = '{"city": "Oslo"}'
+        self.call_id = "call-oslo"
+        self.script: list[tuple[str, str, str]] = []
         self.bodies: list[dict[str, Any]] = []
         self.go = asyncio.Event()
         self.asked = asyncio.Event()
@@ -41,7 +45,10 @@ class ModelServer:
             pieces = ["It is ", None, f"{results[-1]}."]
         else:
             pieces = ["Let me look. "]
-        call = not results and "weather" in question
+        call = not results and ("weather" in question or self.tool in question)
+        if self.script:
+            self.tool, self.arguments, self.call_id = self.script.pop(0)
+            call, pieces = True, []
         usage = {"prompt_tokens": 20, "completion_tokens": 7, "total_tokens": 27}
         if call:
             usage = {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15}
@@ -56,8 +63,8 @@ class ModelServer:
         return web.json_response(_head("chat.completion") | {"choices": [choice], "usage": usage})
 
     def _call(self) -> dict[str, Any]:
-        function = {"name": self.tool, "arguments": '{"city": "Oslo"}'}
-        return {"id": "call-oslo", "type": "function", "function": function}
+        function = {"name": self.tool, "arguments": self.arguments}
+        return {"id": self.call_id, "type": "function", "function": function}
 
     async def _stream(
         self, request: web.Request, pieces: list[str | None], usage: dict[str, int], *, call: bool

@@ -21,10 +21,8 @@ from agents import (
 from langchain_core.language_models import GenericFakeChatModel
 from langchain_core.messages import AIMessage, HumanMessage, ToolCall
 from langchain_core.tools import tool
-from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import START, MessagesState, StateGraph
 from langgraph.prebuilt import ToolNode
-from langgraph.types import interrupt
 from openai import AsyncOpenAI
 from pydantic import BaseModel
 from pydantic_ai import Agent as PydanticAgent
@@ -36,7 +34,6 @@ from pydantic_ai.models.test import TestModel
 from agentstream.adapters import langgraph, openai_agents, pydantic_ai
 from agentstream.adapters.run_reporter import MAX_RESULT_CHARS, RunReporter, as_text, total, usage_of
 from agentstream.agents import AgentResult, Run
-from agentstream.errors import AgentError
 from agentstream.protocol.openai import ChatCompletionRequest, Usage
 from tests.adapters.conftest import user
 from tests.adapters.model_server import ModelServer
@@ -203,16 +200,6 @@ async def test_langgraph_tools_that_fail_are_reported() -> None:
     assert "Oslo" in ended["result"]
     assert not result.tool_results[0].success
     assert texts(facts) == "sorry"
-
-
-async def test_langgraph_interrupts_fail() -> None:
-    """An interrupt of the graph ends the run with a reason, because a client cannot answer it."""
-
-    def node(_state: MessagesState) -> Any:
-        return {"messages": [interrupt("sure?")]}
-
-    with pytest.raises(AgentError, match="ask a person"):
-        await play(langgraph.LangGraphAgent(graph_of(node, checkpointer=InMemorySaver())), user("x"))
 
 
 async def test_langgraph_input_can_be_customised() -> None:

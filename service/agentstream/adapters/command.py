@@ -6,7 +6,8 @@ In your own module::
 
     agent = CommandAgent("node", "my_agent.mjs")  # AGENTSTREAM_AGENT=my_module:agent
 
-The worker starts the program once for each run. The program reads one line from standard input, which is then closed::
+The worker starts the program once for each run. The program reads one line from standard input, which is then closed,
+unless the program declares that it reads more::
 
     {"version": 1, "run_id": "chatcmpl-...", "request": {<the chat completion request>},
      "caller": {"key_hash": "...", "request_id": "...", "headers": {"x-user-id": "..."}}, "restored": null}
@@ -31,7 +32,21 @@ write that again::
      "tool_calls": [{"index": 0, "id": "...", "name": "...", "arguments": "..."}]}
 
 The program gets no answer to a ``checkpoint`` line and may go on at once: the lines after it are read when the state is
-stored, so clients never see text that is later than a checkpoint which was lost. Standard input stays closed.
+stored, so clients never see text that is later than a checkpoint which was lost.
+
+With ``CommandAgent(..., asks=True)`` standard input stays open, and the program can ask people, also several questions
+at once. It reads a line for each answer, or a line with ``"timed_out": true`` if nobody answers in time::
+
+    {"type": "interrupt", "id": "mail", "kind": "approval", "payload": {"tool": ..., "arguments": ...}}    it writes
+    {"type": "answer", "id": "mail", "answer": {"approve": true}}                                          it reads
+
+``schema`` and ``timeout_s`` are optional, as in ``run.interrupt``. A resumable program is ended while it waits. It is
+started again with ``restored``, must ask again, and then reads the answer at once. Make a checkpoint before the
+question. Other programs wait. With ``CommandAgent(..., takes_inputs=True)`` people can send messages to the run. The
+program asks for them and reads one line, often without messages::
+
+    {"type": "take_inputs"}                                                                                it writes
+    {"type": "input", "messages": [{"role": "user", "content": "..."}]}                                    it reads
 
 If tracing is on, the environment variables ``TRACEPARENT`` and ``TRACESTATE`` hold the trace context, in the format of
 W3C's headers. If the run is cancelled or times out, the program and its child processes get SIGTERM, and SIGKILL 2 s
@@ -51,6 +66,7 @@ from typing import Any, Final
 
 import orjson
 
+from agentstream.adapters.program_input import ProgramInput
 from agentstream.adapters.resuming import kept
 from agentstream.agents import AgentResult, Run, ToolResult
 from agentstream.errors import AgentError, InvalidAgentOutput
@@ -78,16 +94,21 @@ log = logging.getLogger(__name__)
 class CommandAgent:
     """An agent: ``await agent(run)`` runs the program once, in its own process group."""
 
-    def __init__(self, program: str, *arguments: str, resumable: bool = False) -> None:
+    def __init__(
+        self, program: str, *arguments: str, resumable: bool = False, asks: bool = False, takes_inputs: bool = False
+    ) -> None:
         """Find the program on PATH. Raises FileNotFoundError if it is not there or not executable.
 
-        ``resumable`` declares that the program reads ``restored``.
+        ``resumable`` declares that the program reads ``restored``, ``asks`` that it asks people and reads their
+        answers, and ``takes_inputs`` that it takes the messages that people send to the run.
         """
         found = shutil.which(program)
         if found is None:
             message = f"the agent's program {program!r} was not found: it is not on PATH or not executable"
             raise FileNotFoundError(message)
         self.resumable = resumable
+        self.takes_inputs = takes_inputs
+        self._reads_on = asks or takes_inputs
         self._command = [os.path.abspath(found), *arguments]  # noqa: PTH100 -- a program may depend on its link's name
 
     async def __call__(self, run: Run) -> AgentResult:
@@ -106,12 +127,12 @@ class CommandAgent:
             limit=_LINE_BYTES,
             env=_environment(),
         )
-        session = _Session(run, process, saved)
+        session = _Session(run, process, saved, reads_on=self._reads_on)
         try:
             async with asyncio.TaskGroup() as group:
                 for part in (session.write_request(), session.log_stderr(), session.kill_remaining_processes()):
                     group.create_task(part, name=f"command {run.id}")
-                await session.read_lines()
+                await session.read_lines(group)
         except BaseExceptionGroup as failures:  # the worker handles a single error, by its class
             raise failures.exceptions[0] from failures
         finally:
@@ -122,7 +143,9 @@ class CommandAgent:
 class _Session:
     """One execution of the program."""
 
-    def __init__(self, run: Run, process: asyncio.subprocess.Process, saved: dict[str, Any] | None) -> None:
+    def __init__(
+        self, run: Run, process: asyncio.subprocess.Process, saved: dict[str, Any] | None, *, reads_on: bool
+    ) -> None:
         self._run = run
         self._restored = _restored(run, saved)
         self._process = process
@@ -137,10 +160,12 @@ class _Session:
         if process.stdin is None or process.stdout is None or process.stderr is None:
             message = "the program was started without pipes"
             raise AgentError(message)
-        self._stdin, self._stdout, self._stderr = process.stdin, process.stdout, process.stderr
+        self._stdout, self._stderr = process.stdout, process.stderr
+        self._input = ProgramInput(run, process.stdin, stays_open=reads_on)
+        self._questions: set[asyncio.Task[None]] = set()  # that people have not answered
 
     async def write_request(self) -> None:
-        """Write the request to standard input and close it. It is no error if the program does not read it."""
+        """Write the request to standard input."""
         request = self._run.request.model_dump(exclude_unset=True)
         caller = self._run.caller
         sender = {"key_hash": caller.key_hash, "request_id": caller.request_id, "headers": dict(caller.headers)}
@@ -151,13 +176,7 @@ class _Session:
             "caller": sender,
             "restored": self._restored,
         }
-        line = orjson.dumps(job)
-        with contextlib.suppress(ConnectionError):
-            self._stdin.write(line + b"\n")
-            await self._stdin.drain()
-        self._stdin.close()
-        with contextlib.suppress(ConnectionError):
-            await self._stdin.wait_closed()
+        await self._input.write_request(job)
 
     async def log_stderr(self) -> None:
         """Log the lines of standard error, up to a number of lines and characters, and remember the last line."""
@@ -172,15 +191,21 @@ class _Session:
         if lines > MAX_LOG_LINES:
             log.warning("%d more lines of standard error were not logged", lines - MAX_LOG_LINES)
 
-    async def read_lines(self) -> None:
-        """Handle the lines of standard output. It reads only as fast as the run can publish them."""
+    async def read_lines(self, group: asyncio.TaskGroup) -> None:
+        """Handle the lines of standard output. It reads only as fast as the run can publish them.
+
+        ``group`` gets a task for each question to people.
+        """
         async for line in _lines(self._stdout):
             if len(line) >= _LINE_BYTES:
                 message = f"the program wrote a line of more than {_LINE_BYTES} bytes"
                 raise InvalidAgentOutput(message)
             if line.strip():
-                await self._handle_line(line)
+                await self._handle_line(line, group)
                 await self._run.drain()
+        for question in list(self._questions):
+            question.cancel()
+        await self._input.close()
 
     async def kill_remaining_processes(self) -> None:
         """Kill the child processes that outlive the program, because they may keep its output open."""
@@ -192,7 +217,7 @@ class _Session:
                     await asyncio.sleep(EOF_TIMEOUT_S / 10)
         _signal_group(self._process, signal.SIGKILL)
 
-    async def _handle_line(self, line: bytes) -> None:
+    async def _handle_line(self, line: bytes, group: asyncio.TaskGroup) -> None:
         if self._result is not None or self._failure is not None:
             message = f"the program wrote a line after its result or error: {_shown(line)}"
             raise InvalidAgentOutput(message)
@@ -208,6 +233,12 @@ class _Session:
             self._result = fields
         elif kind == "checkpoint":
             await self._make_checkpoint(fields, line)
+        elif kind == "interrupt":
+            question = group.create_task(self._input.ask(fields), name=f"question {self._run.id}")
+            self._questions.add(question)
+            question.add_done_callback(self._questions.discard)
+        elif kind == "take_inputs":
+            await self._input.take_inputs()
         elif kind == "error":
             self._failure = str(fields.get("message") or "the program reported an error without a message")
         else:

@@ -9,7 +9,7 @@ from typing import Any, Final
 from agentstream.adapters.sub_agents import SubAgents, path_of
 from agentstream.agents import AgentResult, Run, ToolResult
 from agentstream.errors import InvalidAgentOutput
-from agentstream.protocol.events import AGENT_HANDOFF
+from agentstream.protocol.events import AGENT_HANDOFF, TOOL_CALL_WAITING
 from agentstream.protocol.openai import Usage
 from agentstream.protocol.plain_json import json_text
 from agentstream.telemetry.masking import mask
@@ -189,10 +189,30 @@ class RunReporter:
         self._emit("tool_call_start", started, path)
 
     def tool_end(self, key: object, result: object, *, success: bool) -> None:
-        """Emit the end of a tool call. Do nothing if ``key`` names no open call."""
+        """Emit the end of a tool call. Do nothing if ``key`` names no open call.
+
+        A call that waited for people need not start again if ``key`` is its id.
+        """
         call = self._calls.pop(key, None)
+        if call is None and isinstance(key, str) and key in self.interrupted:
+            call = _OpenCall(self.interrupted.pop(key), key, path=self._paths.get(key, ()))
         if call is not None and not call.is_repeated:
             self._end(call, result, success=success)
+
+    def suspend(self, key: object) -> None:
+        """Note that an open call waits for people. When it starts again, clients do not see a second start."""
+        call = self._calls.pop(key, None)
+        if call is not None and not call.is_repeated:
+            self.interrupted[call.call_id] = call.tool
+            self._paths[call.call_id] = list(call.path)
+            waiting = {"tool": call.tool, "tool_call_id": call.call_id, "agent": self._agent}
+            self._emit(TOOL_CALL_WAITING, waiting, call.path)
+
+    def suspend_all(self) -> None:
+        """Note that all open calls wait for people, and that the agent's turn goes on after their answers."""
+        for key in list(self._calls):
+            self.suspend(key)
+        self._turn_began = True
 
     def end_interrupted(self, result: str) -> None:
         """Emit the end of each call that an earlier attempt began and that is not run again."""

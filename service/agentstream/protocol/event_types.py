@@ -45,6 +45,12 @@ EVENT_TYPES: Final = (
         "`from`, `to`",
         "An agent of a framework gave the conversation to another one.",
     ),
+    EventType(
+        events.TOOL_CALL_WAITING,
+        "agent",
+        "`tool`, `tool_call_id`",
+        "A tool that has started waits for the answer of people. Until then it does not count as a tool that runs.",
+    ),
     EventType(events.AGENT_TURN_END, "the built-in agent", "`agent`, `turns`", "The agent has ended its work."),
     EventType(
         events.RUN_STARTED,

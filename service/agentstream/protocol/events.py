@@ -41,12 +41,13 @@ NAMED_EVENTS: Final = frozenset(
     {"agent_turn_start", "inference_start", "inference_end", TOOL_CALL_START, TOOL_CALL_END},
 )
 # Only clients that ask for these events receive them: a sub-agent's text and reasoning, a handoff between agents of a
-# framework, and the end of the built-in agent's turn.
+# framework, the end of the built-in agent's turn, and a tool call that has started and waits for people.
 AGENT_TEXT: Final = "agent_text"
 AGENT_REASONING: Final = "agent_reasoning"
 AGENT_HANDOFF: Final = "agent_handoff"
 AGENT_TURN_END: Final = "agent_turn_end"
-OPTIONAL_EVENTS: Final = frozenset({AGENT_TEXT, AGENT_REASONING, AGENT_HANDOFF, AGENT_TURN_END})
+TOOL_CALL_WAITING: Final = "tool_call_waiting"
+OPTIONAL_EVENTS: Final = frozenset({AGENT_TEXT, AGENT_REASONING, AGENT_HANDOFF, AGENT_TURN_END, TOOL_CALL_WAITING})
 # No client receives these events: notes of the built-in agent for an attempt that continues the run.
 HIDDEN_EVENTS: Final = frozenset({"inference_echo"})
 AGENT_PATH: Final = "agent_path"  # the field with the names of the sub-agents, in every event of a sub-agent

@@ -9,6 +9,7 @@ from agentstream.protocol.events import (
     TOOL_CALL_DELTA,
     TOOL_CALL_END,
     TOOL_CALL_START,
+    TOOL_CALL_WAITING,
     WRITTEN_EVENTS,
     written_characters,
 )
@@ -47,7 +48,7 @@ class Tally:
         elif event_type == TOOL_CALL_START:
             self.tool_calls += 1
             self.running_tools += 1
-        elif event_type == TOOL_CALL_END:
+        elif event_type in {TOOL_CALL_END, TOOL_CALL_WAITING}:
             self.running_tools = max(0, self.running_tools - 1)  # a tool that runs again has no second start
         elif event_type == "inference_end" and "usage" in data:
             try:

@@ -12,16 +12,17 @@ from langgraph.pregel import Pregel
 from agentstream.adapters.langgraph.continuing import current_progress
 from agentstream.adapters.langgraph.listener import MESSAGES, Listener, ToolGuard, message_channels
 from agentstream.adapters.langgraph.progress import Progress
+from agentstream.adapters.langgraph.questions import ENDED, GraphQuestions
 from agentstream.adapters.langgraph.savers import RUN_ID, RunSaver, noticing
+from agentstream.adapters.langgraph.saving import Saving
 from agentstream.adapters.per_run import options_for, since_last_answer, value_for
-from agentstream.adapters.resuming import different_text, keep, kept
+from agentstream.adapters.resuming import different_text, kept
 from agentstream.adapters.run_reporter import RunReporter
 from agentstream.agents import AgentResult, Run
 from agentstream.errors import AgentError
 from agentstream.protocol.openai import ChatCompletionRequest
 
 ADAPTER: Final = "langgraph"
-_ENDED: Final = object()
 # With the mode "messages" LangGraph asks models for streams. The callbacks below receive the pieces, in order with
 # tool calls, so the items of this mode are not used.
 _STREAM_MODES = ["updates", "messages", "values", "custom"]
@@ -86,8 +87,10 @@ class LangGraphAgent:
     async def __call__(self, run: Run) -> AgentResult:
         """Run the graph and return the result. Exceptions of the graph are raised unchanged.
 
-        Raises AgentError if the graph interrupts to ask a person. A graph that ends without any text gives an empty
-        answer, and a warning in the log.
+        If the graph interrupts, people are asked, and the graph goes on with their answers. Raises AgentError if it
+        interrupts without a checkpointer, which LangGraph needs for that, and InterruptTimeout if nobody answers a
+        question that has no form of a denial. A graph that ends without any text gives an empty answer, and a warning
+        in the log.
         """
         saved = kept(run, ADAPTER) if self.resumable else None
         reporter = RunReporter(run, self._graph.get_name(), saved and saved["reporter"], self._graph.nodes)
@@ -98,26 +101,21 @@ class LangGraphAgent:
         config = await self._config_for(run)
         graph: Any = self._graph  # the types of astream do not show that it yields (mode, step) here
         options = await options_for(self._options, self._options, run)
+        saving = Saving(run, ADAPTER, reporter, progress)
         if self.resumable:
-            graph = self._graph_that_saves(run, config, progress, reporter, saved)
+            graph = self._graph_that_saves(run, config, saving, saved)
             options["durability"] = "sync"
+        questions = GraphQuestions(run, graph, config, saving)
         given, final = await self._begin(graph, run, config, progress, listener)
-        if given is not _ENDED:
-            steps = graph.astream(
-                given,
-                merge_configs(config, {"callbacks": [ToolGuard(reporter, progress), listener]}),
-                stream_mode=_STREAM_MODES,
-                **options,
-            )
-            async with aclosing(steps):
-                async for mode, step in steps:
-                    if mode == "updates":
-                        listener.step_ended(step)
-                    elif mode == "values":
-                        final = step
-                    elif mode == "custom":
-                        listener.custom(step)
-                    await run.drain()
+        if given is None and (pending := await questions.pending(is_new=False)):
+            given = await questions.ask(pending)
+        config_with_callbacks = merge_configs(config, {"callbacks": [ToolGuard(reporter, progress), listener]})
+        while given is not ENDED:
+            steps = graph.astream(given, config_with_callbacks, stream_mode=_STREAM_MODES, **options)
+            is_interrupted, final = await _follow(steps, run, listener, final)
+            if not is_interrupted:
+                break
+            given = await questions.ask(await questions.pending(is_new=True))
         if progress.has_rest:
             raise different_text()
         if not progress.wrote:
@@ -125,24 +123,16 @@ class LangGraphAgent:
         return reporter.result()
 
     def _graph_that_saves(
-        self, run: Run, config: RunnableConfig, progress: Progress, reporter: RunReporter, saved: dict[str, Any] | None
+        self, run: Run, config: RunnableConfig, saving: Saving, saved: dict[str, Any] | None
     ) -> Pregel[Any, Any, Any, Any]:
         """Return a copy of the graph that makes a checkpoint of the run after each step."""
         in_run = None
         if not self._graph.checkpointer:
             in_run = RunSaver(config["configurable"]["thread_id"], saved["saver"] if saved else [])
-
-        async def step_ended(namespace: str, checkpoint_id: str) -> None:
-            progress.step_ended(namespace, checkpoint_id)
-            state: dict[str, Any] = {"progress": progress.as_json(), "reporter": reporter.saved()}
-            if in_run is not None:
-                in_run.forget_ended(namespace)
-                state["saver"] = in_run.as_json()
-            await keep(run, ADAPTER, state)
-
+        saving.begin(in_run)
         graph = copy.copy(self._graph)
         saver: Any = in_run or self._graph.checkpointer
-        graph.checkpointer = noticing(saver, run.id, step_ended)
+        graph.checkpointer = noticing(saver, run.id, saving.step_ended)
         return graph
 
     async def _begin(
@@ -153,7 +143,7 @@ class LangGraphAgent:
         progress: Progress,
         listener: Listener,
     ) -> tuple[object, object]:
-        """Return the input of the graph, None to continue it or _ENDED if it has ended, and its values, if known."""
+        """Return the input of the graph, None to continue it or ENDED if it has ended, and its values, if known."""
         own_thread = config["configurable"]["thread_id"] != run.id
         remembers = own_thread and bool(self._graph.checkpointer)
         found = await graph.aget_state(config) if remembers or (self.resumable and run.restored) else None
@@ -174,7 +164,7 @@ class LangGraphAgent:
             if not await _is_stored(graph, config, progress):
                 progress.repeat_step()
             listener.write_missed(values)
-        return (None if found.tasks else _ENDED), values
+        return (None if found.tasks else ENDED), values
 
     async def _config_for(self, run: Run) -> RunnableConfig:
         """Return the config of a run.
@@ -192,6 +182,23 @@ class LangGraphAgent:
             new = since_last_answer(run.request.messages)
             return conversation(run.request.model_copy(update={"messages": new}))
         return self._make_input(run.request)
+
+
+async def _follow(steps: Any, run: Run, listener: Listener, final: object) -> tuple[bool, object]:  # noqa: ANN401 -- a generator
+    """Read a graph's stream. Return whether the graph was interrupted, and its last values, ``final`` if none came."""
+    is_interrupted = False
+    async with aclosing(steps):
+        async for mode, step in steps:
+            if mode == "updates" and "__interrupt__" in step:
+                is_interrupted = True
+            elif mode == "updates":
+                listener.step_ended(step)
+            elif mode == "values":
+                final = step
+            elif mode == "custom":
+                listener.custom(step)
+            await run.drain()
+    return is_interrupted, final
 
 
 async def _is_stored(graph: Pregel[Any, Any, Any, Any], config: RunnableConfig, progress: Progress) -> bool:

@@ -8,6 +8,7 @@ from langchain_core.callbacks import AsyncCallbackHandler, BaseCallbackHandler
 from langchain_core.messages import AIMessage, ToolMessage, convert_to_messages
 from langchain_core.outputs import LLMResult
 from langgraph.constants import TAG_NOSTREAM
+from langgraph.errors import GraphInterrupt
 from langgraph.graph.message import add_messages
 from langgraph.prebuilt.tool_node import ToolInvocationError
 from langgraph.pregel import Pregel
@@ -18,7 +19,6 @@ from agentstream.adapters.resuming import UNKNOWN_OUTCOME, may_run_again
 from agentstream.adapters.run_reporter import RunReporter, usage_of
 from agentstream.adapters.sub_agents import custom_event
 from agentstream.agents import Run
-from agentstream.errors import AgentError
 
 log = logging.getLogger(__name__)
 
@@ -109,7 +109,7 @@ class ToolGuard(BaseCallbackHandler):
         """Raise InterruptedToolError for such a call, after its end was reported."""
         name, arguments, mark = call_of(serialized, input_str, about)
         call_id = self._progress.begun.get(mark)
-        if call_id is None or may_run_again(about.get("metadata")):
+        if call_id is None or mark in self._progress.repeatable or may_run_again(about.get("metadata")):
             return
         result = self._reporter.ended.get(call_id, UNKNOWN_OUTCOME)
         path = sub_graphs_of(namespace_of(about.get("metadata")))
@@ -200,7 +200,10 @@ class Listener(AsyncCallbackHandler):
             self._reporter.tool_end(about["run_id"], output, success=True)
 
     async def on_tool_error(self, error: BaseException, **about: Any) -> None:  # noqa: ANN401 -- LangChain's
-        """Report the failure of a tool."""
+        """Report the failure of a tool, or that it waits for people."""
+        if isinstance(error, GraphInterrupt):
+            self._reporter.suspend(about["run_id"])
+            return
         self._reporter.tool_end(about["run_id"], f"{type(error).__name__}: {error}", success=False)
 
     # -- events of the user's own -------------------------------------------------------------------
@@ -256,10 +259,7 @@ class Listener(AsyncCallbackHandler):
         return [message for member in members if (message := as_answer(member)) is not None]
 
     def step_ended(self, step: dict[str, Any]) -> None:
-        """Write the messages that nodes created without a model. Raises AgentError for an interrupt."""
-        if "__interrupt__" in step:
-            message = "the graph interrupted to ask a person, but a chat completion cannot be resumed with an answer"
-            raise AgentError(message)
+        """Write the messages that nodes created without a model."""
         for update in step.values():
             named = update if isinstance(update, dict) and not _is_answer(update) else {MESSAGES: update}
             for name, value in named.items():

@@ -6,7 +6,7 @@ shown after that step.
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -45,10 +45,14 @@ class Progress:
     expected: dict[str, str] = field(default_factory=dict)  # of ``texts``, the part that a repeated task skips
     pool: str = ""  # shown after the last checkpoint, by any task; repeated tasks skip it after ``expected``
     begun: dict[str, str] = field(default_factory=dict)  # calls of earlier attempts: mark -> call id
+    asked: set[str] = field(default_factory=set)  # tasks that LangGraph repeats because they asked people
+    repeatable: set[str] = field(default_factory=set)  # of ``begun``, the marks of the calls of those tasks
 
-    def as_json(self) -> dict[str, Any]:
-        """Return the state for a checkpoint."""
+    def as_json(self, answered: Collection[str] = ()) -> dict[str, Any]:
+        """Return the state for a checkpoint. Another attempt must not repeat the calls with the ids ``answered``."""
         return {
+            "asked": sorted(self.asked),
+            "repeatable": sorted(mark for mark in self.repeatable if self.begun.get(mark) not in answered),
             "namespace": self.namespace,
             "checkpoint_id": self.checkpoint_id,
             "before": self.before,
@@ -72,6 +76,7 @@ class Progress:
             progress.before, progress.wrote, progress.pool = saved["before"], saved["wrote"], saved["pool"]
             progress.shown = set(saved["shown"])
             progress.expected, progress.begun = dict(saved["texts"]), dict(saved["begun"])
+            progress.asked, progress.repeatable = set(saved.get("asked", ())), set(saved.get("repeatable", ()))
         if run.restored is not None:
             progress.pool += run.restored.text
             progress.wrote = progress.wrote or bool(run.restored.text)
@@ -85,11 +90,21 @@ class Progress:
         """Forget the tasks of a step that has ended. ``namespace`` is that of its graph, empty for the whole graph."""
         self.namespace, self.checkpoint_id, self.before = namespace, checkpoint_id, self._unfinished()
         if not namespace:
-            self.begun = {}
+            self.begun, self.asked, self.repeatable = {}, set(), set()
         inside = f"{namespace}{NAMESPACE_SEPARATOR}" if namespace else ""
         for by_task in (self.texts, self.calls, self.expected):
             for task in [task for task in by_task if task.startswith(inside)]:
                 del by_task[task]
+
+    def asks(self) -> None:
+        """Note that the graph asks people. LangGraph repeats the tasks that ask, with their tools, after the answer."""
+        self.repeatable |= {
+            mark for calls in self.calls.values() for mark in calls
+        }  # of this attempt, which is not lost
+        unfinished = self._unfinished()
+        self.expected, self.begun = unfinished["texts"], unfinished["begun"]
+        self.texts, self.calls = {}, {}
+        self.asked |= set(self.expected)
 
     def repeat_step(self) -> None:
         """Note that the last step is repeated, because the worker was lost before LangGraph had stored its end."""
@@ -98,13 +113,14 @@ class Progress:
     @property
     def has_rest(self) -> bool:
         """Whether clients have seen text that no repeated task has written again."""
-        return bool(self.pool or any(self.expected.values()))
+        return bool(self.pool or any(text for task, text in self.expected.items() if task not in self.asked))
 
     def unseen_of(self, task: str, text: str) -> str:
         """Return the part of a task's text that clients have not seen. Raises AgentError if they saw another text."""
         rest = text
         if expected := self.expected.pop(task, ""):
-            rest, left = _skip(rest, expected)
+            is_asked = task in self.asked  # its text may depend on the answer
+            rest, left = _skip(rest, expected, may_differ=is_asked)
             if left:
                 self.expected[task] = left
         if rest and self.pool:
@@ -136,9 +152,14 @@ class Progress:
         return not self.shown.isdisjoint({mark(name) for name in names if name})
 
 
-def _skip(text: str, shown: str) -> tuple[str, str]:
-    """Return what is left of both texts after the part that they share. Raises AgentError if they differ."""
+def _skip(text: str, shown: str, *, may_differ: bool = False) -> tuple[str, str]:
+    """Return what is left of both texts after the part that they share.
+
+    If they differ, raises AgentError, or if they may, returns the whole text, of which nothing was shown.
+    """
     shared = min(len(text), len(shown))
     if text[:shared] != shown[:shared]:
+        if may_differ:
+            return text, ""
         raise different_text()
     return text[shared:], shown[shared:]

@@ -53,9 +53,12 @@ class RunSaver(InMemorySaver):
         """Restore the checkpoints in ``saved``, which is a value that ``as_json`` returned."""
         super().__init__()
         self._thread_id = thread_id
-        for namespace, *parts in saved:
-            checkpoint, metadata = map(self._loaded, parts)
-            self.put(self._config(namespace), checkpoint, metadata, checkpoint["channel_versions"])
+        for namespace, checkpoint, metadata, *rest in saved:
+            loaded = self._loaded(checkpoint)
+            stored = self.put(self._config(namespace), loaded, self._loaded(metadata), loaded["channel_versions"])
+            key = (thread_id, namespace, stored["configurable"]["checkpoint_id"])
+            for task_id, index, channel, (kind, content), path in rest[0] if rest else ():
+                self.writes[key][task_id, index] = (task_id, channel, (kind, base64.b64decode(content)), path)
 
     def as_json(self) -> list[Any]:
         """Return the last checkpoint of each graph that has not ended. Raises what LangGraph's serializer raises."""
@@ -63,7 +66,13 @@ class RunSaver(InMemorySaver):
         for namespace in self.storage[self._thread_id]:
             found = self.get_tuple(self._config(namespace))
             if found is not None:
-                saved.append([namespace, self._dumped(found.checkpoint), self._dumped(found.metadata)])
+                checkpoint, metadata = self._dumped(found.checkpoint), self._dumped(found.metadata)
+                key = (self._thread_id, namespace, found.checkpoint["id"])
+                writes = [
+                    [task_id, index, channel, [kind, base64.b64encode(content).decode()], path]
+                    for (_, index), (task_id, channel, (kind, content), path) in self.writes.get(key, {}).items()
+                ]
+                saved.append([namespace, checkpoint, metadata, writes])
         return saved
 
     def forget_ended(self, namespace: str) -> None:
