@@ -143,8 +143,12 @@ async def hostile(run: Run) -> AgentResult:
 @resumable
 async def shown(run: Run) -> AgentResult:
     """Play the run of the screenshots, at a speed that gives plausible numbers."""
-    if run.request.messages[-1].text.startswith("Count"):
+    question = run.request.messages[-1].text
+    if question.startswith("Count"):
         return await steady(run)
+    if question.startswith("Mail"):
+        run.write(await _ask_approval(run))
+        return AgentResult("")
     run.emit("agent_turn_start", {"agent": "herdsman"})
     run.emit("inference_start", {"model": "herd-1", "engine": "demo"})
     for thought in ("They ask for cows in Oslo: ", "I look them up, ", "and weigh them."):

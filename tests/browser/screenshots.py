@@ -81,6 +81,11 @@ async def _take(deployment: PageDeployment) -> Pictures:
     await tab.until(ended("stop"))
     await tab.click(".activity > summary")
     taken["killed-worker"] = await screenshot_of_top(tab)
+    await tab.click("#restart")
+    await ask(tab, "Mail Ada how much milk the two cows give")
+    await tab.until("document.querySelector('.activity')?.dataset.state === 'waiting'")
+    await tab.click(".activity > summary")
+    taken["question"] = await screenshot_of_top(tab)
     return taken
 
 

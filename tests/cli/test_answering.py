@@ -104,7 +104,7 @@ async def test_answer_takes_json_and_text(asking: Deployment) -> None:
     """Answer sends JSON, or text that is not JSON as a string, and prints the state of the run."""
     run = await parked(asking, "both")
     result = await answered(asking, run, "a=42")
-    assert result.out.startswith(f"requires_action  {run}  ")
+    assert result.out == f"requires_action  {run}  1 open question\n"
     result = await answered(asking, run, "b=green grass")
     assert (result.code, result.out.split()[1]) == (0, run)
     result = await asking.command("tail", run)
@@ -164,3 +164,15 @@ async def test_ctrl_c_on_tail_leaves_a_waiting_run(asking: Deployment) -> None:
     tail.send_signal(signal.SIGINT)
     assert await tail.ended() == 130
     assert (await listed(asking))["state"] == "requires_action"
+
+
+async def test_chat_says_how_to_answer_an_agent_that_waits_in_its_worker(processes: Processes, broker_url: str) -> None:
+    """If the agent cannot be put down, its stream stays open; chat says which command answers, and goes on."""
+    url = await processes.frontend()
+    await processes.worker("tests.faults.asking_agents:waiting_in_place", PYTHONPATH=str(ROOT))
+    async with http_client() as client, terminal("chat", "once", "--url", url, columns=160) as screen:
+        hint = await screen.until_text(r"to answer it: agentstream answer (chatcmpl-\w{32})")
+        result = await Deployment(url, broker_url, processes, client).command("answer", hint[1], "--approve")
+        assert (result.code, result.out.split()[0]) == (0, "in_progress")
+        await screen.until_text(r"approved=True")
+        assert await screen.ended() == 0

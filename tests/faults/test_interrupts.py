@@ -121,6 +121,7 @@ async def test_several_questions_are_open_at_once(deployment: Deployment) -> Non
     assert {asked["id"] for asked in first[-2][1]["interrupts"]} == {"a", "b"}
     status, answer = await resume(deployment, run_id, {"a": 1}, background=True)
     assert (status, answer["status"]) == (200, "requires_action")
+    assert [asked["id"] for asked in answer["interrupts"]] == ["b"]
     status, answer = await resume(deployment, run_id, {"b": 2})
     assert answer["choices"][0]["message"]["content"] == "1+2 "
 
@@ -130,8 +131,11 @@ async def test_an_agent_that_cannot_be_put_down_waits_in_place(deployment: Deplo
     await worker_of(deployment, agent="waiting_in_place")
     async with deployment.stream("once") as stream:
         await stream.until("event: interrupt")
-        status, _ = await resume(deployment, stream.run_id, APPROVED, background=True)
-        assert status == 200
+        snapshot = await deployment.retrieve(stream.run_id)
+        assert snapshot["status"] == "in_progress"
+        assert [asked["id"] for asked in snapshot["interrupts"]] == ["approval-1"]
+        status, answered = await resume(deployment, stream.run_id, APPROVED, background=True)
+        assert (status, "interrupts" in answered) == (200, False)
         assert said(await stream.whole()) == ["before ", "approved=True "]
 
 

@@ -31,6 +31,8 @@ async def follow(api: ApiClient, run_id: str, display: Display, *, wait_for_peop
             async with contextlib.aclosing(api.stream("GET", path, after=display.last_event_id)) as pieces:
                 async for messages in pieces:
                     received_at_s, backoff_s = clock(), FIRST_BACKOFF_S
+                    if not messages:
+                        display.idle()
                     if any(map(display.receive, messages)):
                         display.close()
                         if not (display.parked and wait_for_people):

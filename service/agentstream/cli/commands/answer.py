@@ -92,7 +92,7 @@ async def _send(connect: Connect, display: Display, answers: dict[str, Any], *, 
             await until_interrupted(send_answers(api, display, answers))
         state = await until_interrupted(api.get(run_path(display.run_id)))
         asked = len(state.get("interrupts", []))
-        click.echo(f"{state['status']}  {display.run_id}  {asked} open questions")
+        click.echo(f"{state['status']}  {display.run_id}  {asked} open question{'' if asked == 1 else 's'}")
         if shows_rest:
             await until_interrupted(follow(api, display.run_id, display, wait_for_people=True))
     return 0

@@ -162,6 +162,8 @@ async def _or_cancel(connect: Connect, display: Display, work: Callable[[ApiClie
 async def _show(api: ApiClient, body: dict[str, Any], display: Display) -> None:
     async with contextlib.aclosing(api.stream("POST", COMPLETIONS, body)) as pieces:
         async for messages in pieces:
+            if not messages:
+                display.idle()
             if any(map(display.receive, messages)):
                 break
     display.close()

@@ -52,6 +52,7 @@ class Display:
         self._answer: list[str] = []
         self.parked: list[Interrupt] = []  # what the run waits for, if its stream has ended for that reason
         self._asked = False  # the agent has asked people since its attempt began
+        self._hint_due = False  # nobody has said yet how to answer a question of a run that is not parked
         self._finished = False
         self._error: Failed | None = None
         self._open_line = False  # True while the terminal's cursor is not at the start of a line
@@ -85,6 +86,7 @@ class Display:
             self._activity(frame.event, data)
             return False
         if data.get("status") == "requires_action":
+            self._hint_due = False
             self.parked = [Interrupt.from_json(asked) for asked in data["interrupts"]]
         else:
             self._chunk(data, has_position=has_position)
@@ -103,6 +105,12 @@ class Display:
             self._finished = self._finished or choice["finish_reason"] is not None
         if unread := data.get("unapplied_inputs"):
             self.note(f"the agent has not read {', '.join(map(str, unread))}")
+
+    def idle(self) -> None:
+        """Note how a question can be answered, if the agent waits in its worker. Call this for each keepalive."""
+        if self._hint_due:
+            self._hint_due = False
+            self.note(f"to answer it: agentstream answer {self.run_id}")
 
     def close(self) -> None:
         """End the line of the answer; if the run waits for people, only the line on the terminal.
@@ -191,7 +199,7 @@ class Display:
     def _activity(self, event: str, data: dict[str, Any]) -> None:
         path = _path_of(data)
         if event == INTERRUPT:
-            self._asked = True
+            self._asked = self._hint_due = True
             self.note(path + Interrupt.from_json({**data, "id": data.get("event_id", "")}).sentence)
             return
         if event == INPUT_APPLIED:

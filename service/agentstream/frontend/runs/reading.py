@@ -1,6 +1,7 @@
 """Reads an existing run from its replay log, and answers with its current state."""
 
 import asyncio
+from typing import Any
 
 from aiohttp import web
 
@@ -8,6 +9,7 @@ from agentstream.errors import RunNotEnded
 from agentstream.frontend.context import Context
 from agentstream.frontend.runs.attaching import ExistingRun
 from agentstream.frontend.runs.collector import Collector
+from agentstream.frontend.runs.guards import broker_timeout
 from agentstream.frontend.runs.source import head_of, leave
 from agentstream.store.runs import RunInfo
 from agentstream.stream.views import Fold, View
@@ -23,7 +25,19 @@ async def snapshot_run(
     """
     fold = view.fold(head_of(info))
     await read_run(context, info, fold, end_timeout_s=end_timeout_s)
-    return web.json_response(fold.body(status=info.status))
+    body = fold.body(status=info.status)
+    if not fold.finished and body["object"] == "chat.completion":
+        body |= await _open_interrupts(context, info)
+    return web.json_response(body)
+
+
+async def _open_interrupts(context: Context, info: RunInfo) -> dict[str, Any]:
+    """Return the interrupts of an open run that are not answered, whether it is parked or waits in its worker."""
+    async with broker_timeout(context):
+        waiting = await context.interrupts.read(info.run_id)
+    if waiting is None or not (asked := waiting.open):
+        return {}
+    return {"interrupts": [each.as_json() for each in asked]}
 
 
 async def read_run(context: Context, info: RunInfo, fold: Fold, *, end_timeout_s: float | None = None) -> None:
