@@ -67,6 +67,7 @@ def check_operations(url: str, mode: GenerationMode) -> int:
     return sent
 
 
+@pytest.mark.timeout(240)
 @pytest.mark.parametrize("mode", KINDS, ids=lambda mode: str(mode.value))
 async def test_the_service_matches_its_document(processes: Processes, mode: Any) -> None:
     """Generated valid and invalid requests get answers as /openapi.json describes them."""

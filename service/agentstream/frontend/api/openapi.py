@@ -38,6 +38,7 @@ from agentstream.frontend.api.openapi_schemas import (
 )
 from agentstream.protocol.answers import InputRequest, ResumeRequest
 from agentstream.protocol.completions import CompletionRequest
+from agentstream.protocol.events import EVENT_TYPE
 from agentstream.protocol.jobs import RUN_ID
 from agentstream.protocol.openai import ChatCompletionRequest
 from agentstream.protocol.requested_events import MAX_TYPES
@@ -45,6 +46,7 @@ from agentstream.protocol.response_items import RESPONSE_ID
 from agentstream.protocol.responses import SEQUENCE_NUMBER, ResponseRequest
 
 _JSON: Final = "application/json"
+_EVENT_TYPE: Final = EVENT_TYPE.pattern
 _STREAM: Final = {"text/event-stream": {"schema": EVENT}}
 
 _RUN_ID: Final = {
@@ -77,7 +79,7 @@ _EVENT_TYPES: Final = {
         "the query wins. The default is the setting AGENTSTREAM_EVENT_TYPES of the server, usually none. For the APIs "
         "whose default of agent_events is `off`, a list also turns agent events on."
     ),
-    "schema": {"type": "string"},
+    "schema": {"type": "string", "pattern": f"^({_EVENT_TYPE}( *, *{_EVENT_TYPE}){{0,{MAX_TYPES - 1}}})?$"},
 }
 _STREAMED: Final = {
     "name": "stream",
