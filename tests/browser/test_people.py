@@ -270,3 +270,35 @@ async def test_an_agent_that_takes_no_messages_keeps_the_text(deployment: PageDe
     await tab.click("#stop")
     await tab.until(ended("stopped"))
     assert await tab.evaluate(NOTICE) == ""
+
+
+async def test_questions_work_with_screen_readers_and_the_keyboard(deployment: PageDeployment) -> None:
+    """Each control of a question has a name, the question is announced, and the focus stays at it after the answer."""
+    await deployment.worker("asking")
+    tab = await deployment.page()
+    await asked(tab, "form")
+    assert await tab.evaluate("document.querySelector('#status').textContent") == "The agent asks"
+    nodes = (await tab.call("Accessibility.getFullAXTree"))["nodes"]
+    named = {
+        node["role"]["value"]: node.get("name", {}).get("value", "")
+        for node in nodes
+        if not node["ignored"] and node["role"]["value"] in {"textbox", "spinbutton", "combobox", "checkbox", "heading"}
+    }
+    assert set(named) == {"textbox", "spinbutton", "combobox", "checkbox", "heading"}
+    assert all(named.values())
+    await fill(tab, "City", "Oslo")
+    await fill(tab, "Days", "3")
+    await tab.evaluate("document.querySelector('.reply-now').focus()")
+    await tab.press("Enter")
+    await tab.until(ended("stop"))
+    assert await tab.evaluate("document.activeElement.className") == "outcome"
+
+
+async def test_a_question_fits_on_a_phone(deployment: PageDeployment) -> None:
+    """A form needs no sideways scrolling on a phone, and its buttons are large enough for a finger."""
+    await deployment.worker("asking")
+    tab = await deployment.page()
+    await tab.set_viewport(width=320, height=640)
+    await asked(tab, "form")
+    assert await tab.evaluate("document.documentElement.scrollWidth") == 320
+    assert await tab.evaluate("document.querySelector('.reply-now').getBoundingClientRect().height") >= 44
