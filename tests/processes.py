@@ -19,6 +19,8 @@ ROOT = Path(__file__).parents[1]
 AGENTS = Path(__file__).parent / "integration"
 
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="asks /proc, or the parent-death signal")
+# A worker imports the framework of its agent first. On a loaded machine that took more than 20 s.
+START_S = 3 * TIMEOUT_S
 
 
 class Process:
@@ -149,7 +151,7 @@ class Processes:
         """
         spec = f"agents:{agent}" if agent and ":" not in agent else agent or ""
         process = await self.start("worker", AGENTSTREAM_AGENT=spec, **settings)
-        await process.until(r"takes jobs of queue")
+        await process.until(r"takes jobs of queue", START_S)
         return process
 
 

@@ -4,6 +4,7 @@ import operator
 from typing import Annotated, Any
 
 import pytest
+from langchain_core.language_models import GenericFakeChatModel
 from langchain_core.messages import AIMessage, ToolCall
 from langchain_core.tools import tool
 from langgraph.checkpoint.memory import InMemorySaver
@@ -102,6 +103,26 @@ async def test_nodes_ask_at_once_and_one_node_asks_twice() -> None:
     assert second["payload"] == "b?"
     await run.attempt({second["id"]: "B"})
     assert sorted(run.answer) == ["A", "B", "C"]
+
+
+@pytest.mark.parametrize(
+    ("again", "whole"),
+    [("Shall I go? ", "Shall I go? yes. "), ("Here I go! ", "Shall I go? Here I go! yes. ")],
+    ids=["the same text", "another text"],
+)
+async def test_the_node_that_asks_runs_again(again: str, whole: str) -> None:
+    """Text that a repeated node writes as before is shown once, and another text is shown, too."""
+    model = GenericFakeChatModel(messages=iter([AIMessage("Shall I go? "), AIMessage(again)]))
+
+    async def ask(_state: State) -> Any:
+        await model.ainvoke("go?")
+        return said(f"{interrupt('sure?')}. ")
+
+    run = ParkedRun(agent_of(ask))
+    (question,) = await run.attempt()
+    assert run.answer == "Shall I go? "
+    await run.attempt({question["id"]: "yes"})
+    assert run.answer == whole
 
 
 @tool

@@ -103,3 +103,13 @@ def test_a_repeated_tool_hides_no_other() -> None:
     tally.record("tool_call_end", {"tool": "look"})
     tally.record("tool_call_start", {"tool": "once"})
     assert tally.running_tools == 1
+
+
+def test_a_tool_that_waits_for_people_does_not_run() -> None:
+    """A call that waits for people keeps no run in its worker, and its end is not counted twice."""
+    tally = Tally()
+    tally.record("tool_call_start", {"tool": "a"})
+    tally.record("tool_call_waiting", {"tool": "a"})
+    assert tally.running_tools == 0
+    tally.record("tool_call_end", {"tool": "a"})
+    assert tally.running_tools == 0
