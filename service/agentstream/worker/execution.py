@@ -96,6 +96,7 @@ class Execution:
         self.questions = Questions(self._put_with_fields, self._park if self.resumable else None)
         self.inputs = RunInputs(self._put_with_fields)
         self._handing_over = False
+        self._lost = False
         self._restored: Restored | None = None
         self._warned = False  # that an agent which cannot continue makes checkpoints
         self.result: AgentResult | None = None  # of an agent that has returned a valid one
@@ -122,7 +123,9 @@ class Execution:
 
     @property
     def stop_reason(self) -> str | None:
-        """The reason why the run was stopped, or None."""
+        """The reason why the run was stopped, or None. The loss of the lease counts, whatever came before it."""
+        if self._lost:
+            return LEASE_LOST
         return self._stopped.result() if self._stopped.done() else None
 
     def stop(self, reason: str) -> None:
@@ -152,6 +155,7 @@ class Execution:
         Another worker owns the run, or, if ``cause`` is not Fenced, the broker refuses its events.
         """
         self.broker_refused |= not (cause is None or isinstance(cause, Fenced))
+        self._lost = True
         self.stop(LEASE_LOST)
         if self._publisher is not None:
             self._publisher.close(BusError("the lease of the run was lost"))

@@ -181,7 +181,7 @@ async def test_a_message_is_not_taken_if_the_run_must_end(max_turns: int, fields
 async def test_messages_and_the_question_stay_in_a_trimmed_conversation() -> None:
     """If the conversation is too long for the model, the question and the messages of people are not left out."""
     result = Effects("pay")
-    result.run = _long_text  # type: ignore[method-assign, assignment]
+    result.run = _long_text  # type: ignore[method-assign]
     turns = [tool_call_turn(call("pay", json.dumps({"n": number}), f"c{number}")) for number in range(6)]
     engine = ScriptedEngine(*turns, answer_turn("Done"))
     sink = RecordingSink(inputs=[{"role": "user", "content": "in euros"}])
