@@ -1,6 +1,7 @@
 """Runs the agents of deploy/examples as their README describes: with a worker process in that folder."""
 
-from collections.abc import AsyncGenerator, AsyncIterator
+import gc
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,13 @@ EXAMPLES = Path(__file__).parents[2] / "deploy" / "examples"
 def _in_the_examples_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     """Start processes in the folder of the examples."""
     monkeypatch.setattr("tests.processes.AGENTS", EXAMPLES)
+
+
+@pytest.fixture
+def collected() -> Iterator[None]:
+    """Collect what a test with cancelled agents leaves behind, so that its warnings do not fail the next test."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture

@@ -12,6 +12,8 @@ from tests.adapters.model_server import ModelServer
 from tests.helpers import TIMEOUT_S
 from tests.processes import Process, Processes
 
+pytestmark = pytest.mark.timeout(180)  # each test starts workers, which import a framework
+
 STREAMING = ["langgraph_agent", "pydantic_ai_agent", "openai_agents_agent"]
 needs_openjarvis = pytest.mark.skipif(
     importlib.util.find_spec("openjarvis") is None, reason="openjarvis is not made for this version of Python"

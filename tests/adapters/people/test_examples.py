@@ -13,6 +13,8 @@ from tests.faults.deployment import COMPLETIONS, Deployment, Message, error_of, 
 from tests.helpers import TIMEOUT_S
 from tests.processes import Process, Processes
 
+pytestmark = pytest.mark.timeout(180)  # each test starts workers, which import a framework
+
 EXAMPLES = ["langgraph_approval", "pydantic_ai_approval", "openai_agents_approval"]
 QUESTION = "send_mail to bob"
 

@@ -20,6 +20,7 @@ from tests.adapters.people.parked_runs import TIMED_OUT, ParkedRun
 
 # An attempt that is put down cancels nodes, and LangChain then leaves coroutines of callbacks behind.
 pytestmark = [
+    pytest.mark.usefixtures("collected"),
     pytest.mark.filterwarnings("ignore:coroutine 'ahandle_event' was never awaited"),
     pytest.mark.filterwarnings("ignore:Exception ignored in. <coroutine object ahandle_event"),
 ]

@@ -13,6 +13,8 @@ from agentstream.adapters.resuming import UNKNOWN_OUTCOME
 from tests.adapters.model_server import ModelServer
 from tests.adapters.people.parked_runs import TIMED_OUT, ParkedRun
 
+pytestmark = pytest.mark.usefixtures("collected")
+
 RAN: list[str] = []
 
 

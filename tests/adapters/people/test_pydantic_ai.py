@@ -20,6 +20,8 @@ from agentstream.adapters.pydantic_ai import PydanticAIAgent
 from agentstream.adapters.resuming import UNKNOWN_OUTCOME
 from tests.adapters.people.parked_runs import TIMED_OUT, ParkedRun
 
+pytestmark = pytest.mark.usefixtures("collected")
+
 Turn = list[tuple[str, str]]  # the names and ids of the calls of one answer
 
 

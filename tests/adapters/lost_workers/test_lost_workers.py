@@ -11,6 +11,8 @@ from tests.adapters.counting_model import LAST, CountingModel, numbers, run_coun
 from tests.faults.deployment import Deployment, Message, error_of, kill_worker, said
 from tests.processes import ROOT, Process, Processes
 
+pytestmark = pytest.mark.timeout(180)  # each test starts workers, which import a framework
+
 TESTS = Path(__file__).parent
 EXAMPLES = ["langgraph_agent:agent", "pydantic_ai_agent:agent", "openai_agents_agent:agent"]
 

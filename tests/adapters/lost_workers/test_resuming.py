@@ -29,10 +29,11 @@ from agentstream.errors import AgentError
 from agentstream.testing import KilledRun, run_agent_async, run_agent_with_kills_async
 from tests.adapters.conftest import user
 from tests.adapters.counting_model import numbers, run_counting_model
-from tests.adapters.resumable_agents import FileSaver
+from tests.adapters.lost_workers.resumable_agents import FileSaver
 
 # A kill cancels nodes, and LangChain then leaves coroutines of callbacks behind.
 pytestmark = [
+    pytest.mark.usefixtures("collected"),
     pytest.mark.filterwarnings("ignore:coroutine 'ahandle_event' was never awaited"),
     pytest.mark.filterwarnings("ignore:Exception ignored in. <coroutine object ahandle_event"),
 ]
