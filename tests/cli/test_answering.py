@@ -60,7 +60,7 @@ async def test_chat_asks_for_the_fields_of_a_form(asking: Deployment) -> None:
     async with terminal("chat", "form", "--url", asking.url) as screen:
         await screen.until_text(r"city \(string\):")
         screen.type("O\n")
-        await screen.until_text(r"expected 2 to any characters")
+        await screen.until_text(r"expected at least 2 characters")
         screen.type("Oslo\n")
         await screen.until_text(r"days \(integer, optional\):")
         screen.type("soon\n")

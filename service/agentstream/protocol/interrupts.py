@@ -93,7 +93,6 @@ def _reason_against_value(field: dict[str, Any], value: object) -> str:
     low = field.get("minLength" if kind == "string" else "minimum")
     high = field.get("maxLength" if kind == "string" else "maximum")
     if isinstance(size, int | float) and ((low is not None and size < low) or (high is not None and size > high)):
-        return (
-            f"expected {low if low is not None else 'any'} to {high if high is not None else 'any'}{unit}, got {size}"
-        )
+        bounds = [f"{words} {bound}" for words, bound in (("at least", low), ("at most", high)) if bound is not None]
+        return f"expected {' and '.join(bounds)}{unit}, got {size}"
     return ""
