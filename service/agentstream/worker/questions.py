@@ -22,6 +22,8 @@ from agentstream.store.interrupts import TIMED_OUT, Waiting
 
 # Several questions that an agent asks at the same time are parked together.
 GATHER_S: Final = 0.02
+# The open questions of a run are stored together, and repeated in its final chunk.
+MAX_OPEN_BYTES: Final = 1 << 20
 
 Publish = Callable[[str, dict[str, Any], Fields], None]
 
@@ -41,6 +43,7 @@ class Questions:
         self._answers: dict[str, dict[str, Any]] = {}
         self._asked: dict[str, Interrupt] = {}  # by this attempt or an earlier one, without an answer
         self._waiting: dict[str, Future[Any]] = {}
+        self._timers: dict[str, asyncio.TimerHandle] = {}  # of questions that wait here; each keeps the run in memory
         self._closed = False
 
     def restore(self, waiting: Waiting) -> None:
@@ -64,9 +67,15 @@ class Questions:
         return min((asked.expires_at for asked in self._asked.values()), default=int(time.time()))
 
     def ask(self, asked: Interrupt) -> Future[Any]:
-        """Return the future answer to a question. A question that was asked before keeps its time limit."""
+        """Return the future answer to a question. A question that was asked before keeps its time limit.
+
+        Raises InvalidAgentOutput if the run has asked too many questions, or if too many bytes of them are open.
+        """
         future: Future[Any] = Future()
         with self._lock:
+            waiting = self._waiting.get(asked.id)
+            if waiting is not None and not waiting.done():
+                return waiting  # the agent asks the same twice at the same time
             if (answer := self._answers.get(asked.id)) is not None:
                 _resolve(future, asked.id, answer)
                 return future
@@ -76,11 +85,16 @@ class Questions:
             if not asked.expires_at:
                 asked = asked._replace(expires_at=math.ceil(time.time() + self.timeout_s))
             new = asked.id not in self._asked
+            open_ones = self._asked if not new else {**self._asked, asked.id: asked}
+            every = orjson.dumps([each.as_json() for each in open_ones.values()])
+            if new and len(every) > MAX_OPEN_BYTES:
+                message = f"run.interrupt: the open questions have {len(every)} bytes; the limit is {MAX_OPEN_BYTES}"
+                raise InvalidAgentOutput(message)
             self._asked.setdefault(asked.id, asked)
-            self._waiting[asked.id] = future  # before the event: the answer may come at once
             if self._closed:
                 _end(future)
-            every = orjson.dumps([each.as_json() for each in self._asked.values()])
+            else:
+                self._waiting[asked.id] = future  # before the event: the answer may come at once
         if new:
             fields = ("interrupts", every, "waits", int(self._park is None))
             try:
@@ -96,9 +110,10 @@ class Questions:
     def _wait_for(self, interrupt_id: str) -> None:
         if self._park is not None:
             self._loop.call_later(GATHER_S, self.park_if_idle)
-        else:
-            left_s = self._asked[interrupt_id].expires_at - time.time() if interrupt_id in self._asked else 0.0
-            self._loop.call_later(max(0.0, left_s), self.deliver, {interrupt_id: TIMED_OUT})
+        elif interrupt_id in self._waiting and interrupt_id not in self._timers:
+            left_s = max(0.0, self._asked[interrupt_id].expires_at - time.time())
+            timer = self._loop.call_later(left_s, self.deliver, {interrupt_id: TIMED_OUT})
+            self._timers[interrupt_id] = timer
 
     def park_if_idle(self) -> None:
         """Park the run if its agent waits for an answer. The execution does nothing while tools run."""
@@ -117,15 +132,20 @@ class Questions:
                 self._answers[name] = answers[name]
                 self._asked.pop(name, None)
                 future = self._waiting.pop(name)
+            if (timer := self._timers.pop(name, None)) is not None:
+                timer.cancel()
             _resolve(future, name, answers[name])
 
     def close(self) -> None:
         """End the waiting of threads: this attempt is over."""
         with self._lock:
             self._closed = True
-            waiting = list(self._waiting.values())
+            waiting, self._waiting = list(self._waiting.values()), {}
         for future in waiting:
             _end(future)
+        for timer in self._timers.values():
+            timer.cancel()
+        self._timers.clear()
 
 
 def _do_nothing(_number: int = 0) -> None:

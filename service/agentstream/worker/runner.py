@@ -15,10 +15,19 @@ from dataclasses import dataclass
 from typing import Final
 
 from agentstream import errors
-from agentstream.errors import AgentStreamError, BusError, Fenced, InvalidAgentOutput, NotResumable
+from agentstream.errors import (
+    AgentStreamError,
+    BrokerUnavailable,
+    BusError,
+    Fenced,
+    InvalidAgentOutput,
+    NotResumable,
+    RunCancelled,
+)
 from agentstream.protocol.events import RUN_FAILED, RUN_HANDED_OVER, TEXT
 from agentstream.store.bus.bus import Bus
 from agentstream.store.bus.publisher import LogLimits, RunPublisher
+from agentstream.store.connection.endpoint import COMMAND_TIMEOUT_S
 from agentstream.store.inputs import InputStore
 from agentstream.store.queue import BegunAttempt, Claim, JobQueue
 from agentstream.telemetry import tracing
@@ -219,13 +228,27 @@ class Runner:
         return terminal, outcome
 
     async def deliver(self, run_id: str) -> None:
-        """Give the answers and messages for a run to its agent, if the agent takes them in this worker."""
+        """Give the answers and messages for a run to its agent, if the agent takes them in this worker.
+
+        Raises BrokerUnavailable if they cannot be read.
+        """
         for execution in tuple(self._executions):
             if execution.claim.job.run_id == run_id:
-                if execution.waits and (waiting := await self._parking.read(run_id)) is not None:
-                    execution.questions.deliver(waiting.answers)
-                if execution.takes_inputs:
-                    execution.inputs.receive(await self._inputs.read(run_id))
+                try:
+                    async with asyncio.timeout(COMMAND_TIMEOUT_S):
+                        await self._deliver(execution, run_id)
+                except TimeoutError as exc:
+                    message = f"Redis did not answer within {COMMAND_TIMEOUT_S:g} s"
+                    raise BrokerUnavailable(message) from exc
+                except (BusError, RunCancelled) as exc:  # the run may have ended meanwhile
+                    message = f"the answers and messages for {run_id} cannot be delivered: {exc}"
+                    raise BrokerUnavailable(message) from exc
+
+    async def _deliver(self, execution: Execution, run_id: str) -> None:
+        if execution.waits and (waiting := await self._parking.read(run_id)) is not None:
+            execution.questions.deliver(waiting.answers)
+        if execution.takes_inputs:
+            execution.inputs.receive(await self._inputs.read(run_id))
 
     def _on_tool_end(self, success: bool) -> None:  # noqa: FBT001 -- a callback
         self._metrics.tool_ended(success=success)
