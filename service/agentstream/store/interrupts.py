@@ -134,6 +134,14 @@ class InterruptStore:
         due = await self._link.call("ZRANGEBYSCORE", self._keys.parked(queue), "-inf", now_s, "LIMIT", 0, limit)
         return [name.decode() for name in due]
 
-    async def forget(self, queue: str, run_id: str) -> None:
-        """Undo ``remember``: the run no longer waits."""
-        await self._link.call("ZREM", self._keys.parked(queue), run_id)
+    async def forget(self, queue: str, run_id: str, *, since: int = 0, until: int | None = None) -> None:
+        """Undo ``remember``, because the run no longer waits.
+
+        Nothing happens if its time is not from ``since`` to ``until``: then the run was parked again meanwhile. Without
+        ``until`` the time does not matter, because the run has ended.
+        """
+        parked = self._keys.parked(queue)
+        if until is None:
+            await self._link.call("ZREM", parked, run_id)
+        else:
+            await self._link.call_script("forget", [parked], run_id, since, until)

@@ -34,6 +34,7 @@ SCRIPTS: Final[Mapping[str, Script]] = {
         "cancel",
         "create_run",
         "finish",
+        "forget",
         "last_entry",
         "check_limits",
         "open_runs",

@@ -70,21 +70,27 @@ class Parking:
         if waiting is not None and waiting.status == "running" and waiting.open:  # about to be parked
             await self._interrupts.remember(self._queue, run_id, now_s + RETRY_S)
         elif waiting is None or waiting.job is None or waiting.status not in {"requires_action", "queued"}:
-            await self._interrupts.forget(self._queue, run_id)
+            await self._interrupts.forget(self._queue, run_id, until=now_s)
         elif waiting.status == "queued":  # answered, but the process that stored the answer did not enqueue the run
             await self._interrupts.enqueue(self._queue, waiting.job, ttl_s=self._open_ttl_s)
-            await self._interrupts.forget(self._queue, run_id)
-        elif late := {asked.id: TIMED_OUT for asked in waiting.open if asked.expires_at <= now_s}:
+            await self._interrupts.forget(self._queue, run_id, until=now_s)
+        elif (late := _late(waiting, now_s)) or not waiting.open:
             log.info("nobody has answered %d questions of the run %s in time", len(late), run_id)
-            await self._interrupts.remember(self._queue, run_id, now_s + RETRY_S)
+            again_at = now_s + RETRY_S
+            await self._interrupts.remember(self._queue, run_id, again_at)
             outcome = await self._interrupts.answer(waiting, late, ttl_s=self._open_ttl_s)
             if outcome == "requires_action":
                 self.on_timeouts(len(late))
             if outcome == "requires_action" and len(late) == len(waiting.open):
                 await self._interrupts.enqueue(self._queue, waiting.job, ttl_s=self._open_ttl_s)
-                await self._interrupts.forget(self._queue, run_id)
+                await self._interrupts.forget(self._queue, run_id, since=again_at, until=again_at)
         else:
             await self._interrupts.remember(self._queue, run_id, min(asked.expires_at for asked in waiting.open))
+
+
+def _late(waiting: Waiting, now_s: int) -> dict[str, dict[str, bool]]:
+    """Return the answers to the open interrupts whose time is over."""
+    return {asked.id: TIMED_OUT for asked in waiting.open if asked.expires_at <= now_s}
 
 
 def _count_nothing(_number: int) -> None:

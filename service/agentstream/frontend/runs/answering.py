@@ -12,6 +12,7 @@ from agentstream.frontend.context import Context
 from agentstream.frontend.runs.guards import broker_timeout, require_broker
 from agentstream.frontend.runs.new_run import run_open_ttl_s
 from agentstream.protocol.interrupts import MAX_ANSWER_BYTES, MAX_ANSWERS_BYTES, reason_against_answer
+from agentstream.protocol.jobs import Job
 from agentstream.store.interrupts import TIMED_OUT, Waiting
 from agentstream.store.runs import RunInfo
 
@@ -66,11 +67,12 @@ async def _store(context: Context, info: RunInfo, answers: Mapping[str, Any]) ->
     complete = len(new) == len(waiting.open)
     if not new:
         if waiting.status == "queued" and waiting.job is not None:
-            await _enqueue(context, waiting)  # the front end that stored the answers may have been killed
+            await _enqueue(context, waiting.job)  # the front end that stored the answers may have been killed
         return "repeated"
+    look_at = int(time.time()) + _REMEMBER_S
     if complete and waiting.job is not None:
         queue = context.model_router.queue_of_job(waiting.job)
-        await context.interrupts.remember(queue, info.run_id, int(time.time()) + _REMEMBER_S)
+        await context.interrupts.remember(queue, info.run_id, look_at)
     outcome = await context.interrupts.answer(
         waiting, {name: {"answer": answer} for name, answer in new.items()}, ttl_s=run_open_ttl_s(context)
     )
@@ -78,16 +80,16 @@ async def _store(context: Context, info: RunInfo, answers: Mapping[str, Any]) ->
         return None
     goes_on = complete and outcome == "requires_action"
     context.metrics.answered(len(new), max(0.0, time.time() - waiting.parked_at) if goes_on else None)
-    if goes_on:
-        await _enqueue(context, waiting)
+    if goes_on and waiting.job is not None:
+        await _enqueue(context, waiting.job)
+        queue = context.model_router.queue_of_job(waiting.job)
+        await context.interrupts.forget(queue, waiting.run_id, since=look_at, until=look_at)
     return "new"
 
 
-async def _enqueue(context: Context, waiting: Waiting) -> None:
-    if waiting.job is not None:
-        queue = context.model_router.queue_of_job(waiting.job)
-        await context.interrupts.enqueue(queue, waiting.job, ttl_s=run_open_ttl_s(context))
-        await context.interrupts.forget(queue, waiting.run_id)
+async def _enqueue(context: Context, job: Job) -> None:
+    queue = context.model_router.queue_of_job(job)
+    await context.interrupts.enqueue(queue, job, ttl_s=run_open_ttl_s(context))
 
 
 def _new_answers(waiting: Waiting, answers: Mapping[str, Any]) -> dict[str, Any]:

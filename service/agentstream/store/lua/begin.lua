@@ -20,6 +20,8 @@ if last then attempt = math.max(attempt, tonumber(string.match(last[1], '^%d+'))
 redis.call('HSET', KEYS[1], 'entry', ARGV[1], 'worker', ARGV[2], 'status', 'running', 'attempt', attempt,
   'token', ARGV[4], 'seen', string.format('%.0f', now))
 if ARGV[6] == '1' or attempt > 1 then redis.call('HSET', KEYS[1], 'takes_inputs', ARGV[6] or '0') end
+-- Whether answers to open questions of earlier attempts are stored for an agent that waits in its worker.
+if attempt > 1 then redis.call('HSET', KEYS[1], 'waits', ARGV[5] == '1' and '0' or '1') end
 if entry == '' then redis.call('HSET', KEYS[1], 'job', '') end  -- the queue entry has it again
 redis.call('EXPIRE', KEYS[1], ARGV[3])
 local resumes = ARGV[5] == '1' and attempt > 1 and ',"resumes":true' or ''

@@ -10,7 +10,7 @@ if status == 'queued' or status == 'requires_action' then
   redis.call('XADD', KEYS[2], attempt .. '-1', 'b', batch)
   redis.call('EXPIRE', KEYS[2], ARGV[4])
   redis.call('HSET', KEYS[1], 'status', 'cancelled')
-  if usage then redis.call('HSET', KEYS[1], 'state', '', 'job', '', 'interrupts', '') end
+  if usage then redis.call('HSET', KEYS[1], 'state', '', 'job', '', 'interrupts', '', 'inputs', '') end
   redis.call('EXPIRE', KEYS[1], ARGV[4])
   redis.call('PUBLISH', KEYS[2], batch)
 elseif status == 'running' then

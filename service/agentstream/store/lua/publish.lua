@@ -1,7 +1,8 @@
 -- Append a batch to a run's replay log, then publish it; a refused append publishes and stores nothing.
 -- KEYS[1] log and channel, KEYS[2] run. ARGV: entry id, batch, '1' to create the log, smallest id to keep or '',
 -- id that the last entry must have or '' (not checked), TTL in s or '0', then fields and values for the run's hash. The
--- first pair may be `unapplied` and the part of the batch that a list of messages replaces, if the run has such.
+-- first pair may be `unapplied` and the part of the batch that a list of messages replaces, if the run has such. The
+-- event that parks a run ends it instead, if a cancel is stored.
 -- Returns OK, DUPLICATE (stored before; sent again after a lost reply), FENCED (a newer attempt has begun), or
 -- {LOST, last id} if entries before this one are missing from the log.
 local function last_id()
@@ -18,6 +19,9 @@ if ARGV[5] ~= '' then
   end
 end
 local batch = ARGV[2]
+-- A cancel may have come while the worker was about to park the run. Then nobody would end the run.
+local ends = ARGV[7] == 'status' and ARGV[8] == 'requires_action' and redis.call('HGET', KEYS[2], 'cancel')
+if ends then batch = string.gsub(batch, '"run_parked"', '"run_cancelled"', 1) end
 if ARGV[7] == 'unapplied' then  -- say in the terminal event which messages the agent has not taken
   local count, applied = unpack(redis.call('HMGET', KEYS[2], 'inputs_count', 'inputs_applied'))
   local left = {}
@@ -51,5 +55,6 @@ if ARGV[6] ~= '0' then
 end
 local first = ARGV[7] == 'unapplied' and 9 or 7
 if #ARGV >= first and redis.call('EXISTS', KEYS[2]) == 1 then redis.call('HSET', KEYS[2], unpack(ARGV, first)) end
+if ends then redis.call('HSET', KEYS[2], 'status', 'cancelled', 'state', '', 'job', '', 'interrupts', '', 'inputs', '') end
 redis.call('PUBLISH', KEYS[1], batch)
 return 'OK'
