@@ -78,3 +78,11 @@ async def test_a_run_that_is_cancelled_while_it_is_being_parked_ends(link: Link,
     assert (event.type, event.data) == ("run_cancelled", {"usage": {"total_tokens": 3}})
     stored = await link.call("HMGET", keys.run(run_id), "status", "state", "job", "interrupts")
     assert stored == [b"cancelled", b"", b"", b""]
+
+
+async def test_all_runs_that_are_due_are_looked_at(link: Link, keys: Keys) -> None:
+    """If the questions of very many runs expire together, the last run does not wait for a later round."""
+    due = [item for _ in range(250) for item in (1, new_run_id())]
+    await link.call("ZADD", keys.parked(QUEUE), *due)
+    await Parking(InterruptStore(link, keys), QUEUE, open_ttl_s=60, closed_ttl_s=60).expire()
+    assert await link.call("ZCARD", keys.parked(QUEUE)) == 0

@@ -16,14 +16,14 @@ from agentstream.worker.questions import Questions
 log = logging.getLogger(__name__)
 
 PARKED: Final = "parked"
-# Time for the events of a run to be stored before it is put down. If it is not enough, another worker parks the run.
+# Time for the events of a run to be stored before it is parked. If it is not enough, another worker parks the run.
 PARK_TIMEOUT_S: Final = 30.0
 # A front end that has stored an answer enqueues the run. If it has not done so after this time, a worker does it.
 RETRY_S: Final = 10
 
 
 class Parking:
-    """Puts runs of one queue down while they wait for people, and takes care of questions that nobody answers."""
+    """Parks the runs of one queue while they wait for people, and ends questions that nobody answers."""
 
     def __init__(self, interrupts: InterruptStore, queue: str, *, open_ttl_s: int, closed_ttl_s: int) -> None:
         """Store the TTLs of the keys of a run. A parked run is kept ``closed_ttl_s`` longer than its last question."""
@@ -60,8 +60,9 @@ class Parking:
         """Answer the questions whose time is over, so that their agents learn of it. Raises BrokerUnavailable."""
         now_s = int(time.time())
         try:
-            for run_id in await self._interrupts.expired(self._queue, now_s):
-                await self._expire(run_id, now_s)
+            while due := await self._interrupts.expired(self._queue, now_s):
+                for run_id in due:  # after this each of them is looked at later, or never again
+                    await self._expire(run_id, now_s)
         except BusError as exc:
             raise BrokerUnavailable(str(exc)) from exc
 
