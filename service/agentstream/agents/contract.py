@@ -241,7 +241,7 @@ class Run:
         people who answer. ``schema`` describes the answer: a flat object, as in MCP's elicitation; without it every
         JSON value is an answer. ``timeout_s`` is AGENTSTREAM_INTERRUPT_TIMEOUT_S by default (24 hours).
 
-        The run of a resumable agent is put down while it waits: its streams end with the status ``requires_action``,
+        The run of a resumable agent is parked while it waits: its streams end with the status ``requires_action``,
         and it holds no worker. When all its open interrupts are answered, the agent is called again from its last
         checkpoint. It asks again, and the same call returns the answer at once. The call is known by its ``id``;
         without it, by its kind and its number in the run, so an agent must ask in the same order each time. An agent

@@ -54,7 +54,7 @@ AGENT_PATH: Final = "agent_path"  # the field with the names of the sub-agents, 
 # Clients show these events under the name of their tool.
 TOOL_EVENTS: Final = frozenset({TOOL_CALL_START, TOOL_CALL_END})
 TERMINAL_EVENTS: Final = frozenset({RUN_COMPLETED, RUN_FAILED, RUN_CANCELLED})
-# Events whose content the client keeps. A run that stored one of them is not tried again (PROTOCOL.md, 4.6).
+# Events whose content the client keeps. After one of them, only a resumable agent is called again (PROTOCOL.md, 4.6).
 WRITTEN_EVENTS: Final = frozenset({TEXT, REASONING, TOOL_CALL_DELTA})
 # Only agentstream emits these events; ``emit`` refuses them.
 RESERVED_EVENTS: Final = (

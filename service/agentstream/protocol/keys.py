@@ -26,7 +26,10 @@ class Keys:
         return f"{self.prefix}:{{{run_id}}}:events"
 
     def control(self, worker_id: str) -> str:
-        """Channel of one worker: ids of runs that it must cancel. A channel for each run would cost a subscription."""
+        """Channel of one worker: ids of runs that it must cancel, or that have got answers or messages.
+
+        A channel for each run would cost a subscription.
+        """
         return f"{self.prefix}:control:{worker_id}"
 
     def handed_back(self, queue: str) -> str:

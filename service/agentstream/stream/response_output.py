@@ -304,7 +304,7 @@ def closing_events(output: ResponseOutput, end: Finish | Failure) -> Iterator[Ty
 
 
 def parked_events(output: ResponseOutput, part: Parked, *, interrupt_text: bool) -> Iterator[TypedEvent]:
-    """Yield the events that end the open items when the run is put down.
+    """Yield the events that end the open items when the run is parked.
 
     With ``interrupt_text``, a sentence for each interrupt comes first, unless the output has its approval request.
     """
@@ -333,7 +333,7 @@ def response_body(  # noqa: PLR0913 -- the fields of the wire object
     """Return a response object. Fields that the client did not send have OpenAI's default.
 
     They are null if the default depends on the model. ``segment`` is the number of the response in its run;
-    ``waits_for`` says why the run was put down at its end.
+    ``waits_for`` says why the run was parked at its end.
     """
     status, reason = "queued" if queued else "in_progress", None
     failure = end if isinstance(end, Failure) else None

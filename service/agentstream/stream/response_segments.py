@@ -1,4 +1,4 @@
-"""The responses of one run. A run that was parked for people has several: each ends where the run was put down.
+"""The responses of one run. A run that was parked for people has several: each ends where the run was parked.
 
 Response number 0 begins with the run. Response number n begins where the run goes on after its n-th stay. A response
 never changes after its end: it keeps its approval requests when they are answered. No I/O, and deterministic.

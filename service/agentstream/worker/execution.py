@@ -217,7 +217,7 @@ class Execution:
         self._publisher.put(event_type, data, fields)
 
     def _park(self) -> None:
-        """Put the run down, because its agent waits for people. While a tool runs, wait for its end."""
+        """Park the run, because its agent waits for people. If a tool runs, do nothing: its end calls this again."""
         if self.tally.running_tools <= 0:
             self.stop(PARK)
 

@@ -1,6 +1,6 @@
 """The questions of one attempt: what its agent asks with ``run.interrupt``, and the answers that it gets.
 
-A resumable agent is put down while it waits: the run is parked, and a later attempt asks the same question again and
+The run of a resumable agent is parked while the agent waits. A later attempt asks the same question again and
 gets the answer. An agent that is not resumable waits in its worker.
 """
 
@@ -32,7 +32,7 @@ class Questions:
     """The open and answered questions of one attempt. ``ask`` may be called from any thread, the rest on the loop."""
 
     def __init__(self, publish: Publish, park: Callable[[], None] | None) -> None:
-        """``publish`` stores an event with fields of the run's hash. ``park`` puts the run down; None: wait here."""
+        """``publish`` stores an event with fields of the run's hash. ``park`` parks the run. None: wait here."""
         self._publish = publish
         self._park = park
         self._loop = asyncio.get_running_loop()
@@ -149,7 +149,7 @@ class Questions:
 
 
 def _do_nothing(_number: int = 0) -> None:
-    """Count nothing."""
+    """Do nothing."""
 
 
 def _resolve(future: Future[Any], interrupt_id: str, answer: Mapping[str, Any]) -> None:

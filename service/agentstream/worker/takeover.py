@@ -33,11 +33,10 @@ VERSION: Final = 1  # of the stored form of a checkpoint
 class Takeover:
     """What the earlier attempts at a run left.
 
-    ``restored`` is for an agent that can continue; None if the attempts stored and sent nothing. ``events`` are
-    those after the last checkpoint. ``stalls`` is the
-    number of attempts since the last progress that ended with the loss of their worker. A checkpoint and every piece of
-    output are progress. ``handed_over`` says whether the last attempt gave the run to the other workers.
-    ``parked`` says whether it put the run down to wait for people.
+    ``restored`` is for an agent that can continue; None if the attempts stored and sent nothing. ``events`` are those
+    after the last checkpoint. ``stalls`` is the number of attempts since the last progress that ended with the loss of
+    their worker. A checkpoint and every piece of output are progress. ``handed_over`` says whether the last attempt
+    gave the run to the other workers. ``parked`` says whether the last attempt parked the run.
     """
 
     restored: Restored | None

@@ -132,7 +132,7 @@ async def find_owned_run(
             return info
     message = (
         f"no such run: {public_id[:60]!r}; a run is kept for a limited time after its end, and only the API key that "
-        "created it can read it"
+        "created it, and the keys that may answer it, can read it"
     )
     raise NotFound(message, param="id")
 

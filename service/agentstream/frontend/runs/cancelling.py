@@ -23,9 +23,8 @@ async def cancel_run(context: Context, info: RunInfo, view: View) -> web.Respons
     async with broker_timeout(context):
         await context.runs.cancel(info.run_id, ttl_s=context.settings.run_ttl_s)
         if not info.ended:  # it may have been parked
-            with contextlib.suppress(
-                NotFound
-            ):  # its model is no longer in the settings; the workers forget the run later
+            # If its model is no longer in the settings, the workers forget the run later.
+            with contextlib.suppress(NotFound):
                 await context.interrupts.forget(context.model_router.queue_of_model(info.model), info.run_id)
     if not info.ended:
         context.metrics.cancel_requested("request")

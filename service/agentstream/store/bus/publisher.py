@@ -220,9 +220,9 @@ class RunPublisher:
         return self._stored_seq >= self._awaited_seq or self._closed is not None
 
     def _check_awaited_stored(self) -> None:
-        """Raise RunCancelled if the start of a tool or a checkpoint is not stored: the agent must not go on."""
+        """Raise RunCancelled if an event of STORED_FIRST is not stored: the agent must not go on."""
         if self._stored_seq < self._awaited_seq:
-            message = f"the start of a tool, or a checkpoint, could not be stored: {self._closed}"
+            message = f"the start of a tool, a checkpoint or a question could not be stored: {self._closed}"
             raise RunCancelled(message)
 
     def _has_room(self) -> bool:
