@@ -262,7 +262,7 @@ class Execution:
 
     async def _run_agent(self, called: Agent, request: ChatCompletionRequest, run_timeout_s: float) -> Terminal | None:
         run = Run(self.claim.job.run_id, request, self, caller_of(self.claim.job))
-        run.restore(self._restored, self.tally.client_calls, self.tally.interrupts)
+        run.restore(self._restored, self.tally.client_calls, self.tally.interrupts if self.resumable else 0)
         agent = asyncio.create_task(self._call(called, run), name=f"agent {self.agent_name} {run.id}")
         agent.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # asyncio must not warn
         self._unfinished.append(agent)

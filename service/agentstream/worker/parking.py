@@ -20,6 +20,7 @@ PARKED: Final = "parked"
 PARK_TIMEOUT_S: Final = 30.0
 # A front end that has stored an answer enqueues the run. If it has not done so after this time, a worker does it.
 RETRY_S: Final = 10
+FAILED_RETRY_S: Final = 600  # after an error that concerns one run
 
 
 class Parking:
@@ -62,7 +63,11 @@ class Parking:
         try:
             while due := await self._interrupts.expired(self._queue, now_s):
                 for run_id in due:  # after this each of them is looked at later, or never again
-                    await self._expire(run_id, now_s)
+                    try:
+                        await self._expire(run_id, now_s)
+                    except BusError as exc:  # for example: the run has lost its replay log
+                        log.warning("the questions of the run %s cannot expire: %s", run_id, exc)
+                        await self._interrupts.remember(self._queue, run_id, now_s + FAILED_RETRY_S)
         except BusError as exc:
             raise BrokerUnavailable(str(exc)) from exc
 

@@ -44,6 +44,7 @@ class Questions:
         self._asked: dict[str, Interrupt] = {}  # by this attempt or an earlier one, without an answer
         self._waiting: dict[str, Future[Any]] = {}
         self._timers: dict[str, asyncio.TimerHandle] = {}  # of questions that wait here; each keeps the run in memory
+        self._expired: set[str] = set()  # their time is over; an answer may be stored, but not read yet
         self._closed = False
 
     def restore(self, waiting: Waiting) -> None:
@@ -112,7 +113,7 @@ class Questions:
             self._loop.call_later(GATHER_S, self.park_if_idle)
         elif interrupt_id in self._waiting and interrupt_id not in self._timers:
             left_s = max(0.0, self._asked[interrupt_id].expires_at - time.time())
-            timer = self._loop.call_later(left_s, self.deliver, {interrupt_id: TIMED_OUT})
+            timer = self._loop.call_later(left_s, self._expired.add, interrupt_id)
             self._timers[interrupt_id] = timer
 
     def park_if_idle(self) -> None:
@@ -121,7 +122,12 @@ class Questions:
             self._park()
 
     def deliver(self, answers: Mapping[str, dict[str, Any]]) -> None:
-        """Give the agent the answers that have arrived while it waits here."""
+        """Give the agent the answers that have arrived while it waits here. ``answers`` are all that are stored.
+
+        A question that has expired by now without a stored answer times out. The worker calls this several times a
+        lease while the agent waits.
+        """
+        answers = {**dict.fromkeys(self._expired, TIMED_OUT), **answers}
         new = [name for name in answers if name in self._waiting]
         if not new:
             return
@@ -132,6 +138,7 @@ class Questions:
                 self._answers[name] = answers[name]
                 self._asked.pop(name, None)
                 future = self._waiting.pop(name)
+            self._expired.discard(name)
             if (timer := self._timers.pop(name, None)) is not None:
                 timer.cancel()
             _resolve(future, name, answers[name])

@@ -102,7 +102,7 @@ def _new_answers(waiting: Waiting, answers: Mapping[str, Any]) -> dict[str, Any]
         if known is not None:
             if known == TIMED_OUT:
                 raise _expired(name, param)
-            if known["answer"] != answer:
+            if orjson.dumps(known["answer"]) != orjson.dumps(answer):
                 message = f"the interrupt {name[:64]!r} has been answered already"
                 raise Conflict(message, param=param, code="already_answered")
             continue

@@ -62,6 +62,8 @@ class LogLimits:
 UNAPPLIED: Final = '"unapplied_inputs":null'
 # Fields of the run's hash from which another attempt continues.
 _CONTINUATION: Final = ("state", "job", "interrupts", "inputs")
+# The first fields of batches whose fields replace those of earlier batches.
+_REPLACED: Final = frozenset({("checkpoint",), ("interrupts",)})
 # Names and values of fields of the run's hash, one after another.
 Fields = tuple[str | bytes | int, ...]
 
@@ -113,7 +115,7 @@ class RunPublisher:
         self._put_seq = self._awaited_seq = 0  # seq of the last event put, and of the last one of STORED_FIRST
         self._fields: deque[Fields] = deque()  # of the events that wait and end their batch
         self._has_checkpoint = attempt > 1  # an earlier attempt may have stored one
-        self._last_checkpoint: _Batch | None = None
+        self._latest: dict[Fields, _Batch] = {}  # the latest stored batch with the fields of _REPLACED
         self._parked_ttl_s = 0
         self.takes_inputs = False  # whether the terminal event says which messages the agent has not taken
         self._next_seq = 1
@@ -386,10 +388,10 @@ class RunPublisher:
 
     def _on_stored(self, batch: _Batch) -> None:
         self._in_flight = None
-        if batch.fields[:1] == ("checkpoint",) and batch is not self._last_checkpoint:
-            if self._last_checkpoint is not None:
-                self._last_checkpoint.fields = ()  # replaced, so nobody needs it again
-            self._last_checkpoint = batch
+        if (name := batch.fields[:1]) in _REPLACED and batch is not (earlier := self._latest.get(name)):
+            if earlier is not None:
+                earlier.fields = ()  # replaced, so nobody needs them again
+            self._latest[name] = batch
         with self._lock:
             self._stored_seq, self._log_exists = batch.last_seq, True
             more = bool(self._pending or self._to_restore) and not self._wake_scheduled
