@@ -295,7 +295,7 @@ FAILURE_MEANINGS: dict[str, str] = {
     QUEUE_TIMEOUT: "No worker began the job in time.",
     RUN_TIMEOUT: "The attempt took longer than its time limit.",
     WORKER_SHUTDOWN: "The worker was stopped before the run ended, and no other worker could continue it.",
-    WORKER_LOST: "The worker of the run died, and the run may not be tried again.",
+    WORKER_LOST: "The worker of the run died, and its agent can neither continue nor repeat the run.",
     STREAM_LOST: "The front end can no longer read the events of the run.",
 }
 

@@ -154,7 +154,7 @@ class Settings(ListenAddress):
         default=False, validation_alias=AliasChoices(f"{ENV_PREFIX}RETRY_AFTER_TOOLS", "RETRY_AFTER_TOOLS")
     )
     """Try a run again after its worker died, even if its tools have run. Off by default, because the tools then run
-    twice. A run that has written text is never tried again."""
+    twice. It concerns agents that are not resumable: their runs are never tried again after they have written text."""
 
     drain_timeout_s: Seconds = Field(20, ge=0)
     """Time in seconds that a stopping process gives its runs and streams to end. The default is below the 30 s after
