@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from redis.exceptions import NoPermissionError
+
 from agentstream.store.admin.client import AdminClient, map_redis_errors
 from agentstream.store.interrupts import open_interrupts
 from agentstream.store.scripts import SCRIPTS
@@ -86,18 +88,30 @@ class OpenRunReader(AdminClient):
                     pipeline.evalsha(SCRIPTS["open_runs"].sha.decode(), 1, self._keys.jobs(queue), limit)
                     pipeline.zrange(self._keys.parked(queue), 0, limit - 1)
                     pipeline.zcard(self._keys.parked(queue))
-                replies = (await pipeline.execute())[2:]
-            found = list(zip(queues, replies[::3], replies[1::3], replies[2::3], strict=True))
+                replies = (await pipeline.execute(raise_on_error=False))[2:]
+            opened, parked_ids, parked = map(_raise_errors, replies[::3]), replies[1::3], replies[2::3]
+            found = list(zip(queues, opened, map(_if_permitted, parked_ids), map(_if_permitted, parked), strict=True))
             async with self._redis.pipeline(transaction=False) as pipeline:
                 for _, (_, _, run_ids), parked_ids, _ in found:
-                    for run_id in map(bytes.decode, [*run_ids, *parked_ids]):
+                    for run_id in map(bytes.decode, [*run_ids, *(parked_ids or [])]):
                         pipeline.hmget(self._keys.run(run_id), (*_FIELDS, "interrupts", "answers"))
                         pipeline.evalsha(SCRIPTS["last_entry"].sha.decode(), 1, self._keys.events(run_id))
                 details = iter(await pipeline.execute())
         return [
-            _listing(queue, int(now_s), outstanding, run_ids, parked_ids, parked, details)
+            _listing(queue, int(now_s), outstanding, run_ids, parked_ids or [], parked or 0, details)
             for queue, (now_s, outstanding, run_ids), parked_ids, parked in found
         ]
+
+
+def _raise_errors(reply: Any) -> Any:  # noqa: ANN401 -- a Redis reply
+    if isinstance(reply, Exception):
+        raise reply
+    return reply
+
+
+def _if_permitted(reply: Any) -> Any:  # noqa: ANN401 -- a Redis reply
+    """Return a reply; None if this Redis user has no right to it, as users of older versions."""
+    return None if isinstance(reply, NoPermissionError) else _raise_errors(reply)
 
 
 def _listing(  # noqa: PLR0913, PLR0917 -- the replies
