@@ -173,6 +173,6 @@ async def test_chat_says_how_to_answer_an_agent_that_waits_in_its_worker(process
     async with http_client() as client, terminal("chat", "once", "--url", url, columns=160) as screen:
         hint = await screen.until_text(r"to answer it: agentstream answer (chatcmpl-\w{32})")
         result = await Deployment(url, broker_url, processes, client).command("answer", hint[1], "--approve")
-        assert (result.code, result.out.split()[0]) == (0, "in_progress")
+        assert (result.code, result.out.split()[0] in {"in_progress", "completed"}) == (0, True)  # it goes on at once
         await screen.until_text(r"approved=True")
         assert await screen.ended() == 0
