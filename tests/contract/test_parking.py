@@ -5,7 +5,7 @@ import time
 import orjson
 
 from agentstream.protocol.events import decode_batch
-from agentstream.protocol.interrupts import Interrupt
+from agentstream.protocol.interrupts import MAX_TIMEOUT_S, Interrupt
 from agentstream.protocol.jobs import Job, new_run_id
 from agentstream.protocol.keys import Keys
 from agentstream.store.bus.bus import Bus
@@ -32,6 +32,12 @@ async def looked_at(link: Link, keys: Keys, status: str) -> list[bytes]:
 async def test_a_run_that_is_about_to_be_parked_is_not_forgotten(link: Link, keys: Keys) -> None:
     """If a question expires just before its run is parked, a worker looks at the run again."""
     assert len(await looked_at(link, keys, "running")) == 1
+
+
+async def test_the_set_of_parked_runs_has_a_ttl(link: Link, keys: Keys) -> None:
+    """The set outlives the longest time limit of an interrupt, and is not kept for ever."""
+    await InterruptStore(link, keys).remember(QUEUE, new_run_id(), int(time.time()) + 60)
+    assert 0 < await link.call("TTL", keys.parked(QUEUE)) - MAX_TIMEOUT_S <= 24 * 3600
 
 
 async def test_a_run_that_has_ended_is_forgotten(link: Link, keys: Keys) -> None:

@@ -7,11 +7,10 @@ from typing import Any, Final, cast
 import orjson
 
 from agentstream.errors import InvalidAgentOutput
-from agentstream.protocol.interrupts import ANSWER_TYPES, NAME, Interrupt
+from agentstream.protocol.interrupts import ANSWER_TYPES, MAX_TIMEOUT_S, NAME, Interrupt
 from agentstream.protocol.plain_json import json_bytes
 from agentstream.telemetry.masking import mask_json
 
-MAX_TIMEOUT_S: Final = 30 * 24 * 3600
 MAX_PAYLOAD_BYTES: Final = 64 << 10  # the open interrupts of a run are stored together, and repeated in its final chunk
 
 _OBJECT_KEYS: Final = frozenset({"type", "properties", "required", "title", "description"})

@@ -16,6 +16,7 @@ APPROVAL_SCHEMA: Final[dict[str, Any]] = {
     "properties": {"approve": {"type": "boolean"}, "reason": {"type": "string", "maxLength": MAX_REASON_CHARACTERS}},
     "required": ["approve"],
 }
+MAX_TIMEOUT_S: Final = 30 * 24 * 3600  # how long an interrupt can be answered
 MAX_INTERRUPTS: Final = 1000  # of one run: their ids and answers stay in its hash until it ends
 MAX_ANSWER_BYTES: Final = 64 << 10  # of one answer as JSON
 MAX_ANSWERS_BYTES: Final = 1 << 20  # of all answers of a run

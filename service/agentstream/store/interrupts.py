@@ -13,7 +13,7 @@ import orjson
 
 from agentstream.errors import BusError
 from agentstream.protocol.events import RUN_RESUMED, encode_event
-from agentstream.protocol.interrupts import Interrupt
+from agentstream.protocol.interrupts import MAX_TIMEOUT_S, Interrupt
 from agentstream.protocol.jobs import Job
 from agentstream.protocol.keys import Keys
 from agentstream.store.connection.link import Link
@@ -21,6 +21,8 @@ from agentstream.store.connection.link import Link
 FIELDS: Final = ("status", "interrupts", "answers", "job", "parked_at")
 # Begins a message on the control channel of a worker: a run that waits in the worker has got an answer.
 ANSWERED: Final = "answered:"
+# TTL of the set of parked runs, from the last one that was added: a queue may lose all its workers for ever.
+PARKED_TTL_S: Final = MAX_TIMEOUT_S + 24 * 3600
 TIMED_OUT: Final[dict[str, Any]] = {"timed_out": True}
 
 
@@ -127,7 +129,9 @@ class InterruptStore:
 
     async def remember(self, queue: str, run_id: str, expires_at: int) -> None:
         """Let the workers of the queue look at a parked run when its first interrupt expires (Unix time, s)."""
-        await self._link.call("ZADD", self._keys.parked(queue), expires_at, run_id)
+        parked = self._keys.parked(queue)
+        await self._link.call("ZADD", parked, expires_at, run_id)
+        await self._link.call("EXPIRE", parked, PARKED_TTL_S)
 
     async def expired(self, queue: str, now_s: int, *, limit: int = 100) -> list[str]:
         """Return the parked runs with an interrupt that has expired by ``now_s``. Several workers may get the same."""

@@ -284,9 +284,11 @@ class Runner:
             )
         counted = begun.attempt - begun.hand_backs
         lost = takeover.stalls if takeover and execution.resumable else counted - 1
-        if lost >= self._limits.max_attempts or counted > MAX_ATTEMPTS_WITH_PROGRESS:
-            return None, failed_event(errors.WORKER_LOST, f"the run was given up: {lost} workers were lost during it")
-        return takeover, None
+        if counted > MAX_ATTEMPTS_WITH_PROGRESS:
+            lost = counted - 1
+        elif lost < self._limits.max_attempts:
+            return takeover, None
+        return None, failed_event(errors.WORKER_LOST, f"the run was given up: {lost} workers were lost during it")
 
     async def _leave(
         self, execution: Execution, begun: BegunAttempt, publisher: RunPublisher

@@ -35,14 +35,13 @@ class Takeover:
 
     ``restored`` is for an agent that can continue; None if the attempts stored and sent nothing. ``events`` are those
     after the last checkpoint. ``stalls`` is the number of attempts since the last progress that ended with the loss of
-    their worker. A checkpoint and every piece of output are progress. ``handed_over`` says whether the last attempt
-    gave the run to the other workers. ``parked`` says whether the last attempt parked the run.
+    their worker. A checkpoint and every piece of output are progress. ``parked`` says whether the last attempt parked
+    the run.
     """
 
     restored: Restored | None
     events: Sequence[Event]
     stalls: int
-    handed_over: bool
     parked: bool = False
 
 
@@ -88,7 +87,6 @@ def takeover_of(checkpoint: StoredCheckpoint | None, events: Sequence[Event], at
         events=events,
         restored=None if checkpoint is None and restored == Restored() else restored,
         stalls=len(stalled),
-        handed_over=attempt - 1 in handed_over,
         parked=any(event.type == RUN_PARKED and event.attempt == attempt - 1 for event in events),
     )
 
