@@ -35,7 +35,7 @@ class ProgramInput:
             await self._stdin.wait_closed()
 
     def ask(self, fields: dict[str, Any]) -> Any:  # noqa: ANN401 -- a coroutine that writes a line
-        """Ask people what the program wants to know. Await the result, which writes the answer.
+        """Ask people the question of the program. Await the result: it writes the answer.
 
         Raises InvalidAgentOutput if the program does not read answers, or if the question is malformed.
         """

@@ -1,4 +1,4 @@
-"""What the adapters share to continue a run that another worker began: their checkpoints, and texts for the model."""
+"""Helps adapters to continue a run that another worker began: their checkpoints, and texts for the model."""
 
 import logging
 from collections.abc import Mapping

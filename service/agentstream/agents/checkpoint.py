@@ -1,4 +1,4 @@
-"""Checkpoints: the state that an agent stores, and what a later attempt gets back."""
+"""Checkpoints: the state that an agent stores, and the state and output that a later attempt gets back."""
 
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ class EmittedEvent(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Restored:
-    """What an earlier attempt at the run left. The agent continues after it.
+    """The state and output of earlier attempts at the run. The agent continues after them.
 
     ``state`` is the state of the last checkpoint; None if there is none. The other fields hold what was stored after
     that checkpoint, or from the beginning. Clients have seen all of it, so the agent must not send it again: ``text``

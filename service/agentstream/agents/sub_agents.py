@@ -1,4 +1,4 @@
-"""What the run of a sub-agent needs: its path, its request, and the receiver of its events."""
+"""The parts of a sub-agent's run: its path, its request, and the receiver of its events."""
 
 import unicodedata
 from collections.abc import Iterable
@@ -25,7 +25,7 @@ class SubAgentSink:
     """Sends the events of a sub-agent with its path. Its text and its reasoning become events, too."""
 
     def __init__(self, sink: EventSink, path: tuple[str, ...]) -> None:
-        """``sink`` is that of the parent. ``texts`` collects what the sub-agent writes."""
+        """``sink`` is that of the parent. ``texts`` collects the texts of the sub-agent."""
         self.whole_run: EventSink = sink.whole_run if isinstance(sink, SubAgentSink) else sink
         self._path = list(path)
         self.texts: list[str] = []

@@ -15,7 +15,7 @@ _TOO_LATE: Final = frozenset({"already_answered", "interrupt_expired", "not_wait
 
 
 def ask_here(display: Display) -> dict[str, Any]:
-    """Ask the person at the terminal what the run of ``display`` waits for; return the answers.
+    """Ask the person at the terminal the open questions of the run; return the answers.
 
     Raises WaitsForPeople if there is no terminal, and Interrupted if the person leaves the questions open.
     """

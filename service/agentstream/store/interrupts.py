@@ -1,4 +1,4 @@
-"""The interrupts of runs in the store: what a run waits for, and the answers that it has got.
+"""The interrupts of runs in the store: their questions, and the answers so far.
 
 A run that waits has the status ``requires_action``. Its hash holds the interrupts, the answers and its job, so that any
 front end can enqueue it again. No queue entry, slot, connection or task belongs to it.

@@ -1,4 +1,4 @@
-"""The questions of one attempt: what its agent asks with ``run.interrupt``, and the answers that it gets.
+"""The questions that the agent of one attempt asks with ``run.interrupt``, and their answers.
 
 The run of a resumable agent is parked while the agent waits. A later attempt asks the same question again and
 gets the answer. An agent that is not resumable waits in its worker.

@@ -1,4 +1,4 @@
-"""What earlier attempts at a run left: how far they came, and the state from which a new attempt continues.
+"""Reads the state and output of earlier attempts at a run, from which a new attempt continues.
 
 A checkpoint in the store holds the state of the agent and the counts of everything before it. The events after the
 checkpoint are in the replay log.
@@ -31,7 +31,7 @@ VERSION: Final = 1  # of the stored form of a checkpoint
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Takeover:
-    """What the earlier attempts at a run left.
+    """The state and output of the earlier attempts at a run.
 
     ``restored`` is for an agent that can continue; None if the attempts stored and sent nothing. ``events`` are those
     after the last checkpoint. ``stalls`` is the number of attempts since the last progress that ended with the loss of

@@ -13,7 +13,7 @@ ADAPTER: Final = "pydantic_ai"
 
 
 class Saving:
-    """Stores the messages with which another attempt continues, and what the reporter and the questions know."""
+    """Stores the messages with which another attempt continues, and the state of the reporter and of the questions."""
 
     def __init__(self, run: Run, reporter: RunReporter, question_ids: list[str]) -> None:
         """Note what is a part of every checkpoint. ``question_ids`` may grow."""

@@ -44,7 +44,7 @@ class Turn:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompt:
-    """What the model is asked. ``keep`` are messages that are never trimmed.
+    """The prompt of one inference. ``keep`` are messages that are never trimmed.
 
     ``continued`` is the text that the engine continues by prefill. With ``hide_reasoning`` clients do not see the
     reasoning. If ``check`` is given, they see nothing of the answer: it is called with the whole text and returns the

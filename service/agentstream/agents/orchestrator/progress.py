@@ -1,4 +1,4 @@
-"""The progress of one run: what the orchestrator must know to go on, and its form in a checkpoint."""
+"""The progress of one run: the data with which the orchestrator goes on, and its form in a checkpoint."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field

@@ -79,7 +79,7 @@ def _parse(text: str) -> tuple[str, Any]:
 
 
 async def _read(connect: Connect, display: Display) -> int:
-    """Read what the run waits for into ``display``."""
+    """Read the open questions of the run into ``display``."""
     async with connect() as api:
         state = await until_interrupted(api.get(run_path(display.run_id)))
     display.parked = [Interrupt.from_json(asked) for asked in state.get("interrupts", [])]
