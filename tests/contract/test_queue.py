@@ -1,6 +1,7 @@
 """The contract of the job queue, on fakeredis and real servers."""
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator
 
@@ -340,6 +341,19 @@ def test_retry_after_follows_the_removal_rate() -> None:
     assert rate.retry_after_s(1000, 600, 110) == 10  # 10 jobs a second
     assert rate.retry_after_s(1000, 400, 111) == 5  # the count decreased, so it is another queue
     assert rate.retry_after_s(1000, 400, 121) == 60  # no job was removed
+
+
+@pytest.mark.parametrize(("status", "active"), [("completed", False), ("requires_action", False), ("running", True)])
+async def test_a_run_that_no_longer_works_is_not_active(
+    submitter: JobSubmitter, link: Link, keys: Keys, status: str, active: bool
+) -> None:
+    """A run that has ended, or waits for people, does not count, even if no worker has taken it off the active runs."""
+    first = job().model_copy(update={"limited": True})
+    await submitter.check_limits(first, max_runs=1, max_requests_per_minute=1, ttl_s=60)
+    await submitter.submit(first, ttl_s=60)
+    await link.call("HSET", keys.run(first.run_id), "status", status)
+    with pytest.raises(LimitReached) if active else contextlib.nullcontext():
+        await submitter.check_limits(job(), max_runs=1, max_requests_per_minute=2, ttl_s=60)
 
 
 async def test_the_backlog_has_waiting_jobs_and_their_age(submitter: JobSubmitter, queue: JobQueue) -> None:

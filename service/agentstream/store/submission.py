@@ -2,7 +2,7 @@
 
 import asyncio
 import math
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -112,11 +112,15 @@ class JobSubmitter:
             raise QueueFull(message, retry_after_s=self._removal_rate.retry_after_s(outstanding, removed, now_s))
 
     async def check_limits(self, job: Job, *, max_runs: int, max_requests_per_minute: int, ttl_s: int) -> None:
-        """Count a request against the limits of its owner; raises LimitReached. A limit of 0 means no limit."""
-        keys = [self._keys.active_runs(job.owner), self._keys.requests(job.owner)]
-        reached = await self._link.call_script(
-            "check_limits", keys, job.run_id, max_runs, max_requests_per_minute, ttl_s
-        )
+        """Count a request against the limits of its owner; raises LimitReached. A limit of 0 means no limit.
+
+        A run that has ended or waits for people is not active. A client may learn of that before the worker has taken
+        the run off the active ones, or the worker may be lost in between. So the runs themselves are asked before a
+        request is refused.
+        """
+        reached = await self._count(job, max_runs, max_requests_per_minute, ttl_s)
+        if reached is not None and reached[0] == b"runs" and await self._remove_inactive(job.owner, reached[3:]):
+            reached = await self._count(job, max_runs, 0, ttl_s)  # the request is counted already
         if reached is not None:
             which, used, retry_after_s = reached[0].decode(), int(reached[1]), max(1, int(reached[2]))
             message = (
@@ -125,6 +129,21 @@ class JobSubmitter:
                 else f"this API key has sent {used} requests this minute, which is its limit; try again later"
             )
             raise LimitReached(message, retry_after_s=retry_after_s)
+
+    async def _count(self, job: Job, max_runs: int, max_requests_per_minute: int, ttl_s: int) -> Reply:
+        keys = [self._keys.active_runs(job.owner), self._keys.requests(job.owner)]
+        return await self._link.call_script("check_limits", keys, job.run_id, max_runs, max_requests_per_minute, ttl_s)
+
+    async def _remove_inactive(self, owner: str, run_ids: Sequence[bytes]) -> bool:
+        """Take the runs that are not active off the active runs of ``owner``; return whether there were any."""
+        statuses = await asyncio.gather(
+            *(self._link.start_call("HGET", self._keys.run(run_id.decode()), "status") for run_id in run_ids)
+        )
+        active = (None, b"queued", b"running")  # a run that is just created has no hash yet
+        inactive = [run_id for run_id, status in zip(run_ids, statuses, strict=True) if status not in active]
+        if inactive:
+            await self._link.call("ZREM", self._keys.active_runs(owner), *inactive)
+        return bool(inactive)
 
     async def outstanding(self) -> int:
         """Return the number of jobs that wait or run."""
