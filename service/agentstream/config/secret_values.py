@@ -14,7 +14,9 @@ _SECRET_NAME: Final = re.compile(
 )
 _URL_NAME: Final = re.compile(r"(?i)(?:url|uri|dsn|proxy)(?:_?\d+)?$")
 _MIN_CHARS: Final = 8  # a shorter value of a variable that is no setting may be a common word
-_QUERY_SECRET: Final = re.compile(r"([?&;][^=&#;]*(?i:key|token|secret|pass\w*|auth|sig|signature)=)[^&#;]*")
+_QUERY_SECRET: Final = re.compile(r"([?&;][^=&#;]*(?i:key|token|secret|pass\w*|auth|sig|signature)=)[^&]*")
+# A list of hosts may have a password before each host.
+_LOGIN: Final = re.compile(r"(?:^|[,;])(?:[\w+-]+://)?[^:@,;/]*:([^@]+)@")
 
 
 def url_secrets(url: str) -> Iterator[str]:
@@ -22,10 +24,11 @@ def url_secrets(url: str) -> Iterator[str]:
     login, at, rest = _after_scheme(url).rpartition("@")
     if at:
         password = login.partition(":")[2] or login  # some servers take a token as the user name
-        yield from (password, unquote(password), *re.split(r"[#/?@]", password))
-    for name, value in parse_qsl((rest or url).partition("?")[2]):
-        if _SECRET_NAME.search(name):
-            yield value
+        yield from (password, unquote(password), *re.split(r"[#/?@]", password), *_LOGIN.findall(f"{login}@"))
+    for part in (rest, url):  # the last "@" may belong to a password in the query
+        for name, value in parse_qsl(part.partition("?")[2]):
+            if _SECRET_NAME.search(name):
+                yield value
 
 
 def environment_secrets() -> Iterator[str]:
@@ -44,6 +47,8 @@ def without_secrets(url: str) -> str:
     """Return a URL with stars in the place of its password and of keys in its query, whatever its form."""
     scheme, separator, _ = url.partition("://")
     login, at, rest = _after_scheme(url).rpartition("@")
+    if _QUERY_SECRET.search(login):  # the last "@" may belong to a password in the query
+        return f"{scheme}{separator}{MASK}" if separator else MASK
     rest = _QUERY_SECRET.sub(rf"\1{MASK}", rest)
     if not at:
         return f"{scheme}{separator}{rest}" if separator else rest

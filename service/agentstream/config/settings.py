@@ -45,7 +45,9 @@ class Settings(ListenAddress):
     meant for the public."""
 
     redis_url: str | None = Field(None, validation_alias="REDIS_URL", repr=False)
-    """URL of Redis: redis://, rediss:// (with TLS) or unix://. If it is not set, `up` starts a private broker."""
+    """URL of Redis: redis://host:port/database for one server, redis+sentinel://host,host/master/database for
+    Sentinel, or redis+cluster://host,host for a cluster, each with rediss instead of redis for TLS; or unix:///path. If
+    it is not set, `up` starts a private broker."""
 
     queue: str = Field("default")
     """Name of the job queue. Agents that name no other queue get their jobs from it."""

@@ -13,6 +13,7 @@ from pydantic_settings import NoDecode
 
 from agentstream.config import service_links
 from agentstream.config.secret_values import without_secrets
+from agentstream.protocol import broker_url
 
 # Whitespace, and characters without a width that editors and web pages add: zero-width spaces and byte order marks.
 _AROUND: Final = re.compile(r"\A[\s\0\u200b-\u200d\u2060\ufeff]+|[\s\0\u200b-\u200d\u2060\ufeff]+\Z")
@@ -220,37 +221,12 @@ def http_url(value: str) -> str:
     return value
 
 
-_REDIS_FORM: Final = "write redis://[[user:]password@]host[:port][/database]"
-_SCHEME_OF: Final = {"valkey": "redis", "valkeys": "rediss"}
-
-
 def redis_url(value: str) -> str:
-    """Return the URL of Redis in the form that redis-py reads. No error quotes a password."""
-    scheme, separator, rest = value.partition("://")
-    scheme = _SCHEME_OF.get(scheme.lower(), scheme.lower())
-    if not separator:
+    """Return the URL of Redis with the usual spelling of its scheme. No error quotes a password."""
+    if "://" not in value:
         message = f"the scheme is missing: write redis://{without_secrets(value)}, or rediss:// for TLS"
         raise ValueError(message)
-    if scheme not in {"redis", "rediss", "unix"}:
-        message = f"{scheme}:// is not supported; expected redis://, rediss:// (with TLS) or unix://"
-        raise ValueError(message)
-    url = f"{scheme}://{rest}"
-    login, at, _ = rest.rpartition("@")
-    if "#" in rest or (at and re.search(r"[/?\[\]@\s]", login)):
-        message = (
-            "it contains '#', or '/', '?', '@', '[' or ']' before the last '@'. If such a character belongs to the "
-            "password, percent-encode it: %23 for #, %2F for /, %3F for ?, %40 for @, %5B for [, %5D for ], %25 for %"
-        )
-        raise ValueError(message)
-    parts = _parts(url)
-    if scheme == "unix":
-        if not parts.path:
-            message = "the path of the socket is missing: write unix:///path/to/redis.sock"
-            raise ValueError(message)
-    elif not re.fullmatch(r"/?\d*", parts.path):
-        message = f"the part after the host is the number of a database, not {parts.path[1:]!r}: {_REDIS_FORM}"
-        raise ValueError(message)
-    return url
+    return broker_url.parse(value).text
 
 
 def _parts(url: str) -> Any:  # noqa: ANN401 -- urllib's SplitResult

@@ -42,7 +42,7 @@ _MASTER_OPTIONS: Final = {"master", "master_name", "mastername", "service_name",
 _CERT_REQS: Final = ("none", "optional", "required")
 _FLAGS: Final = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 _MASTER: Final = re.compile(r"[A-Za-z0-9._-]+")  # the characters that sentinels accept
-_HOST: Final = re.compile(r"(?:\[(?P<v6>[^\[\]]*)\]|(?P<name>[^\[\]:]*))(?::(?P<port>\d{1,5}))?", re.ASCII)
+_HOST: Final = re.compile(r"(?:\[(?P<v6>[^\[\]]*)\]|(?P<name>[^\[\]:]*))(?::(?P<port>\d{0,5}))?", re.ASCII)
 _MAX_PORT: Final = 65535
 _NO_PORT: Final = (
     "the part between the host and the path is not a port, or '[' has no ']': write host:port, with a number from 1 to "
@@ -63,7 +63,7 @@ class BrokerUrlError(ValueError):
 class BrokerUrl:
     """A parsed REDIS_URL."""
 
-    text: str  # the URL with the usual spelling of its scheme
+    text: str = field(repr=False)  # the URL with the usual spelling of its scheme
     kind: Kind
     tls: bool
     addresses: tuple[Address, ...]  # the one server, the sentinels or some nodes of the cluster; none for a socket
@@ -197,7 +197,7 @@ def _address(entry: str, usual_port: int) -> Address:
         _fail(_NO_IPV6 if entry.count(":") > 1 and "[" not in entry else _NO_PORT)
     port = int(match["port"] or usual_port)
     if not 1 <= port <= _MAX_PORT:
-        _fail("a port is a number from 1 to 65535")
+        _fail(_NO_PORT)
     if match["v6"] is None:
         return unquote(match["name"]).lower(), port
     host = unquote(match["v6"])

@@ -25,6 +25,7 @@ _CHARACTER_NAMES: Final = {"\n": "n", "\r": "r", "\t": "t", "\b": "b", "\f": "f"
 _HEADER_VALUE: Final = re.compile(r"""(?i)(header (?:value|name):? )b?(?:'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*")""")
 # A password that is not percent-encoded may contain any of "/?#@": it reaches to the last "@".
 _URL_LOGIN: Final = re.compile(r"""(://)(?:[^\s/?#@:'"]*:[^\s'"]*|[^\s/?#@'"]+)@""")
+_URL_QUERY: Final = re.compile(r"""([?&][^\s=&?'"]*(?i:pass\w*|secret|token|api_?key)=)[^\s&'"]+""")
 
 _secrets: set[str] = set()
 _literals: list[str] = []
@@ -68,7 +69,7 @@ def mask_error(text: str) -> str:
     if "header" in text:
         text = _HEADER_VALUE.sub(r"\1(hidden)", text)
     if "://" in text:
-        text = _URL_LOGIN.sub(rf"\1{MASK}@", text)
+        text = _URL_QUERY.sub(rf"\1{MASK}", _URL_LOGIN.sub(rf"\1{MASK}@", text))
     return mask(text)
 
 

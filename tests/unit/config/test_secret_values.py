@@ -16,6 +16,14 @@ from agentstream.config.secret_values import environment_secrets, url_secrets, w
         (":S3cret@h:6379", ":***@h:6379"),
         ("S3cret@h", "***@h"),
         ("rediss://h:1/0?ssl_password=S3cret&db=1", "rediss://h:1/0?ssl_password=***&db=1"),
+        (
+            "redis+sentinel://u:S3cret,x@h1:1,h2:2/m?sentinel_username=u&sentinel_password=S3cret;y&db=1",
+            "redis+sentinel://u:***@h1:1,h2:2/m?sentinel_username=u&sentinel_password=***&db=1",
+        ),
+        ("rediss+cluster://:S3cret@[::1]:1,h2:2", "rediss+cluster://:***@[::1]:1,h2:2"),
+        ("redis+sentinel://u:S3cret1@h1,u:S3cret2@h2/m", "redis+sentinel://u:***@h2/m"),
+        ("redis+sentinel://h1:1,h2:2/m?sentinel_password=S3c@ret&password=S3cret", "redis+sentinel://***"),
+        ("redis://h?password=S3cret#S3cret", "redis://h?password=***"),
         ("https://h/mcp?api_key=S3cret&x=1", "https://h/mcp?api_key=***&x=1"),
         ("https://h/v1", "https://h/v1"),
         ("unix:///run/redis.sock", "unix:///run/redis.sock"),
@@ -27,6 +35,21 @@ def test_a_url_is_shown_without_its_secrets(url: str, shown: str) -> None:
     assert masked("redis_url", url) == shown
     if "S3cret" in url:
         assert any("S3cret" in secret for secret in url_secrets(url))
+
+
+@pytest.mark.parametrize(
+    ("url", "secrets"),
+    [
+        ("redis+sentinel://u:p1,x@h1:1,h2:2/m?sentinel_password=p2%40;y", {"p1,x", "p2@;y"}),
+        ("redis+cluster://:p1@h1,h2?password=p2&ssl_password=p3", {"p1", "p2", "p3"}),
+        ("redis+sentinel://u:p1@h1,u:p2@h2/m", {"p1", "p2"}),
+        ("sentinel://:p1@h1:26379;sentinel://:p2@h2:26379", {"p1", "p2"}),
+        ("redis+sentinel://h1:1/m?sentinel_password=p@1", {"p@1"}),
+    ],
+)
+def test_every_password_of_a_list_of_hosts_is_known(url: str, secrets: set[str]) -> None:
+    """All passwords of a URL with several hosts are secrets, also in a spelling that is refused."""
+    assert secrets <= set(url_secrets(url))
 
 
 def test_percent_encoded_passwords_are_known_in_both_forms() -> None:

@@ -62,6 +62,9 @@ def refusal(**flags: Any) -> str:
         ("cors_origins", "http://[::1]:3000/", ("http://[::1]:3000",)),
         ("redis_url", "REDIS://h:1/2", "redis://h:1/2"),
         ("redis_url", "valkeys://h", "rediss://h"),
+        ("redis_url", "Valkey://h", "redis://h"),
+        ("redis_url", "REDISS+Sentinel://h1,h2:1/m/2", "rediss+sentinel://h1,h2:1/m/2"),
+        ("redis_url", "redis+cluster://u:p%2C@h1:7001,[::1]", "redis+cluster://u:p%2C@h1:7001,[::1]"),
         ("redis_url", "redis://:p%23w@[::1]:6379/1", "redis://:p%23w@[::1]:6379/1"),
         ("redis_url", "unix://:p%40w@/run/redis.sock?db=1", "unix://:p%40w@/run/redis.sock?db=1"),
         ("openai_base_url", "http://h:1/v1/chat/completions", "http://h:1/v1"),
@@ -129,11 +132,14 @@ def test_a_value_of_whitespace_is_not_set(monkeypatch: pytest.MonkeyPatch) -> No
         ("cors_origins", "https://*.a.test", "wildcards are not supported"),
         ("redis_url", "localhost:6379", "write redis://localhost:6379"),
         ("redis_url", ":secret-1@h:6379", "write redis://:***@h:6379"),
-        ("redis_url", "http://h:6379", "http:// is not supported; expected redis://, rediss:// (with TLS) or unix://"),
+        ("redis_url", "http://h:6379", "http:// is not supported; expected redis://, rediss:// (with TLS), unix://, "),
         ("redis_url", "redis://h:6379/zero", "is the number of a database, not 'zero'"),
         ("redis_url", "redis://h:port", "is not a port"),
         ("redis_url", "redis://h:99999", "is not a port"),
         ("redis_url", "redis://[::1:6379", "is not a port, or '[' has no ']'"),
+        ("redis_url", "h1,h2/m?sentinel_password=secret-1", "write redis://h1,h2/m?sentinel_password=***"),
+        ("redis_url", "redis+sentinel://h1,h2", "the name of the master is missing"),
+        ("redis_url", "redis+cluster://h1/0", "remove the database number"),
         ("redis_url", "unix://", "write unix:///path/to/redis.sock"),
         ("openai_base_url", "localhost:11434/v1", "write http://localhost:11434/v1"),
         ("openai_base_url", "192.168.1.5:8080", "write http://192.168.1.5:8080"),
@@ -159,7 +165,7 @@ def test_another_spelling_is_refused_with_the_right_one(field: str, text: str, r
 
 
 @pytest.mark.parametrize("character", ["#", "/", "?", "@", "[", "]", "#a/b"])
-@pytest.mark.parametrize("scheme", ["redis", "rediss", "unix", "valkey"])
+@pytest.mark.parametrize("scheme", ["redis", "rediss", "unix", "valkey", "redis+sentinel", "rediss+cluster"])
 def test_a_password_with_a_reserved_character_is_refused_with_the_encoding(scheme: str, character: str) -> None:
     """A password with a character that ends a part of a URL is refused, with the hint to percent-encode it."""
     message = refusal(redis_url=f"{scheme}://:S3cretPart{character}restOfIt@h:6379")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from redis.asyncio import Redis
+from redis.asyncio.connection import SSLConnection
 
 from agentstream.errors import BrokerUnavailable, StartupError
 from agentstream.processes.broker import find_server
@@ -104,11 +105,100 @@ async def test_a_unix_socket_is_an_address(tmp_path: Path) -> None:
 @pytest.mark.parametrize("url", ["http://127.0.0.1", "127.0.0.1:6379", "redis://127.0.0.1:port", ""])
 def test_another_kind_of_url_is_refused(url: str) -> None:
     """A value that is not a Redis URL raises a StartupError with the setting's name and the expected form."""
-    with pytest.raises(StartupError, match=r"REDIS_URL .*expected redis://"):
+    with pytest.raises(StartupError, match=r"^REDIS_URL: .*(?:expected|write) (?:redis://|host:port)"):
         Endpoint(url)
 
 
+# Sentinels and clusters
+
+CLUSTER = "cluster://u:p%40@c1:7001,[::1]:7002"
+SENTINEL = "sentinel://u:p%40@s1,[::1]:7002/main/3?sentinel_username=su&sentinel_password=sp"
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("redis://u:p@[::1]", "[::1]:6379"),
+        ("unix:///run/redis.sock", "unix:///run/redis.sock"),
+        (f"redis+{SENTINEL}", "main of the sentinels s1:26379,[::1]:7002"),
+        (f"redis+{CLUSTER}", "the cluster c1:7001,[::1]:7002"),
+    ],
+)
+def test_an_endpoint_is_shown_by_its_addresses(url: str, shown: str) -> None:
+    """The text of an endpoint has its addresses, and the name of the master, without credentials."""
+    assert str(Endpoint(url)) == shown
+
+
+async def test_a_server_of_sentinels_has_the_credentials_and_the_database_of_the_url() -> None:
+    """The link and redis-py's client of a server that sentinels name use the credentials and database of the URL."""
+    server = Endpoint(f"redis+{SENTINEL}").at("h", 7)
+    assert (server.kind, server.addresses, server.master) == ("standalone", (("h", 7),), "")
+    assert (server.credentials, server.database) == (("u", "p@"), 3)
+    async with server.redis() as client:
+        options = client.connection_pool.connection_kwargs
+        assert [options[name] for name in ("host", "port", "username", "password", "db")] == ["h", 7, "u", "p@", 3]
+
+
+async def test_sentinels_have_their_own_credentials() -> None:
+    """A client of a sentinel has the credentials of the options only, and never those of the servers."""
+    for query, credentials in {SENTINEL: ("su", "sp"), SENTINEL.partition("?")[0]: (None, None)}.items():
+        clients = Endpoint(f"redis+{query}").sentinels()
+        found = [client.connection_pool.connection_kwargs for client in clients]
+        for client in clients:
+            await client.aclose()
+        assert [(options["host"], options["port"]) for options in found] == [("s1", 26379), ("::1", 7002)]
+        assert {(options.get("username"), options.get("password")) for options in found} == {credentials}
+    assert Endpoint("redis://h").sentinels() == []
+
+
+def test_a_server_without_resp3_changes_no_other_server() -> None:
+    """After one server of an endpoint refuses RESP3, the others still get it; a URL can ask all for RESP2."""
+    endpoint = Endpoint(f"redis+{CLUSTER}")
+    old = endpoint.at("old", 1)
+    old.use_resp2()
+    assert [old.protocol, endpoint.protocol, endpoint.at("new", 1).protocol] == [2, 3, 3]
+    assert not Endpoint(f"redis+{SENTINEL}&protocol=2").at("h", 1).pushes_inline
+
+
+@pytest.mark.parametrize("url", [f"redis+{SENTINEL}", f"redis+{CLUSTER}"])
+async def test_several_servers_are_no_address_to_connect_to(url: str) -> None:
+    """An endpoint of sentinels or of a cluster does not connect as if its first address were the server."""
+    endpoint = Endpoint(url)
+    with pytest.raises(RuntimeError, match="is not one server"):
+        await endpoint.connect(asyncio.Protocol)
+    with pytest.raises(RuntimeError, match="is not one server"):
+        endpoint.redis()
+
+
 # TLS
+
+
+@pytest.mark.parametrize("url", ["rediss://h?", f"rediss+{SENTINEL}&", f"rediss+{CLUSTER}?"])
+async def test_every_server_of_a_tls_url_gets_its_tls_options(certificate: tuple[Path, Path], url: str) -> None:
+    """The link and redis-py's clients, also those of sentinels, use TLS with the certificates of the URL."""
+    names = {"ssl_ca_certs": certificate[0], "ssl_certfile": certificate[0], "ssl_keyfile": certificate[1]}
+    endpoint = Endpoint(url + "&".join(f"{name}={path}" for name, path in names.items()) + "&ssl_check_hostname=false")
+    server = endpoint.at("h", 7)
+    assert (server._tls().verify_mode, server._tls().check_hostname) == (ssl.CERT_REQUIRED, False)
+    assert [entry["subject"] for entry in server._tls().get_ca_certs()] == [((("commonName", "localhost"),),)]
+    for client in (server.redis(), *endpoint.sentinels()):
+        pool = client.connection_pool
+        assert issubclass(pool.connection_class, SSLConnection)
+        assert {name: pool.connection_kwargs[name] for name in names} == {name: str(names[name]) for name in names}
+        assert pool.connection_kwargs["ssl_check_hostname"] is False
+        await client.aclose()
+
+
+async def test_a_server_that_sentinels_name_is_connected_with_tls(certificate: tuple[Path, Path]) -> None:
+    """The connection to a server of a rediss+sentinel:// or rediss+cluster:// URL uses TLS and checks its name."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(*certificate)
+    async with fake_broker(context) as peer, in_time():
+        for url in (f"rediss+{SENTINEL}&ssl_ca_certs=", f"rediss+{CLUSTER}?ssl_ca_certs="):
+            endpoint = Endpoint(f"{url}{certificate[0]}")
+            await endpoint.at("localhost", peer.port).connect(asyncio.Protocol)
+            with pytest.raises(ssl.SSLCertVerificationError):
+                await endpoint.at("127.0.0.1", peer.port).connect(asyncio.Protocol)
 
 
 def test_tls_checks_certificate_and_host_name_by_default() -> None:

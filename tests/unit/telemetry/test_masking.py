@@ -87,6 +87,11 @@ def test_the_longer_of_two_secrets_is_masked_wholly() -> None:
         ("Invalid header value b'sk-x' here", "Invalid header value (hidden) here"),
         ("cannot reach redis://user:p#w/x@h:1 now", "cannot reach redis://***@h:1 now"),
         ("cannot reach https://token@h/v1", "cannot reach https://***@h/v1"),
+        ("cannot reach redis+sentinel://u:p@h1:1,h2:2/m now", "cannot reach redis+sentinel://***@h1:1,h2:2/m now"),
+        (
+            "no 'redis+sentinel://h1,h2/m?sentinel_password=p;w&db=1'",
+            "no 'redis+sentinel://h1,h2/m?sentinel_password=***&db=1'",
+        ),
         ("see https://h/@user and a@b.c", "see https://h/@user and a@b.c"),
     ],
 )
