@@ -12,9 +12,11 @@ import pytest
 from agentstream.processes.broker import EmbeddedBroker, ServerChoice, usable_servers
 from agentstream.protocol.keys import Keys
 from agentstream.store.connection.endpoint import Endpoint
-from agentstream.store.connection.link import Link
+from agentstream.store.connection.server_link import ServerLink
 from agentstream.store.connection.wire import RespConnection
 from agentstream.telemetry.masking import forget_secrets
+from tests.brokers.cluster import ClusterServers
+from tests.brokers.sentinel import SentinelServers
 from tests.helpers import TIMEOUT_S
 from tests.processes import Processes
 
@@ -61,6 +63,24 @@ def broker_url(broker_runner: asyncio.Runner) -> Iterator[str]:
     broker_runner.run(broker.stop())
 
 
+@pytest.fixture(scope="session")
+def cluster_servers(broker_runner: asyncio.Runner) -> Iterator[ClusterServers]:
+    """A cluster of the bundled server for all tests of the session, which must not disturb it."""
+    servers = ClusterServers()
+    broker_runner.run(servers.start())
+    yield servers
+    servers.close()
+
+
+@pytest.fixture(scope="session")
+def sentinel_servers(broker_runner: asyncio.Runner) -> Iterator[SentinelServers]:
+    """A primary, replicas and sentinels of the bundled server for all tests, which must not disturb them."""
+    servers = SentinelServers()
+    broker_runner.run(servers.start())
+    yield servers
+    servers.close()
+
+
 @pytest.fixture
 def keys() -> Keys:
     """Redis names under a prefix that only this test uses."""
@@ -74,16 +94,16 @@ async def processes(broker_url: str, tmp_path: Path) -> AsyncIterator[Processes]
         yield started
 
 
-async def open_link(url: str, name: str) -> Link:
+async def open_link(url: str, name: str) -> ServerLink:
     """Return a connected link."""
-    link = Link(Endpoint(url), name=name)
+    link = ServerLink(Endpoint(url), name=name)
     link.open()
     await link.wait_ready(TIMEOUT_S)
     return link
 
 
 @pytest.fixture
-async def link(any_broker_url: str) -> AsyncIterator[Link]:
+async def link(any_broker_url: str) -> AsyncIterator[ServerLink]:
     """A link to the server for this run of the test."""
     link = await open_link(any_broker_url, "test")
     yield link
@@ -91,7 +111,7 @@ async def link(any_broker_url: str) -> AsyncIterator[Link]:
 
 
 @pytest.fixture
-async def other_link(any_broker_url: str) -> AsyncIterator[Link]:
+async def other_link(any_broker_url: str) -> AsyncIterator[ServerLink]:
     """A second link to the same server, as in another process."""
     link = await open_link(any_broker_url, "test-other")
     yield link

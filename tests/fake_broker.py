@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable
 import hiredis
 
 from agentstream.store.connection.endpoint import Endpoint
-from agentstream.store.connection.link import Link
+from agentstream.store.connection.server_link import ServerLink
 from agentstream.store.scripts import SCRIPTS
 from tests.conftest import open_link
 from tests.helpers import TIMEOUT_S
@@ -132,7 +132,7 @@ async def fake_broker(tls: ssl.SSLContext | None = None) -> AsyncIterator[FakeBr
 
 
 @contextlib.asynccontextmanager
-async def connected_link(url: str) -> AsyncIterator[Link]:
+async def connected_link(url: str) -> AsyncIterator[ServerLink]:
     """A link that is connected, and is closed at the end."""
     link = await open_link(url, "test-link")
     try:
@@ -142,9 +142,9 @@ async def connected_link(url: str) -> AsyncIterator[Link]:
 
 
 @contextlib.asynccontextmanager
-async def connecting_link(url: str) -> AsyncIterator[Link]:
+async def connecting_link(url: str) -> AsyncIterator[ServerLink]:
     """A link that starts to connect, and is closed at the end."""
-    link = Link(Endpoint(url), name="test-link")
+    link = ServerLink(Endpoint(url), name="test-link")
     link.open()
     try:
         yield link
@@ -159,14 +159,14 @@ async def in_time() -> AsyncIterator[None]:
         yield
 
 
-async def failed(link: Link) -> None:
+async def failed(link: ServerLink) -> None:
     """Return when the link has failed to connect once. The cause is the text of ``wait_ready``."""
     async with in_time():
         while link._last_error is None:  # noqa: ASYNC110 -- no event tells it
             await asyncio.sleep(0.01)
 
 
-def reconnected(link: Link) -> asyncio.Event:
+def reconnected(link: ServerLink) -> asyncio.Event:
     """Return an event that the next reconnect sets."""
     event = asyncio.Event()
     link.on_reconnect[event.set] = None

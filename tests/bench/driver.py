@@ -17,7 +17,7 @@ from agentstream.protocol.keys import Keys
 from agentstream.store.bus.bus import Bus
 from agentstream.store.bus.publisher import LogLimits, RunPublisher
 from agentstream.store.connection.endpoint import Endpoint
-from agentstream.store.connection.link import Link
+from agentstream.store.connection.server_link import ServerLink
 from agentstream.store.queue import Claim, JobQueue
 from tests.bench.loadgen import IDLE_S
 from tests.bench.machine import reply
@@ -33,7 +33,7 @@ class Driver:
     def __init__(self, url: str, queue: str) -> None:
         """Prepare without connecting."""
         endpoint, keys = Endpoint(url), Keys()
-        self._link = Link(endpoint, name="bench-driver")
+        self._link = ServerLink(endpoint, name="bench-driver")
         self._bus = Bus(self._link, keys)
         self._queue = JobQueue(endpoint, self._link, keys, queue, worker_id="bench-driver")
         self._keys = keys

@@ -15,7 +15,7 @@ from agentstream.protocol.events import Batch, decode_batch, encode_batch, encod
 from agentstream.protocol.openai import ChatCompletionRequest
 from agentstream.store.bus.feed import RunFeed
 from agentstream.store.connection.endpoint import Endpoint
-from agentstream.store.connection.link import Link
+from agentstream.store.connection.server_link import ServerLink
 from agentstream.store.connection.wire import RespConnection
 from agentstream.stream.chat import ChatStream, StreamHead, StreamOptions
 from tests.bench.tokens import WORD
@@ -134,7 +134,7 @@ def bus() -> Iterator[Layer]:
                 pass
 
     def whole(data: Sequence[bytes]) -> None:
-        link, flush_scheduler = Link(Endpoint("redis://nowhere"), name="bench"), ManualOutbox()
+        link, flush_scheduler = ServerLink(Endpoint("redis://nowhere"), name="bench"), ManualOutbox()
         feed = RunFeed(link, CHANNEL)
         feed.deliver_to(open_pump(flush_scheduler))
         feed.open()

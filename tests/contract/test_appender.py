@@ -13,14 +13,14 @@ from agentstream.protocol.keys import Keys
 from agentstream.store.bus.appender import MAX_RUNS
 from agentstream.store.bus.bus import Bus
 from agentstream.store.bus.publisher import LogLimits, RunPublisher
-from agentstream.store.connection.link import Link
+from agentstream.store.connection.server_link import ServerLink
 from tests.helpers import TIMEOUT_S
 
 LIMITS = LogLimits(open_ttl_s=100, closed_ttl_s=10, max_bytes=1 << 20)
 
 
 @pytest.fixture
-def bus(link: Link, keys: Keys) -> Bus:
+def bus(link: ServerLink, keys: Keys) -> Bus:
     return Bus(link, keys)
 
 
@@ -45,7 +45,7 @@ async def texts_of(bus: Bus, run_id: str) -> list[str]:
 
 
 @contextlib.contextmanager
-def scripts_sent(link: Link, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, int]]]:
+def scripts_sent(link: ServerLink, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, int]]]:
     """Record which scripts are sent, and with how many keys."""
     sent: list[tuple[str, int]] = []
     send_script = link.send_script
@@ -61,7 +61,7 @@ def scripts_sent(link: Link, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[t
 
 @pytest.mark.parametrize("count", [1, 3, MAX_RUNS, MAX_RUNS + 1])
 async def test_runs_of_one_turn_share_a_command(
-    link: Link, bus: Bus, monkeypatch: pytest.MonkeyPatch, count: int
+    link: ServerLink, bus: Bus, monkeypatch: pytest.MonkeyPatch, count: int
 ) -> None:
     """Batches of several runs in one turn are stored by one command, or by several if there are more than MAX_RUNS."""
     runs = await begun_runs(bus, count)
@@ -76,7 +76,7 @@ async def test_runs_of_one_turn_share_a_command(
         assert await texts_of(bus, run_id) == ["a", "b", "c"]
 
 
-async def test_a_refused_append_does_not_affect_others(link: Link, bus: Bus, keys: Keys) -> None:
+async def test_a_refused_append_does_not_affect_others(link: ServerLink, bus: Bus, keys: Keys) -> None:
     """One command stores a batch, ends a fenced run, restores a lost log, and does not store a batch twice."""
     runs = await begun_runs(bus, 4)
     fine, fenced, lost, duplicate = runs
@@ -98,7 +98,7 @@ async def test_a_refused_append_does_not_affect_others(link: Link, bus: Bus, key
 
 @pytest.mark.parametrize("emptied", [False, True])
 async def test_an_append_whose_reply_was_lost_is_stored_once(
-    link: Link, other_link: Link, bus: Bus, keys: Keys, emptied: bool
+    link: ServerLink, other_link: ServerLink, bus: Bus, keys: Keys, emptied: bool
 ) -> None:
     """If the reply to an append is lost, all batches are stored once, even if the broker lost the logs too."""
     runs = await begun_runs(bus, 3)

@@ -14,7 +14,7 @@ from agentstream.protocol.keys import Keys
 from agentstream.store.bus.bus import Bus
 from agentstream.store.bus.publisher import LogLimits, RunPublisher
 from agentstream.store.connection.endpoint import Endpoint
-from agentstream.store.connection.link import Link
+from agentstream.store.connection.server_link import ServerLink
 from tests.helpers import TIMEOUT_S
 
 LIMITS = LogLimits(open_ttl_s=100, closed_ttl_s=10, max_bytes=1 << 20)
@@ -68,12 +68,12 @@ def run_id() -> str:
 
 
 @pytest.fixture
-def bus(link: Link, keys: Keys) -> Bus:
+def bus(link: ServerLink, keys: Keys) -> Bus:
     return Bus(link, keys)
 
 
 @pytest.fixture
-def other_bus(other_link: Link, keys: Keys) -> Bus:
+def other_bus(other_link: ServerLink, keys: Keys) -> Bus:
     return Bus(other_link, keys)
 
 
@@ -90,7 +90,7 @@ def publisher(bus: Bus, run_id: str, attempt: int = 1, limits: LogLimits = LIMIT
 
 
 @contextlib.asynccontextmanager
-async def deaf(link: Link, channel: str) -> AsyncIterator[None]:
+async def deaf(link: ServerLink, channel: str) -> AsyncIterator[None]:
     """Lose the next message of the channel, as a lost connection or a full output buffer does."""
     name = channel.encode()
     handler = link._handlers[name]
@@ -162,7 +162,7 @@ async def test_late_reader_reads_the_log(bus: Bus, other_bus: Bus, run_id: str) 
 
 
 async def test_lost_message_is_read_from_the_log(
-    link: Link, bus: Bus, other_bus: Bus, reader: Reader, run_id: str, keys: Keys
+    link: ServerLink, bus: Bus, other_bus: Bus, reader: Reader, run_id: str, keys: Keys
 ) -> None:
     """After a lost message, the next message makes the reader read the missing events from the log."""
     writer = publisher(other_bus, run_id)
@@ -178,7 +178,7 @@ async def test_lost_message_is_read_from_the_log(
 
 
 async def test_resync_finds_a_lost_last_message(
-    link: Link, other_bus: Bus, reader: Reader, run_id: str, keys: Keys
+    link: ServerLink, other_bus: Bus, reader: Reader, run_id: str, keys: Keys
 ) -> None:
     """If the last message is lost, ``resync`` reads its events from the log."""
     writer = publisher(other_bus, run_id)
@@ -190,7 +190,7 @@ async def test_resync_finds_a_lost_last_message(
     await reader.until_count(1)
 
 
-async def test_duplicates_are_skipped(link: Link, reader: Reader, run_id: str, keys: Keys) -> None:
+async def test_duplicates_are_skipped(link: ServerLink, reader: Reader, run_id: str, keys: Keys) -> None:
     """If a message arrives twice or overlaps with earlier messages, each event is delivered once."""
     channel = keys.events(run_id)
     ab = encode_batch(1, 1, [encode_event("text", "a"), encode_event("text", "b")])
@@ -253,7 +253,7 @@ async def test_older_attempt_is_fenced(bus: Bus, other_bus: Bus, reader: Reader,
     assert [event.attempt for event in reader.events] == [1, 2, 2]
 
 
-async def test_batch_sent_again_is_stored_once(link: Link, reader: Reader, run_id: str, keys: Keys) -> None:
+async def test_batch_sent_again_is_stored_once(link: ServerLink, reader: Reader, run_id: str, keys: Keys) -> None:
     """A batch that is sent again after a lost reply is stored and published once."""
     payload = encode_batch(1, 1, [encode_event("text", "a")])
     channel = keys.events(run_id)
@@ -267,7 +267,7 @@ async def test_batch_sent_again_is_stored_once(link: Link, reader: Reader, run_i
 
 
 async def test_a_lost_log_is_stored_again(
-    link: Link, bus: Bus, other_bus: Bus, reader: Reader, run_id: str, keys: Keys
+    link: ServerLink, bus: Bus, other_bus: Bus, reader: Reader, run_id: str, keys: Keys
 ) -> None:
     """If the broker lost the log, the publisher stores it again, and old and new readers get every event once."""
     writer = publisher(other_bus, run_id)
@@ -286,7 +286,7 @@ async def test_a_lost_log_is_stored_again(
 
 
 async def test_log_is_trimmed_at_its_limit(
-    bus: Bus, other_bus: Bus, reader: Reader, run_id: str, link: Link, keys: Keys
+    bus: Bus, other_bus: Bus, reader: Reader, run_id: str, link: ServerLink, keys: Keys
 ) -> None:
     """The log is trimmed at its size limit, live readers miss no event, and a late reader gets LogTrimmed."""
     limits = LogLimits(open_ttl_s=100, closed_ttl_s=10, max_bytes=64 << 10)
@@ -302,7 +302,7 @@ async def test_log_is_trimmed_at_its_limit(
     assert isinstance(late.failure, LogTrimmed)
 
 
-async def test_log_has_a_ttl(link: Link, bus: Bus, run_id: str, keys: Keys) -> None:
+async def test_log_has_a_ttl(link: ServerLink, bus: Bus, run_id: str, keys: Keys) -> None:
     """A log has the open TTL from its first entry on, and the closed TTL after the end of the run."""
     writer = publisher(bus, run_id)
     writer.put("run_started", {})
@@ -326,7 +326,7 @@ async def test_failing_consumer_gets_on_failure(other_bus: Bus, reader: Reader, 
     assert "could not be handled: ValueError" in str(reader.failure)
 
 
-async def test_foreign_message_fails_the_feed(link: Link, reader: Reader, run_id: str, keys: Keys) -> None:
+async def test_foreign_message_fails_the_feed(link: ServerLink, reader: Reader, run_id: str, keys: Keys) -> None:
     """A message that is not a batch ends the feed with BusError."""
     await link.call("PUBLISH", keys.events(run_id), "nonsense")
     await reader.until(lambda: reader.failure is not None)
@@ -357,7 +357,7 @@ async def test_two_readers_of_one_run_share_a_link(bus: Bus, other_bus: Bus, rea
 
 
 async def test_survives_killed_connections(
-    any_broker_url: str, link: Link, other_link: Link, other_bus: Bus, reader: Reader, run_id: str
+    any_broker_url: str, link: ServerLink, other_link: ServerLink, other_bus: Bus, reader: Reader, run_id: str
 ) -> None:
     """If connections are killed repeatedly while a run is streamed, every event is delivered once."""
     if "protocol=2" in any_broker_url:

@@ -15,7 +15,7 @@ from agentstream.protocol.keys import Keys
 from agentstream.store.bus.bus import Bus
 from agentstream.store.bus.publisher import LogLimits, RunPublisher
 from agentstream.store.connection.endpoint import Endpoint
-from agentstream.store.connection.link import Link
+from agentstream.store.connection.server_link import ServerLink
 from agentstream.store.queue import BegunAttempt, Claim, JobQueue
 from agentstream.store.submission import JobSubmitter
 from tests.helpers import TIMEOUT_S
@@ -26,12 +26,12 @@ FIELDS = "checkpoint", "checkpoint_at", "state"
 
 
 @pytest.fixture
-def bus(link: Link, keys: Keys) -> Bus:
+def bus(link: ServerLink, keys: Keys) -> Bus:
     return Bus(link, keys)
 
 
 @pytest.fixture
-async def run_id(link: Link, keys: Keys) -> str:
+async def run_id(link: ServerLink, keys: Keys) -> str:
     """A run whose hash exists, as the front end creates it."""
     run_id = new_run_id()
     await link.call_script("create_run", [keys.run(run_id)], 100, "status", "running")
@@ -42,7 +42,7 @@ def publisher(bus: Bus, run_id: str, attempt: int = 1, limits: LogLimits = LIMIT
     return bus.publisher(run_id, attempt, limits, on_lost=lambda _: None)
 
 
-async def hash_of(link: Link, keys: Keys, run_id: str) -> dict[str, bytes | None]:
+async def hash_of(link: ServerLink, keys: Keys, run_id: str) -> dict[str, bytes | None]:
     """Return the fields of the run's hash that hold its checkpoint."""
     return dict(zip(FIELDS, await link.call("HMGET", keys.run(run_id), *FIELDS), strict=True))
 
@@ -54,7 +54,7 @@ async def checkpointed(writer: RunPublisher, state: bytes = STATE) -> None:
         await writer.wait_for_room()
 
 
-async def test_a_checkpoint_is_the_last_event_of_its_batch(link: Link, bus: Bus, run_id: str, keys: Keys) -> None:
+async def test_a_checkpoint_is_the_last_event_of_its_batch(link: ServerLink, bus: Bus, run_id: str, keys: Keys) -> None:
     """A checkpoint ends its batch, so its position is an entry of the log, and later text comes in the next batch."""
     writer = publisher(bus, run_id)
     writer.put("text", "a")
@@ -72,7 +72,7 @@ async def test_a_checkpoint_is_the_last_event_of_its_batch(link: Link, bus: Bus,
 
 
 async def test_a_checkpoint_is_stored_in_one_step_with_its_events(
-    link: Link, bus: Bus, run_id: str, keys: Keys
+    link: ServerLink, bus: Bus, run_id: str, keys: Keys
 ) -> None:
     """If the broker refuses the batch of a checkpoint, it stores neither the events nor the state."""
     await link.call("SET", keys.events(run_id), "not a stream")
@@ -86,7 +86,7 @@ async def test_a_checkpoint_is_stored_in_one_step_with_its_events(
     assert set((await hash_of(link, keys, run_id)).values()) == {None}
 
 
-async def test_the_last_checkpoint_counts(link: Link, bus: Bus, run_id: str, keys: Keys) -> None:
+async def test_the_last_checkpoint_counts(link: ServerLink, bus: Bus, run_id: str, keys: Keys) -> None:
     """Several checkpoints that wait together are stored in order, and the last one stays, with the time of storing."""
     writer = publisher(bus, run_id)
     for number in range(5):
@@ -124,7 +124,7 @@ async def test_a_thread_waits_until_its_checkpoint_is_stored(bus: Bus, run_id: s
     assert before.count(f"{name}49") == 1
 
 
-async def test_an_older_attempt_stores_no_checkpoint(link: Link, bus: Bus, run_id: str, keys: Keys) -> None:
+async def test_an_older_attempt_stores_no_checkpoint(link: ServerLink, bus: Bus, run_id: str, keys: Keys) -> None:
     """The checkpoint of a superseded attempt is refused with Fenced, and the newer state stays as it is."""
     old, new = publisher(bus, run_id, 1), publisher(bus, run_id, 2)
     await checkpointed(old, b'"old"')
@@ -144,7 +144,7 @@ async def test_an_older_attempt_stores_no_checkpoint(link: Link, bus: Bus, run_i
 
 
 async def test_a_checkpoint_after_the_next_attempt_began_is_refused(
-    link: Link, bus: Bus, run_id: str, keys: Keys
+    link: ServerLink, bus: Bus, run_id: str, keys: Keys
 ) -> None:
     """A checkpoint is refused as soon as a newer attempt has begun, even before that attempt stores anything else."""
     old = publisher(bus, run_id)
@@ -156,7 +156,7 @@ async def test_a_checkpoint_after_the_next_attempt_began_is_refused(
     assert await bus.last_checkpoint(run_id) == (Cursor(1, 1), b'"old"')
 
 
-async def begun_by(link: Link, keys: Keys, run_id: str, *, attempt: int) -> None:
+async def begun_by(link: ServerLink, keys: Keys, run_id: str, *, attempt: int) -> None:
     """Begin attempts until this one."""
     names = [keys.run(run_id), keys.events(run_id)]
     number = 0
@@ -164,7 +164,7 @@ async def begun_by(link: Link, keys: Keys, run_id: str, *, attempt: int) -> None
         number, *_ = await link.call_script("begin", names, "1-0", f"w{number}", 100, f"token {number}", 1)
 
 
-async def test_a_checkpoint_sent_again_is_stored_once(link: Link, bus: Bus, run_id: str, keys: Keys) -> None:
+async def test_a_checkpoint_sent_again_is_stored_once(link: ServerLink, bus: Bus, run_id: str, keys: Keys) -> None:
     """If the reply to a checkpoint is lost, it is sent again: the log has it once, and a newer state stays."""
     names = [keys.events(run_id), keys.run(run_id)]
     writer = publisher(bus, run_id)
@@ -182,7 +182,9 @@ async def test_a_checkpoint_sent_again_is_stored_once(link: Link, bus: Bus, run_
     assert await link.call("XLEN", keys.events(run_id)) == 2
 
 
-async def test_a_lost_checkpoint_is_stored_again_with_the_log(link: Link, bus: Bus, run_id: str, keys: Keys) -> None:
+async def test_a_lost_checkpoint_is_stored_again_with_the_log(
+    link: ServerLink, bus: Bus, run_id: str, keys: Keys
+) -> None:
     """If the broker lost the log and the checkpoint, the publisher stores both again, at the same position."""
     writer = publisher(bus, run_id)
     for number in range(3):
@@ -200,7 +202,9 @@ async def test_a_lost_checkpoint_is_stored_again_with_the_log(link: Link, bus: B
     assert [event.seq for event in history] == list(range(1, 9))
 
 
-async def test_an_older_checkpoint_is_replaced_after_a_loss(link: Link, bus: Bus, run_id: str, keys: Keys) -> None:
+async def test_an_older_checkpoint_is_replaced_after_a_loss(
+    link: ServerLink, bus: Bus, run_id: str, keys: Keys
+) -> None:
     """If the broker fell back to an older state, the publisher stores the lost end of the log and its checkpoint."""
     writer = publisher(bus, run_id)
     writer.put("text", "a")
@@ -211,7 +215,7 @@ async def test_an_older_checkpoint_is_replaced_after_a_loss(link: Link, bus: Bus
     await link.call("RESTORE", keys.events(run_id), 0, older[0], "REPLACE")
     for name, value in older[1].items():
         await link.call("HSET", keys.run(run_id), name, value or b"")
-    link.reconnects += 1  # after a reconnect the publisher checks the end of the log
+    link._reconnects += 1  # after a reconnect the publisher checks the end of the log
     writer.put("text", "c")
     await writer.flush()
     stored = await bus.last_checkpoint(run_id)
@@ -219,7 +223,7 @@ async def test_an_older_checkpoint_is_replaced_after_a_loss(link: Link, bus: Bus
     assert [event.data for event in await bus.history(run_id, stored.position)] == ["c"]
 
 
-async def test_no_hash_is_created_for_a_checkpoint(link: Link, bus: Bus, run_id: str, keys: Keys) -> None:
+async def test_no_hash_is_created_for_a_checkpoint(link: ServerLink, bus: Bus, run_id: str, keys: Keys) -> None:
     """If the hash of the run is gone, a checkpoint does not create it again, because it would have no TTL."""
     writer = publisher(bus, run_id)
     await link.call("DEL", keys.run(run_id))
@@ -230,7 +234,9 @@ async def test_no_hash_is_created_for_a_checkpoint(link: Link, bus: Bus, run_id:
 
 
 @pytest.mark.parametrize("attempt", [1, 2])
-async def test_the_state_is_emptied_at_the_end(link: Link, bus: Bus, run_id: str, keys: Keys, attempt: int) -> None:
+async def test_the_state_is_emptied_at_the_end(
+    link: ServerLink, bus: Bus, run_id: str, keys: Keys, attempt: int
+) -> None:
     """The terminal event empties the state, also if an earlier attempt stored it, and the position stays."""
     await checkpointed(publisher(bus, run_id, 1))
     writer = publisher(bus, run_id, attempt + 1)
@@ -244,7 +250,9 @@ async def test_the_state_is_emptied_at_the_end(link: Link, bus: Bus, run_id: str
     assert await bus.last_checkpoint(run_id) is None
 
 
-async def test_a_run_without_checkpoints_has_no_fields_of_them(link: Link, bus: Bus, run_id: str, keys: Keys) -> None:
+async def test_a_run_without_checkpoints_has_no_fields_of_them(
+    link: ServerLink, bus: Bus, run_id: str, keys: Keys
+) -> None:
     """A run that makes no checkpoint stores none of their fields, not even at its end."""
     writer = publisher(bus, run_id)
     writer.put("text", "a")
@@ -271,7 +279,7 @@ async def test_a_log_trimmed_behind_the_checkpoint_is_enough(bus: Bus, run_id: s
 
 @pytest.mark.parametrize("after_checkpoint", [False, True])
 async def test_a_log_without_an_earlier_attempt_is_trimmed(
-    link: Link,
+    link: ServerLink,
     bus: Bus,
     run_id: str,
     keys: Keys,
@@ -303,7 +311,7 @@ async def test_a_log_without_an_earlier_attempt_is_trimmed(
 
 
 @pytest.fixture
-async def queues(any_broker_url: str, link: Link, keys: Keys) -> AsyncIterator[list[JobQueue]]:
+async def queues(any_broker_url: str, link: ServerLink, keys: Keys) -> AsyncIterator[list[JobQueue]]:
     """Two workers of one queue."""
     names = "w1", "w2"
     queues = [JobQueue(Endpoint(any_broker_url), link, keys, "q", worker_id=name) for name in names]
@@ -321,7 +329,7 @@ async def claimed(take: Callable[[], Awaitable[Claim | None]]) -> Claim:
     return claim
 
 
-async def submitted(link: Link, keys: Keys, queue: JobQueue) -> Claim:
+async def submitted(link: ServerLink, keys: Keys, queue: JobQueue) -> Claim:
     """Return the claim of a new job."""
     job = Job(run_id=new_run_id(), request={"model": "m"}, created=1, start_by=time.time() + 60, owner="me")
     await JobSubmitter(link, keys, "q", max_queued=3).submit(job, ttl_s=60)
@@ -335,7 +343,7 @@ async def begun_attempt(queue: JobQueue, claim: Claim, *, resumable: bool) -> Be
 
 
 async def test_only_a_continued_attempt_says_that_it_resumes(
-    link: Link, bus: Bus, keys: Keys, queues: list[JobQueue]
+    link: ServerLink, bus: Bus, keys: Keys, queues: list[JobQueue]
 ) -> None:
     """The run_started of a later attempt says that it resumes if its agent can; the worker knows the same event."""
     claim = await submitted(link, keys, queues[0])
@@ -348,7 +356,9 @@ async def test_only_a_continued_attempt_says_that_it_resumes(
         assert (begun.silent_s > 0) <= (attempt > 1)
 
 
-async def test_the_pause_is_measured_from_the_last_renewal(link: Link, keys: Keys, queues: list[JobQueue]) -> None:
+async def test_the_pause_is_measured_from_the_last_renewal(
+    link: ServerLink, keys: Keys, queues: list[JobQueue]
+) -> None:
     """A new attempt learns the time since the earlier worker began or reported progress, by the server's clock."""
     claim = await submitted(link, keys, queues[0])
     first = await begun_attempt(queues[0], claim, resumable=True)
@@ -363,7 +373,7 @@ async def test_the_pause_is_measured_from_the_last_renewal(link: Link, keys: Key
 
 
 async def test_a_hand_back_tells_the_other_workers(
-    link: Link, other_link: Link, keys: Keys, queues: list[JobQueue]
+    link: ServerLink, other_link: ServerLink, keys: Keys, queues: list[JobQueue]
 ) -> None:
     """A hand-back sends a message to the workers of the queue, and the job can be taken over at once."""
     claim = await submitted(link, keys, queues[0])
@@ -382,7 +392,7 @@ async def test_a_hand_back_tells_the_other_workers(
 
 
 async def test_a_worker_that_lost_the_job_cannot_hand_it_back(
-    link: Link, other_link: Link, keys: Keys, queues: list[JobQueue]
+    link: ServerLink, other_link: ServerLink, keys: Keys, queues: list[JobQueue]
 ) -> None:
     """A hand-back by a worker that no longer holds the job takes it from nobody, and sends no message."""
     claim = await submitted(link, keys, queues[0])

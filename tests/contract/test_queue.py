@@ -11,7 +11,7 @@ from agentstream.errors import LimitReached, QueueFull
 from agentstream.protocol.jobs import Job, new_run_id
 from agentstream.protocol.keys import GROUP, Keys
 from agentstream.store.connection.endpoint import Endpoint
-from agentstream.store.connection.link import Link
+from agentstream.store.connection.server_link import ServerLink
 from agentstream.store.queue import Claim, JobQueue
 from agentstream.store.scripts import SCRIPTS
 from agentstream.store.submission import Backlog, JobSubmitter, _RemovalRate
@@ -23,12 +23,12 @@ def job(run_id: str | None = None) -> Job:
 
 
 @pytest.fixture
-def submitter(link: Link, keys: Keys) -> JobSubmitter:
+def submitter(link: ServerLink, keys: Keys) -> JobSubmitter:
     return JobSubmitter(link, keys, "q", max_queued=3)
 
 
 @pytest.fixture
-async def queue(any_broker_url: str, link: Link, keys: Keys) -> AsyncIterator[JobQueue]:
+async def queue(any_broker_url: str, link: ServerLink, keys: Keys) -> AsyncIterator[JobQueue]:
     queue = JobQueue(Endpoint(any_broker_url), link, keys, "q", worker_id="w1")
     await queue.open()
     yield queue
@@ -36,7 +36,7 @@ async def queue(any_broker_url: str, link: Link, keys: Keys) -> AsyncIterator[Jo
 
 
 @pytest.fixture
-async def other_queue(any_broker_url: str, link: Link, keys: Keys) -> AsyncIterator[JobQueue]:
+async def other_queue(any_broker_url: str, link: ServerLink, keys: Keys) -> AsyncIterator[JobQueue]:
     queue = JobQueue(Endpoint(any_broker_url), link, keys, "q", worker_id="w2")
     await queue.open()
     yield queue
@@ -70,7 +70,7 @@ async def test_job_reaches_one_worker(submitter: JobSubmitter, queue: JobQueue, 
 
 
 async def test_subscription_and_job_are_sent_in_one_write(
-    submitter: JobSubmitter, link: Link, keys: Keys, written: list[bytes]
+    submitter: JobSubmitter, link: ServerLink, keys: Keys, written: list[bytes]
 ) -> None:
     """The commands of a new run are sent in one write, in the order SUBSCRIBE, create_run, admit."""
     sent = job()
@@ -78,16 +78,14 @@ async def test_subscription_and_job_are_sent_in_one_write(
     await submitter.submit(sent, ttl_s=60)
     await subscribed
     ours = [data for data in written if sent.run_id.encode() in data]
-    assert len(ours) == (
-        1 if link.subscribes_in_order else 2
-    )  # a broker without inline pushes has a connection for each
+    assert len(ours) == (1 if link.keeps_order() else 3)  # without inline pushes each waits for the one before
     sent_first = b"".join(ours)
     order = [sent_first.index(part) for part in (b"SUBSCRIBE", SCRIPTS["create_run"].sha, SCRIPTS["admit"].sha)]
     assert order == sorted(order)
 
 
 async def test_job_submitted_before_any_worker_is_not_lost(
-    submitter: JobSubmitter, any_broker_url: str, link: Link, keys: Keys
+    submitter: JobSubmitter, any_broker_url: str, link: ServerLink, keys: Keys
 ) -> None:
     """The first worker of a queue claims jobs that were enqueued before it started."""
     await submitter.submit(sent := job(), ttl_s=60)
@@ -97,7 +95,7 @@ async def test_job_submitted_before_any_worker_is_not_lost(
     await queue.close()
 
 
-async def test_full_queue_refuses_and_leaves_nothing(submitter: JobSubmitter, link: Link, keys: Keys) -> None:
+async def test_full_queue_refuses_and_leaves_nothing(submitter: JobSubmitter, link: ServerLink, keys: Keys) -> None:
     """A full queue refuses a job with a time to retry, and stores nothing of the refused run."""
     for _ in range(3):
         await submitter.submit(job(), ttl_s=60)
@@ -108,7 +106,7 @@ async def test_full_queue_refuses_and_leaves_nothing(submitter: JobSubmitter, li
     assert await link.call("EXISTS", keys.run(extra.run_id)) == 0
 
 
-async def test_finished_job_makes_room(submitter: JobSubmitter, queue: JobQueue, link: Link, keys: Keys) -> None:
+async def test_finished_job_makes_room(submitter: JobSubmitter, queue: JobQueue, link: ServerLink, keys: Keys) -> None:
     """A job is outstanding until it is finished."""
     await submitter.submit(sent := job(), ttl_s=60)
     claim = await claimed(queue)
@@ -152,7 +150,7 @@ async def test_only_the_holder_finishes(submitter: JobSubmitter, queue: JobQueue
     assert await submitter.outstanding() == 0
 
 
-async def test_foreign_entry_is_removed(queue: JobQueue, submitter: JobSubmitter, link: Link, keys: Keys) -> None:
+async def test_foreign_entry_is_removed(queue: JobQueue, submitter: JobSubmitter, link: ServerLink, keys: Keys) -> None:
     """An entry that is not a job is removed, and the next job is claimed."""
     await link.call("XADD", keys.jobs("q"), "*", "job", "nonsense")
     await link.call("XADD", keys.jobs("q"), "*", "other", "x")
@@ -163,7 +161,7 @@ async def test_foreign_entry_is_removed(queue: JobQueue, submitter: JobSubmitter
 
 @pytest.mark.usefixtures("queue")
 async def test_workers_are_counted_while_they_live(
-    submitter: JobSubmitter, any_broker_url: str, keys: Keys, link: Link
+    submitter: JobSubmitter, any_broker_url: str, keys: Keys, link: ServerLink
 ) -> None:
     """A worker counts as alive from ``open`` to ``close``, and ``close`` removes its consumer."""
     assert await submitter.workers_alive() == 1
@@ -178,7 +176,7 @@ async def test_workers_are_counted_while_they_live(
 
 
 async def test_attempts_are_counted_if_the_log_is_lost(
-    queue: JobQueue, submitter: JobSubmitter, link: Link, keys: Keys
+    queue: JobQueue, submitter: JobSubmitter, link: ServerLink, keys: Keys
 ) -> None:
     """If the replay log is lost, the attempts continue from the count in the run's hash."""
     await submitter.submit(sent := job(), ttl_s=60)
@@ -188,7 +186,7 @@ async def test_attempts_are_counted_if_the_log_is_lost(
     assert await attempt_at(queue, claim) == 2
 
 
-async def test_a_begin_sent_again_after_a_lost_reply_counts_once(link: Link, keys: Keys) -> None:
+async def test_a_begin_sent_again_after_a_lost_reply_counts_once(link: ServerLink, keys: Keys) -> None:
     """A second ``begin`` with the same token returns the same attempt, and another token begins the next attempt."""
     run_id = job().run_id
     names = [keys.run(run_id), keys.events(run_id)]
@@ -201,7 +199,9 @@ async def test_a_begin_sent_again_after_a_lost_reply_counts_once(link: Link, key
     assert await link.call("XLEN", names[1]) == 2
 
 
-async def test_a_lost_queue_is_created_again(queue: JobQueue, submitter: JobSubmitter, link: Link, keys: Keys) -> None:
+async def test_a_lost_queue_is_created_again(
+    queue: JobQueue, submitter: JobSubmitter, link: ServerLink, keys: Keys
+) -> None:
     """If the broker lost the queue and its group, the next claim creates them again."""
     await link.call("DEL", keys.jobs("q"))
     assert await queue.claim() is None
@@ -247,7 +247,7 @@ async def test_renewed_lease_is_kept(submitter: JobSubmitter, queue: JobQueue, o
 
 
 async def test_expired_leases_behind_many_held_ones_are_found(
-    link: Link, keys: Keys, other_queue: JobQueue, queue: JobQueue
+    link: ServerLink, keys: Keys, other_queue: JobQueue, queue: JobQueue
 ) -> None:
     """A reclaim finds an expired lease after any number of valid leases."""
     submitter = JobSubmitter(link, keys, "q", max_queued=100)
@@ -260,7 +260,7 @@ async def test_expired_leases_behind_many_held_ones_are_found(
 
 
 async def test_renewing_after_the_broker_lost_the_queue_keeps_the_lease(
-    submitter: JobSubmitter, queue: JobQueue, link: Link, keys: Keys
+    submitter: JobSubmitter, queue: JobQueue, link: ServerLink, keys: Keys
 ) -> None:
     """If the broker lost the queue, ``renew`` does not report the lease as lost: no other worker has the job."""
     await submitter.submit(job(), ttl_s=60)
@@ -289,7 +289,7 @@ async def test_dead_consumers_are_removed_unless_they_hold_a_job(
     queue: JobQueue,
     any_broker_url: str,
     keys: Keys,
-    link: Link,
+    link: ServerLink,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """``prune`` removes the consumers of dead workers, except a consumer that still holds a job."""
@@ -299,7 +299,6 @@ async def test_dead_consumers_are_removed_unless_they_hold_a_job(
         dead = JobQueue(Endpoint(any_broker_url), link, keys, "q", worker_id=name)
         await dead.open()
         assert (await dead.claim() is None) == (name == "gone")
-        await dead._redis.aclose()
         await dead._claims.close()
     await asyncio.sleep(0.2)
     await queue.prune()
@@ -345,7 +344,7 @@ def test_retry_after_follows_the_removal_rate() -> None:
 
 @pytest.mark.parametrize(("status", "active"), [("completed", False), ("requires_action", False), ("running", True)])
 async def test_a_run_that_no_longer_works_is_not_active(
-    submitter: JobSubmitter, link: Link, keys: Keys, status: str, active: bool
+    submitter: JobSubmitter, link: ServerLink, keys: Keys, status: str, active: bool
 ) -> None:
     """A run that has ended, or waits for people, does not count, even if no worker has taken it off the active runs."""
     first = job().model_copy(update={"limited": True})
@@ -385,7 +384,7 @@ async def test_all_jobs_wait_before_the_first_worker(submitter: JobSubmitter) ->
 
 
 async def test_only_the_worker_of_a_run_stores_its_progress(
-    submitter: JobSubmitter, queue: JobQueue, other_queue: JobQueue, link: Link, keys: Keys
+    submitter: JobSubmitter, queue: JobQueue, other_queue: JobQueue, link: ServerLink, keys: Keys
 ) -> None:
     """Only the worker that runs a run can store agent and tokens in its hash, and a lost hash is not created again."""
     await submitter.submit(sent := job(), ttl_s=60)

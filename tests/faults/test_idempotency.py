@@ -12,7 +12,7 @@ from agentstream.errors import QueueFull
 from agentstream.protocol.jobs import Job, new_run_id
 from agentstream.protocol.keys import Keys
 from agentstream.store.connection.endpoint import Endpoint
-from agentstream.store.connection.link import Link
+from agentstream.store.connection.server_link import ServerLink
 from agentstream.store.runs import RunStore
 from agentstream.store.submission import JobSubmitter
 from tests.faults.clients import AGENT, Client, Step, frames, http_client, request, run_id_of
@@ -198,7 +198,7 @@ async def test_a_key_refused_by_a_full_queue_works_later(
 
 async def test_a_job_submitted_again_to_a_full_queue_stays_known(broker_url: str) -> None:
     """A refused repeat of an admitted job keeps its run known, and a refused first submit leaves nothing."""
-    link, keys = Link(Endpoint(broker_url), name="test"), Keys(f"test-{secrets.token_hex(6)}")
+    link, keys = ServerLink(Endpoint(broker_url), name="test"), Keys(f"test-{secrets.token_hex(6)}")
     link.open()
     try:
         await link.wait_ready(TIMEOUT_S)

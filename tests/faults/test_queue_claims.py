@@ -11,7 +11,7 @@ from agentstream.errors import BrokerUnavailable
 from agentstream.protocol.jobs import Job, new_run_id
 from agentstream.protocol.keys import Keys
 from agentstream.store.connection.endpoint import Endpoint
-from agentstream.store.connection.link import Link
+from agentstream.store.connection.server_link import ServerLink
 from agentstream.store.queue import Claim, JobQueue
 from agentstream.store.submission import JobSubmitter
 from tests.conftest import open_link
@@ -30,7 +30,7 @@ async def broker(tmp_path: Path) -> AsyncIterator[Broker]:
 
 
 @pytest.fixture
-async def link(broker: Broker) -> AsyncIterator[Link]:
+async def link(broker: Broker) -> AsyncIterator[ServerLink]:
     """Yield a link like that of a worker's bus."""
     link = await open_link(broker.url, "test")
     yield link
@@ -38,7 +38,7 @@ async def link(broker: Broker) -> AsyncIterator[Link]:
 
 
 @pytest.fixture
-async def queue(broker: Broker, link: Link, keys: Keys) -> AsyncIterator[JobQueue]:
+async def queue(broker: Broker, link: ServerLink, keys: Keys) -> AsyncIterator[JobQueue]:
     """Yield the worker's side of a queue."""
     queue = JobQueue(Endpoint(broker.url), link, keys, "q", worker_id="w1")
     await queue.open()
@@ -46,7 +46,7 @@ async def queue(broker: Broker, link: Link, keys: Keys) -> AsyncIterator[JobQueu
     await queue.close()
 
 
-async def submitted(link: Link, keys: Keys) -> Job:
+async def submitted(link: ServerLink, keys: Keys) -> Job:
     """Enqueue a job, and return it."""
     job = Job(run_id=new_run_id(), request={"model": "m"}, created=1, start_by=time.time() + 60, owner="me")
     async with asyncio.timeout(TIMEOUT_S):
@@ -65,7 +65,7 @@ async def claimed(queue: JobQueue) -> Claim:
                 await asyncio.sleep(RETRY_S)
 
 
-async def test_a_claim_survives_the_loss_of_its_queue(queue: JobQueue, link: Link, keys: Keys) -> None:
+async def test_a_claim_survives_the_loss_of_its_queue(queue: JobQueue, link: ServerLink, keys: Keys) -> None:
     """If the queue is deleted during a claim, that claim ends without a job, and later claims find new jobs."""
     claiming = asyncio.create_task(queue.claim())
     async with asyncio.timeout(TIMEOUT_S):
@@ -78,7 +78,7 @@ async def test_a_claim_survives_the_loss_of_its_queue(queue: JobQueue, link: Lin
 
 
 async def test_a_claim_without_a_broker_times_out(
-    broker: Broker, queue: JobQueue, link: Link, keys: Keys, monkeypatch: pytest.MonkeyPatch
+    broker: Broker, queue: JobQueue, link: ServerLink, keys: Keys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While the broker is away every claim raises BrokerUnavailable, and after that claims take jobs again."""
     monkeypatch.setattr("agentstream.store.queue.COMMAND_TIMEOUT_S", 0.2)
@@ -95,9 +95,10 @@ async def test_a_claim_without_a_broker_times_out(
 
 
 async def test_a_job_whose_claim_reply_is_lost_runs_after_its_lease(
-    broker: Broker, queue: JobQueue, link: Link, keys: Keys
+    broker: Broker, queue: JobQueue, link: ServerLink, keys: Keys
 ) -> None:
     """If the reply of a claim is lost with its connection, the job runs once, after its lease and not before."""
+    assert isinstance(queue._claims, ServerLink)
     connection = queue._claims._command_connection
     assert connection is not None
     deliver, lost = connection.on_reply, asyncio.Event()

@@ -14,7 +14,7 @@ from agentstream.frontend.runs.raw_writer import RawWriter
 from agentstream.protocol.events import Batch
 from agentstream.store.bus.feed import Consumer, RunFeed
 from agentstream.store.connection.command import Command
-from agentstream.store.connection.link import Link
+from agentstream.store.connection.server_link import ServerLink
 from agentstream.stream.chat import ChatStream, StreamHead, StreamOptions
 from agentstream.stream.views import CHAT_VIEW
 from tests.helpers import TIMEOUT_S, decode, texts
@@ -32,7 +32,8 @@ class OneRunLink:
     """A link with one channel and one replay log."""
 
     def __init__(self) -> None:
-        self.subscribers: set[RunFeed] = set()
+        subscribers: set[RunFeed] = set()
+        self.add_subscriber, self.remove_subscriber = subscribers.add, subscribers.discard
         self.handler: Callable[[bytes], None] | None = None
         self.log: list[bytes] = []
 
@@ -55,7 +56,7 @@ class OneRunLink:
         self.handler(message)
 
     def feed(self, consumer: Consumer) -> RunFeed:
-        feed = RunFeed(cast("Link", self), "channel")
+        feed = RunFeed(cast("ServerLink", self), "channel")
         feed.deliver_to(consumer)
         return feed
 

@@ -25,7 +25,7 @@ from agentstream.frontend.runs.watcher import Watcher
 from agentstream.protocol.keys import Keys
 from agentstream.store.bus.bus import Bus
 from agentstream.store.connection.endpoint import Endpoint
-from agentstream.store.connection.link import Link
+from agentstream.store.connection.new_link import new_link
 from agentstream.store.inputs import InputStore
 from agentstream.store.interrupts import InterruptStore
 from agentstream.store.runs import RunStore
@@ -47,7 +47,7 @@ def create_app(settings: Settings, *, keys: Keys | None = None, number: int | No
         raise StartupError(message)
     register_secrets(settings.secrets())
     keys = keys or Keys(settings.key_prefix)
-    link = Link(Endpoint(settings.redis_url), name="agentstream-frontend", probe_key=keys.probe)
+    link = new_link(Endpoint(settings.redis_url), keys, name="agentstream-frontend")
     middlewares = [middleware.cors(settings.cors_origins)] if settings.cors_origins else []
     app = web.Application(client_max_size=settings.max_body_bytes, middlewares=middlewares)
     app[CONTEXT] = Context(

@@ -7,15 +7,12 @@ and XACK do not check which worker holds an entry. So renewing, handing back and
 """
 
 import asyncio
-import contextlib
 import logging
 import secrets
 import time
-from collections.abc import Awaitable, Iterator, Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
-
-from redis.exceptions import RedisError, ResponseError
+from typing import Final
 
 from agentstream.errors import BrokerUnavailable, BusError
 from agentstream.protocol.events import RUN_STARTED, encode_batch, encode_event
@@ -23,9 +20,9 @@ from agentstream.protocol.jobs import Job
 from agentstream.protocol.keys import GROUP, Keys
 from agentstream.store.connection.endpoint import COMMAND_TIMEOUT_S, Endpoint
 from agentstream.store.connection.link import Link
+from agentstream.store.connection.new_link import new_link
 from agentstream.store.connection.refusals import words_of
 from agentstream.store.connection.wire import Reply
-from agentstream.store.scripts import SCRIPTS
 
 log = logging.getLogger(__name__)
 
@@ -43,25 +40,15 @@ STALL_S: Final = 1.0
 _STALLED: Final = "the broker stalled, so workers could not renew their leases; nothing is reclaimed now"
 HEARTBEAT_INTERVAL_S: Final = 3.0
 HEARTBEAT_VALID_S: Final = 10  # three heartbeats, so that a busy worker does not count as dead
-# The second and third are fakeredis' text. redis-py removes its "ERR ", the link does not.
+# The last two are fakeredis' texts.
 _NO_GROUP_ERRORS: Final = (
     "NOGROUP",
-    "The XGROUP subcommand requires the key",
+    "ERR NOGROUP",
     "ERR The XGROUP subcommand requires the key",
 )
 # The replies of begin.lua that begin no attempt.
 _NO_ATTEMPT: Final = {b"ENDED": "it has ended", b"DUPLICATE": "another queue entry carries it"}
 _FIRST_ENTRY: Final = "0"  # a group that starts at $ skips jobs that were enqueued before the first worker
-
-
-@contextlib.contextmanager
-def _unavailable_on_redis_errors() -> Iterator[None]:
-    """Raise BrokerUnavailable for every error of redis-py, so that other packages need not know redis-py."""
-    try:
-        yield
-    except RedisError as exc:
-        message = f"Redis: {words_of(exc)}"
-        raise BrokerUnavailable(message) from exc
 
 
 async def _reply_within(link: Link, pending: Awaitable[Reply], timeout_s: float) -> Reply:
@@ -109,8 +96,7 @@ class BegunAttempt:
 class JobQueue:
     """A worker's side of the queue.
 
-    Commands that a request waits for use links, which are fast: ``claim`` has its own link for its blocking read,
-    ``begin`` and ``finish`` use the link of the bus. Heartbeats and the upkeep of leases use redis-py.
+    ``claim`` has its own link, for its blocking read. All other commands use the link of the bus.
 
     Every method raises BrokerUnavailable if Redis is unreachable or refuses.
     """
@@ -118,14 +104,12 @@ class JobQueue:
     def __init__(self, endpoint: Endpoint, link: Link, keys: Keys, queue: str, *, worker_id: str) -> None:
         """Prepare the queue. ``worker_id`` must be unique among all processes that ever claim jobs."""
         self._link = link
-        self._claims = Link(endpoint, name="agentstream-claims", probe_key=keys.probe)
+        self._claims = new_link(endpoint, keys, name="agentstream-claims")
         self._keys = keys
         self.name = queue
         self._jobs = keys.jobs(queue)
         self._workers = keys.workers(queue)
         self.worker_id = worker_id
-        self._redis = endpoint.redis()
-        self._scripts = {name: self._redis.register_script(script.source) for name, script in SCRIPTS.items()}
 
     @property
     def reconnects(self) -> int:
@@ -138,29 +122,26 @@ class JobQueue:
         await self._create()
 
     async def _create(self) -> None:
-        with _unavailable_on_redis_errors():
-            try:
-                await self._redis.xgroup_create(self._jobs, GROUP, id=_FIRST_ENTRY, mkstream=True)
-            except ResponseError as exc:
-                if not str(exc).startswith("BUSYGROUP"):
-                    raise
+        try:
+            await self._call("XGROUP", "CREATE", self._jobs, GROUP, _FIRST_ENTRY, "MKSTREAM", key=self._jobs)
+        except BrokerUnavailable as exc:
+            if "BUSYGROUP" not in str(exc):
+                raise
         await self.heartbeat()
 
     async def close(self) -> None:
         """Remove the heartbeat, and the consumer unless it still holds jobs; close the connections."""
         try:
-            with _unavailable_on_redis_errors():
-                await self._redis.zrem(self._workers, self.worker_id)
-                try:
-                    held = await self._redis.xpending_range(self._jobs, GROUP, "-", "+", 1, consumername=self.worker_id)
-                    if not held:
-                        await self._redis.xgroup_delconsumer(self._jobs, GROUP, self.worker_id)
-                except ResponseError as exc:
-                    if not words_of(exc).startswith(_NO_GROUP_ERRORS):
-                        raise
+            await self._call("ZREM", self._workers, self.worker_id)
+            try:
+                held = await self._call("XPENDING", self._jobs, GROUP, "-", "+", 1, self.worker_id)
+                if not held:
+                    await self._call("XGROUP", "DELCONSUMER", self._jobs, GROUP, self.worker_id, key=self._jobs)
+            except BrokerUnavailable as exc:
+                if not words_of(exc.__cause__).startswith(_NO_GROUP_ERRORS):
+                    raise
         finally:
             await self._claims.close()
-            await self._redis.aclose()
 
     async def heartbeat(self) -> None:
         """Store a heartbeat of this worker, which is valid for HEARTBEAT_VALID_S."""
@@ -201,8 +182,7 @@ class JobQueue:
         workers. Raises BrokerUnavailable also if the broker stalled: then leases expired that no worker could renew.
         """
         started = time.monotonic()
-        with _unavailable_on_redis_errors():
-            seconds, microseconds = await self._redis.time()
+        seconds, microseconds = map(int, await self._call("TIME", key=self._jobs))
         if time.monotonic() - started > STALL_S:
             raise BrokerUnavailable(_STALLED)
         now_ms = seconds * 1000 + microseconds // 1000
@@ -273,13 +253,12 @@ class JobQueue:
 
         An item of ``runs`` is (run id, name of the agent, tokens written so far).
         """
-        script = SCRIPTS["progress"]
-        with _unavailable_on_redis_errors():
-            async with self._redis.pipeline(transaction=False) as pipeline:
-                pipeline.script_load(script.source)
-                for run_id, agent, tokens in runs:
-                    pipeline.evalsha(script.sha.decode(), 1, self._keys.run(run_id), self.worker_id, agent, tokens)
-                await pipeline.execute()
+        await asyncio.gather(
+            *(
+                self._script("progress", [self._keys.run(run_id)], self.worker_id, agent, tokens)
+                for run_id, agent, tokens in runs
+            )
+        )
 
     async def finish(self, claim: Claim) -> None:
         """Remove a job that needs no more attempts: its terminal event is stored, or another entry carries its run."""
@@ -287,8 +266,7 @@ class JobQueue:
         if not await _reply_within(self._link, pending, COMMAND_TIMEOUT_S):
             log.warning("the job %s is no longer held by this worker", claim.entry_id)
         if claim.job.limited:
-            with _unavailable_on_redis_errors():
-                await self._redis.zrem(self._keys.active_runs(claim.job.owner), claim.job.run_id)
+            await self._call("ZREM", self._keys.active_runs(claim.job.owner), claim.job.run_id)
 
     async def hand_back(self, claim: Claim) -> bool:
         """Release the job and tell the other workers, which take it at once; do nothing if another worker holds it.
@@ -299,10 +277,9 @@ class JobQueue:
         [held] = await self._script("renew", [self._jobs], GROUP, self.worker_id, claim.entry_id)
         if held != 1:
             return bool(held == 0)
-        with _unavailable_on_redis_errors():
-            run = self._keys.run(claim.job.run_id)
-            if await self._redis.exists(run):  # if the broker lost the hash, HINCRBY would create one without a TTL
-                await self._redis.hincrby(run, "handed_back", 1)
+        run = self._keys.run(claim.job.run_id)
+        if await self._call("EXISTS", run):  # if the broker lost the hash, HINCRBY would create one without a TTL
+            await self._call("HINCRBY", run, "handed_back", 1)
         channel = self._keys.handed_back(self.name)
         args = (GROUP, self.worker_id, claim.entry_id, HANDED_BACK_IDLE_MS, channel)
         await self._script("hand_back", [self._jobs], *args)
@@ -326,13 +303,10 @@ class JobQueue:
 
     async def _field(self, run_ids: list[str], field: str) -> list[bytes | None]:
         """Return one field of each run's hash."""
-        with _unavailable_on_redis_errors():
-            async with self._redis.pipeline(transaction=False) as pipeline:
-                for run_id in run_ids:
-                    pipeline.hget(self._keys.run(run_id), field)
-                values: list[bytes | None] = await pipeline.execute()
-        return values
+        return await asyncio.gather(*(self._call("HGET", self._keys.run(run_id), field) for run_id in run_ids))
 
-    async def _script(self, name: str, keys: list[str], *args: str | int) -> Any:  # noqa: ANN401 -- a Redis reply
-        with _unavailable_on_redis_errors():
-            return await self._scripts[name](keys=keys, args=list(args))
+    async def _call(self, *args: str | int, key: str = "") -> Reply:
+        return await _reply_within(self._link, self._link.start_call(*args, key=key), COMMAND_TIMEOUT_S)
+
+    async def _script(self, name: str, keys: list[str], *args: str | int) -> Reply:
+        return await _reply_within(self._link, self._link.start_script_call(name, keys, *args), COMMAND_TIMEOUT_S)

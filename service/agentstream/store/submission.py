@@ -2,8 +2,9 @@
 
 import asyncio
 import math
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import orjson
@@ -46,6 +47,10 @@ def _kept_for_responses(job: Job) -> tuple[str | bytes, ...]:
         if len(conversation) <= MAX_CONVERSATION_BYTES:
             fields += (CONVERSATION, conversation)
     return fields
+
+
+async def _one_by_one(*calls: Callable[[], Awaitable[Reply]]) -> list[Reply]:
+    return [await call() for call in calls]
 
 
 class _RemovalRate:
@@ -92,13 +97,19 @@ class JobSubmitter:
             *((ANSWER_KEYS, " ".join(job.answer_keys)) if job.answer_keys else ()),
             *_kept_for_responses(job),
         )
-        replies = asyncio.gather(  # the server runs them in this order, after the subscription
-            self._link.start_script_call("create_run", [run], ttl_s, *fields),
-            self._link.start_script_call("admit", [self._keys.jobs(self._queue)], self._max_queued, job.encode()),
-        )
+        create = partial(self._link.start_script_call, "create_run", [run], ttl_s, *fields)
+        jobs = self._keys.jobs(self._queue)
+        admit = partial(self._link.start_script_call, "admit", [jobs], self._max_queued, job.encode())
+        # The job must not be in the queue before the run exists. One server keeps the order of the two commands, and
+        # runs them after the subscription.
+        replies = asyncio.gather(create(), admit()) if self.keeps_order(job) else _one_by_one(create, admit)
         return self._admitted(job, replies)
 
-    async def _admitted(self, job: Job, replies: Awaitable[tuple[Reply, Reply]]) -> None:
+    def keeps_order(self, job: Job) -> bool:
+        """Whether one server runs the subscription to the run and the enqueueing in the order of sending."""
+        return self._link.keeps_order(self._keys.run(job.run_id), self._keys.jobs(self._queue))
+
+    async def _admitted(self, job: Job, replies: Awaitable[Sequence[Reply]]) -> None:
         """Return if the job is in the queue. Else remove the keys of the run, and raise QueueFull."""
         new, admitted = await replies
         if isinstance(admitted, list):

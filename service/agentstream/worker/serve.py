@@ -18,7 +18,7 @@ from agentstream.protocol.keys import Keys
 from agentstream.store.bus.bus import Bus
 from agentstream.store.bus.publisher import LogLimits
 from agentstream.store.connection.endpoint import Endpoint
-from agentstream.store.connection.link import Link
+from agentstream.store.connection.new_link import new_link
 from agentstream.store.inputs import InputStore
 from agentstream.store.interrupts import InterruptStore
 from agentstream.store.queue import JobQueue
@@ -93,7 +93,7 @@ async def _run_worker(  # noqa: PLR0913, PLR0917 -- the parts made from the sett
     guard: ProcessGuard,
 ) -> int:
     worker_id = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
-    link = Link(endpoint, name="agentstream-worker", probe_key=keys.probe)
+    link = new_link(endpoint, keys, name="agentstream-worker")
     queues = {name: JobQueue(endpoint, link, keys, name, worker_id=worker_id) for name in agents.resolvers}
     leases = {name: Leases(queue, settings.lease_s) for name, queue in queues.items()}
     slots = Slots(settings.concurrency)
@@ -156,9 +156,9 @@ async def _run_worker(  # noqa: PLR0913, PLR0917 -- the parts made from the sett
             if agents.mcp is not None:
                 await agents.mcp.start()
             agents.warn_of_unknown_tools()
-            await link.subscribe(keys.control(worker_id).encode(), on_control)
+            await link.subscribe(keys.control(worker_id).encode(), on_control, everywhere=True)
             for name, worker in workers.items():
-                await link.subscribe(keys.handed_back(name).encode(), worker.on_handed_back)
+                await link.subscribe(keys.handed_back(name).encode(), worker.on_handed_back, everywhere=True)
             await asyncio.gather(*(queue.open() for queue in queues.values()))
             log.info("worker %s takes jobs of queue %s", worker_id, ", ".join(map(repr, agents.resolvers)))
             health.taking_jobs = True

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from compose_spec import PyOptions, parse_duration
+import yaml
+from compose_spec import PyCompose, PyOptions, parse_duration
 
 from agentstream.cli.commands.tail import tail
 from agentstream.config import Settings, env_name
+from agentstream.protocol import broker_url
 from agentstream.telemetry import names as metric_names
 
 ROOT = Path(__file__).parents[3]
@@ -40,10 +42,15 @@ def filled(text: str) -> str:
     )
 
 
+def parse(text: str) -> PyCompose:
+    """Parse a filled compose file. PyYAML merges the anchors, because the parser merges only one level of them."""
+    return PyOptions().from_yaml(yaml.safe_dump(yaml.safe_load(text)))
+
+
 @pytest.fixture(scope="module")
 def every_service() -> dict[str, Any]:
     """Return all services of compose.yaml, parsed and validated by the Compose Specification."""
-    parsed = PyOptions(apply_merge=True).from_yaml(filled((ROOT / "compose.yaml").read_text()))
+    parsed = parse(filled((ROOT / "compose.yaml").read_text()))
     parsed.validate()
     services: dict[str, Any] = parsed.to_dict()["services"]
     return services
@@ -85,7 +92,7 @@ def test_a_wrong_compose_file_is_refused(right: str, wrong: str) -> None:
     text = filled((ROOT / "compose.yaml").read_text())
     assert right in text
     with pytest.raises(ValueError, match=wrong.strip(":").rpartition("[")[2].strip("]")):
-        PyOptions(apply_merge=True).from_yaml(text.replace(right, wrong)).validate()
+        parse(text.replace(right, wrong)).validate()
 
 
 def test_compose_has_two_of_each_process(compose: dict[str, Any]) -> None:
@@ -204,7 +211,7 @@ def test_a_stop_leaves_time_to_drain(compose: dict[str, Any]) -> None:
 def test_more_time_to_drain_is_also_given_by_docker() -> None:
     """AGENTSTREAM_DRAIN_TIMEOUT_S in .env also raises the time that Docker waits for each container."""
     text = (ROOT / "compose.yaml").read_text().replace("${AGENTSTREAM_DRAIN_TIMEOUT_S:-20}", "600")
-    services = PyOptions(apply_merge=True).from_yaml(filled(text)).to_dict()["services"]
+    services = parse(filled(text)).to_dict()["services"]
     for service in ("nginx", "frontend", "worker"):
         assert parse_duration(services[service]["stop_grace_period"]) > 600
 
@@ -215,6 +222,53 @@ def test_redis_keeps_its_data(compose: dict[str, Any]) -> None:
     assert command[command.index("--appendonly") + 1] == "yes"
     assert command[command.index("--maxmemory-policy") + 1] == "noeviction"
     assert compose["redis"]["volumes"] == ["redis:/data"]
+
+
+SERVERS = {
+    "cluster": [f"cluster-{number}" for number in range(1, 7)],
+    "sentinel": [*(f"redis-{number}" for number in range(1, 4)), *(f"sentinel-{number}" for number in range(1, 4))],
+}
+
+
+@pytest.mark.parametrize("profile", SERVERS)
+def test_a_profile_starts_its_servers(every_service: dict[str, Any], profile: str) -> None:
+    """A profile starts its servers, each with its own volume, name and limits like the single Redis, and no port."""
+    started = {name for name, service in every_service.items() if service.get("profiles") == [profile]}
+    assert started - {"cluster-keeper"} == set(SERVERS[profile])
+    for name in SERVERS[profile]:
+        service = every_service[name]
+        assert (service["image"], service["hostname"]) == (every_service["redis"]["image"], name)
+        assert service["networks"] == ["broker"]
+        assert "ports" not in service
+        assert [volume for volume in service["volumes"] if volume.endswith(":/data")] == [f"{name}:/data"]
+        assert service["healthcheck"]
+        if not name.startswith("sentinel-"):
+            assert service["command"] == every_service["redis"]["command"]
+
+
+@pytest.mark.parametrize("profile", SERVERS)
+def test_the_url_of_a_profile_leads_to_its_servers(every_service: dict[str, Any], profile: str) -> None:
+    """compose.yaml and the guide have the same URL for each profile, and it names servers and a primary that exist."""
+    pattern = rf"BROKER_URL=(redis\+{profile}://\S+)"
+    (shown,) = re.findall(pattern, (ROOT / "compose.yaml").read_text())
+    assert set(re.findall(pattern, (ROOT / "deploy/guides/operations.md").read_text())) == {shown}
+    url = broker_url.parse(shown)
+    assert {host for host, _ in url.addresses} <= set(SERVERS[profile])
+    assert len(url.addresses) == 3
+    assert "profiles" in every_service[url.addresses[0][0]]
+    if profile == "sentinel":
+        script = (ROOT / "deploy/sentinel-node.sh").read_text()
+        assert f"sentinel monitor {url.master} " in script
+
+
+def test_the_single_redis_is_the_default(compose: dict[str, Any]) -> None:
+    """Without BROKER_URL both processes use the single Redis, and with it the address that it names."""
+    assert compose["frontend"]["environment"]["REDIS_URL"] == "redis://redis:6379/0"
+    text = filled(
+        (ROOT / "compose.yaml").read_text().replace("${BROKER_URL:-redis://redis:6379/0}", "redis+cluster://c")
+    )
+    services = parse(text).to_dict()["services"]
+    assert [services[name]["environment"]["REDIS_URL"] for name in ("frontend", "worker")] == ["redis+cluster://c"] * 2
 
 
 def test_nginx_matches_the_service() -> None:

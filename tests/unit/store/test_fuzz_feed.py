@@ -14,7 +14,7 @@ from agentstream.protocol.events import TEXT, Batch, Cursor, Event, decode_batch
 from agentstream.store.bus import feed as feed_module
 from agentstream.store.bus.feed import RunFeed
 from agentstream.store.connection.command import Command
-from agentstream.store.connection.link import Link
+from agentstream.store.connection.server_link import ServerLink
 
 PAGE_ENTRIES: Final = 3  # small, so that a catch-up reads several pages
 
@@ -25,6 +25,7 @@ class ScriptedLink:
     def __init__(self) -> None:
         self.log: list[bytes] = []  # payloads of the entries; the id of an entry is the position of its last event
         self.subscribers: set[RunFeed] = set()
+        self.add_subscriber, self.remove_subscriber = self.subscribers.add, self.subscribers.discard
         self.handlers: list[Callable[[bytes], None]] = []
         self.commands: list[tuple[Command, str]] = []  # sent, not executed yet
         self.replies: list[tuple[Command, str, list[Any]]] = []  # executed, reply not received yet
@@ -92,7 +93,7 @@ class World:
         self.paused = False
         self.trimmed = False
         self.promised = 0  # number of events that a resumed feed must deliver without another resync
-        self.feed = RunFeed(cast("Link", self.link), "log")
+        self.feed = RunFeed(cast("ServerLink", self.link), "log")
         self.feed.deliver_to(self)
 
     def on_caught_up(self) -> None:

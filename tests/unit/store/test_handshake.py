@@ -34,7 +34,7 @@ async def test_a_server_that_refuses_hello_gets_resp2(
     peer.answer = answer
     got = asyncio.Queue[bytes]()
     async with connected_link(peer.url) as link, in_time():
-        assert not link.subscribes_in_order
+        assert not link.keeps_order()
         await link.subscribe(b"channel", got.put_nowait)
         peer.send(message(b"channel", b"x").replace(b">", b"*"))
         assert await got.get() == b"x"

@@ -6,7 +6,7 @@ import pytest
 
 from agentstream.errors import BrokerUnavailable, BusError
 from agentstream.protocol.keys import Keys
-from agentstream.store.connection import link as link_module
+from agentstream.store.connection import server_link as link_module
 from agentstream.store.scripts import SCRIPTS
 from tests.fake_broker import (
     Command,

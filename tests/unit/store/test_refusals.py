@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from agentstream.errors import BrokerUnavailable, BusError
-from agentstream.store.connection import link as link_module
+from agentstream.store.connection import server_link as link_module
 from tests.fake_broker import (
     Command,
     FakeBroker,
@@ -52,7 +52,7 @@ NOT_PRIMARY = [
     "READONLY You can't write against a read only replica.",
     "READONLY You can't write against a read only replica. script: abc, on @user_script:3.",
     "ERR Error running script (call to f_1): @user_script:4: @user_script: 4: -READONLY You can't write.",  # Redis 6.2
-    "MASTERDOWN Link with MASTER is down and replica-serve-stale-data is set to 'no'.",
+    "MASTERDOWN ServerLink with MASTER is down and replica-serve-stale-data is set to 'no'.",
     "UNBLOCKED force unblock from blocking operation, instance state changed (master -> replica?)",
 ]
 

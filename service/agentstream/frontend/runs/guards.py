@@ -31,8 +31,11 @@ async def broker_timeout(context: Context) -> AsyncIterator[None]:
 
 
 def require_broker(context: Context) -> None:
-    """Raise BrokerUnavailable if the link to Redis is not connected."""
-    if not context.link.connected:
+    """Raise BrokerUnavailable if the link to Redis has not been connected for ADMISSION_TIMEOUT_S.
+
+    Shorter times are those of a failover or a restart. Then the request waits, as ``broker_timeout`` allows.
+    """
+    if context.link.down_s > ADMISSION_TIMEOUT_S or (context.link.refusal and not context.link.connected):
         refusal = context.link.refusal
         message = f"Redis refuses: {refusal}; try again" if refusal else "Redis cannot be reached; try again"
         raise BrokerUnavailable(message, retry_after_s=BROKER_RETRY_AFTER_S)

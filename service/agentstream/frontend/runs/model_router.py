@@ -75,6 +75,10 @@ class ModelRouter:
         """Enqueue a job in the queue of its model. Raises NotFound and the errors of ``JobSubmitter.submit``."""
         return self._submitters[self.queue_of_job(job)].submit(job, ttl_s=ttl_s)
 
+    def keeps_order(self, job: Job) -> bool:
+        """Whether one server has the run and its queue; ``JobSubmitter.keeps_order`` explains it."""
+        return self._submitters[self.queue_of_job(job)].keeps_order(job)
+
     def queue_of_job(self, job: Job) -> str:
         """Return the queue of a job; raises NotFound if no agent is configured for its model."""
         return self.queue_of_model(job.request["model"])

@@ -36,7 +36,7 @@ class NewRun:
     def open(self, feed: RunFeed) -> Awaitable[None]:
         """Subscribe and enqueue the job; await the result to know that both succeeded.
 
-        If the owner has no limits to check, and the link keeps the order of SUBSCRIBE and XADD, both commands are sent
+        If the owner has no limits to check, and one server has the run and its queue, both commands are sent
         before this returns. A worker then begins the job while the front end prepares the answer.
 
         Raises BrokerUnavailable, LimitReached or QueueFull, here or when the result is awaited.
@@ -44,17 +44,18 @@ class NewRun:
         context = self._context
         require_broker(context)
         self.may_exist = True
-        if _has_limits(context) or not context.link.subscribes_in_order:
-            return self._open_in_steps(feed, self._job)
+        in_order = context.model_router.keeps_order(self._job)
+        if _has_limits(context) or not in_order:
+            return self._open_in_steps(feed, self._job, in_order=in_order)
         subscribed, admitted = feed.open(), _enqueue(context, self._job)
         context.link.flush()
         return self._opened(subscribed, admitted)
 
-    async def _open_in_steps(self, feed: RunFeed, job: Job) -> None:
+    async def _open_in_steps(self, feed: RunFeed, job: Job, *, in_order: bool) -> None:
         async with broker_timeout(self._context):
             await _check_limits(self._context, job)
             subscribed = feed.open()
-            if not self._context.link.subscribes_in_order:
+            if not in_order:
                 await subscribed
             await _enqueue(self._context, job)
             await subscribed

@@ -5,7 +5,7 @@ measured). The two plain commands XADD and PUBLISH cost 2.5 us, but would also p
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Final, NamedTuple, Protocol
 
 from agentstream.store.bus.counts import PublishCounts
@@ -56,9 +56,19 @@ class Appender:
     def _send(self) -> None:
         sources, self._scheduled = self._scheduled, []
         appends = [append for source in sources if (append := source.next_append()) is not None]
-        for start in range(0, len(appends), MAX_RUNS):
-            self._append(appends[start : start + MAX_RUNS])
+        for group in self._groups(appends):
+            for start in range(0, len(group), MAX_RUNS):
+                self._append(group[start : start + MAX_RUNS])
         self._link.flush()  # this is the end of the turn; the link would flush at the end of the next turn
+
+    def _groups(self, appends: list[Append]) -> Iterable[list[Append]]:
+        """Return the appends by script: all in one, or those of each slot of a cluster in their own."""
+        if len(appends) < 2:  # noqa: PLR2004 -- the common case at a low rate
+            return (appends,)
+        groups: dict[Hashable, list[Append]] = {}
+        for append in appends:
+            groups.setdefault(self._link.group_of(append.log), []).append(append)
+        return groups.values()
 
     def _append(self, appends: Sequence[Append]) -> None:
         def on_reply(reply: Reply) -> None:

@@ -100,6 +100,11 @@ class RunFeed:
         self._consumer = consumer
 
     @property
+    def channel(self) -> bytes:
+        """The run's channel, which is the name of its replay log, too."""
+        return self._channel
+
+    @property
     def live(self) -> bool:
         """Whether every event that is known to exist was delivered."""
         return self._state is _LIVE
@@ -112,7 +117,7 @@ class RunFeed:
     def open(self) -> asyncio.Future[None]:
         """Subscribe to a run that has no events yet. The future is done when the server has confirmed it."""
         self._state = _LIVE
-        self._link.subscribers.add(self)
+        self._link.add_subscriber(self)
         return self._link.subscribe(self._channel, self._on_message)
 
     async def open_from_log(self) -> bool:
@@ -133,7 +138,7 @@ class RunFeed:
         if self._state is _State.CLOSED:
             return
         self._state = _State.CLOSED
-        self._link.subscribers.discard(self)
+        self._link.remove_subscriber(self)
         self._set_synced()
         self._link.unsubscribe(self._channel, self._on_message)
         self._cancel_read()

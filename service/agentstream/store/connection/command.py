@@ -1,5 +1,6 @@
 """A command on the link: its bytes, its callback, and whether it is sent again."""
 
+import asyncio
 from collections.abc import Callable
 
 from agentstream.store.connection.wire import OnReply
@@ -9,9 +10,11 @@ class Command:
     """A command that was sent, or waits to be sent.
 
     ``repack``, if set, returns the bytes to send instead after a reconnect: the same command, with more checks.
+    ``slot`` is the slot of its keys; a link to a cluster sets it.
     """
 
-    __slots__ = ("cancelled", "on_reply", "payload", "repack")
+    __slots__ = ("cancelled", "on_reply", "payload", "repack", "slot")
+    slot: int
     waits = True  # a reply that means "not now" is not the end: the command is sent again
 
     def __init__(self, payload: bytes, on_reply: OnReply) -> None:
@@ -31,3 +34,22 @@ class Probe(Command):
 
     __slots__ = ()
     waits = False
+
+
+class Subscription(Command):
+    """The place of a subscription among the commands. Only an error is a reply to it; its confirmations are pushes.
+
+    ``channels`` are empty and ``ack`` is None for the end of a subscription.
+    """
+
+    __slots__ = ("ack", "channels")
+
+    def __init__(self, channels: list[bytes], ack: asyncio.Future[None] | None) -> None:
+        """Store the channels, and the future for the confirmation of the last one."""
+        super().__init__(b"", _ignore)
+        self.channels = channels
+        self.ack = ack
+
+
+def _ignore(_reply: object) -> None:
+    """Ignore a reply."""

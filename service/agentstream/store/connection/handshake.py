@@ -24,6 +24,12 @@ _HINTS: Final = {
     "SELECT": "name an existing database in REDIS_URL; every server has database 0",
     "SCRIPT": "the service needs Lua scripts: allow this Redis user SCRIPT LOAD and EVALSHA",
 }
+# What to write for a server whose mode, in its reply to HELLO, is not the expected one.
+_WRONG_MODES: Final = {
+    "standalone": "is not a part of a cluster; write redis:// instead of redis+cluster://",
+    "cluster": "is a part of a cluster; write redis+cluster:// instead of redis://",
+    "sentinel": "is a sentinel, which holds no data; write redis+sentinel://host:port/master",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,17 +57,26 @@ def login_steps(endpoint: Endpoint, name: str) -> list[Step]:
 
 
 async def open_connection(
-    endpoint: Endpoint, name: str, on_push: Callable[[list[Any]], None], more_steps: list[Step]
+    endpoint: Endpoint,
+    name: str,
+    on_push: Callable[[list[Any]], None],
+    more_steps: list[Step],
+    *,
+    mode: str = "standalone",
 ) -> RespConnection:
     """Return a new connection that has taken the steps of the login and ``more_steps``.
 
-    If the server has no RESP3, this makes the endpoint use RESP2. Raises OSError if the server cannot be reached,
-    ConnectionRefused with its words if it refuses a required step or is not the primary, and BusError if it closes the
-    connection.
+    If the server has no RESP3, this makes the endpoint use RESP2. ``mode`` is what the server must be: standalone or
+    cluster. Raises OSError if the server cannot be reached, ConnectionRefused with its words if it refuses a required
+    step, is not the primary or has another mode, and BusError if it closes the connection.
     """
     while True:
         steps = [*login_steps(endpoint, name), *more_steps, Step(("PING",), required=False)]
         connection, replies = await _take(steps, endpoint, on_push)
+        if wrong := _wrong_mode(steps, replies, mode):
+            connection.abort()
+            message = f"{endpoint} {wrong} in REDIS_URL"
+            raise ConnectionRefused(message, words=message)
         refusal = next(_refusals(steps, replies), None)
         if refusal is None and len(replies) == len(steps):
             return connection
@@ -112,10 +127,24 @@ def _refusals(steps: list[Step], replies: list[Reply]) -> Iterator[tuple[Step, s
     """
     closed = len(replies) < len(steps)
     for step, reply in zip(steps, replies, strict=False):
-        if reply.__class__ is hiredis.ReplyError:
+        if step.command == ("ROLE",) and isinstance(reply, list) and reply[0] != b"master":
+            yield step, f"READONLY its role is {reply[0].decode()}"
+        elif reply.__class__ is hiredis.ReplyError:
             words = words_of(reply)
             if step.required or closed or is_not_primary(words):
                 yield step, words
+
+
+def _wrong_mode(steps: list[Step], replies: list[Reply], mode: str) -> str:
+    """Return what the server is and what to write for it, if its reply to HELLO names another mode; else ""."""
+    for step, reply in zip(steps, replies, strict=False):
+        if (
+            step.command[0] == "HELLO"
+            and isinstance(reply, dict)
+            and reply.get(b"mode", mode.encode()) != mode.encode()
+        ):
+            return _WRONG_MODES.get(reply[b"mode"].decode(), "")
+    return ""
 
 
 def _explain(step: Step, words: str) -> str:
