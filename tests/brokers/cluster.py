@@ -122,12 +122,20 @@ class ClusterServers(Servers):
         return slots
 
     async def add_node(self, replica_of: Server | None = None) -> Server:
-        """Start a server that joins as a primary without slots, or as a replica, and return it when all know it."""
+        """Start a server that joins as a primary without slots, or as a replica; return it when it accepts commands.
+
+        That takes 2 s, because a new primary waits before it regards the cluster as whole.
+        """
         node = self._new_node()
         await node.start()
         await self._join([node])
         if replica_of is not None:
             await self._replicate(node, replica_of)
+
+        async def accepts() -> bool:
+            return await _view(node, only_ok=True) is not None
+
+        await until(accepts, f"{node} regards the cluster as whole")
         return node
 
     async def remove_node(self, node: Server) -> None:

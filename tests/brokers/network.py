@@ -44,7 +44,7 @@ class Cuts:
         self._pairs |= {pair for one, other in pairs for pair in ((one, other), (other, one))}
         rules = "\n".join(f"ip saddr {source} ip daddr {target} drop" for source, target in sorted(self._pairs))
         chain = f"chain cuts {{ type filter hook input priority filter; policy accept;\n{rules}\n}}"
-        _nft(f"table ip {self._table}\ndelete table ip {self._table}\ntable ip {self._table} {{ {chain} }}\n")
+        _nft(f"table ip {self._table}\ndelete table ip {self._table}\ntable ip {self._table} {{\n{chain}\n}}\n")
 
     def heal(self) -> None:
         """End all cuts."""
