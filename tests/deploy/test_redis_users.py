@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import os
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ WATCHING = "user watching on nopass allcommands allkeys allchannels\n"  # only f
 
 # redis-py sends its own name and version and ignores a refusal. Redis before 7.2 cannot allow this command.
 HARMLESS = "command client|setinfo"
+CLIENT_OF_SENTINELS = "sentinel_username=client&sentinel_password=CHANGE-ME-client"
 
 
 @dataclass(frozen=True)
@@ -69,14 +70,17 @@ async def client() -> AsyncIterator[Client]:
         yield anonymous.using("key")
 
 
-async def test_the_users_suffice(broker: Broker, client: Client, tmp_path: Path) -> None:
-    """Answers, streams, cancels, repeated requests, limits, a hand-back and a lost worker work without a refusal."""
+async def use_everything(urls: Mapping[str, str], client: Client, tmp_path: Path) -> None:
+    """Use answers, streams, cancels, repeated requests, limits, a hand-back and a lost worker.
+
+    ``urls`` has the REDIS_URL of each user.
+    """
     gates = [tmp_path / f"gate{number}" for number in range(3)]
     limits = {"AGENTSTREAM_MAX_RUNS_PER_KEY": "20", "AGENTSTREAM_MAX_REQUESTS_PER_MINUTE": "100"}
     worker = {"PYTHONPATH": str(ROOT), "AGENTSTREAM_LEASE_S": "0.6", "AGENTSTREAM_DRAIN_TIMEOUT_S": "0.2"}
     async with (
-        Processes(broker.url("frontend"), tmp_path) as frontends,
-        Processes(broker.url("worker"), tmp_path) as workers,
+        Processes(urls["frontend"], tmp_path) as frontends,
+        Processes(urls["worker"], tmp_path) as workers,
     ):
         workers.queue = frontends.queue
         url = await frontends.frontend(AGENTSTREAM_API_KEYS="key", **limits)
@@ -99,7 +103,31 @@ async def test_the_users_suffice(broker: Broker, client: Client, tmp_path: Path)
             await workers.worker(AGENT, **worker)
             gates[1].touch()
             assert b'"content":"0 ' in await stream.rest()
+
+
+async def test_the_users_suffice(broker: Broker, client: Client, tmp_path: Path) -> None:
+    """On one server everything that the service does works without a refusal."""
+    await use_everything({user: broker.url(user) for user in ("frontend", "worker")}, client, tmp_path)
     assert set(await broker.refusals()) <= {f"worker: {HARMLESS}"}
+
+
+@pytest.mark.parametrize("kind", ["sentinel", "cluster"])
+async def test_the_users_suffice_on_several_servers(kind: str, client: Client, tmp_path: Path) -> None:
+    """With sentinels and in a cluster everything that the service does works without a refusal."""
+    options = with_shipped_users()
+    servers: Servers
+    if kind == "cluster":
+        servers = ClusterServers(**options)
+    else:
+        servers = SentinelServers(sentinel_login=sentinels_users(), **options)
+    async with servers:
+        urls = {user: servers.url_as(Security(user, f"CHANGE-ME-{user}")) for user in ("frontend", "worker")}
+        if isinstance(servers, SentinelServers):
+            admin = "sentinel_username=watching&sentinel_password=any"
+            urls = {user: url.replace(admin, CLIENT_OF_SENTINELS) for user, url in urls.items()}
+            assert all(CLIENT_OF_SENTINELS in url for url in urls.values())
+        await use_everything(urls, client, tmp_path)
+        assert await refusals_of(servers) == set()
 
 
 async def test_the_users_suffice_for_people(broker: Broker, client: Client, tmp_path: Path) -> None:
@@ -186,6 +214,12 @@ def with_shipped_users() -> dict[str, Any]:
     }
 
 
+def sentinels_users() -> Security:
+    """Return the login of an administrator at sentinels that have the shipped users."""
+    users = tuple(line for line in SENTINELS_USERS.read_text().splitlines() if not line.startswith("user default"))
+    return Security(username="watching", password="any", users=users)  # noqa: S106
+
+
 async def refusals_of(servers: Servers) -> set[str]:
     """Return the commands that the servers have refused so far."""
     entries = []
@@ -242,8 +276,7 @@ async def test_the_users_suffice_for_a_cluster(name: str) -> None:
 @each_executable
 async def test_the_users_suffice_for_sentinels(name: str) -> None:
     """The sentinels watch and promote servers with the shipped users, and their clients can only ask them."""
-    clients = tuple(line for line in SENTINELS_USERS.read_text().splitlines() if not line.startswith("user default"))
-    login = Security(username="watching", password="any", users=clients)  # noqa: S106
+    login = sentinels_users()
     async with SentinelServers(executables()[name], sentinel_login=login, **with_shipped_users()) as servers:
         for sentinel in servers.sentinels:
             login_there = ("auth-user", "sentinel", "auth-pass", "CHANGE-ME-sentinel")
