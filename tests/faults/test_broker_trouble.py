@@ -12,6 +12,7 @@ import aiohttp
 import pytest
 
 from agentstream.processes.runtime import free_port
+from agentstream.protocol.keys import Keys
 from tests.faults.chaos_agents import FOLDER_VARIABLE, Plan
 from tests.faults.checking_client import CheckingClient, StreamRecord, client_session
 from tests.faults.faults import (
@@ -196,7 +197,7 @@ async def test_workers_fill_an_emptied_log_again(forgetful: Broker, tmp_path: Pa
             await restart(forgetful)
         streams.assert_complete()
         for received in streams.received:
-            assert await forgetful.admin.xlen(f"agentstream:{{{received.run_id}}}:events") > 0
+            assert await forgetful.admin.xlen(Keys().events(received.run_id)) > 0
         await assert_nothing_left(forgetful, deployment)
 
 
