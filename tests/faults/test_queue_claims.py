@@ -99,6 +99,7 @@ async def test_a_job_whose_claim_reply_is_lost_runs_after_its_lease(
 ) -> None:
     """If the reply of a claim is lost with its connection, the job runs once, after its lease and not before."""
     assert isinstance(queue._claims, ServerLink)
+    await queue._claims.wait_ready(TIMEOUT_S)
     connection = queue._claims._command_connection
     assert connection is not None
     deliver, lost = connection.on_reply, asyncio.Event()
