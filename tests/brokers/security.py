@@ -108,6 +108,8 @@ def _make(certificate: Path, key: Path, subject: str, *extensions: str, signed: 
     curve = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
     added = [word for extension in extensions for word in ("-addext", extension)]
     files = ["-keyout", str(key), "-out", str(certificate)]
-    config = ["-config", "/dev/null"]
+    empty = certificate.with_suffix(".conf")  # the system's configuration may add extensions
+    empty.touch()
+    config = ["-config", str(empty)]
     command = [openssl, "req", "-x509", *config, *curve, "-subj", subject, *added, *signed, *files]
     subprocess.run(command, check=True, capture_output=True)

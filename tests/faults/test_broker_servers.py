@@ -12,6 +12,8 @@ import pytest
 import redis.exceptions
 from redis.asyncio import Redis, RedisCluster, Sentinel
 from redis.asyncio.cluster import ClusterNode
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
 from redis.crc import key_slot
 
 from tests.brokers.cluster import ClusterServers
@@ -46,11 +48,6 @@ def sentinels(request: pytest.FixtureRequest, broker_runner: asyncio.Runner) -> 
     broker_runner.run(servers.start())
     yield servers
     servers.close()
-
-
-def cluster_client(servers: ClusterServers, **options: Any) -> RedisCluster:
-    """Return redis-py's client of a cluster."""
-    return RedisCluster(startup_nodes=[ClusterNode(*node.place) for node in servers.nodes[:3]], **options)
 
 
 async def first_key(servers: ClusterServers, primary: Server, among: int) -> str:
@@ -324,19 +321,20 @@ async def test_sentinels_with_users_and_certificates(executable: Path) -> None:
 async def refuses_strangers(server: Server, *, tls: bool) -> None:
     """Check that a server refuses clients without a login, and clients without TLS or a certificate."""
     expected = redis.exceptions.ConnectionError if tls else redis.exceptions.AuthenticationError
-    async with Redis(host=server.address, port=server.port) as client:
+    options: dict[str, Any] = {"host": server.address, "port": server.port, "retry": Retry(NoBackoff(), 0)}
+    async with Redis(**options) as client:
         with pytest.raises(expected):
             await client.ping()
     if tls:
         ca = server.folder.parent / "ca.pem"
-        async with Redis(host=server.address, port=server.port, ssl=True, ssl_ca_certs=str(ca)) as client:
+        async with Redis(**options, ssl=True, ssl_ca_certs=str(ca)) as client:
             with pytest.raises(redis.exceptions.ConnectionError):
                 await client.ping()
 
 
 async def test_the_shared_servers_work(cluster_servers: ClusterServers, sentinel_servers: SentinelServers) -> None:
     """redis-py's own clients of clusters and sentinels use the servers that the session shares."""
-    async with cluster_client(cluster_servers) as client:
+    async with RedisCluster(startup_nodes=[ClusterNode(*node.place) for node in cluster_servers.nodes]) as client:
         assert await client.set("shared", "1")
     places = [one.place for one in sentinel_servers.sentinels]
     finder: Any = Sentinel
