@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from tests.compose import base_images, env_settings, faults, image_checks, mistakes, starting, updates
+from tests.compose import base_images, brokers, env_settings, faults, image_checks, mistakes, starting, updates
 from tests.compose.deployment import Deployment
 from tests.compose.engine import own_engine, why_not_here
 from tests.compose.machine import Machine
@@ -29,6 +29,7 @@ GROUPS = {
     "start": starting,
     "updates": updates,
     "faults": faults,
+    "brokers": brokers,
     "settings": env_settings,
     "image": image_checks,
     "mistakes": mistakes,

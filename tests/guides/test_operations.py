@@ -123,6 +123,15 @@ def test_the_secrets_are_those_of_the_manifests() -> None:
     assert made == required
 
 
+def test_keda_replaces_the_autoscaler() -> None:
+    """The commands delete the autoscaler of the manifests, and apply one of the files for KEDA."""
+    (commands,) = OPERATIONS.blocks("keda")
+    _, delete, apply = (shlex.split(command) for command in commands.replace("\\\n", "").splitlines())
+    worker = yaml.safe_load_all((ROOT / "deploy/kubernetes/worker.yaml").read_text(encoding="utf-8"))
+    assert delete[-1] in [each["metadata"]["name"] for each in worker if each["kind"] == "HorizontalPodAutoscaler"]
+    assert (ROOT / apply[-1]).exists()
+
+
 # Operate
 
 

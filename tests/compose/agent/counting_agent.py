@@ -1,7 +1,6 @@
 """An agent that takes one to two seconds, and notes in Redis each time that a question was given to it."""
 
 import asyncio
-import os
 import uuid
 
 from redis.asyncio import Redis
@@ -10,7 +9,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from agentstream import AgentResult, Run
 
 STARTS = "compose-test:starts"
-redis = Redis.from_url(os.environ["REDIS_URL"])
+redis = Redis.from_url("redis://redis:6379/0")  # it also runs when the service uses a cluster
 
 
 async def counting(run: Run) -> AgentResult:

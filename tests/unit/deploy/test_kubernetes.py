@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from agentstream.config import Settings, env_name
+from agentstream.protocol.keys import Keys
 from agentstream.telemetry import names as metric_names
 
 FOLDER = Path(__file__).parents[3] / "deploy/kubernetes"
@@ -17,9 +18,9 @@ Manifest = dict[str, Any]
 ROLES = ("frontend", "worker")
 
 
-def manifests() -> list[Manifest]:
-    """Return all manifests."""
-    return [manifest for path in sorted(FOLDER.glob("*.yaml")) for manifest in yaml.safe_load_all(path.read_text())]
+def manifests(pattern: str = "*.yaml") -> list[Manifest]:
+    """Return all manifests in the files that match."""
+    return [manifest for path in sorted(FOLDER.glob(pattern)) for manifest in yaml.safe_load_all(path.read_text())]
 
 
 def of(kind: str, role: str) -> Manifest:
@@ -65,7 +66,7 @@ def test_every_manifest_is_valid() -> None:
         "PodDisruptionBudget",
         "Service",
     }
-    for manifest in manifests():
+    for manifest in [*manifests(), *manifests("redis/*.yaml")]:
         kubernetes_validate.validate(manifest, VERSION, strict=True)
 
 
@@ -132,7 +133,7 @@ def test_secrets_go_where_they_are_needed() -> None:
 
 
 def test_the_guide_creates_the_secrets() -> None:
-    """The commands of the operations guide create each secret that the pods require, with each of its keys."""
+    """The commands of the operations guide create each secret that pods or KEDA require, with each of its keys."""
     guide = (FOLDER.parent / "guides/operations.md").read_text()
     created = set()
     for line in guide.replace("\\\n", "").splitlines():
@@ -142,6 +143,8 @@ def test_the_guide_creates_the_secrets() -> None:
     sources = [
         entry["valueFrom"]["secretKeyRef"] for role in ROLES for entry in container(role)["env"] if "valueFrom" in entry
     ]
+    logins = [manifest for manifest in manifests("keda/*.yaml") if manifest["kind"] == "TriggerAuthentication"]
+    sources += [entry for login in logins for entry in login["spec"]["secretTargetRef"]]
     assert created == {(source["name"], source["key"]) for source in sources if not source.get("optional")}
 
 
@@ -215,3 +218,56 @@ def test_workers_scale_by_a_metric_that_exists() -> None:
     assert external["metric"]["name"] == metric_names.QUEUED
     assert external["metric"]["selector"]["matchLabels"] == {"queue": Settings.model_fields["queue"].default}
     assert int(external["target"]["averageValue"]) < int(environment("worker")["AGENTSTREAM_CONCURRENCY"] or 0)
+
+
+# Redis, which these manifests do not run
+
+
+@each_role
+def test_redis_may_be_reached(role: str) -> None:
+    """Pods may reach servers and sentinels of Redis, and the policy for the pods of Redis lets the same pods in."""
+    policy, budget = (next(each for each in manifests("redis/*.yaml") if each["kind"] == kind)
+                      for kind in ("NetworkPolicy", "PodDisruptionBudget"))  # fmt: skip
+    labels = policy["spec"]["podSelector"]["matchLabels"]
+    assert budget["spec"]["selector"]["matchLabels"] == labels
+    (out,) = [
+        rule
+        for rule in of("NetworkPolicy", role)["spec"]["egress"]
+        if rule["to"] == [{"podSelector": {"matchLabels": labels}}]
+    ]
+    (into,) = [rule for rule in policy["spec"]["ingress"] if rule.get("ports") == out["ports"]]
+    assert {port["port"] for port in out["ports"]} == {6379, 26379}
+    (selector,) = into["from"]
+    pods = of("Deployment", role)["spec"]["template"]["metadata"]["labels"]
+    assert selector["podSelector"]["matchLabels"].items() <= pods.items()
+
+
+def test_only_nodes_may_use_the_bus_of_a_cluster() -> None:
+    """The port of the bus, which has no login, is open to the pods of Redis and to no pods of the service."""
+    (policy,) = [each for each in manifests("redis/*.yaml") if each["kind"] == "NetworkPolicy"]
+    bus = [rule for rule in policy["spec"]["ingress"] if {"protocol": "TCP", "port": 16379} in rule.get("ports", [])]
+    assert [rule["from"] for rule in bus] == [[{"podSelector": policy["spec"]["podSelector"]}]]
+
+
+@pytest.mark.parametrize(
+    ("name", "trigger", "place"),
+    [
+        ("standalone", "redis-streams", "address"),
+        ("sentinel", "redis-sentinel-streams", "addresses"),
+        ("cluster", "redis-cluster-streams", "addresses"),
+    ],
+)
+def test_keda_counts_the_jobs_of_the_queue(name: str, trigger: str, place: str) -> None:
+    """Each file for KEDA scales the workers by the length of the default queue, with the trigger of its kind."""
+    scaled, login = manifests(f"keda/{name}.yaml")
+    assert scaled["spec"]["scaleTargetRef"]["name"] == of("Deployment", "worker")["metadata"]["name"]
+    (only,) = scaled["spec"]["triggers"]
+    metadata = only["metadata"]
+    assert (only["type"], metadata["stream"]) == (trigger, Keys().jobs(Settings.model_fields["queue"].default))
+    assert int(metadata["streamLength"]) < int(environment("worker")["AGENTSTREAM_CONCURRENCY"] or 0)
+    assert "consumerGroup" not in metadata  # KEDA would count only the jobs that workers have taken
+    assert {address.rpartition(":")[2] for address in metadata[place].split(",")} == {
+        "26379" if name == "sentinel" else "6379"
+    }
+    assert ("sentinelMaster" in metadata) == (name == "sentinel")
+    assert only["authenticationRef"]["name"] == login["metadata"]["name"]
