@@ -21,6 +21,7 @@
     |   `-- RunFailed                the run failed; the HTTP status depends on the failure code
     |-- BusError                     an error of the store; clients get a ServiceError instead
     |   |-- ConnectionRefused        the broker refuses a new connection; has the broker's own words
+    |   |   `-- WrongBroker          REDIS_URL leads to another kind of broker than it names
     |   |-- Fenced                   a newer attempt of the run has begun
     |   |-- LogTrimmed               the replay log no longer holds the events that the reader needs
     |   |-- NotResumable             no attempt can continue the run: something of it is gone or unreadable
@@ -209,6 +210,14 @@ class ConnectionRefused(BusError):
         """Store the message, which may have a hint, and the broker's own words."""
         super().__init__(message)
         self.words = words
+
+
+class WrongBroker(ConnectionRefused):
+    """REDIS_URL leads to another kind of broker than it names: only another URL or other servers help."""
+
+    def __init__(self, message: str) -> None:
+        """Store the message. It says what to change."""
+        super().__init__(message, words=message)
 
 
 class Fenced(BusError):

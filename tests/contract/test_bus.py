@@ -93,13 +93,13 @@ def publisher(bus: Bus, run_id: str, attempt: int = 1, limits: LogLimits = LIMIT
 async def deaf(link: ServerLink, channel: str) -> AsyncIterator[None]:
     """Lose the next message of the channel, as a lost connection or a full output buffer does."""
     name = channel.encode()
-    handler = link._handlers[name]
+    handler = link._channels.handlers[name]
     lost = asyncio.Event()
-    link._handlers[name] = lambda _payload: lost.set()
+    link._channels.handlers[name] = lambda _payload: lost.set()
     yield
     async with asyncio.timeout(TIMEOUT_S):
         await lost.wait()
-    link._handlers[name] = handler
+    link._channels.handlers[name] = handler
 
 
 async def test_delivers_everything_once_and_in_order(other_bus: Bus, reader: Reader, run_id: str) -> None:

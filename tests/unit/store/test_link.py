@@ -6,6 +6,7 @@ import pytest
 
 from agentstream.errors import BrokerUnavailable, BusError
 from agentstream.protocol.keys import Keys
+from agentstream.store.connection import exchange, silence
 from agentstream.store.connection import server_link as link_module
 from agentstream.store.scripts import SCRIPTS
 from tests.fake_broker import (
@@ -42,7 +43,7 @@ async def test_an_error_reply_is_raised(broker_url: str) -> None:
 
 async def test_a_cancelled_command_is_not_retried(peer: FakeBroker, monkeypatch: pytest.MonkeyPatch) -> None:
     """After a "not now" reply, a command whose caller was cancelled is not sent again."""
-    monkeypatch.setattr(link_module, "RESEND_DELAY_S", 0.01)
+    monkeypatch.setattr(exchange, "RESEND_DELAY_S", 0.01)
 
     def answer(words: Command, connection: int) -> bytes | None:
         return b"-LOADING\r\n" if words[0] == b"SET" else answer_normally(words, connection)
@@ -192,8 +193,8 @@ async def test_the_reply_of_a_cancelled_call_is_dropped(peer: FakeBroker) -> Non
 
 async def test_a_frozen_peer_is_noticed(peer: FakeBroker, monkeypatch: pytest.MonkeyPatch) -> None:
     """If a server keeps the connection open but stops answering, the link makes a new connection."""
-    monkeypatch.setattr(link_module, "PING_INTERVAL_S", 0.02)
-    monkeypatch.setattr(link_module, "PONG_DEADLINE_S", 0.1)
+    monkeypatch.setattr(silence, "PING_INTERVAL_S", 0.02)
+    monkeypatch.setattr(silence, "PONG_DEADLINE_S", 0.1)
     frozen = False
 
     def answer(words: Command, connection: int) -> bytes | None:
@@ -231,8 +232,8 @@ async def test_a_connection_lost_before_the_pong_is_replaced_at_once(
     peer: FakeBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If the connection is lost between PING and pong, the link reconnects without waiting for the pong's deadline."""
-    monkeypatch.setattr(link_module, "PING_INTERVAL_S", 0.02)
-    monkeypatch.setattr(link_module, "PONG_DEADLINE_S", 10 * TIMEOUT_S)
+    monkeypatch.setattr(silence, "PING_INTERVAL_S", 0.02)
+    monkeypatch.setattr(silence, "PONG_DEADLINE_S", 10 * TIMEOUT_S)
 
     def answer(words: Command, connection: int) -> bytes | None:
         if (connection, words) == (1, [b"PING"]) and peer.count(b"PING", 1) == 2:  # the first ends the handshake
@@ -246,8 +247,8 @@ async def test_a_connection_lost_before_the_pong_is_replaced_at_once(
 
 async def test_a_refused_ping_counts_as_a_pong(peer: FakeBroker, monkeypatch: pytest.MonkeyPatch) -> None:
     """If the server refuses a PING, the link keeps the connection and continues to send PINGs."""
-    monkeypatch.setattr(link_module, "PING_INTERVAL_S", 0.02)
-    monkeypatch.setattr(link_module, "PONG_DEADLINE_S", 0.1)
+    monkeypatch.setattr(silence, "PING_INTERVAL_S", 0.02)
+    monkeypatch.setattr(silence, "PONG_DEADLINE_S", 0.1)
     frozen = False
 
     def answer(words: Command, connection: int) -> bytes | None:

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from agentstream.errors import BrokerUnavailable, BusError
-from agentstream.store.connection import server_link as link_module
+from agentstream.store.connection import silence
 from tests.fake_broker import (
     Command,
     FakeBroker,
@@ -78,7 +78,7 @@ async def test_an_idle_link_finds_out_that_its_server_is_a_replica(
     peer: FakeBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An idle link disconnects from a server that refuses writes, because it tests a write with each PING."""
-    monkeypatch.setattr(link_module, "PING_INTERVAL_S", 0.02)
+    monkeypatch.setattr(silence, "PING_INTERVAL_S", 0.02)
     demoted = False
 
     def answer(words: Command, connection: int) -> bytes | None:

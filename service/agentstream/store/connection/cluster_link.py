@@ -16,16 +16,18 @@ from collections.abc import Hashable, Sequence
 from functools import partial
 from typing import Final
 
-from agentstream.errors import BrokerUnavailable, BusError
+from agentstream.errors import BusError
 from agentstream.protocol.broker_url import Address
 from agentstream.protocol.keys import PARTITIONS, Keys
-from agentstream.store.connection.command import Command
+from agentstream.store.connection.channels import Channels, ServedElsewhere
+from agentstream.store.connection.command import NO_SLOT, Command
 from agentstream.store.connection.endpoint import Endpoint
-from agentstream.store.connection.fanout import Fanout, OnMessage
+from agentstream.store.connection.exchange import RESEND_DELAY_S
+from agentstream.store.connection.fanout import OnMessage
 from agentstream.store.connection.link import Link, Subscriber, ignore
 from agentstream.store.connection.refusals import is_not_now, is_not_primary, words_of
-from agentstream.store.connection.server_link import RESEND_DELAY_S, ServerLink
-from agentstream.store.connection.slots import SLOTS, slot_of
+from agentstream.store.connection.server_link import ServerLink
+from agentstream.store.connection.slots import SLOTS, first_key, slot_of
 from agentstream.store.connection.topology import Topology, read_topology
 from agentstream.store.connection.wire import OnReply, pack
 from agentstream.store.scripts import CLUSTER_SCRIPTS
@@ -35,6 +37,7 @@ log = logging.getLogger(__name__)
 REFRESH_INTERVAL_S: Final = 5.0
 UNSETTLED_INTERVAL_S: Final = 0.25  # while a server is unreachable or a slot has no server
 MIN_REFRESH_S: Final = 0.05
+MOVES: Final = ("MOVED ", "ASK ")  # error replies that name the server of the slot
 
 
 class ClusterLink(Link):
@@ -42,7 +45,7 @@ class ClusterLink(Link):
 
     def __init__(self, endpoint: Endpoint, keys: Keys, *, name: str) -> None:
         """Prepare a link. CLIENT LIST shows ``name``. ``keys`` has the names for proofs of writes."""
-        super().__init__()
+        super().__init__(str(endpoint))
         self._endpoint = endpoint
         self._keys = keys
         self._name = name
@@ -50,8 +53,10 @@ class ClusterLink(Link):
         self._addresses: dict[ServerLink, Address] = {}
         self._owners: list[ServerLink | None] = [None] * SLOTS
         self._servers: frozenset[Address] = frozenset()
+        self._majority = False  # whether the topology is that of a server which reaches the majority
+        self._settled_at_s = time.monotonic()
         self._homeless: list[Command] = []  # commands whose slot has no server now
-        self._strays: dict[bytes, OnMessage] = {}  # channels whose slot has no server now
+        self._strays = Channels()  # those whose slot has no server now
         self._everywhere: set[bytes] = set()
         self._waiting: dict[bytes, list[asyncio.Future[None]]] = {}  # for the confirmation of a channel
         self._dropped: set[bytes] = set()  # channels that their server no longer serves
@@ -60,9 +65,8 @@ class ClusterLink(Link):
         self._losses = 0
         self._ready = asyncio.Event()
         self._down_since_s = time.monotonic()
-        self._known = asyncio.Event()  # whether the topology was read once
+        self._known = False  # whether the topology was read once
         self._stale = asyncio.Event()  # whether it may have changed
-        self._last_error: BusError | None = None
         self._task: asyncio.Task[None] | None = None
         self._closing: set[asyncio.Task[None]] = set()
 
@@ -88,6 +92,11 @@ class ClusterLink(Link):
         """The words of a server that refuses commands or connections now; empty otherwise."""
         return super().refusal or next((link.refusal for link in self._links.values() if link.refusal), "")
 
+    @property
+    def _fails_over(self) -> bool:
+        """Whether another server may take over from a primary."""
+        return True
+
     def keeps_order(self, *names: str) -> bool:
         """Whether one primary has all these names."""
         owners = {self._owners[slot_of(name)] for name in names}
@@ -102,19 +111,6 @@ class ClusterLink(Link):
     def open(self) -> None:
         """Start to follow the topology."""
         self._task = asyncio.create_task(self._follow_topology(), name="topology")
-
-    async def wait_ready(self, timeout_s: float) -> None:
-        """Return when the link is connected to a primary; raises BrokerUnavailable, with the cause, after that time."""
-        try:
-            async with asyncio.timeout(timeout_s):
-                await self._known.wait()
-                for link in self._links.values():
-                    _open(link)
-                await self._ready.wait()
-        except TimeoutError as exc:
-            reason = self.refusal or str(self._last_error or "") or "no answer"
-            message = f"{self._endpoint} cannot be reached within {timeout_s:g} s: {reason}"
-            raise BrokerUnavailable(message) from exc
 
     async def close(self) -> None:
         """Close the connections and drop unanswered commands."""
@@ -132,37 +128,56 @@ class ClusterLink(Link):
             try:
                 topology = await read_topology(self._endpoint, known, others)
             except BusError as exc:
-                if str(exc) != str(self._last_error):
+                if self.note_failure(exc):
                     log.warning("no server of the cluster shows the topology: %s", exc)
-                self._last_error = exc
             else:
-                self._last_error = None
                 self._apply(topology)
+                self._open_links()
             await asyncio.sleep(MIN_REFRESH_S)
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(UNSETTLED_INTERVAL_S if self._unsettled else REFRESH_INTERVAL_S):
+                async with asyncio.timeout(self._next_refresh_s()):
                     await self._stale.wait()
+
+    def _next_refresh_s(self) -> float:
+        """Return the time until the topology is read again: longer if it has been in doubt for long."""
+        now_s = time.monotonic()
+        if not self._unsettled:
+            self._settled_at_s = now_s
+            return REFRESH_INTERVAL_S
+        return min(REFRESH_INTERVAL_S, max(UNSETTLED_INTERVAL_S, (now_s - self._settled_at_s) / 20))
+
+    def _open_links(self) -> None:
+        """Connect to all primaries when they are first known; to later ones when they are needed."""
+        if not self._known:
+            self._known = True
+            for link in self._links.values():
+                _open(link)
 
     @property
     def _unsettled(self) -> bool:
         """Whether the topology is in doubt: a slot has no server, or a server cannot be reached."""
         unreachable = any(link.opened and not link.connected for link in self._links.values())
-        return unreachable or bool(self._homeless or self._strays or self._dropped) or not self._links
+        homeless = bool(self._homeless or self._strays.handlers or self._dropped)
+        return unreachable or homeless or not self._majority
 
     def _apply(self, topology: Topology) -> None:
         """Use a new topology: open and close links, and move what belongs to another server now."""
         primaries, before = topology.primaries, tuple(self._owners)
-        self._servers = topology.servers
+        self._servers, (self._majority, *_) = topology.servers, topology.rank
         for address in primaries - self._links.keys():
             self._add_link(address)
         self._owners = [None if address is None else self._links[address] for address in topology.owners]
-        retired = [self._links.pop(address) for address in self._links.keys() - primaries]
+        # A server that is neither a primary nor a replica may be importing its first slots, if it was asked (ASK).
+        others = [address for address in self._links if address not in primaries]
+        gone = [address for address in others if address in topology.servers or self._links[address].idle]
+        retired = [self._links.pop(address) for address in gone]
         for link in {owner for owner in self._owners if owner is not None}:
             link.probe_key = self._probe_key(link)
         lost = any(old is not None and old is not new for old, new in zip(before, self._owners, strict=True))
         self._losses += lost
         for link in (*self._links.values(), *retired):
             self._move_channels(link)
+        self._dropped.clear()
         for link in retired:
             log.warning("%s:%d is no longer a primary of the cluster", *self._addresses.pop(link))
             for command in link.take_commands():
@@ -170,8 +185,7 @@ class ClusterLink(Link):
             closing = asyncio.create_task(link.close(), name="close a link")
             self._closing.add(closing)
             closing.add_done_callback(self._closing.discard)
-        strays, self._strays = self._strays, {}
-        for channel, handler in strays.items():
+        for channel, handler in self._strays.take(lambda _: True).items():
             self._attach(channel, handler)
         homeless, self._homeless = self._homeless, []
         for command in homeless:
@@ -179,7 +193,6 @@ class ClusterLink(Link):
         if lost:
             self._call_on_reconnect()
         self._note_connected()
-        self._known.set()
 
     def _add_link(self, address: Address) -> ServerLink:
         link = ServerLink(self._endpoint.at(*address), name=self._name, probe_key=None, router=self)
@@ -202,7 +215,6 @@ class ClusterLink(Link):
             lambda channel: channel in self._dropped or self._owners[slot_of(channel)] is not link
         )
         for channel, handler in moving.items():
-            self._dropped.discard(channel)
             self._moved.add(channel)
             self._attach(channel, handler)
 
@@ -211,32 +223,38 @@ class ClusterLink(Link):
     def on_error(self, link: ServerLink, command: Command, text: str) -> bool:
         """Handle an error reply; return False if it is the reply for the caller of the command."""
         words = words_of(text)
-        if words.startswith("MOVED "):
+        elsewhere, refused = words.startswith(MOVES), is_not_now(words) or is_not_primary(words)
+        if not (elsewhere or refused):
+            return False
+        if not words.startswith("ASK "):
             self._stale.set()
-            if command.waits:
-                self._follow_move(link, command, words)
-        elif words.startswith("ASK "):
+        if refused:
+            self.refuse(words)
+        if command.slot == NO_SLOT:  # a command for this server: its caller must know
+            return False
+        if words.startswith("ASK "):
             target = self._link_at(words, link)
             target.enqueue(Command(pack(("ASKING",)), ignore))
             target.enqueue(command)
-        elif is_not_now(words) or is_not_primary(words):
-            self.refuse(words)
-            self._stale.set()
-            if command.waits:
-                asyncio.get_running_loop().call_later(RESEND_DELAY_S, self._resend, command)
+        elif elsewhere:
+            self._follow_move(link, command, words)
         else:
-            return False
-        return command.waits
+            self._resend_later(command)
+        return True
 
     def _follow_move(self, link: ServerLink, command: Command, words: str) -> None:
         """Send a command to the server that has its slot. If that is not certain yet, wait for the topology."""
-        target = self._link_at(words, link)
-        if self._owners[command.slot] is link and target is not link:
+        target, known = self._link_at(words, link), self._owners[command.slot]
+        if target is link or known not in (link, target):
+            self._resend_later(command)
+            return
+        if known is link:
             self._owners[command.slot] = target
             self._losses += 1
-            self._resend(command)
-        else:
-            asyncio.get_running_loop().call_later(RESEND_DELAY_S, self._resend, command)
+        self._resend(command)
+
+    def _resend_later(self, command: Command) -> None:
+        asyncio.get_running_loop().call_later(RESEND_DELAY_S, self._resend, command)
 
     def _link_at(self, words: str, answered: ServerLink) -> ServerLink:
         """Return the link to the server in ``MOVED slot host:port``; without a host, it is the one that answered."""
@@ -246,15 +264,15 @@ class ClusterLink(Link):
         _open(link)
         return link
 
-    def on_lost(self, link: ServerLink) -> None:  # noqa: ARG002 -- whichever it is, the topology shows what to do
+    def on_lost(self, link: ServerLink) -> None:
         """Read the topology again: another server may take over."""
         self._stale.set()
         self._note_connected()
+        if not self._ready.is_set() and link.failure is not None:
+            self.note_failure(link.failure)
 
-    def on_dropped(self, link: ServerLink, channels: Sequence[bytes]) -> None:
+    def on_dropped(self, link: ServerLink, channels: Sequence[bytes]) -> None:  # noqa: ARG002 -- the topology shows it
         """Subscribe again to channels that their server no longer serves, when the topology is known."""
-        if link.refusal:
-            self.refuse(link.refusal)
         self._dropped.update(channels)
         self._stale.set()
 
@@ -271,6 +289,7 @@ class ClusterLink(Link):
         connected = any(link.connected for link in self._links.values())
         if connected:
             self._ready.set()
+            self.note_failure(None)
         elif self._ready.is_set():
             self._ready.clear()
             self._down_since_s = time.monotonic()
@@ -287,7 +306,7 @@ class ClusterLink(Link):
     def send(self, *args: bytes | str | int, on_reply: OnReply, key: str = "") -> Command:
         """Send a command to the server of its first key, or of ``key``."""
         command = Command(pack(args), on_reply)
-        command.slot = slot_of(key or _key_of(args))
+        command.slot = slot_of(key or first_key(args))
         self._enqueue(command)
         return command
 
@@ -359,8 +378,7 @@ class ClusterLink(Link):
         """Subscribe at the server that has the channel, as soon as there is one."""
         link = self._owners[slot_of(channel)]
         if link is None:
-            other = self._strays.get(channel)
-            self._strays[channel] = handler if other is None else Fanout(other, handler)
+            self._strays.add(channel, handler)
             self._stale.set()
             return
         _open(link)
@@ -368,22 +386,23 @@ class ClusterLink(Link):
         answered.add_done_callback(partial(self._on_answered, channel))
 
     def _on_answered(self, channel: bytes, answered: asyncio.Future[None]) -> None:
-        if answered.cancelled() or answered.exception() is not None:
+        error = None if answered.cancelled() else answered.exception()
+        if answered.cancelled() or isinstance(error, ServedElsewhere):
             return  # the channel moves
         for confirmed in self._waiting.pop(channel, ()):
-            if not confirmed.done():
+            if confirmed.done():
+                continue
+            if error is None:
                 confirmed.set_result(None)
+            else:
+                confirmed.set_exception(error)
         if channel in self._moved:
             self._moved.discard(channel)
             _resync(self._subscribers.get(channel, ()))
 
     def unsubscribe(self, channel: bytes, on_message: OnMessage) -> None:
         """Pass no more messages to ``on_message``; do nothing if it is not subscribed."""
-        stray = self._strays.get(channel)
-        if isinstance(stray, Fanout):
-            self._strays[channel] = stray.without(on_message)
-        elif stray == on_message:
-            del self._strays[channel]
+        self._strays.remove(channel, on_message)
         for link in self._links.values():
             link.unsubscribe(channel, on_message)
         if channel not in self._strays and not any(link.subscribed(channel) for link in self._links.values()):
@@ -416,13 +435,3 @@ def _resync(subscribers: Sequence[Subscriber]) -> None:
             subscriber.resync()
         except Exception:  # an error of one stream must not end the others
             log.exception("a reader could not be resynced")
-
-
-def _key_of(args: Sequence[bytes | str | int]) -> str | bytes:
-    """Return the first key of a command of this service."""
-    place = {"EVALSHA": 3, "XREADGROUP": -2}.get(str(args[0]), 1)
-    key = args[place]
-    if isinstance(key, int):
-        message = f"the command {args[0]!r} has no key"
-        raise TypeError(message)
-    return key

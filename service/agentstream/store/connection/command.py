@@ -2,19 +2,21 @@
 
 import asyncio
 from collections.abc import Callable
+from typing import Final
 
 from agentstream.store.connection.wire import OnReply
+
+NO_SLOT: Final = -1
 
 
 class Command:
     """A command that was sent, or waits to be sent.
 
     ``repack``, if set, returns the bytes to send instead after a reconnect: the same command, with more checks.
-    ``slot`` is the slot of its keys; a link to a cluster sets it.
+    ``slot`` is the slot of its keys in a cluster; NO_SLOT if it is for one server.
     """
 
     __slots__ = ("cancelled", "on_reply", "payload", "repack", "slot")
-    slot: int
     waits = True  # a reply that means "not now" is not the end: the command is sent again
 
     def __init__(self, payload: bytes, on_reply: OnReply) -> None:
@@ -23,6 +25,7 @@ class Command:
         self.on_reply = on_reply
         self.repack: Callable[[], bytes] | None = None
         self.cancelled = False
+        self.slot = NO_SLOT
 
     def cancel(self) -> None:
         """Do not send the command (again), and drop its reply."""

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import hiredis
 
-from agentstream.errors import BusError, ConnectionRefused
+from agentstream.errors import BusError, ConnectionRefused, WrongBroker
 from agentstream.store.connection.endpoint import Endpoint
 from agentstream.store.connection.refusals import is_not_primary, words_of
 from agentstream.store.connection.wire import Reply, RespConnection, await_while_connected, pack
@@ -68,7 +68,7 @@ async def open_connection(
 
     If the server has no RESP3, this makes the endpoint use RESP2. ``mode`` is what the server must be: standalone or
     cluster. Raises OSError if the server cannot be reached, ConnectionRefused with its words if it refuses a required
-    step, is not the primary or has another mode, and BusError if it closes the connection.
+    step or is not the primary, WrongBroker if it has another mode, and BusError if it closes the connection.
     """
     while True:
         steps = [*login_steps(endpoint, name), *more_steps, Step(("PING",), required=False)]
@@ -76,7 +76,7 @@ async def open_connection(
         if wrong := _wrong_mode(steps, replies, mode):
             connection.abort()
             message = f"{endpoint} {wrong} in REDIS_URL"
-            raise ConnectionRefused(message, words=message)
+            raise WrongBroker(message)
         refusal = next(_refusals(steps, replies), None)
         if refusal is None and len(replies) == len(steps):
             return connection

@@ -1,6 +1,7 @@
 """What the service needs of its connection to the broker, whatever the broker is: one server, Sentinel or Cluster."""
 
 import asyncio
+import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable
@@ -8,16 +9,18 @@ from typing import Final, Protocol
 
 import hiredis
 
-from agentstream.errors import BusError
+from agentstream.errors import BrokerUnavailable, BusError, ConnectionRefused, StartupError, WrongBroker
 from agentstream.store.connection.command import Command
 from agentstream.store.connection.fanout import OnMessage
-from agentstream.store.connection.refusals import words_of
+from agentstream.store.connection.refusals import is_not_now, is_not_primary, words_of
 from agentstream.store.connection.wire import OnReply, Reply, pack
 
 BLOCKED_S: Final = 0.5  # a timeout that comes later than this shows a blocked event loop, not a busy one
 # How long the words of a refused command count as the reason why commands wait: such a command is sent again, and is
 # refused again, every RESEND_DELAY_S; a connection is tried again after MAX_BACKOFF_S at the latest.
 REFUSAL_VALID_S: Final = 2.0
+# After this time a start ends if only another REDIS_URL helps. Servers that are just being set up get so much time.
+WRONG_BROKER_S: Final = 3.0
 
 
 class Subscriber(Protocol):
@@ -38,8 +41,12 @@ class Link(ABC):
     Every command has a name: its first key, or the ``key`` of the call. The names of a run lead to one server.
     """
 
-    def __init__(self) -> None:
-        """Prepare a link that is not connected."""
+    def __init__(self, shown: str) -> None:
+        """Prepare a link that is not connected. Errors name the broker as ``shown``."""
+        self._shown = shown
+        self._failure: Exception | None = None  # why the link does not connect
+        self._wrong_since_s = math.inf  # monotonic
+        self._changed = asyncio.Event()  # set by each connect and by each failure to connect
         self.on_reconnect: dict[Callable[[], None], None] = {}  # an ordered set; called after every connect
         self.on_pong: Callable[[float], None] = ignore  # called with the duration of each ping, in s
         self._refusal = ""
@@ -96,9 +103,61 @@ class Link(ABC):
     def open(self) -> None:
         """Start to connect; the link then stays connected until ``close``."""
 
+    async def wait_ready(self, timeout_s: float, *, patient: bool = True) -> None:
+        """Return when the link is connected; raises BrokerUnavailable, with the cause, after ``timeout_s``.
+
+        Raises StartupError after WRONG_BROKER_S if only another REDIS_URL helps. If not ``patient``, raises this error
+        at once, and also BusError if the broker refuses, and BrokerUnavailable if no server answers: all failures that
+        a failover does not end.
+        """
+        try:
+            async with asyncio.timeout(timeout_s):
+                while not self.connected:
+                    self._changed.clear()
+                    self._raise_final(patient=patient)
+                    await self._changed.wait()
+        except TimeoutError as exc:
+            reason = str(self._failure or "") or self.refusal or "no answer"
+            message = f"{self._shown} cannot be reached within {timeout_s:g} s: {reason}"
+            raise BrokerUnavailable(message) from exc
+
+    def note_failure(self, failure: Exception | None) -> bool:
+        """Note why the link does not connect, or that it does; return whether the reason is a new one."""
+        before, self._failure = self._failure, failure
+        if not isinstance(failure, WrongBroker):
+            self._wrong_since_s = math.inf
+        elif self._wrong_since_s == math.inf:
+            self._wrong_since_s = time.monotonic()
+        if isinstance(failure, ConnectionRefused):
+            self.refuse(failure.words)
+        self._changed.set()
+        return failure is not None and (before is None or str(before) != str(failure))
+
+    def _raise_final(self, *, patient: bool) -> None:
+        """Raise the failure to connect, if waiting does not help."""
+        failure = self._failure
+        if isinstance(failure, WrongBroker):
+            if not patient or time.monotonic() - self._wrong_since_s > WRONG_BROKER_S:
+                raise StartupError(str(failure)) from failure
+        elif patient or failure is None or self._may_pass(failure):
+            return
+        elif isinstance(failure, ConnectionRefused):
+            raise BusError(str(failure)) from failure
+        else:
+            message = f"Redis does not answer: {str(failure) or type(failure).__name__}"
+            raise BrokerUnavailable(message) from failure
+
+    def _may_pass(self, failure: Exception) -> bool:
+        """Whether a failure may pass within seconds: the server loads its data, or another one takes over."""
+        words = failure.words if isinstance(failure, ConnectionRefused) else ""
+        if is_not_now(words):
+            return True
+        return self._fails_over and (is_not_primary(words) or not isinstance(failure, BusError))
+
+    @property
     @abstractmethod
-    async def wait_ready(self, timeout_s: float) -> None:
-        """Return when the link is connected; raises BrokerUnavailable, with the cause, after ``timeout_s``."""
+    def _fails_over(self) -> bool:
+        """Whether another server may take over from one that does not answer."""
 
     @abstractmethod
     async def close(self) -> None:

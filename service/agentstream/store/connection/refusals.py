@@ -1,7 +1,10 @@
 """Error replies of the broker: the words in them, and what they mean for the command and its connection."""
 
 import re
+from collections.abc import Sequence
 from typing import Final
+
+from agentstream.errors import BusError, ConnectionRefused, WrongBroker
 
 # Error replies that mean "not now": the command is sent again until its caller gives up. OOM is one of them because
 # memory may be freed, NOREPLICAS because a replica may come back.
@@ -43,3 +46,14 @@ def is_not_now(words: str) -> bool:
 def is_not_primary(words: str) -> bool:
     """Return whether the server refuses the command because it is not the primary."""
     return words.startswith(_NOT_PRIMARY)
+
+
+def joined(errors: Sequence[BusError], before: str = "") -> BusError:
+    """Return one error for several servers, of which none was of use: of their class, if all have the same."""
+    message = before + "; ".join(dict.fromkeys(map(str, errors)))
+    if errors and all(isinstance(error, WrongBroker) for error in errors):
+        return WrongBroker(message)
+    refused = [error for error in errors if isinstance(error, ConnectionRefused)]
+    if errors and len(refused) == len(errors):
+        return ConnectionRefused(message, words=refused[0].words)
+    return BusError(message)

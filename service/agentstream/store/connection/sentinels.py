@@ -1,14 +1,21 @@
 """Asks sentinels for the address of the primary."""
 
 import asyncio
+import logging
 from collections import Counter
+from typing import Final
 
 import redis.asyncio as redis_asyncio
-from redis.exceptions import RedisError
+from redis.exceptions import AuthenticationError, NoPermissionError, RedisError, ResponseError
 
-from agentstream.errors import BusError
-from agentstream.protocol.broker_url import Address
+from agentstream.errors import BusError, ConnectionRefused, WrongBroker
+from agentstream.protocol.broker_url import Address, show_address
 from agentstream.store.connection.endpoint import Endpoint
+from agentstream.store.connection.refusals import joined, words_of
+
+log = logging.getLogger(__name__)
+
+SENTINEL_INTERVAL_S: Final = 5.0
 
 
 async def find_primary(endpoint: Endpoint) -> Address:
@@ -16,32 +23,64 @@ async def find_primary(endpoint: Endpoint) -> Address:
 
     All are asked at once: a sentinel that is cut off from the others may name a server that is no longer the primary.
     """
+    named = Counter(answer for answer in await ask_sentinels(endpoint) if not isinstance(answer, BusError))
+    return named.most_common(1)[0][0]
+
+
+async def ask_sentinels(endpoint: Endpoint) -> list[Address | BusError]:
+    """Return the primary that each sentinel names, or the reason why it names none, in the order of REDIS_URL.
+
+    Raises BusError if none of them names one: WrongBroker if another REDIS_URL is needed, and ConnectionRefused if
+    another password is needed.
+    """
     sentinels = endpoint.sentinels()
     try:
-        answers = await asyncio.gather(*(_ask(sentinel, endpoint.master) for sentinel in sentinels))
+        answers = await asyncio.gather(
+            *(
+                _ask(sentinel, show_address(*address), endpoint.master)
+                for sentinel, address in zip(sentinels, endpoint.addresses, strict=True)
+            )
+        )
     finally:
         await asyncio.gather(*(sentinel.aclose() for sentinel in sentinels), return_exceptions=True)
-    named = Counter(answer for answer in answers if isinstance(answer, tuple))
-    if named:
-        return named.most_common(1)[0][0]
-    errors = [answer for answer in answers if isinstance(answer, str)]
-    if not errors:
-        message = (
-            f"no sentinel knows a master {endpoint.master!r}; write the name that the line `sentinel monitor` of "
-            "their configuration has at the end of REDIS_URL"
-        )
-        raise BusError(message)
-    message = f"no sentinel of {endpoint} names the primary: {errors[0]}"
-    raise BusError(message)
+    errors = [answer for answer in answers if isinstance(answer, BusError)]
+    if len(errors) == len(answers):
+        raise joined(errors, "no sentinel names the primary: ")
+    return answers
 
 
-async def _ask(sentinel: redis_asyncio.Redis, master: str) -> Address | str | None:
-    """Return the address of the primary; None if the sentinel does not know the master; or the reason of a failure."""
+async def _ask(sentinel: redis_asyncio.Redis, where: str, master: str) -> Address | BusError:
     try:
         answer = await sentinel.execute_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", master)  # type: ignore[no-untyped-call]
+    except (AuthenticationError, NoPermissionError) as exc:
+        hint = "the sentinels' own user and password are ?sentinel_username=... and ?sentinel_password=... in REDIS_URL"
+        return ConnectionRefused(f"{where} refuses: {words_of(exc)} ({hint})", words=words_of(exc))
+    except ResponseError as exc:
+        words = words_of(exc)
+        if "unknown command" in words:
+            hint = "name the sentinels in REDIS_URL; for one server without sentinels write redis://host:port"
+            return WrongBroker(f"{where} is not a sentinel; {hint}")
+        return BusError(f"{where}: {words}")
     except (RedisError, OSError) as exc:
-        return str(exc) or type(exc).__name__
+        return BusError(f"{where}: {str(exc) or type(exc).__name__}")
     if not answer:
-        return None
+        return WrongBroker(
+            f"{where} does not know a master {master!r}; write the name that the line `sentinel monitor` of its "
+            "configuration has at the end of REDIS_URL"
+        )
     host, port = (word.decode() if isinstance(word, bytes) else str(word) for word in answer)
     return host, int(port)
+
+
+async def until_primary_changes(endpoint: Endpoint, primary: Address | None) -> None:
+    """Return when the sentinels name another primary. Their own message about it may be lost, so ask them."""
+    while True:
+        await asyncio.sleep(SENTINEL_INTERVAL_S)
+        try:
+            named = await find_primary(endpoint)
+        except (OSError, BusError) as exc:
+            log.warning("the sentinels do not name the primary: %s", exc)
+            continue
+        if named != primary:
+            log.warning("the sentinels name another primary: %s:%d", *named)
+            return

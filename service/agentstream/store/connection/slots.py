@@ -3,7 +3,7 @@
 import binascii
 import functools
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 SLOTS: Final = 16384
@@ -34,3 +34,13 @@ def by_slot(names: Iterable[bytes]) -> list[list[bytes]]:
     for name in names:
         groups[slot_of(name)].append(name)
     return list(groups.values())
+
+
+def first_key(args: Sequence[bytes | str | int]) -> str | bytes:
+    """Return the first key of a command of this service."""
+    place = {"EVALSHA": 3, "XREADGROUP": -2}.get(str(args[0]), 1)
+    key = args[place]
+    if isinstance(key, int):
+        message = f"the command {args[0]!r} has no key"
+        raise TypeError(message)
+    return key

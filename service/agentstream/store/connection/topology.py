@@ -5,12 +5,12 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from redis.exceptions import RedisError
+from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
 
-from agentstream.errors import BusError
+from agentstream.errors import BusError, ConnectionRefused, WrongBroker
 from agentstream.protocol.broker_url import Address, show_address
 from agentstream.store.connection.endpoint import Endpoint
-from agentstream.store.connection.refusals import words_of
+from agentstream.store.connection.refusals import joined, words_of
 from agentstream.store.connection.slots import SLOTS
 
 ASK_TIMEOUT_S: Final = 1.0  # there are other servers to ask
@@ -46,26 +46,49 @@ async def read_topology(endpoint: Endpoint, known: Mapping[Address, Ask], others
     views = await asyncio.gather(*asked)
     found = [view for view in views if isinstance(view, Topology)]
     if not found:
-        raise BusError("; ".join(dict.fromkeys(str(view) for view in views)) or f"{endpoint} has no servers")
-    return max(found, key=lambda view: view.rank)
+        raise joined([view for view in views if isinstance(view, BusError)])
+    best = max(found, key=lambda view: view.rank)
+    if not best.primaries:
+        message = f"no server of {endpoint} has slots; join its servers with `redis-cli --cluster create`"
+        raise BusError(message)
+    return best
 
 
-async def _view_of(address: Address, ask: Ask) -> Topology | str:
+async def _view_of(address: Address, ask: Ask) -> Topology | BusError:
     """Return the view of one server, or the reason why it has none."""
+    where = show_address(*address)
     try:
         async with asyncio.timeout(ASK_TIMEOUT_S):
             info, slots = await asyncio.gather(ask("CLUSTER", "INFO"), ask("CLUSTER", "SLOTS"))
     except TimeoutError:
-        return f"{show_address(*address)} does not answer within {ASK_TIMEOUT_S:g} s"
+        return BusError(f"{where} does not answer within {ASK_TIMEOUT_S:g} s")
     except (RedisError, BusError, OSError) as exc:
-        words = words_of(exc) or type(exc).__name__
-        if "cluster support disabled" in words:
-            words = "it is not a part of a cluster; write redis:// instead of redis+cluster:// in REDIS_URL"
-        return f"{show_address(*address)}: {words}"
-    return parse_view(address, info, slots)
+        return _why_no_view(where, exc)
+    try:
+        return parse_view(address, info, slots)
+    except (TypeError, ValueError, IndexError, AttributeError) as exc:
+        return BusError(f"{where}: its topology cannot be read: {exc}")
 
 
-async def _view_by_new_connection(endpoint: Endpoint, address: Address) -> Topology | str:
+def _why_no_view(where: str, error: Exception) -> BusError:
+    words = words_of(error) or type(error).__name__
+    if "cluster support disabled" in words:
+        return WrongBroker(
+            f"{where} is not a part of a cluster; write redis:// instead of redis+cluster:// in REDIS_URL"
+        )
+    if "unknown command" in words:
+        return WrongBroker(
+            f"{where} has no cluster commands; write redis:// instead of redis+cluster:// in REDIS_URL, or "
+            "redis+sentinel://host:port/master if it is a sentinel"
+        )
+    if isinstance(error, AuthenticationError):
+        return ConnectionRefused(f"{where} refuses: {words} (check the user and password in REDIS_URL)", words=words)
+    if isinstance(error, NoPermissionError) or words.startswith("NOPERM"):
+        return ConnectionRefused(f"{where} refuses: {words}", words=words)
+    return BusError(f"{where}: {words}")
+
+
+async def _view_by_new_connection(endpoint: Endpoint, address: Address) -> Topology | BusError:
     client = endpoint.at(*address).redis(read_timeout_s=ASK_TIMEOUT_S)
     # Under a name of one word redis-py returns the reply as the server has sent it.
     try:
