@@ -153,6 +153,14 @@ async def test_the_users_suffice_for_people(broker: Broker, client: Client, tmp_
     assert set(await broker.refusals()) <= {f"worker: {HARMLESS}"}
 
 
+async def test_the_users_suffice_at_the_limit_of_a_key(broker: Broker, client: Client, tmp_path: Path) -> None:
+    """A key that has all of its runs open gets 429 and not an error of Redis."""
+    async with Processes(broker.url("frontend"), tmp_path) as frontends:
+        url = await frontends.frontend(AGENTSTREAM_API_KEYS="key", AGENTSTREAM_MAX_RUNS_PER_KEY="1")
+        assert [(await client.post(url, request(background=True)))[0] for _ in range(2)] == [200, 429]
+    assert await broker.refusals() == []
+
+
 async def test_users_of_an_earlier_version_lose_only_one_metric(broker: Broker, client: Client, tmp_path: Path) -> None:
     """A front end without the right to XINFO GROUPS still serves, is ready, and reports the waiting jobs as unknown."""
     async with Redis(port=broker.port, username="watching", password="any", protocol=3) as redis:  # noqa: S106
@@ -200,6 +208,20 @@ def test_redis_6_can_load_the_users() -> None:
     """The files name no command that Redis 6.2 does not know: there the server would not start (measured)."""
     text = USERS.read_text() + SENTINELS_USERS.read_text()
     assert re.findall(r"[+-](s(?:un)?subscribe|spublish|client\|setinfo|cluster\|(?:shards|links))\b", text) == []
+
+
+def test_the_commands_of_scripts_are_allowed() -> None:
+    """Each command in a Lua script is allowed to front ends or workers, so that a new one is not forgotten."""
+    allowed = set(re.findall(r"\+(\w+)", "".join(re.findall(r"(?m)^user (?:frontend|worker) .*$", USERS.read_text()))))
+    scripts = {path.stem: path.read_text() for path in (ROOT / "service/agentstream/store/lua").glob("*.lua")}
+    called = {
+        f"{name}: {command}"
+        for name, text in scripts.items()
+        for command in re.findall(r"redis\.p?call\(['\"](\w+)", text)
+        if command.lower() not in allowed | {"publish", "spublish"}  # these two come with @pubsub
+    }
+    assert scripts
+    assert called == set()
 
 
 # Sharded channels, sentinels and replication
