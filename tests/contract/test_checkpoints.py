@@ -4,6 +4,7 @@ import asyncio
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 
 import orjson
 import pytest
@@ -365,7 +366,7 @@ async def test_the_pause_is_measured_from_the_last_renewal(
     assert first.silent_s == 0
     seen = int(await link.call("HGET", keys.run(claim.job.run_id), "seen"))
     await link.call("HSET", keys.run(claim.job.run_id), "seen", seen - 5000)
-    second = await begun_attempt(queues[1], claim, resumable=True)
+    second = await begun_attempt(queues[1], replace(claim, new=False), resumable=True)
     assert 5 <= second.silent_s < 5 + TIMEOUT_S
     await link.call("HSET", keys.run(claim.job.run_id), "seen", seen - 5000)
     await queues[1].report_progress([(claim.job.run_id, "agent", 3)])

@@ -15,6 +15,7 @@ from agentstream.store.connection.server_link import ServerLink
 from agentstream.store.interrupts import InterruptStore
 from agentstream.store.queue import Claim, JobQueue
 from agentstream.store.submission import JobSubmitter
+from agentstream.worker.ended_runs import EndedRuns
 from agentstream.worker.leases import Leases
 from agentstream.worker.parking import Parking
 from agentstream.worker.runner import Runner
@@ -32,6 +33,7 @@ class RecordingRunner:
         self._queue = queue
         self._name = name
         self._history = history
+        self.ended_runs = EndedRuns(queue)
 
     async def execute(self, claim: Claim, suspicious: asyncio.Future[bool] | None = None) -> None:
         history = self._history

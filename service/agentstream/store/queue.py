@@ -10,8 +10,8 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Awaitable, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Final
 
 from agentstream.errors import BrokerUnavailable, BusError
@@ -46,6 +46,12 @@ _NO_GROUP_ERRORS: Final = (
     "ERR NOGROUP",
     "ERR The XGROUP subcommand requires the key",
 )
+# After a reconnect the queue may have lost claims, and deliver these jobs to other workers. So jobs that were enqueued
+# before it are not begun for this time. Meanwhile their workers reconnect, and store that they execute them.
+SETTLE_CLAIMS_S: Final = 1.5
+# No failover is quicker than this, so younger entries are those of the new primary.
+_MIN_FAILOVER_MS: Final = 1000
+_PENDING_PAGE: Final = 10
 # The replies of begin.lua that begin no attempt.
 _NO_ATTEMPT: Final = {b"ENDED": "it has ended", b"DUPLICATE": "another queue entry carries it"}
 _FIRST_ENTRY: Final = "0"  # a group that starts at $ skips jobs that were enqueued before the first worker
@@ -69,11 +75,17 @@ async def _reply_within(link: Link, pending: Awaitable[Reply], timeout_s: float)
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A job that this worker holds, and its queue entry. Its lease began at ``lease_since_s`` (monotonic) or later."""
+    """A job that this worker holds, and its queue entry. Its lease began at ``lease_since_s`` (monotonic) or later.
+
+    ``new`` says that the queue delivered it as a new job, so no worker held it before, unless the queue has lost that
+    worker's claim. The job must not begin before ``not_before_s`` (monotonic).
+    """
 
     entry_id: str
     job: Job
     lease_since_s: float
+    new: bool = False
+    not_before_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +122,13 @@ class JobQueue:
         self._jobs = keys.jobs(queue)
         self._workers = keys.workers(queue)
         self.worker_id = worker_id
+        self.holds: Callable[[str], bool] = _holds_nothing  # whether this worker works on a queue entry
+        self._claims.on_reconnect[self._on_connect] = None
+        self._connects = 0
+        self._reconnected = False
+        self._pending_after = ""  # look for jobs that this worker has claimed, but not got, after this entry
+        self._settled_at_s = 0.0  # monotonic
+        self._settling_before_ms = 0  # entries that are older may have a worker already
 
     @property
     def reconnects(self) -> int:
@@ -153,6 +172,10 @@ class JobQueue:
         It claims one job at a time, so that idle workers share a burst. It reads one queue at a time, because COUNT
         applies to each stream of an XREADGROUP, and because a cluster may hold the streams in different slots.
         """
+        if self._reconnected:
+            await self._after_reconnect()
+        if self._pending_after and (claim := await self._claim_pending()) is not None:
+            return claim
         started = time.monotonic()
         block_s = SHORT_CLAIM_BLOCK_S if short_block else CLAIM_BLOCK_S
         block = ("COUNT", 1, "BLOCK", int(block_s * 1000))
@@ -171,9 +194,46 @@ class JobQueue:
             if time.monotonic() - started < MIN_EMPTY_CLAIM_S:
                 await asyncio.sleep(MIN_EMPTY_CLAIM_S)
             return None
-        [entries] = reply.values() if isinstance(reply, dict) else (reply[0][1],)  # RESP3, RESP2
-        entry_id, flat = entries[0]
-        return await self._decode_claim(entry_id, dict(zip(flat[::2], flat[1::2], strict=True)), lease_since_s=started)
+        entry_id, flat = _entries_of(reply)[0]
+        claim = await self._decode_claim(entry_id, flat, lease_since_s=started)
+        if claim is None:
+            return None
+        suspect = started < self._settled_at_s and int(claim.entry_id.partition("-")[0]) < self._settling_before_ms
+        return replace(claim, new=True, not_before_s=self._settled_at_s if suspect else 0.0)
+
+    def _on_connect(self) -> None:
+        self._connects += 1
+        if self._connects > 1:
+            self._reconnected, self._settled_at_s = True, time.monotonic() + SETTLE_CLAIMS_S
+
+    async def _after_reconnect(self) -> None:
+        """Note which entries may have a worker already, and that replies with claimed jobs may be lost."""
+        call = self._claims.start_call("TIME", key=self._jobs)
+        seconds, microseconds = map(int, await _reply_within(self._claims, call, COMMAND_TIMEOUT_S))
+        self._settling_before_ms = seconds * 1000 + microseconds // 1000 - _MIN_FAILOVER_MS
+        self._reconnected, self._pending_after = False, _FIRST_ENTRY
+
+    async def _claim_pending(self) -> Claim | None:
+        """Return a job that the queue has given to this worker, but whose reply was lost; None if there is no other."""
+        started = time.monotonic()
+        while self._pending_after:
+            command = ("XREADGROUP", "GROUP", GROUP, self.worker_id, "COUNT", _PENDING_PAGE, "STREAMS", self._jobs)
+            pending = self._claims.start_call(*command, self._pending_after)
+            try:
+                reply = await _reply_within(self._claims, pending, COMMAND_TIMEOUT_S)
+            except BrokerUnavailable as exc:
+                if not words_of(exc.__cause__).startswith(_NO_GROUP_ERRORS):
+                    raise
+                reply = None  # the next claim creates the queue again
+            entries = _entries_of(reply) if reply else []
+            for name, flat in entries:
+                self._pending_after = name.decode()
+                if flat and not self.holds(self._pending_after):
+                    log.warning("claimed a job whose claim was lost: %s", self._pending_after)
+                    return await self._decode_claim(name, flat, lease_since_s=started)
+            if not entries:
+                self._pending_after = ""
+        return None
 
     async def reclaim(self, lease_s: float) -> Claim | None:
         """Take over one job whose worker has not renewed its lease for ``lease_s``; None if there is no such job.
@@ -200,25 +260,34 @@ class JobQueue:
         if not isinstance(reply, list):
             raise BrokerUnavailable(_STALLED)
         entry_id, flat = reply
-        return await self._decode_claim(entry_id, dict(zip(flat[::2], flat[1::2], strict=True)), lease_since_s=started)
+        return await self._decode_claim(entry_id, flat, lease_since_s=started)
 
     async def begin(
         self, claim: Claim, *, ttl_s: int, resumable: bool = False, takes_inputs: bool = False
     ) -> BegunAttempt | None:
-        """Begin an attempt at a claimed job; None if the run has ended, or if another queue entry carries the run.
+        """Begin an attempt at a claimed job; None if the run needs none here, and its claim was given up.
 
+        The run has ended, or another queue entry carries it, or another worker executes it, whose claim was lost.
         ``ttl_s`` is the TTL of the run's keys while the run is open. ``resumable`` says that the agent can continue
         what an earlier attempt began, and ``takes_inputs`` that it takes messages while it works.
         """
         keys = [self._keys.run(claim.job.run_id), self._keys.events(claim.job.run_id)]
         token = secrets.token_hex(8)
         pending = self._link.start_script_call(
-            "begin", keys, claim.entry_id, self.worker_id, ttl_s, token, int(resumable), int(takes_inputs)
+            "begin",
+            keys,
+            *(claim.entry_id, self.worker_id, ttl_s, token, int(resumable), int(takes_inputs), int(claim.new)),
         )
         self._link.flush()  # sent now, not at the end of the turn, because a client waits
         reply = await _reply_within(self._link, pending, COMMAND_TIMEOUT_S)
         if not isinstance(reply, list):
             log.info("the run needs no attempt: %s", _NO_ATTEMPT.get(reply, reply))
+            await self.finish(claim)
+            return None
+        if reply[0] == b"HELD":
+            holder = reply[1].decode()
+            log.warning("the queue has lost the claim of %s to the run; giving the job back to it", holder)
+            await self._script("give", [self._jobs], GROUP, self.worker_id, claim.entry_id, holder)
             return None
         attempt, cancelled, handed_back, waited_ms, silent_ms = reply
         resumes = {"resumes": True} if resumable and attempt > 1 else {}
@@ -260,10 +329,14 @@ class JobQueue:
             )
         )
 
-    async def finish(self, claim: Claim) -> None:
-        """Remove a job that needs no more attempts: its terminal event is stored, or another entry carries its run."""
-        pending = self._link.start_script_call("finish", [self._jobs], GROUP, self.worker_id, claim.entry_id)
-        if not await _reply_within(self._link, pending, COMMAND_TIMEOUT_S):
+    async def finish(self, claim: Claim, *, again: bool = False) -> None:
+        """Remove a job that needs no more attempts: its terminal event is stored, or another entry carries its run.
+
+        ``again`` says that it was removed before, but the broker may have lost that.
+        """
+        args = (GROUP, self.worker_id, claim.entry_id, int(again))
+        pending = self._link.start_script_call("finish", [self._jobs], *args)
+        if not await _reply_within(self._link, pending, COMMAND_TIMEOUT_S) and not again:
             log.warning("the job %s is no longer held by this worker", claim.entry_id)
         if claim.job.limited:
             await self._call("ZREM", self._keys.active_runs(claim.job.owner), claim.job.run_id)
@@ -290,11 +363,12 @@ class JobQueue:
         await self._script("prune_consumers", [self._jobs], GROUP, DEAD_CONSUMER_IDLE_MS)
 
     async def _decode_claim(
-        self, entry_id: bytes | str, fields: dict[bytes, bytes], *, lease_since_s: float
+        self, entry_id: bytes | str, flat: Sequence[bytes], *, lease_since_s: float
     ) -> Claim | None:
         """Return the claim of an entry. Remove an entry that is not a job: it would be reclaimed again and again."""
         name = entry_id.decode() if isinstance(entry_id, bytes) else entry_id
         try:
+            fields = dict(zip(flat[::2], flat[1::2], strict=True))
             return Claim(name, Job.decode(fields[b"job"]), lease_since_s)
         except (ValueError, KeyError):
             log.exception("entry %s of %s is not a job; removing it", name, self._jobs)
@@ -310,3 +384,13 @@ class JobQueue:
 
     async def _script(self, name: str, keys: list[str], *args: str | int) -> Reply:
         return await _reply_within(self._link, self._link.start_script_call(name, keys, *args), COMMAND_TIMEOUT_S)
+
+
+def _entries_of(reply: Reply) -> list[tuple[bytes, Sequence[bytes]]]:
+    """Return the entries in the reply of an XREADGROUP of one stream: their ids, and fields and values."""
+    [entries] = reply.values() if isinstance(reply, dict) else (reply[0][1],)  # RESP3, RESP2
+    return list(entries)
+
+
+def _holds_nothing(_entry_id: str) -> bool:
+    return False

@@ -44,6 +44,7 @@ SCRIPTS: Final[Mapping[str, Script]] = {
         "create_run",
         "finish",
         "forget",
+        "give",
         "last_entry",
         "check_limits",
         "open_runs",
@@ -51,10 +52,12 @@ SCRIPTS: Final[Mapping[str, Script]] = {
         "progress",
         "prune_consumers",
         "publish",
+        "readmit",
         "reclaim",
         "hand_back",
         "register_idempotency_key",
         "renew",
+        "verify",
     )
 }
 CLUSTER_SCRIPTS: Final[Mapping[str, Script]] = {

@@ -7,19 +7,16 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
-import orjson
-
 from agentstream.errors import LimitReached, QueueFull
 from agentstream.protocol.jobs import Job
 from agentstream.protocol.keys import GROUP, Keys
 from agentstream.store.connection.link import Link
 from agentstream.store.connection.wire import Reply
 from agentstream.store.queue import HEARTBEAT_VALID_S
-from agentstream.store.runs import ANSWER_KEYS, CONVERSATION, RESPONSE, TRACEPARENT
+from agentstream.store.run_fields import fields_of
 
 FULL_QUEUE_RETRY_AFTER_S: Final = 5  # without a recent sample of the removal rate
 MAX_RETRY_AFTER_S: Final = 60
-MAX_CONVERSATION_BYTES: Final = 256 << 10  # of the conversation in a run's hash; about 64,000 tokens
 REMOVAL_SAMPLE_VALID_S: Final = 60
 
 
@@ -33,20 +30,6 @@ class Backlog:
     jobs: int
     waiting: int
     oldest_s: float
-
-
-def _kept_for_responses(job: Job) -> tuple[str | bytes, ...]:
-    """Return the fields and values of the run's hash that only the Responses API reads."""
-    if job.response is None:
-        return ()
-    fields: tuple[str | bytes, ...] = (RESPONSE, orjson.dumps(job.response))
-    if job.response.get("store", True):
-        # Instructions are the first message, and apply to this run only.
-        has_instructions = job.response.get("instructions") is not None
-        conversation = orjson.dumps(job.request["messages"][1 if has_instructions else 0 :])
-        if len(conversation) <= MAX_CONVERSATION_BYTES:
-            fields += (CONVERSATION, conversation)
-    return fields
 
 
 async def _one_by_one(*calls: Callable[[], Awaitable[Reply]]) -> list[Reply]:
@@ -90,14 +73,7 @@ class JobSubmitter:
         in the queue twice. Then ``begin.lua`` begins an attempt for one of the two entries only.
         """
         run = self._keys.run(job.run_id)
-        fields = (
-            *("status", "queued", "owner", job.owner, "model", job.request["model"], "created", job.created),
-            *("include_usage", int(job.include_usage)),
-            *((TRACEPARENT, job.traceparent) if job.traceparent else ()),
-            *((ANSWER_KEYS, " ".join(job.answer_keys)) if job.answer_keys else ()),
-            *_kept_for_responses(job),
-        )
-        create = partial(self._link.start_script_call, "create_run", [run], ttl_s, *fields)
+        create = partial(self._link.start_script_call, "create_run", [run], ttl_s, *fields_of(job))
         jobs = self._keys.jobs(self._queue)
         admit = partial(self._link.start_script_call, "admit", [jobs], self._max_queued, job.encode())
         # The job must not be in the queue before the run exists. One server keeps the order of the two commands, and

@@ -28,7 +28,8 @@ from agentstream.protocol.events import RUN_CANCELLED, RUN_COMPLETED, TEXT, TOOL
 from agentstream.protocol.interrupts import Interrupt
 from agentstream.protocol.jobs import Job
 from agentstream.protocol.openai import ChatCompletionRequest, Usage
-from agentstream.store.bus.publisher import Fields, RunPublisher
+from agentstream.store.bus.outbox import Fields
+from agentstream.store.bus.publisher import RunPublisher
 from agentstream.store.queue import Claim
 from agentstream.stream.transcript import tool_result
 from agentstream.telemetry.log_context import AGENT_ERROR, current_log_context

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from agentstream.protocol.events import INPUT_APPLIED, Event
-from agentstream.store.bus.publisher import Fields
+from agentstream.store.bus.outbox import Fields
 from agentstream.store.inputs import Inputs, input_id
 
 Publish = Callable[[str, dict[str, Any], Fields], None]

@@ -70,6 +70,7 @@ class Leases:
         self.lease_s = lease_s
         self.interval_s = lease_s / RENEWALS_PER_LEASE
         self._held: dict[str, LeasedRun] = {}
+        self._doubtful: set[str] = set()  # entries that another worker held at the last renewal
         self._renew_now = asyncio.Event()
         self._news: set[str] = set()
 
@@ -130,10 +131,17 @@ class Leases:
         if not self._held:
             return
         begun = {run.claim.job.run_id: run for run in self._held.values() if run.begun}
-        lost = [self._held.get(entry_id) for entry_id in await self._queue.renew(list(self._held))]
-        lost += [begun[run_id] for run_id in await self._queue.superseded(list(begun))]
+        others = await self._queue.renew(list(self._held))
+        lost = [begun[run_id] for run_id in await self._queue.superseded(list(begun))]
+        # Another worker that holds an entry soon begins a newer attempt. But if the queue has lost the claim of this
+        # worker in a failover, the other worker gives the entry back.
+        for entry_id in others:
+            run = self._held.get(entry_id)
+            if run is not None and (entry_id in self._doubtful or not run.begun):
+                lost.append(run)
+        self._doubtful = set(others)
         for run in lost:
-            if run is not None and self._held.pop(run.claim.entry_id, None) is run:
+            if self._held.pop(run.claim.entry_id, None) is run:
                 log.warning("the lease of the run was lost", extra=log_extra(log_context_of(run.claim.job)))
                 run.abandon()
         by_run = {run.claim.job.run_id: run for run in self._held.values()}

@@ -17,7 +17,7 @@ import orjson
 from agentstream.errors import InterruptTimeout, InvalidAgentOutput, RunCancelled
 from agentstream.protocol.events import INTERRUPT, RUN_RESUMED
 from agentstream.protocol.interrupts import MAX_INTERRUPTS, Interrupt
-from agentstream.store.bus.publisher import Fields
+from agentstream.store.bus.outbox import Fields
 from agentstream.store.interrupts import TIMED_OUT, Waiting
 
 # Several questions that an agent asks at the same time are parked together.

@@ -12,6 +12,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from agentstream import errors
@@ -26,11 +27,13 @@ from agentstream.errors import (
 )
 from agentstream.protocol.events import RUN_FAILED, RUN_HANDED_OVER, TEXT
 from agentstream.store.bus.bus import Bus
-from agentstream.store.bus.publisher import LogLimits, RunPublisher
+from agentstream.store.bus.publisher import Holder, LogLimits, RunPublisher
 from agentstream.store.connection.endpoint import COMMAND_TIMEOUT_S
 from agentstream.store.inputs import InputStore
 from agentstream.store.queue import BegunAttempt, Claim, JobQueue
+from agentstream.store.run_fields import fields_of
 from agentstream.telemetry import tracing
+from agentstream.worker.ended_runs import EndedRuns
 from agentstream.worker.execution import HAND_BACK, LEASE_LOST, PARK, AgentResolver, Execution
 from agentstream.worker.leases import Leases
 from agentstream.worker.metrics import HANDED_BACK, NOT_STORED, QueueMetrics
@@ -99,6 +102,7 @@ class Runner:
         self._on_agent_end = on_agent_end
         parking.on_timeouts = metrics.not_answered
         self._executions: set[Execution] = set()
+        self.ended_runs = EndedRuns(queue)
         self._handing_over = False
         self._text_events_before = 0  # written in runs that have ended
 
@@ -157,6 +161,8 @@ class Runner:
 
     async def _execute(self, execution: Execution, span: tracing.Span, suspicious: asyncio.Future[bool] | None) -> None:
         claim = execution.claim
+        if (wait_s := claim.not_before_s - time.monotonic()) > 0:
+            await asyncio.sleep(wait_s)  # another worker may store meanwhile that it executes the run
         late = time.monotonic() - claim.lease_since_s > self._leases.interval_s
         if late and await self._queue.renew([claim.entry_id]):
             log.warning("another worker took the run over before it began here")
@@ -169,10 +175,10 @@ class Runner:
             takes_inputs=execution.takes_inputs,
         )
         if begun is None:
-            await self._queue.finish(claim)
             return
+        holder = Holder(self._queue.worker_id, claim.entry_id, partial(fields_of, claim.job))
         publisher = self._bus.publisher(
-            claim.job.run_id, begun.attempt, self._limits.log, execution.abandon, begun.first_batch
+            claim.job.run_id, begun.attempt, self._limits.log, execution.abandon, begun.first_batch, holder
         )
         execution.bind(publisher)
         self._log_lines.attempt_begun(claim.job, begun)
@@ -224,6 +230,7 @@ class Runner:
             return None, outcome
         if outcome != HANDED_BACK:
             await self._queue.finish(execution.claim)
+            self.ended_runs.add(execution.claim, publisher)
         await self._log_lines.answered(self._bus, execution.claim.job.run_id, terminal)
         return terminal, outcome
 

@@ -54,6 +54,8 @@ class Worker:
         self._drain_timeout_s = drain_timeout_s
         self._slots = slots
         self._runs: set[asyncio.Task[None]] = set()
+        self._entries: set[str] = set()  # the queue entries of its runs
+        queue.holds = self._entries.__contains__
         self._reclaim_after_s = 0.0
         self._handed_back = asyncio.Event()
         self._handed_back.set()  # jobs may have been handed back before this worker started
@@ -84,6 +86,7 @@ class Worker:
                     tasks.create_task(self._send_heartbeats(), name="beat"),
                     tasks.create_task(self._leases.renew_forever(), name="leases"),
                     tasks.create_task(self._expire_questions(), name="questions"),
+                    tasks.create_task(self._runner.ended_runs.repair_forever(), name="ended runs"),
                 ]
                 reclaiming = tasks.create_task(self._reclaim(), name="reclaim")
                 await self._claim_until(stop)
@@ -129,6 +132,7 @@ class Worker:
     def on_reconnect(self) -> None:
         """Renew the leases of this worker at once, and give other workers time to renew theirs."""
         self._leases.renew_now()
+        self._runner.ended_runs.on_reconnect()
         self._handed_back.set()  # a message may be lost
         self._pause_reclaim()
 
@@ -197,12 +201,20 @@ class Worker:
             raise
 
     def _start(self, claim: Claim, suspicious: asyncio.Future[bool] | None = None) -> None:
+        """Execute a job in a task that releases the slot. Do so only once, also if the queue delivers the job again."""
+        if claim.entry_id in self._entries:
+            self._slots.release()
+            if suspicious is not None:
+                suspicious.set_result(False)
+            return
+        self._entries.add(claim.entry_id)
         task = asyncio.create_task(self._runner.execute(claim, suspicious), name=f"run {claim.job.run_id}")
         self._runs.add(task)
-        task.add_done_callback(partial(self._on_run_done, log_context_of(claim.job)))
+        task.add_done_callback(partial(self._on_run_done, claim.entry_id, log_context_of(claim.job)))
 
-    def _on_run_done(self, log_context: LogContext, task: asyncio.Task[None]) -> None:
+    def _on_run_done(self, entry_id: str, log_context: LogContext, task: asyncio.Task[None]) -> None:
         self._runs.discard(task)
+        self._entries.discard(entry_id)
         self._slots.release()
         if not task.cancelled() and (error := task.exception()) is not None:
             known = isinstance(error, AgentStreamError)

@@ -10,6 +10,7 @@ import pytest
 from agentstream.errors import BrokerUnavailable
 from agentstream.protocol.jobs import Job, new_run_id
 from agentstream.store.queue import Claim, JobQueue
+from agentstream.worker.ended_runs import EndedRuns
 from agentstream.worker.leases import PRUNE_EVERY, Leases, warn_if_unavailable
 from agentstream.worker.parking import Parking
 from agentstream.worker.runner import Runner
@@ -22,6 +23,9 @@ LEASE_S = 0.003
 
 class NoRuns:
     """A runner without runs."""
+
+    def __init__(self) -> None:
+        self.ended_runs = EndedRuns(cast("JobQueue", StubQueue()))
 
     async def deliver(self, run_id: str) -> None:
         """Do nothing."""

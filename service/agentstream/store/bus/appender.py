@@ -10,7 +10,7 @@ from typing import Final, NamedTuple, Protocol
 
 from agentstream.store.bus.counts import PublishCounts
 from agentstream.store.connection.link import Link
-from agentstream.store.connection.wire import Reply
+from agentstream.store.connection.wire import Reply, pack
 
 # Runs in one command. The broker does nothing else while a script runs, so a script must stay well below 1 ms.
 MAX_RUNS: Final = 64
@@ -28,14 +28,12 @@ class AppendSource(Protocol):
 
 
 class Append(NamedTuple):
-    """A batch to append to a run's replay log. ``previous_id`` is the last entry's id, as far as the source knows."""
+    """A batch to append to a run's replay log."""
 
     source: AppendSource
     log: str
     entry_id: str
     payload: bytes
-    previous_id: str
-    verify: bool  # whether the script must check that ``previous_id`` is the last entry
 
 
 class Appender:
@@ -72,18 +70,13 @@ class Appender:
 
     def _append(self, appends: Sequence[Append]) -> None:
         def on_reply(reply: Reply) -> None:
-            results = reply if isinstance(reply, list) else [0] * len(appends)  # an error reply applies to every batch
+            results = reply if isinstance(reply, list) else [0] * len(appends)  # any other reply applies to every batch
             for append, stored in zip(appends, results, strict=True):
                 append.source.on_append_result(stored=stored == 1)
 
         logs = [append.log for append in appends]
-        command = self._link.send_script("append", logs, *_arguments(appends), on_reply=on_reply)
-        command.repack = lambda: self._link.pack_script("append", logs, *_arguments(appends, verify=True))
-
-
-def _arguments(appends: Sequence[Append], *, verify: bool = False) -> list[bytes | str]:
-    """Return the arguments of append.lua. With ``verify`` (after a reconnect) it checks the last entry of every log."""
-    arguments: list[bytes | str] = []
-    for append in appends:
-        arguments += (append.entry_id, append.payload, append.previous_id if verify or append.verify else "")
-    return arguments
+        arguments = [part for append in appends for part in (append.entry_id, append.payload)]
+        command = self._link.send_script("append", logs, *arguments, on_reply=on_reply)
+        # After a reconnect it is unknown which batches are stored, and whether the attempts are still the newest ones.
+        # The reply to PING is no list, so every source finds that out.
+        command.repack = lambda: pack(("PING",))

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from typing import NamedTuple
+from weakref import WeakSet
 
 from agentstream.errors import AgentStreamError, LogTrimmed
 from agentstream.protocol.events import START, Cursor, Event, decode_batch
@@ -9,7 +10,7 @@ from agentstream.protocol.keys import Keys
 from agentstream.store.bus.appender import Appender
 from agentstream.store.bus.counts import FeedCounts, PublishCounts
 from agentstream.store.bus.feed import PAGE_ENTRIES, RunFeed
-from agentstream.store.bus.publisher import LogLimits, RunPublisher
+from agentstream.store.bus.publisher import Holder, LogLimits, RunPublisher
 from agentstream.store.connection.link import Link
 
 
@@ -28,6 +29,8 @@ class Bus:
         self._link = link
         self._keys = keys
         self._appender = Appender(link)
+        self._publishers: WeakSet[RunPublisher] = WeakSet()
+        link.on_reconnect[self._verify_all] = None
         self.feed_counts = FeedCounts()
 
     @property
@@ -39,17 +42,25 @@ class Bus:
         """Return a feed of the run's events. It has not subscribed yet, and has no consumer."""
         return RunFeed(self._link, self._keys.events(run_id), self.feed_counts)
 
-    def publisher(
+    def publisher(  # noqa: PLR0913, PLR0917 -- the parts of an attempt
         self,
         run_id: str,
         attempt: int,
         limits: LogLimits,
         on_lost: Callable[[AgentStreamError], None],
         first_batch: bytes | None = None,
+        holder: Holder | None = None,
     ) -> RunPublisher:
         """Return the publisher of one attempt at the run. Pass ``first_batch`` if it is stored already."""
         names = self._keys.events(run_id), self._keys.run(run_id)
-        return RunPublisher(self._link, self._appender, names, attempt, limits, on_lost, first_batch)
+        publisher = RunPublisher(self._link, self._appender, names, attempt, limits, on_lost, first_batch, holder)
+        self._publishers.add(publisher)
+        return publisher
+
+    def _verify_all(self) -> None:
+        """Let every publisher find out what the broker has lost. A run may be silent for a long time."""
+        for publisher in tuple(self._publishers):
+            publisher.verify()
 
     async def last_checkpoint(self, run_id: str) -> StoredCheckpoint | None:
         """Return the last checkpoint of a run; None if it has none."""

@@ -1,11 +1,13 @@
 -- Begin an attempt at a run: count it, and append and publish its run_started, which fences every older attempt.
 -- KEYS[1] run, KEYS[2] log and channel. ARGV: queue entry id, worker id, TTL in s, random token of this call, '1' if the
--- worker's agent can continue the run, '1' if it takes messages while it works.
+-- worker's agent can continue the run, '1' if it takes messages while it works, '1' if the queue has delivered the entry
+-- as a new one.
 -- Returns {attempt, cancel flag, number of hand-backs, ms since the job was enqueued, ms since the last sign of life of
 -- the earlier attempt's worker or 0}; DUPLICATE if another queue entry carries this run, because the job was enqueued
--- again after a lost reply; or ENDED if the terminal event is stored.
-local entry, status, attempt, cancel, handed_back, token, seen = unpack(redis.call('HMGET', KEYS[1],
-  'entry', 'status', 'attempt', 'cancel', 'handed_back', 'token', 'seen'))
+-- again after a lost reply; ENDED if the terminal event is stored; or {HELD, worker id} if a worker executes the run,
+-- and the queue has lost its claim.
+local entry, status, attempt, cancel, handed_back, token, seen, worker = unpack(redis.call('HMGET', KEYS[1],
+  'entry', 'status', 'attempt', 'cancel', 'handed_back', 'token', 'seen', 'worker'))
 if entry and entry ~= '' and entry ~= ARGV[1] then return 'DUPLICATE' end
 if status and status ~= 'queued' and status ~= 'running' then return 'ENDED' end
 local time = redis.call('TIME')
@@ -14,6 +16,7 @@ local waited = math.max(0, now - tonumber(string.match(ARGV[1], '^%d+')))
 local silent = seen and math.max(0, now - tonumber(seen)) or 0
 attempt, cancel, handed_back = tonumber(attempt or 0), cancel and 1 or 0, tonumber(handed_back or 0)
 if token == ARGV[4] then return {attempt, cancel, handed_back, waited, silent} end  -- sent twice, after a lost reply
+if ARGV[7] == '1' and status == 'running' and entry and worker and worker ~= ARGV[2] then return {'HELD', worker} end
 attempt = attempt + 1
 local last = redis.call('XREVRANGE', KEYS[2], '+', '-', 'COUNT', 1)[1]
 if last then attempt = math.max(attempt, tonumber(string.match(last[1], '^%d+')) + 1) end

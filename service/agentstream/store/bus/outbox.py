@@ -1,0 +1,220 @@
+"""The events of one attempt that wait to be published. Agents put them in here from any thread.
+
+The publisher takes them out on the event loop. A thread that puts events faster than they are stored waits.
+"""
+
+import asyncio
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple
+
+import orjson
+
+from agentstream.errors import AgentStreamError, BufferFull, RunCancelled
+from agentstream.protocol.events import (
+    RUN_CHECKPOINT,
+    RUN_PARKED,
+    STORED_FIRST,
+    TERMINAL_EVENTS,
+    WITH_FIELDS,
+    encode_event,
+)
+
+# Limits of one batch: large enough to amortise the broker's work, small enough that a page of a feed stays small.
+MAX_BATCH_BYTES: Final = 64 << 10
+MAX_BATCH_EVENTS: Final = 512
+# Bounds of the unpublished events of one run. A thread waits at the first bound. Code on the event loop cannot wait in
+# ``write``, so it may go on to the hard bound; then ``put`` raises BufferFull.
+MAX_BUFFER_BYTES: Final = 4 << 20
+HARD_BUFFER_BYTES: Final = 16 << 20
+# How long a thread waits for room in the buffer. A stream survives without a broker for as long.
+ROOM_TIMEOUT_S: Final = 60.0
+# Names and values of fields of the run's hash, one after another.
+Fields = tuple[str | bytes | int, ...]
+
+
+class Taken(NamedTuple):
+    """Encoded events for one batch, the type of its terminal event or an empty text, its last type, and its fields."""
+
+    events: list[bytes]
+    terminal: str
+    last_type: str
+    fields: Fields
+
+
+class Outbox(ABC):
+    """The waiting events. ``put`` may be called from any thread, the other methods on the loop."""
+
+    def __init__(self) -> None:
+        """Start empty. Call this on the loop."""
+        self._loop = asyncio.get_running_loop()
+        self._loop_thread = threading.get_ident()
+        self._lock = threading.Lock()  # guards the state that ``put`` uses in other threads
+        self._state_changed = threading.Condition(self._lock)  # threads wait for it
+        self._threads_waiting = 0
+        self._pending: deque[tuple[str, bytes]] = deque()
+        self._pending_bytes = 0
+        self._wake_scheduled = False
+        self._closed: AgentStreamError | None = None
+        self._ended = False  # whether the terminal event was put, which is the last event
+        self._put_seq = self._awaited_seq = 0  # seq of the last event put, and of the last one of STORED_FIRST
+        self._fields: deque[Fields] = deque()  # of the events that wait and end their batch
+        self._stored_seq = 0
+        self._parked_ttl_s = 0
+        self._waiters: list[asyncio.Future[None]] = []
+
+    @abstractmethod
+    def _schedule(self) -> None:
+        """Let the next batch be sent at the end of this turn of the loop."""
+
+    @property
+    def events_put(self) -> int:
+        """The number of events put so far, run_started included."""
+        return self._put_seq
+
+    @property
+    def ended(self) -> bool:
+        """Whether the terminal event was put."""
+        return self._ended
+
+    # -- from the agent, any thread -----------------------------------------------------------------
+
+    def put(self, event_type: str, data: Any, fields: Fields = ()) -> None:  # noqa: ANN401 -- JSON
+        """Add an event to the next batch. If the event is one of STORED_FIRST, a thread waits until it is stored.
+
+        ``fields`` are fields and values of the run's hash. An event of WITH_FIELDS has some.
+
+        Raises InvalidAgentOutput if the data cannot be written as JSON, BufferFull if too many bytes wait to be
+        published, and RunCancelled if the run is over for this attempt.
+        """
+        encoded = encode_event(event_type, data)
+        on_loop = threading.get_ident() == self._loop_thread
+        with self._lock:
+            if not on_loop and not self._ended and self._pending_bytes > MAX_BUFFER_BYTES:
+                self._wait(self._has_room, ROOM_TIMEOUT_S)
+            if self._ended or self._closed is not None:
+                message = f"nothing more can be published: {self._closed or 'the run is over'}"
+                raise RunCancelled(message)
+            self._ended = event_type in TERMINAL_EVENTS
+            if not self._ended and self._pending_bytes > (HARD_BUFFER_BYTES if on_loop else MAX_BUFFER_BYTES):
+                message = f"{self._pending_bytes} bytes of events wait to be published; agents should await run.drain()"
+                raise BufferFull(message)
+            self._pending.append((event_type, encoded))
+            self._pending_bytes += len(encoded)
+            self._put_seq += 1
+            if awaited := event_type in STORED_FIRST:
+                self._awaited_seq = self._put_seq
+                if fields:  # under the same lock as its event: the states of two threads must not be swapped
+                    self._fields.append(fields)
+                    self._pending_bytes += _size_of(fields)
+            wake, self._wake_scheduled = not self._wake_scheduled, True
+        if wake and on_loop:
+            self._schedule()
+        elif wake:
+            self._loop.call_soon_threadsafe(self._schedule)
+        if awaited and not on_loop:
+            with self._lock:
+                self._wait(self._awaited_stored)
+            self._check_awaited_stored()
+
+    def put_checkpoint(self, checkpoint: bytes) -> bool:
+        """Add a checkpoint, which is stored in one step with all events before it. A thread waits until it is stored.
+
+        Returns whether it is stored. If it is not, await ``wait_for_room``. Raises the same errors as ``put``.
+        """
+        self.put(RUN_CHECKPOINT, {}, ("state", checkpoint, "checkpoint_at", int(time.time())))
+        return threading.get_ident() != self._loop_thread
+
+    def put_parked(self, usage: dict[str, int], job: bytes, attempt: int, ttl_s: int) -> None:
+        """Add the event that parks the run: its usage so far, and its job, with which it is enqueued again later.
+
+        Its attempts so far no longer count. ``ttl_s`` is the TTL of the keys of the parked run.
+        """
+        self._parked_ttl_s = ttl_s
+        status: Fields = ("status", "requires_action", "handed_back", attempt, "entry", "", "worker", "")
+        status += ("parked_at", f"{time.time():.3f}")
+        self.put(RUN_PARKED, {"usage": usage}, (*status, "usage", orjson.dumps(usage), "job", job))
+
+    def _wait(self, condition: Callable[[], bool], timeout_s: float | None = None) -> None:
+        """Let this thread, which holds the lock, wait for ``condition``. ``close`` makes every condition true."""
+        self._threads_waiting += 1
+        try:
+            self._state_changed.wait_for(condition, timeout_s)
+        finally:
+            self._threads_waiting -= 1
+
+    def _notify_threads(self) -> None:
+        if self._threads_waiting:  # this is rare; without the check each token would cost a microsecond more
+            self._state_changed.notify_all()
+
+    def _awaited_stored(self) -> bool:
+        return self._stored_seq >= self._awaited_seq or self._closed is not None
+
+    def _check_awaited_stored(self) -> None:
+        """Raise RunCancelled if an event of STORED_FIRST is not stored: the agent must not go on."""
+        if self._stored_seq < self._awaited_seq:
+            message = f"the start of a tool, a checkpoint or a question could not be stored: {self._closed}"
+            raise RunCancelled(message)
+
+    def _has_room(self) -> bool:
+        return self._pending_bytes <= MAX_BUFFER_BYTES or self._closed is not None
+
+    # -- on the loop --------------------------------------------------------------------------------
+
+    async def wait_for_room(self) -> None:
+        """Return when the unpublished events are within MAX_BUFFER_BYTES and those of STORED_FIRST are stored.
+
+        Returns also if nothing more can be published; raises RunCancelled if one of STORED_FIRST is not stored then.
+        """
+        while not (self._has_room() and self._awaited_stored()):
+            await self._wait_for_progress()
+        self._check_awaited_stored()
+
+    def close(self, reason: AgentStreamError) -> None:
+        """Stop publishing and drop events that wait; later puts raise RunCancelled."""
+        with self._lock:
+            self._closed = self._closed or reason
+            self._pending.clear()
+            self._fields.clear()
+            self._pending_bytes = 0
+            self._notify_threads()
+        self._wake_waiters()
+
+    async def _wait_for_progress(self) -> None:
+        waiter = self._loop.create_future()
+        self._waiters.append(waiter)
+        await waiter
+
+    def _wake_waiters(self) -> None:
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    def _take(self) -> Taken | None:
+        """Return the events of the next batch, or None. The caller holds the lock."""
+        pending = self._pending
+        taken: list[bytes] = []
+        size, terminal, event_type = 0, "", ""
+        fields: Fields = ()
+        while pending and size < MAX_BATCH_BYTES and len(taken) < MAX_BATCH_EVENTS:
+            event_type, encoded = pending.popleft()
+            if event_type in TERMINAL_EVENTS:
+                terminal = event_type
+            size += len(encoded)
+            taken.append(encoded)
+            if event_type in WITH_FIELDS:  # it is the last event of its batch
+                fields = self._fields.popleft()
+                break
+        if not taken:
+            return None
+        self._pending_bytes -= size + _size_of(fields)
+        self._notify_threads()
+        return Taken(taken, terminal, event_type, fields)
+
+
+def _size_of(fields: Fields) -> int:
+    return sum(len(value) for value in fields if isinstance(value, bytes))
