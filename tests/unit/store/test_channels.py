@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 
+from agentstream.errors import BusError
 from agentstream.protocol.keys import Keys
 from tests.fake_broker import (
     Command,
@@ -27,6 +28,22 @@ async def test_subscribe_and_unsubscribe_reach_the_server(broker_url: str, keys:
         link.unsubscribe(channel, got.put_nowait)
         await link.call("PING")
         assert await other.call("PUBLISH", channel, "second") == 0
+
+
+async def test_a_refused_subscription_shifts_no_reply(peer: FakeBroker) -> None:
+    """If the server refuses a subscription, its future raises the words, and each command gets its own reply."""
+
+    def answer(words: Command, connection: int) -> bytes | None:
+        return b"-NOPERM no channels\r\n" if words[0] == b"SUBSCRIBE" else answer_normally(words, connection)
+
+    peer.answer = answer
+    async with connected_link(peer.url) as link, in_time():
+        refused = link.subscribe(b"channel", lambda _: None)
+        replies = [link.start_call("ECHO", str(number)) for number in range(3)]
+        with pytest.raises(BusError, match="NOPERM"):
+            await refused
+        assert await asyncio.gather(*replies) == [b"0", b"1", b"2"]
+        assert link.reconnects == 0
 
 
 async def test_subscribe_waits_for_the_confirmation(peer: FakeBroker) -> None:

@@ -62,6 +62,7 @@ class ClusterLink(Link):
         self._dropped: set[bytes] = set()  # channels that their server no longer serves
         self._moved: set[bytes] = set()  # channels whose subscribers are resynced when they are confirmed
         self._subscribers: dict[bytes, list[Subscriber]] = {}
+        self._importing: set[ServerLink] = set()  # servers that have got commands by ASK: they may have no slots yet
         self._losses = 0
         self._ready = asyncio.Event()
         self._down_since_s = time.monotonic()
@@ -167,10 +168,9 @@ class ClusterLink(Link):
         for address in primaries - self._links.keys():
             self._add_link(address)
         self._owners = [None if address is None else self._links[address] for address in topology.owners]
-        # A server that is neither a primary nor a replica may be importing its first slots, if it was asked (ASK).
+        self._importing = {link for link in self._importing if not link.idle}
         others = [address for address in self._links if address not in primaries]
-        gone = [address for address in others if address in topology.servers or self._links[address].idle]
-        retired = [self._links.pop(address) for address in gone]
+        retired = [self._links.pop(address) for address in others if self._links[address] not in self._importing]
         for link in {owner for owner in self._owners if owner is not None}:
             link.probe_key = self._probe_key(link)
         lost = any(old is not None and old is not new for old, new in zip(before, self._owners, strict=True))
@@ -234,6 +234,7 @@ class ClusterLink(Link):
             return False
         if words.startswith("ASK "):
             target = self._link_at(words, link)
+            self._importing.add(target)
             target.enqueue(Command(pack(("ASKING",)), ignore))
             target.enqueue(command)
         elif elsewhere:

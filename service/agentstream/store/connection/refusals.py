@@ -49,11 +49,16 @@ def is_not_primary(words: str) -> bool:
 
 
 def joined(errors: Sequence[BusError], before: str = "") -> BusError:
-    """Return one error for several servers, of which none was of use: of their class, if all have the same."""
-    message = before + "; ".join(dict.fromkeys(map(str, errors)))
-    if errors and all(isinstance(error, WrongBroker) for error in errors):
-        return WrongBroker(message)
-    refused = [error for error in errors if isinstance(error, ConnectionRefused)]
-    if errors and len(refused) == len(errors):
-        return ConnectionRefused(message, words=refused[0].words)
-    return BusError(message)
+    """Return one error for several servers, of which none was of use. It has their class, if all have the same.
+
+    Then one message stands for all of them: each says what to change.
+    """
+    texts = list(dict.fromkeys(map(str, errors)))
+    for cause in (WrongBroker, ConnectionRefused):
+        if errors and all(isinstance(error, cause) for error in errors):
+            message = before + texts[0] + (f" (and {len(texts) - 1} more servers like this)" if len(texts) > 1 else "")
+            first = errors[0]
+            if cause is WrongBroker or not isinstance(first, ConnectionRefused):
+                return WrongBroker(message)
+            return ConnectionRefused(message, words=first.words)
+    return BusError(before + "; ".join(texts))

@@ -59,7 +59,7 @@ async def _view_of(address: Address, ask: Ask) -> Topology | BusError:
     where = show_address(*address)
     try:
         async with asyncio.timeout(ASK_TIMEOUT_S):
-            info, slots = await asyncio.gather(ask("CLUSTER", "INFO"), ask("CLUSTER", "SLOTS"))
+            info, slots = await ask("CLUSTER", "INFO"), await ask("CLUSTER", "SLOTS")
     except TimeoutError:
         return BusError(f"{where} does not answer within {ASK_TIMEOUT_S:g} s")
     except (RedisError, BusError, OSError) as exc:
