@@ -34,6 +34,8 @@ async def test_a_refused_subscription_shifts_no_reply(peer: FakeBroker) -> None:
     """If the server refuses a subscription, its future raises the words, and each command gets its own reply."""
 
     def answer(words: Command, connection: int) -> bytes | None:
+        if words[0] == b"ECHO":
+            return b"+%b\r\n" % words[1]
         return b"-NOPERM no channels\r\n" if words[0] == b"SUBSCRIBE" else answer_normally(words, connection)
 
     peer.answer = answer
