@@ -53,7 +53,7 @@ test: install ## run the tests, four at a time, because they mostly wait for pro
 compose-test: ## run compose.yaml on a real Docker engine under load (ten minutes; as root on Debian: an engine of its own)
 	@$(PYTHON) -m tests.compose $(COMPOSE_TEST)
 
-bench: install ## run the benchmark (Linux, three minutes) and write its table to deploy/guides/performance.md
+bench: install ## run the benchmark (Linux, four minutes) and write its table to deploy/guides/performance.md
 	@$(BIN)/python -m tests.bench.main
 
 chaos: install ## inject random faults for SECONDS (600) with the seed SEED (1), with AGENTS (plain or resumable), and print a report

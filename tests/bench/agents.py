@@ -5,11 +5,14 @@ import time
 from typing import Final
 
 from agentstream.agents import AgentResult, Run
-from tests.bench.tokens import WORD, Load, stamp, write_all
+from tests.bench.tokens import WORD, Load, Pace, stamp, write_all, write_at_pace
 
+STARTED_TIMEOUT_S: Final = 20.0
 SETTLE_S: Final = 0.3  # pause between the start of the last agent and the first write
 
 _waiting: list[tuple[Run, asyncio.Future[None]]] = []
+_held: list[Run] = []
+_another_held = asyncio.Condition()
 
 
 async def event(run: Run) -> AgentResult:
@@ -24,6 +27,27 @@ async def answer(run: Run) -> AgentResult:
         run.write(WORD)
         await asyncio.sleep(0)
     return AgentResult(content=WORD * 20)
+
+
+async def short(run: Run) -> AgentResult:
+    """Emit one event and return an answer of 20 words."""
+    run.emit("agent_turn_start", {"agent": "bench"})
+    return AgentResult(content=WORD * 20)
+
+
+async def at_pace(run: Run) -> AgentResult:
+    """Hold the stream of a request ``hold``. If the text is a Pace as JSON, let its streams write, and then return."""
+    text = run.request.messages[-1].text
+    if text == "hold":
+        async with _another_held:
+            _held.append(run)
+            _another_held.notify_all()
+        await asyncio.Event().wait()
+    pace = Pace.model_validate_json(text)
+    async with asyncio.timeout(STARTED_TIMEOUT_S), _another_held:
+        await _another_held.wait_for(lambda: len(_held) >= pace.streams)
+    await write_at_pace(pace, [held.write for held in _held])
+    return AgentResult(content="written")
 
 
 async def together(run: Run) -> AgentResult:

@@ -7,13 +7,14 @@ the transport, as HTTP chunks.
 import asyncio
 import secrets
 import time
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 import uvloop
 from aiohttp import web
 
 from agentstream.stream import sse
-from tests.bench.tokens import WORD, Load, stamp, write_all
+from tests.bench.tokens import WORD, Load, Pace, stamp, write_all, write_at_pace
 
 HEADERS: Final = {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache, no-transform"}
 
@@ -74,6 +75,18 @@ async def go(request: web.Request) -> web.Response:
     return web.Response()
 
 
+async def pace(request: web.Request) -> web.Response:
+    """Write tokens at a pace, as a handler of aiohttp would."""
+    asked = Pace.model_validate(await request.json())
+    before, after = chunk(f"chatcmpl-{secrets.token_hex(16)}", 2, '{"content":"@"}').split(b"@")
+
+    def writer(response: web.StreamResponse) -> Callable[[str], Awaitable[None]]:
+        return lambda token: response.write(before + token.encode() + after)
+
+    await write_at_pace(asked, map(writer, responses))
+    return web.Response()
+
+
 async def forget(_request: web.Request) -> web.Response:
     """Forget the streams of clients that have disconnected."""
     transports.clear()
@@ -87,6 +100,7 @@ async def main() -> None:
     app.router.add_post("/v1/chat/completions", stream)
     app.router.add_post("/go", go)
     app.router.add_post("/prepare", prepare)
+    app.router.add_post("/pace", pace)
     app.router.add_post("/forget", forget)
     runner = web.AppRunner(app, handler_cancellation=True, access_log=None)
     await runner.setup()

@@ -108,8 +108,11 @@ class Streams:
         return {"latencies_us": latencies_us, "cpu_share": (time.process_time() - busy_s) / took_s}
 
 
-def first_events(url: str, count: int, question: str) -> dict[str, Any]:
-    """Send ``count`` requests to an idle service, one at a time. Return the time to the first event of each, in us."""
+def first_events(url: str, count: int, question: str, pause_s: float = IDLE_S) -> dict[str, Any]:
+    """Send ``count`` requests to an idle service, one at a time. Return the time to the first event of each, in us.
+
+    ``pause_s`` is the time between the end of a stream and the next request.
+    """
     address, request = post(url, question)
     took_us = []
     with socket.create_connection(address, timeout=STALL_S) as connection:
@@ -124,7 +127,7 @@ def first_events(url: str, count: int, question: str) -> dict[str, Any]:
                 if not event_ns and b"event: agent_turn_start" in seen:
                     event_ns = time.monotonic_ns()
             took_us.append((event_ns - began_ns) / 1000)
-            time.sleep(IDLE_S)
+            time.sleep(pause_s)
     return {"took_us": took_us}
 
 

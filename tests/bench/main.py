@@ -16,11 +16,13 @@ from typing import Final
 
 from agentstream.processes.broker import EmbeddedBroker, find_server
 from tests.bench import figures, layers, scenarios
+from tests.bench.people import people
 from tests.bench.processes import Rig, new_queue_name
 from tests.bench.scenarios import Row
 from tests.bench.tokens import Load
 
 SCENARIOS: Final[tuple[Callable[[Rig], Iterator[Row]], ...]] = (
+    people,
     scenarios.chunks,
     scenarios.broker,
     scenarios.latencies,

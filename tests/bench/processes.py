@@ -67,12 +67,37 @@ class Rig:
         self.redis_url = redis_url
         self.broker_pid = broker_pid
         self._redis = redis.Redis.from_url(redis_url)
+        self._bound = True
         os.sched_setaffinity(broker_pid, {OTHER_CORE})
+
+    @contextlib.contextmanager
+    def on_any_core(self) -> Iterator[None]:
+        """Bind no process to a core: neither the broker nor one that starts in this block."""
+        self._bound = False
+        os.sched_setaffinity(self.broker_pid, os.sched_getaffinity(0))
+        yield
+        self._bound = True
+        os.sched_setaffinity(self.broker_pid, {OTHER_CORE})
+
+    def _child(self, *command: str, core: int | None, **environment: str) -> Child:
+        return Child(*command, core=core if self._bound else None, **environment)
+
+    @contextlib.contextmanager
+    def child(self, module: str) -> Iterator[Child]:
+        """Start a module that executes commands."""
+        with self._child(module, core=MEASURED_CORE) as child:
+            child.answer()
+            yield child
+
+    @contextlib.contextmanager
+    def _loadgen(self) -> Iterator[Child]:
+        with self._child("tests.bench.loadgen", core=OTHER_CORE) as child:
+            yield child
 
     @contextlib.contextmanager
     def baseline(self, name: str) -> Iterator[Server]:
         """Start the server of tests/bench/<name>.py."""
-        with Child(f"tests.bench.{name}", core=MEASURED_CORE) as child, _loadgen() as loadgen:
+        with self._child(f"tests.bench.{name}", core=MEASURED_CORE) as child, self._loadgen() as loadgen:
             yield Server(child, child.until(r"serving on (http://\S+)")[1], loadgen)
 
     @contextlib.contextmanager
@@ -80,9 +105,9 @@ class Rig:
         """Start the front and the agent of tests/bench/relay.py."""
         where = {"REDIS_URL": self.redis_url}
         with (
-            Child("tests.bench.relay", "front", core=MEASURED_CORE, **where) as child,
-            Child("tests.bench.relay", "agent", core=OTHER_CORE, **where) as agent,
-            _loadgen() as loadgen,
+            self._child("tests.bench.relay", "front", core=MEASURED_CORE, **where) as child,
+            self._child("tests.bench.relay", "agent", core=OTHER_CORE, **where) as agent,
+            self._loadgen() as loadgen,
         ):
             agent.answer()
             yield Server(child, child.until(r"serving on (http://\S+)")[1], loadgen), agent
@@ -93,13 +118,13 @@ class Rig:
     ) -> Iterator[Server]:
         """Start a front end of the service, with every guarantee on."""
         environment = self._environment(queue) | settings
-        with Child(module, "frontend", core=core, **environment) as child, _loadgen() as loadgen:
+        with self._child(module, "frontend", core=core, **environment) as child, self._loadgen() as loadgen:
             yield Server(child, child.until(r"serving on (http://\S+)")[1], loadgen)
 
     @contextlib.contextmanager
     def driver(self, queue: str) -> Iterator[Child]:
         """Start tests/bench/driver.py, which publishes to many runs."""
-        with Child("tests.bench.driver", core=OTHER_CORE, **self._environment(queue)) as child:
+        with self._child("tests.bench.driver", core=OTHER_CORE, **self._environment(queue)) as child:
             child.answer()
             yield child
 
@@ -107,7 +132,7 @@ class Rig:
     def worker(self, queue: str, agent: str, *, core: int | None = OTHER_CORE, **settings: str) -> Iterator[Child]:
         """Start a worker of the service with an agent of tests/bench/agents.py."""
         environment = self._environment(queue) | {"AGENTSTREAM_AGENT": f"tests.bench.agents:{agent}"} | settings
-        with Child("agentstream", "worker", core=core, **environment) as child:
+        with self._child("agentstream", "worker", core=core, **environment) as child:
             child.until("takes jobs of queue")
             yield child
 
@@ -143,9 +168,3 @@ class Rig:
 def new_queue_name() -> str:
     """Return a unique queue name."""
     return f"bench-{secrets.token_hex(4)}"
-
-
-@contextlib.contextmanager
-def _loadgen() -> Iterator[Child]:
-    with Child("tests.bench.loadgen", core=OTHER_CORE) as child:
-        yield child

@@ -1,22 +1,26 @@
 """Baseline ``seed``: the design of the original bridge, with FastAPI, uvicorn and one in-process queue per stream.
 
-It dumps a pydantic model for each chunk. It has no pause between words and uses httptools and uvloop, so this is the
-limit of that design.
+It dumps a pydantic model for each chunk, and calls an agent in a thread. It has no pause between words, unless it is
+asked for the original's, and it uses httptools and uvloop. So this is the limit of that design.
 """
 
 import asyncio
+import json
 import secrets
 import socket
 import sys
 import time
 from collections.abc import AsyncIterator
+from typing import Final
 
 import uvicorn
 from fastapi import FastAPI
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, Field
 
-from tests.bench.tokens import WORD, Load, write_all
+from tests.bench.tokens import WORD, Load, Pace, write_all, write_at_pace
+
+PAUSE_S: Final = 0.012  # of the original, after each word
 
 
 class Message(BaseModel):
@@ -66,20 +70,48 @@ queues: list[asyncio.Queue[str]] = []
 @app.post("/v1/chat/completions")
 async def stream(request: Request) -> StreamingResponse:
     """Stream the tokens of a queue that belongs to this request."""
-    queue: asyncio.Queue[str] = asyncio.Queue()
-    queues.append(queue)
-    return StreamingResponse(chunks(request.model, queue), media_type="text/event-stream")
+    if request.messages[-1].content == "hold":
+        queue: asyncio.Queue[str] = asyncio.Queue()
+        queues.append(queue)
+        answer = chunks(request.model, queue)
+    else:
+        answer = run(request.model, pause_s=PAUSE_S if request.messages[-1].content == "with pauses" else 0)
+    return StreamingResponse(answer, media_type="text/event-stream")
 
 
 async def chunks(model: str, queue: asyncio.Queue[str]) -> AsyncIterator[str]:
     """Yield a chunk for each token, until the client disconnects."""
     run_id = f"chatcmpl-{secrets.token_hex(16)}"
-    first = Chunk(id=run_id, model=model, choices=[Choice(delta=Delta(role="assistant"))])
-    yield f"data: {first.model_dump_json()}\n\n"
+    yield data(run_id, model, Delta(role="assistant"))
     while True:
-        token = await queue.get()
-        chunk = Chunk(id=run_id, model=model, choices=[Choice(delta=Delta(content=token))])
-        yield f"data: {chunk.model_dump_json()}\n\n"
+        yield data(run_id, model, Delta(content=await queue.get()))
+
+
+async def run(model: str, pause_s: float) -> AsyncIterator[str]:
+    """Run an agent in a thread, and yield its event, and its answer of 20 words when it has returned."""
+    loop, events, run_id = asyncio.get_running_loop(), asyncio.Queue[str | None](), f"chatcmpl-{secrets.token_hex(16)}"
+
+    def agent() -> str:
+        loop.call_soon_threadsafe(events.put_nowait, json.dumps({"agent": "bench"}))
+        loop.call_soon_threadsafe(events.put_nowait, None)
+        return WORD * 20
+
+    called = asyncio.ensure_future(asyncio.to_thread(agent))
+    yield data(run_id, model, Delta(role="assistant"))
+    while (event := await events.get()) is not None:
+        yield f"event: agent_turn_start\ndata: {event}\n\n"
+    for word in (await called).split():
+        yield data(run_id, model, Delta(content=f" {word}"))
+        if pause_s:
+            await asyncio.sleep(pause_s)
+    yield data(run_id, model, Delta(), "stop")
+    yield "data: [DONE]\n\n"
+
+
+def data(run_id: str, model: str, delta: Delta, finish_reason: str | None = None) -> str:
+    """Return a chunk as an SSE frame."""
+    chunk = Chunk(id=run_id, model=model, choices=[Choice(delta=delta, finish_reason=finish_reason)])
+    return f"data: {chunk.model_dump_json()}\n\n"
 
 
 @app.post("/go")
@@ -91,6 +123,12 @@ async def go(load: Load) -> None:
             queues[stream].put_nowait(WORD)
 
     await write_all(load, len(queues), write)
+
+
+@app.post("/pace")
+async def pace(asked: Pace) -> None:
+    """Put tokens into the queues at a pace."""
+    await write_at_pace(asked, [queue.put_nowait for queue in queues])
 
 
 @app.post("/forget")

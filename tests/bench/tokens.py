@@ -1,8 +1,9 @@
 """The tokens of the benchmark, and the pace of writing them."""
 
 import asyncio
+import random
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Final
 
 from pydantic import BaseModel
@@ -24,9 +25,38 @@ class Load(BaseModel):
     stamped: bool = False  # whether each token contains the time of its write
 
 
-def stamp() -> str:
-    """Return a token with the current time (monotonic clock, in ns) after its ~."""
-    return f"~{time.monotonic_ns():016d}"
+class Pace(BaseModel):
+    """Tokens to write at the pace of people's reading: ``tokens`` to each stream, ``per_s`` a second."""
+
+    streams: int
+    tokens: int
+    per_s: int = 20
+
+
+def stamp(at_ns: int | None = None) -> str:
+    """Return a token with a time (monotonic clock, in ns; now by default) after its ~."""
+    return f"~{at_ns or time.monotonic_ns():016d}"
+
+
+async def write_at_pace(pace: Pace, writes: Iterable[Callable[[str], Awaitable[None] | None]]) -> None:
+    """Call each of ``writes`` with its tokens. Each has its own timer and a random phase.
+
+    The stamp of a token is the time for which its write was scheduled.
+    """
+    async with asyncio.TaskGroup() as group:
+        for write in writes:
+            group.create_task(_write_one_at_pace(pace, write))
+
+
+async def _write_one_at_pace(pace: Pace, write: Callable[[str], Awaitable[None] | None]) -> None:
+    interval_s = 1 / pace.per_s
+    due_s = time.monotonic() + random.uniform(0, interval_s)  # noqa: S311 -- no secret
+    for _ in range(pace.tokens):
+        await asyncio.sleep(due_s - time.monotonic())
+        written = write(stamp(int(due_s * 1e9)))
+        if written is not None:
+            await written
+        due_s += interval_s
 
 
 async def write_all(load: Load, streams: int, write: Callable[[int, int], None]) -> None:
