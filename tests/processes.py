@@ -102,6 +102,7 @@ class Processes:
         self.queue = f"test-{secrets.token_hex(6)}"
         self.started: list[Process] = []
         self.cwd = AGENTS  # the folder of the test agents
+        self.module = "agentstream"  # or one that changes the package before it starts the command line
 
     async def __aenter__(self) -> Self:
         return self
@@ -128,7 +129,7 @@ class Processes:
                 *prefix,
                 sys.executable,
                 "-m",
-                "agentstream",
+                self.module,
                 *arguments,
                 cwd=self.cwd,
                 env=env,

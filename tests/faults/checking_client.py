@@ -111,6 +111,7 @@ class CheckingClient:
         self._urls = urls
         self._turn = first
         self.rejected: Counter[int] = Counter()
+        self.obeys_retry_after = False  # when it repeats a request
 
     def _next_url(self) -> str:
         self._turn += 1
@@ -128,17 +129,21 @@ class CheckingClient:
             **body,
         }
         while not received.run_id:
-            url = f"{self._next_url()}/v1/chat/completions"
+            url, delay_s = f"{self._next_url()}/v1/chat/completions", RETRY_S
             try:
                 async with self._session.post(url, data=orjson.dumps(request), headers=_JSON) as response:
                     if response.status == 200:
                         await self._take(response, received, until_word)
                     else:
                         self.rejected[response.status] += 1
+                        if response.status == 503 and "Retry-After" not in response.headers:
+                            received.wrong["refusals without Retry-After"] += 1
+                        elif self.obeys_retry_after:
+                            delay_s = float(response.headers.get("Retry-After", RETRY_S))
             except _HTTP_TROUBLE:
                 self.rejected[0] += 1
             if not received.run_id:
-                await asyncio.sleep(RETRY_S)
+                await asyncio.sleep(delay_s)
 
     async def resume(self, received: StreamRecord, *, until_word: int | None = None, stall_s: float = 0) -> None:
         """Resume after the last frame, as often as necessary, and change the front end each time."""
