@@ -209,6 +209,11 @@ class Settings(ListenAddress):
     """Number of jobs, waiting and running, that one queue may hold. Beyond it a new request gets 429, because its
     answer would come too late."""
 
+    admission_replicas: int = Field(0, ge=0, le=10)
+    """Number of replicas of Redis that must have a new run before its request is answered, so that a failover cannot
+    lose it. While fewer replicas follow, new requests get 503. The default 0 does not wait: a front end enqueues a lost
+    run again, unless the front end is lost too. Front ends read it."""
+
     max_body_bytes: Size = Field(10 << 20, ge=1024)
     """Largest request body in bytes. The default has room for images as data URLs."""
 

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Coroutine
+from functools import partial
 from typing import Any
 
 from aiohttp import web
@@ -21,13 +22,16 @@ from agentstream.frontend.metrics import FrontendMetrics
 from agentstream.frontend.page import routes as playground
 from agentstream.frontend.runs.model_router import ModelRouter
 from agentstream.frontend.runs.pump import FlushScheduler
+from agentstream.frontend.runs.recovery import Recovery
 from agentstream.frontend.runs.watcher import Watcher
 from agentstream.protocol.keys import Keys
 from agentstream.store.bus.bus import Bus
 from agentstream.store.connection.endpoint import Endpoint
+from agentstream.store.connection.link import Link
 from agentstream.store.connection.new_link import new_link
 from agentstream.store.inputs import InputStore
 from agentstream.store.interrupts import InterruptStore
+from agentstream.store.replicas import Replicas
 from agentstream.store.runs import RunStore
 from agentstream.telemetry import tracing
 from agentstream.telemetry.masking import register_secrets
@@ -47,7 +51,14 @@ def create_app(settings: Settings, *, keys: Keys | None = None, number: int | No
         raise StartupError(message)
     register_secrets(settings.secrets())
     keys = keys or Keys(settings.key_prefix)
-    link = new_link(Endpoint(settings.redis_url), keys, name="agentstream-frontend")
+    endpoint = Endpoint(settings.redis_url)
+    link = new_link(endpoint, keys, name="agentstream-frontend")
+    replicas = None
+    if settings.admission_replicas:
+        replicas = Replicas(new_link(endpoint, keys, name="agentstream-admissions"), settings.admission_replicas)
+    background_tasks = BackgroundTasks()
+    recovery = Recovery(background_tasks)
+    link.on_reconnect[recovery.on_reconnect] = None
     middlewares = [middleware.cors(settings.cors_origins)] if settings.cors_origins else []
     app = web.Application(client_max_size=settings.max_body_bytes, middlewares=middlewares)
     app[CONTEXT] = Context(
@@ -61,6 +72,7 @@ def create_app(settings: Settings, *, keys: Keys | None = None, number: int | No
             default_queue=settings.queue,
             default_models=settings.models,
             max_queued=settings.max_queued,
+            replicas=replicas,
         ),
         authenticator=Authenticator(settings.api_keys),
         runs=RunStore(link, keys),
@@ -68,13 +80,16 @@ def create_app(settings: Settings, *, keys: Keys | None = None, number: int | No
         inputs=InputStore(link, keys),
         watcher=Watcher(),
         flush_scheduler=FlushScheduler(),
-        background_tasks=BackgroundTasks(),
+        background_tasks=background_tasks,
+        recovery=recovery,
         metrics=FrontendMetrics(number),
         connections=ConnectionLimit(),
     )
     app[CONTEXT].metrics.observe_pings(link)
     app.on_response_prepare.append(_close_connection)
-    app.cleanup_ctx.append(_open_link)
+    app.cleanup_ctx.append(partial(_open_link, link))
+    if replicas is not None:
+        app.cleanup_ctx.append(partial(_open_link, replicas.link))
     app.cleanup_ctx.append(_watch_runs)
     app.cleanup_ctx.append(_finish_background_tasks)
     if number is not None:
@@ -89,8 +104,7 @@ def create_app(settings: Settings, *, keys: Keys | None = None, number: int | No
     return app
 
 
-async def _open_link(app: web.Application) -> AsyncIterator[None]:
-    link = app[CONTEXT].link
+async def _open_link(link: Link, _app: web.Application) -> AsyncIterator[None]:
     link.open()
     yield
     await link.close()

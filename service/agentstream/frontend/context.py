@@ -11,6 +11,7 @@ from agentstream.frontend.connection_limit import ConnectionLimit
 from agentstream.frontend.metrics import FrontendMetrics
 from agentstream.frontend.runs.model_router import ModelRouter
 from agentstream.frontend.runs.pump import FlushScheduler
+from agentstream.frontend.runs.recovery import Recovery
 from agentstream.frontend.runs.watcher import Watcher
 from agentstream.store.bus.bus import Bus
 from agentstream.store.connection.link import Link
@@ -38,6 +39,7 @@ class Context:
     watcher: Watcher
     flush_scheduler: FlushScheduler
     background_tasks: BackgroundTasks
+    recovery: Recovery
     metrics: FrontendMetrics
     connections: ConnectionLimit
     leaving: bool = False

@@ -1,7 +1,9 @@
 """The front end's side of the job queue: it admits jobs within the limits, and counts the jobs that wait."""
 
 import asyncio
+import logging
 import math
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +15,11 @@ from agentstream.protocol.keys import GROUP, Keys
 from agentstream.store.connection.link import Link
 from agentstream.store.connection.wire import Reply
 from agentstream.store.queue import HEARTBEAT_VALID_S
+from agentstream.store.replicas import Replicas
 from agentstream.store.run_fields import fields_of
+from agentstream.telemetry.log_context import log_context_of, log_extra
+
+log = logging.getLogger(__name__)
 
 FULL_QUEUE_RETRY_AFTER_S: Final = 5  # without a recent sample of the removal rate
 MAX_RETRY_AFTER_S: Final = 60
@@ -30,6 +36,24 @@ class Backlog:
     jobs: int
     waiting: int
     oldest_s: float
+
+
+class Admission:
+    """A job that a front end has sent to its queue, and may send again. ``entry_id`` is empty until it is enqueued."""
+
+    __slots__ = ("__weakref__", "entry_id", "envelope", "submitter", "ttl_s")
+
+    def __init__(self) -> None:
+        """Start without a job; ``JobSubmitter.submit`` sets it."""
+        self.submitter: JobSubmitter | None = None
+        self.envelope = b""
+        self.entry_id = ""
+        self.ttl_s = 0
+
+    async def enqueue_again_if_lost(self) -> None:
+        """Enqueue the job again if the broker has lost it."""
+        if self.submitter is not None and self.entry_id:
+            await self.submitter.enqueue_again_if_lost(self)
 
 
 async def _one_by_one(*calls: Callable[[], Awaitable[Reply]]) -> list[Reply]:
@@ -57,35 +81,48 @@ class _RemovalRate:
 class JobSubmitter:
     """The front end's side of the queue."""
 
-    def __init__(self, link: Link, keys: Keys, queue: str, *, max_queued: int) -> None:
-        """Store the link, the queue's name and its bound."""
+    def __init__(
+        self, link: Link, keys: Keys, queue: str, *, max_queued: int, replicas: Replicas | None = None
+    ) -> None:
+        """Store the link, the queue's name and its bound. ``replicas`` must have a job before it counts as enqueued."""
         self._link = link
+        self._replicas = replicas
         self._keys = keys
         self._queue = queue
         self._max_queued = max_queued
         self._removal_rate = _RemovalRate()
 
-    def submit(self, job: Job, *, ttl_s: int) -> Awaitable[None]:
+    def submit(self, job: Job, *, ttl_s: int, admission: Admission | None = None) -> Awaitable[None]:
         """Enqueue the job. The returned awaitable is done when the job is in the queue; it raises QueueFull.
+
+        It raises BrokerUnavailable if the job is in the queue, but not on the required replicas. ``admission`` can
+        enqueue the job again later.
 
         The commands are sent together with the other commands of this turn of the event loop. ``ttl_s`` is the TTL of
         the run's hash and must cover the whole run. If the commands are sent again after a lost reply, the job may be
         in the queue twice. Then ``begin.lua`` begins an attempt for one of the two entries only.
         """
         run = self._keys.run(job.run_id)
-        create = partial(self._link.start_script_call, "create_run", [run], ttl_s, *fields_of(job))
-        jobs = self._keys.jobs(self._queue)
-        admit = partial(self._link.start_script_call, "admit", [jobs], self._max_queued, job.encode())
+        link = self._link if self._replicas is None else self._replicas.link
+        create = partial(link.start_script_call, "create_run", [run], ttl_s, *fields_of(job))
+        jobs, envelope = self._keys.jobs(self._queue), job.encode()
+        admit = partial(link.start_script_call, "admit", [jobs], self._max_queued, envelope)
+        if admission is not None:
+            admission.submitter, admission.envelope, admission.ttl_s = self, envelope, ttl_s
         # The job must not be in the queue before the run exists. One server keeps the order of the two commands, and
         # runs them after the subscription.
-        replies = asyncio.gather(create(), admit()) if self.keeps_order(job) else _one_by_one(create, admit)
-        return self._admitted(job, replies)
+        replies = asyncio.gather(create(), admit()) if link.keeps_order(run, jobs) else _one_by_one(create, admit)
+        return self._admitted(job, replies, admission, link.reconnects)
 
     def keeps_order(self, job: Job) -> bool:
         """Whether one server runs the subscription to the run and the enqueueing in the order of sending."""
-        return self._link.keeps_order(self._keys.run(job.run_id), self._keys.jobs(self._queue))
+        return self._replicas is None and self._link.keeps_order(
+            self._keys.run(job.run_id), self._keys.jobs(self._queue)
+        )
 
-    async def _admitted(self, job: Job, replies: Awaitable[Sequence[Reply]]) -> None:
+    async def _admitted(
+        self, job: Job, replies: Awaitable[Sequence[Reply]], admission: Admission | None, reconnects: int
+    ) -> None:
         """Return if the job is in the queue. Else remove the keys of the run, and raise QueueFull."""
         new, admitted = await replies
         if isinstance(admitted, list):
@@ -97,6 +134,31 @@ class JobSubmitter:
             outstanding, removed, now_s = admitted
             message = f"the queue is full ({outstanding} outstanding jobs); try again later"
             raise QueueFull(message, retry_after_s=self._removal_rate.retry_after_s(outstanding, removed, now_s))
+        if admission is not None:
+            admission.entry_id = admitted.decode()
+        if self._replicas is not None:
+            names = (self._keys.run(job.run_id), self._keys.jobs(self._queue))
+            await self._replicas.confirm(*names, reconnects=reconnects)
+
+    async def enqueue_again_if_lost(self, admission: Admission) -> None:
+        """Enqueue the job again if it has not begun, and its queue entry or the hash of its run is lost.
+
+        A failover may lose one without the other: in a cluster they may be on two servers. The job is there twice if a
+        worker begins it in between. Then ``begin.lua`` begins no attempt for the second entry.
+        """
+        job = Job.decode(admission.envelope)
+        if time.time() > job.start_by:
+            return
+        status, owner = await self._link.call("HMGET", self._keys.run(job.run_id), "status", "owner")
+        if owner is None:
+            await self._link.call_script("create_run", [self._keys.run(job.run_id)], admission.ttl_s, *fields_of(job))
+        if status not in (None, b"queued"):
+            return
+        jobs = self._keys.jobs(self._queue)
+        entry_id = await self._link.call_script("readmit", [jobs], admission.entry_id, admission.envelope)
+        if entry_id is not None:
+            admission.entry_id = entry_id.decode()
+            log.warning("the broker has lost the queued run; enqueued it again", extra=log_extra(log_context_of(job)))
 
     async def check_limits(self, job: Job, *, max_runs: int, max_requests_per_minute: int, ttl_s: int) -> None:
         """Count a request against the limits of its owner; raises LimitReached. A limit of 0 means no limit.

@@ -78,6 +78,7 @@ EVERY_SETTING: dict[str, tuple[str, Any]] = {
     "cors_origins": ("https://a.test,https://b.test", ("https://a.test", "https://b.test")),
     "caller_headers": ("X-User-Id, x-tenant", ("X-User-Id", "x-tenant")),
     "max_queued": ("5", 5),
+    "admission_replicas": ("2", 2),
     "max_body_bytes": ("2048", 2048),
     "max_messages": ("7", 7),
     "queue_timeout_s": ("9", 9.0),

@@ -102,7 +102,7 @@ async def admit(  # noqa: PLR0913 -- the parsed request, and how to answer it
             earlier = await resolve_idempotency_key(context, owner, key, chat, job)
     bind(run_id=earlier.run_id)
     return AdmittedRun(
-        earlier if isinstance(earlier, RunInfo) else NewRun(context, earlier),
+        earlier if isinstance(earlier, RunInfo) else NewRun(context, earlier, repeatable=key is not None),
         view,
         options,
         stream=bool(chat.stream),

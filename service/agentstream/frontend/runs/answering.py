@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, Final, Literal, NamedTuple
 
 import orjson
@@ -10,7 +11,7 @@ import orjson
 from agentstream.errors import BusError, Conflict, Gone, InvalidRequest
 from agentstream.frontend.context import Context
 from agentstream.frontend.runs.guards import broker_timeout, require_broker
-from agentstream.frontend.runs.new_run import run_open_ttl_s
+from agentstream.frontend.runs.source import run_open_ttl_s
 from agentstream.protocol.interrupts import MAX_ANSWER_BYTES, MAX_ANSWERS_BYTES, reason_against_answer
 from agentstream.protocol.jobs import Job
 from agentstream.store.interrupts import TIMED_OUT, Waiting
@@ -38,6 +39,13 @@ async def answer_run(context: Context, info: RunInfo, answers: Mapping[str, Any]
     that does not fit; Gone if the run can no longer go on; and BrokerUnavailable. Nothing is stored then.
     """
     require_broker(context)
+    answered = await _answer(context, info, answers)
+    # The same answers once more change nothing, and enqueue the run if the broker has lost its queue entry.
+    context.recovery.remember(partial(_answer, context, info, answers), len(orjson.dumps(answers)))
+    return answered
+
+
+async def _answer(context: Context, info: RunInfo, answers: Mapping[str, Any]) -> Answered:
     give_up_at_s = time.monotonic() + PARKING_TIMEOUT_S
     while True:
         try:

@@ -1,14 +1,14 @@
 """Attaches to an existing run, by its id or by an idempotency key."""
 
 import hashlib
+from functools import partial
 
 import orjson
 
 from agentstream.errors import Conflict, Gone, InvalidRequest, LogTrimmed
 from agentstream.frontend.context import Context
 from agentstream.frontend.runs.guards import broker_timeout
-from agentstream.frontend.runs.new_run import run_open_ttl_s
-from agentstream.frontend.runs.source import deadlines_of, head_of
+from agentstream.frontend.runs.source import deadlines_of, head_of, run_open_ttl_s
 from agentstream.frontend.runs.watcher import Deadlines
 from agentstream.frontend.spans import set_run_attributes
 from agentstream.protocol.events import Cursor
@@ -76,8 +76,11 @@ async def resolve_idempotency_key(
     fingerprint = hashlib.sha256(orjson.dumps(compared_fields, option=orjson.OPT_SORT_KEYS)).hexdigest()
     settings = context.settings
     ttl_s = run_open_ttl_s(context) + settings.run_ttl_s
-    earlier = await context.runs.register_idempotency_key(owner, key, job, fingerprint, ttl_s=ttl_s)
+    named = job.model_copy(update={"request": {}, "response": None, "headers": {}})  # it is kept for a while
+    register = partial(context.runs.register_idempotency_key, owner, key, named, fingerprint, ttl_s=ttl_s)
+    earlier = await register()
     if earlier is None:
+        context.recovery.remember(register)
         return job
     run_id, created, earlier_fingerprint = earlier
     if earlier_fingerprint != fingerprint:

@@ -2,6 +2,7 @@
 
 import contextlib
 import time
+from functools import partial
 
 from aiohttp import web
 
@@ -20,8 +21,10 @@ async def cancel_run(context: Context, info: RunInfo, view: View) -> web.Respons
     ``read_run``.
     """
     requested_s = time.monotonic()
+    cancel = partial(context.runs.cancel, info.run_id, ttl_s=context.settings.run_ttl_s)
     async with broker_timeout(context):
-        await context.runs.cancel(info.run_id, ttl_s=context.settings.run_ttl_s)
+        await cancel()
+        context.recovery.remember(cancel)
         if not info.ended:  # it may have been parked
             # If its model is no longer in the settings, the workers forget the run later.
             with contextlib.suppress(NotFound):
@@ -42,9 +45,9 @@ def cancel_abandoned(context: Context, run_id: str) -> None:
     """
     if not context.draining:
         context.metrics.cancel_requested("abandoned")
-        context.background_tasks.start(
-            context.runs.cancel(run_id, ttl_s=context.settings.run_ttl_s), f"cancel {run_id}"
-        )
+        cancel = partial(context.runs.cancel, run_id, ttl_s=context.settings.run_ttl_s)
+        context.background_tasks.start(cancel(), f"cancel {run_id}")
+        context.recovery.remember(cancel)
 
 
 def cancel_timeout_s(lease_s: float) -> float:

@@ -9,7 +9,8 @@ from agentstream.errors import NotFound
 from agentstream.protocol.jobs import Job
 from agentstream.protocol.keys import Keys
 from agentstream.store.connection.link import Link
-from agentstream.store.submission import JobSubmitter
+from agentstream.store.replicas import Replicas
+from agentstream.store.submission import Admission, JobSubmitter
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,16 +41,19 @@ class ModelRouter:
         default_queue: str,
         default_models: Sequence[str],
         max_queued: int,
+        replicas: Replicas | None = None,
     ) -> None:
         """Bind the queue of each model.
 
         If ``queue_of`` is empty, the jobs of every model go to ``default_queue``, and the listed models are
-        ``default_models``.
+        ``default_models``. ``replicas`` must have a job before it counts as enqueued.
         """
         self._any_model = not queue_of
         self._queue_of = dict(queue_of) or dict.fromkeys(default_models, default_queue)
         queues = dict.fromkeys([default_queue] if self._any_model else queue_of.values())
-        self._submitters = {queue: JobSubmitter(link, keys, queue, max_queued=max_queued) for queue in queues}
+        self._submitters = {
+            queue: JobSubmitter(link, keys, queue, max_queued=max_queued, replicas=replicas) for queue in queues
+        }
         self._default_queue = next(iter(queues))
         self._default = self._submitters[self._default_queue]
 
@@ -71,9 +75,9 @@ class ModelRouter:
             raise NotFound(message, code="model_not_found", param="model")
         return queue
 
-    def submit(self, job: Job, *, ttl_s: int) -> Awaitable[None]:
+    def submit(self, job: Job, *, ttl_s: int, admission: Admission | None = None) -> Awaitable[None]:
         """Enqueue a job in the queue of its model. Raises NotFound and the errors of ``JobSubmitter.submit``."""
-        return self._submitters[self.queue_of_job(job)].submit(job, ttl_s=ttl_s)
+        return self._submitters[self.queue_of_job(job)].submit(job, ttl_s=ttl_s, admission=admission)
 
     def keeps_order(self, job: Job) -> bool:
         """Whether one server has the run and its queue; ``JobSubmitter.keeps_order`` explains it."""

@@ -1,35 +1,40 @@
 """Creates a new run: its job, the check of its limits, and the enqueueing."""
 
-import logging
 import time
 from collections.abc import Awaitable, Mapping
 from typing import Any
 
+from agentstream.errors import BrokerUnavailable
 from agentstream.frontend.context import Context
+from agentstream.frontend.runs.cancelling import cancel_abandoned
 from agentstream.frontend.runs.guards import broker_timeout, require_broker
-from agentstream.frontend.runs.source import deadlines_of
+from agentstream.frontend.runs.source import deadlines_of, run_open_ttl_s
 from agentstream.frontend.runs.watcher import Deadlines
 from agentstream.frontend.spans import enqueue_span, set_run_attributes
-from agentstream.protocol.jobs import Job, new_run_id, open_ttl_s
+from agentstream.protocol.jobs import Job, new_run_id
 from agentstream.protocol.openai import ChatCompletionRequest
 from agentstream.store.bus.feed import RunFeed
+from agentstream.store.submission import Admission
 from agentstream.stream.chat import StreamHead
 from agentstream.telemetry import tracing
-from agentstream.telemetry.log_context import current_log_context, log_context_of, log_extra
-
-log = logging.getLogger(__name__)
+from agentstream.telemetry.log_context import current_log_context
 
 
 class NewRun:
     """A new run as a source. ``open`` subscribes before it enqueues the job, so no event can be missed."""
 
-    __slots__ = ("_context", "_job", "head", "may_exist")
+    __slots__ = ("_admission", "_cancel_unconfirmed", "_context", "_job", "head", "may_exist")
     after = None
 
-    def __init__(self, context: Context, job: Job) -> None:
-        """Bind the job. Nothing is enqueued before ``open`` or ``start``."""
+    def __init__(self, context: Context, job: Job, *, repeatable: bool = False) -> None:
+        """Bind the job. Nothing is enqueued before ``open`` or ``start``.
+
+        ``repeatable`` says that the client can repeat the request and gets the same run.
+        """
         self._context = context
         self._job = job
+        self._admission = Admission()
+        self._cancel_unconfirmed = not repeatable
         self.may_exist = False
         self.head = StreamHead(run_id=job.run_id, created=job.created, model=job.request["model"])
 
@@ -46,18 +51,18 @@ class NewRun:
         self.may_exist = True
         in_order = context.model_router.keeps_order(self._job)
         if _has_limits(context) or not in_order:
-            return self._open_in_steps(feed, self._job, in_order=in_order)
-        subscribed, admitted = feed.open(), _enqueue(context, self._job)
+            return self._open_in_steps(feed, self._job, self._admission, in_order=in_order)
+        subscribed, admitted = feed.open(), _enqueue(context, self._job, self._admission)
         context.link.flush()
         return self._opened(subscribed, admitted)
 
-    async def _open_in_steps(self, feed: RunFeed, job: Job, *, in_order: bool) -> None:
+    async def _open_in_steps(self, feed: RunFeed, job: Job, admission: Admission, *, in_order: bool) -> None:
         async with broker_timeout(self._context):
             await _check_limits(self._context, job)
             subscribed = feed.open()
             if not in_order:
                 await subscribed
-            await _enqueue(self._context, job)
+            await _enqueue(self._context, job, admission)
             await subscribed
 
     async def _opened(self, subscribed: Awaitable[None], admitted: Awaitable[None]) -> None:
@@ -67,55 +72,43 @@ class NewRun:
 
     async def start(self) -> None:
         """Enqueue a background run without subscribing; raises the same errors as ``open``."""
-        require_broker(self._context)
-        async with broker_timeout(self._context):
-            await _check_limits(self._context, self._job)
-            await _enqueue(self._context, self._job)
+        context, admission = self._context, self._admission
+        require_broker(context)
+        try:
+            async with broker_timeout(context):
+                await _check_limits(context, self._job)
+                await _enqueue(context, self._job, admission)
+        except BrokerUnavailable:
+            if self._cancel_unconfirmed and admission.envelope:
+                cancel_abandoned(context, self.head.run_id)
+            raise
+        context.recovery.remember(admission.enqueue_again_if_lost, len(admission.envelope))
 
     def deadlines(self, feed: RunFeed) -> Deadlines:
         """Return the deadlines of a run that first waits in the queue. Call this only once: it releases the job."""
-        job = self._job
-        del self._job  # saves memory: a stream may stay open for hours, and the job holds the whole request
-        return deadlines_of(self._context, feed, _Resubmission(self._context, job).resubmit_if_lost)
+        context, admission = self._context, self._admission
+        # Saves memory: a stream may stay open for hours, and both hold the whole request. The deadlines drop the
+        # admission when the run begins.
+        del self._job, self._admission
+        context.recovery.watch(admission)
+
+        def check() -> None:
+            context.background_tasks.start(admission.enqueue_again_if_lost(), "check that a queued run is not lost")
+
+        return deadlines_of(context, feed, check)
 
 
-class _Resubmission:
-    """Enqueues a job again if the broker has restarted without it. If the job is queued twice, it runs once.
-
-    This object holds the job in its encoded form. The deadlines drop it when the run begins.
-    """
-
-    __slots__ = ("_context", "_envelope")
-
-    def __init__(self, context: Context, job: Job) -> None:
-        self._context = context
-        self._envelope = job.encode()
-
-    def resubmit_if_lost(self) -> None:
-        self._context.background_tasks.start(self._resubmit_if_lost(), "check that a queued run is not lost")
-
-    async def _resubmit_if_lost(self) -> None:
-        job = Job.decode(self._envelope)
-        if await self._context.runs.get_info(job.run_id) is None and time.time() < job.start_by:
-            log.warning("the broker has lost the queued run; enqueueing it again", extra=log_extra(log_context_of(job)))
-            await _enqueue(self._context, job)
-
-
-def _enqueue(context: Context, job: Job) -> Awaitable[None]:
+def _enqueue(context: Context, job: Job, admission: Admission) -> Awaitable[None]:
     """Enqueue a job, inside a span if tracing is on; raises the errors of ``ModelRouter.submit``."""
     if tracing.enabled():
-        return _enqueue_traced(context, job)
-    return context.model_router.submit(job, ttl_s=run_open_ttl_s(context))
+        return _enqueue_traced(context, job, admission)
+    return context.model_router.submit(job, ttl_s=run_open_ttl_s(context), admission=admission)
 
 
-async def _enqueue_traced(context: Context, job: Job) -> None:
+async def _enqueue_traced(context: Context, job: Job, admission: Admission) -> None:
     with enqueue_span(job, context.model_router.queue_of_job(job)) as span:
-        await context.model_router.submit(job.model_copy(update=span.carrier()), ttl_s=run_open_ttl_s(context))
-
-
-def run_open_ttl_s(context: Context) -> int:
-    """Return the TTL of an open run's keys in Redis, in seconds."""
-    return open_ttl_s(context.settings.queue_timeout_s, context.settings.run_timeout_s)
+        traced = job.model_copy(update=span.carrier())
+        await context.model_router.submit(traced, ttl_s=run_open_ttl_s(context), admission=admission)
 
 
 def _has_limits(context: Context) -> bool:

@@ -12,6 +12,7 @@ from agentstream.frontend.runs.collector import Collector
 from agentstream.frontend.runs.pump import StreamPump
 from agentstream.frontend.runs.watcher import Deadlines
 from agentstream.protocol.events import Cursor
+from agentstream.protocol.jobs import open_ttl_s
 from agentstream.store.bus.feed import RunFeed
 from agentstream.store.runs import RunInfo
 from agentstream.stream.chat import StreamHead
@@ -63,6 +64,11 @@ def deadlines_of(context: Context, feed: RunFeed, on_silence_before_start: Calla
         run_timeout_s=settings.run_timeout_s,
         on_silence_before_start=on_silence_before_start,
     )
+
+
+def run_open_ttl_s(context: Context) -> int:
+    """Return the TTL of an open run's keys in Redis, in seconds."""
+    return open_ttl_s(context.settings.queue_timeout_s, context.settings.run_timeout_s)
 
 
 def leave(context: Context, run: StreamPump | Collector, feed: RunFeed) -> None:
