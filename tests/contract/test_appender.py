@@ -10,7 +10,8 @@ from agentstream.errors import Fenced
 from agentstream.protocol.events import encode_batch, encode_event
 from agentstream.protocol.jobs import new_run_id
 from agentstream.protocol.keys import Keys
-from agentstream.store.bus.appender import MAX_RUNS
+from agentstream.store.bus import appender
+from agentstream.store.bus.appender import FULL_BATCHES, MAX_RUNS
 from agentstream.store.bus.bus import Bus
 from agentstream.store.bus.publisher import LogLimits, RunPublisher
 from agentstream.store.connection.server_link import ServerLink
@@ -74,6 +75,67 @@ async def test_runs_of_one_turn_share_a_command(
     assert sent == [("append", MAX_RUNS)] * whole + [("append", rest)] * bool(rest)
     for run_id in runs:
         assert await texts_of(bus, run_id) == ["a", "b", "c"]
+
+
+async def write_in_turns(runs: dict[str, RunPublisher]) -> None:
+    """Let each run write a text in its own turn of the event loop."""
+    for run in runs.values():
+        run.put("text", "b")
+        await asyncio.sleep(0.001)
+
+
+async def test_texts_of_busy_runs_gather(link: ServerLink, keys: Keys, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While many runs write in different turns of the event loop, their batches share commands."""
+    bus = Bus(link, keys, gather_s=0.02)
+    runs = await begun_runs(bus, 10)
+    with scripts_sent(link, monkeypatch) as sent:
+        async with asyncio.timeout(TIMEOUT_S):
+            while max((count for _, count in sent), default=0) <= 1:
+                await write_in_turns(runs)
+        await flush(runs)
+    for run_id in runs:
+        assert set("".join(await texts_of(bus, run_id))) == {"a", "b"}
+
+
+async def test_texts_do_not_gather_if_it_is_off(bus: Bus, link: ServerLink, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a time to gather, every text is sent in the turn of the event loop in which it was written."""
+    runs = await begun_runs(bus, 10)
+    with scripts_sent(link, monkeypatch) as sent:
+        for _ in range(5):
+            for run in runs.values():
+                run.put("text", "b")
+                await asyncio.sleep(0)
+                assert len(sent) == 1
+                await run.flush()
+                sent.clear()
+
+
+@pytest.mark.parametrize("cause", ["event", "event of another run", "event in a thread", "silent run", "many runs"])
+async def test_gathering_ends_early(link: ServerLink, keys: Keys, monkeypatch: pytest.MonkeyPatch, cause: str) -> None:
+    """An event that is no text, the first text of a silent run and a full command are sent at once, with all texts."""
+    bus = Bus(link, keys, gather_s=100 * TIMEOUT_S)
+    runs = await begun_runs(bus, FULL_BATCHES)
+    first, second, *_ = runs.values()
+    bus._appender._busy = True
+    monkeypatch.setattr(appender, "SILENT_S", 100 * TIMEOUT_S)
+    with scripts_sent(link, monkeypatch) as sent:
+        first.put("text", "b")
+        await asyncio.sleep(0.01)
+        assert sent == []
+        if cause == "event":
+            first.put("agent_turn_start", {})
+        elif cause == "event of another run":
+            second.put("agent_turn_start", {})
+        elif cause == "event in a thread":
+            async with asyncio.timeout(TIMEOUT_S):
+                await asyncio.to_thread(first.put, "tool_call_start", {"tool": "t"})
+        elif cause == "silent run":
+            second.sent_at_s = -200 * TIMEOUT_S
+            second.put("text", "b")
+        else:
+            await write_in_turns(runs)
+        await flush(runs)
+    assert len(sent) == 1
 
 
 async def test_a_refused_append_does_not_affect_others(link: ServerLink, bus: Bus, keys: Keys) -> None:

@@ -254,6 +254,11 @@ class Settings(ListenAddress):
     """Types of events of your agents' own that every stream with agent events gets, separated by commas, or `all`. By
     default a client gets only those that it asks for with the header X-Agent-Event-Types. Front ends read it."""
 
+    gather_ms: int = Field(5, ge=0, le=50)
+    """Longest time in milliseconds for which a worker holds back a piece of streamed text, while many runs write. It
+    then sends the pieces of several runs with one command, which saves CPU time in all processes. 0 sends each at
+    once."""
+
     run_timeout_s: Seconds = Field(600, gt=0)
     """Time limit in seconds of one attempt at a run. An agent that never returns must not hold its slot for ever."""
 

@@ -56,6 +56,8 @@ TOOL_EVENTS: Final = frozenset({TOOL_CALL_START, TOOL_CALL_END})
 TERMINAL_EVENTS: Final = frozenset({RUN_COMPLETED, RUN_FAILED, RUN_CANCELLED})
 # Events whose content the client keeps. After one of them, only a resumable agent is called again (PROTOCOL.md, 4.6).
 WRITTEN_EVENTS: Final = frozenset({TEXT, REASONING, TOOL_CALL_DELTA})
+# The pieces of streamed text. Many follow each other, so one may wait a few milliseconds for others.
+STREAMED_EVENTS: Final = WRITTEN_EVENTS | {AGENT_TEXT, AGENT_REASONING}
 # Only agentstream emits these events; ``emit`` refuses them.
 RESERVED_EVENTS: Final = (
     frozenset({RUN_STARTED, RUN_CHECKPOINT, RUN_HANDED_OVER, RUN_PARKED, RUN_RESUMED})

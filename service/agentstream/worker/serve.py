@@ -97,7 +97,7 @@ async def _run_worker(  # noqa: PLR0913, PLR0917 -- the parts made from the sett
     queues = {name: JobQueue(endpoint, link, keys, name, worker_id=worker_id) for name in agents.resolvers}
     leases = {name: Leases(queue, settings.lease_s) for name, queue in queues.items()}
     slots = Slots(settings.concurrency)
-    bus = Bus(link, keys)
+    bus = Bus(link, keys, settings.gather_ms / 1000)
     metrics = WorkerMetrics(number, slots=settings.concurrency)
     limits = run_limits(settings)
     interrupts, inputs = InterruptStore(link, keys), InputStore(link, keys)

@@ -1,5 +1,8 @@
 """Appends and publishes the batches of several runs with one command for each turn of the event loop.
 
+While many runs write, the batches of several turns of the loop gather, because each command wakes this process, the
+broker and a front end. With 200 runs of 20 tokens a second, gathering for 5 ms saves a fifth of all CPU time.
+
 Most of the cost of a script is its call: 5.1 us of the broker's time for one batch, 3.1 us a batch for 50 (Valkey 9.1,
 measured). The two plain commands XADD and PUBLISH cost 2.5 us, but would also publish batches that the log refuses.
 """
@@ -14,12 +17,20 @@ from agentstream.store.connection.wire import Reply, pack
 
 # Runs in one command. The broker does nothing else while a script runs, so a script must stay well below 1 ms.
 MAX_RUNS: Final = 64
+# Batches gather only while more than so many are sent in each window. At fewer, waiting saves little.
+QUIET_BATCHES: Final = 6
+# So many batches are sent at once. More would save little, and wait longer.
+FULL_BATCHES: Final = 32
+# A run that has sent nothing for so long is silent. Its reader waits, so its next batch is sent at once.
+SILENT_S: Final = 0.25
 
 
 class AppendSource(Protocol):
-    """A run with batches to append."""
+    """A run with batches to append. ``sent_at_s`` is when its last batch was sent, by the clock of the event loop."""
 
-    def next_append(self) -> "Append | None":
+    sent_at_s: float
+
+    def next_append(self, now_s: float) -> "Append | None":
         """Return the next batch to append; None if there is none now."""
         ...
 
@@ -39,25 +50,64 @@ class Append(NamedTuple):
 class Appender:
     """Sends the batches of all runs of a process to the broker. Use it on the event loop only."""
 
-    def __init__(self, link: Link) -> None:
-        """Store the link."""
+    def __init__(self, link: Link, gather_s: float = 0) -> None:
+        """Store the link. A batch that is not urgent waits for those of other runs for at most ``gather_s``."""
         self._link = link
+        self._gather_s = gather_s
         self._scheduled: list[AppendSource] = []
+        self._timer: asyncio.TimerHandle | None = None  # while the scheduled batches gather
+        self._window_began_s = 0.0  # of the present window, which is ``gather_s`` long, by the clock of the loop
+        self._in_window = 0  # batches sent in it
+        self._busy = False  # whether the window before had more than QUIET_BATCHES
         self.counts = PublishCounts()  # of all publishers of the process
 
-    def schedule(self, source: AppendSource) -> None:
-        """Send the next batch of ``source`` at the end of this turn. Call this at most once a turn for each source."""
-        if not self._scheduled:
-            asyncio.get_running_loop().call_soon(self._send)
+    def schedule(self, source: AppendSource, *, urgent: bool = True) -> None:
+        """Send the next batch of ``source`` at the end of this turn. Call this at most once a turn for each source.
+
+        If it is not ``urgent``, it may be sent up to ``gather_s`` later. The first batch of a silent run is always sent
+        at once, and all that gathered with it.
+        """
+        first = not self._scheduled
         self._scheduled.append(source)
+        if first:
+            loop = asyncio.get_running_loop()
+            if urgent or not self._busy or loop.time() - source.sent_at_s > SILENT_S:
+                loop.call_soon(self._send)
+            else:
+                self._timer = loop.call_later(self._gather_s, self._send)
+        elif self._timer is not None and (
+            urgent
+            or len(self._scheduled) >= FULL_BATCHES
+            or asyncio.get_running_loop().time() - source.sent_at_s > SILENT_S
+        ):
+            self.hurry()
+
+    def hurry(self) -> None:
+        """Send the scheduled batches at the end of this turn: one of them has become urgent."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+            asyncio.get_running_loop().call_soon(self._send)
 
     def _send(self) -> None:
         sources, self._scheduled = self._scheduled, []
-        appends = [append for source in sources if (append := source.next_append()) is not None]
+        self._timer = None
+        now_s = asyncio.get_running_loop().time()
+        if self._gather_s:
+            self._count(len(sources), now_s)
+        appends = [append for source in sources if (append := source.next_append(now_s)) is not None]
         for group in self._groups(appends):
             for start in range(0, len(group), MAX_RUNS):
                 self._append(group[start : start + MAX_RUNS])
         self._link.flush()  # this is the end of the turn; the link would flush at the end of the next turn
+
+    def _count(self, batches: int, now_s: float) -> None:
+        """Count the batches of each window, to find out whether gathering pays."""
+        past_s = now_s - self._window_began_s
+        if past_s >= self._gather_s:
+            self._busy = self._in_window + batches > QUIET_BATCHES and past_s < 2 * self._gather_s
+            self._window_began_s, self._in_window = now_s, 0
+        self._in_window += batches
 
     def _groups(self, appends: list[Append]) -> Iterable[list[Append]]:
         """Return the appends by script: all in one, or those of each slot of a cluster in their own."""

@@ -24,11 +24,11 @@ class StoredCheckpoint(NamedTuple):
 class Bus:
     """Creates feeds and publishers of runs. They all share one link."""
 
-    def __init__(self, link: Link, keys: Keys) -> None:
-        """Store the link and the keys."""
+    def __init__(self, link: Link, keys: Keys, gather_s: float = 0) -> None:
+        """Store the link and the keys. A batch of streamed text waits for others for at most ``gather_s``."""
         self._link = link
         self._keys = keys
-        self._appender = Appender(link)
+        self._appender = Appender(link, gather_s)
         self._publishers: WeakSet[RunPublisher] = WeakSet()
         link.on_reconnect[self._verify_all] = None
         self.feed_counts = FeedCounts()

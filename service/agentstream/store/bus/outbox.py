@@ -9,6 +9,7 @@ import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final, NamedTuple
 
 import orjson
@@ -18,6 +19,7 @@ from agentstream.protocol.events import (
     RUN_CHECKPOINT,
     RUN_PARKED,
     STORED_FIRST,
+    STREAMED_EVENTS,
     TERMINAL_EVENTS,
     WITH_FIELDS,
     encode_event,
@@ -67,8 +69,12 @@ class Outbox(ABC):
         self._waiters: list[asyncio.Future[None]] = []
 
     @abstractmethod
-    def _schedule(self) -> None:
-        """Let the next batch be sent at the end of this turn of the loop."""
+    def _schedule(self, *, urgent: bool = True) -> None:
+        """Let the next batch be sent at the end of this turn of the loop, or soon if it is not urgent."""
+
+    @abstractmethod
+    def _hurry(self) -> None:
+        """Let the scheduled batch be sent at the end of this turn of the loop."""
 
     @property
     def events_put(self) -> int:
@@ -111,10 +117,13 @@ class Outbox(ABC):
                     self._fields.append(fields)
                     self._pending_bytes += _size_of(fields)
             wake, self._wake_scheduled = not self._wake_scheduled, True
-        if wake and on_loop:
-            self._schedule()
-        elif wake:
-            self._loop.call_soon_threadsafe(self._schedule)
+        urgent = event_type not in STREAMED_EVENTS
+        if wake or urgent:
+            act = partial(self._schedule, urgent=urgent) if wake else self._hurry
+            if on_loop:
+                act()
+            else:
+                self._loop.call_soon_threadsafe(act)
         if awaited and not on_loop:
             with self._lock:
                 self._wait(self._awaited_stored)

@@ -111,6 +111,7 @@ class RunPublisher(Outbox):
         self._kept: deque[_Batch] = deque()
         self._kept_bytes = 0
         self._trimmed = False
+        self.sent_at_s = 0.0
         if first_batch is not None:
             self._keep(_Batch(1, first_batch))
             self._next_seq, self._stored_seq, self._put_seq, self._log_exists = 2, 1, 1, True
@@ -121,8 +122,11 @@ class RunPublisher(Outbox):
         in_flight = self._in_flight
         return self._pending_bytes + (0 if in_flight is None else len(in_flight.payload))
 
-    def _schedule(self) -> None:
-        self._appender.schedule(self)
+    def _schedule(self, *, urgent: bool = True) -> None:
+        self._appender.schedule(self, urgent=urgent)
+
+    def _hurry(self) -> None:
+        self._appender.hurry()
 
     async def flush(self) -> None:
         """Return when all events put so far are stored; raises the error that ended the publishing, if any."""
@@ -161,8 +165,9 @@ class RunPublisher(Outbox):
     def _active(self) -> bool:
         return self._closed is None or self._retained
 
-    def next_append(self) -> Append | None:
+    def next_append(self, now_s: float) -> Append | None:
         """Return the next batch for the appender; None if there is none, or if publish.lua must store it."""
+        self.sent_at_s = now_s
         with self._lock:
             self._wake_scheduled = False
             if self._in_flight is not None or self._verifying or not self._active:
