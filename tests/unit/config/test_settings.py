@@ -60,6 +60,7 @@ EVERY_SETTING: dict[str, tuple[str, Any]] = {
     "interrupt_text": ("false", False),
     "interrupt_timeout_s": ("2h", 7200.0),
     "event_types": ("progress, note", ("progress", "note")),
+    "gather_ms": ("0", 0),
     "metrics_port": ("9464", 9464),
     "metrics_host": ("::1", "::1"),
     "workers": ("4", 4),
