@@ -168,17 +168,20 @@ class Execution:
         if self._publisher is None:
             message = "the run has not begun"
             raise BusError(message)
+        if event_type is TEXT:
+            self._publisher.put_text(data)
+            self.tally.record_text(len(data))
+            return
         self._publisher.put(event_type, data)
         self.tally.record(event_type, data)
-        if event_type is not TEXT:
-            self._non_text_events += 1
-            if event_type == TOOL_CALL_END:
-                self._on_tool_end(bool(data.get("success", True)))
-                if self.tally.running_tools <= 0:
-                    if self._handing_over:
-                        self._loop.call_soon_threadsafe(self.stop, HAND_BACK)
-                    elif self.questions.waits:
-                        self._loop.call_soon_threadsafe(self.questions.park_if_idle)
+        self._non_text_events += 1
+        if event_type == TOOL_CALL_END:
+            self._on_tool_end(bool(data.get("success", True)))
+            if self.tally.running_tools <= 0:
+                if self._handing_over:
+                    self._loop.call_soon_threadsafe(self.stop, HAND_BACK)
+                elif self.questions.waits:
+                    self._loop.call_soon_threadsafe(self.questions.park_if_idle)
 
     @property
     def waits(self) -> bool:

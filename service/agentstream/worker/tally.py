@@ -35,6 +35,12 @@ class Tally:
         """Whether a new attempt would repeat nothing: nothing was written and no tool ran."""
         return not (self.written_characters or self.tool_calls)
 
+    def record_text(self, characters: int) -> None:
+        """Count a published piece of text. This runs for each token."""
+        self.written_characters += characters
+        self._unreported_characters += characters
+        self.text_characters += characters
+
     def record(self, event_type: str, data: Any) -> None:  # noqa: ANN401 -- JSON
         """Count a published event."""
         if event_type in WRITTEN_EVENTS:

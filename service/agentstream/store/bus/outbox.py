@@ -21,9 +21,11 @@ from agentstream.protocol.events import (
     STORED_FIRST,
     STREAMED_EVENTS,
     TERMINAL_EVENTS,
+    TEXT,
     WITH_FIELDS,
     encode_event,
 )
+from agentstream.store.bus.appender import Append, Appender
 
 # Limits of one batch: large enough to amortise the broker's work, small enough that a page of a feed stays small.
 MAX_BATCH_BYTES: Final = 64 << 10
@@ -50,14 +52,15 @@ class Taken(NamedTuple):
 class Outbox(ABC):
     """The waiting events. ``put`` may be called from any thread, the other methods on the loop."""
 
-    def __init__(self) -> None:
-        """Start empty. Call this on the loop."""
+    def __init__(self, appender: Appender) -> None:
+        """Start empty. ``appender`` sends the batches. Call this on the loop."""
+        self._appender = appender
         self._loop = asyncio.get_running_loop()
         self._loop_thread = threading.get_ident()
         self._lock = threading.Lock()  # guards the state that ``put`` uses in other threads
         self._state_changed = threading.Condition(self._lock)  # threads wait for it
         self._threads_waiting = 0
-        self._pending: deque[tuple[str, bytes]] = deque()
+        self._pending: deque[bytes | tuple[str, bytes]] = deque()  # a text as bytes, another event with its type
         self._pending_bytes = 0
         self._wake_scheduled = False
         self._closed: AgentStreamError | None = None
@@ -68,13 +71,15 @@ class Outbox(ABC):
         self._parked_ttl_s = 0
         self._waiters: list[asyncio.Future[None]] = []
 
-    @abstractmethod
-    def _schedule(self, *, urgent: bool = True) -> None:
-        """Let the next batch be sent at the end of this turn of the loop, or soon if it is not urgent."""
+    sent_at_s = 0.0  # when the last batch was sent, by the clock of the loop
 
     @abstractmethod
-    def _hurry(self) -> None:
-        """Let the scheduled batch be sent at the end of this turn of the loop."""
+    def next_append(self, now_s: float) -> Append | None:
+        """Return the next batch for the appender; None if there is none, or if publish.lua must store it."""
+
+    @abstractmethod
+    def on_append_result(self, *, stored: bool) -> None:
+        """Handle the result of an append."""
 
     @property
     def events_put(self) -> int:
@@ -87,6 +92,21 @@ class Outbox(ABC):
         return self._ended
 
     # -- from the agent, any thread -----------------------------------------------------------------
+
+    def put_text(self, text: str) -> None:
+        """Add a piece of the answer's text, like ``put``. This runs for each token."""
+        encoded = encode_event(TEXT, text)
+        if threading.get_ident() == self._loop_thread:
+            with self._lock:
+                if not self._ended and self._closed is None and self._pending_bytes <= HARD_BUFFER_BYTES:
+                    self._pending.append(encoded)
+                    self._pending_bytes += len(encoded)
+                    self._put_seq += 1
+                    if not self._wake_scheduled:
+                        self._wake_scheduled = True
+                        self._appender.schedule(self, urgent=False)
+                    return
+        self.put(TEXT, text)  # in a thread, which may have to wait; or it raises the error
 
     def put(self, event_type: str, data: Any, fields: Fields = ()) -> None:  # noqa: ANN401 -- JSON
         """Add an event to the next batch. If the event is one of STORED_FIRST, a thread waits until it is stored.
@@ -108,7 +128,7 @@ class Outbox(ABC):
             if not self._ended and self._pending_bytes > (HARD_BUFFER_BYTES if on_loop else MAX_BUFFER_BYTES):
                 message = f"{self._pending_bytes} bytes of events wait to be published; agents should await run.drain()"
                 raise BufferFull(message)
-            self._pending.append((event_type, encoded))
+            self._pending.append(encoded if event_type is TEXT else (event_type, encoded))
             self._pending_bytes += len(encoded)
             self._put_seq += 1
             if awaited := event_type in STORED_FIRST:
@@ -119,7 +139,7 @@ class Outbox(ABC):
             wake, self._wake_scheduled = not self._wake_scheduled, True
         urgent = event_type not in STREAMED_EVENTS
         if wake or urgent:
-            act = partial(self._schedule, urgent=urgent) if wake else self._hurry
+            act = partial(self._appender.schedule, self, urgent=urgent) if wake else self._appender.hurry
             if on_loop:
                 act()
             else:
@@ -203,6 +223,17 @@ class Outbox(ABC):
             if not waiter.done():
                 waiter.set_result(None)
 
+    def _take_text(self) -> bytes | None:
+        """Return the only waiting event if it is a text: the most common batch by far. The caller holds the lock."""
+        pending = self._pending
+        if len(pending) != 1 or not isinstance(text := pending[0], bytes):
+            return None
+        pending.clear()
+        self._pending_bytes = 0
+        if self._threads_waiting:
+            self._state_changed.notify_all()
+        return text
+
     def _take(self) -> Taken | None:
         """Return the events of the next batch, or None. The caller holds the lock."""
         pending = self._pending
@@ -210,7 +241,8 @@ class Outbox(ABC):
         size, terminal, event_type = 0, "", ""
         fields: Fields = ()
         while pending and size < MAX_BATCH_BYTES and len(taken) < MAX_BATCH_EVENTS:
-            event_type, encoded = pending.popleft()
+            item = pending.popleft()
+            event_type, encoded = (TEXT, item) if isinstance(item, bytes) else item
             if event_type in TERMINAL_EVENTS:
                 terminal = event_type
             size += len(encoded)

@@ -87,14 +87,14 @@ class RunPublisher(Outbox):
         more can be published, because the attempt is fenced or the broker refused a batch. Without a ``holder`` a lost
         hash is not stored again.
         """
-        super().__init__()
+        super().__init__(appender)
         self._link = link
-        self._appender = appender
         self._names = list(names)
         self._channel = names[0]
         self._log_context = current_log_context()
         self._attempt = attempt
         self._limits = limits
+        self._max_bytes = limits.max_bytes
         self._on_lost = on_lost
         self._holder = holder
         self._has_checkpoint = attempt > 1  # an earlier attempt may have stored one
@@ -111,7 +111,6 @@ class RunPublisher(Outbox):
         self._kept: deque[_Batch] = deque()
         self._kept_bytes = 0
         self._trimmed = False
-        self.sent_at_s = 0.0
         if first_batch is not None:
             self._keep(_Batch(1, first_batch))
             self._next_seq, self._stored_seq, self._put_seq, self._log_exists = 2, 1, 1, True
@@ -121,12 +120,6 @@ class RunPublisher(Outbox):
         """The number of bytes that wait to be stored."""
         in_flight = self._in_flight
         return self._pending_bytes + (0 if in_flight is None else len(in_flight.payload))
-
-    def _schedule(self, *, urgent: bool = True) -> None:
-        self._appender.schedule(self, urgent=urgent)
-
-    def _hurry(self) -> None:
-        self._appender.hurry()
 
     async def flush(self) -> None:
         """Return when all events put so far are stored; raises the error that ended the publishing, if any."""
@@ -189,6 +182,11 @@ class RunPublisher(Outbox):
 
     def _next_batch(self) -> _Batch | None:
         """Return a batch of the events that wait, or None. The caller holds the lock."""
+        if (text := self._take_text()) is not None:
+            batch = _Batch(self._next_seq, encode_batch(self._attempt, self._next_seq, [text]))
+            self._next_seq += 1
+            self._keep(batch)
+            return batch
         taken = self._take()
         if taken is None:
             return None
@@ -210,7 +208,7 @@ class RunPublisher(Outbox):
     def _keep(self, batch: _Batch) -> None:
         self._kept.append(batch)
         self._kept_bytes += len(batch.payload)
-        while self._kept_bytes > self._limits.max_bytes and len(self._kept) > 1:
+        while self._kept_bytes > self._max_bytes and len(self._kept) > 1:
             self._kept_bytes -= len(self._kept.popleft().payload)
             self._appender.counts.trimmed += not self._trimmed
             self._trimmed = True
@@ -317,18 +315,23 @@ class RunPublisher(Outbox):
 
     def _on_stored(self, batch: _Batch) -> None:
         self._in_flight = None
-        if (name := batch.fields[:1]) in _REPLACED and batch is not (earlier := self._latest.get(name)):
+        if (
+            batch.fields
+            and (name := batch.fields[:1]) in _REPLACED
+            and batch is not (earlier := self._latest.get(name))
+        ):
             if earlier is not None:
                 earlier.fields = ()  # replaced, so nobody needs them again
             self._latest[name] = batch
         with self._lock:
             self._stored_seq, self._log_exists = batch.last_seq, True
-            more = bool(self._pending or self._to_restore or self._doubtful) and not self._wake_scheduled
-            self._wake_scheduled = self._wake_scheduled or more
-            self._notify_threads()
-        if more:
-            self._appender.schedule(self)
-        self._wake_waiters()
+            if (self._pending or self._to_restore or self._doubtful) and not self._wake_scheduled:
+                self._wake_scheduled = True
+                self._appender.schedule(self)
+            if self._threads_waiting:
+                self._state_changed.notify_all()
+        if self._waiters:
+            self._wake_waiters()
 
     def _restore_log(self, last: Cursor) -> None:
         """Store again the batches that the log lost: all kept batches after its last entry ``last``."""
