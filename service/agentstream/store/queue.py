@@ -23,6 +23,7 @@ from agentstream.store.connection.link import Link
 from agentstream.store.connection.new_link import new_link
 from agentstream.store.connection.refusals import words_of
 from agentstream.store.connection.wire import Reply
+from agentstream.store.recent import SETTLE_S
 
 log = logging.getLogger(__name__)
 
@@ -46,9 +47,6 @@ _NO_GROUP_ERRORS: Final = (
     "ERR NOGROUP",
     "ERR The XGROUP subcommand requires the key",
 )
-# After a reconnect the queue may have lost claims, and deliver these jobs to other workers. So jobs that were enqueued
-# before it are not begun for this time. Meanwhile their workers reconnect, and store that they execute them.
-SETTLE_CLAIMS_S: Final = 1.5
 # No failover is quicker than this, so younger entries are those of the new primary.
 _MIN_FAILOVER_MS: Final = 1000
 _PENDING_PAGE: Final = 10
@@ -198,16 +196,22 @@ class JobQueue:
         claim = await self._decode_claim(entry_id, flat, lease_since_s=started)
         if claim is None:
             return None
+        if self._reconnected:  # during the blocking read
+            await self._after_reconnect()
         suspect = started < self._settled_at_s and int(claim.entry_id.partition("-")[0]) < self._settling_before_ms
         return replace(claim, new=True, not_before_s=self._settled_at_s if suspect else 0.0)
 
     def _on_connect(self) -> None:
         self._connects += 1
         if self._connects > 1:
-            self._reconnected, self._settled_at_s = True, time.monotonic() + SETTLE_CLAIMS_S
+            self._reconnected, self._settled_at_s = True, time.monotonic() + SETTLE_S
 
     async def _after_reconnect(self) -> None:
-        """Note which entries may have a worker already, and that replies with claimed jobs may be lost."""
+        """Note which entries may have a worker already, and that replies with claimed jobs may be lost.
+
+        The queue may have lost claims, and deliver these jobs to other workers. So jobs that were enqueued before the
+        reconnect are not begun for SETTLE_S. Meanwhile their workers store again that they execute them.
+        """
         call = self._claims.start_call("TIME", key=self._jobs)
         seconds, microseconds = map(int, await _reply_within(self._claims, call, COMMAND_TIMEOUT_S))
         self._settling_before_ms = seconds * 1000 + microseconds // 1000 - _MIN_FAILOVER_MS

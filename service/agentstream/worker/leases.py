@@ -8,6 +8,7 @@ for expired leases of other workers. So a run of a killed worker gets its termin
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final, Protocol
 
@@ -15,6 +16,7 @@ from agentstream.errors import BrokerUnavailable
 from agentstream.store.inputs import INPUT
 from agentstream.store.interrupts import ANSWERED
 from agentstream.store.queue import Claim, JobQueue
+from agentstream.store.recent import SETTLE_S
 from agentstream.telemetry.log_context import log_context_of, log_extra
 
 log = logging.getLogger(__name__)
@@ -70,7 +72,7 @@ class Leases:
         self.lease_s = lease_s
         self.interval_s = lease_s / RENEWALS_PER_LEASE
         self._held: dict[str, LeasedRun] = {}
-        self._doubtful: set[str] = set()  # entries that another worker held at the last renewal
+        self._doubtful: dict[str, float] = {}  # entries that another worker holds, and since when (monotonic)
         self._renew_now = asyncio.Event()
         self._news: set[str] = set()
 
@@ -135,11 +137,13 @@ class Leases:
         lost = [begun[run_id] for run_id in await self._queue.superseded(list(begun))]
         # Another worker that holds an entry soon begins a newer attempt. But if the queue has lost the claim of this
         # worker in a failover, the other worker gives the entry back.
-        for entry_id in others:
+        now_s = time.monotonic()
+        self._doubtful = {entry_id: self._doubtful.get(entry_id, now_s) for entry_id in others}
+        patience_s = min(self.lease_s, 2 * SETTLE_S)
+        for entry_id, since_s in self._doubtful.items():
             run = self._held.get(entry_id)
-            if run is not None and (entry_id in self._doubtful or not run.begun):
+            if run is not None and (now_s - since_s >= patience_s or not run.begun):
                 lost.append(run)
-        self._doubtful = set(others)
         for run in lost:
             if self._held.pop(run.claim.entry_id, None) is run:
                 log.warning("the lease of the run was lost", extra=log_extra(log_context_of(run.claim.job)))
