@@ -94,7 +94,7 @@ class ClusterLink(Link):
         return super().refusal or next((link.refusal for link in self._links.values() if link.refusal), "")
 
     @property
-    def _fails_over(self) -> bool:
+    def fails_over(self) -> bool:
         """Whether another server may take over from a primary."""
         return True
 

@@ -96,7 +96,7 @@ class Exchange(Link):
         return self._failure
 
     @property
-    def _fails_over(self) -> bool:
+    def fails_over(self) -> bool:
         """Whether another server may take over: sentinels name it."""
         return self._endpoint.kind == "sentinel"
 

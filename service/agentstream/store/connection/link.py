@@ -152,11 +152,11 @@ class Link(ABC):
         words = failure.words if isinstance(failure, ConnectionRefused) else ""
         if is_not_now(words):
             return True
-        return self._fails_over and (is_not_primary(words) or not isinstance(failure, BusError))
+        return self.fails_over and (is_not_primary(words) or not isinstance(failure, BusError))
 
     @property
     @abstractmethod
-    def _fails_over(self) -> bool:
+    def fails_over(self) -> bool:
         """Whether another server may take over from one that does not answer."""
 
     @abstractmethod
