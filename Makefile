@@ -9,6 +9,7 @@ PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 SECONDS ?= 600
 SEED ?= 1
 AGENTS ?= plain
+BROKER ?= standalone
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
@@ -56,8 +57,8 @@ compose-test: ## run compose.yaml on a real Docker engine under load (ten minute
 bench: install ## run the benchmark (Linux, four minutes) and write its table to deploy/guides/performance.md
 	@$(BIN)/python -m tests.bench.main
 
-chaos: install ## inject random faults for SECONDS (600) with the seed SEED (1), with AGENTS (plain or resumable), and print a report
-	@$(BIN)/python -m tests.faults.chaos$(if $(filter resumable,$(AGENTS)),_resumable) --seconds $(SECONDS) --seed $(SEED) --verbose
+chaos: install ## inject random faults for SECONDS (600) with the seed SEED (1), with AGENTS (plain or resumable) and BROKER (standalone, sentinel or cluster)
+	@$(BIN)/python -m tests.faults.chaos$(if $(filter resumable,$(AGENTS)),_resumable) --seconds $(SECONDS) --seed $(SEED) --broker $(BROKER) --verbose
 
 lint: install ## check style and formatting
 	@$(BIN)/ruff check .

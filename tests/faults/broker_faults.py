@@ -4,12 +4,18 @@ Each returns for how long the servers had no primary that accepts commands, in s
 """
 
 import asyncio
+import re
 import time
+from typing import Final
 
 from tests.brokers.cluster import ClusterServers
 from tests.brokers.sentinel import SentinelServers
 from tests.brokers.server import Server
 from tests.brokers.waiting import until
+
+# Settings of servers with sentinels, as the operations guide recommends: a primary that others have replaced has no
+# replicas, so it soon accepts no writes that would be lost.
+KEEPS_REPLICAS: Final = ("min-replicas-to-write 1", "min-replicas-max-lag 10")
 
 AnyServers = ClusterServers | SentinelServers
 
@@ -62,7 +68,24 @@ async def cut_off_replicas(servers: AnyServers, primary: Server, seconds: float)
     finally:
         await asyncio.to_thread(servers.heal)
     await servers.wait_ok()
+    await caught_up(primary)
     return 0.0
+
+
+async def caught_up(primary: Server) -> None:
+    """Wait until the replicas have everything that the primary has now.
+
+    After a short cut, their connection still counts as up, but the kernel sends what is missing only seconds later.
+    """
+    wanted = int((await primary.info("replication"))["master_repl_offset"])
+
+    async def have_it() -> bool:
+        fields = await primary.info("replication")
+        replicas = [value for name, value in fields.items() if re.fullmatch(r"slave\d+", name)]
+        offsets = [int(dict(part.split("=") for part in replica.split(","))["offset"]) for replica in replicas]
+        return bool(offsets) and min(offsets) >= wanted
+
+    await until(have_it, f"the replicas of {primary} catch up")
 
 
 async def isolate(servers: AnyServers, primary: Server) -> float:

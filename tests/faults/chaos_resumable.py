@@ -13,7 +13,7 @@ import secrets
 import signal
 import sys
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -23,8 +23,8 @@ from aiohttp.test_utils import TestServer
 
 from tests.faults.chaos import LEASE_S, MUST_BE_ZERO, RUNS_AT_ONCE, Chaos, Fleet, Report, main
 from tests.faults.chaos_agents import Plan, tool_name
+from tests.faults.chaos_brokers import ChaosBroker, Fault
 from tests.faults.chaos_clients import Following, ResumableRun
-from tests.faults.faults import Broker
 from tests.faults.numbered_model import NumberedModel
 from tests.helpers import TIME_SCALE
 from tests.processes import Processes
@@ -46,8 +46,10 @@ MAX_ATTEMPTS: Final = 20
 class ResumableChaos(Chaos):
     """One chaos run with resumable agents."""
 
-    def __init__(self, seconds: float, seed: int, folder: Path, say: Callable[[str], None]) -> None:
-        super().__init__(seconds, seed, folder, say)
+    def __init__(
+        self, seconds: float, seed: int, folder: Path, say: Callable[[str], None], broker: str = "standalone"
+    ) -> None:
+        super().__init__(seconds, seed, folder, say, broker)
         self.report.must_be_zero = tuple(dict.fromkeys((*MUST_BE_ZERO, *MORE_ZEROS)))
         self._following: dict[asyncio.Task[None], ResumableRun] = {}
         self._kinds: Counter[str] = Counter()
@@ -74,7 +76,7 @@ class ResumableChaos(Chaos):
         """Half of the workers continue lost answers by prefill, the others ask the model to continue."""
         return {"AGENTSTREAM_ENGINE_PREFILL": "plain"} if worker % 2 else {}
 
-    def _process_faults(self, fleet: Fleet) -> list[tuple[str, Callable[[random.Random], Awaitable[None]]]]:
+    def _process_faults(self, fleet: Fleet) -> list[Fault]:
         """Return the faults: most of them hit workers."""
 
         def worker(pick: random.Random) -> str:
@@ -104,7 +106,7 @@ class ResumableChaos(Chaos):
         ]
         return [*faults * 4, ("freeze and end worker", freeze_and_end_worker), ("kill frontend", kill_frontend)]
 
-    def _faults_of(self, broker: Broker) -> list[tuple[str, Callable[[random.Random], Awaitable[None]]]]:
+    def _faults_of(self, broker: ChaosBroker) -> list[Fault]:
         """Hurt the broker seldom: after each of its faults, workers wait some seconds before they take over runs."""
 
         async def nothing(_pick: random.Random) -> None:
@@ -188,10 +190,14 @@ class ResumableChaos(Chaos):
 
 
 async def run_resumable_chaos(
-    seconds: float, seed: int, folder: Path, say: Callable[[str], None] = lambda _line: None
+    seconds: float,
+    seed: int,
+    folder: Path,
+    say: Callable[[str], None] = lambda _line: None,
+    broker: str = "standalone",
 ) -> Report:
     """Run the chaos for this many seconds, and return its report."""
-    return await ResumableChaos(seconds, seed, folder, say).run()
+    return await ResumableChaos(seconds, seed, folder, say, broker).run()
 
 
 if __name__ == "__main__":

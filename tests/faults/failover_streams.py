@@ -104,15 +104,15 @@ class OpenStreams:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def flow_on(self) -> None:
-        """Return when every stream that is open has received another word, or 30 s are over, and AFTER_S later."""
+    async def flow_on(self, timeout_s: float) -> None:
+        """Return when every stream that is open has received another word, or the time is over, and AFTER_S later."""
         before = {id(stream): stream.words for stream in self.long}
 
         async def all_flow() -> bool:
             return all(stream.done or stream.words > before[id(stream)] for stream in self.long)
 
         with contextlib.suppress(AssertionError):  # the table shows those that hang
-            await until(all_flow, "all streams flow again", 30 * TIME_SCALE)
+            await until(all_flow, "all streams flow again", timeout_s)
         await asyncio.sleep(AFTER_S)
 
     async def _ask(self) -> None:

@@ -169,14 +169,14 @@ class Scene:
             try:
                 await streams.start(count)
                 failover_s = await fault()
-                await streams.flow_on()
+                await streams.flow_on(settle_s)
                 await streams.finish(settle_s)
                 return Row.of(name, streams, failover_s)
             finally:
                 await streams.close()
 
-    def faults(self) -> dict[str, Fault]:
-        """Return the faults of this kind of servers by name."""
+    def faults(self, frozen_s: float = FROZEN_S) -> dict[str, Fault]:
+        """Return the faults of this kind of servers by name. A frozen primary stays so for ``frozen_s``."""
         servers, queue = self.servers, Keys().jobs(self.processes.queue)
 
         async def on_queue(fault: Callable[..., Awaitable[float]], *arguments: float) -> float:
@@ -184,9 +184,9 @@ class Scene:
             return await fault(servers, await servers.primary_of(queue), *arguments)
 
         found: dict[str, Fault] = {
-            "no fault": self._measure,
+            "no fault": self.measure,
             "primary killed": partial(on_queue, broker_faults.kill),
-            f"primary frozen for {FROZEN_S:g} s": partial(on_queue, broker_faults.freeze, FROZEN_S),
+            f"primary frozen for {frozen_s:g} s": partial(on_queue, broker_faults.freeze, frozen_s),
             "planned failover": partial(on_queue, broker_faults.hand_over),
         }
         if isinstance(servers, ClusterServers):
@@ -199,7 +199,8 @@ class Scene:
             found["primary cut off from all servers"] = partial(on_queue, broker_faults.isolate)
         return found
 
-    async def _measure(self) -> float:
+    async def measure(self) -> float:
+        """Measure, instead of a fault, how a cluster shares the work."""
         if isinstance(self.servers, ClusterServers):
             self.spread = await Spread.measure(self.servers)
         return 0.0
@@ -217,7 +218,11 @@ async def _main(options: argparse.Namespace, folder: Path) -> list[Row]:
     for kind in options.kind or ("cluster", "sentinel"):
         executable = names[options.server]
         (folder / kind).mkdir()
-        servers = ClusterServers(executable) if kind == "cluster" else SentinelServers(executable)
+        servers = (
+            ClusterServers(executable)
+            if kind == "cluster"
+            else SentinelServers(executable, settings=broker_faults.KEEPS_REPLICAS)
+        )
         async with servers, Scene.open(servers, folder / kind, options.broken) as scene:
             for name, fault in scene.faults().items():
                 if options.fault in name:

@@ -228,23 +228,25 @@ def small_buffer_socket(info: Any) -> socket.socket:
 
 
 async def leftovers(broker: Broker, queue: str) -> list[str]:
-    """Return the leftovers after all runs have ended: keys without a TTL, jobs, and consumers that hold jobs.
+    """Return the leftovers on a broker after all runs have ended: see ``leftovers_at``."""
+    return await leftovers_at(broker.admin, queue)
+
+
+async def leftovers_at(redis: redis_asyncio.Redis, queue: str) -> list[str]:
+    """Return the leftovers on a server: keys without a TTL, jobs, and consumers that hold jobs.
 
     The queue itself has no TTL. Consumers of killed processes stay until they are pruned. Pruning removes only
-    consumers that hold nothing.
+    consumers that hold nothing. In a cluster the queue is on one of the servers.
     """
     jobs = f"agentstream:jobs:{queue}"
-    found = [
-        f"key without TTL: {key.decode()}"
-        async for key in broker.admin.scan_iter()
-        if key.decode() != jobs and await broker.admin.ttl(key) == -1
-    ]
-    if outstanding := await broker.admin.xlen(jobs):
+    keys = {key.decode() async for key in redis.scan_iter()}
+    found = [f"key without TTL: {key}" for key in keys - {jobs} if await redis.ttl(key) == -1]
+    if jobs not in keys:
+        return found
+    if outstanding := await redis.xlen(jobs):
         found.append(f"{outstanding} jobs outstanding")
-    if await broker.admin.exists(jobs):
-        found += [
-            f"consumer {consumer['name'].decode()} holds {consumer['pending']} jobs"
-            for consumer in await broker.admin.xinfo_consumers(jobs, "workers")
-            if consumer["pending"]
-        ]
-    return found
+    return found + [
+        f"consumer {consumer['name'].decode()} holds {consumer['pending']} jobs"
+        for consumer in await redis.xinfo_consumers(jobs, "workers")
+        if consumer["pending"]
+    ]
