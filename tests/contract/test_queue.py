@@ -10,6 +10,8 @@ import pytest
 from agentstream.errors import LimitReached, QueueFull
 from agentstream.protocol.jobs import Job, new_run_id
 from agentstream.protocol.keys import GROUP, Keys
+from agentstream.store.bus.bus import Bus
+from agentstream.store.bus.publisher import Holder, LogLimits
 from agentstream.store.connection.endpoint import Endpoint
 from agentstream.store.connection.server_link import ServerLink
 from agentstream.store.queue import Claim, JobQueue
@@ -397,3 +399,25 @@ async def test_only_the_worker_of_a_run_stores_its_progress(
     await link.call("DEL", run)
     await queue.report_progress([(sent.run_id, "herd", 8)])
     assert await link.call("EXISTS", run) == 0
+
+
+@pytest.mark.parametrize("held", [True, False])
+async def test_the_terminal_event_removes_the_job(
+    submitter: JobSubmitter, queue: JobQueue, link: ServerLink, keys: Keys, held: bool
+) -> None:
+    """The job is removed in one step with the terminal event, but not if another worker holds it."""
+    sent = job()
+    await submitter.submit(sent, ttl_s=60)
+    claim = await claimed(queue)
+    begun = await queue.begin(claim, ttl_s=60)
+    assert begun is not None
+    limits = LogLimits(open_ttl_s=60, closed_ttl_s=60, max_bytes=1 << 20)
+    holder = Holder("w1" if held else "w2", "q", claim.entry_id, lambda: ("status", "running"))
+    publisher = Bus(link, keys).publisher(sent.run_id, 1, limits, lambda _: None, begun.first_batch, holder)
+    publisher.put("run_completed", {"content": "x"})
+    async with asyncio.timeout(TIMEOUT_S):
+        await publisher.flush()
+    assert publisher.job_removed is held
+    assert await submitter.outstanding() == (0 if held else 1)
+    assert await link.call("HGET", keys.run(sent.run_id), "status") == b"completed"
+    assert await link.call("XLEN", keys.events(sent.run_id)) == 2

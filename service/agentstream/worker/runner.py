@@ -176,7 +176,7 @@ class Runner:
         )
         if begun is None:
             return
-        holder = Holder(self._queue.worker_id, claim.entry_id, partial(fields_of, claim.job))
+        holder = Holder(self._queue.worker_id, self._queue.name, claim.entry_id, partial(fields_of, claim.job))
         publisher = self._bus.publisher(
             claim.job.run_id, begun.attempt, self._limits.log, execution.abandon, begun.first_batch, holder
         )
@@ -229,8 +229,9 @@ class Runner:
         if outcome in {LEASE_LOST, NOT_STORED}:
             return None, outcome
         if outcome != HANDED_BACK:
-            await self._queue.finish(execution.claim)
-            self.ended_runs.add(execution.claim, publisher)
+            self.ended_runs.add(execution.claim, publisher)  # first: a failover may come before the job is finished
+            if not publisher.job_removed or execution.claim.job.limited:
+                await self._queue.finish(execution.claim, again=publisher.job_removed)
         await self._log_lines.answered(self._bus, execution.claim.job.run_id, terminal)
         return terminal, outcome
 

@@ -52,7 +52,8 @@ class Bus:
         holder: Holder | None = None,
     ) -> RunPublisher:
         """Return the publisher of one attempt at the run. Pass ``first_batch`` if it is stored already."""
-        names = self._keys.events(run_id), self._keys.run(run_id)
+        jobs = "" if holder is None else self._keys.jobs(holder.queue)
+        names = self._keys.events(run_id), self._keys.run(run_id), jobs
         publisher = RunPublisher(self._link, self._appender, names, attempt, limits, on_lost, first_batch, holder)
         self._publishers.add(publisher)
         return publisher

@@ -24,6 +24,7 @@ from agentstream.protocol.events import (
     Cursor,
     encode_batch,
 )
+from agentstream.protocol.keys import GROUP
 from agentstream.store.bus.appender import Append, Appender
 from agentstream.store.bus.outbox import Fields, Outbox
 from agentstream.store.connection.link import Link
@@ -46,15 +47,17 @@ class LogLimits:
 UNAPPLIED: Final = '"unapplied_inputs":null'
 # Fields of the run's hash from which another attempt continues.
 _CONTINUATION: Final = ("state", "job", "interrupts", "inputs")
+_STORED: Final = (b"OK", b"REMOVED", b"DUPLICATE")  # replies of publish.lua
 # The first fields of batches whose fields replace those of earlier batches.
 _REPLACED: Final = frozenset({("checkpoint",), ("interrupts",)})
 
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """The worker and the queue entry of an attempt, and the fields and values of the run's hash at its creation."""
+    """The worker, the queue and the queue entry of an attempt, and the fields of the run's hash at its creation."""
 
     worker_id: str
+    queue: str
     entry_id: str
     hash_fields: Callable[[], Fields]
 
@@ -74,14 +77,14 @@ class RunPublisher(Outbox):
         self,
         link: Link,
         appender: Appender,
-        names: tuple[str, str],
+        names: tuple[str, str, str],
         attempt: int,
         limits: LogLimits,
         on_lost: Callable[[AgentStreamError], None],
         first_batch: bytes | None = None,
         holder: Holder | None = None,
     ) -> None:
-        """Write to ``names``: the run's replay log, which has the name of its channel, and the run's hash.
+        """Write to ``names``: the run's replay log, which has the name of its channel, the run's hash, and the jobs.
 
         ``first_batch`` is the attempt's first batch, if it is stored already. ``on_lost`` is called once if nothing
         more can be published, because the attempt is fenced or the broker refused a batch. Without a ``holder`` a lost
@@ -89,7 +92,9 @@ class RunPublisher(Outbox):
         """
         super().__init__(appender)
         self._link = link
-        self._names = list(names)
+        self._names = list(names[:2])
+        self._jobs = names[2]
+        self.job_removed = False  # whether the job was removed with the terminal event
         self._channel = names[0]
         self._log_context = current_log_context()
         self._attempt = attempt
@@ -214,9 +219,11 @@ class RunPublisher(Outbox):
             self._trimmed = True
 
     def _publish(self, batch: _Batch, *, verify: bool) -> None:
-        command = self._link.send_script(
-            "publish", self._names, *self._arguments(batch, verify=verify), on_reply=self._on_published
-        )
+        names, arguments, link, holder = self._names, self._arguments(batch, verify=verify), self._link, self._holder
+        if batch.terminal and holder is not None and link.group_of(self._jobs) == link.group_of(self._channel):
+            names = [*names, self._jobs]
+            arguments += (GROUP, holder.worker_id, holder.entry_id)
+        command = link.send_script("publish", names, *arguments, on_reply=self._on_published)
         command.repack = lambda: self._link.pack_script("verify", self._names, *self._verify_arguments())
 
     def on_append_result(self, *, stored: bool) -> None:
@@ -296,7 +303,8 @@ class RunPublisher(Outbox):
             self._on_verified(reply)  # sent after a reconnect instead of publish.lua
             return
         batch, self._in_flight = self._in_flight, None
-        if reply in (b"OK", b"DUPLICATE") and batch is not None:
+        if reply in _STORED and batch is not None:
+            self.job_removed = reply == b"REMOVED"
             self._on_stored(batch)
         elif isinstance(reply, list) and reply[0] == b"LOST":
             self._restore_log(Cursor.parse(reply[1].decode()))

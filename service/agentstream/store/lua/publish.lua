@@ -3,7 +3,9 @@
 -- id that the last entry must have or '' (not checked), TTL in s or '0', then fields and values for the run's hash. The
 -- first pair may be `unapplied` and the part of the batch that a list of messages replaces, if the run has such. The
 -- event that parks a run ends it instead, if a cancel is stored.
--- Returns OK, DUPLICATE (stored before; sent again after a lost reply), FENCED (a newer attempt has begun), or
+-- With KEYS[3], the jobs, the last three arguments are group, consumer and entry id: with the event the job is removed,
+-- if this worker still holds it.
+-- Returns OK, REMOVED (stored, and the job is removed), DUPLICATE (stored before; sent again after a lost reply), FENCED (a newer attempt has begun), or
 -- {LOST, last id} if entries before this one are missing from the log.
 local function last_id()
   local last = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)[1]
@@ -54,7 +56,19 @@ if ARGV[6] ~= '0' then
   redis.call('EXPIRE', KEYS[2], ARGV[6])
 end
 local first = ARGV[7] == 'unapplied' and 9 or 7
-if #ARGV >= first and redis.call('EXISTS', KEYS[2]) == 1 then redis.call('HSET', KEYS[2], unpack(ARGV, first)) end
+local fields_end = KEYS[3] and #ARGV - 3 or #ARGV
+if fields_end >= first and redis.call('EXISTS', KEYS[2]) == 1 then
+  redis.call('HSET', KEYS[2], unpack(ARGV, first, fields_end))
+end
 if ends then redis.call('HSET', KEYS[2], 'status', 'cancelled', 'state', '', 'job', '', 'interrupts', '', 'inputs', '') end
 redis.call('PUBLISH', KEYS[1], batch)
+if KEYS[3] then
+  local group, consumer, entry = unpack(ARGV, fields_end + 1)
+  local held = redis.pcall('XPENDING', KEYS[3], group, entry, entry, 1)[1]  -- the queue may be lost
+  if held and held[2] == consumer then
+    redis.call('XACK', KEYS[3], group, entry)
+    redis.call('XDEL', KEYS[3], entry)
+    return 'REMOVED'
+  end
+end
 return 'OK'
