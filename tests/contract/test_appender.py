@@ -86,7 +86,7 @@ async def write_in_turns(runs: dict[str, RunPublisher]) -> None:
 
 async def test_texts_of_busy_runs_gather(link: ServerLink, keys: Keys, monkeypatch: pytest.MonkeyPatch) -> None:
     """While many runs write in different turns of the event loop, their batches share commands."""
-    bus = Bus(link, keys, gather_s=0.02)
+    bus = Bus(link, keys, gather_s=0.1)
     runs = await begun_runs(bus, 10)
     with scripts_sent(link, monkeypatch) as sent:
         async with asyncio.timeout(TIMEOUT_S):

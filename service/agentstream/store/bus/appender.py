@@ -18,7 +18,7 @@ from agentstream.store.connection.wire import Reply, pack
 # Runs in one command. The broker does nothing else while a script runs, so a script must stay well below 1 ms.
 MAX_RUNS: Final = 64
 # Batches gather only while more than so many are sent in each window. At fewer, waiting saves little.
-QUIET_BATCHES: Final = 6
+QUIET_BATCHES: Final = 10
 # So many batches are sent at once. More would save little, and wait longer.
 FULL_BATCHES: Final = 32
 # A run that has sent nothing for so long is silent. Its reader waits, so its next batch is sent at once.
