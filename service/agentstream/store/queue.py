@@ -251,9 +251,8 @@ class JobQueue:
             raise BrokerUnavailable(_STALLED)
         now_ms = seconds * 1000 + microseconds // 1000
         try:
-            reply = await self._script(
-                "reclaim", [self._jobs], GROUP, self.worker_id, int(lease_s * 1000), now_ms, int(STALL_S * 1000)
-            )
+            limits = (int(lease_s * 1000), now_ms, int(STALL_S * 1000))
+            reply = await self._script("reclaim", [self._jobs], GROUP, self.worker_id, *limits)
         except BrokerUnavailable as exc:
             if not words_of(exc.__cause__).startswith(_NO_GROUP_ERRORS):
                 raise
@@ -384,10 +383,12 @@ class JobQueue:
         return await asyncio.gather(*(self._call("HGET", self._keys.run(run_id), field) for run_id in run_ids))
 
     async def _call(self, *args: str | int, key: str = "") -> Reply:
-        return await _reply_within(self._link, self._link.start_call(*args, key=key), COMMAND_TIMEOUT_S)
+        return await _reply_within(self._link, self._link.start_call(*args, key=key, once=True), COMMAND_TIMEOUT_S)
 
     async def _script(self, name: str, keys: list[str], *args: str | int) -> Reply:
-        return await _reply_within(self._link, self._link.start_script_call(name, keys, *args), COMMAND_TIMEOUT_S)
+        """Call a script once. Upkeep is repeated anyway: if one of its commands waited, leases would not be renewed."""
+        pending = self._link.start_script_call(name, keys, *args, once=True)
+        return await _reply_within(self._link, pending, COMMAND_TIMEOUT_S)
 
 
 def _entries_of(reply: Reply) -> list[tuple[bytes, Sequence[bytes]]]:

@@ -20,7 +20,7 @@ from agentstream.errors import BusError
 from agentstream.protocol.broker_url import Address
 from agentstream.protocol.keys import PARTITIONS, Keys
 from agentstream.store.connection.channels import Channels, ServedElsewhere
-from agentstream.store.connection.command import NO_SLOT, Command
+from agentstream.store.connection.command import NO_SLOT, Command, Probe
 from agentstream.store.connection.endpoint import Endpoint
 from agentstream.store.connection.exchange import RESEND_DELAY_S
 from agentstream.store.connection.fanout import OnMessage
@@ -230,7 +230,7 @@ class ClusterLink(Link):
             self._stale.set()
         if refused:
             self.refuse(words)
-        if command.slot == NO_SLOT:  # a command for this server: its caller must know
+        if command.slot == NO_SLOT or (refused and not command.waits):  # its caller must know
             return False
         if words.startswith("ASK "):
             target = self._link_at(words, link)
@@ -304,9 +304,9 @@ class ClusterLink(Link):
 
     # -- commands -----------------------------------------------------------------------------------
 
-    def send(self, *args: bytes | str | int, on_reply: OnReply, key: str = "") -> Command:
+    def send(self, *args: bytes | str | int, on_reply: OnReply, key: str = "", once: bool = False) -> Command:
         """Send a command to the server of its first key, or of ``key``."""
-        command = Command(pack(args), on_reply)
+        command = (Probe if once else Command)(pack(args), on_reply)
         command.slot = slot_of(key or first_key(args))
         self._enqueue(command)
         return command

@@ -108,9 +108,15 @@ class Exchange(Link):
         """Return the same group for all names: one server may have them all in one script."""
         return 0
 
-    def send(self, *args: bytes | str | int, on_reply: OnReply, key: str = "") -> Command:  # noqa: ARG002 -- one server
+    def send(
+        self,
+        *args: bytes | str | int,
+        on_reply: OnReply,
+        key: str = "",  # noqa: ARG002 -- one server has all keys
+        once: bool = False,
+    ) -> Command:
         """Send a command. ``on_reply`` gets the reply or a hiredis.ReplyError, in the order of the server."""
-        command = Command(pack(args), on_reply)
+        command = (Probe if once else Command)(pack(args), on_reply)
         self.enqueue(command)
         return command
 

@@ -166,10 +166,11 @@ class Link(ABC):
     # -- commands -----------------------------------------------------------------------------------
 
     @abstractmethod
-    def send(self, *args: bytes | str | int, on_reply: OnReply, key: str = "") -> Command:
+    def send(self, *args: bytes | str | int, on_reply: OnReply, key: str = "", once: bool = False) -> Command:
         """Send a command. ``on_reply`` gets the reply or a hiredis.ReplyError, in the order of the server.
 
-        ``key`` is needed if the command has no key, and one particular server must run it.
+        ``key`` is needed if the command has no key, and one particular server must run it. ``once``: a reply that means
+        "not now" is the reply, and the command is not sent again.
         """
 
     @abstractmethod
@@ -209,10 +210,13 @@ class Link(ABC):
         """
         return await self.start_call(*args, key=key)
 
-    def start_call(self, *args: bytes | str | int, key: str = "") -> "asyncio.Future[Reply]":
-        """Send a command with the others of this turn; return a future of its reply. Otherwise like ``call``."""
+    def start_call(self, *args: bytes | str | int, key: str = "", once: bool = False) -> "asyncio.Future[Reply]":
+        """Send a command with the others of this turn; return a future of its reply. Otherwise like ``call``.
+
+        ``send`` explains ``once``.
+        """
         future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
-        command = self.send(*args, on_reply=lambda reply: settle(future, reply), key=key)
+        command = self.send(*args, on_reply=lambda reply: settle(future, reply), key=key, once=once)
         future.add_done_callback(lambda done: self.withdraw(command) if done.cancelled() else None)
         return future
 
@@ -220,9 +224,11 @@ class Link(ABC):
         """Call a Lua script; otherwise like ``call``."""
         return await self.start_script_call(name, keys, *args)
 
-    def start_script_call(self, name: str, keys: list[str], *args: bytes | str | int) -> "asyncio.Future[Reply]":
+    def start_script_call(
+        self, name: str, keys: list[str], *args: bytes | str | int, once: bool = False
+    ) -> "asyncio.Future[Reply]":
         """Call a Lua script; otherwise like ``start_call``."""
-        return self.start_call(*self.script(name), len(keys), *keys, *args)
+        return self.start_call(*self.script(name), len(keys), *keys, *args, once=once)
 
     # -- channels -----------------------------------------------------------------------------------
 
