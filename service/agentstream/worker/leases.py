@@ -155,10 +155,7 @@ class Leases:
             await self.deliver(run_id)
         called = [(run_id, run.agent_name, run.text_events) for run_id, run in by_run.items() if run.agent_name]
         if called:
-            # A full Redis refuses this, but not the renewals, which must not wait for it.
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self.interval_s / 2):
-                    await self._queue.report_progress(called)
+            await self._queue.report_progress(called)
 
 
 async def _ignore(_run_id: str) -> None:
