@@ -1,4 +1,4 @@
-"""Faults of sentinel and cluster servers. Each ends when the servers work together again.
+"""Faults of sentinel and cluster servers. Each but ``lose`` ends when the servers work together again.
 
 Each returns for how long the servers had no primary that accepts commands, in s, as far as the servers themselves show.
 """
@@ -22,13 +22,25 @@ AnyServers = ClusterServers | SentinelServers
 
 async def kill(servers: AnyServers, primary: Server) -> float:
     """Kill a primary, and start it again after another server has taken over."""
+    lasted_s = await lose(servers, primary)
+    await repair(servers)
+    return lasted_s
+
+
+async def lose(servers: AnyServers, primary: Server) -> float:
+    """Kill a primary. It stays dead until ``repair``."""
     began_s = time.monotonic()
     servers.kill(primary)
     await servers.wait_failover(primary)
-    lasted_s = time.monotonic() - began_s
-    await servers.restart(primary)
+    return time.monotonic() - began_s
+
+
+async def repair(servers: AnyServers) -> None:
+    """Start dead servers again, and wait until all work together."""
+    for node in servers.nodes:
+        if not node.running:
+            await servers.restart(node)
     await servers.wait_ok()
-    return lasted_s
 
 
 async def freeze(servers: AnyServers, primary: Server, seconds: float) -> float:

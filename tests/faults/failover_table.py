@@ -41,6 +41,7 @@ SLOTS_MOVED: Final = 2000
 # The time in which clients must be served again after the servers themselves have a primary again: the interval in
 # which the links ask for it, a reconnect, and a margin for a loaded machine.
 MARGIN_S: Final = 5 + 5 * TIME_SCALE
+AFTER_S: Final = 1.0  # more load after a fault, because it may have consequences
 SETTLE_S: Final = 45 * TIME_SCALE
 
 Fault = Callable[[], Awaitable[float]]
@@ -169,9 +170,13 @@ class Scene:
             try:
                 await streams.start(count)
                 failover_s = await fault()
-                await streams.flow_on(settle_s)
+                stuck = await streams.flow_on(settle_s)
+                await broker_faults.repair(self.servers)
+                await asyncio.sleep(AFTER_S)
                 await streams.finish(settle_s)
-                return Row.of(name, streams, failover_s)
+                row = Row.of(name, streams, failover_s)
+                row.wrong["streams that do not flow again"] = stuck
+                return row
             finally:
                 await streams.close()
 
@@ -185,7 +190,7 @@ class Scene:
 
         found: dict[str, Fault] = {
             "no fault": self.measure,
-            "primary killed": partial(on_queue, broker_faults.kill),
+            "primary killed": partial(on_queue, broker_faults.lose),
             f"primary frozen for {frozen_s:g} s": partial(on_queue, broker_faults.freeze, frozen_s),
             "planned failover": partial(on_queue, broker_faults.hand_over),
         }
