@@ -162,7 +162,7 @@ async def in_time() -> AsyncIterator[None]:
 async def failed(link: ServerLink) -> None:
     """Return when the link has failed to connect once. The cause is the text of ``wait_ready``."""
     async with in_time():
-        while link._last_error is None:  # noqa: ASYNC110 -- no event tells it
+        while link.failure is None:  # noqa: ASYNC110 -- no event tells it
             await asyncio.sleep(0.01)
 
 

@@ -7,8 +7,9 @@ import pytest
 
 from agentstream.cli.doctor import checks
 from agentstream.cli.doctor.buffering import _NGINX, _OTHERS, PIECE_COUNT, _result_from_delays
-from agentstream.cli.doctor.checks import CheckResult
-from agentstream.store.admin.server_state import ClockOffset, QueueSummary
+from agentstream.cli.doctor.results import CheckResult
+from agentstream.store.admin.queue_state import QueueSummary
+from agentstream.store.admin.server_state import ClockOffset
 from tests.processes import ROOT
 
 GOOD: dict[str, Any] = {

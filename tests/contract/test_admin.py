@@ -11,7 +11,8 @@ from agentstream.protocol.jobs import Job, new_run_id
 from agentstream.protocol.keys import Keys
 from agentstream.store.admin.open_runs import OpenRun, OpenRunReader, QueueListing
 from agentstream.store.admin.probe_run import ProbeRun
-from agentstream.store.admin.server_state import QueueSummary, ServerState
+from agentstream.store.admin.queue_state import QueueReader, QueueSummary
+from agentstream.store.admin.server_state import ServerState
 from agentstream.store.bus.bus import Bus
 from agentstream.store.bus.publisher import LogLimits
 from agentstream.store.connection.endpoint import Endpoint
@@ -27,6 +28,11 @@ def job(text: str = "") -> Job:
     request = {"model": MODEL, "messages": [{"role": "user", "content": text}]}
     now = time.time()
     return Job(run_id=new_run_id(), request=request, created=int(now), start_by=now + 60, owner="me")
+
+
+def one_server(endpoint: Endpoint) -> Endpoint:
+    """Return the endpoint of the first server."""
+    return endpoint if endpoint.kind == "standalone" else endpoint.at(*endpoint.addresses[0])
 
 
 async def listed(url: str, keys: Keys, *queues: str, **bounds: Any) -> list[QueueListing]:
@@ -103,7 +109,7 @@ async def test_a_running_run_is_listed_with_its_progress(any_broker_url: str, li
     assert claim is not None
     await queue.begin(claim, ttl_s=60)
     batch = encode_batch(1, 2, [encode_event("text", "a"), encode_event("text", "b")])
-    await link.call_script("append", [keys.events(one.run_id)], "1-3", batch, "")
+    await link.call_script("append", [keys.events(one.run_id)], "1-3", batch)
     [[run]] = [listing.runs for listing in await listed(any_broker_url, keys, "q")]
     assert (run.state, run.attempt, run.worker, run.events) == ("running", 1, "w1", 3)
     await RunStore(link, keys).cancel(one.run_id, ttl_s=60)
@@ -129,9 +135,10 @@ async def test_the_server_state_has_workers_jobs_clock_and_pings(
     await submitted(link, keys, "q", job(), job())
     queue = JobQueue(Endpoint(any_broker_url), link, keys, "q", worker_id="w1")
     await queue.open()
-    async with ServerState(Endpoint(any_broker_url), keys) as server:
-        assert await server.queue("q") == QueueSummary(workers=1, outstanding=2)
-        assert await server.queue("nobody's") == QueueSummary(workers=0, outstanding=0)
+    async with QueueReader(Endpoint(any_broker_url), keys) as reader:
+        assert await reader.queue("q") == QueueSummary(workers=1, outstanding=2)
+        assert await reader.queue("nobody's") == QueueSummary(workers=0, outstanding=0)
+    async with ServerState(one_server(Endpoint(any_broker_url))) as server:
         clock = await server.clock()
         assert abs(clock.offset_s) - clock.uncertainty_s < 2
         times_s = await server.ping_times_s()
@@ -158,7 +165,7 @@ async def test_an_unreachable_broker_is_reported(keys: Keys) -> None:
     nowhere = Endpoint("redis://127.0.0.1:1")
     with pytest.raises(BrokerUnavailable, match="does not answer"):
         await listed("redis://127.0.0.1:1", keys, "q")
-    async with ServerState(nowhere, keys) as server:
+    async with ServerState(nowhere) as server:
         with pytest.raises(BrokerUnavailable, match="does not answer"):
             await server.ping_times_s()
     with pytest.raises(BrokerUnavailable, match="does not answer"):

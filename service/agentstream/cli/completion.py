@@ -5,6 +5,7 @@ from typing import Final
 
 import click
 
+from agentstream.cli.exits import quiet_link
 from agentstream.config import load_client_settings
 from agentstream.errors import AgentStreamError
 from agentstream.protocol.keys import Keys
@@ -28,6 +29,7 @@ async def _open_run_ids() -> list[str]:
     if settings.redis_url is None:
         return []
     endpoint, keys = Endpoint(settings.redis_url), Keys(settings.key_prefix)
-    async with asyncio.timeout(TIMEOUT_S), OpenRunReader(endpoint, keys) as reader:
-        listings = await reader.open_runs(settings.served_queues, limit=MAX_SUGGESTIONS)
+    with quiet_link():
+        async with asyncio.timeout(TIMEOUT_S), OpenRunReader(endpoint, keys) as reader:
+            listings = await reader.open_runs(settings.served_queues, limit=MAX_SUGGESTIONS)
     return [run.run_id for listing in listings for run in listing.runs if run.run_id]

@@ -1,13 +1,14 @@
 """The exits of a failed command: each prints one line to standard error and has an exit code for scripts."""
 
 import contextlib
+import logging
 import sys
 from collections.abc import Coroutine, Iterator
 from typing import IO, Any, Final
 
 import click
 
-from agentstream.errors import BrokerUnavailable, BusError, StartupError
+from agentstream.errors import BrokerUnavailable, BusError, StartupError, WrongBroker
 from agentstream.processes.runtime import (
     EXIT_FAILED,
     EXIT_INTERRUPTED,
@@ -15,6 +16,7 @@ from agentstream.processes.runtime import (
     EXIT_WRONG_SETTINGS,
     run_loop,
 )
+from agentstream.store import connection
 from agentstream.telemetry.masking import mask_error
 
 EXIT_REFUSED: Final = 4
@@ -96,11 +98,26 @@ def run_command(work: Coroutine[Any, Any, int]) -> None:
 
 
 @contextlib.contextmanager
-def exit_on_redis_errors() -> Iterator[None]:
-    """Convert errors of the store into Unreachable or Refused."""
+def quiet_link() -> Iterator[None]:
+    """Do not log how the link connects: the command ends with one error instead."""
+    connecting = logging.getLogger(connection.__name__)
+    before = connecting.level
+    connecting.setLevel(logging.CRITICAL)
     try:
         yield
+    finally:
+        connecting.setLevel(before)
+
+
+@contextlib.contextmanager
+def exit_on_redis_errors() -> Iterator[None]:
+    """Convert errors of the store into Unreachable, WrongSettings or Refused."""
+    try:
+        with quiet_link():
+            yield
     except BrokerUnavailable as exc:
         raise Unreachable(str(exc)) from exc
+    except WrongBroker as exc:
+        raise WrongSettings(str(exc)) from exc
     except BusError as exc:
         raise Refused(str(exc)) from exc

@@ -4,32 +4,26 @@ import json
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
-from functools import partial
-from pathlib import PurePath
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import click
 
 from agentstream.cli.doctor import checks
+from agentstream.cli.doctor.broker import check_redis
 from agentstream.cli.doctor.buffering import check_buffering
-from agentstream.cli.doctor.checks import CheckResult
+from agentstream.cli.doctor.results import CheckResult, Level
 from agentstream.cli.exits import exit_on_redis_errors, run_command
 from agentstream.cli.flags import redis_url_of, setting_flags, settings_from
 from agentstream.cli.terminal.display import sanitize
 from agentstream.config import Settings
-from agentstream.errors import BusError
-from agentstream.processes.broker import FOLDER_PREFIX
 from agentstream.processes.file_limit import file_limit, raise_file_limit
 from agentstream.processes.runtime import EXIT_FAILED
 from agentstream.protocol.keys import Keys
-from agentstream.store.admin.server_state import ServerState
 from agentstream.store.connection.endpoint import Endpoint
 
-Fact = TypeVar("Fact")
-
-_LEVEL_NAMES: Final[dict[checks.Level, str]] = {"fault": "faults", "warning": "warnings", "unknown": "unknown"}
+_LEVEL_NAMES: Final[dict[Level, str]] = {"fault": "faults", "warning": "warnings", "unknown": "unknown"}
 _LEVEL_COLORS: Final = {"ok": "green", "warning": "yellow", "fault": "red", "unknown": "yellow"}
 
 
@@ -47,10 +41,12 @@ _LEVEL_COLORS: Final = {"ok": "green", "warning": "yellow", "fault": "red", "unk
 def doctor(url: str | None, api_key: str | None, *, as_json: bool, **flags: Any) -> None:  # noqa: ANN401
     """Check a deployment and explain how to fix faults.
 
-    Checks the Redis server (REDIS_URL): version, role, append-only file, eviction, memory, output buffer, latency and
-    clock. Checks the workers and jobs of each queue in the settings, and where doctor runs the limit of open files and
-    the temporary folder. With --url, also checks that no proxy buffers streams: it writes a test run to Redis,
-    reads its stream through the URL and deletes the run. No agent runs.
+    Checks each primary of Redis (REDIS_URL): version, role, append-only file, eviction, memory, output buffer, latency
+    and clock. With Sentinel also checks the sentinels, their quorum, and the replicas; with Cluster the state, the
+    slots, the replicas, open moves of slots and the versions. Checks the workers and jobs of each queue in the
+    settings, and where doctor runs the limit of open files and the temporary folder. With --url, also checks that no
+    proxy buffers streams: it writes a test run to Redis, reads its stream through the URL and deletes the run. No agent
+    runs.
 
     For each fault, prints why it matters and the exact fix. A check is "unknown" if the Redis user lacks the
     permission. Exits with 1 if there is a fault. Warnings and unknown checks do not change the exit code.
@@ -81,28 +77,6 @@ async def _run_checks(settings: Settings, url: str | None, api_key: str | None, 
     return EXIT_FAILED if count["fault"] else 0
 
 
-async def check_redis(endpoint: Endpoint, keys: Keys, queues: Sequence[str], *, max_queued: int) -> list[CheckResult]:
-    """Run all checks of Redis. Raises BrokerUnavailable, and BusError if Redis refuses the login."""
-    async with ServerState(endpoint, keys) as server:
-        latency = checks.latency(await server.ping_times_s())  # first: it raises if Redis is unreachable
-        private = await _is_private(server)
-        results = [
-            await _check("version", server.info(), checks.version),
-            await _check("role", server.info(), checks.role),
-            await _check("append-only file", server.info(), partial(checks.persistence, private=private)),
-            await _check("eviction", server.info(), checks.eviction),
-            await _check("memory", server.info(), partial(checks.memory, private=private)),
-            await _check("output buffer", server.config("client-output-buffer-limit"), checks.output_buffer),
-            latency,
-            await _check("clock", server.clock(), checks.clock),
-        ]
-        for queue in queues:
-            results.append(await _check(f"workers of {queue}", server.queue(queue), partial(checks.workers, queue)))
-            depth = partial(checks.depth, queue, max_queued=max_queued)
-            results.append(await _check(f"jobs of {queue}", server.queue(queue), depth))
-    return results
-
-
 def check_process() -> list[CheckResult]:
     """Check what processes may do where doctor runs. In a container this holds for the service too."""
     raise_file_limit()  # as the service does
@@ -114,24 +88,6 @@ def check_process() -> list[CheckResult]:
     except OSError as exc:
         reason = str(exc)
     return [checks.open_files(file_limit(), user), checks.temporary_folder(reason)]
-
-
-async def _is_private(server: ServerState) -> bool:
-    """Return whether the server is the private broker of an `agentstream up`, which stores nothing on purpose."""
-    try:
-        return PurePath(await server.config("dir")).name.startswith(FOLDER_PREFIX)
-    except BusError:  # this Redis user may not read it: it is not the private broker's user
-        return False
-
-
-async def _check(name: str, reading: Awaitable[Fact], judge: Callable[[Fact], CheckResult]) -> CheckResult:
-    """Read a fact and judge it. The result is "unknown" if the Redis user may not read the fact."""
-    try:
-        fact = await reading
-    except BusError as exc:
-        fix = ("run doctor with a Redis user that may read it, such as `operator` of deploy/redis-users.acl",)
-        return CheckResult(name, "unknown", f"cannot be read: {exc}", "this check was skipped", fix)
-    return judge(fact)
 
 
 def _print_results(results: Sequence[CheckResult]) -> None:

@@ -7,7 +7,7 @@ import json
 from typing import Final
 
 from agentstream.cli.api_client import ApiClient, run_path
-from agentstream.cli.doctor.checks import CheckResult
+from agentstream.cli.doctor.results import CheckResult
 from agentstream.cli.exits import Failed, Refused, Unreachable
 from agentstream.cli.terminal.display import DONE
 from agentstream.errors import BusError

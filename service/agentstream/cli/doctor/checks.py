@@ -2,12 +2,12 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final
 
-from agentstream.store.admin.server_state import ClockOffset, QueueSummary
-
-Level = Literal["ok", "warning", "fault", "unknown"]
+from agentstream.cli.doctor.results import CheckResult, Level
+from agentstream.protocol.broker_url import Kind
+from agentstream.store.admin.queue_state import QueueSummary
+from agentstream.store.admin.server_state import ClockOffset
 
 MIN_VERSION: Final = (6, 2)  # the first with XAUTOCLAIM
 PREFERRED_VERSION: Final = (7, 0)  # XINFO STREAM reports removed jobs, from which Retry-After is computed
@@ -28,17 +28,6 @@ _OTHER_LIMITS: Final = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class CheckResult:
-    """The result of one check. Each line of ``fix`` is a command or an instruction."""
-
-    name: str
-    level: Level
-    what: str
-    why: str = ""
-    fix: Sequence[str] = ()
-
-
 def version(info: dict[str, Any]) -> CheckResult:
     """Judge the version of the server."""
     name, text = "version", str(info.get("redis_version", "0"))
@@ -55,14 +44,13 @@ def version(info: dict[str, Any]) -> CheckResult:
     return CheckResult(name, "ok", what)
 
 
-def role(info: dict[str, Any]) -> CheckResult:
-    """Judge whether this server accepts writes for all keys."""
+def role(info: dict[str, Any], *, kind: Kind = "standalone") -> CheckResult:
+    """Judge whether this server is a primary, and of a ``kind`` of broker as REDIS_URL names it."""
     name = "role"
-    if info.get("cluster_enabled"):
-        why = "Redis Cluster is not supported: the keys of one script may be on several nodes"
-        return CheckResult(
-            name, "fault", "this is a cluster node", why, ("set REDIS_URL to a server that is not in a cluster",)
-        )
+    if kind != "cluster" and info.get("cluster_enabled"):
+        why = "a server of a cluster has only a part of the keys, and refuses commands for the others"
+        fix = ("write redis+cluster:// instead of redis:// in REDIS_URL",)
+        return CheckResult(name, "fault", "this is a part of a cluster", why, fix)
     if info.get("role") != "master":
         primary = f"{info.get('master_host')}:{info.get('master_port')}"
         fix = (f"set REDIS_URL to the primary, {primary}",)
@@ -116,18 +104,18 @@ def memory(info: dict[str, Any], *, private: bool = False) -> CheckResult:
     name = "memory"
     used, limit = int(info.get("used_memory", 0)), int(info.get("maxmemory", 0))
     if private and not limit:
-        return CheckResult(name, "ok", f"{_mebibytes(used)} used")
+        return CheckResult(name, "ok", f"{mebibytes(used)} used")
     if not limit:
         machine = int(info.get("total_system_memory", 0))
         size = f"{int(machine * MAXMEMORY_RATIO) >> 20}mb" if machine else "<size>"
         return CheckResult(
             name,
             "warning",
-            f"{_mebibytes(used)} used, no limit is set",
+            f"{mebibytes(used)} used, no limit is set",
             "when the machine runs out of memory, the kernel kills Redis; with a limit, Redis refuses new runs instead",
             (f"CONFIG SET maxmemory {size}", f"in redis.conf: maxmemory {size}", _OTHER_LIMITS),
         )
-    what = f"{_mebibytes(used)} of {_mebibytes(limit)} used ({used / limit:.0%})"
+    what = f"{mebibytes(used)} of {mebibytes(limit)} used ({used / limit:.0%})"
     if used > MEMORY_FAULT_RATIO * limit:
         size = f"{max(1, 2 * limit >> 20)}mb"
         return CheckResult(
@@ -151,7 +139,7 @@ def output_buffer(limits: str) -> CheckResult:
     if found is None:
         return CheckResult(name, "unknown", f"client-output-buffer-limit is {limits!r}: no pubsub limit in it")
     hard, soft, seconds = map(int, found.groups())
-    what = f"pubsub {_mebibytes(hard)}, {_mebibytes(soft)} for {seconds} s"
+    what = f"pubsub {mebibytes(hard)}, {mebibytes(soft)} for {seconds} s"
     if not hard:
         why = "if a front end hangs, its unsent events fill the memory of Redis without limit"
         level: Level = "warning"
@@ -235,5 +223,6 @@ def temporary_folder(reason: str | None) -> CheckResult:
     return CheckResult(name, "warning", reason, why, ("mount a tmpfs: --tmpfs /tmp, or TMPDIR=… for another folder",))
 
 
-def _mebibytes(size: int) -> str:
+def mebibytes(size: int) -> str:
+    """Return a size in MiB; 0 stands for no limit."""
     return f"{size / (1 << 20):.1f} MiB" if size else "no limit"

@@ -1,48 +1,59 @@
-"""The base class of admin queries: it owns one short-lived Redis client and translates redis-py's errors."""
+"""The base class of admin queries: it owns a short-lived link, and waits only for a bounded time."""
 
+import asyncio
 import contextlib
-from collections.abc import Iterator
-from typing import Self
-
-from redis.exceptions import AuthenticationError, NoPermissionError, RedisError, ResponseError
+import time
+from collections.abc import AsyncIterator
+from typing import Final, Self
 
 from agentstream.errors import BrokerUnavailable, BusError
 from agentstream.protocol.keys import Keys
-from agentstream.store.connection.endpoint import Endpoint
+from agentstream.store.connection.endpoint import COMMAND_TIMEOUT_S, Endpoint
+from agentstream.store.connection.new_link import new_link
 
-
-@contextlib.contextmanager
-def map_redis_errors() -> Iterator[None]:
-    """Translate redis-py's errors: raise BrokerUnavailable if Redis is unreachable, BusError if it refuses."""
-    try:
-        yield
-    except NoPermissionError as exc:
-        message = f"this Redis user lacks a permission: {exc}"
-        raise BusError(message) from exc
-    except (AuthenticationError, ResponseError) as exc:
-        message = f"Redis refuses the command: {exc}"
-        raise BusError(message) from exc
-    except (RedisError, OSError) as exc:
-        message = f"Redis does not answer: {str(exc) or type(exc).__name__}"
-        raise BrokerUnavailable(message) from exc
+NO_PERMISSION: Final = "NOPERM"
 
 
 class AdminClient:
-    """A Redis client for admin queries; use it as an asynchronous context manager.
+    """A link for admin queries: each command goes to the server of its key. Use it as an asynchronous context manager.
 
     Every method raises BrokerUnavailable if Redis is unreachable, and BusError if Redis refuses, for example because
-    the user lacks a permission.
+    the user lacks a permission. StartupError says that REDIS_URL has the wrong form for the servers.
     """
 
     def __init__(self, endpoint: Endpoint, keys: Keys) -> None:
-        """Prepare a client that connects on first use. ``keys`` must be those of the front ends and workers."""
-        self._redis = endpoint.redis()
+        """Prepare a client. ``keys`` must be those of the front ends and workers."""
+        self._link = new_link(endpoint, keys, name="agentstream-admin")
         self._keys = keys
+        self._several = endpoint.kind != "standalone"
 
     async def __aenter__(self) -> Self:
-        """Return the client."""
+        """Connect, and return the client."""
+        self._link.open()
+        try:
+            await self._link.wait_ready(COMMAND_TIMEOUT_S, patient=False)
+        except BaseException:
+            await self._link.close()
+            raise
         return self
 
     async def __aexit__(self, *_: object) -> None:
         """Close the connections."""
-        await self._redis.aclose()
+        await self._link.close()
+
+    @contextlib.asynccontextmanager
+    async def _bounded(self) -> AsyncIterator[None]:
+        """Give the commands inside COMMAND_TIMEOUT_S, and explain the broker's errors."""
+        since_s = time.monotonic()
+        try:
+            async with asyncio.timeout(COMMAND_TIMEOUT_S):
+                yield
+        except TimeoutError as exc:
+            message = self._link.unanswered(COMMAND_TIMEOUT_S, since_s)
+            if self._several:
+                message += "; `agentstream doctor` shows which server is down"
+            raise BrokerUnavailable(message) from exc
+        except BusError as exc:
+            lacks = str(exc).startswith(NO_PERMISSION)
+            message = f"{'this Redis user lacks a permission' if lacks else 'Redis refuses the command'}: {exc}"
+            raise BusError(message) from exc

@@ -3,17 +3,18 @@
 It needs no permission beyond those of front ends (deploy/redis-users.acl), and does not scan the keyspace.
 """
 
-from collections.abc import Iterator, Sequence
+import asyncio
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
-from redis.exceptions import NoPermissionError
-
-from agentstream.store.admin.client import AdminClient, map_redis_errors
+from agentstream.errors import BusError
+from agentstream.store.admin.client import NO_PERMISSION, AdminClient
 from agentstream.store.interrupts import open_interrupts
-from agentstream.store.scripts import SCRIPTS
 
 MAX_LISTED_RUNS: Final = 1000  # default limit for each queue; equals the default of MAX_QUEUED
+PARTITION_TIMEOUT_S: Final = 2.0  # for the runs whose server of a cluster is down; the others are listed
+UNREACHABLE: Final = "unreachable"
 
 _FIELDS: Final = (
     "status",
@@ -35,11 +36,12 @@ class OpenRun:
     """A run that a queue holds, or that waits for people.
 
     ``state`` is queued, running, cancelling, requires_action (the run waits for people), or the final status of a run
-    that ended a moment ago. It is unknown if the run has no hash, because the broker lost data. ``events`` counts the
-    events of the latest attempt; a streamed token is one event. The worker stores ``agent`` and ``tokens`` when it
-    renews its lease. They are empty and 0 until the first renewal. ``checkpoint`` is the position of the last
-    checkpoint, for example ``1-17``, and ``checkpoint_age_s`` its age; both are None if there is none. ``asks`` has the
-    kinds of the open interrupts. ``answer_by`` is the Unix time (s) at which the first of them expires, or None.
+    that ended a moment ago. It is unknown if the run has no hash, because the broker lost data, and unreachable if the
+    cluster has no server for the run now; then nothing else is known. ``events`` counts the events of the latest
+    attempt; a streamed token is one event. The worker stores ``agent`` and ``tokens`` when it renews its lease. They
+    are empty and 0 until the first renewal. ``checkpoint`` is the position of the last checkpoint, for example
+    ``1-17``, and ``checkpoint_age_s`` its age; both are None if there is none. ``asks`` has the kinds of the open
+    interrupts. ``answer_by`` is the Unix time (s) at which the first of them expires, or None.
     """
 
     run_id: str
@@ -56,6 +58,19 @@ class OpenRun:
     checkpoint_age_s: int | None = None
     asks: tuple[str, ...] = ()
     answer_by: int | None = None
+
+
+_Details = tuple[list[bytes | None], bytes | None]  # the fields of a run's hash, and the id of its last event
+
+
+class _Head(NamedTuple):
+    """The runs of a queue, and those that wait for people, without their details."""
+
+    now_s: int
+    outstanding: int
+    run_ids: list[str]
+    parked_ids: list[str]
+    parked: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,58 +95,64 @@ class OpenRunReader(AdminClient):
 
         It takes two round trips for all queues.
         """
-        with map_redis_errors():
-            async with self._redis.pipeline(transaction=False) as pipeline:
-                for name in ("open_runs", "last_entry"):
-                    pipeline.script_load(SCRIPTS[name].source)
-                for queue in queues:
-                    pipeline.evalsha(SCRIPTS["open_runs"].sha.decode(), 1, self._keys.jobs(queue), limit)
-                    pipeline.zrange(self._keys.parked(queue), 0, limit - 1)
-                    pipeline.zcard(self._keys.parked(queue))
-                replies = (await pipeline.execute(raise_on_error=False))[2:]
-            opened, parked_ids, parked = map(_raise_errors, replies[::3]), replies[1::3], replies[2::3]
-            found = list(zip(queues, opened, map(_if_permitted, parked_ids), map(_if_permitted, parked), strict=True))
-            async with self._redis.pipeline(transaction=False) as pipeline:
-                for _, (_, _, run_ids), parked_ids, _ in found:
-                    for run_id in map(bytes.decode, [*run_ids, *(parked_ids or [])]):
-                        pipeline.hmget(self._keys.run(run_id), (*_FIELDS, "interrupts", "answers"))
-                        pipeline.evalsha(SCRIPTS["last_entry"].sha.decode(), 1, self._keys.events(run_id))
-                details = iter(await pipeline.execute())
-        return [
-            _listing(queue, int(now_s), outstanding, run_ids, parked_ids or [], parked or 0, details)
-            for queue, (now_s, outstanding, run_ids), parked_ids, parked in found
-        ]
+        async with self._bounded():
+            heads = await asyncio.gather(*(self._head(queue, limit) for queue in queues))
+        details = await self._details({run_id for head in heads for run_id in (*head.run_ids, *head.parked_ids)})
+        return [_listing(queue, head, details) for queue, head in zip(queues, heads, strict=True)]
+
+    async def _head(self, queue: str, limit: int) -> _Head:
+        """Return the ids of a queue's runs."""
+        (now_s, outstanding, run_ids), parked_ids, parked = await asyncio.gather(
+            self._link.call_script("open_runs", [self._keys.jobs(queue)], limit),
+            _if_permitted(self._link.call("ZRANGE", self._keys.parked(queue), 0, limit - 1)),
+            _if_permitted(self._link.call("ZCARD", self._keys.parked(queue))),
+        )
+        opened, waiting = ([run_id.decode() for run_id in listed] for listed in (run_ids, parked_ids or []))
+        return _Head(int(now_s), outstanding, opened, waiting, parked or 0)
+
+    async def _details(self, run_ids: Iterable[str]) -> dict[str, _Details]:
+        """Return the hash's fields and the last entry of each run whose server answers."""
+        async with self._bounded():
+            reading = {
+                run_id: asyncio.gather(
+                    self._link.start_call("HMGET", self._keys.run(run_id), *_FIELDS, "interrupts", "answers"),
+                    self._link.start_script_call("last_entry", [self._keys.events(run_id)]),
+                )
+                for run_id in run_ids
+            }
+            if not reading:
+                return {}
+            done, missing = await asyncio.wait(reading.values(), timeout=PARTITION_TIMEOUT_S)
+            for each in missing:
+                each.cancel()
+            return {run_id: (*each.result(),) for run_id, each in reading.items() if each in done}
 
 
-def _raise_errors(reply: Any) -> Any:  # noqa: ANN401 -- a Redis reply
-    if isinstance(reply, Exception):
-        raise reply
-    return reply
-
-
-def _if_permitted(reply: Any) -> Any:  # noqa: ANN401 -- a Redis reply
+async def _if_permitted(reading: Awaitable[Any]) -> Any:  # noqa: ANN401 -- a Redis reply
     """Return a reply; None if this Redis user has no right to it, as users of older versions."""
-    return None if isinstance(reply, NoPermissionError) else _raise_errors(reply)
+    try:
+        return await reading
+    except BusError as exc:
+        if str(exc).startswith(NO_PERMISSION):
+            return None
+        raise
 
 
-def _listing(  # noqa: PLR0913, PLR0917 -- the replies
-    queue: str,
-    now_s: int,
-    outstanding: int,
-    run_ids: Sequence[bytes],
-    parked_ids: Sequence[bytes],
-    parked: int,
-    details: Iterator[Any],
-) -> QueueListing:
-    runs = [_open_run(run_id.decode(), queue, now_s, next(details), next(details)) for run_id in run_ids]
+def _listing(queue: str, head: _Head, details: Mapping[str, _Details]) -> QueueListing:
+    def opened(run_ids: Sequence[str]) -> list[OpenRun]:
+        return [_open_run(run_id, queue, head.now_s, details.get(run_id)) for run_id in run_ids]
+
+    runs, waiting = opened(head.run_ids), opened(head.parked_ids)
     known = {run.run_id for run in runs}
-    waiting = [_open_run(run_id.decode(), queue, now_s, next(details), next(details)) for run_id in parked_ids]
     # A run that has just been answered, cancelled or asked again is in the set for a moment more.
-    shown = [run for run in waiting if run.state == _PARKED and run.run_id not in known]
-    return QueueListing(queue, outstanding, parked - len(waiting) + len(shown), runs + shown)
+    shown = [run for run in waiting if run.state in {_PARKED, UNREACHABLE} and run.run_id not in known]
+    return QueueListing(queue, head.outstanding, head.parked - len(waiting) + len(shown), runs + shown)
 
 
-def _open_run(run_id: str, queue: str, now_s: int, fields: list[bytes | None], last_entry: bytes | None) -> OpenRun:
+def _open_run(run_id: str, queue: str, now_s: int, details: _Details | None) -> OpenRun:
+    if details is None:
+        return OpenRun(run_id, queue, UNREACHABLE, model="", age_s=0, attempt=0, worker="", events=0)
+    fields, last_entry = details
     status, model, created, attempt, worker, cancel, agent, tokens, checkpoint, checkpoint_at = (
         value.decode(errors="replace") if value else "" for value in fields[: len(_FIELDS)]
     )

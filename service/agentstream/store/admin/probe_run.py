@@ -8,9 +8,8 @@ from agentstream.protocol.events import RUN_COMPLETED, RUN_STARTED, TEXT, encode
 from agentstream.protocol.jobs import new_run_id
 from agentstream.protocol.keys import Keys
 from agentstream.protocol.openai import Usage
-from agentstream.store.admin.client import AdminClient, map_redis_errors
+from agentstream.store.admin.client import AdminClient
 from agentstream.store.connection.endpoint import Endpoint
-from agentstream.store.scripts import SCRIPTS
 
 TTL_S: Final = 60  # removes the probe's keys if the process is killed before it can
 
@@ -34,6 +33,7 @@ class ProbeRun(AdminClient):
 
     async def __aenter__(self) -> Self:
         """Create the run's hash and append its run_started event."""
+        await super().__aenter__()
         fields = (
             *("status", "running", "owner", self._owner, "model", "agentstream-doctor"),
             *("created", int(time.time()), "include_usage", 0),
@@ -42,18 +42,18 @@ class ProbeRun(AdminClient):
             await self._script("create_run", self._names[1:], TTL_S, *fields)
             await self._append(RUN_STARTED, {"worker": "doctor"})
         except BaseException:
-            await self._redis.aclose()
+            await self._link.close()
             raise
         return self
 
     async def __aexit__(self, *_: object) -> None:
         """Delete the run's keys and close the connections."""
         try:
-            with map_redis_errors():
+            async with self._bounded():
                 for name in self._names:
-                    await self._redis.delete(name)
+                    await self._link.call("DEL", name)
         finally:
-            await self._redis.aclose()
+            await self._link.close()
 
     async def write(self, text: str) -> None:
         """Store and publish a piece of the answer."""
@@ -78,7 +78,5 @@ class ProbeRun(AdminClient):
             raise BusError(message)
 
     async def _script(self, name: str, keys: list[str], *args: str | bytes | int) -> Any:  # noqa: ANN401 -- a reply
-        script = SCRIPTS[name]
-        with map_redis_errors():
-            await self._redis.script_load(script.source)
-            return await self._redis.evalsha(script.sha.decode(), len(keys), *keys, *args)
+        async with self._bounded():
+            return await self._link.call_script(name, keys, *args)

@@ -1,11 +1,16 @@
-"""Reads the broker's state. Each method reads one fact, so that a refused command hides no other fact."""
+"""Reads the state of one server. Each method reads one fact, so that a refused command hides no other fact."""
 
+import contextlib
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Self
 
-from agentstream.store.admin.client import AdminClient, map_redis_errors
-from agentstream.store.queue import HEARTBEAT_VALID_S
+from redis.exceptions import AuthenticationError, NoPermissionError, RedisError, ResponseError
+
+from agentstream.errors import BrokerUnavailable, BusError, ConnectionRefused
+from agentstream.store.admin.cluster_node import ClusterNode, parse_node
+from agentstream.store.connection.endpoint import COMMAND_TIMEOUT_S, Endpoint
 
 PINGS: Final = 20  # few enough to be fast, enough for a median
 
@@ -18,16 +23,52 @@ class ClockOffset:
     uncertainty_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class QueueSummary:
-    """The number of a queue's workers with a valid heartbeat, and of its jobs that wait or run."""
+@contextlib.contextmanager
+def map_redis_errors() -> Iterator[None]:
+    """Translate redis-py's errors: raise BrokerUnavailable if Redis is unreachable, BusError if it refuses."""
+    try:
+        yield
+    except NoPermissionError as exc:
+        message = f"this Redis user lacks a permission: {exc}"
+        raise BusError(message) from exc
+    except (AuthenticationError, ResponseError) as exc:
+        message = f"Redis refuses the command: {exc}"
+        raise BusError(message) from exc
+    except (RedisError, OSError) as exc:
+        message = f"Redis does not answer: {str(exc) or type(exc).__name__}"
+        raise BrokerUnavailable(message) from exc
 
-    workers: int
-    outstanding: int
+
+@contextlib.contextmanager
+def unavailable() -> Iterator[None]:
+    """Raise BrokerUnavailable instead of a BusError about servers of which none answers."""
+    try:
+        yield
+    except ConnectionRefused:
+        raise
+    except BusError as exc:
+        message = f"Redis does not answer: {exc}"
+        raise BrokerUnavailable(message) from exc
 
 
-class ServerState(AdminClient):
-    """Reads the state of the broker."""
+class ServerState:
+    """Reads the state of one server with redis-py; use it as an asynchronous context manager.
+
+    Every method raises BrokerUnavailable if the server is unreachable, and BusError if it refuses, for example because
+    the user lacks a permission.
+    """
+
+    def __init__(self, endpoint: Endpoint, *, timeout_s: float = COMMAND_TIMEOUT_S) -> None:
+        """Prepare a client of the one server of ``endpoint``. It connects on first use."""
+        self._redis = endpoint.redis(read_timeout_s=timeout_s)
+
+    async def __aenter__(self) -> Self:
+        """Return the reader."""
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Close the connections."""
+        await self._redis.aclose()
 
     async def info(self) -> dict[str, Any]:
         """Return the fields of INFO; numbers are int or float."""
@@ -41,6 +82,26 @@ class ServerState(AdminClient):
             values: dict[Any, Any] = await self._redis.config_get(name)
         value = next(iter(values.values()), "")
         return value.decode() if isinstance(value, bytes) else str(value)
+
+    async def role(self) -> str:
+        """Return the role of the server: master, slave or sentinel."""
+        with map_redis_errors():
+            role = (await self._redis.execute_command("ROLE"))[0]  # type: ignore[no-untyped-call]
+        return role.decode() if isinstance(role, bytes) else str(role)
+
+    async def cluster_info(self) -> dict[str, str]:
+        """Return the fields of CLUSTER INFO."""
+        return dict(line.partition(":")[::2] for line in (await self._cluster_text("INFO")).split())
+
+    async def cluster_nodes(self) -> list[ClusterNode]:
+        """Return the servers of the cluster as this one knows them; raises BusError if it has no such command."""
+        return [parse_node(line) for line in (await self._cluster_text("NODES")).splitlines()]
+
+    async def _cluster_text(self, subject: str) -> str:
+        with map_redis_errors():
+            # Under a name of one word redis-py returns the reply as the server has sent it.
+            reply = await self._redis.execute_command("CLUSTER", subject)  # type: ignore[no-untyped-call]
+        return reply.decode() if isinstance(reply, bytes) else str(reply)
 
     async def ping_times_s(self) -> list[float]:
         """Return the durations of PINGS pings, shortest first. They do not include the time to connect."""
@@ -64,11 +125,3 @@ class ServerState(AdminClient):
             seconds, microseconds = await self._redis.time()
             received = time.time()
         return ClockOffset(seconds + microseconds / 1e6 - (sent + received) / 2, (received - sent) / 2)
-
-    async def queue(self, name: str) -> QueueSummary:
-        """Count the live workers and the outstanding jobs of a queue."""
-        with map_redis_errors():
-            now_s, _ = await self._redis.time()
-            workers = await self._redis.zcount(self._keys.workers(name), now_s - HEARTBEAT_VALID_S, "+inf")
-            outstanding = await self._redis.xlen(self._keys.jobs(name))
-        return QueueSummary(workers, outstanding)
