@@ -73,7 +73,7 @@ def _json(listings: Sequence[QueueListing]) -> str:
     runs = [{"run": run.pop("run_id"), **run} for listing in listings for run in map(asdict, listing.runs)]
     counts = {
         "queues": {listing.queue: listing.outstanding for listing in listings},
-        "parked": {listing.queue: listing.parked for listing in listings},
+        "parked": {listing.queue: None if listing.parked_unreachable else listing.parked for listing in listings},
     }
     return json.dumps(counts | {"runs": runs})
 
@@ -86,6 +86,10 @@ def _table(listings: Sequence[QueueListing]) -> str:
     for listing in listings:
         if (more := listing.outstanding + listing.parked - len(listing.runs)) > 0:
             lines.append(f"and {more} more in queue {listing.queue}")
+        if listing.parked_unreachable:
+            lines.append(
+                f"the runs of queue {listing.queue} that wait for people are missing: their list has no server"
+            )
     return "\n".join(lines)
 
 

@@ -71,6 +71,7 @@ class _Head(NamedTuple):
     run_ids: list[str]
     parked_ids: list[str]
     parked: int
+    parked_unreachable: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,13 +79,15 @@ class QueueListing:
     """Runs of a queue: the oldest ones, then those that wait for people, beginning with the most urgent.
 
     ``outstanding`` is the number of all jobs of the queue. ``parked`` is the number of all runs that wait for people.
-    They are not among the jobs.
+    They are not among the jobs. ``parked_unreachable`` says that the cluster has no server for the list of parked runs
+    now; then they are missing.
     """
 
     queue: str
     outstanding: int
     parked: int
     runs: list[OpenRun]
+    parked_unreachable: bool = False
 
 
 class OpenRunReader(AdminClient):
@@ -102,13 +105,18 @@ class OpenRunReader(AdminClient):
 
     async def _head(self, queue: str, limit: int) -> _Head:
         """Return the ids of a queue's runs."""
-        (now_s, outstanding, run_ids), parked_ids, parked = await asyncio.gather(
-            self._link.call_script("open_runs", [self._keys.jobs(queue)], limit),
-            _if_permitted(self._link.call("ZRANGE", self._keys.parked(queue), 0, limit - 1)),
-            _if_permitted(self._link.call("ZCARD", self._keys.parked(queue))),
+        parked_key = self._keys.parked(queue)
+        parked = asyncio.gather(
+            _if_permitted(self._link.start_call("ZRANGE", parked_key, 0, limit - 1)),
+            _if_permitted(self._link.start_call("ZCARD", parked_key)),
         )
-        opened, waiting = ([run_id.decode() for run_id in listed] for listed in (run_ids, parked_ids or []))
-        return _Head(int(now_s), outstanding, opened, waiting, parked or 0)
+        opened = self._link.start_script_call("open_runs", [self._keys.jobs(queue)], limit)
+        now_s, outstanding, run_ids = await opened
+        done, _ = await asyncio.wait({parked}, timeout=PARTITION_TIMEOUT_S)
+        parked_ids, count = parked.result() if done else (None, None)
+        parked.cancel()
+        listed, waiting = ([run_id.decode() for run_id in ids] for ids in (run_ids, parked_ids or []))
+        return _Head(int(now_s), outstanding, listed, waiting, count or 0, not done)
 
     async def _details(self, run_ids: Iterable[str]) -> dict[str, _Details]:
         """Return the hash's fields and the last entry of each run whose server answers."""
@@ -146,7 +154,9 @@ def _listing(queue: str, head: _Head, details: Mapping[str, _Details]) -> QueueL
     known = {run.run_id for run in runs}
     # A run that has just been answered, cancelled or asked again is in the set for a moment more.
     shown = [run for run in waiting if run.state in {_PARKED, UNREACHABLE} and run.run_id not in known]
-    return QueueListing(queue, head.outstanding, head.parked - len(waiting) + len(shown), runs + shown)
+    return QueueListing(
+        queue, head.outstanding, head.parked - len(waiting) + len(shown), runs + shown, head.parked_unreachable
+    )
 
 
 def _open_run(run_id: str, queue: str, now_s: int, details: _Details | None) -> OpenRun:
