@@ -12,6 +12,8 @@ import pytest
 from agentstream.processes.broker import EmbeddedBroker, ServerChoice, usable_servers
 from agentstream.protocol.keys import Keys
 from agentstream.store.connection.endpoint import Endpoint
+from agentstream.store.connection.link import Link
+from agentstream.store.connection.new_link import new_link
 from agentstream.store.connection.server_link import ServerLink
 from agentstream.store.connection.wire import RespConnection
 from agentstream.telemetry.masking import forget_secrets
@@ -31,11 +33,16 @@ def _servers() -> dict[str, ServerChoice]:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run a test that uses ``any_broker_url`` once for each available server."""
+    """Run a test that uses ``any_broker_url`` once for each available server, and for a cluster.
+
+    A test with the marker ``one_server`` looks into the link to one server, or needs several keys in one slot.
+    """
     if "any_broker_url" in metafunc.fixturenames:
-        servers = _servers()
+        servers = sorted(_servers())
         assert "valkey-server" in servers, "the bundled real server is missing; the contract tests need it"
-        metafunc.parametrize("any_broker_url", sorted(servers), indirect=True, scope="session")
+        if not metafunc.definition.get_closest_marker("one_server"):
+            servers.append("cluster")
+        metafunc.parametrize("any_broker_url", servers, indirect=True, scope="session")
 
 
 @pytest.fixture(scope="session")
@@ -47,7 +54,10 @@ def broker_runner() -> Iterator[asyncio.Runner]:
 
 @pytest.fixture(scope="session")
 def any_broker_url(request: pytest.FixtureRequest, broker_runner: asyncio.Runner) -> Iterator[str]:
-    """The URL of the server for this run of the test."""
+    """The URL of the server, or of the cluster, for this run of the test."""
+    if request.param == "cluster":
+        yield request.getfixturevalue("cluster_servers").url
+        return
     broker = EmbeddedBroker(_servers()[request.param])
     broker_runner.run(broker.start())
     yield broker.url
@@ -94,16 +104,23 @@ async def processes(broker_url: str, tmp_path: Path) -> AsyncIterator[Processes]
         yield started
 
 
-async def open_link(url: str, name: str) -> ServerLink:
+async def open_link(url: str, name: str) -> Link:
     """Return a connected link."""
-    link = ServerLink(Endpoint(url), name=name)
+    link = new_link(Endpoint(url), name=name)
     link.open()
     await link.wait_ready(TIMEOUT_S)
     return link
 
 
+async def open_server_link(url: str, name: str) -> ServerLink:
+    """Return a connected link to one server."""
+    link = await open_link(url, name)
+    assert isinstance(link, ServerLink)
+    return link
+
+
 @pytest.fixture
-async def link(any_broker_url: str) -> AsyncIterator[ServerLink]:
+async def link(any_broker_url: str) -> AsyncIterator[Link]:
     """A link to the server for this run of the test."""
     link = await open_link(any_broker_url, "test")
     yield link
@@ -111,7 +128,7 @@ async def link(any_broker_url: str) -> AsyncIterator[ServerLink]:
 
 
 @pytest.fixture
-async def other_link(any_broker_url: str) -> AsyncIterator[ServerLink]:
+async def other_link(any_broker_url: str) -> AsyncIterator[Link]:
     """A second link to the same server, as in another process."""
     link = await open_link(any_broker_url, "test-other")
     yield link

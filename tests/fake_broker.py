@@ -10,7 +10,7 @@ import hiredis
 from agentstream.store.connection.endpoint import Endpoint
 from agentstream.store.connection.server_link import ServerLink
 from agentstream.store.scripts import SCRIPTS
-from tests.conftest import open_link
+from tests.conftest import open_server_link
 from tests.helpers import TIMEOUT_S
 
 Command = list[bytes]
@@ -134,7 +134,7 @@ async def fake_broker(tls: ssl.SSLContext | None = None) -> AsyncIterator[FakeBr
 @contextlib.asynccontextmanager
 async def connected_link(url: str) -> AsyncIterator[ServerLink]:
     """A link that is connected, and is closed at the end."""
-    link = await open_link(url, "test-link")
+    link = await open_server_link(url, "test-link")
     try:
         yield link
     finally:

@@ -16,7 +16,7 @@ from agentstream.store.admin.server_state import ServerState
 from agentstream.store.bus.bus import Bus
 from agentstream.store.bus.publisher import LogLimits
 from agentstream.store.connection.endpoint import Endpoint
-from agentstream.store.connection.server_link import ServerLink
+from agentstream.store.connection.link import Link
 from agentstream.store.queue import JobQueue
 from agentstream.store.runs import RunStore
 from agentstream.store.submission import JobSubmitter
@@ -40,13 +40,13 @@ async def listed(url: str, keys: Keys, *queues: str, **bounds: Any) -> list[Queu
         return await reader.open_runs(queues, **bounds)
 
 
-async def submitted(link: ServerLink, keys: Keys, queue: str, *jobs: Job) -> None:
+async def submitted(link: Link, keys: Keys, queue: str, *jobs: Job) -> None:
     submitter = JobSubmitter(link, keys, queue, max_queued=100)
     for one in jobs:
         await submitter.submit(one, ttl_s=60)
 
 
-async def test_queued_runs_are_listed_in_order(any_broker_url: str, link: ServerLink, keys: Keys) -> None:
+async def test_queued_runs_are_listed_in_order(any_broker_url: str, link: Link, keys: Keys) -> None:
     """The runs of each queue are listed with model and age, oldest first, also if a request is large."""
     small, large, other = job(), job("x" * (2 << 20)), job()
     await submitted(link, keys, "a", small, large)
@@ -61,7 +61,7 @@ async def test_queued_runs_are_listed_in_order(any_broker_url: str, link: Server
     assert run == OpenRun(other.run_id, "b", "queued", MODEL, run.age_s, attempt=0, worker="", events=0)
 
 
-async def test_a_listing_is_bounded(any_broker_url: str, link: ServerLink, keys: Keys) -> None:
+async def test_a_listing_is_bounded(any_broker_url: str, link: Link, keys: Keys) -> None:
     """A listing has at most ``limit`` runs, and the number of all outstanding jobs."""
     jobs = [job() for _ in range(5)]
     await submitted(link, keys, "q", *jobs)
@@ -70,7 +70,7 @@ async def test_a_listing_is_bounded(any_broker_url: str, link: ServerLink, keys:
     assert listing.outstanding == 5
 
 
-async def test_a_run_is_listed_with_its_last_checkpoint(any_broker_url: str, link: ServerLink, keys: Keys) -> None:
+async def test_a_run_is_listed_with_its_last_checkpoint(any_broker_url: str, link: Link, keys: Keys) -> None:
     """A run is listed with the position and the age of its last checkpoint, by the clock of the server."""
     one = job()
     await submitted(link, keys, "q", one)
@@ -99,7 +99,7 @@ async def test_a_run_is_listed_with_its_last_checkpoint(any_broker_url: str, lin
     assert run.checkpoint_age_s in range(30)
 
 
-async def test_a_running_run_is_listed_with_its_progress(any_broker_url: str, link: ServerLink, keys: Keys) -> None:
+async def test_a_running_run_is_listed_with_its_progress(any_broker_url: str, link: Link, keys: Keys) -> None:
     """A running run is listed with its attempt, worker and events, and has the state cancelling after a cancel."""
     one = job()
     await submitted(link, keys, "q", one)
@@ -119,7 +119,7 @@ async def test_a_running_run_is_listed_with_its_progress(any_broker_url: str, li
     await queue.close()
 
 
-async def test_entries_without_a_run_are_listed_as_unknown(any_broker_url: str, link: ServerLink, keys: Keys) -> None:
+async def test_entries_without_a_run_are_listed_as_unknown(any_broker_url: str, link: Link, keys: Keys) -> None:
     """An entry that is not a job, and a job whose run has no hash, are listed as unknown."""
     lost = job()
     await link.call("XADD", keys.jobs("q"), "*", "job", "not a job")
@@ -128,9 +128,7 @@ async def test_entries_without_a_run_are_listed_as_unknown(any_broker_url: str, 
     assert [(run.run_id, run.state) for run in listing.runs] == [("", "unknown"), (lost.run_id, "unknown")]
 
 
-async def test_the_server_state_has_workers_jobs_clock_and_pings(
-    any_broker_url: str, link: ServerLink, keys: Keys
-) -> None:
+async def test_the_server_state_has_workers_jobs_clock_and_pings(any_broker_url: str, link: Link, keys: Keys) -> None:
     """The server state counts live workers and outstanding jobs, and has the clock offset and sorted ping times."""
     await submitted(link, keys, "q", job(), job())
     queue = JobQueue(Endpoint(any_broker_url), link, keys, "q", worker_id="w1")
@@ -146,7 +144,7 @@ async def test_the_server_state_has_workers_jobs_clock_and_pings(
     await queue.close()
 
 
-async def test_a_probe_leaves_nothing_behind(any_broker_url: str, link: ServerLink, keys: Keys) -> None:
+async def test_a_probe_leaves_nothing_behind(any_broker_url: str, link: Link, keys: Keys) -> None:
     """Inside its context a probe is a running run with a log, and afterwards none of its keys exists."""
     probe = ProbeRun(Endpoint(any_broker_url), keys, owner="me")
     async with probe:

@@ -10,14 +10,14 @@ from agentstream.frontend.runs.new_run import NewRun
 from agentstream.protocol.keys import Keys
 from agentstream.store.bus.feed import RunFeed
 from agentstream.store.connection.endpoint import Endpoint
-from agentstream.store.connection.server_link import ServerLink
+from agentstream.store.connection.link import Link
 from agentstream.store.queue import JobQueue
 from agentstream.store.scripts import SCRIPTS
 from agentstream.store.submission import JobSubmitter
 from tests.contract.test_queue import claimed, job
 
 
-async def test_a_job_is_sent_before_anything_is_awaited(link: ServerLink, keys: Keys, written: list[bytes]) -> None:
+async def test_a_job_is_sent_before_anything_is_awaited(link: Link, keys: Keys, written: list[bytes]) -> None:
     """Opening the feed of a new run sends the subscription and the job at once, before the opening is awaited."""
     submitter = JobSubmitter(link, keys, "q", max_queued=3)
     context = cast("Context", SimpleNamespace(link=link, settings=load_settings(), model_router=submitter))
@@ -34,7 +34,7 @@ async def test_a_job_is_sent_before_anything_is_awaited(link: ServerLink, keys: 
 
 
 async def test_begin_is_sent_before_the_turn_ends(
-    link: ServerLink, keys: Keys, any_broker_url: str, written: list[bytes]
+    link: Link, keys: Keys, any_broker_url: str, written: list[bytes]
 ) -> None:
     """``begin`` sends its command at once, and does not wait for the end of the turn of the loop."""
     await JobSubmitter(link, keys, "q", max_queued=3).submit(job(), ttl_s=60)
@@ -47,4 +47,4 @@ async def test_begin_is_sent_before_the_turn_ends(
     begun = await beginning
     await queue.close()
     assert begun is not None
-    assert SCRIPTS["begin"].sha in sent
+    assert link.script("begin")[1] in sent

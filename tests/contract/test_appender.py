@@ -14,6 +14,7 @@ from agentstream.store.bus import appender
 from agentstream.store.bus.appender import FULL_BATCHES, MAX_RUNS
 from agentstream.store.bus.bus import Bus
 from agentstream.store.bus.publisher import LogLimits, RunPublisher
+from agentstream.store.connection.link import Link
 from agentstream.store.connection.server_link import ServerLink
 from tests.helpers import TIMEOUT_S
 
@@ -21,7 +22,7 @@ LIMITS = LogLimits(open_ttl_s=100, closed_ttl_s=10, max_bytes=1 << 20)
 
 
 @pytest.fixture
-def bus(link: ServerLink, keys: Keys) -> Bus:
+def bus(link: Link, keys: Keys) -> Bus:
     return Bus(link, keys)
 
 
@@ -46,7 +47,7 @@ async def texts_of(bus: Bus, run_id: str) -> list[str]:
 
 
 @contextlib.contextmanager
-def scripts_sent(link: ServerLink, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, int]]]:
+def scripts_sent(link: Link, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, int]]]:
     """Record which scripts are sent, and with how many keys."""
     sent: list[tuple[str, int]] = []
     send_script = link.send_script
@@ -61,8 +62,9 @@ def scripts_sent(link: ServerLink, monkeypatch: pytest.MonkeyPatch) -> Iterator[
 
 
 @pytest.mark.parametrize("count", [1, 3, MAX_RUNS, MAX_RUNS + 1])
+@pytest.mark.one_server
 async def test_runs_of_one_turn_share_a_command(
-    link: ServerLink, bus: Bus, monkeypatch: pytest.MonkeyPatch, count: int
+    link: Link, bus: Bus, monkeypatch: pytest.MonkeyPatch, count: int
 ) -> None:
     """Batches of several runs in one turn are stored by one command, or by several if there are more than MAX_RUNS."""
     runs = await begun_runs(bus, count)
@@ -84,7 +86,8 @@ async def write_in_turns(runs: dict[str, RunPublisher]) -> None:
         await asyncio.sleep(0.001)
 
 
-async def test_texts_of_busy_runs_gather(link: ServerLink, keys: Keys, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.one_server
+async def test_texts_of_busy_runs_gather(link: Link, keys: Keys, monkeypatch: pytest.MonkeyPatch) -> None:
     """While many runs write in different turns of the event loop, their batches share commands."""
     bus = Bus(link, keys, gather_s=0.1)
     runs = await begun_runs(bus, 10)
@@ -97,7 +100,7 @@ async def test_texts_of_busy_runs_gather(link: ServerLink, keys: Keys, monkeypat
         assert set("".join(await texts_of(bus, run_id))) == {"a", "b"}
 
 
-async def test_texts_do_not_gather_if_it_is_off(bus: Bus, link: ServerLink, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_texts_do_not_gather_if_it_is_off(bus: Bus, link: Link, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a time to gather, every text is sent in the turn of the event loop in which it was written."""
     runs = await begun_runs(bus, 10)
     with scripts_sent(link, monkeypatch) as sent:
@@ -111,7 +114,8 @@ async def test_texts_do_not_gather_if_it_is_off(bus: Bus, link: ServerLink, monk
 
 
 @pytest.mark.parametrize("cause", ["event", "event of another run", "event in a thread", "silent run", "many runs"])
-async def test_gathering_ends_early(link: ServerLink, keys: Keys, monkeypatch: pytest.MonkeyPatch, cause: str) -> None:
+@pytest.mark.one_server
+async def test_gathering_ends_early(link: Link, keys: Keys, monkeypatch: pytest.MonkeyPatch, cause: str) -> None:
     """An event that is no text, the first text of a silent run and a full command are sent at once, with all texts."""
     bus = Bus(link, keys, gather_s=100 * TIMEOUT_S)
     runs = await begun_runs(bus, FULL_BATCHES)
@@ -138,7 +142,7 @@ async def test_gathering_ends_early(link: ServerLink, keys: Keys, monkeypatch: p
     assert len(sent) == 1
 
 
-async def test_a_refused_append_does_not_affect_others(link: ServerLink, bus: Bus, keys: Keys) -> None:
+async def test_a_refused_append_does_not_affect_others(link: Link, bus: Bus, keys: Keys) -> None:
     """One command stores a batch, ends a fenced run, restores a lost log, and does not store a batch twice."""
     runs = await begun_runs(bus, 4)
     fine, fenced, lost, duplicate = runs
@@ -159,10 +163,12 @@ async def test_a_refused_append_does_not_affect_others(link: ServerLink, bus: Bu
 
 
 @pytest.mark.parametrize("emptied", [False, True])
+@pytest.mark.one_server
 async def test_an_append_whose_reply_was_lost_is_stored_once(
-    link: ServerLink, other_link: ServerLink, bus: Bus, keys: Keys, emptied: bool
+    link: Link, other_link: Link, bus: Bus, keys: Keys, emptied: bool
 ) -> None:
     """If the reply to an append is lost, all batches are stored once, even if the broker lost the logs too."""
+    assert isinstance(link, ServerLink)
     runs = await begun_runs(bus, 3)
     for run in runs.values():
         run.put("text", "b")

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
+from typing import cast
 
 import pytest
 
@@ -13,7 +14,9 @@ from agentstream.protocol.jobs import new_run_id
 from agentstream.protocol.keys import Keys
 from agentstream.store.bus.bus import Bus
 from agentstream.store.bus.publisher import LogLimits, RunPublisher
+from agentstream.store.connection.cluster_link import ClusterLink
 from agentstream.store.connection.endpoint import Endpoint
+from agentstream.store.connection.link import Link
 from agentstream.store.connection.server_link import ServerLink
 from tests.helpers import TIMEOUT_S
 
@@ -68,12 +71,12 @@ def run_id() -> str:
 
 
 @pytest.fixture
-def bus(link: ServerLink, keys: Keys) -> Bus:
+def bus(link: Link, keys: Keys) -> Bus:
     return Bus(link, keys)
 
 
 @pytest.fixture
-def other_bus(other_link: ServerLink, keys: Keys) -> Bus:
+def other_bus(other_link: Link, keys: Keys) -> Bus:
     return Bus(other_link, keys)
 
 
@@ -89,17 +92,24 @@ def publisher(bus: Bus, run_id: str, attempt: int = 1, limits: LogLimits = LIMIT
     return bus.publisher(run_id, attempt, limits, on_lost=lambda _: None)
 
 
+def publish_on(link: Link) -> str:
+    """Return the command that publishes to the channel of a run."""
+    return "SPUBLISH" if isinstance(link, ClusterLink) else "PUBLISH"
+
+
 @contextlib.asynccontextmanager
-async def deaf(link: ServerLink, channel: str) -> AsyncIterator[None]:
+async def deaf(link: Link, channel: str) -> AsyncIterator[None]:
     """Lose the next message of the channel, as a lost connection or a full output buffer does."""
     name = channel.encode()
-    handler = link._channels.handlers[name]
+    links = link._links.values() if isinstance(link, ClusterLink) else [cast("ServerLink", link)]
+    [handlers] = [one._channels.handlers for one in links if name in one._channels.handlers]
+    handler = handlers[name]
     lost = asyncio.Event()
-    link._channels.handlers[name] = lambda _payload: lost.set()
+    handlers[name] = lambda _payload: lost.set()
     yield
     async with asyncio.timeout(TIMEOUT_S):
         await lost.wait()
-    link._channels.handlers[name] = handler
+    handlers[name] = handler
 
 
 async def test_delivers_everything_once_and_in_order(other_bus: Bus, reader: Reader, run_id: str) -> None:
@@ -162,7 +172,7 @@ async def test_late_reader_reads_the_log(bus: Bus, other_bus: Bus, run_id: str) 
 
 
 async def test_lost_message_is_read_from_the_log(
-    link: ServerLink, bus: Bus, other_bus: Bus, reader: Reader, run_id: str, keys: Keys
+    link: Link, bus: Bus, other_bus: Bus, reader: Reader, run_id: str, keys: Keys
 ) -> None:
     """After a lost message, the next message makes the reader read the missing events from the log."""
     writer = publisher(other_bus, run_id)
@@ -178,7 +188,7 @@ async def test_lost_message_is_read_from_the_log(
 
 
 async def test_resync_finds_a_lost_last_message(
-    link: ServerLink, other_bus: Bus, reader: Reader, run_id: str, keys: Keys
+    link: Link, other_bus: Bus, reader: Reader, run_id: str, keys: Keys
 ) -> None:
     """If the last message is lost, ``resync`` reads its events from the log."""
     writer = publisher(other_bus, run_id)
@@ -190,13 +200,13 @@ async def test_resync_finds_a_lost_last_message(
     await reader.until_count(1)
 
 
-async def test_duplicates_are_skipped(link: ServerLink, reader: Reader, run_id: str, keys: Keys) -> None:
+async def test_duplicates_are_skipped(link: Link, reader: Reader, run_id: str, keys: Keys) -> None:
     """If a message arrives twice or overlaps with earlier messages, each event is delivered once."""
     channel = keys.events(run_id)
     ab = encode_batch(1, 1, [encode_event("text", "a"), encode_event("text", "b")])
     bc = encode_batch(1, 2, [encode_event("text", "b"), encode_event("text", "c")])
     for payload in (ab, ab, bc):
-        await link.call("PUBLISH", channel, payload)
+        await link.call(publish_on(link), channel, payload)
     await reader.until_count(3)
     assert reader.texts == ["a", "b", "c"]
 
@@ -253,7 +263,7 @@ async def test_older_attempt_is_fenced(bus: Bus, other_bus: Bus, reader: Reader,
     assert [event.attempt for event in reader.events] == [1, 2, 2]
 
 
-async def test_batch_sent_again_is_stored_once(link: ServerLink, reader: Reader, run_id: str, keys: Keys) -> None:
+async def test_batch_sent_again_is_stored_once(link: Link, reader: Reader, run_id: str, keys: Keys) -> None:
     """A batch that is sent again after a lost reply is stored and published once."""
     payload = encode_batch(1, 1, [encode_event("text", "a")])
     channel = keys.events(run_id)
@@ -267,7 +277,7 @@ async def test_batch_sent_again_is_stored_once(link: ServerLink, reader: Reader,
 
 
 async def test_a_lost_log_is_stored_again(
-    link: ServerLink, bus: Bus, other_bus: Bus, reader: Reader, run_id: str, keys: Keys
+    link: Link, bus: Bus, other_bus: Bus, reader: Reader, run_id: str, keys: Keys
 ) -> None:
     """If the broker lost the log, the publisher stores it again, and old and new readers get every event once."""
     writer = publisher(other_bus, run_id)
@@ -286,7 +296,7 @@ async def test_a_lost_log_is_stored_again(
 
 
 async def test_log_is_trimmed_at_its_limit(
-    bus: Bus, other_bus: Bus, reader: Reader, run_id: str, link: ServerLink, keys: Keys
+    bus: Bus, other_bus: Bus, reader: Reader, run_id: str, link: Link, keys: Keys
 ) -> None:
     """The log is trimmed at its size limit, live readers miss no event, and a late reader gets LogTrimmed."""
     limits = LogLimits(open_ttl_s=100, closed_ttl_s=10, max_bytes=64 << 10)
@@ -302,7 +312,7 @@ async def test_log_is_trimmed_at_its_limit(
     assert isinstance(late.failure, LogTrimmed)
 
 
-async def test_log_has_a_ttl(link: ServerLink, bus: Bus, run_id: str, keys: Keys) -> None:
+async def test_log_has_a_ttl(link: Link, bus: Bus, run_id: str, keys: Keys) -> None:
     """A log has the open TTL from its first entry on, and the closed TTL after the end of the run."""
     writer = publisher(bus, run_id)
     writer.put("run_started", {})
@@ -326,9 +336,9 @@ async def test_failing_consumer_gets_on_failure(other_bus: Bus, reader: Reader, 
     assert "could not be handled: ValueError" in str(reader.failure)
 
 
-async def test_foreign_message_fails_the_feed(link: ServerLink, reader: Reader, run_id: str, keys: Keys) -> None:
+async def test_foreign_message_fails_the_feed(link: Link, reader: Reader, run_id: str, keys: Keys) -> None:
     """A message that is not a batch ends the feed with BusError."""
-    await link.call("PUBLISH", keys.events(run_id), "nonsense")
+    await link.call(publish_on(link), keys.events(run_id), "nonsense")
     await reader.until(lambda: reader.failure is not None)
     assert isinstance(reader.failure, BusError)
 
@@ -356,8 +366,9 @@ async def test_two_readers_of_one_run_share_a_link(bus: Bus, other_bus: Bus, rea
     assert (reader.texts, second.texts) == (["a", "b"], ["a"])
 
 
+@pytest.mark.one_server
 async def test_survives_killed_connections(
-    any_broker_url: str, link: ServerLink, other_link: ServerLink, other_bus: Bus, reader: Reader, run_id: str
+    any_broker_url: str, link: Link, other_link: Link, other_bus: Bus, reader: Reader, run_id: str
 ) -> None:
     """If connections are killed repeatedly while a run is streamed, every event is delivered once."""
     if "protocol=2" in any_broker_url:

@@ -16,6 +16,7 @@ from agentstream.protocol.keys import Keys
 from agentstream.store.bus.bus import Bus
 from agentstream.store.bus.publisher import LogLimits, RunPublisher
 from agentstream.store.connection.endpoint import Endpoint
+from agentstream.store.connection.link import Link
 from agentstream.store.connection.server_link import ServerLink
 from agentstream.store.queue import BegunAttempt, Claim, JobQueue
 from agentstream.store.submission import JobSubmitter
@@ -27,12 +28,12 @@ FIELDS = "checkpoint", "checkpoint_at", "state"
 
 
 @pytest.fixture
-def bus(link: ServerLink, keys: Keys) -> Bus:
+def bus(link: Link, keys: Keys) -> Bus:
     return Bus(link, keys)
 
 
 @pytest.fixture
-async def run_id(link: ServerLink, keys: Keys) -> str:
+async def run_id(link: Link, keys: Keys) -> str:
     """A run whose hash exists, as the front end creates it."""
     run_id = new_run_id()
     await link.call_script("create_run", [keys.run(run_id)], 100, "status", "running")
@@ -43,7 +44,7 @@ def publisher(bus: Bus, run_id: str, attempt: int = 1, limits: LogLimits = LIMIT
     return bus.publisher(run_id, attempt, limits, on_lost=lambda _: None)
 
 
-async def hash_of(link: ServerLink, keys: Keys, run_id: str) -> dict[str, bytes | None]:
+async def hash_of(link: Link, keys: Keys, run_id: str) -> dict[str, bytes | None]:
     """Return the fields of the run's hash that hold its checkpoint."""
     return dict(zip(FIELDS, await link.call("HMGET", keys.run(run_id), *FIELDS), strict=True))
 
@@ -55,7 +56,7 @@ async def checkpointed(writer: RunPublisher, state: bytes = STATE) -> None:
         await writer.wait_for_room()
 
 
-async def test_a_checkpoint_is_the_last_event_of_its_batch(link: ServerLink, bus: Bus, run_id: str, keys: Keys) -> None:
+async def test_a_checkpoint_is_the_last_event_of_its_batch(link: Link, bus: Bus, run_id: str, keys: Keys) -> None:
     """A checkpoint ends its batch, so its position is an entry of the log, and later text comes in the next batch."""
     writer = publisher(bus, run_id)
     writer.put("text", "a")
@@ -73,7 +74,7 @@ async def test_a_checkpoint_is_the_last_event_of_its_batch(link: ServerLink, bus
 
 
 async def test_a_checkpoint_is_stored_in_one_step_with_its_events(
-    link: ServerLink, bus: Bus, run_id: str, keys: Keys
+    link: Link, bus: Bus, run_id: str, keys: Keys
 ) -> None:
     """If the broker refuses the batch of a checkpoint, it stores neither the events nor the state."""
     await link.call("SET", keys.events(run_id), "not a stream")
@@ -87,7 +88,7 @@ async def test_a_checkpoint_is_stored_in_one_step_with_its_events(
     assert set((await hash_of(link, keys, run_id)).values()) == {None}
 
 
-async def test_the_last_checkpoint_counts(link: ServerLink, bus: Bus, run_id: str, keys: Keys) -> None:
+async def test_the_last_checkpoint_counts(link: Link, bus: Bus, run_id: str, keys: Keys) -> None:
     """Several checkpoints that wait together are stored in order, and the last one stays, with the time of storing."""
     writer = publisher(bus, run_id)
     for number in range(5):
@@ -125,7 +126,7 @@ async def test_a_thread_waits_until_its_checkpoint_is_stored(bus: Bus, run_id: s
     assert before.count(f"{name}49") == 1
 
 
-async def test_an_older_attempt_stores_no_checkpoint(link: ServerLink, bus: Bus, run_id: str, keys: Keys) -> None:
+async def test_an_older_attempt_stores_no_checkpoint(link: Link, bus: Bus, run_id: str, keys: Keys) -> None:
     """The checkpoint of a superseded attempt is refused with Fenced, and the newer state stays as it is."""
     old, new = publisher(bus, run_id, 1), publisher(bus, run_id, 2)
     await checkpointed(old, b'"old"')
@@ -145,7 +146,7 @@ async def test_an_older_attempt_stores_no_checkpoint(link: ServerLink, bus: Bus,
 
 
 async def test_a_checkpoint_after_the_next_attempt_began_is_refused(
-    link: ServerLink, bus: Bus, run_id: str, keys: Keys
+    link: Link, bus: Bus, run_id: str, keys: Keys
 ) -> None:
     """A checkpoint is refused as soon as a newer attempt has begun, even before that attempt stores anything else."""
     old = publisher(bus, run_id)
@@ -157,7 +158,7 @@ async def test_a_checkpoint_after_the_next_attempt_began_is_refused(
     assert await bus.last_checkpoint(run_id) == (Cursor(1, 1), b'"old"')
 
 
-async def begun_by(link: ServerLink, keys: Keys, run_id: str, *, attempt: int) -> None:
+async def begun_by(link: Link, keys: Keys, run_id: str, *, attempt: int) -> None:
     """Begin attempts until this one."""
     names = [keys.run(run_id), keys.events(run_id)]
     number = 0
@@ -165,7 +166,7 @@ async def begun_by(link: ServerLink, keys: Keys, run_id: str, *, attempt: int) -
         number, *_ = await link.call_script("begin", names, "1-0", f"w{number}", 100, f"token {number}", 1)
 
 
-async def test_a_checkpoint_sent_again_is_stored_once(link: ServerLink, bus: Bus, run_id: str, keys: Keys) -> None:
+async def test_a_checkpoint_sent_again_is_stored_once(link: Link, bus: Bus, run_id: str, keys: Keys) -> None:
     """If the reply to a checkpoint is lost, it is sent again: the log has it once, and a newer state stays."""
     names = [keys.events(run_id), keys.run(run_id)]
     writer = publisher(bus, run_id)
@@ -183,9 +184,7 @@ async def test_a_checkpoint_sent_again_is_stored_once(link: ServerLink, bus: Bus
     assert await link.call("XLEN", keys.events(run_id)) == 2
 
 
-async def test_a_lost_checkpoint_is_stored_again_with_the_log(
-    link: ServerLink, bus: Bus, run_id: str, keys: Keys
-) -> None:
+async def test_a_lost_checkpoint_is_stored_again_with_the_log(link: Link, bus: Bus, run_id: str, keys: Keys) -> None:
     """If the broker lost the log and the checkpoint, the publisher stores both again, at the same position."""
     writer = publisher(bus, run_id)
     for number in range(3):
@@ -203,9 +202,8 @@ async def test_a_lost_checkpoint_is_stored_again_with_the_log(
     assert [event.seq for event in history] == list(range(1, 9))
 
 
-async def test_an_older_checkpoint_is_replaced_after_a_loss(
-    link: ServerLink, bus: Bus, run_id: str, keys: Keys
-) -> None:
+@pytest.mark.one_server
+async def test_an_older_checkpoint_is_replaced_after_a_loss(link: Link, bus: Bus, run_id: str, keys: Keys) -> None:
     """If the broker fell back to an older state, the publisher stores the lost end of the log and its checkpoint."""
     writer = publisher(bus, run_id)
     writer.put("text", "a")
@@ -216,6 +214,7 @@ async def test_an_older_checkpoint_is_replaced_after_a_loss(
     await link.call("RESTORE", keys.events(run_id), 0, older[0], "REPLACE")
     for name, value in older[1].items():
         await link.call("HSET", keys.run(run_id), name, value or b"")
+    assert isinstance(link, ServerLink)
     link._reconnects += 1  # after a reconnect the publisher checks the end of the log
     writer.put("text", "c")
     await writer.flush()
@@ -224,7 +223,7 @@ async def test_an_older_checkpoint_is_replaced_after_a_loss(
     assert [event.data for event in await bus.history(run_id, stored.position)] == ["c"]
 
 
-async def test_no_hash_is_created_for_a_checkpoint(link: ServerLink, bus: Bus, run_id: str, keys: Keys) -> None:
+async def test_no_hash_is_created_for_a_checkpoint(link: Link, bus: Bus, run_id: str, keys: Keys) -> None:
     """If the hash of the run is gone, a checkpoint does not create it again, because it would have no TTL."""
     writer = publisher(bus, run_id)
     await link.call("DEL", keys.run(run_id))
@@ -235,9 +234,7 @@ async def test_no_hash_is_created_for_a_checkpoint(link: ServerLink, bus: Bus, r
 
 
 @pytest.mark.parametrize("attempt", [1, 2])
-async def test_the_state_is_emptied_at_the_end(
-    link: ServerLink, bus: Bus, run_id: str, keys: Keys, attempt: int
-) -> None:
+async def test_the_state_is_emptied_at_the_end(link: Link, bus: Bus, run_id: str, keys: Keys, attempt: int) -> None:
     """The terminal event empties the state, also if an earlier attempt stored it, and the position stays."""
     await checkpointed(publisher(bus, run_id, 1))
     writer = publisher(bus, run_id, attempt + 1)
@@ -251,9 +248,7 @@ async def test_the_state_is_emptied_at_the_end(
     assert await bus.last_checkpoint(run_id) is None
 
 
-async def test_a_run_without_checkpoints_has_no_fields_of_them(
-    link: ServerLink, bus: Bus, run_id: str, keys: Keys
-) -> None:
+async def test_a_run_without_checkpoints_has_no_fields_of_them(link: Link, bus: Bus, run_id: str, keys: Keys) -> None:
     """A run that makes no checkpoint stores none of their fields, not even at its end."""
     writer = publisher(bus, run_id)
     writer.put("text", "a")
@@ -280,7 +275,7 @@ async def test_a_log_trimmed_behind_the_checkpoint_is_enough(bus: Bus, run_id: s
 
 @pytest.mark.parametrize("after_checkpoint", [False, True])
 async def test_a_log_without_an_earlier_attempt_is_trimmed(
-    link: ServerLink,
+    link: Link,
     bus: Bus,
     run_id: str,
     keys: Keys,
@@ -312,7 +307,7 @@ async def test_a_log_without_an_earlier_attempt_is_trimmed(
 
 
 @pytest.fixture
-async def queues(any_broker_url: str, link: ServerLink, keys: Keys) -> AsyncIterator[list[JobQueue]]:
+async def queues(any_broker_url: str, link: Link, keys: Keys) -> AsyncIterator[list[JobQueue]]:
     """Two workers of one queue."""
     names = "w1", "w2"
     queues = [JobQueue(Endpoint(any_broker_url), link, keys, "q", worker_id=name) for name in names]
@@ -330,7 +325,7 @@ async def claimed(take: Callable[[], Awaitable[Claim | None]]) -> Claim:
     return claim
 
 
-async def submitted(link: ServerLink, keys: Keys, queue: JobQueue) -> Claim:
+async def submitted(link: Link, keys: Keys, queue: JobQueue) -> Claim:
     """Return the claim of a new job."""
     job = Job(run_id=new_run_id(), request={"model": "m"}, created=1, start_by=time.time() + 60, owner="me")
     await JobSubmitter(link, keys, "q", max_queued=3).submit(job, ttl_s=60)
@@ -344,7 +339,7 @@ async def begun_attempt(queue: JobQueue, claim: Claim, *, resumable: bool) -> Be
 
 
 async def test_only_a_continued_attempt_says_that_it_resumes(
-    link: ServerLink, bus: Bus, keys: Keys, queues: list[JobQueue]
+    link: Link, bus: Bus, keys: Keys, queues: list[JobQueue]
 ) -> None:
     """The run_started of a later attempt says that it resumes if its agent can; the worker knows the same event."""
     claim = await submitted(link, keys, queues[0])
@@ -357,9 +352,7 @@ async def test_only_a_continued_attempt_says_that_it_resumes(
         assert (begun.silent_s > 0) <= (attempt > 1)
 
 
-async def test_the_pause_is_measured_from_the_last_renewal(
-    link: ServerLink, keys: Keys, queues: list[JobQueue]
-) -> None:
+async def test_the_pause_is_measured_from_the_last_renewal(link: Link, keys: Keys, queues: list[JobQueue]) -> None:
     """A new attempt learns the time since the earlier worker began or reported progress, by the server's clock."""
     claim = await submitted(link, keys, queues[0])
     first = await begun_attempt(queues[0], claim, resumable=True)
@@ -374,14 +367,16 @@ async def test_the_pause_is_measured_from_the_last_renewal(
 
 
 async def test_a_hand_back_tells_the_other_workers(
-    link: ServerLink, other_link: ServerLink, keys: Keys, queues: list[JobQueue]
+    link: Link, other_link: Link, keys: Keys, queues: list[JobQueue]
 ) -> None:
     """A hand-back sends a message to the workers of the queue, and the job can be taken over at once."""
     claim = await submitted(link, keys, queues[0])
     await begun_attempt(queues[0], claim, resumable=True)
     told: asyncio.Queue[bytes] = asyncio.Queue()
-    await other_link.subscribe(keys.handed_back("q").encode(), told.put_nowait)
-    await other_link.subscribe(keys.handed_back("other").encode(), lambda _: told.put_nowait(b"another queue"))
+    await other_link.subscribe(keys.handed_back("q").encode(), told.put_nowait, everywhere=True)
+    await other_link.subscribe(
+        keys.handed_back("other").encode(), lambda _: told.put_nowait(b"another queue"), everywhere=True
+    )
     await queues[0].hand_back(claim)
     async with asyncio.timeout(TIMEOUT_S):
         assert await told.get() == claim.entry_id.encode()
@@ -393,7 +388,7 @@ async def test_a_hand_back_tells_the_other_workers(
 
 
 async def test_a_worker_that_lost_the_job_cannot_hand_it_back(
-    link: ServerLink, other_link: ServerLink, keys: Keys, queues: list[JobQueue]
+    link: Link, other_link: Link, keys: Keys, queues: list[JobQueue]
 ) -> None:
     """A hand-back by a worker that no longer holds the job takes it from nobody, and sends no message."""
     claim = await submitted(link, keys, queues[0])
@@ -402,7 +397,7 @@ async def test_a_worker_that_lost_the_job_cannot_hand_it_back(
     assert taken is not None
     await begun_attempt(queues[1], taken, resumable=True)
     told: asyncio.Queue[bytes] = asyncio.Queue()
-    await other_link.subscribe(keys.handed_back("q").encode(), told.put_nowait)
+    await other_link.subscribe(keys.handed_back("q").encode(), told.put_nowait, everywhere=True)
     await queues[0].hand_back(claim)
     await other_link.call("PUBLISH", keys.handed_back("q"), "the next message")
     async with asyncio.timeout(TIMEOUT_S):

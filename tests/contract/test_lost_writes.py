@@ -13,7 +13,7 @@ from agentstream.protocol.keys import GROUP, Keys
 from agentstream.store.bus.bus import Bus
 from agentstream.store.bus.publisher import Holder, LogLimits, RunPublisher
 from agentstream.store.connection.endpoint import Endpoint
-from agentstream.store.connection.server_link import ServerLink
+from agentstream.store.connection.link import Link
 from agentstream.store.queue import Claim, JobQueue
 from agentstream.store.run_fields import fields_of
 from agentstream.store.runs import RunStore
@@ -25,12 +25,12 @@ LIMITS = LogLimits(open_ttl_s=100, closed_ttl_s=10, max_bytes=1 << 20)
 
 
 @pytest.fixture
-def submitter(link: ServerLink, keys: Keys) -> JobSubmitter:
+def submitter(link: Link, keys: Keys) -> JobSubmitter:
     return JobSubmitter(link, keys, "q", max_queued=3)
 
 
 @pytest.fixture
-async def queues(any_broker_url: str, link: ServerLink, keys: Keys) -> AsyncIterator[list[JobQueue]]:
+async def queues(any_broker_url: str, link: Link, keys: Keys) -> AsyncIterator[list[JobQueue]]:
     queues = [JobQueue(Endpoint(any_broker_url), link, keys, "q", worker_id=name) for name in ("w1", "w2")]
     for queue in queues:
         await queue.open()
@@ -47,7 +47,7 @@ async def begun(bus: Bus, queue: JobQueue, claim: Claim) -> RunPublisher:
     return bus.publisher(claim.job.run_id, attempt.attempt, LIMITS, lambda _: None, attempt.first_batch, holder)
 
 
-async def lost_claim(link: ServerLink, keys: Keys, entry_id: str) -> None:
+async def lost_claim(link: Link, keys: Keys, entry_id: str) -> None:
     """Make the group forget that it delivered an entry, as a failover does."""
     await link.call("XACK", keys.jobs("q"), GROUP, entry_id)
     await link.call("XGROUP", "SETID", keys.jobs("q"), GROUP, "0")
@@ -59,7 +59,7 @@ async def sent(submitter: JobSubmitter, queue: JobQueue, one: Job) -> Claim:
 
 
 async def test_a_silent_run_is_stored_again(
-    submitter: JobSubmitter, queues: list[JobQueue], link: ServerLink, keys: Keys
+    submitter: JobSubmitter, queues: list[JobQueue], link: Link, keys: Keys
 ) -> None:
     """A publisher that verifies stores its log and the hash of its run again, although the agent says nothing more."""
     one, bus = job(), Bus(link, keys)
@@ -85,7 +85,7 @@ async def test_a_silent_run_is_stored_again(
 
 @pytest.mark.parametrize("lost", ["everything", "the end"])
 async def test_an_ended_run_is_restored(
-    submitter: JobSubmitter, queues: list[JobQueue], link: ServerLink, keys: Keys, lost: str
+    submitter: JobSubmitter, queues: list[JobQueue], link: Link, keys: Keys, lost: str
 ) -> None:
     """A retained publisher stores the end of its run again, with its status and TTL."""
     one, bus = job(), Bus(link, keys)
@@ -112,7 +112,7 @@ async def test_an_ended_run_is_restored(
 
 
 async def test_a_begun_run_is_not_taken_from_another_worker(
-    submitter: JobSubmitter, queues: list[JobQueue], link: ServerLink, keys: Keys
+    submitter: JobSubmitter, queues: list[JobQueue], link: Link, keys: Keys
 ) -> None:
     """A publisher whose run was begun or ended by others after the loss publishes nothing more."""
     for end in ("begun", "cancelled"):
@@ -138,7 +138,7 @@ async def test_a_begun_run_is_not_taken_from_another_worker(
 
 
 async def test_a_lost_claim_is_given_back(
-    submitter: JobSubmitter, queues: list[JobQueue], link: ServerLink, keys: Keys
+    submitter: JobSubmitter, queues: list[JobQueue], link: Link, keys: Keys
 ) -> None:
     """A job that the queue delivers again goes back to its worker, which keeps its lease, and no attempt begins."""
     claim = await sent(submitter, queues[0], job())
@@ -152,7 +152,7 @@ async def test_a_lost_claim_is_given_back(
 
 
 async def test_a_finished_job_that_came_back_is_removed(
-    submitter: JobSubmitter, queues: list[JobQueue], link: ServerLink, keys: Keys
+    submitter: JobSubmitter, queues: list[JobQueue], link: Link, keys: Keys
 ) -> None:
     """Finishing again removes an entry that nobody holds, and leaves an entry that another worker holds."""
     claim = await sent(submitter, queues[0], job())
@@ -169,7 +169,7 @@ async def test_a_finished_job_that_came_back_is_removed(
 
 @pytest.mark.parametrize("lost", ["nothing", "entry", "hash", "both"])
 async def test_a_lost_job_is_enqueued_again_once(
-    submitter: JobSubmitter, queues: list[JobQueue], link: ServerLink, keys: Keys, lost: str
+    submitter: JobSubmitter, queues: list[JobQueue], link: Link, keys: Keys, lost: str
 ) -> None:
     """A job is enqueued again if its entry is lost, its hash is stored again, and further checks change nothing."""
     one, admission = job(), Admission()
@@ -193,7 +193,7 @@ async def test_a_lost_job_is_enqueued_again_once(
 
 
 async def test_a_claim_whose_reply_was_lost_is_found(
-    submitter: JobSubmitter, queues: list[JobQueue], link: ServerLink, keys: Keys
+    submitter: JobSubmitter, queues: list[JobQueue], link: Link, keys: Keys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After a reconnect a worker gets the jobs that it has claimed and does not work on, and no others."""
     known = await sent(submitter, queues[0], job())
@@ -201,6 +201,7 @@ async def test_a_claim_whose_reply_was_lost_is_found(
     await submitter.submit(one, ttl_s=60)
     await link.call("XREADGROUP", "GROUP", GROUP, "w1", "COUNT", 1, "STREAMS", keys.jobs("q"), ">")
     queues[0].holds = {known.entry_id}.__contains__
+    monkeypatch.setattr(type(queues[0]._claims), "reconnects", 1)
     for callback in queues[0]._claims.on_reconnect:
         callback()
     found = await claimed(queues[0])

@@ -13,7 +13,7 @@ from agentstream.protocol.keys import GROUP, Keys
 from agentstream.store.bus.bus import Bus
 from agentstream.store.bus.publisher import Holder, LogLimits
 from agentstream.store.connection.endpoint import Endpoint
-from agentstream.store.connection.server_link import ServerLink
+from agentstream.store.connection.link import Link
 from agentstream.store.queue import Claim, JobQueue
 from agentstream.store.scripts import SCRIPTS
 from agentstream.store.submission import Backlog, JobSubmitter, _RemovalRate
@@ -25,12 +25,12 @@ def job(run_id: str | None = None) -> Job:
 
 
 @pytest.fixture
-def submitter(link: ServerLink, keys: Keys) -> JobSubmitter:
+def submitter(link: Link, keys: Keys) -> JobSubmitter:
     return JobSubmitter(link, keys, "q", max_queued=3)
 
 
 @pytest.fixture
-async def queue(any_broker_url: str, link: ServerLink, keys: Keys) -> AsyncIterator[JobQueue]:
+async def queue(any_broker_url: str, link: Link, keys: Keys) -> AsyncIterator[JobQueue]:
     queue = JobQueue(Endpoint(any_broker_url), link, keys, "q", worker_id="w1")
     await queue.open()
     yield queue
@@ -38,7 +38,7 @@ async def queue(any_broker_url: str, link: ServerLink, keys: Keys) -> AsyncItera
 
 
 @pytest.fixture
-async def other_queue(any_broker_url: str, link: ServerLink, keys: Keys) -> AsyncIterator[JobQueue]:
+async def other_queue(any_broker_url: str, link: Link, keys: Keys) -> AsyncIterator[JobQueue]:
     queue = JobQueue(Endpoint(any_broker_url), link, keys, "q", worker_id="w2")
     await queue.open()
     yield queue
@@ -71,8 +71,9 @@ async def test_job_reaches_one_worker(submitter: JobSubmitter, queue: JobQueue, 
     assert await submitter.outstanding() == 3
 
 
+@pytest.mark.one_server
 async def test_subscription_and_job_are_sent_in_one_write(
-    submitter: JobSubmitter, link: ServerLink, keys: Keys, written: list[bytes]
+    submitter: JobSubmitter, link: Link, keys: Keys, written: list[bytes]
 ) -> None:
     """The commands of a new run are sent in one write, in the order SUBSCRIBE, create_run, admit."""
     sent = job()
@@ -87,7 +88,7 @@ async def test_subscription_and_job_are_sent_in_one_write(
 
 
 async def test_job_submitted_before_any_worker_is_not_lost(
-    submitter: JobSubmitter, any_broker_url: str, link: ServerLink, keys: Keys
+    submitter: JobSubmitter, any_broker_url: str, link: Link, keys: Keys
 ) -> None:
     """The first worker of a queue claims jobs that were enqueued before it started."""
     await submitter.submit(sent := job(), ttl_s=60)
@@ -97,7 +98,7 @@ async def test_job_submitted_before_any_worker_is_not_lost(
     await queue.close()
 
 
-async def test_full_queue_refuses_and_leaves_nothing(submitter: JobSubmitter, link: ServerLink, keys: Keys) -> None:
+async def test_full_queue_refuses_and_leaves_nothing(submitter: JobSubmitter, link: Link, keys: Keys) -> None:
     """A full queue refuses a job with a time to retry, and stores nothing of the refused run."""
     for _ in range(3):
         await submitter.submit(job(), ttl_s=60)
@@ -108,7 +109,7 @@ async def test_full_queue_refuses_and_leaves_nothing(submitter: JobSubmitter, li
     assert await link.call("EXISTS", keys.run(extra.run_id)) == 0
 
 
-async def test_finished_job_makes_room(submitter: JobSubmitter, queue: JobQueue, link: ServerLink, keys: Keys) -> None:
+async def test_finished_job_makes_room(submitter: JobSubmitter, queue: JobQueue, link: Link, keys: Keys) -> None:
     """A job is outstanding until it is finished."""
     await submitter.submit(sent := job(), ttl_s=60)
     claim = await claimed(queue)
@@ -124,6 +125,14 @@ async def test_attempts_are_counted(submitter: JobSubmitter, queue: JobQueue) ->
     await submitter.submit(job(), ttl_s=60)
     claim = await claimed(queue)
     assert [await attempt_at(queue, claim) for _ in range(3)] == [1, 2, 3]
+
+
+async def test_a_first_connection_is_no_reconnect(submitter: JobSubmitter, queue: JobQueue) -> None:
+    """Also in a cluster, where each primary is connected for itself, a claimed job is not read again at the start."""
+    await submitter.submit(job(), ttl_s=60)
+    claim = await claimed(queue)
+    assert (claim.new, claim.not_before_s) == (True, 0.0)
+    assert await queue.claim(short_block=True) is None
 
 
 async def test_job_enqueued_twice_runs_once(
@@ -152,7 +161,7 @@ async def test_only_the_holder_finishes(submitter: JobSubmitter, queue: JobQueue
     assert await submitter.outstanding() == 0
 
 
-async def test_foreign_entry_is_removed(queue: JobQueue, submitter: JobSubmitter, link: ServerLink, keys: Keys) -> None:
+async def test_foreign_entry_is_removed(queue: JobQueue, submitter: JobSubmitter, link: Link, keys: Keys) -> None:
     """An entry that is not a job is removed, and the next job is claimed."""
     await link.call("XADD", keys.jobs("q"), "*", "job", "nonsense")
     await link.call("XADD", keys.jobs("q"), "*", "other", "x")
@@ -163,7 +172,7 @@ async def test_foreign_entry_is_removed(queue: JobQueue, submitter: JobSubmitter
 
 @pytest.mark.usefixtures("queue")
 async def test_workers_are_counted_while_they_live(
-    submitter: JobSubmitter, any_broker_url: str, keys: Keys, link: ServerLink
+    submitter: JobSubmitter, any_broker_url: str, keys: Keys, link: Link
 ) -> None:
     """A worker counts as alive from ``open`` to ``close``, and ``close`` removes its consumer."""
     assert await submitter.workers_alive() == 1
@@ -178,7 +187,7 @@ async def test_workers_are_counted_while_they_live(
 
 
 async def test_attempts_are_counted_if_the_log_is_lost(
-    queue: JobQueue, submitter: JobSubmitter, link: ServerLink, keys: Keys
+    queue: JobQueue, submitter: JobSubmitter, link: Link, keys: Keys
 ) -> None:
     """If the replay log is lost, the attempts continue from the count in the run's hash."""
     await submitter.submit(sent := job(), ttl_s=60)
@@ -188,7 +197,7 @@ async def test_attempts_are_counted_if_the_log_is_lost(
     assert await attempt_at(queue, claim) == 2
 
 
-async def test_a_begin_sent_again_after_a_lost_reply_counts_once(link: ServerLink, keys: Keys) -> None:
+async def test_a_begin_sent_again_after_a_lost_reply_counts_once(link: Link, keys: Keys) -> None:
     """A second ``begin`` with the same token returns the same attempt, and another token begins the next attempt."""
     run_id = job().run_id
     names = [keys.run(run_id), keys.events(run_id)]
@@ -201,9 +210,7 @@ async def test_a_begin_sent_again_after_a_lost_reply_counts_once(link: ServerLin
     assert await link.call("XLEN", names[1]) == 2
 
 
-async def test_a_lost_queue_is_created_again(
-    queue: JobQueue, submitter: JobSubmitter, link: ServerLink, keys: Keys
-) -> None:
+async def test_a_lost_queue_is_created_again(queue: JobQueue, submitter: JobSubmitter, link: Link, keys: Keys) -> None:
     """If the broker lost the queue and its group, the next claim creates them again."""
     await link.call("DEL", keys.jobs("q"))
     assert await queue.claim() is None
@@ -249,7 +256,7 @@ async def test_renewed_lease_is_kept(submitter: JobSubmitter, queue: JobQueue, o
 
 
 async def test_expired_leases_behind_many_held_ones_are_found(
-    link: ServerLink, keys: Keys, other_queue: JobQueue, queue: JobQueue
+    link: Link, keys: Keys, other_queue: JobQueue, queue: JobQueue
 ) -> None:
     """A reclaim finds an expired lease after any number of valid leases."""
     submitter = JobSubmitter(link, keys, "q", max_queued=100)
@@ -262,7 +269,7 @@ async def test_expired_leases_behind_many_held_ones_are_found(
 
 
 async def test_renewing_after_the_broker_lost_the_queue_keeps_the_lease(
-    submitter: JobSubmitter, queue: JobQueue, link: ServerLink, keys: Keys
+    submitter: JobSubmitter, queue: JobQueue, link: Link, keys: Keys
 ) -> None:
     """If the broker lost the queue, ``renew`` does not report the lease as lost: no other worker has the job."""
     await submitter.submit(job(), ttl_s=60)
@@ -291,7 +298,7 @@ async def test_dead_consumers_are_removed_unless_they_hold_a_job(
     queue: JobQueue,
     any_broker_url: str,
     keys: Keys,
-    link: ServerLink,
+    link: Link,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """``prune`` removes the consumers of dead workers, except a consumer that still holds a job."""
@@ -346,7 +353,7 @@ def test_retry_after_follows_the_removal_rate() -> None:
 
 @pytest.mark.parametrize(("status", "active"), [("completed", False), ("requires_action", False), ("running", True)])
 async def test_a_run_that_no_longer_works_is_not_active(
-    submitter: JobSubmitter, link: ServerLink, keys: Keys, status: str, active: bool
+    submitter: JobSubmitter, link: Link, keys: Keys, status: str, active: bool
 ) -> None:
     """A run that has ended, or waits for people, does not count, even if no worker has taken it off the active runs."""
     first = job().model_copy(update={"limited": True})
@@ -386,7 +393,7 @@ async def test_all_jobs_wait_before_the_first_worker(submitter: JobSubmitter) ->
 
 
 async def test_only_the_worker_of_a_run_stores_its_progress(
-    submitter: JobSubmitter, queue: JobQueue, other_queue: JobQueue, link: ServerLink, keys: Keys
+    submitter: JobSubmitter, queue: JobQueue, other_queue: JobQueue, link: Link, keys: Keys
 ) -> None:
     """Only the worker that runs a run can store agent and tokens in its hash, and a lost hash is not created again."""
     await submitter.submit(sent := job(), ttl_s=60)
@@ -402,8 +409,9 @@ async def test_only_the_worker_of_a_run_stores_its_progress(
 
 
 @pytest.mark.parametrize("held", [True, False])
+@pytest.mark.one_server
 async def test_the_terminal_event_removes_the_job(
-    submitter: JobSubmitter, queue: JobQueue, link: ServerLink, keys: Keys, held: bool
+    submitter: JobSubmitter, queue: JobQueue, link: Link, keys: Keys, held: bool
 ) -> None:
     """The job is removed in one step with the terminal event, but not if another worker holds it."""
     sent = job()

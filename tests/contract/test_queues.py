@@ -11,7 +11,7 @@ import pytest
 from agentstream.protocol.jobs import Job, new_run_id
 from agentstream.protocol.keys import Keys
 from agentstream.store.connection.endpoint import Endpoint
-from agentstream.store.connection.server_link import ServerLink
+from agentstream.store.connection.link import Link
 from agentstream.store.interrupts import InterruptStore
 from agentstream.store.queue import Claim, JobQueue
 from agentstream.store.submission import JobSubmitter
@@ -80,7 +80,7 @@ class History:
 class Site:
     """Queues a and b, and workers that serve both."""
 
-    def __init__(self, url: str, link: ServerLink, keys: Keys) -> None:
+    def __init__(self, url: str, link: Link, keys: Keys) -> None:
         self._url = url
         self._link = link
         self._keys = keys
@@ -122,7 +122,7 @@ class Site:
 
 
 @pytest.fixture
-def site(any_broker_url: str, link: ServerLink, keys: Keys) -> Site:
+def site(any_broker_url: str, link: Link, keys: Keys) -> Site:
     return Site(any_broker_url, link, keys)
 
 

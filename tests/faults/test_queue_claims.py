@@ -14,7 +14,7 @@ from agentstream.store.connection.endpoint import Endpoint
 from agentstream.store.connection.server_link import ServerLink
 from agentstream.store.queue import Claim, JobQueue
 from agentstream.store.submission import JobSubmitter
-from tests.conftest import open_link
+from tests.conftest import open_server_link
 from tests.faults.faults import Broker, outage
 from tests.helpers import TIMEOUT_S
 
@@ -32,7 +32,7 @@ async def broker(tmp_path: Path) -> AsyncIterator[Broker]:
 @pytest.fixture
 async def link(broker: Broker) -> AsyncIterator[ServerLink]:
     """Yield a link like that of a worker's bus."""
-    link = await open_link(broker.url, "test")
+    link = await open_server_link(broker.url, "test")
     yield link
     await link.close()
 

@@ -122,7 +122,7 @@ class JobQueue:
         self.worker_id = worker_id
         self.holds: Callable[[str], bool] = _holds_nothing  # whether this worker works on a queue entry
         self._claims.on_reconnect[self._on_connect] = None
-        self._connects = 0
+        self._seen_reconnects = 0
         self._reconnected = False
         self._pending_after = ""  # look for jobs that this worker has claimed, but not got, after this entry
         self._settled_at_s = 0.0  # monotonic
@@ -202,8 +202,9 @@ class JobQueue:
         return replace(claim, new=True, not_before_s=self._settled_at_s if suspect else 0.0)
 
     def _on_connect(self) -> None:
-        self._connects += 1
-        if self._connects > 1:
+        # A link to a cluster calls this for the first connection to each server, too.
+        if self._claims.reconnects > self._seen_reconnects:
+            self._seen_reconnects = self._claims.reconnects
             self._reconnected, self._settled_at_s = True, time.monotonic() + SETTLE_S
 
     async def _after_reconnect(self) -> None:
