@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings as hypothesis_settings
 
 from agentstream.processes.broker import EmbeddedBroker, ServerChoice, usable_servers
 from agentstream.protocol.keys import Keys
@@ -25,6 +26,9 @@ from tests.processes import Processes
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell starts background jobs with SIGINT ignored. Child processes inherit that, but tests send them SIGINT.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+hypothesis_settings.register_profile("no timings", deadline=None)  # a busy machine may be slow
+hypothesis_settings.load_profile("no timings")
 
 
 def _servers() -> dict[str, ServerChoice]:

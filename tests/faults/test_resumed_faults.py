@@ -1,5 +1,6 @@
 """Takeovers that go wrong: states that cannot be stored or read, runs that kill workers, and brokers that lose data."""
 
+import asyncio
 import re
 import signal
 from collections.abc import AsyncIterator
@@ -254,8 +255,9 @@ async def test_a_worker_stores_lost_checkpoints_again(forgetful: Broker, tmp_pat
             stored = await checkpoint_of(deployment, run_id)
             async with outage(forgetful):
                 pass
-            older = await checkpoint_of(deployment, run_id)
-            assert str(older["state"]).endswith('"state":20}')
+            async with asyncio.timeout(TIMEOUT_S):  # the worker stores it again when it has reconnected
+                while not str((await checkpoint_of(deployment, run_id))["state"]).endswith('"state":40}'):  # noqa: ASYNC110 -- it is in Redis
+                    await asyncio.sleep(0.05)
             deployment.open_gate(GATES[1])
             await stream.until(f'"{GATES[2]} "')
             assert str((await checkpoint_of(deployment, run_id))["state"]).endswith('"state":60}')
