@@ -48,6 +48,24 @@ async def test_a_refused_subscription_shifts_no_reply(peer: FakeBroker) -> None:
         assert link.reconnects == 0
 
 
+async def test_a_reply_instead_of_a_confirmation_ends_the_connection(
+    peer: FakeBroker, caplog: pytest.LogCaptureFixture
+) -> None:
+    """If the server answers a subscription with a reply that belongs to no command, the link reconnects."""
+    subscriptions = 0
+
+    def answer(words: Command, connection: int) -> bytes | None:
+        nonlocal subscriptions
+        subscriptions += words[0] == b"SUBSCRIBE"
+        return b"+OK\r\n" if words[0] == b"SUBSCRIBE" and subscriptions == 1 else answer_normally(words, connection)
+
+    peer.answer = answer
+    async with connected_link(peer.url) as link, in_time():
+        await link.subscribe(b"channel", lambda _: None)
+        assert link.reconnects == 1
+    assert "a reply to no command" in caplog.text
+
+
 async def test_subscribe_waits_for_the_confirmation(peer: FakeBroker) -> None:
     """``subscribe`` is not done until the server has confirmed."""
 

@@ -14,6 +14,7 @@ log = logging.getLogger(__name__)
 
 MAX_WRITES: Final = 10_000
 AT_ONCE: Final = 64
+REPEAT_TIMEOUT_S: Final = 10.0  # for one write; after the next reconnect it is repeated again
 
 Repeat = Callable[[], Awaitable[Any]]
 
@@ -60,6 +61,9 @@ class Recovery:
 
 async def _repeat(repeat: Repeat) -> None:
     try:
-        await repeat()
+        async with asyncio.timeout(REPEAT_TIMEOUT_S):
+            await repeat()
+    except TimeoutError:
+        log.warning("a write before the reconnect was not repeated within %g s", REPEAT_TIMEOUT_S)
     except AgentStreamError as exc:  # for example: the interrupt has another answer now
         log.info("a write before the reconnect is not repeated: %s", exc)

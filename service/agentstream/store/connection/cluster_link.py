@@ -127,13 +127,13 @@ class ClusterLink(Link):
             others = sorted({*self._endpoint.addresses, *self._servers}) if self._unsettled or not known else ()
             self._stale.clear()
             try:
-                topology = await read_topology(self._endpoint, known, others)
+                self._apply(await read_topology(self._endpoint, known, others))
+                self._open_links()
             except BusError as exc:
                 if self.note_failure(exc):
                     log.warning("no server of the cluster shows the topology: %s", exc)
-            else:
-                self._apply(topology)
-                self._open_links()
+            except Exception:  # without this task, nothing would follow the next failover
+                log.exception("the topology of the cluster cannot be used")
             await asyncio.sleep(MIN_REFRESH_S)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._next_refresh_s()):

@@ -60,7 +60,7 @@ class Exchange(Link):
         self._push_connection: RespConnection | None = None
         self._ready = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
-        self.subscribers: set[Subscriber] = set()  # resynced after every connect; there may be thousands
+        self._subscribers: set[Subscriber] = set()  # resynced after every connect; there may be thousands
         self._reconnects = 0
         self._down_since_s = time.monotonic()
         self._primary: tuple[str, int] | None = None  # the one that the sentinels have named
@@ -174,11 +174,11 @@ class Exchange(Link):
 
     def add_subscriber(self, subscriber: Subscriber) -> None:
         """Resync ``subscriber`` after every connect."""
-        self.subscribers.add(subscriber)
+        self._subscribers.add(subscriber)
 
     def remove_subscriber(self, subscriber: Subscriber) -> None:
         """Resync ``subscriber`` no more."""
-        self.subscribers.discard(subscriber)
+        self._subscribers.discard(subscriber)
 
     # -- what a cluster moves to another server -----------------------------------------------------
 
@@ -269,19 +269,20 @@ class Exchange(Link):
     # -- receiving ----------------------------------------------------------------------------------
 
     def _on_reply(self, reply: Reply) -> None:
-        if not self._pending:
+        pending, failed = self._pending, reply.__class__ is hiredis.ReplyError
+        while pending and isinstance(subscription := pending[0], Subscription):
+            pending.popleft()
+            if failed:
+                self._on_subscription_refused(subscription, str(reply))
+                return
+        if not pending:
             log.error("the broker sent a reply to no command; reconnecting")
             self._drop_connections()
             return
-        command = self._pending.popleft()
-        while command.__class__ is Subscription:
-            if reply.__class__ is hiredis.ReplyError:
-                self._on_subscription_refused(command, str(reply))
-                return
-            command = self._pending.popleft()
+        command = pending.popleft()
         if command.cancelled:
             return
-        if reply.__class__ is hiredis.ReplyError and self._on_error(command, str(reply)):
+        if failed and self._on_error(command, str(reply)):
             return
         try:
             command.on_reply(reply)

@@ -108,7 +108,7 @@ class ServerLink(Exchange):
         self.note_failure(None)
         if self._router is not None:
             self._router.on_connected(self)
-        for callback in (*self.on_reconnect, *(subscriber.resync for subscriber in self.subscribers)):
+        for callback in (*self.on_reconnect, *(subscriber.resync for subscriber in self._subscribers)):
             try:
                 callback()
             except Exception:  # an error of one stream must not end the others
@@ -162,18 +162,19 @@ class ServerLink(Exchange):
         connections = [
             connection for connection in {self._command_connection, self._push_connection} if connection is not None
         ]
-        ends: set[asyncio.Future[None]] = {connection.lost for connection in connections}
+        watching = [asyncio.create_task(until_silent(connections[0], self._probe_and_ping), name="ping the broker")]
         if self._endpoint.kind == "sentinel":
-            ends.add(
-                asyncio.create_task(until_primary_changes(self._endpoint, self._primary), name="ask the sentinels")
-            )
-        ends.add(asyncio.create_task(until_silent(connections[0], self._probe_and_ping), name="ping the broker"))
+            asking = until_primary_changes(self._endpoint, self._primary)
+            watching.append(asyncio.create_task(asking, name="ask the sentinels"))
+        lost = (connection.lost for connection in connections)
         try:
-            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({*lost, *watching}, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for end in ends:
-                if isinstance(end, asyncio.Task):
-                    end.cancel()
+            for task in watching:
+                task.cancel()
+            for outcome in await asyncio.gather(*watching, return_exceptions=True):
+                if isinstance(outcome, Exception):
+                    log.error("the watch over the broker failed", exc_info=outcome)
 
     async def _probe_and_ping(self) -> None:
         """Find out whether the server is still the primary. Send a PING, and report its duration.

@@ -5,8 +5,8 @@
 -- event that parks a run ends it instead, if a cancel is stored.
 -- With KEYS[3], the jobs, the last three arguments are group, consumer and entry id: with the event the job is removed,
 -- if this worker still holds it.
--- Returns OK, REMOVED (stored, and the job is removed), DUPLICATE (stored before; sent again after a lost reply), FENCED (a newer attempt has begun), or
--- {LOST, last id} if entries before this one are missing from the log.
+-- Returns OK, REMOVED (stored, and the job is removed), DUPLICATE (stored before; sent again after a lost reply),
+-- FENCED (a newer attempt has begun), or {LOST, last id} if entries before this one are missing from the log.
 local function last_id()
   local last = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)[1]
   return last and last[1] or '0-0'
