@@ -1,11 +1,15 @@
 """Subscriptions of the link to the broker, with the bundled real server and with a fake broker."""
 
 import asyncio
+from collections.abc import Sequence
 
 import pytest
 
 from agentstream.errors import BusError
 from agentstream.protocol.keys import Keys
+from agentstream.store.connection.command import Command as LinkCommand
+from agentstream.store.connection.endpoint import Endpoint
+from agentstream.store.connection.server_link import ServerLink
 from tests.fake_broker import (
     Command,
     FakeBroker,
@@ -16,6 +20,7 @@ from tests.fake_broker import (
     push,
     reconnected,
 )
+from tests.helpers import TIMEOUT_S
 
 
 async def test_subscribe_and_unsubscribe_reach_the_server(broker_url: str, keys: Keys) -> None:
@@ -64,6 +69,49 @@ async def test_a_reply_instead_of_a_confirmation_ends_the_connection(
         await link.subscribe(b"channel", lambda _: None)
         assert link.reconnects == 1
     assert "a reply to no command" in caplog.text
+
+
+class QuietRouter:
+    """The router of a link to one primary of a cluster. It leaves every error to the caller of the command."""
+
+    def on_error(self, _link: ServerLink, _command: LinkCommand, _text: str) -> bool:
+        """Leave the error to the caller."""
+        return False
+
+    def on_lost(self, _link: ServerLink) -> None:
+        """Do nothing."""
+
+    def on_dropped(self, _link: ServerLink, _channels: Sequence[bytes]) -> None:
+        """Do nothing."""
+
+    def on_connected(self, _link: ServerLink) -> None:
+        """Do nothing."""
+
+
+@pytest.mark.parametrize("moved", [True, False])
+async def test_the_end_of_a_sharded_subscription_shifts_no_reply(peer: FakeBroker, *, moved: bool) -> None:
+    """Whether the server confirms the end of a subscription or has lost its slot, each command gets its own reply."""
+
+    def answer(words: Command, connection: int) -> bytes | None:
+        if words[0] == b"ECHO":
+            return b"+%b\r\n" % words[1]
+        if words[0] == b"SUNSUBSCRIBE" and moved:
+            return b"-MOVED 1 127.0.0.1:1\r\n"
+        if words[0] in {b"SSUBSCRIBE", b"SUNSUBSCRIBE"}:
+            return push(words[0].lower(), words[1], b":1\r\n")
+        return answer_normally(words, connection)
+
+    peer.answer = answer
+    link = ServerLink(Endpoint(peer.url), name="test", probe_key=None, router=QuietRouter())
+    link.open()
+    async with in_time():
+        await link.wait_ready(TIMEOUT_S)
+        for number in range(3):
+            handler = asyncio.Queue[bytes]().put_nowait
+            await link.subscribe(b"{p1}", handler)
+            link.unsubscribe(b"{p1}", handler)
+            assert await link.call("ECHO", str(number)) == str(number).encode()
+        await link.close()
 
 
 async def test_subscribe_waits_for_the_confirmation(peer: FakeBroker) -> None:
