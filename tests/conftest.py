@@ -20,6 +20,7 @@ from agentstream.store.connection.wire import RespConnection
 from agentstream.telemetry.masking import forget_secrets
 from tests.brokers.cluster import ClusterServers
 from tests.brokers.sentinel import SentinelServers
+from tests.brokers.servers import running
 from tests.helpers import TIMEOUT_S
 from tests.processes import Processes
 
@@ -80,19 +81,27 @@ def broker_url(broker_runner: asyncio.Runner) -> Iterator[str]:
 @pytest.fixture(scope="session")
 def cluster_servers(broker_runner: asyncio.Runner) -> Iterator[ClusterServers]:
     """A cluster of the bundled server for all tests of the session, which must not disturb it."""
-    servers = ClusterServers()
-    broker_runner.run(servers.start())
-    yield servers
-    servers.close()
+    yield from running(broker_runner, ClusterServers())
 
 
 @pytest.fixture(scope="session")
 def sentinel_servers(broker_runner: asyncio.Runner) -> Iterator[SentinelServers]:
     """A primary, replicas and sentinels of the bundled server for all tests, which must not disturb them."""
-    servers = SentinelServers()
-    broker_runner.run(servers.start())
-    yield servers
-    servers.close()
+    yield from running(broker_runner, SentinelServers())
+
+
+@pytest.fixture
+async def cluster() -> AsyncIterator[ClusterServers]:
+    """A cluster that only this test uses."""
+    async with ClusterServers() as servers:
+        yield servers
+
+
+@pytest.fixture
+async def sentinels() -> AsyncIterator[SentinelServers]:
+    """A primary, replicas and sentinels that only this test uses."""
+    async with SentinelServers() as servers:
+        yield servers
 
 
 @pytest.fixture

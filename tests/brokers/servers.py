@@ -5,9 +5,9 @@ import asyncio
 import contextlib
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypeVar
 
 from agentstream.processes.broker import usable_servers
 from tests.brokers.network import Cuts, addresses
@@ -198,3 +198,15 @@ async def start_together(servers: Iterable[Server]) -> None:
     for result in results:
         if isinstance(result, BaseException):
             raise result
+
+
+AnyServers = TypeVar("AnyServers", bound=Servers)
+
+
+def running(runner: asyncio.Runner, servers: AnyServers) -> Iterator[AnyServers]:
+    """Yield started servers once, and end them; the body of a fixture that several tests share."""
+    runner.run(servers.start())
+    try:
+        yield servers
+    finally:
+        servers.close()

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -35,20 +35,6 @@ async def checks_until(url: str, wanted: Callable[[Checks], bool]) -> Checks:
 def levels(checks: Checks, *names: str) -> list[str]:
     """Return the levels of some checks."""
     return [checks[name]["level"] for name in names]
-
-
-@pytest.fixture
-async def cluster() -> AsyncIterator[ClusterServers]:
-    """A cluster that only this test uses."""
-    async with ClusterServers() as servers:
-        yield servers
-
-
-@pytest.fixture
-async def sentinels() -> AsyncIterator[SentinelServers]:
-    """A primary, replicas and sentinels that only this test uses."""
-    async with SentinelServers() as servers:
-        yield servers
 
 
 async def test_a_healthy_cluster_has_no_fault_of_its_own(cluster_servers: ClusterServers) -> None:

@@ -177,7 +177,12 @@ class Chaos:
     settings: Mapping[str, str] = {}  # beside SETTINGS
 
     def __init__(
-        self, seconds: float, seed: int, folder: Path, say: Callable[[str], None], broker: str = "standalone"
+        self,
+        seconds: float,
+        seed: int,
+        folder: Path,
+        say: Callable[[str], None] = lambda _line: None,
+        broker: str = "standalone",
     ) -> None:
         """Choose the length, the faults and the kind of broker: standalone, sentinel or cluster."""
         self._seconds = seconds
@@ -396,17 +401,6 @@ class Chaos:
                 if times > 1:
                     self.report.wrong["tools run twice"] += 1
                     self.report.details.append(f"{file.name}: tool {number} run {times} times")
-
-
-async def run_chaos(
-    seconds: float,
-    seed: int,
-    folder: Path,
-    say: Callable[[str], None] = lambda _line: None,
-    broker: str = "standalone",
-) -> Report:
-    """Run the chaos for this many seconds, and return its report."""
-    return await Chaos(seconds, seed, folder, say, broker).run()
 
 
 def main(chaos: type[Chaos] = Chaos) -> int:

@@ -13,9 +13,8 @@ import secrets
 import signal
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Final
+from collections.abc import Sequence
+from typing import Any, Final
 
 import aiohttp
 from aiohttp import web
@@ -46,10 +45,8 @@ MAX_ATTEMPTS: Final = 20
 class ResumableChaos(Chaos):
     """One chaos run with resumable agents."""
 
-    def __init__(
-        self, seconds: float, seed: int, folder: Path, say: Callable[[str], None], broker: str = "standalone"
-    ) -> None:
-        super().__init__(seconds, seed, folder, say, broker)
+    def __init__(self, *options: Any, **more: Any) -> None:
+        super().__init__(*options, **more)
         self.report.must_be_zero = tuple(dict.fromkeys((*MUST_BE_ZERO, *MORE_ZEROS)))
         self._following: dict[asyncio.Task[None], ResumableRun] = {}
         self._kinds: Counter[str] = Counter()
@@ -187,17 +184,6 @@ class ResumableChaos(Chaos):
                     self.report.details.append(f"{key}: {name} {number} did not run")
         self.report.tools_used = used
         self.report.more["charges interrupted, so not made"] = str(charged)
-
-
-async def run_resumable_chaos(
-    seconds: float,
-    seed: int,
-    folder: Path,
-    say: Callable[[str], None] = lambda _line: None,
-    broker: str = "standalone",
-) -> Report:
-    """Run the chaos for this many seconds, and return its report."""
-    return await ResumableChaos(seconds, seed, folder, say, broker).run()
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from tests.brokers.network import can_cut
 from tests.brokers.security import Security, has_tls
 from tests.brokers.sentinel import SentinelServers
 from tests.brokers.server import Server
-from tests.brokers.servers import executables
+from tests.brokers.servers import executables, running
 from tests.brokers.waiting import until
 from tests.helpers import TIME_SCALE
 
@@ -35,19 +35,13 @@ LOCKED = Security("service", "pa:ss/word", ("user reader on >reading ~* &* +@rea
 @pytest.fixture(scope="module", params=executables().values(), ids=lambda path: path.name)
 def cluster(request: pytest.FixtureRequest, broker_runner: asyncio.Runner) -> Iterator[ClusterServers]:
     """A cluster for the tests of this module. Each leaves it whole."""
-    servers = ClusterServers(request.param)
-    broker_runner.run(servers.start())
-    yield servers
-    servers.close()
+    yield from running(broker_runner, ClusterServers(request.param))
 
 
 @pytest.fixture(scope="module", params=executables().values(), ids=lambda path: path.name)
 def sentinels(request: pytest.FixtureRequest, broker_runner: asyncio.Runner) -> Iterator[SentinelServers]:
     """A primary, replicas and sentinels for the tests of this module. Each leaves them whole."""
-    servers = SentinelServers(request.param)
-    broker_runner.run(servers.start())
-    yield servers
-    servers.close()
+    yield from running(broker_runner, SentinelServers(request.param))
 
 
 async def first_key(servers: ClusterServers, primary: Server, among: int) -> str:

@@ -15,6 +15,7 @@ from agentstream.store.connection.slots import slot_of
 from tests.brokers.cluster import ClusterServers
 from tests.brokers.security import Security
 from tests.brokers.server import Server
+from tests.brokers.servers import running
 from tests.helpers import TIME_SCALE, TIMEOUT_S
 
 pytestmark = pytest.mark.timeout(90 * TIME_SCALE)
@@ -24,10 +25,7 @@ KEYS = Keys("moving")
 @pytest.fixture(scope="module")
 def cluster(broker_runner: asyncio.Runner) -> Iterator[ClusterServers]:
     """A cluster whose slots the tests of this module move."""
-    servers = ClusterServers()
-    broker_runner.run(servers.start())
-    yield servers
-    servers.close()
+    yield from running(broker_runner, ClusterServers())
 
 
 @contextlib.asynccontextmanager

@@ -31,20 +31,6 @@ async def client() -> AsyncIterator[Client]:
         yield opened
 
 
-@pytest.fixture
-async def cluster() -> AsyncIterator[ClusterServers]:
-    """A cluster for one test."""
-    async with ClusterServers() as servers:
-        yield servers
-
-
-@pytest.fixture
-async def sentinels() -> AsyncIterator[SentinelServers]:
-    """Servers with sentinels for one test."""
-    async with SentinelServers() as servers:
-        yield servers
-
-
 def counted(folder: Path, *steps: Any, **fields: Any) -> dict[str, Any]:
     """Return a request whose agent adds the id of its run to a file each time it is called."""
     return request(["count", str(folder / "runs")], *steps, **fields)

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.chaos import SETTLE_S, run_chaos
-from tests.faults.chaos_resumable import run_resumable_chaos
+from tests.faults.chaos import SETTLE_S, Chaos
+from tests.faults.chaos_resumable import ResumableChaos
 from tests.helpers import TIME_SCALE
 
 SECONDS = 20 * TIME_SCALE
@@ -16,13 +16,13 @@ pytestmark = pytest.mark.timeout(SECONDS + 3 * SETTLE_S)
 
 async def test_no_stream_loses_or_repeats_words_during_failovers(tmp_path: Path) -> None:
     """While primaries of a cluster and workers are lost, no stream loses or repeats a word, and every stream ends."""
-    report = await run_chaos(SECONDS, SEED, tmp_path, broker="cluster")
+    report = await Chaos(SECONDS, SEED, tmp_path, broker="cluster").run()
     assert report.clean, f"\n{report}"
     assert report.outcomes["complete"] > report.runs / 3, f"\n{report}"
 
 
 async def test_no_run_of_a_resumable_agent_fails_during_failovers(tmp_path: Path) -> None:
     """While sentinels replace primaries and workers are lost, every run of a resumable agent completes, whole."""
-    report = await run_resumable_chaos(SECONDS, SEED, tmp_path, broker="sentinel")
+    report = await ResumableChaos(SECONDS, SEED, tmp_path, broker="sentinel").run()
     assert report.clean, f"\n{report}"
     assert report.outcomes["complete"] == report.runs, f"\n{report}"
