@@ -105,35 +105,47 @@ class OpenRunReader(AdminClient):
 
     async def _head(self, queue: str, limit: int) -> _Head:
         """Return the ids of a queue's runs."""
-        parked_key = self._keys.parked(queue)
-        parked = asyncio.gather(
-            _if_permitted(self._link.start_call("ZRANGE", parked_key, 0, limit - 1)),
-            _if_permitted(self._link.start_call("ZCARD", parked_key)),
-        )
+        parked = asyncio.create_task(self._parked(queue, limit), name=f"parked runs of {queue}")
         opened = self._link.start_script_call("open_runs", [self._keys.jobs(queue)], limit)
-        now_s, outstanding, run_ids = await opened
-        done, _ = await asyncio.wait({parked}, timeout=PARTITION_TIMEOUT_S)
-        parked_ids, count = parked.result() if done else (None, None)
-        parked.cancel()
+        try:
+            now_s, outstanding, run_ids = await opened
+            done, _ = await asyncio.wait({parked}, timeout=PARTITION_TIMEOUT_S)
+            parked_ids, count = parked.result() if done else (None, None)
+        finally:
+            parked.cancel()
         listed, waiting = ([run_id.decode() for run_id in ids] for ids in (run_ids, parked_ids or []))
         return _Head(int(now_s), outstanding, listed, waiting, count or 0, not done)
+
+    async def _parked(self, queue: str, limit: int) -> tuple[list[bytes] | None, int | None]:
+        """Return the ids of the runs that wait for people, and their number; None for what this user may not read."""
+        key = self._keys.parked(queue)
+        run_ids, count = await asyncio.gather(
+            _if_permitted(self._link.start_call("ZRANGE", key, 0, limit - 1)),
+            _if_permitted(self._link.start_call("ZCARD", key)),
+        )
+        return run_ids, count
 
     async def _details(self, run_ids: Iterable[str]) -> dict[str, _Details]:
         """Return the hash's fields and the last entry of each run whose server answers."""
         async with self._bounded():
             reading = {
-                run_id: asyncio.gather(
-                    self._link.start_call("HMGET", self._keys.run(run_id), *_FIELDS, "interrupts", "answers"),
-                    self._link.start_script_call("last_entry", [self._keys.events(run_id)]),
-                )
-                for run_id in run_ids
+                run_id: asyncio.create_task(self._details_of(run_id), name=f"details of {run_id}") for run_id in run_ids
             }
             if not reading:
                 return {}
             done, missing = await asyncio.wait(reading.values(), timeout=PARTITION_TIMEOUT_S)
             for each in missing:
                 each.cancel()
-            return {run_id: (*each.result(),) for run_id, each in reading.items() if each in done}
+            failures = [failure for each in done if (failure := each.exception()) is not None]
+            if failures:  # all have been retrieved, because asyncio logs those that nobody retrieves
+                raise failures[0]
+            return {run_id: each.result() for run_id, each in reading.items() if each in done}
+
+    async def _details_of(self, run_id: str) -> _Details:
+        return await asyncio.gather(
+            self._link.start_call("HMGET", self._keys.run(run_id), *_FIELDS, "interrupts", "answers"),
+            self._link.start_script_call("last_entry", [self._keys.events(run_id)]),
+        )
 
 
 async def _if_permitted(reading: Awaitable[Any]) -> Any:  # noqa: ANN401 -- a Redis reply
