@@ -1,7 +1,7 @@
 """The rules of ``agentstream doctor``: each function judges one fact of the deployment."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from agentstream.cli.doctor.results import CheckResult, Level
@@ -32,7 +32,7 @@ def version(info: dict[str, Any]) -> CheckResult:
     """Judge the version of the server."""
     name, text = "version", str(info.get("redis_version", "0"))
     numbers = tuple(map(int, re.findall(r"\d+", text)[:2]))
-    what = f"Valkey {info['valkey_version']}" if "valkey_version" in info else f"Redis {text}"
+    what = version_of(info)
     fix = ("install Redis 7 or newer, or Valkey; replicate the data to it, then fail over (REPLICAOF, FAILOVER)",)
     if numbers < MIN_VERSION:
         return CheckResult(
@@ -221,6 +221,11 @@ def temporary_folder(reason: str | None) -> CheckResult:
         return CheckResult(name, "ok", "writable")
     why = "with AGENTSTREAM_PROCESSES above 1, the processes of a container share their metrics in such a folder"
     return CheckResult(name, "warning", reason, why, ("mount a tmpfs: --tmpfs /tmp, or TMPDIR=… for another folder",))
+
+
+def version_of(info: Mapping[str, Any]) -> str:
+    """Return the product and the version of a server."""
+    return f"Valkey {info['valkey_version']}" if "valkey_version" in info else f"Redis {info.get('redis_version', '0')}"
 
 
 def mebibytes(size: int) -> str:

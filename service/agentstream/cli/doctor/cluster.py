@@ -1,7 +1,7 @@
 """The checks of a cluster: its state, its slots, and its servers."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from agentstream.cli.doctor import replication
 from agentstream.cli.doctor.results import CheckResult, unreadable
@@ -121,8 +121,5 @@ def _role(view: ServerView) -> str:
 
 def _known_replicas(views: Sequence[ServerView]) -> Mapping[str, int]:
     """Return the number of replicas of each primary, also of those that are down."""
-    known: dict[str, Any] = {view.node.node_id: 0 for view in views}
-    for view in views:
-        if view.node.primary_id in known:
-            known[view.node.primary_id] += 1
-    return {str(view): known[view.node.node_id] for view in views}
+    replicas_of = Counter(view.node.primary_id for view in views)
+    return {str(view): replicas_of[view.node.node_id] for view in views}

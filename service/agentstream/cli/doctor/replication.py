@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from agentstream.cli.doctor.checks import mebibytes
+from agentstream.cli.doctor.checks import mebibytes, version_of
 from agentstream.cli.doctor.results import CheckResult
 from agentstream.protocol.broker_url import show_address
 
@@ -100,11 +100,6 @@ def versions(infos: Mapping[str, Mapping[str, Any]], *, sharded: bool) -> CheckR
 def major_version(info: Mapping[str, Any]) -> int:
     """Return the first number of the version of Redis, or of the Redis with which a Valkey is compatible."""
     return int(str(info.get("redis_version", "0")).partition(".")[0])
-
-
-def version_of(info: Mapping[str, Any]) -> str:
-    """Return the product and the version."""
-    return f"Valkey {info['valkey_version']}" if "valkey_version" in info else f"Redis {info.get('redis_version')}"
 
 
 def connected_replicas(info: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
