@@ -18,7 +18,7 @@ class AdminClient:
     """A link for admin queries: each command goes to the server of its key. Use it as an asynchronous context manager.
 
     Every method raises BrokerUnavailable if Redis is unreachable, and BusError if Redis refuses, for example because
-    the user lacks a permission. StartupError says that REDIS_URL has the wrong form for the servers.
+    the user lacks a permission. Entering raises StartupError if REDIS_URL names another kind of broker.
     """
 
     def __init__(self, endpoint: Endpoint, keys: Keys) -> None:

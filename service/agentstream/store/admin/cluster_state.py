@@ -8,14 +8,14 @@ from typing import Any, Final, NamedTuple, TypeVar
 from agentstream.errors import BrokerUnavailable, BusError
 from agentstream.protocol.broker_url import Address, show_address
 from agentstream.store.admin.cluster_node import ClusterNode
-from agentstream.store.admin.server_state import ServerState, unavailable
+from agentstream.store.admin.server_state import ServerState, map_no_answer
 from agentstream.store.connection.endpoint import Endpoint
 from agentstream.store.connection.topology import read_topology
 
 SERVER_TIMEOUT_S: Final = 2.0  # there are other servers to ask
 
 Fact = TypeVar("Fact")
-Refusal = BrokerUnavailable | BusError
+Failure = BrokerUnavailable | BusError
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ async def read_cluster(endpoint: Endpoint) -> list[ServerView]:
     If none shows the topology, raises BrokerUnavailable, or ConnectionRefused if they refuse, with the reasons.
     The servers are those that the best view has: the view of a server that reaches the majority of the others.
     """
-    with unavailable():
+    with map_no_answer():
         topology = await read_topology(endpoint, {}, endpoint.addresses)
     named = {*endpoint.addresses, *topology.servers}
     asked = sorted(topology.servers)
@@ -71,7 +71,7 @@ class _Answer(NamedTuple):
 
 
 async def _view(
-    endpoint: Endpoint, node: ClusterNode, address: Address, answers: Mapping[Address, _Answer | Refusal]
+    endpoint: Endpoint, node: ClusterNode, address: Address, answers: Mapping[Address, _Answer | Failure]
 ) -> ServerView:
     answer = answers.get(address) or await _ask(endpoint.at(*address))
     if isinstance(answer, _Answer):
@@ -79,7 +79,7 @@ async def _view(
     return ServerView(node, address, str(answer))
 
 
-async def _ask(endpoint: Endpoint) -> _Answer | Refusal:
+async def _ask(endpoint: Endpoint) -> _Answer | Failure:
     """Return the answers of one server, or the reason why it gives none."""
     try:
         async with asyncio.timeout(SERVER_TIMEOUT_S), ServerState(endpoint, timeout_s=SERVER_TIMEOUT_S) as server:

@@ -8,7 +8,7 @@ from redis.exceptions import NoPermissionError, RedisError
 
 from agentstream.errors import BusError
 from agentstream.protocol.broker_url import Address, show_address
-from agentstream.store.admin.server_state import unavailable
+from agentstream.store.admin.server_state import map_no_answer
 from agentstream.store.connection.endpoint import Endpoint
 from agentstream.store.connection.refusals import words_of
 from agentstream.store.connection.sentinels import ask_sentinels
@@ -36,7 +36,7 @@ async def read_sentinels(endpoint: Endpoint) -> list[SentinelView]:
 
     If none of them names a primary, raises BrokerUnavailable, or ConnectionRefused if they refuse, with the reasons.
     """
-    with unavailable():
+    with map_no_answer():
         named = await ask_sentinels(endpoint)
     clients = endpoint.sentinels()
     try:

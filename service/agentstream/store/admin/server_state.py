@@ -40,8 +40,8 @@ def map_redis_errors() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def unavailable() -> Iterator[None]:
-    """Raise BrokerUnavailable instead of a BusError about servers of which none answers."""
+def map_no_answer() -> Iterator[None]:
+    """Translate the BusError that no server answers: raise BrokerUnavailable. ConnectionRefused stays as it is."""
     try:
         yield
     except ConnectionRefused:
