@@ -35,10 +35,6 @@ class Recent(Generic[Item]):
         self._drop_old()
         return iter([item for _, _, item in self._items])
 
-    def __len__(self) -> int:
-        """Return how many items are kept."""
-        return len(self._items)
-
     def _drop_old(self) -> None:
         items, oldest_s = self._items, time.monotonic() - KEPT_S
         while items and (len(items) > self._max_items or self._bytes > MAX_BYTES or items[0][0] < oldest_s):

@@ -30,12 +30,8 @@ class EndedRuns:
         self._runs: Recent[_EndedRun] = Recent(MAX_RUNS)
         self._reconnected = asyncio.Event()
 
-    def __len__(self) -> int:
-        """Return how many runs are kept."""
-        return len(self._runs)
-
     def add(self, claim: Claim, publisher: RunPublisher) -> None:
-        """Keep a run whose last event is stored, and whose job is finished."""
+        """Keep a run whose last event is stored. Its job may still be in the queue."""
         publisher.retain()
         self._runs.add(_EndedRun(claim, publisher), publisher.kept_bytes)
 
@@ -55,7 +51,7 @@ class EndedRuns:
     async def _repair(self, run: _EndedRun) -> None:
         try:
             async with asyncio.timeout(RESTORE_TIMEOUT_S):
-                if await run.publisher.restore():  # else another attempt has begun, and ends the run
+                if await run.publisher.restore():  # else another attempt ends the run, or Redis refuses: it is logged
                     await self._queue.finish(run.claim, again=True)
         except (BrokerUnavailable, TimeoutError) as exc:
             reason = str(exc) or f"Redis did not answer within {RESTORE_TIMEOUT_S:g} s"
