@@ -45,11 +45,12 @@ class Tally:
         """Count a published event."""
         if event_type in WRITTEN_EVENTS:
             characters = written_characters(event_type, data)
+            if event_type == TEXT:
+                self.record_text(characters)
+                return
             self.written_characters += characters
             self._unreported_characters += characters
-            if event_type == TEXT:
-                self.text_characters += characters
-            elif event_type == TOOL_CALL_DELTA:
+            if event_type == TOOL_CALL_DELTA:
                 self.client_calls += "name" in data
         elif event_type == TOOL_CALL_START:
             self.tool_calls += 1
