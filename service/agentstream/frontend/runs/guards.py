@@ -34,14 +34,13 @@ async def broker_timeout(context: Context) -> AsyncIterator[None]:
 
 
 def require_broker(context: Context) -> None:
-    """Raise BrokerUnavailable if the link to Redis has not been connected for as long as a request waits.
+    """Raise BrokerUnavailable if Redis refuses the connection, or has been away for longer than a request waits.
 
-    Shorter times are those of a failover or a restart. Then the request waits, as ``broker_timeout`` allows.
+    A failover or a restart takes less time. During one the request waits, as ``broker_timeout`` allows.
     """
-    link = context.link
-    refused = link.refusal and not (link.connected or link.fails_over)
+    link, refusal = context.link, context.link.refusal
+    refused = refusal and not (link.connected or link.fails_over)
     if refused or link.down_s > _patience_s(context):
-        refusal = context.link.refusal
         message = f"Redis refuses: {refusal}; try again" if refusal else "Redis cannot be reached; try again"
         raise BrokerUnavailable(message, retry_after_s=BROKER_RETRY_AFTER_S)
 
