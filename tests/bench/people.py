@@ -13,11 +13,11 @@ from typing import Final
 from tests.bench.machine import cpu_s, kernel_s
 from tests.bench.processes import Rig, Server, new_queue_name
 from tests.bench.scenarios import Row, percentile
-from tests.bench.tokens import Pace
+from tests.bench.tokens import PACE_PER_S, Pace
 
 TIMES: Final = 3
 STREAMS: Final = (200, 400, 1000)
-TOKENS: Final = 20  # of each stream: 1 s
+TOKENS: Final = PACE_PER_S  # of each stream: 1 s
 RUNS_PER_S: Final = 10
 IDLE_RUNS: Final = 15
 LOADED_RUNS: Final = 200

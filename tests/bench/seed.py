@@ -1,7 +1,7 @@
 """Baseline ``seed``: the design of the original bridge, with FastAPI, uvicorn and one in-process queue per stream.
 
-It dumps a pydantic model for each chunk, and calls an agent in a thread. It has no pause between words, unless it is
-asked for the original's, and it uses httptools and uvloop. So this is the limit of that design.
+It dumps a pydantic model for each chunk, and calls an agent in a thread. It uses httptools and uvloop, and pauses
+between words only if the request says "with pauses". So this is the limit of that design.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ from pydantic import BaseModel, Field
 
 from tests.bench.tokens import WORD, Load, Pace, write_all, write_at_pace
 
-PAUSE_S: Final = 0.012  # of the original, after each word
+PAUSE_S: Final = 0.012  # the pause of the original bridge after each word
 
 
 class Message(BaseModel):

@@ -1,4 +1,4 @@
-"""The agents alone: their timers at a pace, without a service. Nobody could save their CPU time."""
+"""The timers of the agents alone, without a service. Every system needs their CPU time."""
 
 import asyncio
 import json

@@ -10,6 +10,7 @@ from pydantic import BaseModel
 
 WORD: Final = " word~"  # six characters, like an average English token; the load generator counts the ~
 TICK_S: Final = 0.001
+PACE_PER_S: Final = 20  # tokens of one stream, about as fast as people read
 
 
 class Load(BaseModel):
@@ -26,11 +27,10 @@ class Load(BaseModel):
 
 
 class Pace(BaseModel):
-    """Tokens to write at the pace of people's reading: ``tokens`` to each stream, ``per_s`` a second."""
+    """Tokens to write at the pace of people's reading: ``tokens`` to each stream, PACE_PER_S a second."""
 
     streams: int
     tokens: int
-    per_s: int = 20
 
 
 def stamp(at_ns: int | None = None) -> str:
@@ -49,7 +49,7 @@ async def write_at_pace(pace: Pace, writes: Iterable[Callable[[str], Awaitable[N
 
 
 async def _write_one_at_pace(pace: Pace, write: Callable[[str], Awaitable[None] | None]) -> None:
-    interval_s = 1 / pace.per_s
+    interval_s = 1 / PACE_PER_S
     due_s = time.monotonic() + random.uniform(0, interval_s)  # noqa: S311 -- no secret
     for _ in range(pace.tokens):
         await asyncio.sleep(due_s - time.monotonic())
