@@ -3,14 +3,16 @@
 import asyncio
 from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
-from agentstream.errors import NotFound
+from agentstream.errors import BusError, NotFound
 from agentstream.protocol.jobs import Job
 from agentstream.protocol.keys import Keys
 from agentstream.store.connection.link import Link
 from agentstream.store.replicas import Replicas
-from agentstream.store.submission import Admission, JobSubmitter
+from agentstream.store.submission import Admission, Backlog, JobSubmitter
+
+Fact = TypeVar("Fact")
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,16 +100,13 @@ class ModelRouter:
         """
         await self._default.check_limits(job, **limits)
 
-    async def states(self) -> dict[str, QueueState]:
-        """Return the state of every queue."""
-        submitters = self._submitters.values()
-        workers = await asyncio.gather(*(submitter.workers_alive() for submitter in submitters))
-        backlogs = await asyncio.gather(*(submitter.backlog() for submitter in submitters))
-        parked = await asyncio.gather(*(submitter.parked() for submitter in submitters))
-        return {
-            queue: QueueState(alive, backlog.jobs, backlog.waiting, backlog.oldest_s, parked_runs)
-            for queue, alive, backlog, parked_runs in zip(self._submitters, workers, backlogs, parked, strict=True)
-        }
+    async def states(self, timeout_s: float) -> dict[str, QueueState]:
+        """Return the state of every queue.
+
+        A number that Redis does not return within ``timeout_s`` is -1: in a cluster, its server may be lost.
+        """
+        states = await asyncio.gather(*(_state_of(each, timeout_s) for each in self._submitters.values()))
+        return dict(zip(self._submitters, states, strict=True))
 
     async def available_models(self) -> list[str]:
         """Return the models whose queue has a live worker."""
@@ -115,3 +114,20 @@ class ModelRouter:
         counts = await asyncio.gather(*(submitter.workers_alive() for submitter in submitters.values()))
         alive = {queue for queue, workers in zip(submitters, counts, strict=True) if workers}
         return [model for model, queue in self._queue_of.items() if queue in alive]
+
+
+async def _state_of(submitter: JobSubmitter, timeout_s: float) -> QueueState:
+    workers, backlog, parked = await asyncio.gather(
+        _within(timeout_s, submitter.workers_alive(), -1),
+        _within(timeout_s, submitter.backlog(), Backlog(-1, -1, -1)),
+        _within(timeout_s, submitter.parked(), -1),
+    )
+    return QueueState(workers, backlog.jobs, backlog.waiting, backlog.oldest_s, parked)
+
+
+async def _within(timeout_s: float, reading: Awaitable[Fact], unknown: Fact) -> Fact:
+    try:
+        async with asyncio.timeout(timeout_s):
+            return await reading
+    except (TimeoutError, BusError):
+        return unknown
