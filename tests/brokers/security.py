@@ -112,4 +112,4 @@ def _make(certificate: Path, key: Path, subject: str, *extensions: str, signed: 
     empty.touch()
     config = ["-config", str(empty)]
     command = [openssl, "req", "-x509", *config, *curve, "-subj", subject, *added, *signed, *files]
-    subprocess.run(command, check=True, capture_output=True)
+    subprocess.run(command, check=True, capture_output=True, timeout=10)

@@ -7,7 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 from agentstream.processes.broker import usable_servers
 from tests.brokers.network import Cuts, addresses
@@ -31,8 +31,6 @@ class Servers(abc.ABC):
     restarts has the data of all writes that it has acknowledged. ``security`` holds for all servers and their own
     connections. ``settings`` are further lines for the configuration files of the servers (not of sentinels).
     """
-
-    scheme: ClassVar[str]
 
     def __init__(
         self,

@@ -25,7 +25,8 @@ _CHARACTER_NAMES: Final = {"\n": "n", "\r": "r", "\t": "t", "\b": "b", "\f": "f"
 _HEADER_VALUE: Final = re.compile(r"""(?i)(header (?:value|name):? )b?(?:'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*")""")
 # A password that is not percent-encoded may contain any of "/?#@": it reaches to the last "@".
 _URL_LOGIN: Final = re.compile(r"""(://)(?:[^\s/?#@:'"]*:[^\s'"]*|[^\s/?#@'"]+)@""")
-_URL_QUERY: Final = re.compile(r"""([?&][^\s=&?'"]*(?i:pass\w*|secret|token|api_?key)=)[^\s&'"]+""")
+# The same names as in config/secret_values.py, which a process that only logs need not import.
+_URL_QUERY: Final = re.compile(r"""([?&][^\s=&?'"]*(?i:key|token|secret|pass\w*|auth|sig|signature)=)[^\s&'"]+""")
 
 _secrets: set[str] = set()
 _literals: list[str] = []

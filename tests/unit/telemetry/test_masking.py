@@ -92,6 +92,8 @@ def test_the_longer_of_two_secrets_is_masked_wholly() -> None:
             "no 'redis+sentinel://h1,h2/m?sentinel_password=p;w&db=1'",
             "no 'redis+sentinel://h1,h2/m?sentinel_password=***&db=1'",
         ),
+        ("GET https://h/p?sig=abc&x=1&access_key=d", "GET https://h/p?sig=***&x=1&access_key=***"),
+        ("GET https://h/p?signature=abc&auth=d", "GET https://h/p?signature=***&auth=***"),
         ("see https://h/@user and a@b.c", "see https://h/@user and a@b.c"),
     ],
 )
