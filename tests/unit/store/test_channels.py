@@ -114,6 +114,27 @@ async def test_the_end_of_a_sharded_subscription_shifts_no_reply(peer: FakeBroke
         await link.close()
 
 
+async def test_a_subscription_that_waited_for_the_connection_may_be_refused(peer: FakeBroker) -> None:
+    """If a new connection may not subscribe to one channel of a cluster, only its future raises the words."""
+
+    def answer(words: Command, connection: int) -> bytes | None:
+        if words[0] == b"SSUBSCRIBE" and words[1] == b"{p1}":
+            return b"-NOPERM no channels\r\n"
+        if words[0] == b"SSUBSCRIBE":
+            return push(b"ssubscribe", words[1], b":1\r\n")
+        return answer_normally(words, connection)
+
+    peer.answer = answer
+    link = ServerLink(Endpoint(peer.url), name="test", probe_key=None, router=QuietRouter())
+    refused, confirmed = (link.subscribe(name, lambda _: None) for name in (b"{p1}", b"{p2}"))
+    link.open()
+    async with in_time():
+        with pytest.raises(BusError, match="NOPERM"):
+            await refused
+        await confirmed
+        await link.close()
+
+
 async def test_subscribe_waits_for_the_confirmation(peer: FakeBroker) -> None:
     """``subscribe`` is not done until the server has confirmed."""
 

@@ -27,7 +27,7 @@ class Channels:
         self.handlers: dict[bytes, OnMessage] = {}
         self.everywhere: set[bytes] = set()  # the channels that are no sharded channels in a cluster
         self._acks: dict[bytes, deque[asyncio.Future[None]]] = {}  # one for each expected confirmation, in order
-        self._lost: list[asyncio.Future[None]] = []  # of lost connections; the next connection confirms them
+        self._lost: dict[bytes, list[asyncio.Future[None]]] = {}  # of lost connections; the next one settles them
 
     def __contains__(self, channel: object) -> bool:
         """Return whether the channel has a handler."""
@@ -49,6 +49,7 @@ class Channels:
             self.handlers[channel] = before.without(on_message)
         elif before == on_message:
             del self.handlers[channel]
+            self.settle_lost(channel, None)  # nobody reads the channel any more
             return True
         return False
 
@@ -86,14 +87,14 @@ class Channels:
 
     def lose_connection(self) -> None:
         """Note that the connection is lost: the expected confirmations do not come."""
-        self._lost += (ack for acks in self._acks.values() for ack in acks)
+        for channel, acks in self._acks.items():
+            self._lost.setdefault(channel, []).extend(acks)
         self._acks.clear()
 
-    def confirm_lost(self) -> None:
-        """Note that a new connection has subscribed to all channels."""
-        for ack in self._lost:
-            _settle(ack)
-        self._lost.clear()
+    def settle_lost(self, channel: bytes, error: BusError | None) -> None:
+        """Note that a new connection has subscribed to a channel, or that the server has refused it."""
+        for ack in self._lost.pop(channel, ()):
+            _settle(ack, error)
 
     def take(self, wanted: Callable[[bytes], bool]) -> dict[bytes, OnMessage]:
         """Return the channels that are ``wanted``, with their handlers, and forget them.
@@ -104,7 +105,7 @@ class Channels:
         for channel in taken:
             del self.handlers[channel]
             self.everywhere.discard(channel)
-            for ack in self._acks.pop(channel, ()):
+            for ack in (*self._acks.pop(channel, ()), *self._lost.pop(channel, ())):
                 _settle(ack, ServedElsewhere("another server has the channel"))
         return taken
 

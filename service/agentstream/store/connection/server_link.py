@@ -124,11 +124,12 @@ class ServerLink(Exchange):
         self._pending = deque()
         try:
             parts = [list(self._channels)] if self._router is None else self._channels_by_slot()
-            acks = [
-                self._subscribe(part[start : start + MAX_CHANNELS_PER_SUBSCRIBE])
+            commands = [
+                part[start : start + MAX_CHANNELS_PER_SUBSCRIBE]
                 for part in parts
                 for start in range(0, len(part), MAX_CHANNELS_PER_SUBSCRIBE)
             ]
+            acks = [self._subscribe(names) for names in commands]
             if acks:
                 await await_while_connected(pushes, _all_of(acks, tolerant=self._router is not None))
         finally:  # those that are not answered now were added meanwhile
@@ -136,7 +137,10 @@ class ServerLink(Exchange):
             later = [command for command in self._pending if command.__class__ is not Subscription]
             wanted = [command for command in (*unanswered, *later) if not command.cancelled]
             self._pending = deque((*subscriptions, *wanted))
-        self._channels.confirm_lost()
+        for names, ack in zip(commands, acks, strict=True):
+            error = ack.exception()
+            for name in names:
+                self._channels.settle_lost(name, error if isinstance(error, BusError) else None)
 
     def _channels_by_slot(self) -> list[list[bytes]]:
         """Return the channels in groups of one slot: the sharded ones, and then the others."""
