@@ -27,6 +27,8 @@ from tests.processes import Processes
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell starts background jobs with SIGINT ignored. Child processes inherit that, but tests send them SIGINT.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # so does nohup with SIGHUP
 
 hypothesis_settings.register_profile("no timings", deadline=None)  # a busy machine may be slow
 hypothesis_settings.load_profile("no timings")

@@ -138,7 +138,9 @@ def test_make_run_starts_the_tested_command() -> None:
     assert make is not None
     program, target = command.split()
     assert program == "make"
-    shown = subprocess.run([make, "--dry-run", target], capture_output=True, text=True, check=True, cwd=ROOT)
+    shown = subprocess.run(
+        [make, "--no-print-directory", "--dry-run", target], capture_output=True, text=True, check=True, cwd=ROOT
+    )
     assert shown.stdout.splitlines()[-1] == ".venv/bin/agentstream up"
 
 

@@ -331,6 +331,10 @@ async def test_the_shared_servers_work(cluster_servers: ClusterServers, sentinel
     async with RedisCluster(startup_nodes=[ClusterNode(*node.place) for node in cluster_servers.nodes]) as client:
         assert await client.set("shared", "1")
     places = [one.place for one in sentinel_servers.sentinels]
-    finder: Any = Sentinel
-    async with finder(places).master_for(sentinel_servers.master) as client:
+    any_sentinel: Any = Sentinel
+    finder = any_sentinel(places)
+    async with contextlib.AsyncExitStack() as stack:
+        for sentinel in finder.sentinels:
+            stack.push_async_callback(sentinel.aclose)
+        client = await stack.enter_async_context(finder.master_for(sentinel_servers.master))
         assert await client.set("shared", "1")
