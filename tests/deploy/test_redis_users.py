@@ -310,10 +310,10 @@ async def test_the_users_suffice_for_sentinels(name: str) -> None:
                 await sentinel.call("SENTINEL", "CONFIG", "SET", setting, value)
         old = await servers.primary()
         servers.kill(old)
-        new = await servers.wait_failover(old)
+        await servers.wait_failover(old)
         await servers.restart(old)
         await servers.wait_ok()
-        assert await servers.primary() is new
+        new = await servers.primary()  # a busy machine may have made the sentinels change the primary once more
         assert await refusals_of(servers) == set()
         users = {line.split("user=")[1].split()[0] for line in (await new.call("CLIENT", "LIST")).splitlines()}
         assert users == {"replica", "sentinel", "watching"}
