@@ -15,6 +15,7 @@ worker's log lines go to a copy of standard error, so that an agent can close or
 
 import contextlib
 import gc
+import importlib
 import io
 import logging
 import os
@@ -36,6 +37,9 @@ EXIT_TIMEOUT_S: Final = 10.0  # after the last run, for exit handlers and thread
 _exit = os._exit
 
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGPIPE, signal.SIGCHLD)
+_PACKAGE: Final = "agentstream"
+# signal.getsignal without its search for an enum, which takes 2 us a call. This runs five times after each agent.
+_handler_of: Final = importlib.import_module("_signal").getsignal
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +67,8 @@ class ProcessGuard:
             self._add("the worker's log handler", partial(_describe, handler), _restorer(handler))
         self._add("logging.disable", lambda: root.manager.disable, logging.disable)
         self._add("the level of the root logger", lambda: root.level, root.setLevel, lambda first, now: now > first)
-        self._add("the loggers of agentstream", _silenced_loggers, _unsilence_loggers, lambda _, now: bool(now))
+        loggers = _OwnLoggers()
+        self._add("the loggers of agentstream", loggers.silenced, loggers.restore, lambda _, now: bool(now))
         self._add("the garbage collector", gc.isenabled, lambda _: gc.enable())
         self._add("the threshold of gc", gc.get_threshold, lambda first: gc.set_threshold(*first), _is_off)
         self._add("the recursion limit", sys.getrecursionlimit, sys.setrecursionlimit, lambda first, now: now < first)
@@ -71,7 +76,7 @@ class ProcessGuard:
 
     def watch_signals(self) -> None:
         """Remember the handlers of signals. Call it on the main thread, after the worker has set its own."""
-        self._signals = {number: signal.getsignal(number) for number in _SIGNALS}
+        self._signals = {number: _handler_of(number) for number in _SIGNALS}
 
     def check(self) -> None:
         """Restore what was changed, and log it with the agents that ran. Any thread may call it."""
@@ -84,7 +89,7 @@ class ProcessGuard:
 
     def check_signals(self) -> None:
         """Restore the handlers of signals. Call it on the main thread."""
-        harmed = {number: own for number, own in self._signals.items() if signal.getsignal(number) is not own}
+        harmed = {number: own for number, own in self._signals.items() if _handler_of(number) is not own}
         for number, handler in harmed.items():
             signal.signal(number, handler)
         if harmed:
@@ -155,21 +160,28 @@ def _restorer(handler: logging.Handler) -> Callable[[tuple[Any, ...]], None]:
     return restore
 
 
-def _loggers() -> list[logging.Logger]:
-    known = logging.getLogger().manager.loggerDict
-    names = [name for name in list(known) if name.partition(".")[0] == "agentstream"]
-    return [logger for name in names if isinstance(logger := known[name], logging.Logger)]
+class _OwnLoggers:
+    """The loggers of this package. They are listed again only after a logger was made: a process may have hundreds."""
 
+    def __init__(self) -> None:
+        self._root = logging.getLogger()
+        self._known = 0  # loggers of the process when they were listed last
+        self._loggers: list[logging.Logger] = []
 
-def _silenced_loggers() -> list[logging.Logger]:
-    root = logging.getLogger()
-    return [each for each in _loggers() if each.disabled or not each.propagate or each.level > max(root.level, 1)]
+    def silenced(self) -> list[logging.Logger]:
+        """Return those that are disabled, pass nothing on, or log less than the root logger."""
+        if len(self._root.manager.loggerDict) != self._known:
+            names = [name for name in list(self._root.manager.loggerDict) if name.partition(".")[0] == _PACKAGE]
+            self._loggers = [logging.getLogger(name) for name in names]  # also of a name that only has child loggers
+            self._known = len(self._root.manager.loggerDict)
+        least = max(self._root.level, 1)
+        return [each for each in self._loggers if each.disabled or not each.propagate or each.level > least]
 
-
-def _unsilence_loggers(_: object) -> None:
-    for each in _silenced_loggers():
-        each.disabled, each.propagate = False, True
-        each.setLevel(logging.NOTSET)
+    def restore(self, _: object) -> None:
+        """Let all of them log again."""
+        for each in self.silenced():
+            each.disabled, each.propagate = False, True
+            each.setLevel(logging.NOTSET)
 
 
 def _is_off(_first: tuple[int, int, int], now: tuple[int, int, int]) -> bool:
