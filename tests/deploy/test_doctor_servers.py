@@ -154,6 +154,28 @@ async def _(_: ClusterServers, sentinels: SentinelServers) -> str:
     return sentinels.url.replace("/main", "/other")
 
 
+@_wrong("a cluster's server with RESP2", "write redis+cluster:// instead of redis://")
+async def _(cluster: ClusterServers, _: SentinelServers) -> str:
+    return f"redis://{cluster.nodes[0].address}:{cluster.nodes[0].port}?protocol=2"
+
+
+@_wrong("a cluster's replica with RESP2", "write redis+cluster:// instead of redis://")
+async def _(cluster: ClusterServers, _: SentinelServers) -> str:
+    [replica, *_rest] = await cluster.replicas_of(await cluster.primary_of(0))
+    return f"redis://{replica.address}:{replica.port}?protocol=2"
+
+
+@_wrong("a sentinel with RESP2", "write redis+sentinel://host:port/master")
+async def _(_: ClusterServers, sentinels: SentinelServers) -> str:
+    return f"redis://{sentinels.sentinels[0].address}:{sentinels.sentinels[0].port}?protocol=2"
+
+
+@_wrong("no sentinel with RESP2", "is not a sentinel; name the sentinels in REDIS_URL")
+async def _(_: ClusterServers, sentinels: SentinelServers) -> str:
+    primary = await sentinels.primary()
+    return f"redis+sentinel://{primary.address}:{primary.port}/main?protocol=2"
+
+
 @pytest.mark.parametrize("command", ["frontend", "worker", "doctor", "ps"])
 @pytest.mark.parametrize("wrong", WRONG)
 async def test_a_url_of_the_wrong_kind_is_refused(

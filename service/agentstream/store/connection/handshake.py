@@ -43,13 +43,13 @@ class Step:
 def login_steps(endpoint: Endpoint, name: str) -> list[Step]:
     """Return the steps that log in: credentials, protocol version, client name and database.
 
-    AUTH is not a part of HELLO: the reply to a HELLO that the server does not know would repeat the password.
+    AUTH is not a part of HELLO: the reply to a HELLO that the server does not know would repeat the password. HELLO is
+    also sent with RESP2, where it is not required: only its reply shows whether the server is a part of a cluster.
     """
     steps = []
     if credentials := endpoint.credentials:
         steps.append(Step(("AUTH", *credentials)))
-    if endpoint.pushes_inline:
-        steps.append(Step(("HELLO", 3)))
+    steps.append(Step(("HELLO", 3)) if endpoint.pushes_inline else Step(("HELLO", 2), required=False))
     steps.append(Step(("CLIENT", "SETNAME", name), required=False))  # only CLIENT LIST shows it
     if endpoint.database:
         steps.append(Step(("SELECT", endpoint.database)))
@@ -138,12 +138,10 @@ def _refusals(steps: list[Step], replies: list[Reply]) -> Iterator[tuple[Step, s
 def _wrong_mode(steps: list[Step], replies: list[Reply], mode: str) -> str:
     """Return what the server is and what to write for it, if its reply to HELLO names another mode; else ""."""
     for step, reply in zip(steps, replies, strict=False):
-        if (
-            step.command[0] == "HELLO"
-            and isinstance(reply, dict)
-            and reply.get(b"mode", mode.encode()) != mode.encode()
-        ):
-            return _WRONG_MODES.get(reply[b"mode"].decode(), "")
+        if step.command[0] == "HELLO" and isinstance(reply, dict | list):
+            fields = reply if isinstance(reply, dict) else dict(zip(reply[::2], reply[1::2], strict=True))
+            found = fields.get(b"mode", mode.encode()).decode()
+            return _WRONG_MODES.get(found, "") if found != mode else ""
     return ""
 
 
