@@ -213,7 +213,14 @@ class ChatStream:
         yield DONE
 
     def _frames(self, event: Event, parts: Iterable[Part], *, numbered: bool) -> Iterator[bytes]:
+        position, text = f"{event.attempt}-{event.seq}", self._text
         for number, part in enumerate(parts, 1):
+            if part.__class__ is Text and self._after is None:  # an answer that was not streamed has one for each word
+                if text is None:
+                    text = self._text_template()
+                self.text_count += 1
+                yield text.render(part.text, f"{position}.{number}" if numbered else position)
+                continue
             cursor = Cursor(event.attempt, event.seq, number if numbered else 0)
             if isinstance(part, Finish):
                 yield from self._finish(part, cursor)
