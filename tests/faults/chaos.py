@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -23,7 +23,7 @@ import aiohttp
 
 from agentstream.processes.runtime import free_port
 from tests.faults.chaos_agents import FOLDER_VARIABLE, Plan
-from tests.faults.chaos_brokers import ChaosBroker, Fault, chaos_broker
+from tests.faults.chaos_brokers import ALONE, ChaosBroker, Fault, chaos_broker
 from tests.faults.checking_client import CheckingClient, StreamRecord, client_session
 from tests.faults.faults import frozen, small_buffer_socket, until
 from tests.helpers import TIME_SCALE, TIMEOUT_S
@@ -32,6 +32,7 @@ from tests.processes import Process, Processes
 LEASE_S: Final = 1.0 * TIME_SCALE
 RUNS_AT_ONCE: Final = 40
 RESTART_AFTER_S: Final = 0.5
+# Time in which processes leave a primary that another server has replaced, and store again what it has lost.
 STORED_AGAIN_S: Final = 10 * TIME_SCALE
 # Time in which every stream must end after the last fault: the longest plan, a lease, a reconnect, and a margin for a
 # loaded machine.
@@ -145,6 +146,10 @@ class Fleet:
         with contextlib.suppress(ProcessLookupError):
             process.send_signal(number)
 
+    async def whole(self) -> bool:
+        """Return whether no process is lost or ends now."""
+        return all(process.pid not in self._ended_by_us for process in self.running.values())
+
     async def freeze(self, name: str, seconds: float) -> None:
         with contextlib.suppress(ProcessLookupError), frozen(self.running[name].pid):
             await asyncio.sleep(seconds)
@@ -195,6 +200,7 @@ class Chaos:
         self._marks = folder / "marks"
         self.report = Report(seconds, seed, broker)
         self._open: dict[asyncio.Task[None], StreamRecord] = {}
+        self._losses = asyncio.Lock()  # held while a process is hit, and while none may be lost
 
     async def run(self) -> Report:
         """Run clients and faults, wait for the end, and return the report."""
@@ -213,11 +219,12 @@ class Chaos:
                 async with asyncio.TaskGroup() as tasks:
                     tasks.create_task(self._ask_until(ends_at_s, fleet.urls, session, slow_session), name="clients")
                     tasks.create_task(
-                        self._inject_faults(ends_at_s, self._faults, self._process_faults(fleet)), name="faults"
+                        self._inject_faults(ends_at_s, self._faults, self._process_faults(fleet), self._losses),
+                        name="faults",
                     )
+                    broker_faults = [self._without_losses(fleet, *fault) for fault in self._faults_of(broker)]
                     tasks.create_task(
-                        self._inject_faults(ends_at_s, self._broker_faults, self._faults_of(broker)),
-                        name="broker faults",
+                        self._inject_faults(ends_at_s, self._broker_faults, broker_faults), name="broker faults"
                     )
                 await self._settle(broker, processes.queue)
             finally:
@@ -240,7 +247,12 @@ class Chaos:
             if len(self._open) < RUNS_AT_ONCE:
                 received = StreamRecord(self._plan())
                 stalls = received.plan.padding > 0
-                follower = CheckingClient(slow_session if stalls else session, urls, first=self._clients.randrange(2))
+                follower = CheckingClient(
+                    slow_session if stalls else session,
+                    urls,
+                    first=self._clients.randrange(2),
+                    stored_again_s=0 if self._broker_kind == "standalone" else STORED_AGAIN_S,
+                )
                 client = self._follow(follower, received, random.Random(self._clients.random()))  # noqa: S311
                 task = asyncio.create_task(client, name="client")
                 self._open[task] = received
@@ -316,15 +328,31 @@ class Chaos:
         ends_at_s: float,
         pick: random.Random,
         faults: list[Fault],
+        turns: contextlib.AbstractAsyncContextManager[object] | None = None,
     ) -> None:
+        """Inject a fault every few seconds, each while holding ``turns``."""
         while True:
             await asyncio.sleep(pick.uniform(0.3, 3) * TIME_SCALE)
             if time.monotonic() >= ends_at_s:
                 return
             name, fault = pick.choice(faults)
-            self.report.faults[name] += 1
-            self._say(f"{time.strftime('%H:%M:%S')} {name}")
-            await fault(pick)
+            async with turns or contextlib.nullcontext():
+                self.report.faults[name] += 1
+                self._say(f"{time.strftime('%H:%M:%S')} {name}")
+                await fault(pick)
+
+    def _without_losses(self, fleet: Fleet, name: str, fault: Callable[[random.Random], Awaitable[object]]) -> Fault:
+        """Return a fault of the broker during which no process is lost, if it is one of ``ALONE``."""
+        if name not in ALONE:
+            return name, fault
+
+        async def alone(pick: random.Random) -> None:
+            async with self._losses:
+                await until(fleet.whole, SETTLE_S)
+                await fault(pick)
+                await asyncio.sleep(STORED_AGAIN_S)
+
+        return name, alone
 
     def _process_faults(self, fleet: Fleet) -> list[Fault]:
         def worker(pick: random.Random) -> str:

@@ -28,6 +28,10 @@ from tests.helpers import TIME_SCALE
 
 Fault = tuple[str, Callable[[random.Random], Awaitable[object]]]
 
+# During these faults nothing happens to processes: a process that is lost with what it has just written cannot write
+# it again, so its run may be lost, and its tools may run twice.
+ALONE: Final = frozenset({"isolate primary"})
+
 _FREEZES_S: Final = (0.3, 2, 6)
 
 
@@ -121,11 +125,7 @@ class ReplicatedBroker:
         return found
 
     def faults(self) -> list[Fault]:
-        """Return the faults of both kinds, and those of the one that it is.
-
-        No primary is cut off from all servers: clients still reach it, and what it accepts then is lost. Workers store
-        it again, but other faults kill them.
-        """
+        """Return the faults of both kinds, and those of the one that it is."""
         servers = self.servers
 
         def on_one(fault: Callable[..., Awaitable[object]], *choices: float) -> Callable[[random.Random], Any]:
@@ -145,6 +145,7 @@ class ReplicatedBroker:
         ]
         if can_cut():
             found.append(("cut off replicas", on_one(broker_faults.cut_off_replicas, 2, 4)))
+            found.append(("isolate primary", on_one(broker_faults.isolate)))
         if isinstance(servers, SentinelServers):
             return [*found, ("demote primary", partial(_demote, servers))]
         return [

@@ -106,8 +106,12 @@ class StreamRecord:
 class CheckingClient:
     """Requests a run at one front end, and follows it over all front ends until its terminal frame."""
 
-    def __init__(self, session: aiohttp.ClientSession, urls: Sequence[str], *, first: int = 0) -> None:
+    def __init__(
+        self, session: aiohttp.ClientSession, urls: Sequence[str], *, first: int = 0, stored_again_s: float = 0
+    ) -> None:
+        """Start with the front end at ``first``. A failover may hide a run, or its end, for ``stored_again_s``."""
         self._session = session
+        self._stored_again_s = stored_again_s
         self._urls = urls
         self._turn = first
         self.rejected: Counter[int] = Counter()
@@ -147,19 +151,22 @@ class CheckingClient:
 
     async def resume(self, received: StreamRecord, *, until_word: int | None = None, stall_s: float = 0) -> None:
         """Resume after the last frame, as often as necessary, and change the front end each time."""
-        refusals = 0
+        refusals, refused_at_s = 0, 0.0
         while not received.done:
             url = f"{self._next_url()}/v1/chat/completions/{received.run_id}?stream=true"
             try:
                 async with self._session.get(url, headers={"Last-Event-ID": received.last_id}) as response:
                     if response.status == 200:
                         await self._take(response, received, until_word, stall_s)
-                        stall_s = 0
+                        stall_s = refusals = 0
                         if until_word is not None and received.words > until_word:
                             return
                     elif response.status < 500:
-                        refusals += 1
-                        if refusals > 3:  # 400, 404 or 410: the run is not known any more
+                        refusals, now_s = refusals + 1, time.monotonic()
+                        if refusals == 1:
+                            refused_at_s = now_s
+                        if refusals > 3 and now_s - refused_at_s >= self._stored_again_s:
+                            # 400, 404 or 410: the run is not known any more
                             received.outcome, received.done = f"HTTP {response.status}", True
                             received.wrong[f"resumes refused: {await response.text()}"] += 1
                             return
