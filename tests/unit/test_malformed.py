@@ -68,8 +68,8 @@ class FastClient:
         self.sent = b""
         self.ended = False
 
-    async def prepare(self) -> None:
-        """Do nothing."""
+    async def prepare(self, first: bytes) -> None:
+        self.sent += first
 
     def write(self, data: bytes) -> bool:
         self.sent += data
@@ -78,7 +78,8 @@ class FastClient:
     async def wait_writable(self) -> None:
         """Return at once."""
 
-    async def end(self) -> None:
+    async def end(self, last: bytes) -> None:
+        self.sent += last
         self.ended = True
 
 

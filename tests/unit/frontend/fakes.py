@@ -31,8 +31,9 @@ class FakeWriter:
         self.blocked = False
         self._writable.set()
 
-    async def prepare(self) -> None:
+    async def prepare(self, first: bytes) -> None:
         self.prepared.set()
+        self.write(first)
 
     def write(self, data: bytes) -> bool:
         assert not self.ended
@@ -49,7 +50,9 @@ class FakeWriter:
         if self.gone:
             raise ClientDisconnected
 
-    async def end(self) -> None:
+    async def end(self, last: bytes) -> None:
+        await self.wait_writable()
+        self.write(last)
         self.ended = True
 
     @property

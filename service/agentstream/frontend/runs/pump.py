@@ -136,7 +136,8 @@ class StreamPump:
 
     async def run(self) -> None:
         """Stream until the terminal event's frames are written; raises ClientDisconnected if the client leaves."""
-        await self._writer.prepare()
+        first = self._take_out()
+        await self._writer.prepare(first)
         self._started = True
         self.flush()
         while self._machine.tail is None:
@@ -150,9 +151,8 @@ class StreamPump:
             else:
                 self._wake = self._loop.create_future()
                 await self._wake
-        self.flush()
-        await self._send_tail(self._machine.tail)
-        await self._writer.end()
+        last = await self._send_tail(self._machine.tail)
+        await self._writer.end(last)
 
     # -- from the feed ------------------------------------------------------------------------------
 
@@ -247,13 +247,20 @@ class StreamPump:
             self._pause()  # the replay log is read faster than the headers are sent
 
     def flush(self) -> None:
-        """Write the collected frames; pause the feed if the client does not read them."""
+        """Write the collected frames; pause the feed if the client does not read them.
+
+        At the end of the stream ``run`` writes them, together with the frames of the terminal event.
+        """
+        if self._machine.tail is None and self._writer.write(self._take_out()):
+            self._pause()
+
+    def _take_out(self) -> bytes:
+        """Return the collected frames, and collect anew."""
         out = self._out
         data = out[0] if len(out) == 1 else b"".join(out)
         out.clear()
         self._out_bytes = 0
-        if self._writer.write(data):
-            self._pause()
+        return data
 
     def _pause(self) -> None:
         if not self._paused:
@@ -266,26 +273,27 @@ class StreamPump:
         if self._wake is not None and not self._wake.done():
             self._wake.set_result(None)
 
-    async def _send_tail(self, frames: Iterable[bytes]) -> None:
-        """Write the terminal event's frames in blocks, as fast as the client reads.
+    async def _send_tail(self, frames: Iterable[bytes]) -> bytes:
+        """Write the collected frames and the terminal event's in blocks, as fast as the client reads.
 
-        With a replay word delay, write them one by one and wait after each.
+        Return the last block, which is not written yet. With a replay word delay, write the terminal event's frames one
+        by one, and wait after each.
         """
-        block: list[bytes] = []
-        size = 0
+        block = [self._take_out()]
+        size = len(block[0])
         for frame in frames:
             block.append(frame)
             size += len(frame)
             if size >= _TAIL_BLOCK_BYTES or self._paced:
                 await self._writer.wait_writable()
-                self._write_tail(block)
+                self._writer.write(b"".join(block))
+                self._observe_tail()
                 block, size = [], 0
                 if self._paced:
                     await asyncio.sleep(self._replay_delay_s)
-        await self._writer.wait_writable()
-        self._write_tail(block)
+        self._observe_tail()
+        return b"".join(block)
 
-    def _write_tail(self, block: list[bytes]) -> None:
-        self._writer.write(b"".join(block))
+    def _observe_tail(self) -> None:
         if self._timer is not None and self._machine.text_count:  # the agent did not stream its answer
             self._observe_first_text(self._timer)

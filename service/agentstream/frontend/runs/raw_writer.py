@@ -1,8 +1,9 @@
 """Writes the body of a response directly to its transport. Only this module bypasses aiohttp's writer.
 
 Reason: aiohttp's ``write`` is a coroutine, so each message would have to wake a task. Writing from the message callback
-is almost twice as fast (measured: 124,000 against 65,000 chunks/s with 1,000 streams). It relies on two facts, which
-are tested for each aiohttp version: ``prepare`` sends the headers before it returns, and ``write_eof`` ends the body.
+is almost twice as fast (measured: 124,000 against 65,000 chunks/s with 1,000 streams). It relies on facts that are
+tested for each aiohttp version: ``write`` sends the headers before it returns, together with its bytes, and
+``write_eof`` sends its bytes together with the end of the body.
 """
 
 import asyncio
@@ -17,6 +18,9 @@ from agentstream.errors import AgentStreamError
 # If more bytes than this wait for the client, its stream is paused. This is about 1,500 chunks, or 1 s of fast text.
 HIGH_WATER_BYTES: Final = 256 << 10
 LOW_WATER_BYTES: Final = 64 << 10
+# aiohttp's writer waits for the client after more bytes than this, without our time limit.
+_MAX_FIRST_BYTES: Final = 32 << 10
+_FRAMING_BYTES: Final = 64  # more than the size of a chunk and the end of a body take
 # How often the writer checks whether a blocked client has read. It does not check the other clients.
 POLL_S: Final = 0.05
 
@@ -27,6 +31,12 @@ class ClientDisconnected(AgentStreamError):
 
 class ClientStalled(ClientDisconnected):
     """The client read no bytes within the write timeout, so its connection was aborted."""
+
+
+class StreamedResponse(web.StreamResponse):
+    """A response whose headers leave with the first bytes of its body, in one write to the socket."""
+
+    _send_headers_immediately = False  # aiohttp's own responses that have a body set this, too
 
 
 class RawWriter:
@@ -43,18 +53,22 @@ class RawWriter:
         self._protocol = request.protocol
         self._chunked = request.version >= HttpVersion11
 
-    async def prepare(self) -> None:
-        """Send the headers; raises ClientDisconnected if the client has left."""
+    async def prepare(self, first: bytes = b"") -> None:
+        """Send the headers and the ``first`` bytes of the body; raises ClientDisconnected if the client has left."""
         if self._chunked:
             self._response.enable_chunked_encoding()
         else:
             self._response.force_close()  # in HTTP/1.0, only the end of the connection marks the end of the body
+        at_once = first if len(first) <= _MAX_FIRST_BYTES else b""
         await self._response.prepare(self._request)
+        await self._response.write(at_once)
         self._response.headers.clear()  # they are sent; this saves 0.6 KB for each open stream
         self._transport = self._request.transport
         if self._transport is None:
             raise ClientDisconnected
         self._transport.set_write_buffer_limits(HIGH_WATER_BYTES, LOW_WATER_BYTES)
+        if not at_once:
+            self.write(first)
 
     @property
     def blocked(self) -> bool:
@@ -81,6 +95,8 @@ class RawWriter:
 
         Raises ClientStalled if the client reads no bytes for the write timeout, ClientDisconnected if it leaves.
         """
+        if not self.blocked:
+            return
         loop = asyncio.get_running_loop()
         last_size, last_progress_s = -1, loop.time()
         while self.blocked:
@@ -95,12 +111,17 @@ class RawWriter:
                 raise ClientStalled(message)
             await asyncio.sleep(POLL_S)
 
-    async def end(self) -> None:
-        """End the body as complete; raises ClientDisconnected."""
+    async def end(self, last: bytes = b"") -> None:
+        """Send the ``last`` bytes and end the body as complete; raises ClientDisconnected."""
         await self.wait_writable()
         try:
-            async with asyncio.timeout(self._write_timeout_s):
-                await self._response.write_eof()
+            if self.buffered_bytes + len(last) + _FRAMING_BYTES <= HIGH_WATER_BYTES:
+                await self._response.write_eof(last)  # does not wait for the client, so it needs no time limit
+            else:
+                self.write(last)
+                await self.wait_writable()
+                async with asyncio.timeout(self._write_timeout_s):
+                    await self._response.write_eof()
         except (ConnectionError, TimeoutError) as exc:
             self.abort()
             raise (ClientStalled if isinstance(exc, TimeoutError) else ClientDisconnected) from exc

@@ -9,7 +9,7 @@ from agentstream.frontend.context import Context
 from agentstream.frontend.runs.cancelling import cancel_abandoned
 from agentstream.frontend.runs.new_run import NewRun
 from agentstream.frontend.runs.pump import StreamPump
-from agentstream.frontend.runs.raw_writer import ClientDisconnected, ClientStalled, RawWriter
+from agentstream.frontend.runs.raw_writer import ClientDisconnected, ClientStalled, RawWriter, StreamedResponse
 from agentstream.frontend.runs.source import RunSource, leave
 from agentstream.stream.chat import StreamOptions
 from agentstream.stream.views import View
@@ -41,7 +41,7 @@ async def stream_run(  # noqa: PLR0913 -- the request, the run, and how to show 
     """
     feed = context.bus.feed(source.head.run_id)
     opening = source.open(feed)
-    response = web.StreamResponse(headers=STREAM_HEADERS | _extra_headers(request))
+    response = StreamedResponse(headers=STREAM_HEADERS | _extra_headers(request))
     writer = RawWriter(request, response, write_timeout_s=context.settings.write_timeout_s)
     machine = view.machine(source.head, options, source.after)
     pump = StreamPump(
