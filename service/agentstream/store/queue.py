@@ -11,7 +11,7 @@ import logging
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 from agentstream.errors import BrokerUnavailable, BusError
@@ -76,7 +76,8 @@ class Claim:
     """A job that this worker holds, and its queue entry. Its lease began at ``lease_since_s`` (monotonic) or later.
 
     ``new`` says that the queue delivered it as a new job, so no worker held it before, unless the queue has lost that
-    worker's claim. The job must not begin before ``not_before_s`` (monotonic).
+    worker's claim. The job must not begin before ``not_before_s`` (monotonic). ``more`` says that the same reply has
+    another job after it.
     """
 
     entry_id: str
@@ -84,6 +85,7 @@ class Claim:
     lease_since_s: float
     new: bool = False
     not_before_s: float = 0.0
+    more: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,18 +167,23 @@ class JobQueue:
         await self._script("heartbeat", [self._workers], self.worker_id, HEARTBEAT_VALID_S)
 
     async def claim(self, *, short_block: bool = False) -> Claim | None:
-        """Wait up to CLAIM_BLOCK_S for a job and claim it; None if none arrives. ``short_block`` shortens the wait.
+        """Wait up to CLAIM_BLOCK_S for a job and claim it; None if none arrives. ``short_block`` shortens the wait."""
+        claims = await self.claim_some(1, short_block=short_block)
+        return claims[0] if claims else None
 
-        It claims one job at a time, so that idle workers share a burst. It reads one queue at a time, because COUNT
-        applies to each stream of an XREADGROUP, and because a cluster may hold the streams in different slots.
+    async def claim_some(self, at_most: int, *, short_block: bool = False) -> list[Claim]:
+        """Wait up to CLAIM_BLOCK_S for a job; claim it and others that wait, ``at_most`` so many. Often none arrives.
+
+        A worker that claims many leaves few to idle ones. It reads one queue at a time, because COUNT applies to each
+        stream of an XREADGROUP, and because a cluster may hold the streams in different slots.
         """
         if self._reconnected:
             await self._after_reconnect()
         if self._pending_after and (claim := await self._claim_pending()) is not None:
-            return claim
+            return [claim]
         started = time.monotonic()
         block_s = SHORT_CLAIM_BLOCK_S if short_block else CLAIM_BLOCK_S
-        block = ("COUNT", 1, "BLOCK", int(block_s * 1000))
+        block = ("COUNT", at_most, "BLOCK", int(block_s * 1000))
         try:
             pending = self._claims.start_call(
                 "XREADGROUP", "GROUP", GROUP, self.worker_id, *block, "STREAMS", self._jobs, ">"
@@ -187,19 +194,29 @@ class JobQueue:
                 raise
             log.warning("the queue does not exist; the broker may have lost its data; creating the queue again")
             await self._create()
-            return None
+            return []
         if not reply:
             if time.monotonic() - started < MIN_EMPTY_CLAIM_S:
                 await asyncio.sleep(MIN_EMPTY_CLAIM_S)
-            return None
-        entry_id, flat = _entries_of(reply)[0]
-        claim = await self._decode_claim(entry_id, flat, lease_since_s=started)
-        if claim is None:
-            return None
+            return []
         if self._reconnected:  # during the blocking read
             await self._after_reconnect()
-        suspect = started < self._settled_at_s and int(claim.entry_id.partition("-")[0]) < self._settling_before_ms
-        return replace(claim, new=True, not_before_s=self._settled_at_s if suspect else 0.0)
+        suspects_before_ms = self._settling_before_ms if started < self._settled_at_s else 0
+        entries = _entries_of(reply)
+        claims = []
+        for number, (name, flat) in enumerate(entries, 1):
+            suspect = int(name.partition(b"-")[0]) < suspects_before_ms
+            claim = await self._decode_claim(
+                name,
+                flat,
+                lease_since_s=started,
+                new=True,
+                not_before_s=self._settled_at_s if suspect else 0.0,
+                more=number < len(entries),
+            )
+            if claim is not None:
+                claims.append(claim)
+        return claims
 
     def _on_connect(self) -> None:
         # A link to a cluster calls this for the first connection to each server, too.
@@ -282,7 +299,8 @@ class JobQueue:
             keys,
             *(claim.entry_id, self.worker_id, ttl_s, token, int(resumable), int(takes_inputs), int(claim.new)),
         )
-        self._link.flush()  # sent now, not at the end of the turn, because a client waits
+        if not claim.more:  # the job after this one begins in the same turn
+            self._link.flush()  # sent now, not at the end of the turn, because a client waits
         reply = await _reply_within(self._link, pending, COMMAND_TIMEOUT_S)
         if not isinstance(reply, list):
             log.info("the run needs no attempt: %s", _NO_ATTEMPT.get(reply, reply))
@@ -366,14 +384,21 @@ class JobQueue:
         """Remove consumers that hold no jobs and have been idle for DEAD_CONSUMER_IDLE_MS."""
         await self._script("prune_consumers", [self._jobs], GROUP, DEAD_CONSUMER_IDLE_MS)
 
-    async def _decode_claim(
-        self, entry_id: bytes | str, flat: Sequence[bytes], *, lease_since_s: float
+    async def _decode_claim(  # noqa: PLR0913 -- the fields of a claim
+        self,
+        entry_id: bytes | str,
+        flat: Sequence[bytes],
+        *,
+        lease_since_s: float,
+        new: bool = False,
+        not_before_s: float = 0.0,
+        more: bool = False,
     ) -> Claim | None:
         """Return the claim of an entry. Remove an entry that is not a job: it would be reclaimed again and again."""
         name = entry_id.decode() if isinstance(entry_id, bytes) else entry_id
         try:
             fields = dict(zip(flat[::2], flat[1::2], strict=True))
-            return Claim(name, Job.decode(fields[b"job"]), lease_since_s)
+            return Claim(name, Job.decode(fields[b"job"]), lease_since_s, new, not_before_s, more)
         except (ValueError, KeyError):
             log.exception("entry %s of %s is not a job; removing it", name, self._jobs)
             await self._script("finish", [self._jobs], GROUP, self.worker_id, name)

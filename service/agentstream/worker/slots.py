@@ -1,6 +1,8 @@
 """Slots for runs. All queues of a worker share them."""
 
 import asyncio
+import contextlib
+from collections import deque
 
 
 class Slots:
@@ -8,26 +10,40 @@ class Slots:
 
     def __init__(self, count: int) -> None:
         """Start with all slots free."""
-        self._semaphore = asyncio.Semaphore(count)
-        self._waiting = 0
+        self.free = count  # 0 while a task waits
+        self._waiters: deque[asyncio.Future[None]] = deque()
 
     @property
     def contended(self) -> bool:
         """Whether a task waits for a slot. A task that only waits for a job should then release its slot soon."""
-        return self._waiting > 0
+        return bool(self._waiters)
 
-    def locked(self) -> bool:
-        """Whether no slot is free."""
-        return self._semaphore.locked()
+    def take(self, at_most: int = 1) -> int:
+        """Take up to ``at_most`` free slots without waiting; return how many."""
+        taken = min(at_most, self.free)
+        self.free -= taken
+        return taken
 
     async def acquire(self) -> None:
         """Take a slot. Wait until one is free."""
-        self._waiting += 1
+        if self.take():
+            return
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiters.append(waiter)
         try:
-            await self._semaphore.acquire()
-        finally:
-            self._waiting -= 1
+            await waiter
+        except asyncio.CancelledError:
+            with contextlib.suppress(ValueError):
+                self._waiters.remove(waiter)
+            if not waiter.cancelled():  # it has got a slot
+                self.release()
+            raise
 
     def release(self) -> None:
-        """Release a slot."""
-        self._semaphore.release()
+        """Release a slot: pass it to the task that has waited longest, or else keep it free."""
+        while self._waiters:
+            waiter = self._waiters.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
+                return
+        self.free += 1

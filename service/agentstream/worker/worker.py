@@ -25,6 +25,7 @@ SETTLE_S: Final = 3.0
 # After the drain timeout the remaining runs get this long to store their terminal event or be handed back.
 SHUTDOWN_GRACE_S: Final = 8.0
 CANCEL_AGAIN_S: Final = 0.5
+MAX_MORE_CLAIMS: Final = 15  # together with the first one of a claim
 
 
 class Worker:
@@ -100,30 +101,39 @@ class Worker:
         stopping = asyncio.create_task(stop.wait(), name="stop")
         try:
             while not stop.is_set():
-                if self._slots.locked():
+                if not self._slots.take():
                     slot = asyncio.create_task(self._slots.acquire(), name="slot")
                     await asyncio.wait({slot, stopping}, return_when=asyncio.FIRST_COMPLETED)
                     if stop.is_set():
                         slot.cancel()
                         return
-                else:
-                    await self._slots.acquire()  # does not wait
-                claim = await self._claim()  # a stop does not cancel it: a claimed job would be forgotten
-                if claim is None:
+                slots = 1 + self._slots.take(self._may_claim_more())
+                claims = await self._claim(slots)  # a stop does not cancel it: claimed jobs would be forgotten
+                for _ in range(slots - len(claims)):
                     self._slots.release()
-                else:
+                for claim in claims:
                     self._start(claim)
-                    await asyncio.sleep(0)  # begin this job before the next claim: a client waits for it
+                if claims:
+                    await asyncio.sleep(0)  # begin these jobs before the next claim: clients wait for them
         finally:
             stopping.cancel()
 
-    async def _claim(self) -> Claim | None:
+    def _may_claim_more(self) -> int:
+        """Return how many jobs this worker may claim together with the first one: half as many as it runs.
+
+        So idle workers share a burst, and a busy worker claims what others would soon bring it one by one: with 32
+        short runs at a time, this halves the CPU time of a run. Half of the free slots stay free, because a claim may
+        hold its slots for CLAIM_BLOCK_S.
+        """
+        return min(len(self._runs) // 2, self._slots.free // 2, MAX_MORE_CLAIMS)
+
+    async def _claim(self, at_most: int) -> list[Claim]:
         try:
-            return await self._queue.claim(short_block=self._slots.contended)
+            return await self._queue.claim_some(at_most, short_block=self._slots.contended)
         except BrokerUnavailable as exc:
             log.warning("cannot claim jobs; retrying: %s", exc)
             await asyncio.sleep(BROKER_RETRY_S)
-            return None
+            return []
 
     def on_handed_back(self, _message: bytes) -> None:
         """Take over the jobs that another worker of the queue has handed back."""

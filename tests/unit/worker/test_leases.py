@@ -117,11 +117,11 @@ class StubQueue:
     async def heartbeat(self) -> None:
         self._record("beat")
 
-    async def claim(self, *, short_block: bool = False) -> Claim | None:
+    async def claim_some(self, at_most: int, *, short_block: bool = False) -> list[Claim]:  # noqa: ARG002
         self.short_blocks += short_block
         self._record("claim")
         await asyncio.sleep(LEASE_S)
-        return None
+        return []
 
     async def reclaim(self, _lease_s: float) -> Claim | None:
         self.reclaims += 1
@@ -359,18 +359,18 @@ async def test_a_job_is_begun_before_the_next_claim(queue: StubQueue, leases: Le
     jobs = [HeldRun().claim]
     asked_again = asyncio.Event()
 
-    async def claim(*, short_block: bool = False) -> Claim | None:
+    async def claim(at_most: int, *, short_block: bool = False) -> list[Claim]:  # noqa: ARG001 -- as the queue's
         order.append(f"claim {short_block}")
         if jobs:
-            return jobs.pop()
+            return [jobs.pop()]
         asked_again.set()
         await asyncio.sleep(LEASE_S)
-        return None
+        return []
 
     async def execute(_claim: Claim, _called_again: object = None) -> None:
         order.append("begin")
 
-    queue.claim = claim  # type: ignore[method-assign]
+    queue.claim_some = claim  # type: ignore[method-assign]
     runner = type("OneRun", (NoRuns,), {"execute": staticmethod(execute)})()
     worker = worker_of(queue, leases, runner, slots=Slots(2))
     stop = asyncio.Event()
@@ -380,6 +380,42 @@ async def test_a_job_is_begun_before_the_next_claim(queue: StubQueue, leases: Le
     stop.set()
     await working
     assert order[:3] == ["claim False", "begin", "claim False"]
+
+
+@pytest.mark.parametrize(
+    ("slots", "asked"),
+    [
+        (1000, [1, 1, 2, 3, 4, 6, 9, 14, 16, 16]),
+        (20, [1, 1, 2, 3, 4, 5, 2, 1]),
+        (3, [1, 1, 1]),
+    ],
+)
+async def test_a_worker_claims_at_most_half_as_many_more_jobs_as_it_runs(
+    queue: StubQueue, leases: Leases, slots: int, asked: list[int]
+) -> None:
+    """Idle workers share a burst, busy ones claim several jobs at once, and half of the free slots stay free."""
+    claims: list[int] = []
+    full, gate = asyncio.Event(), asyncio.Event()
+
+    async def claim(at_most: int, *, short_block: bool = False) -> list[Claim]:  # noqa: ARG001 -- as the queue's
+        claims.append(at_most)
+        if len(claims) == len(asked):
+            full.set()
+        return [HeldRun().claim for _ in range(at_most)]
+
+    async def execute(_claim: Claim, _called_again: object = None) -> None:
+        await gate.wait()
+
+    queue.claim_some = claim  # type: ignore[method-assign]
+    runner = type("HeldRuns", (NoRuns,), {"execute": staticmethod(execute)})()
+    stop = asyncio.Event()
+    working = asyncio.create_task(worker_of(queue, leases, runner, slots=Slots(slots)).run(stop))
+    async with asyncio.timeout(TIMEOUT_S):
+        await full.wait()
+        stop.set()
+        gate.set()
+        await working
+    assert claims == asked
 
 
 @pytest.mark.parametrize("side_task", ["beat", "reclaim", "renew"])
