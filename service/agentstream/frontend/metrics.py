@@ -91,6 +91,7 @@ class FrontendMetrics:
         metrics.gauge(metric_names.OPEN_CONNECTIONS).set(connections.open)
         metrics.gauge(metric_names.MAX_CONNECTIONS).set(connections.limit or 0)
         metrics.gauge(metric_names.BROKER_RECONNECTS).set(link.reconnects)
+        metrics.set_series(link.connections, metric_names.BROKER_CONNECTED)
         metrics.set_total(texts, metric_names.TOKENS)
         for cause, times in feeds.catch_ups.items():
             metrics.set_total(times, metric_names.CATCH_UPS, cause)

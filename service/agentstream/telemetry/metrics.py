@@ -6,19 +6,29 @@ the metrics are read, so that counting costs no stream anything.
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
-from typing import Final
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Final, Literal
 
 import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, values
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+from prometheus_client.registry import Collector
 
-from agentstream.telemetry.names import Metric
+from agentstream.telemetry.names import Metric, Together
 
 log = logging.getLogger(__name__)
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 OBSERVE_S: Final = 1.0  # the greatest age of a number that another process reports
+_MODES: Final[dict[Together, Literal["livesum", "mostrecent", "livemin"]]] = {
+    "sum": "livesum",
+    "latest": "mostrecent",
+    "lowest": "livemin",
+}
+# The value of a series that a process no longer has. The files of several processes keep each series, and the lowest
+# value of those that do have the series is below this one.
+_GONE: Final = math.inf
 
 
 class Metrics:
@@ -39,6 +49,7 @@ class Metrics:
         self._gauges: dict[str, Gauge] = {}
         self._histograms: dict[str, Histogram] = {}
         self._last_totals: dict[tuple[str, ...], int] = {}
+        self._series: dict[str, set[str]] = {}
         for metric in table:
             self._register(metric)
 
@@ -55,7 +66,7 @@ class Metrics:
                 help_text,
                 labels,
                 registry=registry,
-                multiprocess_mode="mostrecent" if metric.shared else "livesum",
+                multiprocess_mode=_MODES[metric.together],
             )
         else:
             self._histograms[name] = Histogram(name, help_text, labels, registry=registry, buckets=metric.buckets_s)
@@ -83,13 +94,36 @@ class Metrics:
             self._last_totals[key] = total
             self.counter(name, *labels).inc(total - last_total)
 
+    def set_series(self, values: Mapping[str, float], name: str) -> None:
+        """Set a gauge of the lowest value, by the value of its label. Drop its series of other values."""
+        gauge, before = self._gauges[name], self._series.get(name, set())
+        for value in before - values.keys():
+            if self._multiprocess:
+                gauge.labels(value).set(_GONE)
+            else:
+                gauge.remove(value)
+        for value, number in values.items():
+            gauge.labels(value).set(number)
+        self._series[name] = {*values}
+
     def render(self) -> bytes:
         """Return the metrics in the Prometheus text format."""
         if not self._multiprocess:
             return generate_latest(self._registry)
         every = CollectorRegistry()
-        MultiProcessCollector(every)  # type: ignore[no-untyped-call]
+        every.register(_OfAllProcesses())
         return generate_latest(every)
+
+
+class _OfAllProcesses(Collector):
+    """The metrics in the files of all processes that share a port, without the series that none of them has."""
+
+    def collect(self) -> Iterator[prometheus_client.Metric]:
+        """Yield each metric."""
+        for metric in MultiProcessCollector(None).collect():  # type: ignore[no-untyped-call]
+            if metric.type == "gauge":
+                metric.samples = [sample for sample in metric.samples if sample.value != _GONE]
+            yield metric
 
 
 async def observe_periodically(observe: Callable[[], None]) -> None:

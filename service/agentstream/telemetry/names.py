@@ -1,13 +1,15 @@
 """Every metric: its name, kind, unit, labels and meaning. Tests check dashboards and alerts against them.
 
 The units are those of Prometheus: seconds and bytes. The values of a label form a small set that no client can extend:
-our routes, statuses and codes, and the queues in the settings. A label never holds a model, a run, a key or a path.
+our routes, statuses and codes, the queues in the settings, and the addresses of Redis servers. A label never holds a
+model, a run, a key or the path of a request.
 """
 
 from dataclasses import dataclass
 from typing import Final, Literal
 
 Kind = Literal["counter", "gauge", "histogram"]
+Together = Literal["sum", "latest", "lowest"]
 
 # Upper bounds in seconds for one way through Redis, for the time that a client waits, and for a whole run.
 HOP_BUCKETS_S: Final = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
@@ -110,6 +112,7 @@ GIVEN_UP: Final = "agentstream_given_up_total"
 CANCELS: Final = "agentstream_cancels_total"
 CANCEL_SECONDS: Final = "agentstream_cancel_seconds"
 BROKER_RECONNECTS: Final = "agentstream_broker_reconnects"
+BROKER_CONNECTED: Final = "agentstream_broker_connected"
 WORKERS_ALIVE: Final = "agentstream_workers_alive"
 QUEUED: Final = "agentstream_queued_jobs"
 WAITING: Final = "agentstream_waiting_jobs"
@@ -140,13 +143,14 @@ WORKER_UNFLUSHED_BYTES: Final = "agentstream_worker_unflushed_bytes"
 WORKER_LOG_TRIMS: Final = "agentstream_worker_log_trims_total"
 WORKER_LOOP_BLOCKED_SECONDS: Final = "agentstream_worker_loop_blocked_seconds"
 WORKER_RECONNECTS: Final = "agentstream_worker_broker_reconnects_total"
+WORKER_CONNECTED: Final = "agentstream_worker_broker_connected"
 
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """One metric. ``labels`` gives the possible values of each label; it is empty for queues, routes and statuses.
+    """One metric. ``labels`` gives the possible values of each label; it is empty for queues, routes and the like.
 
-    Processes that share a port report the sum of a gauge. Of a ``shared`` gauge they report the most recent value.
+    Processes that share a port report a gauge ``together``: the sum, the latest or the lowest of their values.
     """
 
     name: str
@@ -154,10 +158,15 @@ class Metric:
     help_text: str
     labels: dict[str, tuple[str, ...]] | None = None
     buckets_s: tuple[float, ...] = ()
-    shared: bool = False
+    together: Together = "sum"
 
 
 _QUEUE_LABEL: Final[dict[str, tuple[str, ...]]] = {"queue": ()}
+_NODE_LABEL: Final[dict[str, tuple[str, ...]]] = {"node": ()}
+_CONNECTED: Final = (
+    "Whether this process is connected to the Redis server with this address, 1 or 0: to the primary, in a cluster to "
+    "each primary that it uses. A server that is no longer one of them has no series"
+)
 
 FRONTEND_METRICS: Final = (
     Metric(REQUESTS, "counter", "HTTP requests by route and response status", {"route": (), "status": ()}),
@@ -210,24 +219,29 @@ FRONTEND_METRICS: Final = (
         buckets_s=WAIT_BUCKETS_S,
     ),
     Metric(BROKER_RECONNECTS, "gauge", "Reconnects to Redis since the process started"),
+    Metric(BROKER_CONNECTED, "gauge", _CONNECTED, _NODE_LABEL, together="lowest"),
     Metric(
-        WORKERS_ALIVE, "gauge", "Workers with a heartbeat in the last 10 s; -1 if unknown", _QUEUE_LABEL, shared=True
+        WORKERS_ALIVE,
+        "gauge",
+        "Workers with a heartbeat in the last 10 s; -1 if unknown",
+        _QUEUE_LABEL,
+        together="latest",
     ),
-    Metric(QUEUED, "gauge", "Jobs of the queue, waiting and running; -1 if unknown", _QUEUE_LABEL, shared=True),
-    Metric(WAITING, "gauge", "Jobs that no worker has claimed yet; -1 if unknown", _QUEUE_LABEL, shared=True),
+    Metric(QUEUED, "gauge", "Jobs of the queue, waiting and running; -1 if unknown", _QUEUE_LABEL, together="latest"),
+    Metric(WAITING, "gauge", "Jobs that no worker has claimed yet; -1 if unknown", _QUEUE_LABEL, together="latest"),
     Metric(
         OLDEST_WAITING_SECONDS,
         "gauge",
         "Age in seconds of the oldest job that no worker has claimed, by Redis's clock; 0 if none waits, -1 if unknown",
         _QUEUE_LABEL,
-        shared=True,
+        together="latest",
     ),
     Metric(
         PARKED_RUNS,
         "gauge",
         "Runs that wait for people; they hold no worker and no place in the queue; -1 if unknown",
         _QUEUE_LABEL,
-        shared=True,
+        together="latest",
     ),
     Metric(
         PARKED_SECONDS,
@@ -325,4 +339,5 @@ WORKER_METRICS: Final = (
         buckets_s=WAIT_BUCKETS_S,
     ),
     Metric(WORKER_RECONNECTS, "counter", "Reconnects to Redis since the process started"),
+    Metric(WORKER_CONNECTED, "gauge", _CONNECTED, _NODE_LABEL, together="lowest"),
 )

@@ -1,6 +1,6 @@
 """The metrics of a worker, for its GET /metrics."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Protocol
 
 from agentstream.errors import AGENT_ERROR, CANCELLED
@@ -49,8 +49,15 @@ class WorkerMetrics:
         """Observe how long the event loop was blocked."""
         self._all.histogram(metric_names.WORKER_LOOP_BLOCKED_SECONDS).observe(seconds)
 
-    def observe(self, workers: Iterable[tuple[str, WorkerStats]], published: PublishCounts, *, reconnects: int) -> None:
-        """Update the metrics of this process from the workers of its queues and from its publish counts."""
+    def observe(
+        self,
+        workers: Iterable[tuple[str, WorkerStats]],
+        published: PublishCounts,
+        *,
+        reconnects: int,
+        connections: Mapping[str, bool],
+    ) -> None:
+        """Update the metrics of this process from the workers of its queues, its publish counts and its link."""
         every = self._all
         unflushed_bytes = 0
         for queue, worker in workers:
@@ -63,6 +70,7 @@ class WorkerMetrics:
         every.set_total(published.refused, metric_names.WORKER_PUBLISH_FAILURES, "refused")
         every.set_total(published.trimmed, metric_names.WORKER_LOG_TRIMS)
         every.set_total(reconnects, metric_names.WORKER_RECONNECTS)
+        every.set_series(connections, metric_names.WORKER_CONNECTED)
 
     def render(self) -> bytes:
         """Return the metrics in the Prometheus text format."""

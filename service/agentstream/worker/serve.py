@@ -135,7 +135,7 @@ async def _run_worker(  # noqa: PLR0913, PLR0917 -- the parts made from the sett
 
     def observe() -> None:
         reconnects = link.reconnects + sum(queue.reconnects for queue in queues.values())
-        metrics.observe(workers.items(), bus.publish_counts, reconnects=reconnects)
+        metrics.observe(workers.items(), bus.publish_counts, reconnects=reconnects, connections=link.connections)
 
     try:
         async with contextlib.AsyncExitStack() as stack:

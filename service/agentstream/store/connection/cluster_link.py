@@ -17,7 +17,7 @@ from functools import partial
 from typing import Final
 
 from agentstream.errors import BusError
-from agentstream.protocol.broker_url import Address
+from agentstream.protocol.broker_url import Address, show_address
 from agentstream.protocol.keys import PARTITIONS, Keys
 from agentstream.store.connection.channels import Channels, ServedElsewhere
 from agentstream.store.connection.command import NO_SLOT, Command, Probe
@@ -87,6 +87,11 @@ class ClusterLink(Link):
     def reconnects(self) -> int:
         """How often a primary was reconnected, or another server has taken over slots."""
         return self._losses
+
+    @property
+    def connections(self) -> dict[str, bool]:
+        """Whether the link is connected to each primary that it uses, by address."""
+        return {show_address(*address): link.connected for address, link in self._links.items() if link.opened}
 
     @property
     def refusal(self) -> str:

@@ -11,6 +11,7 @@ from typing import Any, Final
 import hiredis
 
 from agentstream.errors import BusError
+from agentstream.protocol.broker_url import show_address
 from agentstream.protocol.keys import Keys
 from agentstream.store.connection.channels import MAY_MOVE, Channels, ServedElsewhere
 from agentstream.store.connection.command import NO_SLOT, Command, Probe, Subscription
@@ -89,6 +90,13 @@ class Exchange(Link):
     def reconnects(self) -> int:
         """How often the link has reconnected."""
         return self._reconnects
+
+    @property
+    def connections(self) -> dict[str, bool]:
+        """Whether the link is connected to its server: the one that REDIS_URL or most sentinels name."""
+        if self._endpoint.kind != "sentinel":
+            return {str(self._endpoint): self.connected}
+        return {} if self._primary is None else {show_address(*self._primary): self.connected}
 
     @property
     def failure(self) -> Exception | None:

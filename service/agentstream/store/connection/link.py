@@ -70,6 +70,11 @@ class Link(ABC):
         """How often commands may have been lost: by a reconnect, or because another server has taken over."""
 
     @property
+    @abstractmethod
+    def connections(self) -> dict[str, bool]:
+        """Whether the link is connected to each server that it uses, by address; empty if none is known yet."""
+
+    @property
     def refusal(self) -> str:
         """The broker's own words, if it refuses commands or connections now; empty otherwise."""
         return self._refusal if time.monotonic() - self._refused_at_s < REFUSAL_VALID_S else ""
