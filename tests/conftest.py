@@ -61,11 +61,11 @@ def broker_runner() -> Iterator[asyncio.Runner]:
 
 @pytest.fixture(scope="session")
 def any_broker_url(request: pytest.FixtureRequest, broker_runner: asyncio.Runner) -> Iterator[str]:
-    """The URL of the server, or of the cluster, for this run of the test."""
+    """The URL of the server, or of the cluster, for this run of the test. The bundled server listens on a socket."""
     if request.param == "cluster":
         yield request.getfixturevalue("cluster_servers").url
         return
-    broker = EmbeddedBroker(_servers()[request.param])
+    broker = EmbeddedBroker(_servers()[request.param], over_tcp=request.param != "valkey-server")
     broker_runner.run(broker.start())
     yield broker.url
     broker_runner.run(broker.stop())
@@ -73,8 +73,8 @@ def any_broker_url(request: pytest.FixtureRequest, broker_runner: asyncio.Runner
 
 @pytest.fixture(scope="session")
 def broker_url(broker_runner: asyncio.Runner) -> Iterator[str]:
-    """The URL of the bundled real server."""
-    broker = EmbeddedBroker(_servers()["valkey-server"])
+    """The URL of the bundled real server, which has a password and listens on a port, as in most deployments."""
+    broker = EmbeddedBroker(_servers()["valkey-server"], over_tcp=True)
     broker_runner.run(broker.start())
     yield broker.url
     broker_runner.run(broker.stop())

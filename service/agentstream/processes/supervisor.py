@@ -87,9 +87,11 @@ class Supervisor:
                 if settings.redis_url is None:
                     choice = find_server()
                     broker = await stack.enter_async_context(EmbeddedBroker(choice))
-                    self._print_line(f"broker    pid {broker.pid}  {broker.url}  ({choice.origin}; private, in memory)")
-                    if choice.warning:
-                        self._print_line(f"warning   {choice.warning}")
+                    self._print_line(
+                        f"broker    pid {broker.pid}  REDIS_URL={broker.url}  ({choice.origin}; private, in memory)"
+                    )
+                    if broker.warning:
+                        self._print_line(f"warning   {broker.warning}")
                     settings = settings.model_copy(update={"redis_url": broker.url})
                     return await self._supervise(settings, stop, broker)
                 return await self._supervise(settings, stop)

@@ -44,6 +44,7 @@ _FLAGS: Final = {"true": True, "yes": True, "1": True, "false": False, "no": Fal
 _MASTER: Final = re.compile(r"[A-Za-z0-9._-]+")  # the characters that sentinels accept
 _HOST: Final = re.compile(r"(?:\[(?P<v6>[^\[\]]*)\]|(?P<name>[^\[\]:]*))(?::(?P<port>\d{0,5}))?", re.ASCII)
 _MAX_PORT: Final = 65535
+_MAX_SOCKET_PATH: Final = 107  # bytes; unix(7). On macOS it is 103
 _NO_PORT: Final = (
     "the part between the host and the path is not a port, or '[' has no ']': write host:port, with a number from 1 to "
     "65535; percent-encode '#', '/', '?', '@' and ':' in a password"
@@ -165,6 +166,10 @@ def _check_characters(rest: str, kind: Kind) -> None:
 def _socket(host: str, path: str) -> str:
     if host or not path:
         _fail("the path of the socket is missing: write unix:///path/to/redis.sock, with three slashes")
+    if len(path.encode()) > _MAX_SOCKET_PATH:
+        _fail(
+            f"the path of the socket is longer than {_MAX_SOCKET_PATH} bytes, which no system allows: use a shorter one"
+        )
     return path
 
 

@@ -28,12 +28,18 @@ def named(choice: ServerChoice) -> str:
 
 each_choice = pytest.mark.parametrize("choice", USABLE, ids=named)
 each_server = pytest.mark.parametrize("choice", SERVERS, ids=named)
+each_way = pytest.mark.parametrize("over_tcp", [False, True], ids=["socket", "port"])
 
 
 def folder_of(embedded: EmbeddedBroker) -> Path:
     """Return the temporary folder of a started broker."""
     assert embedded._folder is not None
-    return embedded._folder
+    return embedded._folder.path
+
+
+def files_of(pid: int) -> set[Path]:
+    """Return the files that a process has open."""
+    return {descriptor.readlink() for descriptor in Path(f"/proc/{pid}/fd").iterdir()}
 
 
 def test_the_bundled_server_comes_first_and_fakeredis_last() -> None:
@@ -42,18 +48,19 @@ def test_the_bundled_server_comes_first_and_fakeredis_last() -> None:
     assert USABLE[-1].kind == "fake"
 
 
+@each_way
 @each_choice
-async def test_it_answers_once_started(choice: ServerChoice) -> None:
+async def test_it_answers_once_started(choice: ServerChoice, over_tcp: bool) -> None:
     """Every kind of broker answers at its URL as soon as start has returned."""
-    async with EmbeddedBroker(choice) as embedded, Redis.from_url(embedded.url) as client:
+    async with EmbeddedBroker(choice, over_tcp=over_tcp) as embedded, Redis.from_url(embedded.url) as client:
         assert await client.ping()
         assert await client.xadd("stream", {"field": "value"}, id="1-1") == b"1-1"
 
 
 @each_server
 async def test_it_refuses_clients_without_the_password(choice: ServerChoice) -> None:
-    """A server refuses clients without the password."""
-    async with EmbeddedBroker(choice) as embedded:
+    """A server on a port refuses clients without the password."""
+    async with EmbeddedBroker(choice, over_tcp=True) as embedded:
         stranger = Redis.from_url(f"redis://127.0.0.1:{embedded.url.rpartition(':')[2]}")
         with pytest.raises(AuthenticationError):
             await stranger.ping()
@@ -71,7 +78,7 @@ async def test_it_never_evicts(choice: ServerChoice) -> None:
 @each_server
 async def test_the_process_list_does_not_show_the_password(choice: ServerChoice) -> None:
     """Neither the command line nor the environment of a server process contains the password."""
-    async with EmbeddedBroker(choice) as embedded:
+    async with EmbeddedBroker(choice, over_tcp=True) as embedded:
         process = Path(f"/proc/{embedded.pid}")
         shown = (process / "cmdline").read_bytes() + (process / "environ").read_bytes()
         assert embedded._password.encode() not in shown
@@ -81,10 +88,18 @@ async def test_the_process_list_does_not_show_the_password(choice: ServerChoice)
 @each_server
 async def test_it_listens_on_loopback_only(choice: ServerChoice) -> None:
     """A server listens on 127.0.0.1 only, not on another loopback address and so on no outer address."""
-    async with EmbeddedBroker(choice) as embedded:
+    async with EmbeddedBroker(choice, over_tcp=True) as embedded:
         port = int(embedded.url.rpartition(":")[2].removesuffix("/0"))
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(("127.0.0.2", port))
+
+
+@linux_only
+@each_choice
+async def test_it_holds_its_folder(choice: ServerChoice) -> None:
+    """The server's process holds the lock of its folder, so nobody removes the folder while it runs."""
+    async with EmbeddedBroker(choice) as embedded:
+        assert folder_of(embedded) / "lock" in files_of(embedded.pid)
 
 
 @each_choice
@@ -119,7 +134,7 @@ from agentstream.processes.broker import EmbeddedBroker, usable_servers
 
 async def main():
     async with EmbeddedBroker(list(usable_servers())[int(sys.argv[1])]) as embedded:
-        print(embedded.pid, folder := embedded._folder, flush=True)
+        print(embedded.pid, embedded._folder.path, flush=True)
         await embedded.wait()
 
 asyncio.run(main())
@@ -145,7 +160,7 @@ async def test_a_port_taken_meanwhile_is_replaced(choice: ServerChoice, monkeypa
         free_port = runtime.free_port
         ports = iter([other.getsockname()[1], free_port()])
         monkeypatch.setattr(broker, "free_port", lambda: next(ports))
-        async with EmbeddedBroker(choice) as embedded, Redis.from_url(embedded.url) as client:
+        async with EmbeddedBroker(choice, over_tcp=True) as embedded, Redis.from_url(embedded.url) as client:
             assert await client.ping()
 
 
@@ -164,7 +179,7 @@ async def test_it_gives_up_after_three_taken_ports(monkeypatch: pytest.MonkeyPat
     with socket.create_server(("127.0.0.1", 0)) as other:
         ports = iter([other.getsockname()[1]] * 3)
         monkeypatch.setattr(broker, "free_port", lambda: next(ports))
-        embedded = EmbeddedBroker(find_server())
+        embedded = EmbeddedBroker(find_server(), over_tcp=True)
         with pytest.raises(StartupError, match="already in use"):
             await embedded.start()
     assert next(ports, None) is None

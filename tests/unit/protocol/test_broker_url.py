@@ -133,6 +133,7 @@ def test_a_right_form_is_parsed(url: str) -> None:
         ("redis+cluster://:S3cret#S3cret@h", "percent-encode it: %23 for #"),
         ("redis+sentinel://:S3cret/S3cret@h/m", "%2F for /"),
         ("unix://run/redis.sock", "unix:///path/to/redis.sock, with three slashes"),
+        (f"unix:///{'x' * 107}", "the path of the socket is longer than 107 bytes"),
         # the master and the database
         ("redis+sentinel://h1,h2", f"the name of the master is missing: write {SENTINEL_FORM}"),
         ("redis+sentinel://h1,h2/", "the name of the master is missing"),

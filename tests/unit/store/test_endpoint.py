@@ -102,6 +102,12 @@ async def test_a_unix_socket_is_an_address(tmp_path: Path) -> None:
         await server.wait()
 
 
+async def test_a_missing_socket_is_named(tmp_path: Path) -> None:
+    """The error of a socket that does not exist names its path."""
+    with pytest.raises(FileNotFoundError, match=f"No such file or directory: '{tmp_path}/broker.sock'"):
+        await Endpoint(f"unix://{tmp_path}/broker.sock").connect(asyncio.Protocol)
+
+
 @pytest.mark.parametrize("url", ["http://127.0.0.1", "127.0.0.1:6379", "redis://127.0.0.1:port", ""])
 def test_another_kind_of_url_is_refused(url: str) -> None:
     """A value that is not a Redis URL raises a StartupError with the setting's name and the expected form."""

@@ -12,7 +12,7 @@ from agentstream.cli.doctor.cluster import check_cluster
 from agentstream.cli.doctor.results import CheckResult, check, worst_of
 from agentstream.cli.doctor.sentinels import check_sentinels
 from agentstream.errors import BrokerUnavailable, BusError
-from agentstream.processes.broker import FOLDER_PREFIX
+from agentstream.processes.private_folder import PREFIX
 from agentstream.protocol.broker_url import Kind
 from agentstream.protocol.keys import Keys
 from agentstream.store.admin.queue_state import QueueReader
@@ -95,6 +95,6 @@ async def _check_queue(reader: QueueReader | None, reason: str, queue: str, max_
 async def _is_private(server: ServerState) -> bool:
     """Return whether the server is the private broker of an `agentstream up`, which stores nothing on purpose."""
     try:
-        return PurePath(await server.config("dir")).name.startswith(FOLDER_PREFIX)
+        return PurePath(await server.config("dir")).name.startswith(PREFIX)
     except BusError:  # this Redis user may not read it: it is not the private broker's user
         return False

@@ -101,7 +101,11 @@ class Endpoint:
         """Open a connection for the protocol that ``protocol_factory`` returns; raises OSError."""
         loop = asyncio.get_running_loop()
         if self._url.path:
-            await loop.create_unix_connection(protocol_factory, self._url.path)
+            try:
+                await loop.create_unix_connection(protocol_factory, self._url.path)
+            except OSError as exc:
+                exc.filename = self._url.path  # the event loop does not name it
+                raise
             return
         host, port = self._one_server()
         await loop.create_connection(protocol_factory, host, port, ssl=self._tls() if self._url.tls else None)
