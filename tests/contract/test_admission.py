@@ -29,8 +29,33 @@ async def test_a_job_is_sent_before_anything_is_awaited(link: Link, keys: Keys, 
     feed.close()
     assert await submitter.outstanding() == 1
     if link.keeps_order():  # else the job is sent only after the subscription is confirmed
+        in_one = link.group_of(keys.run(sent.run_id)) == link.group_of(keys.jobs("q"))
         parts = (b"SUBSCRIBE", SCRIPTS["create_run"].sha, SCRIPTS["admit"].sha)
-        assert [at_once.count(part) for part in parts] == [1, 1, 1]
+        assert [at_once.count(part) for part in parts] == [1, int(not in_one), 1]
+
+
+async def test_an_admitted_run_has_its_hash_until_its_ttl(link: Link, keys: Keys) -> None:
+    """Admission creates the hash of the run with its TTL, and keeps what a hash already has."""
+    submitter, sent = JobSubmitter(link, keys, "q", max_queued=3), job()
+    run = keys.run(sent.run_id)
+    await submitter.submit(sent, ttl_s=60)
+    names = ("status", "owner", "model", "created", "include_usage")
+    as_created = await link.call("HMGET", run, *names)
+    assert as_created == [
+        b"queued",
+        sent.owner.encode(),
+        sent.request["model"].encode(),
+        str(sent.created).encode(),
+        b"0",
+    ]
+    assert 0 < await link.call("TTL", run) <= 60
+    await link.call("DEL", run)
+    await link.call("HSET", run, "status", "running")
+    await submitter.submit(sent, ttl_s=60)
+    assert await link.call("HMGET", run, *names) == [b"running", *as_created[1:]]
+    await link.call("HSET", run, "model", "kept")
+    await submitter.submit(sent, ttl_s=60)
+    assert await link.call("HGET", run, "model") == b"kept", "a hash with an owner stays as it is"
 
 
 async def test_begin_is_sent_before_the_turn_ends(

@@ -75,15 +75,15 @@ async def test_job_reaches_one_worker(submitter: JobSubmitter, queue: JobQueue, 
 async def test_subscription_and_job_are_sent_in_one_write(
     submitter: JobSubmitter, link: Link, keys: Keys, written: list[bytes]
 ) -> None:
-    """The commands of a new run are sent in one write, in the order SUBSCRIBE, create_run, admit."""
+    """The commands of a new run are sent in one write, in the order SUBSCRIBE, admit."""
     sent = job()
     subscribed = link.subscribe(keys.events(sent.run_id).encode(), lambda _: None)
     await submitter.submit(sent, ttl_s=60)
     await subscribed
     ours = [data for data in written if sent.run_id.encode() in data]
-    assert len(ours) == (1 if link.keeps_order() else 3)  # without inline pushes each waits for the one before
+    assert len(ours) == (1 if link.keeps_order() else 2)  # without inline pushes there are two connections
     sent_first = b"".join(ours)
-    order = [sent_first.index(part) for part in (b"SUBSCRIBE", SCRIPTS["create_run"].sha, SCRIPTS["admit"].sha)]
+    order = [sent_first.index(part) for part in (b"SUBSCRIBE", SCRIPTS["admit"].sha)]
     assert order == sorted(order)
 
 

@@ -98,21 +98,39 @@ class JobSubmitter:
         It raises BrokerUnavailable if the job is in the queue, but not on the required replicas. ``admission`` can
         enqueue the job again later.
 
-        The commands are sent together with the other commands of this turn of the event loop. ``ttl_s`` is the TTL of
-        the run's hash and must cover the whole run. If the commands are sent again after a lost reply, the job may be
-        in the queue twice. Then ``begin.lua`` begins an attempt for one of the two entries only.
+        What it sends leaves together with the other commands of this turn of the event loop. ``ttl_s`` is the TTL of
+        the run's hash and must cover the whole run. If it is sent again after a lost reply, the job may be in the queue
+        twice. Then ``begin.lua`` begins an attempt for one of the two entries only.
         """
-        run = self._keys.run(job.run_id)
+        run, jobs, envelope = self._keys.run(job.run_id), self._keys.jobs(self._queue), job.encode()
         link = self._link if self._replicas is None else self._replicas.link
-        create = partial(link.start_script_call, "create_run", [run], ttl_s, *fields_of(job))
-        jobs, envelope = self._keys.jobs(self._queue), job.encode()
-        admit = partial(link.start_script_call, "admit", [jobs], self._max_queued, envelope)
         if admission is not None:
             admission.submitter, admission.envelope, admission.ttl_s = self, envelope, ttl_s
-        # The job must not be in the queue before the run exists. One server keeps the order of the two commands, and
-        # runs them after the subscription.
+        reply: Awaitable[Reply]
+        if link.group_of(run) == link.group_of(jobs):
+            reply = link.start_script_call("admit", [jobs, run], self._max_queued, envelope, ttl_s, *fields_of(job))
+        else:
+            reply = self._start_in_steps(link, job, envelope, ttl_s)
+        return self._admitted(job, reply, admission, link.reconnects)
+
+    def _start_in_steps(self, link: Link, job: Job, envelope: bytes, ttl_s: int) -> Awaitable[Reply]:
+        """Create the run and enqueue its job with two scripts, since no script may have both. Return admit.lua's reply.
+
+        The job must not be in the queue before the run exists. One server keeps the order of the two commands, and runs
+        them after the subscription.
+        """
+        run, jobs = self._keys.run(job.run_id), self._keys.jobs(self._queue)
+        create = partial(link.start_script_call, "create_run", [run], ttl_s, *fields_of(job))
+        admit = partial(link.start_script_call, "admit", [jobs], self._max_queued, envelope)
         replies = asyncio.gather(create(), admit()) if link.keeps_order(run, jobs) else _one_by_one(create, admit)
-        return self._admitted(job, replies, admission, link.reconnects)
+        return self._forget_refused(run, replies)
+
+    async def _forget_refused(self, run: str, replies: Awaitable[Sequence[Reply]]) -> Reply:
+        """Return the reply of admit.lua. If the queue is full, remove the hash of the run."""
+        new, admitted = await replies
+        if isinstance(admitted, list) and new:  # else a client repeated the request under its idempotency key
+            await self._link.call("DEL", run)
+        return admitted
 
     def keeps_order(self, job: Job) -> bool:
         """Whether one server runs the subscription to the run and the enqueueing in the order of sending."""
@@ -120,15 +138,10 @@ class JobSubmitter:
             self._keys.run(job.run_id), self._keys.jobs(self._queue)
         )
 
-    async def _admitted(
-        self, job: Job, replies: Awaitable[Sequence[Reply]], admission: Admission | None, reconnects: int
-    ) -> None:
-        """Return if the job is in the queue. Else remove the keys of the run, and raise QueueFull."""
-        new, admitted = await replies
+    async def _admitted(self, job: Job, reply: Awaitable[Reply], admission: Admission | None, reconnects: int) -> None:
+        """Return if the job is in the queue; else raise QueueFull."""
+        admitted = await reply
         if isinstance(admitted, list):
-            run = self._keys.run(job.run_id)
-            if new:  # else the run existed before: a client repeated the request under its idempotency key
-                await self._link.call("DEL", run)
             if job.limited:
                 await self._link.call("ZREM", self._keys.active_runs(job.owner), job.run_id)
             outstanding, removed, now_s = admitted
