@@ -170,38 +170,6 @@ async def test_foreign_entry_is_removed(queue: JobQueue, submitter: JobSubmitter
     assert await submitter.outstanding() == 1
 
 
-async def test_several_waiting_jobs_are_claimed_together(
-    submitter: JobSubmitter, queue: JobQueue, other_queue: JobQueue, link: Link, keys: Keys
-) -> None:
-    """One claim takes several waiting jobs in their order, without an entry that is not a job, and leaves the rest."""
-    sent = [job() for _ in range(3)]
-    for envelope in (sent[0].encode(), "nonsense", sent[1].encode(), sent[2].encode()):
-        await link.call("XADD", keys.jobs("q"), "*", "job", envelope)
-    claims: list[Claim] = []
-    async with asyncio.timeout(TIMEOUT_S):
-        while not claims:
-            claims = await queue.claim_some(3)
-    assert [claim.job for claim in claims] == sent[:2]
-    assert all(claim.new for claim in claims)
-    assert (await claimed(other_queue)).job == sent[2]
-    assert await submitter.outstanding() == 3
-
-
-@pytest.mark.one_server
-async def test_jobs_that_are_claimed_together_begin_in_one_write(
-    submitter: JobSubmitter, queue: JobQueue, written: list[bytes]
-) -> None:
-    """The attempts at jobs of one claim begin with one write, and each of them is counted."""
-    for _ in range(3):
-        await submitter.submit(job(), ttl_s=60)
-    claims: list[Claim] = []
-    async with asyncio.timeout(TIMEOUT_S):
-        while not claims:
-            claims = await queue.claim_some(16)
-    assert await asyncio.gather(*(attempt_at(queue, claim) for claim in claims)) == [1, 1, 1]
-    assert [data.count(SCRIPTS["begin"].sha) for data in written if SCRIPTS["begin"].sha in data] == [3]
-
-
 @pytest.mark.usefixtures("queue")
 async def test_workers_are_counted_while_they_live(
     submitter: JobSubmitter, any_broker_url: str, keys: Keys, link: Link
