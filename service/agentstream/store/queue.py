@@ -10,7 +10,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -23,6 +23,7 @@ from agentstream.store.connection.link import Link
 from agentstream.store.connection.new_link import new_link
 from agentstream.store.connection.refusals import words_of
 from agentstream.store.connection.wire import Reply
+from agentstream.store.deadline import within
 from agentstream.store.recent import SETTLE_S
 
 log = logging.getLogger(__name__)
@@ -55,15 +56,14 @@ _NO_ATTEMPT: Final = {b"ENDED": "it has ended", b"DUPLICATE": "another queue ent
 _FIRST_ENTRY: Final = "0"  # a group that starts at $ skips jobs that were enqueued before the first worker
 
 
-async def _reply_within(link: Link, pending: Awaitable[Reply], timeout_s: float) -> Reply:
+async def _reply_within(link: Link, pending: asyncio.Future[Reply], timeout_s: float) -> Reply:
     """Return the reply of ``link``; raises BrokerUnavailable after ``timeout_s`` or for an error reply.
 
     Without the timeout the link would wait until the broker is reachable again.
     """
     since_s = time.monotonic()
     try:
-        async with asyncio.timeout(timeout_s):
-            return await pending
+        return await within(pending, timeout_s)
     except TimeoutError as exc:
         raise BrokerUnavailable(link.unanswered(timeout_s, since_s)) from exc
     except BusError as exc:

@@ -5,6 +5,7 @@ another worker will continue the run, this call has no terminal event: the next 
 """
 
 import asyncio
+import contextlib
 import contextvars
 import logging
 import threading
@@ -30,6 +31,7 @@ from agentstream.protocol.jobs import Job
 from agentstream.protocol.openai import ChatCompletionRequest, Usage
 from agentstream.store.bus.outbox import Fields
 from agentstream.store.bus.publisher import RunPublisher
+from agentstream.store.deadline import within
 from agentstream.store.queue import Claim
 from agentstream.stream.transcript import tool_result
 from agentstream.telemetry.log_context import AGENT_ERROR, current_log_context
@@ -93,7 +95,8 @@ class Execution:
         self.broker_refused = False  # whether the attempt was lost because the broker refused its events
         self.cancel_requested_at_s: float | None = None  # monotonic time
         self._loop = asyncio.get_running_loop()
-        self._stopped: asyncio.Future[str] = self._loop.create_future()
+        self._stop_reason: str | None = None
+        self._over: asyncio.Future[None] = self._loop.create_future()  # done when the agent has ended, or must end
         self.questions = Questions(self._put_with_fields, self._park if self.resumable else None)
         self.inputs = RunInputs(self._put_with_fields)
         self._handing_over = False
@@ -125,14 +128,22 @@ class Execution:
     @property
     def stop_reason(self) -> str | None:
         """The reason why the run was stopped, or None. The loss of the lease counts, whatever came before it."""
-        if self._lost:
-            return LEASE_LOST
-        return self._stopped.result() if self._stopped.done() else None
+        return LEASE_LOST if self._lost else self._stop_reason
 
     def stop(self, reason: str) -> None:
         """Stop the run. ``reason`` is the code of a failure, HAND_BACK or LEASE_LOST. The first reason counts."""
-        if not self._stopped.done():
-            self._stopped.set_result(reason)
+        if self._stop_reason is None:
+            self._stop_reason = reason
+            self._end_wait()
+
+    def _end_wait(self) -> None:
+        if not self._over.done():
+            self._over.set_result(None)
+
+    def _on_agent_end(self, agent: asyncio.Task[object]) -> None:
+        if not agent.cancelled():
+            agent.exception()  # asyncio must not warn
+        self._end_wait()
 
     def hand_over(self) -> None:
         """Let another worker continue the run, if its agent can: at once, or when the tools that run now have ended."""
@@ -268,11 +279,11 @@ class Execution:
         run = Run(self.claim.job.run_id, request, self, caller_of(self.claim.job))
         run.restore(self._restored, self.tally.client_calls, self.tally.interrupts if self.resumable else 0)
         agent = asyncio.create_task(self._call(called, run), name=f"agent {self.agent_name} {run.id}")
-        agent.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # asyncio must not warn
+        agent.add_done_callback(self._on_agent_end)
         self._unfinished.append(agent)
         try:
-            ends: set[asyncio.Future[Any]] = {agent, self._stopped}
-            await asyncio.wait(ends, timeout=run_timeout_s, return_when=asyncio.FIRST_COMPLETED)
+            with contextlib.suppress(TimeoutError):
+                await within(self._over, run_timeout_s)
         finally:
             # A thread or task of the agent that still runs cannot publish any more.
             run.cancel(continued=self.stop_reason in {HAND_BACK, LEASE_LOST, PARK})

@@ -332,24 +332,29 @@ class Runner:
     async def _store_terminal_event(self, publisher: RunPublisher, terminal: Terminal) -> str:
         """Store the terminal event. Return the outcome of the attempt."""
         started_s = time.monotonic()
+        timer = asyncio.get_running_loop().call_later(FLUSH_TIMEOUT_S, _give_up, publisher)
         try:
             try:
                 publisher.put(*terminal)
             except InvalidAgentOutput as exc:  # the answer is too large for one event
                 terminal = failed_event(errors.INVALID_AGENT_OUTPUT, f"{exc}; stream it with run.write")
                 publisher.put(*terminal)
-            async with asyncio.timeout(FLUSH_TIMEOUT_S):
-                await publisher.flush()
-        except (AgentStreamError, TimeoutError) as exc:
+            await publisher.flush()
+        except AgentStreamError as exc:
             log.error("cannot store the last events of the run: %s", exc)  # noqa: TRY400
-            if isinstance(exc, TimeoutError):
+            if isinstance(exc, BrokerUnavailable):
                 self._metrics.terminal_event_not_stored()
             return LEASE_LOST if isinstance(exc, Fenced) else NOT_STORED
         finally:
+            timer.cancel()
             publisher.close(BusError("the run has ended"))
         self._metrics.terminal_event_stored(time.monotonic() - started_s)
         event_type, data = terminal
         return str(data["code"]) if event_type == RUN_FAILED else event_type.removeprefix("run_")
+
+
+def _give_up(publisher: RunPublisher) -> None:
+    publisher.close(BrokerUnavailable(f"Redis did not answer within {FLUSH_TIMEOUT_S:g} s"))
 
 
 def _set_suspicious(suspicious: asyncio.Future[bool] | None, *, value: bool) -> None:

@@ -48,6 +48,8 @@ def record_end(
     span: tracing.Span, terminal: tuple[str, dict[str, Any]] | None, fallback_status: str | None = None
 ) -> None:
     """Record the end of a run: its terminal event, or ``fallback_status`` if another worker will end the run."""
+    if not tracing.enabled():
+        return
     if terminal is None:
         span.set({tracing.RUN_STATUS: fallback_status})
         return
