@@ -94,14 +94,21 @@ class LineFormatter(logging.Formatter):
         """Return the log context of a record and the caller's own fields."""
         given = getattr(record, "log_context", None)
         log_context = given if isinstance(given, LogContext) else current_log_context()
-        fields = [field for field in zip(LogContext._fields, log_context, strict=True) if field[1]]
+        fields: list[tuple[str, Any]] = [
+            field for field in zip(LogContext._fields, log_context, strict=True) if field[1]
+        ]
         if self._trace_ids is not None and (ids := self._trace_ids()) is not None:
             fields += zip(("trace_id", "span_id"), ids, strict=True)
-        for name in [name for name in vars(record) if name not in _RESERVED_FIELDS]:
-            value = getattr(record, name)
-            short = value is None or isinstance(value, int | float)
-            text = value if short else str(_redacted(value, shown=self._shows_errors(record)))
-            fields.append((name, text if short else _cut(str(text), MAX_FIELD_CHARS)))
+        for name, value in vars(record).items():
+            if name in _RESERVED_FIELDS:
+                continue
+            if value.__class__ is str:
+                fields.append((name, _cut(value, MAX_FIELD_CHARS)))
+            elif value is None or isinstance(value, int | float):
+                fields.append((name, value))
+            else:
+                text = str(_redacted(value, shown=self._shows_errors(record)))
+                fields.append((name, _cut(text, MAX_FIELD_CHARS)))
         return fields
 
     def exception_of(self, record: logging.LogRecord) -> str | None:
@@ -226,9 +233,13 @@ def _indented(text: str) -> str:
 
 def _value(value: object) -> str:
     """Return the value of a field as text. A value with a space or a quote becomes a JSON string."""
+    if value.__class__ is int:
+        return str(value)
     text = f"{value:.3f}".rstrip("0").rstrip(".") if isinstance(value, float) else str(value)
     return text if _PLAIN_VALUE.fullmatch(text) else json.dumps(text)
 
 
 def _escaped(text: str, controls: re.Pattern[str], form: str = r"\x{:02x}") -> str:
+    if text.isprintable():  # nearly always, and ten times as fast
+        return text
     return controls.sub(lambda match: form.format(ord(match[0])), text)
