@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from agentstream.__main__ import main
 from agentstream.protocol.broker_url import Address
-from agentstream.store.connection import cluster_link, exchange, handshake, sentinels, server_link
+from agentstream.store.connection import cluster_link, exchange, handshake, server_link
 from agentstream.store.connection.endpoint import Endpoint
 from agentstream.store.connection.refusals import is_not_now, is_not_primary
 from agentstream.store.connection.sentinels import find_primary
@@ -28,6 +28,10 @@ def _replace(name: str, replacement: Callable[..., object], *modules: ModuleType
     for module in modules:
         assert hasattr(module, name), f"{module.__name__} does not use {name}"
         setattr(module, name, replacement)
+
+
+async def _wait_for_ever(*_: object) -> None:
+    await asyncio.get_running_loop().create_future()
 
 
 def _without_refresh() -> None:
@@ -45,7 +49,8 @@ def _without_refresh() -> None:
         return primaries[0]
 
     _replace("read_topology", read_once, cluster_link)
-    _replace("find_primary", ask_once, server_link, sentinels)
+    _replace("find_primary", ask_once, server_link)
+    _replace("until_primary_changes", _wait_for_ever, server_link)
 
 
 def _with_readonly_for_ever() -> None:
@@ -55,12 +60,9 @@ def _with_readonly_for_ever() -> None:
     def never(_words: str) -> bool:
         return False
 
-    async def stay(*_: object) -> None:
-        await asyncio.get_running_loop().create_future()
-
     _replace("is_not_now", not_now, exchange)
     _replace("is_not_primary", never, exchange, server_link, handshake)
-    _replace("until_primary_changes", stay, server_link)
+    _replace("until_primary_changes", _wait_for_ever, server_link)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
 """Asks sentinels for the address of the primary."""
 
 import asyncio
+import contextlib
 import logging
 from collections import Counter
+from collections.abc import AsyncIterator, Sequence
 from typing import Final
 
 import redis.asyncio as redis_asyncio
@@ -15,7 +17,11 @@ from agentstream.store.connection.refusals import joined, words_of
 
 log = logging.getLogger(__name__)
 
-SENTINEL_INTERVAL_S: Final = 5.0
+# An old primary that is cut off from the others still accepts writes. So all processes must leave it within a time
+# that is shorter than recent.SETTLE_S: a worker that leaves it first waits so long before it begins the jobs of others.
+SENTINEL_INTERVAL_S: Final = 1.0
+
+Sentinels = Sequence[redis_asyncio.Redis]
 
 
 async def find_primary(endpoint: Endpoint) -> Address:
@@ -23,8 +29,11 @@ async def find_primary(endpoint: Endpoint) -> Address:
 
     All are asked at once: a sentinel that is cut off from the others may name a server that is no longer the primary.
     """
-    named = Counter(answer for answer in await ask_sentinels(endpoint) if not isinstance(answer, BusError))
-    return named.most_common(1)[0][0]
+    return _most_named(await ask_sentinels(endpoint))
+
+
+def _most_named(answers: Sequence[Address | BusError]) -> Address:
+    return Counter(answer for answer in answers if not isinstance(answer, BusError)).most_common(1)[0][0]
 
 
 async def ask_sentinels(endpoint: Endpoint) -> list[Address | BusError]:
@@ -33,16 +42,26 @@ async def ask_sentinels(endpoint: Endpoint) -> list[Address | BusError]:
     Raises BusError if none of them names one: WrongBroker if another REDIS_URL is needed, and ConnectionRefused if
     another password is needed.
     """
+    async with _connected(endpoint) as sentinels:
+        return await _ask_all(endpoint, sentinels)
+
+
+@contextlib.asynccontextmanager
+async def _connected(endpoint: Endpoint) -> AsyncIterator[Sentinels]:
     sentinels = endpoint.sentinels()
     try:
-        answers = await asyncio.gather(
-            *(
-                _ask(sentinel, show_address(*address), endpoint.master)
-                for sentinel, address in zip(sentinels, endpoint.addresses, strict=True)
-            )
-        )
+        yield sentinels
     finally:
         await asyncio.gather(*(sentinel.aclose() for sentinel in sentinels), return_exceptions=True)
+
+
+async def _ask_all(endpoint: Endpoint, sentinels: Sentinels) -> list[Address | BusError]:
+    answers = await asyncio.gather(
+        *(
+            _ask(sentinel, show_address(*address), endpoint.master)
+            for sentinel, address in zip(sentinels, endpoint.addresses, strict=True)
+        )
+    )
     errors = [answer for answer in answers if isinstance(answer, BusError)]
     if len(errors) == len(answers):
         raise joined(errors, "no sentinel names the primary: ")
@@ -74,13 +93,18 @@ async def _ask(sentinel: redis_asyncio.Redis, where: str, master: str) -> Addres
 
 async def until_primary_changes(endpoint: Endpoint, primary: Address | None) -> None:
     """Return when the sentinels name another primary. Their own message about it may be lost, so ask them."""
-    while True:
-        await asyncio.sleep(SENTINEL_INTERVAL_S)
-        try:
-            named = await find_primary(endpoint)
-        except (OSError, BusError) as exc:
-            log.warning("the sentinels do not name the primary: %s", exc)
-            continue
-        if named != primary:
-            log.warning("the sentinels name another primary: %s:%d", *named)
-            return
+    problem = ""
+    async with _connected(endpoint) as sentinels:
+        while True:
+            await asyncio.sleep(SENTINEL_INTERVAL_S)
+            try:
+                named = _most_named(await _ask_all(endpoint, sentinels))
+            except (OSError, BusError) as exc:
+                if str(exc) != problem:
+                    problem = str(exc)
+                    log.warning("the sentinels do not name the primary: %s", problem)
+                continue
+            problem = ""
+            if named != primary:
+                log.warning("the sentinels name another primary: %s:%d", *named)
+                return
