@@ -12,6 +12,7 @@ from agentstream.protocol.keys import Keys
 from agentstream.store.connection.slots import slot_of
 from tests.brokers.cluster import ClusterServers
 from tests.brokers.sentinel import SentinelServers
+from tests.brokers.servers import executables
 from tests.cli.conftest import agentstream
 from tests.helpers import TIMEOUT_S
 
@@ -78,6 +79,57 @@ async def _one_run_at_each(cluster: ClusterServers, keys: Keys, *, lost_slot_own
             "XADD", keys.jobs("default"), "*", "job", json.dumps({"run_id": run_id}, separators=(",", ":"))
         )
     return found[False], found[True]
+
+
+async def test_an_open_move_of_a_slot_is_named(cluster: ClusterServers) -> None:
+    """A slot that one server gives or another one takes is a warning with its number, until the move is ended."""
+    source, target, _ = await cluster.primaries()
+    given, taken = 11, 22
+    await source.call("CLUSTER", "SETSLOT", given, "MIGRATING", target.id)
+    checks = await checks_of(cluster.url)
+    assert (checks["moves of slots"]["level"], checks["moves of slots"]["what"]) == ("warning", f"1 open: slot {given}")
+    assert "redis-cli --cluster fix" in str(checks["moves of slots"]["fix"])
+    await target.call("CLUSTER", "SETSLOT", given, "IMPORTING", source.id)
+    await target.call("CLUSTER", "SETSLOT", taken, "IMPORTING", source.id)
+    assert (await checks_of(cluster.url))["moves of slots"]["what"] == f"2 open: slot {given}, {taken}"
+    for server, slot in ((source, given), (target, given), (target, taken)):
+        await server.call("CLUSTER", "SETSLOT", slot, "STABLE")
+    assert levels(await checks_of(cluster.url), "moves of slots", "cluster", "slots") == ["ok"] * 3
+
+
+async def test_servers_that_disagree_about_slots_are_named(cluster: ClusterServers) -> None:
+    """If primaries name different owners of a slot, doctor warns with their addresses."""
+    owner, mistaken, believed = await cluster.primaries()
+
+    async def keep_mistaken() -> None:
+        """Tell one server a wrong owner again and again, because the others correct it within a second."""
+        while not corrected.is_set():
+            await mistaken.call("CLUSTER", "SETSLOT", 0, "NODE", believed.id)
+
+    corrected = asyncio.Event()
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(keep_mistaken(), name="mistake")
+        checks = await checks_until(cluster.url, lambda checks: checks["cluster"]["level"] == "warning")
+        corrected.set()
+    assert "do not agree about the slots" in checks["cluster"]["what"]
+    for server in (owner, mistaken, believed):
+        assert f"{server.address}:{server.port}" in checks["cluster"]["what"]
+    await checks_until(cluster.url, lambda checks: checks["cluster"]["level"] == "ok")
+
+
+@pytest.mark.skipif("redis-server" not in executables(), reason="no second kind of server: install redis-server")
+async def test_servers_of_different_versions_are_named() -> None:
+    """A cluster whose servers have different versions is a warning with the version of each server."""
+    names = executables()
+    async with ClusterServers(names["redis-server"], replicas=0) as cluster:
+        assert (await checks_of(cluster.url))["versions"]["level"] == "ok"
+        [primary, *_] = await cluster.primaries()
+        cluster.executable = names["valkey-server"]
+        replica = await cluster.add_node(replica_of=primary)
+        checks = await checks_of(cluster.url)
+        assert checks["versions"]["level"] == "warning"
+        for server, version in ((primary, "Redis "), (replica, "Valkey ")):
+            assert f"{server.address}:{server.port}: {version}" in checks["versions"]["what"]
 
 
 async def test_a_frozen_replica_is_late(sentinels: SentinelServers) -> None:
