@@ -8,7 +8,6 @@ import contextlib
 import os
 import shutil
 import socket
-import stat
 import sys
 import tempfile
 from pathlib import Path
@@ -89,8 +88,7 @@ def _remove_stale(parent: Path) -> None:
     """Remove the folders of this user that no process holds any more."""
     for lock in parent.glob(f"{PREFIX}*/{_LOCK}"):
         with contextlib.suppress(OSError):  # another process holds it, or has just removed it
-            folder = lock.parent.lstat()
-            if not stat.S_ISDIR(folder.st_mode) or folder.st_uid != os.getuid():
+            if lock.parent.lstat().st_uid != os.getuid():
                 continue
             descriptor = os.open(lock, os.O_RDWR | os.O_NOFOLLOW)
             try:
