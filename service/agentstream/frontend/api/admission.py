@@ -13,7 +13,7 @@ from agentstream.frontend.api.parsing import idempotency_key
 from agentstream.frontend.context import CONTEXT, Context
 from agentstream.frontend.runs.attaching import ExistingRun, resolve_idempotency_key
 from agentstream.frontend.runs.collecting import start_run, wait_for_run
-from agentstream.frontend.runs.guards import broker_timeout, refuse_over_limit, require_broker
+from agentstream.frontend.runs.guards import BrokerTimeout, refuse_over_limit, require_broker
 from agentstream.frontend.runs.new_run import NewRun, new_job
 from agentstream.frontend.runs.reading import snapshot_run
 from agentstream.frontend.runs.source import RunSource
@@ -98,7 +98,7 @@ async def admit(  # noqa: PLR0913 -- the parsed request, and how to answer it
     earlier: RunInfo | Job = job
     if key is not None:
         require_broker(context)
-        async with broker_timeout(context):
+        async with BrokerTimeout(context):
             earlier = await resolve_idempotency_key(context, owner, key, chat, job)
     bind(run_id=earlier.run_id)
     return AdmittedRun(
@@ -124,7 +124,7 @@ async def find_owned_run(
     require_broker(context)
     run_id = run_id or public_id
     if RUN_ID.fullmatch(run_id) is not None:
-        async with broker_timeout(context):
+        async with BrokerTimeout(context):
             info = await context.runs.get_info(run_id)
         if info is not None and _may_use(info, owner, to_answer=to_answer):
             bind(run_id=run_id)

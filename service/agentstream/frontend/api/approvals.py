@@ -12,7 +12,7 @@ from agentstream.errors import Conflict, InvalidRequest, NotFound
 from agentstream.frontend.api.admission import AdmittedRun, find_owned_run
 from agentstream.frontend.context import Context
 from agentstream.frontend.runs.answering import answer_run
-from agentstream.frontend.runs.guards import broker_timeout, require_broker
+from agentstream.frontend.runs.guards import BrokerTimeout, require_broker
 from agentstream.protocol.response_items import (
     APPROVAL_REQUEST,
     RESPONSE_ID,
@@ -126,7 +126,7 @@ def _response_of(answers: Mapping[str, Any], previous_response_id: str | None) -
 async def _require_all(context: Context, info: RunInfo, response: Segment, given: Mapping[str, Any]) -> None:
     """Raise InvalidRequest if the run waits for more answers: the next response would have nothing to show."""
     require_broker(context)
-    async with broker_timeout(context):
+    async with BrokerTimeout(context):
         waiting = await context.interrupts.read(info.run_id)
     if waiting is None or waiting.status != REQUIRES_ACTION:
         return

@@ -6,7 +6,7 @@ from aiohttp import web
 
 from agentstream.errors import NotFound
 from agentstream.frontend.context import CONTEXT
-from agentstream.frontend.runs.guards import broker_timeout, require_broker
+from agentstream.frontend.runs.guards import BrokerTimeout, require_broker
 
 
 async def list_models(request: web.Request) -> web.Response:
@@ -29,7 +29,7 @@ async def _available_models(request: web.Request) -> list[str]:
     context = request.app[CONTEXT]
     context.authenticator.authenticate(request)
     require_broker(context)
-    async with broker_timeout(context):
+    async with BrokerTimeout(context):
         return await context.model_router.available_models()
 
 

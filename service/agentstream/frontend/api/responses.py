@@ -15,7 +15,7 @@ from agentstream.frontend.api.parsing import read_request, to_invalid_request
 from agentstream.frontend.context import CONTEXT, Context
 from agentstream.frontend.runs.attaching import ExistingRun
 from agentstream.frontend.runs.cancelling import cancel_run
-from agentstream.frontend.runs.guards import broker_timeout, refuse_over_limit
+from agentstream.frontend.runs.guards import BrokerTimeout, refuse_over_limit
 from agentstream.frontend.runs.reading import read_run, snapshot_run
 from agentstream.frontend.runs.source import head_of
 from agentstream.frontend.runs.streaming import stream_run
@@ -121,7 +121,7 @@ class _EarlierResponses:
         if RESPONSE_ID.fullmatch(response_id) is None:  # the id of another server
             raise not_found(response_id, param=param)
         fold = await self._fold(response_id, param=param)
-        async with broker_timeout(self._context):
+        async with BrokerTimeout(self._context):
             messages = await self._context.runs.conversation(segment_or_none(response_id).run_id)
         if messages is None:
             message = (

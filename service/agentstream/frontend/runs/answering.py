@@ -10,7 +10,7 @@ import orjson
 
 from agentstream.errors import BusError, Conflict, Gone, InvalidRequest
 from agentstream.frontend.context import Context
-from agentstream.frontend.runs.guards import broker_timeout, require_broker
+from agentstream.frontend.runs.guards import BrokerTimeout, require_broker
 from agentstream.frontend.runs.source import run_open_ttl_s
 from agentstream.protocol.interrupts import MAX_ANSWER_BYTES, MAX_ANSWERS_BYTES, reason_against_answer
 from agentstream.protocol.jobs import Job
@@ -49,7 +49,7 @@ async def _answer(context: Context, info: RunInfo, answers: Mapping[str, Any]) -
     give_up_at_s = time.monotonic() + PARKING_TIMEOUT_S
     while True:
         try:
-            async with broker_timeout(context):
+            async with BrokerTimeout(context):
                 stored = await _store(context, info, answers)
                 if stored is not None:
                     return Answered(await context.runs.get_info(info.run_id) or info, stored == "repeated")

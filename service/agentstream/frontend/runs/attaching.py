@@ -7,7 +7,7 @@ import orjson
 
 from agentstream.errors import Conflict, Gone, InvalidRequest, LogTrimmed
 from agentstream.frontend.context import Context
-from agentstream.frontend.runs.guards import broker_timeout
+from agentstream.frontend.runs.guards import BrokerTimeout
 from agentstream.frontend.runs.source import deadlines_of, head_of, run_open_ttl_s
 from agentstream.frontend.runs.watcher import Deadlines
 from agentstream.frontend.spans import set_run_attributes
@@ -41,7 +41,7 @@ class ExistingRun:
         and BrokerUnavailable.
         """
         try:
-            async with broker_timeout(self._context):
+            async with BrokerTimeout(self._context):
                 caught_up = await feed.open_from_log()
         except LogTrimmed as exc:
             message = f"the stream of {self._info.run_id} cannot be resumed: {exc}"
@@ -60,7 +60,7 @@ class ExistingRun:
 
 async def last_event(context: Context, info: RunInfo) -> Cursor | None:
     """Return the position of the last event in the replay log of a run; None if the log has none."""
-    async with broker_timeout(context):
+    async with BrokerTimeout(context):
         return await context.bus.last_event(info.run_id)
 
 

@@ -8,7 +8,7 @@ from aiohttp import web
 
 from agentstream.errors import NotFound
 from agentstream.frontend.context import Context
-from agentstream.frontend.runs.guards import broker_timeout
+from agentstream.frontend.runs.guards import BrokerTimeout
 from agentstream.frontend.runs.reading import snapshot_run
 from agentstream.store.runs import RunInfo
 from agentstream.stream.views import View
@@ -22,7 +22,7 @@ async def cancel_run(context: Context, info: RunInfo, view: View) -> web.Respons
     """
     requested_s = time.monotonic()
     cancel = partial(context.runs.cancel, info.run_id, ttl_s=context.settings.run_ttl_s)
-    async with broker_timeout(context):
+    async with BrokerTimeout(context):
         await cancel()
         context.recovery.remember(cancel)
         if not info.ended:  # it may have been parked

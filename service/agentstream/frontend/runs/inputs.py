@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from agentstream.errors import Conflict, InvalidRequest, LimitReached
 from agentstream.frontend.context import Context
-from agentstream.frontend.runs.guards import broker_timeout, require_broker
+from agentstream.frontend.runs.guards import BrokerTimeout, require_broker
 from agentstream.protocol.openai import ChatMessage
 from agentstream.store.inputs import MAX_INPUTS, MAX_INPUTS_BYTES, input_id
 from agentstream.store.runs import RunInfo
@@ -21,7 +21,7 @@ async def send_input(context: Context, info: RunInfo, messages: Sequence[ChatMes
             text = f"messages[{number}].role must be 'user', not {message.role!r}: only people send input"
             raise InvalidRequest(text, param=f"messages[{number}].role")
     require_broker(context)
-    async with broker_timeout(context):
+    async with BrokerTimeout(context):
         stored = await context.inputs.add(info.run_id, [each.model_dump(exclude_unset=True) for each in messages])
     if isinstance(stored, int):
         return [input_id(stored + number) for number in range(1, len(messages) + 1)]

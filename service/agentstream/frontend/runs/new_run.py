@@ -7,7 +7,7 @@ from typing import Any
 from agentstream.errors import BrokerUnavailable
 from agentstream.frontend.context import Context
 from agentstream.frontend.runs.cancelling import cancel_abandoned
-from agentstream.frontend.runs.guards import broker_timeout, require_broker
+from agentstream.frontend.runs.guards import BrokerTimeout, require_broker
 from agentstream.frontend.runs.source import deadlines_of, run_open_ttl_s
 from agentstream.frontend.runs.watcher import Deadlines
 from agentstream.frontend.spans import enqueue_span, set_run_attributes
@@ -57,7 +57,7 @@ class NewRun:
         return self._opened(subscribed, admitted)
 
     async def _open_in_steps(self, feed: RunFeed, job: Job, admission: Admission, *, in_order: bool) -> None:
-        async with broker_timeout(self._context):
+        async with BrokerTimeout(self._context):
             await _check_limits(self._context, job)
             subscribed = feed.open()
             if not in_order:
@@ -66,7 +66,7 @@ class NewRun:
             await subscribed
 
     async def _opened(self, subscribed: Awaitable[None], admitted: Awaitable[None]) -> None:
-        async with broker_timeout(self._context):
+        async with BrokerTimeout(self._context):
             await admitted
             await subscribed
 
@@ -75,7 +75,7 @@ class NewRun:
         context, admission = self._context, self._admission
         require_broker(context)
         try:
-            async with broker_timeout(context):
+            async with BrokerTimeout(context):
                 await _check_limits(context, self._job)
                 await _enqueue(context, self._job, admission)
         except BrokerUnavailable:

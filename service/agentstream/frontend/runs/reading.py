@@ -9,7 +9,7 @@ from agentstream.errors import RunNotEnded
 from agentstream.frontend.context import Context
 from agentstream.frontend.runs.attaching import ExistingRun
 from agentstream.frontend.runs.collector import Collector
-from agentstream.frontend.runs.guards import broker_timeout
+from agentstream.frontend.runs.guards import BrokerTimeout
 from agentstream.frontend.runs.source import head_of, leave
 from agentstream.store.runs import RunInfo
 from agentstream.stream.views import Fold, View
@@ -33,7 +33,7 @@ async def snapshot_run(
 
 async def _open_interrupts(context: Context, info: RunInfo) -> dict[str, Any]:
     """Return the interrupts of an open run that are not answered, whether it is parked or waits in its worker."""
-    async with broker_timeout(context):
+    async with BrokerTimeout(context):
         waiting = await context.interrupts.read(info.run_id)
     if waiting is None or not (asked := waiting.open):
         return {}
