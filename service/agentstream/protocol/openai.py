@@ -275,8 +275,9 @@ class SharedFields(BaseModel):
 
     @model_validator(mode="after")
     def _refuse_unsupported_fields(self) -> Self:
-        for name, (reason, harmless) in self.refused.items():
-            if self.extra.get(name) not in harmless:
+        extra = self.extra
+        for name, (reason, harmless) in self.refused.items() if extra else ():
+            if extra.get(name) not in harmless:
                 message = f"{name}: {reason}"
                 raise ValueError(message)
         if self.stream_options is not None and not self.stream:

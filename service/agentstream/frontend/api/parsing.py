@@ -15,6 +15,7 @@ from agentstream.errors import BodyTimeout, InvalidRequest, UnsupportedMediaType
 MAX_DEPTH: Final = 64
 # Values on one nesting level. Each invalid value costs a validation error of about 1 KB, and time on the event loop.
 MAX_VALUES: Final = 50_000
+_NESTED: Final = (dict, list)  # the classes of JSON values that contain others
 MAX_REASON_CHARACTERS: Final = 500  # pydantic's messages quote the body, and a quote may be long
 MAX_IDEMPOTENCY_KEY: Final = 255  # characters; other APIs have the same limit
 # The values of Content-Encoding that a body may have. aiohttp also decodes br and zstd, but only if further packages
@@ -137,8 +138,8 @@ def _depth_exceeds(value: Any, limit: int) -> bool:  # noqa: ANN401 -- JSON
         level = [
             child
             for item in level
-            for child in (item.values() if isinstance(item, dict) else item)
-            if isinstance(child, dict | list)
+            for child in (item.values() if item.__class__ is dict else item)
+            if child.__class__ in _NESTED
         ]
         if not level:
             return False
