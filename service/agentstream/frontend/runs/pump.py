@@ -7,7 +7,7 @@ of the terminal event.
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from agentstream.errors import STREAM_LOST, AgentStreamError
@@ -42,11 +42,14 @@ class FlushScheduler:
     def __init__(self) -> None:
         """Start without streams."""
         self._pumps: list[StreamPump] = []
+        self._call_soon: Callable[[Callable[[], None]], object] | None = None  # of the event loop
 
     def add(self, pump: "StreamPump") -> None:
         """Flush this stream at the end of the current turn of the event loop."""
         if not self._pumps:
-            asyncio.get_running_loop().call_soon(self._flush)
+            if self._call_soon is None:
+                self._call_soon = asyncio.get_running_loop().call_soon
+            self._call_soon(self._flush)
         self._pumps.append(pump)
 
     def _flush(self) -> None:
