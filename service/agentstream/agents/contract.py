@@ -9,6 +9,7 @@ import itertools
 import secrets
 import weakref
 from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
 from typing import Any, NoReturn
 
 from agentstream.agents.caller import Caller
@@ -44,15 +45,21 @@ class Run:
     """
 
     def __init__(
-        self, run_id: str, request: ChatCompletionRequest, sink: EventSink, caller: Caller | None = None
+        self,
+        run_id: str,
+        request: ChatCompletionRequest,
+        sink: EventSink,
+        caller: Caller | None = None,
+        put_text: Callable[[str], None] | None = None,
     ) -> None:
-        """Create a run that sends its events to ``sink``."""
+        """Create a run that sends its events to ``sink``, or the pieces of the answer's text to ``put_text``."""
         self.agent_path: tuple[str, ...] = ()
         self.restored: Restored | None = None
         self.id = run_id
         self.request = request
         self.caller = caller or Caller()
         self._sink = sink
+        self._put_text = put_text or partial(sink.put, TEXT)
         self._cancelled = False
         self._children: set[weakref.ref[Run]] = set()  # of all depths; the children share it
         self._joiner = TextJoiner()
@@ -139,7 +146,7 @@ class Run:
         if self._halves or not text.isascii():
             text = self._joiner.join(TEXT, text)
         if text:
-            self._sink.put(TEXT, text)
+            self._put_text(text)
 
     def write_reasoning(self, text: str) -> None:
         """Stream the next piece of the model's reasoning, which is no part of the answer. Any thread may call it.

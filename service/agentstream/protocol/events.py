@@ -179,6 +179,11 @@ def encode_event(event_type: str, data: Any) -> bytes:  # noqa: ANN401 -- JSON
     return encoded
 
 
+def encode_text(text: str) -> bytes:
+    """Return the wire form of a text that ``encode_event`` would accept. It occupies more memory, so do not keep it."""
+    return orjson.dumps(text)
+
+
 def _encode_rare(event_type: str, item: Any) -> bytes:  # noqa: ANN401 -- JSON
     """Return the wire form of an item with values that JSON lacks, or with surrogates."""
     try:

@@ -112,6 +112,7 @@ class Execution:
         """Set the publisher of the run's events."""
         self._publisher = publisher
         publisher.takes_inputs = self.takes_inputs
+        self.tally.count_streamed(lambda: publisher.text_characters)
 
     # -- stopping the run ---------------------------------------------------------------------------
 
@@ -181,7 +182,6 @@ class Execution:
             raise BusError(message)
         if event_type is TEXT:
             self._publisher.put_text(data)
-            self.tally.record_text(len(data))
             return
         self._publisher.put(event_type, data)
         self.tally.record(event_type, data)
@@ -276,7 +276,8 @@ class Execution:
         return terminal
 
     async def _run_agent(self, called: Agent, request: ChatCompletionRequest, run_timeout_s: float) -> Terminal | None:
-        run = Run(self.claim.job.run_id, request, self, caller_of(self.claim.job))
+        put_text = None if self._publisher is None else self._publisher.put_text  # runs for each token
+        run = Run(self.claim.job.run_id, request, self, caller_of(self.claim.job), put_text)
         run.restore(self._restored, self.tally.client_calls, self.tally.interrupts if self.resumable else 0)
         agent = asyncio.create_task(self._call(called, run), name=f"agent {self.agent_name} {run.id}")
         agent.add_done_callback(self._on_agent_end)

@@ -1,5 +1,6 @@
 """The events that a run has published so far. They decide whether it may be retried, and they give its usage."""
 
+from collections.abc import Callable
 from typing import Any
 
 from pydantic import ValidationError
@@ -21,35 +22,47 @@ class Tally:
 
     def __init__(self) -> None:
         """Start without events."""
-        self.text_characters = 0
-        self.written_characters = 0  # text, reasoning and calls of the client's tools
+        self._streamed: Callable[[], int] = lambda: 0
+        self._text_characters = 0  # recorded here
+        self._other_characters = 0  # of reasoning and calls of the client's tools
         self.client_calls = 0  # calls of the client's tools
         self.tool_calls = 0  # calls of the agent's own tools
         self.interrupts = 0  # calls of ``run.interrupt``, answered or not
         self.running_tools = 0  # those of them that have not ended
         self._reported_usage = Usage()
-        self._unreported_characters = 0
+        self._reported_characters = 0  # written before the last inference ended
+
+    def count_streamed(self, characters: Callable[[], int]) -> None:
+        """Count also ``characters()``: those of the text that this attempt has streamed. ``record`` does not get it."""
+        self._streamed = characters
+
+    @property
+    def text_characters(self) -> int:
+        """The number of characters of the answer's text."""
+        return self._text_characters + self._streamed()
+
+    @property
+    def written_characters(self) -> int:
+        """The number of characters of text, reasoning and calls of the client's tools."""
+        return self.text_characters + self._other_characters
+
+    @property
+    def _unreported_characters(self) -> int:
+        return self.written_characters - self._reported_characters
 
     @property
     def retryable(self) -> bool:
         """Whether a new attempt would repeat nothing: nothing was written and no tool ran."""
         return not (self.written_characters or self.tool_calls)
 
-    def record_text(self, characters: int) -> None:
-        """Count a published piece of text. This runs for each token."""
-        self.written_characters += characters
-        self._unreported_characters += characters
-        self.text_characters += characters
-
     def record(self, event_type: str, data: Any) -> None:  # noqa: ANN401 -- JSON
         """Count a published event."""
         if event_type in WRITTEN_EVENTS:
             characters = written_characters(event_type, data)
             if event_type == TEXT:
-                self.record_text(characters)
+                self._text_characters += characters
                 return
-            self.written_characters += characters
-            self._unreported_characters += characters
+            self._other_characters += characters
             if event_type == TOOL_CALL_DELTA:
                 self.client_calls += "name" in data
         elif event_type == TOOL_CALL_START:
@@ -67,7 +80,7 @@ class Tally:
                 completion_tokens=self._reported_usage.completion_tokens + usage.completion_tokens,
                 total_tokens=self._reported_usage.total_tokens + usage.total_tokens,
             )
-            self._unreported_characters = 0
+            self._reported_characters = self.written_characters
 
     def counts(self) -> dict[str, Any]:
         """Return all counts as JSON, for a checkpoint."""
@@ -83,13 +96,13 @@ class Tally:
 
     def restore(self, counts: dict[str, Any]) -> None:
         """Continue with the counts of a checkpoint."""
-        self.text_characters = counts["text"]
-        self.written_characters = counts["written"]
+        self._text_characters = counts["text"]
+        self._other_characters = counts["written"] - counts["text"]
         self.client_calls = counts["client_calls"]
         self.tool_calls = counts["tool_calls"]
         self.interrupts = counts.get("interrupts", 0)
         self._reported_usage = Usage.model_validate(counts["usage"])
-        self._unreported_characters = counts["unreported"]
+        self._reported_characters = counts["written"] - counts["unreported"]
 
     def estimate(self, messages: list[ChatMessage], content_characters: int = 0) -> Usage:
         """Return the original bridge's estimate for everything written plus ``content_characters`` more."""

@@ -113,3 +113,20 @@ def test_a_tool_that_waits_for_people_does_not_run() -> None:
     assert tally.running_tools == 0
     tally.record("tool_call_end", {"tool": "a"})
     assert tally.running_tools == 0
+
+
+def test_streamed_text_counts_like_recorded_text() -> None:
+    """Text that the publisher counts makes a run impossible to retry, and is in its usage, also after a checkpoint."""
+    streamed = 0
+    tally = tally_of((TEXT, "t" * 4), (REASONING, "r" * 8))
+    tally.count_streamed(lambda: streamed)
+    streamed = 20
+    assert (tally.text_characters, tally.written_characters, tally.retryable) == (24, 32, False)
+    assert tally.usage(MESSAGES) == estimate_usage(MESSAGES, 32)
+    tally.record(*reported(10, 5))
+    streamed = 32
+    assert tally.usage(MESSAGES).completion_tokens == 5 + 3
+    restored = Tally()
+    restored.restore(tally.counts())
+    assert restored.counts() == tally.counts()
+    assert restored.usage(MESSAGES) == tally.usage(MESSAGES)

@@ -30,8 +30,8 @@ class AppendSource(Protocol):
 
     sent_at_s: float
 
-    def next_append(self, now_s: float) -> "Append | None":
-        """Return the next batch to append; None if there is none now."""
+    def next_append(self, now_s: float, reconnects: int) -> "Append | None":
+        """Return the next batch to append; None if there is none now. ``reconnects`` are those of the link."""
         ...
 
     def on_append_result(self, *, stored: bool) -> None:
@@ -56,30 +56,35 @@ class Appender:
         self._gather_s = gather_s
         self._scheduled: list[AppendSource] = []
         self._timer: asyncio.TimerHandle | None = None  # while the scheduled batches gather
+        self._silent_since_s = 0.0  # a run that has sent nothing since then was silent when they began to gather
         self._window_began_s = 0.0  # of the present window, which is ``gather_s`` long, by the clock of the loop
         self._in_window = 0  # batches sent in it
         self._busy = False  # whether the window before had more than QUIET_BATCHES
         self.counts = PublishCounts()  # of all publishers of the process
 
-    def schedule(self, source: AppendSource, *, urgent: bool = True) -> None:
-        """Send the next batch of ``source`` at the end of this turn. Call this at most once a turn for each source.
-
-        If it is not ``urgent``, it may be sent up to ``gather_s`` later. The first batch of a silent run is always sent
-        at once, and all that gathered with it.
-        """
-        first = not self._scheduled
+    def schedule(self, source: AppendSource) -> None:
+        """Send the next batch of ``source`` at the end of this turn. Call this at most once a turn for each source."""
         self._scheduled.append(source)
-        if first:
+        if len(self._scheduled) == 1:
+            asyncio.get_running_loop().call_soon(self._send)
+        else:
+            self.hurry()
+
+    def schedule_text(self, source: AppendSource) -> None:
+        """Send the next batch of ``source``, which is streamed text, up to ``gather_s`` later; else as ``schedule``.
+
+        The first batch of a silent run is always sent at once, and all that gathered with it.
+        """
+        scheduled = self._scheduled
+        scheduled.append(source)
+        if len(scheduled) == 1:
             loop = asyncio.get_running_loop()
-            if urgent or not self._busy or loop.time() - source.sent_at_s > SILENT_S:
-                loop.call_soon(self._send)
-            else:
+            self._silent_since_s = loop.time() - SILENT_S
+            if self._busy and source.sent_at_s >= self._silent_since_s:
                 self._timer = loop.call_later(self._gather_s, self._send)
-        elif self._timer is not None and (
-            urgent
-            or len(self._scheduled) >= FULL_BATCHES
-            or asyncio.get_running_loop().time() - source.sent_at_s > SILENT_S
-        ):
+            else:
+                loop.call_soon(self._send)
+        elif len(scheduled) >= FULL_BATCHES or source.sent_at_s < self._silent_since_s:
             self.hurry()
 
     def hurry(self) -> None:
@@ -95,7 +100,8 @@ class Appender:
         now_s = asyncio.get_running_loop().time()
         if self._gather_s:
             self._count(len(sources), now_s)
-        appends = [append for source in sources if (append := source.next_append(now_s)) is not None]
+        reconnects = self._link.reconnects
+        appends = [append for source in sources if (append := source.next_append(now_s, reconnects)) is not None]
         for group in self._groups(appends):
             for start in range(0, len(group), MAX_RUNS):
                 self._append(group[start : start + MAX_RUNS])

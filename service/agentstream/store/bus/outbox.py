@@ -24,6 +24,7 @@ from agentstream.protocol.events import (
     TEXT,
     WITH_FIELDS,
     encode_event,
+    encode_text,
 )
 from agentstream.store.bus.appender import Append, Appender
 
@@ -34,6 +35,8 @@ MAX_BATCH_EVENTS: Final = 512
 # ``write``, so it may go on to the hard bound; then ``put`` raises BufferFull.
 MAX_BUFFER_BYTES: Final = 4 << 20
 HARD_BUFFER_BYTES: Final = 16 << 20
+# A longer text is encoded when it is put, because it may be too large for an event. A character takes at most 6 bytes.
+MAX_PLAIN_CHARACTERS: Final = 8 << 10
 # How long a thread waits for room in the buffer. A stream survives without a broker for as long.
 ROOM_TIMEOUT_S: Final = 60.0
 # Names and values of fields of the run's hash, one after another.
@@ -60,12 +63,15 @@ class Outbox(ABC):
         self._lock = threading.Lock()  # guards the state that ``put`` uses in other threads
         self._state_changed = threading.Condition(self._lock)  # threads wait for it
         self._threads_waiting = 0
-        self._pending: deque[bytes | tuple[str, bytes]] = deque()  # a text as bytes, another event with its type
+        # A plain text is not encoded yet. Another text is bytes. Another event has its type.
+        self._pending: deque[str | bytes | tuple[str, bytes]] = deque()
         self._pending_bytes = 0
+        self._next_seq = 1  # of the first event that waits
+        self._text_characters = 0
         self._wake_scheduled = False
         self._closed: AgentStreamError | None = None
         self._ended = False  # whether the terminal event was put, which is the last event
-        self._put_seq = self._awaited_seq = 0  # seq of the last event put, and of the last one of STORED_FIRST
+        self._awaited_seq = 0  # seq of the last event of STORED_FIRST that was put
         self._fields: deque[Fields] = deque()  # of the events that wait and end their batch
         self._stored_seq = 0
         self._parked_ttl_s = 0
@@ -74,7 +80,7 @@ class Outbox(ABC):
     sent_at_s = 0.0  # when the last batch was sent, by the clock of the loop
 
     @abstractmethod
-    def next_append(self, now_s: float) -> Append | None:
+    def next_append(self, now_s: float, reconnects: int) -> Append | None:
         """Return the next batch for the appender; None if there is none, or if publish.lua must store it."""
 
     @abstractmethod
@@ -87,6 +93,15 @@ class Outbox(ABC):
         return self._put_seq
 
     @property
+    def _put_seq(self) -> int:
+        return self._next_seq - 1 + len(self._pending)
+
+    @property
+    def text_characters(self) -> int:
+        """The number of characters of the answer's text put so far."""
+        return self._text_characters
+
+    @property
     def ended(self) -> bool:
         """Whether the terminal event was put."""
         return self._ended
@@ -94,17 +109,20 @@ class Outbox(ABC):
     # -- from the agent, any thread -----------------------------------------------------------------
 
     def put_text(self, text: str) -> None:
-        """Add a piece of the answer's text, like ``put``. This runs for each token."""
-        encoded = encode_event(TEXT, text)
-        if threading.get_ident() == self._loop_thread:
+        """Add a piece of the answer's text, like ``put``.
+
+        This runs for each token, often with cold caches, so it leaves to the next batch what can be done there.
+        """
+        characters = len(text)
+        if characters <= MAX_PLAIN_CHARACTERS and text.isascii() and threading.get_ident() == self._loop_thread:
             with self._lock:
                 if not self._ended and self._closed is None and self._pending_bytes <= HARD_BUFFER_BYTES:
-                    self._pending.append(encoded)
-                    self._pending_bytes += len(encoded)
-                    self._put_seq += 1
+                    self._pending.append(text)
+                    self._pending_bytes += characters
+                    self._text_characters += characters
                     if not self._wake_scheduled:
                         self._wake_scheduled = True
-                        self._appender.schedule(self, urgent=False)
+                        self._appender.schedule_text(self)
                     return
         self.put(TEXT, text)  # in a thread, which may have to wait; or it raises the error
 
@@ -128,9 +146,12 @@ class Outbox(ABC):
             if not self._ended and self._pending_bytes > (HARD_BUFFER_BYTES if on_loop else MAX_BUFFER_BYTES):
                 message = f"{self._pending_bytes} bytes of events wait to be published; agents should await run.drain()"
                 raise BufferFull(message)
-            self._pending.append(encoded if event_type is TEXT else (event_type, encoded))
+            if event_type is TEXT:
+                self._pending.append(encoded)
+                self._text_characters += len(data)
+            else:
+                self._pending.append((event_type, encoded))
             self._pending_bytes += len(encoded)
-            self._put_seq += 1
             if awaited := event_type in STORED_FIRST:
                 self._awaited_seq = self._put_seq
                 if fields:  # under the same lock as its event: the states of two threads must not be swapped
@@ -139,7 +160,8 @@ class Outbox(ABC):
             wake, self._wake_scheduled = not self._wake_scheduled, True
         urgent = event_type not in STREAMED_EVENTS
         if wake or urgent:
-            act = partial(self._appender.schedule, self, urgent=urgent) if wake else self._appender.hurry
+            schedule = self._appender.schedule if urgent else self._appender.schedule_text
+            act = partial(schedule, self) if wake else self._appender.hurry
             if on_loop:
                 act()
             else:
@@ -206,6 +228,7 @@ class Outbox(ABC):
         """Stop publishing and drop events that wait; later puts raise RunCancelled."""
         with self._lock:
             self._closed = self._closed or reason
+            self._next_seq += len(self._pending)
             self._pending.clear()
             self._fields.clear()
             self._pending_bytes = 0
@@ -226,23 +249,29 @@ class Outbox(ABC):
     def _take_text(self) -> bytes | None:
         """Return the only waiting event if it is a text: the most common batch by far. The caller holds the lock."""
         pending = self._pending
-        if len(pending) != 1 or not isinstance(text := pending[0], bytes):
+        if len(pending) != 1 or isinstance(text := pending[0], tuple):
             return None
         pending.clear()
         self._pending_bytes = 0
+        self._next_seq += 1
         if self._threads_waiting:
             self._state_changed.notify_all()
-        return text
+        return text if isinstance(text, bytes) else encode_text(text)
 
     def _take(self) -> Taken | None:
         """Return the events of the next batch, or None. The caller holds the lock."""
         pending = self._pending
         taken: list[bytes] = []
-        size, terminal, event_type = 0, "", ""
+        size, waited, terminal, event_type = 0, 0, "", ""
         fields: Fields = ()
         while pending and size < MAX_BATCH_BYTES and len(taken) < MAX_BATCH_EVENTS:
             item = pending.popleft()
-            event_type, encoded = (TEXT, item) if isinstance(item, bytes) else item
+            if isinstance(item, str):
+                event_type, encoded = TEXT, encode_text(item)
+                waited += len(item)
+            else:
+                event_type, encoded = (TEXT, item) if isinstance(item, bytes) else item
+                waited += len(encoded)
             if event_type in TERMINAL_EVENTS:
                 terminal = event_type
             size += len(encoded)
@@ -252,7 +281,8 @@ class Outbox(ABC):
                 break
         if not taken:
             return None
-        self._pending_bytes -= size + _size_of(fields)
+        self._next_seq += len(taken)
+        self._pending_bytes -= waited + _size_of(fields)
         self._notify_threads()
         return Taken(taken, terminal, event_type, fields)
 

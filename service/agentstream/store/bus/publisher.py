@@ -105,7 +105,6 @@ class RunPublisher(Outbox):
         self._has_checkpoint = attempt > 1  # an earlier attempt may have stored one
         self._latest: dict[Fields, _Batch] = {}  # the latest stored batch with the fields of _REPLACED
         self.takes_inputs = False  # whether the terminal event says which messages the agent has not taken
-        self._next_seq = 1
         self._log_exists = False
         self._epoch = link.reconnects  # when the log was last known to be complete
         self._doubtful = False  # whether the broker may have lost batches
@@ -118,7 +117,7 @@ class RunPublisher(Outbox):
         self._trimmed = False
         if first_batch is not None:
             self._keep(_Batch(1, first_batch))
-            self._next_seq, self._stored_seq, self._put_seq, self._log_exists = 2, 1, 1, True
+            self._next_seq, self._stored_seq, self._log_exists = 2, 1, True
 
     @property
     def unflushed_bytes(self) -> int:
@@ -163,14 +162,14 @@ class RunPublisher(Outbox):
     def _active(self) -> bool:
         return self._closed is None or self._retained
 
-    def next_append(self, now_s: float) -> Append | None:
+    def next_append(self, now_s: float, reconnects: int) -> Append | None:
         """Return the next batch for the appender; None if there is none, or if publish.lua must store it."""
         self.sent_at_s = now_s
         with self._lock:
             self._wake_scheduled = False
             if self._in_flight is not None or self._verifying or not self._active:
                 return None
-            doubtful = self._stored_seq > 0 and (self._doubtful or self._epoch != self._link.reconnects)
+            doubtful = self._stored_seq > 0 and (self._doubtful or self._epoch != reconnects)
             batch = None
             if not doubtful:
                 batch = self._to_restore.popleft() if self._to_restore else self._next_batch()
@@ -188,16 +187,15 @@ class RunPublisher(Outbox):
     def _next_batch(self) -> _Batch | None:
         """Return a batch of the events that wait, or None. The caller holds the lock."""
         if (text := self._take_text()) is not None:
-            batch = _Batch(self._next_seq, encode_batch(self._attempt, self._next_seq, [text]))
-            self._next_seq += 1
+            seq = self._next_seq - 1
+            batch = _Batch(seq, encode_batch(self._attempt, seq, [text]))
             self._keep(batch)
             return batch
         taken = self._take()
         if taken is None:
             return None
         events, terminal, event_type, fields = taken
-        payload = encode_batch(self._attempt, self._next_seq, events)
-        self._next_seq += len(events)
+        payload = encode_batch(self._attempt, self._next_seq - len(events), events)
         batch = _Batch(self._next_seq - 1, payload, terminal, fields)
         if fields and event_type == RUN_CHECKPOINT:
             self._has_checkpoint = True
