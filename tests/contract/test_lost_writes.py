@@ -1,6 +1,7 @@
 """The scripts that mend what a failover of Redis has lost, on fakeredis and real servers."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from functools import partial
@@ -208,3 +209,20 @@ async def test_a_claim_whose_reply_was_lost_is_found(
     assert found.job == one
     queues[0].holds = {known.entry_id, found.entry_id}.__contains__
     assert await queues[0].claim(short_block=True) is None
+
+
+async def test_a_claim_that_a_failover_brought_back_goes_to_the_worker_of_the_run(
+    submitter: JobSubmitter, queues: list[JobQueue], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If the queue has lost that another worker took a run over, its first worker waits, and gives the job back."""
+    claim = await sent(submitter, queues[0], job())
+    assert await queues[1].begin(replace(claim, new=False), ttl_s=60) is not None
+    monkeypatch.setattr(type(queues[0]._claims), "reconnects", 1)
+    began_s = time.monotonic()
+    for callback in queues[0]._claims.on_reconnect:
+        callback()
+    found = await claimed(queues[0])
+    assert found.entry_id == claim.entry_id
+    assert found.not_before_s > began_s
+    assert await queues[0].begin(found, ttl_s=60) is None
+    assert await queues[1].renew([claim.entry_id]) == []

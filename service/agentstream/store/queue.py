@@ -236,7 +236,11 @@ class JobQueue:
         self._reconnected, self._pending_after = False, _FIRST_ENTRY
 
     async def _claim_pending(self) -> Claim | None:
-        """Return a job that the queue has given to this worker, but whose reply was lost; None if there is no other."""
+        """Return a job that the queue has given to this worker, but whose reply was lost; None if there is no other.
+
+        The broker may also have lost that this worker has ended the run, or that another one has taken it over. So the
+        job is not begun before they have stored it again.
+        """
         started = time.monotonic()
         while self._pending_after:
             command = ("XREADGROUP", "GROUP", GROUP, self.worker_id, "COUNT", _PENDING_PAGE, "STREAMS", self._jobs)
@@ -252,7 +256,9 @@ class JobQueue:
                 self._pending_after = name.decode()
                 if flat and not self.holds(self._pending_after):
                     log.warning("claimed a job whose claim was lost: %s", self._pending_after)
-                    return await self._decode_claim(name, flat, lease_since_s=started)
+                    return await self._decode_claim(
+                        name, flat, lease_since_s=started, new=True, not_before_s=self._settled_at_s
+                    )
             if not entries:
                 self._pending_after = ""
         return None
