@@ -74,7 +74,7 @@ class Broker:
     def append(self, run_id: str, seq: int, message: bytes) -> None:
         """Append a batch to the replay log of a run and publish it."""
         stored = self.ask(*script("append", [KEYS.events(run_id)], f"1-{seq}", message))
-        assert stored == [1], stored
+        assert stored == 1, stored
 
     def published(self) -> bytes:
         """Return the payload of the next message on a subscribed channel."""

@@ -26,16 +26,24 @@ SILENT_S: Final = 0.25
 
 
 class AppendSource(Protocol):
-    """A run with batches to append. ``sent_at_s`` is when its last batch was sent, by the clock of the event loop."""
+    """A run with batches to append.
+
+    ``sent_at_s`` is when its last batch was sent, by the clock of the event loop. Sources with an equal ``group`` may
+    share a script call (``Link.group_of``).
+    """
 
     sent_at_s: float
+    group: Hashable
 
     def next_append(self, now_s: float, reconnects: int) -> "Append | None":
         """Return the next batch to append; None if there is none now. ``reconnects`` are those of the link."""
         ...
 
-    def on_append_result(self, *, stored: bool) -> None:
-        """Handle the result of the append."""
+    def on_append_stored(self) -> None:
+        """Continue, because the batch is stored and published."""
+
+    def on_append_refused(self) -> None:
+        """Find out why the batch was not stored."""
 
 
 class Append(NamedTuple):
@@ -121,18 +129,28 @@ class Appender:
             return (appends,)
         groups: dict[Hashable, list[Append]] = {}
         for append in appends:
-            groups.setdefault(self._link.group_of(append.log), []).append(append)
+            groups.setdefault(append.source.group, []).append(append)
         return groups.values()
 
     def _append(self, appends: Sequence[Append]) -> None:
         def on_reply(reply: Reply) -> None:
+            if reply == len(appends):
+                for append in appends:
+                    append.source.on_append_stored()
+                return
             results = reply if isinstance(reply, list) else [0] * len(appends)  # any other reply applies to every batch
             for append, stored in zip(appends, results, strict=True):
-                append.source.on_append_result(stored=stored == 1)
+                if stored == 1:
+                    append.source.on_append_stored()
+                else:
+                    append.source.on_append_refused()
 
-        logs = [append.log for append in appends]
-        arguments = [part for append in appends for part in (append.entry_id, append.payload)]
+        logs: list[str] = []
+        arguments: list[str | bytes] = []
+        for _, log, entry_id, payload in appends:
+            logs.append(log)
+            arguments += entry_id, payload
         command = self._link.send_script("append", logs, *arguments, on_reply=on_reply)
         # After a reconnect it is unknown which batches are stored, and whether the attempts are still the newest ones.
-        # The reply to PING is no list, so every source finds that out.
+        # The reply to PING is neither a list nor their number, so every source finds that out.
         command.repack = lambda: pack(("PING",))

@@ -8,7 +8,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from functools import partial
 from typing import Any, Final, NamedTuple
 
@@ -77,6 +77,7 @@ class Outbox(ABC):
         self._parked_ttl_s = 0
         self._waiters: list[asyncio.Future[None]] = []
 
+    group: Hashable  # of its log (``Link.group_of``)
     sent_at_s = 0.0  # when the last batch was sent, by the clock of the loop
 
     @abstractmethod
@@ -84,8 +85,12 @@ class Outbox(ABC):
         """Return the next batch for the appender; None if there is none, or if publish.lua must store it."""
 
     @abstractmethod
-    def on_append_result(self, *, stored: bool) -> None:
-        """Handle the result of an append."""
+    def on_append_stored(self) -> None:
+        """Continue, because the batch is stored and published."""
+
+    @abstractmethod
+    def on_append_refused(self) -> None:
+        """Find out why the batch was not stored, and store it if it is still missing."""
 
     @property
     def events_put(self) -> int:

@@ -48,6 +48,7 @@ UNAPPLIED: Final = '"unapplied_inputs":null'
 # Fields of the run's hash from which another attempt continues.
 _CONTINUATION: Final = ("state", "job", "interrupts", "inputs")
 _STORED: Final = (b"OK", b"REMOVED", b"DUPLICATE")  # replies of publish.lua
+_new: Final = tuple.__new__
 # The first fields of batches whose fields replace those of earlier batches.
 _REPLACED: Final = frozenset({("checkpoint",), ("interrupts",)})
 
@@ -96,6 +97,7 @@ class RunPublisher(Outbox):
         self._jobs = names[2]
         self.job_removed = False  # whether the job was removed with the terminal event
         self._channel = names[0]
+        self.group = link.group_of(names[0])
         self._log_context = current_log_context()
         self._attempt = attempt
         self._limits = limits
@@ -167,7 +169,7 @@ class RunPublisher(Outbox):
         self.sent_at_s = now_s
         with self._lock:
             self._wake_scheduled = False
-            if self._in_flight is not None or self._verifying or not self._active:
+            if self._in_flight is not None or self._verifying or (self._closed is not None and not self._retained):
                 return None
             doubtful = self._stored_seq > 0 and (self._doubtful or self._epoch != reconnects)
             batch = None
@@ -182,7 +184,8 @@ class RunPublisher(Outbox):
         if not self._log_exists or self._trimmed or batch.terminal or batch.fields:
             self._publish(batch, verify=False)
             return None
-        return Append(self, self._channel, f"{self._attempt}-{batch.last_seq}", batch.payload)
+        # This runs for each batch; Append(...) takes twice as long.
+        return _new(Append, (self, self._channel, f"{self._attempt}-{batch.last_seq}", batch.payload))
 
     def _next_batch(self) -> _Batch | None:
         """Return a batch of the events that wait, or None. The caller holds the lock."""
@@ -224,14 +227,18 @@ class RunPublisher(Outbox):
         command = link.send_script("publish", names, *arguments, on_reply=self._on_published)
         command.repack = lambda: self._link.pack_script("verify", self._names, *self._verify_arguments())
 
-    def on_append_result(self, *, stored: bool) -> None:
-        """Handle the result of an append. If it failed, find out why, and store the batch if it is still missing."""
+    def on_append_stored(self) -> None:
+        """Continue, because the batch is stored and published."""
+        batch = self._in_flight
+        if batch is not None:
+            self._on_stored(batch)
+
+    def on_append_refused(self) -> None:
+        """Find out why the batch was not stored, and store it if it is still missing."""
         batch = self._in_flight
         if batch is None:
             return
-        if stored:
-            self._on_stored(batch)
-        elif not self._active:
+        if not self._active:
             self._in_flight = None
             self._wake_waiters()
         elif self._doubtful or self._epoch != self._link.reconnects:
@@ -329,13 +336,14 @@ class RunPublisher(Outbox):
             if earlier is not None:
                 earlier.fields = ()  # replaced, so nobody needs them again
             self._latest[name] = batch
-        with self._lock:
-            self._stored_seq, self._log_exists = batch.last_seq, True
-            if (self._pending or self._to_restore or self._doubtful) and not self._wake_scheduled:
-                self._wake_scheduled = True
-                self._appender.schedule(self)
-            if self._threads_waiting:
-                self._state_changed.notify_all()
+        # No lock if nobody waits: a thread that puts an event now schedules it itself, or sees the new seq.
+        self._stored_seq, self._log_exists = batch.last_seq, True
+        if self._pending or self._to_restore or self._doubtful or self._threads_waiting:
+            with self._lock:
+                if (self._pending or self._to_restore or self._doubtful) and not self._wake_scheduled:
+                    self._wake_scheduled = True
+                    self._appender.schedule(self)
+                self._notify_threads()
         if self._waiters:
             self._wake_waiters()
 
