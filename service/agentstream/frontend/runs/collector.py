@@ -48,6 +48,10 @@ class Collector:
         self._deadlines = deadlines
         self._timer = timer
 
+    def detach(self) -> None:
+        """Forget the feed and the deadlines, as ``StreamPump.detach`` does."""
+        self._feed = self._deadlines = None
+
     @property
     def ended(self) -> bool:
         """Whether the terminal event was received. False for a run that was given up."""

@@ -74,5 +74,6 @@ def run_open_ttl_s(context: Context) -> int:
 def leave(context: Context, run: StreamPump | Collector, feed: RunFeed) -> None:
     """Stop reading a run: unsubscribe, stop watching its reader, and keep the reader's counts."""
     feed.close()
+    run.detach()
     context.watcher.remove(run)
     context.metrics.reader_closed(run)
