@@ -13,7 +13,7 @@ async def within(future: asyncio.Future[Value], timeout_s: float) -> Value:
 
     It costs a sixth of asyncio.timeout, which takes 12 us (Python 3.11, uvloop 0.23, measured).
     """
-    timer = asyncio.get_running_loop().call_later(timeout_s, future.cancel, _LATE)
+    timer = future.get_loop().call_later(timeout_s, future.cancel, _LATE)
     try:
         return await future
     except asyncio.CancelledError as exc:

@@ -7,6 +7,7 @@ and XACK do not check which worker holds an entry. So renewing, handing back and
 """
 
 import asyncio
+import itertools
 import logging
 import secrets
 import time
@@ -122,6 +123,8 @@ class JobQueue:
         self._jobs = keys.jobs(queue)
         self._workers = keys.workers(queue)
         self.worker_id = worker_id
+        self._token = secrets.token_hex(8)
+        self._begins = itertools.count()
         self.holds: Callable[[str], bool] = _holds_nothing  # whether this worker works on a queue entry
         self._claims.on_reconnect[self._on_connect] = None
         self._seen_reconnects = 0
@@ -299,7 +302,7 @@ class JobQueue:
         what an earlier attempt began, and ``takes_inputs`` that it takes messages while it works.
         """
         keys = [self._keys.run(claim.job.run_id), self._keys.events(claim.job.run_id)]
-        token = secrets.token_hex(8)
+        token = f"{self._token}-{next(self._begins)}"
         pending = self._link.start_script_call(
             "begin",
             keys,

@@ -279,7 +279,7 @@ class Execution:
         put_text = None if self._publisher is None else self._publisher.put_text  # runs for each token
         run = Run(self.claim.job.run_id, request, self, caller_of(self.claim.job), put_text)
         run.restore(self._restored, self.tally.client_calls, self.tally.interrupts if self.resumable else 0)
-        agent = asyncio.create_task(self._call(called, run), name=f"agent {self.agent_name} {run.id}")
+        agent = self._loop.create_task(self._call(called, run), name=f"agent {self.agent_name} {run.id}")
         agent.add_done_callback(self._on_agent_end)
         self._unfinished.append(agent)
         try:
@@ -322,7 +322,7 @@ class Execution:
         set_current_agent(CurrentAgent(self.agent_name, current_log_context()))
         if is_async(agent):
             return await await_agent(agent(run), run)
-        done = asyncio.get_running_loop().create_future()
+        done = self._loop.create_future()
         done.add_done_callback(lambda future: future.cancelled() or future.exception())  # asyncio must not warn
         self._unfinished.append(done)
         context = contextvars.copy_context()
