@@ -177,3 +177,15 @@ async def test_a_wrong_password_is_refused(server: Server) -> None:
     ended = await server.doctor(REDIS_URL=server.url.replace("//", "//operator:hunter2@"))
     assert ended.code == 4
     assert "hunter2" not in ended.out + ended.err
+
+
+async def test_the_workers_of_a_queue_are_counted_once(tmp_path: Path) -> None:
+    """The checks of the workers and of the jobs of a queue share one reading of the queue."""
+    async with run_server(SERVERS[0], tmp_path) as port:
+        report = await agentstream("doctor", "--json", REDIS_URL=f"redis://127.0.0.1:{port}")
+        assert {"workers of default", "jobs of default"} <= {
+            check["name"] for check in json.loads(report.out)["checks"]
+        }
+        async with Redis(port=port) as redis:
+            stats = await redis.info("commandstats")
+    assert stats["cmdstat_zcount"]["calls"] == 1

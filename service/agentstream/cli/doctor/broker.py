@@ -86,9 +86,10 @@ async def _check_queue(reader: QueueReader | None, reason: str, queue: str, max_
     if reader is None:
         return [CheckResult(name, "unknown", reason, "this check was skipped", _NO_LINK) for name in names]
     depth = partial(checks.depth, queue, max_queued=max_queued)
+    summary = asyncio.ensure_future(reader.queue(queue))  # for both checks
     return [
-        await check(names[0], reader.queue(queue), partial(checks.workers, queue)),
-        await check(names[1], reader.queue(queue), depth),
+        await check(names[0], summary, partial(checks.workers, queue)),
+        await check(names[1], summary, depth),
     ]
 
 
