@@ -38,7 +38,9 @@ A class that clients can see has an HTTP ``status``, and the ``code`` and ``erro
 import os
 import re
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
+
+MASK: Final = "***"  # what every text shows in place of a secret
 
 
 class AgentStreamError(Exception):

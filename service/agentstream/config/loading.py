@@ -9,9 +9,9 @@ from pydantic import AliasChoices, TypeAdapter, ValidationError
 
 from agentstream.config import service_links, values
 from agentstream.config.listen_address import ENV_PREFIX, ListenAddress
-from agentstream.config.secret_values import MASK, without_secrets
+from agentstream.config.secret_values import without_secrets
 from agentstream.config.settings import Settings, env_name
-from agentstream.errors import StartupError
+from agentstream.errors import MASK, StartupError
 
 # Variables of command-line flags that are no settings.
 _CLIENT_VARIABLES: Final = {"AGENTSTREAM_URL"}

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Final
 from urllib.parse import parse_qsl, unquote
 
-MASK: Final = "***"
+from agentstream.errors import MASK
 
 # Names of query parameters and of environment variables that hold secrets.
 _SECRET_NAME: Final = re.compile(

@@ -13,10 +13,10 @@ from typing import Any, Final
 
 import orjson
 
+from agentstream.errors import MASK
 from agentstream.protocol.plain_json import json_bytes
 
 MIN_SECRET_CHARS: Final = 6  # a shorter secret may be part of other words
-MASK: Final = "***"
 
 # Users of local model servers write these words as API keys. They are no secrets, and may be words of a text.
 _PLACEHOLDERS: Final = frozenset({"ollama", "lm-studio", "not-needed", "no-key", "no-api-key", "unused", "placeholder"})
