@@ -100,18 +100,6 @@ class Servers(abc.ABC):
     def url_as(self, login: Security) -> str:
         """Return the URL with the username and password of ``login``."""
 
-    def kill(self, server: Server) -> None:
-        """Kill a server with SIGKILL."""
-        server.kill()
-
-    def freeze(self, server: Server) -> None:
-        """Freeze a server with SIGSTOP."""
-        server.freeze()
-
-    def thaw(self, server: Server) -> None:
-        """Let a frozen server continue."""
-        server.thaw()
-
     async def restart(self, server: Server) -> None:
         """Kill a server if it runs, and start it again on its port with the configuration and the data it had.
 

@@ -56,7 +56,7 @@ async def test_a_missing_shard_is_named(cluster: ClusterServers) -> None:
     replicas = await cluster.replicas_of(lost)
     there, away = await _one_run_at_each(cluster, keys, lost_slot_owner=lost)
     for node in (*replicas, lost):
-        cluster.kill(node)
+        node.kill()
     checks = await checks_until(cluster.url, lambda checks: checks["slots"]["level"] == "fault")
     assert f"{lost.address}:{lost.port} is down" in checks["slots"]["what"]
     assert "partitions of runs" in checks["slots"]["why"]
@@ -137,7 +137,7 @@ async def test_a_frozen_replica_is_late(sentinels: SentinelServers) -> None:
     [frozen, _] = await sentinels.replicas()
     # Otherwise the primary disconnects it after the 5 s that tests use instead of Redis' 60 s.
     await (await sentinels.primary()).call("CONFIG", "SET", "repl-timeout", "60")
-    sentinels.freeze(frozen)
+    frozen.freeze()
     checks = await checks_until(sentinels.url, lambda checks: checks["replication lag"]["level"] == "warning")
     assert f"{frozen.address}:{frozen.port} has confirmed nothing" in checks["replication lag"]["what"]
 
@@ -147,11 +147,11 @@ async def test_sentinels_that_are_down_are_named(sentinels: SentinelServers) -> 
     names = ("sentinels", "quorum", "primary", "replicas", "replication lag")
     assert set(levels(await checks_of(sentinels.url), *names)) == {"ok"}
     first, second, _ = sentinels.sentinels
-    sentinels.kill(first)
+    first.kill()
     one_down = await checks_of(sentinels.url)
     assert levels(one_down, "sentinels", "quorum", "primary") == ["warning", "ok", "ok"]
     assert f"{first.address}:{first.port}" in one_down["sentinels"]["what"]
-    sentinels.kill(second)
+    second.kill()
     two_down = await checks_until(sentinels.url, lambda checks: checks["quorum"]["level"] == "fault")
     assert "NOQUORUM" in two_down["quorum"]["what"]
     assert two_down["sentinels"]["level"] == "fault"
@@ -162,7 +162,7 @@ async def test_replicas_and_min_replicas_are_judged(sentinels: SentinelServers) 
     primary = await sentinels.primary()
     assert (await checks_of(sentinels.url))["min-replicas-to-write"]["level"] == "warning"  # 0, with two replicas
     await primary.call("CONFIG", "SET", "min-replicas-to-write", "2")
-    sentinels.kill((await sentinels.replicas())[0])
+    (await sentinels.replicas())[0].kill()
     checks = await checks_until(sentinels.url, lambda checks: checks["replicas"]["level"] == "warning")
     assert "1 of 2 replicas" in checks["replicas"]["what"]
     assert checks["min-replicas-to-write"]["level"] == "fault"

@@ -309,7 +309,7 @@ async def test_the_users_suffice_for_sentinels(name: str) -> None:
             for setting, value in (("sentinel-user", "sentinel"), ("sentinel-pass", "CHANGE-ME-sentinel")):
                 await sentinel.call("SENTINEL", "CONFIG", "SET", setting, value)
         old = await servers.primary()
-        servers.kill(old)
+        old.kill()
         await servers.wait_failover(old)
         await servers.restart(old)
         await servers.wait_ok()

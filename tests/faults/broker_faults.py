@@ -30,7 +30,7 @@ async def kill(servers: AnyServers, primary: Server) -> float:
 async def lose(servers: AnyServers, primary: Server) -> float:
     """Kill a primary. It stays dead until ``repair``."""
     began_s = time.monotonic()
-    servers.kill(primary)
+    primary.kill()
     await servers.wait_failover(primary)
     return time.monotonic() - began_s
 
@@ -46,7 +46,7 @@ async def repair(servers: AnyServers) -> None:
 async def freeze(servers: AnyServers, primary: Server, seconds: float) -> float:
     """Freeze a primary: its connections stay open and silent. Nobody takes over if it is short."""
     began_s = time.monotonic()
-    servers.freeze(primary)
+    primary.freeze()
     failover = asyncio.create_task(servers.wait_failover(primary), name="failover")
     try:
         await asyncio.wait({failover}, timeout=seconds)
@@ -55,7 +55,7 @@ async def freeze(servers: AnyServers, primary: Server, seconds: float) -> float:
     finally:
         failover.cancel()
         await asyncio.gather(failover, return_exceptions=True)
-        servers.thaw(primary)
+        primary.thaw()
     await servers.wait_ok()
     return lasted_s
 

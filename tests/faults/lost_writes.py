@@ -20,7 +20,7 @@ async def losing_writes(servers: ClusterServers | SentinelServers, primary: Serv
     """
     async with starved(servers, primary):
         yield
-        servers.kill(primary)
+        primary.kill()
     await servers.wait_failover(primary)
 
 
@@ -32,13 +32,13 @@ async def starved(servers: ClusterServers | SentinelServers, primary: Server) ->
     else:
         replicas = await servers.replicas()
     for replica in replicas:
-        servers.freeze(replica)
+        replica.freeze()
     try:
         await primary.call("CLIENT", "KILL", "TYPE", "replica")
         yield replicas
     finally:
         for replica in replicas:
-            servers.thaw(replica)
+            replica.thaw()
 
 
 async def queue_at(servers: ClusterServers, primary: Server) -> str:

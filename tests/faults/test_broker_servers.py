@@ -75,16 +75,16 @@ async def test_a_cluster_replaces_a_lost_primary(cluster: ClusterServers, fault:
     old = await cluster.primary_of("key")
     await write_everywhere(old, "key")
     if fault == "kill":
-        cluster.kill(old)
+        old.kill()
     else:
-        cluster.freeze(old)
+        old.freeze()
     await cluster.wait_failover(old)
     new = await cluster.primary_of("key")
     assert await new.call("GET", "key") == "kept"
     if fault == "kill":
         await cluster.restart(old)
     else:
-        cluster.thaw(old)
+        old.thaw()
     await cluster.wait_ok()
     assert await pair_of(cluster, "key") == {new, old}
 
@@ -221,13 +221,13 @@ async def test_sentinels_replace_a_primary(sentinels: SentinelServers, fault: st
     old = await sentinels.primary()
     await write_everywhere(old, "key")
     if fault == "kill":
-        sentinels.kill(old)
+        old.kill()
         await sentinels.wait_failover(old)
         await sentinels.restart(old)
     elif fault == "freeze":
-        sentinels.freeze(old)
+        old.freeze()
         await sentinels.wait_failover(old)
-        sentinels.thaw(old)
+        old.thaw()
     elif fault == "demote":
         replica = await sentinels.demote(old)
         assert (await old.role())[:3] == ["slave", replica.address, replica.port]
@@ -277,7 +277,7 @@ async def test_servers_end_and_keep_data_over_restarts(executable: Path) -> None
             await servers.restart(each)
         await servers.wait_ok()
         assert await node.call("GET", "key") == "kept"
-        servers.freeze(node)
+        node.freeze()
         nodes = servers.nodes
     assert [each for each in nodes if each.running] == []
 
@@ -310,7 +310,7 @@ async def test_sentinels_with_users_and_certificates(executable: Path) -> None:
         assert servers.url.startswith(f"redis{'s' if tls else ''}+sentinel://service:pa%3Ass%2Fword@127.")
         assert "/main?sentinel_username=watcher&sentinel_password=watching" in servers.url
         old = await servers.primary()
-        servers.kill(old)
+        old.kill()
         new = await servers.wait_failover(old)
         await servers.restart(old)
         await servers.wait_ok()

@@ -182,7 +182,7 @@ async def test_a_command_waits_for_a_server(cluster: ClusterServers) -> None:
         await link.call("SET", name, "kept")
         async with primary.client() as redis:
             assert await redis.wait(1, 5000) == 1
-        cluster.kill(primary)
+        primary.kill()
         waiting = asyncio.create_task(link.call("GET", name))
         assert await link.call("SET", away, "x") == b"OK"
         assert await waiting == b"kept"

@@ -87,7 +87,7 @@ async def test_a_lost_primary_is_reported_until_sentinels_replace_it(tmp_path: P
         await observed.start()
         primary = await sentinels.primary()
         await observed.show(each([primary]))
-        sentinels.kill(primary)
+        primary.kill()
         await observed.show(each([primary], 0))
         await observed.show(each([await sentinels.wait_failover(primary)]))
 
@@ -106,7 +106,7 @@ async def test_each_primary_of_a_cluster_is_reported(cluster: ClusterServers, tm
         new = await cluster.primaries()
         await observed.show(each(new))
         for node in (*await cluster.replicas_of(lost), lost):
-            cluster.kill(node)
+            node.kill()
         await observed.show(each(new) | each([lost], 0))
         await cluster.restart(lost)
         await observed.show(each(new))

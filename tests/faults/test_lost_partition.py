@@ -19,7 +19,7 @@ async def test_a_front_end_that_lost_its_queue_is_ready_for_others(tmp_path: Pat
     """If the primary with the keys of the queue is lost, the front end stays ready, and says what is unknown."""
     async with ClusterServers(replicas=0) as cluster, Processes(cluster.url, tmp_path) as processes:
         url = await processes.frontend()
-        cluster.kill(await cluster.primary_of(Keys().jobs(processes.queue)))
+        (await cluster.primary_of(Keys().jobs(processes.queue))).kill()
         timeout = aiohttp.ClientTimeout(total=2 * TIMEOUT_S)
         async with aiohttp.ClientSession(timeout=timeout) as session:
             async with session.get(f"{url}/health/ready") as ready:
@@ -36,7 +36,7 @@ async def test_only_requests_that_need_the_lost_primary_are_refused(tmp_path: Pa
         url = await processes.frontend()
         await processes.worker("whoami")
         queue = await cluster.primary_of(Keys().jobs(processes.queue))
-        cluster.kill(next(server for server in await cluster.primaries() if server is not queue))
+        next(server for server in await cluster.primaries() if server is not queue).kill()
         timeout = aiohttp.ClientTimeout(total=2 * TIMEOUT_S)
         async with aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0)) as session:
 
