@@ -261,14 +261,19 @@ class StreamPump:
 
         At the end of the stream ``run`` writes them, together with the frames of the terminal event.
         """
-        if self._machine.tail is None and self._writer.write(self._take_out()):
+        if self._machine.tail is not None:
+            return
+        out = self._out
+        data = out[0] if len(out) == 1 else b"".join(out)
+        out.clear()
+        self._out_bytes = 0
+        if self._writer.write(data):
             self._pause()
 
     def _take_out(self) -> bytes:
         """Return the collected frames, and collect anew."""
-        out = self._out
-        data = out[0] if len(out) == 1 else b"".join(out)
-        out.clear()
+        data = b"".join(self._out)
+        self._out.clear()
         self._out_bytes = 0
         return data
 
