@@ -29,3 +29,4 @@ def check_spread(spread: Spread | None) -> None:
     for counts in spread.connections.values():
         assert (counts["agentstream-frontend"], counts["agentstream-worker"]) == (FRONTENDS, WORKERS), f"\n{spread}"
         assert counts.get("agentstream-claims", 0) <= WORKERS, f"\n{spread}"
+        assert counts.keys() <= {"agentstream-frontend", "agentstream-worker", "agentstream-claims"}, f"\n{spread}"
