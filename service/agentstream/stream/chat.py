@@ -213,30 +213,30 @@ class ChatStream:
         yield DONE
 
     def _frames(self, event: Event, parts: Iterable[Part], *, numbered: bool) -> Iterator[bytes]:
-        position, text = f"{event.attempt}-{event.seq}", self._text
+        position = f"{event.attempt}-{event.seq}"
         for number, part in enumerate(parts, 1):
             if part.__class__ is Text and self._after is None:  # an answer that was not streamed has one for each word
-                if text is None:
-                    text = self._text_template()
                 self.text_count += 1
-                yield text.render(part.text, f"{position}.{number}" if numbered else position)
-                continue
-            cursor = Cursor(event.attempt, event.seq, number if numbered else 0)
-            if isinstance(part, Finish):
-                yield from self._finish(part, cursor)
-            elif self._is_new(cursor):
-                if isinstance(part, Text):
-                    self.text_count += 1
-                    yield self._text_template().render(part.text, str(cursor))
-                elif isinstance(part, NamedEvent | CustomEvent):
-                    if isinstance(part, NamedEvent) or is_sent(part.name, self._options.event_types):
-                        yield from self._named(part, cursor)
-                elif isinstance(part, Reasoning):
-                    yield self._reasoning_chunk(part.text, str(cursor))
-                elif isinstance(part, ToolCallDelta):
-                    yield self._tool_call_delta(part, cursor)
-                elif isinstance(part, Failure):
-                    yield self._failure(part, cursor)
+                yield self._text_template().render(part.text, f"{position}.{number}" if numbered else position)
+            else:
+                yield from self._frames_of(part, Cursor(event.attempt, event.seq, number if numbered else 0))
+
+    def _frames_of(self, part: Part, cursor: Cursor) -> Iterator[bytes]:
+        if isinstance(part, Finish):
+            yield from self._finish(part, cursor)
+        elif self._is_new(cursor):
+            if isinstance(part, Text):
+                self.text_count += 1
+                yield self._text_template().render(part.text, str(cursor))
+            elif isinstance(part, NamedEvent | CustomEvent):
+                if isinstance(part, NamedEvent) or is_sent(part.name, self._options.event_types):
+                    yield from self._named(part, cursor)
+            elif isinstance(part, Reasoning):
+                yield self._reasoning_chunk(part.text, str(cursor))
+            elif isinstance(part, ToolCallDelta):
+                yield self._tool_call_delta(part, cursor)
+            elif isinstance(part, Failure):
+                yield self._failure(part, cursor)
 
     def _text_template(self) -> sse.TextTemplate:
         if self._text is None:

@@ -24,7 +24,7 @@ from agentstream.agents.shapes import (
     name_of,
     takes_inputs,
 )
-from agentstream.errors import AgentStreamError, BusError, Fenced, InvalidAgentOutput
+from agentstream.errors import AgentStreamError, BusError, Fenced, InvalidAgentOutput, RunCancelled
 from agentstream.protocol.events import RUN_CANCELLED, RUN_COMPLETED, TEXT, TOOL_CALL_END
 from agentstream.protocol.interrupts import Interrupt
 from agentstream.protocol.jobs import Job
@@ -318,6 +318,17 @@ class Execution:
             log.warning("the run has ended, but its agent still runs; its slot stays taken until the agent returns")
             await asyncio.wait(left)
 
+    def release(self) -> None:
+        """Let go of what refers to this execution: of a run that is over, the request and the answer are free at once.
+
+        Otherwise they would wait until Python looks for reference cycles, which also takes time from the other runs.
+        """
+        self.questions.publish = self.inputs.publish = _refuse
+        self.questions.park = None
+        if self.failure is not None:
+            self.failure.__traceback__ = None  # its frames refer to this execution
+        self._unfinished.clear()
+
     async def _call(self, agent: Agent, run: Run) -> object:
         set_current_agent(CurrentAgent(self.agent_name, current_log_context()))
         if is_async(agent):
@@ -387,6 +398,11 @@ class Execution:
             "finish_reason": "tool_calls" if calls else result.finish_reason,
             "usage": usage.model_dump(),
         }
+
+
+def _refuse(*_: object) -> None:
+    message = "the run is over"
+    raise RunCancelled(message)
 
 
 def _agent_of(resolve_agent: AgentResolver, job: Job) -> Agent | None:

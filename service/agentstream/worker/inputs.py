@@ -16,7 +16,7 @@ class RunInputs:
 
     def __init__(self, publish: Publish) -> None:
         """``publish`` stores an event with fields of the run's hash."""
-        self._publish = publish
+        self.publish = publish
         self._lock = threading.Lock()
         self._messages: Sequence[dict[str, Any]] = ()  # all that were sent to the run
         self._taken = 0
@@ -44,5 +44,5 @@ class RunInputs:
             self._taken += len(new)
         if new:
             items = [{"id": input_id(first + number), "message": message} for number, message in enumerate(new, 1)]
-            self._publish(INPUT_APPLIED, {"inputs": items}, ("inputs_applied", first + len(new)))
+            self.publish(INPUT_APPLIED, {"inputs": items}, ("inputs_applied", first + len(new)))
         return again + new

@@ -33,8 +33,8 @@ class Questions:
 
     def __init__(self, publish: Publish, park: Callable[[], None] | None) -> None:
         """``publish`` stores an event with fields of the run's hash. ``park`` parks the run. None: wait here."""
-        self._publish = publish
-        self._park = park
+        self.publish = publish
+        self.park = park
         self._loop = asyncio.get_running_loop()
         self._lock = threading.Lock()
         self.on_asked: Callable[[], None] = _do_nothing  # called for each new question, in any thread
@@ -97,9 +97,9 @@ class Questions:
             else:
                 self._waiting[asked.id] = future  # before the event: the answer may come at once
         if new:
-            fields = ("interrupts", every, "waits", int(self._park is None))
+            fields = ("interrupts", every, "waits", int(self.park is None))
             try:
-                self._publish(INTERRUPT, asked.as_json(), fields)
+                self.publish(INTERRUPT, asked.as_json(), fields)
                 self.on_asked()
             except BaseException:
                 self._waiting.pop(asked.id, None)
@@ -109,7 +109,7 @@ class Questions:
         return future
 
     def _wait_for(self, interrupt_id: str) -> None:
-        if self._park is not None:
+        if self.park is not None:
             self._loop.call_later(GATHER_S, self.park_if_idle)
         elif interrupt_id in self._waiting and interrupt_id not in self._timers:
             left_s = max(0.0, self._asked[interrupt_id].expires_at - time.time())
@@ -118,8 +118,8 @@ class Questions:
 
     def park_if_idle(self) -> None:
         """Park the run if its agent waits for an answer. The execution does nothing while tools run."""
-        if self._park is not None and self._waiting and not self._closed:
-            self._park()
+        if self.park is not None and self._waiting and not self._closed:
+            self.park()
 
     def deliver(self, answers: Mapping[str, dict[str, Any]]) -> None:
         """Give the agent the answers that have arrived while it waits here. ``answers`` are all that are stored.
@@ -131,7 +131,7 @@ class Questions:
         new = [name for name in answers if name in self._waiting]
         if not new:
             return
-        self._publish(RUN_RESUMED, {"answered": new}, ())
+        self.publish(RUN_RESUMED, {"answered": new}, ())
         self.on_timeouts(sum(answers[name] == TIMED_OUT for name in new))
         for name in new:
             with self._lock:

@@ -158,6 +158,7 @@ class Runner:
             self._executions.discard(execution)
             self._text_events_before += execution.text_events
             await execution.wait_until_finished()
+            execution.release()
 
     async def _execute(self, execution: Execution, span: tracing.Span, suspicious: asyncio.Future[bool] | None) -> None:
         claim = execution.claim
