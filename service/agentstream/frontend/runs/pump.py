@@ -146,8 +146,7 @@ class StreamPump:
 
     async def run(self) -> None:
         """Stream until the terminal event's frames are written; raises ClientDisconnected if the client leaves."""
-        first = self._take_out()
-        await self._writer.prepare(first)
+        await self._writer.prepare(self._take_out())  # a variable would keep these bytes as long as the stream
         self._started = True
         self.flush()
         while self._machine.tail is None:
