@@ -40,7 +40,7 @@ import re
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
-MASK: Final = "***"  # what every text shows in place of a secret
+MASK: Final = "***"  # shown in place of a secret
 
 
 class AgentStreamError(Exception):

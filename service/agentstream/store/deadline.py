@@ -5,7 +5,7 @@ from typing import Final, TypeVar
 
 Value = TypeVar("Value")
 
-_LATE: Final = "the time limit is over"  # tells the cancel of the limit from one of the waiting task
+_LATE: Final = "the time limit is over"  # the message of the cancel at the limit; other cancels do not have it
 
 
 async def within(future: asyncio.Future[Value], timeout_s: float) -> Value:

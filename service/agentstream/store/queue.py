@@ -77,8 +77,8 @@ class Claim:
     """A job that this worker holds, and its queue entry. Its lease began at ``lease_since_s`` (monotonic) or later.
 
     ``new`` says that the queue delivered it as a new job, so no worker held it before, unless the queue has lost that
-    worker's claim. The job must not begin before ``not_before_s`` (monotonic). ``more`` says that the same reply has
-    another job after it.
+    worker's claim. The job must not begin before ``not_before_s`` (monotonic). ``more`` says that another
+    entry follows in the same reply.
     """
 
     entry_id: str
@@ -175,10 +175,11 @@ class JobQueue:
         return claims[0] if claims else None
 
     async def claim_some(self, at_most: int, *, short_block: bool = False) -> list[Claim]:
-        """Wait up to CLAIM_BLOCK_S for a job; claim it and others that wait, ``at_most`` so many. Often none arrives.
+        """Wait up to CLAIM_BLOCK_S for a job. Claim up to ``at_most`` jobs that wait; return [] if none arrives.
 
-        A worker that claims many leaves few to idle ones. It reads one queue at a time, because COUNT applies to each
-        stream of an XREADGROUP, and because a cluster may hold the streams in different slots.
+        A worker that claims many jobs leaves few to idle workers. The claim reads one queue, because COUNT applies to
+        each stream of an XREADGROUP, and because a cluster may hold the streams in different slots. ``short_block``
+        shortens the wait. Raises BrokerUnavailable.
         """
         if self._reconnected:
             await self._after_reconnect()

@@ -98,9 +98,9 @@ class JobSubmitter:
         It raises BrokerUnavailable if the job is in the queue, but not on the required replicas. ``admission`` can
         enqueue the job again later.
 
-        What it sends leaves together with the other commands of this turn of the event loop. ``ttl_s`` is the TTL of
-        the run's hash and must cover the whole run. If it is sent again after a lost reply, the job may be in the queue
-        twice. Then ``begin.lua`` begins an attempt for one of the two entries only.
+        Its commands are sent together with the other commands of this turn of the event loop. ``ttl_s`` is the TTL of
+        the run's hash and must cover the whole run. If they are sent again after a lost reply, the job may be in the
+        queue twice. Then ``begin.lua`` begins an attempt for one of the two entries only.
         """
         run, jobs, envelope = self._keys.run(job.run_id), self._keys.jobs(self._queue), job.encode()
         link = self._link if self._replicas is None else self._replicas.link
@@ -114,10 +114,10 @@ class JobSubmitter:
         return self._admitted(job, reply, admission, link.reconnects)
 
     def _start_in_steps(self, link: Link, job: Job, envelope: bytes, ttl_s: int) -> Awaitable[Reply]:
-        """Create the run and enqueue its job with two scripts, since no script may have both. Return admit.lua's reply.
+        """Create the run and enqueue its job with two scripts, because their keys have different slots.
 
-        The job must not be in the queue before the run exists. One server keeps the order of the two commands, and runs
-        them after the subscription.
+        Return the reply of admit.lua. The job must not be in the queue before the run exists. One server keeps the
+        order of the two commands, and runs them after the subscription.
         """
         run, jobs = self._keys.run(job.run_id), self._keys.jobs(self._queue)
         create = partial(link.start_script_call, "create_run", [run], ttl_s, *fields_of(job))

@@ -26,8 +26,8 @@ _MODES: Final[dict[Together, Literal["livesum", "mostrecent", "livemin"]]] = {
     "latest": "mostrecent",
     "lowest": "livemin",
 }
-# The value of a series that a process no longer has. The files of several processes keep each series, and the lowest
-# value of those that do have the series is below this one.
+# The value of a series that a process no longer has. The file of a process keeps each series for ever. If another
+# process still has the series, its value is lower than this one.
 _GONE: Final = math.inf
 
 
@@ -95,7 +95,10 @@ class Metrics:
             self.counter(name, *labels).inc(total - last_total)
 
     def set_series(self, values: Mapping[str, float], name: str) -> None:
-        """Set a gauge of the lowest value, by the value of its label. Drop its series of other values."""
+        """Set the series of a gauge whose ``together`` is "lowest". ``values`` has the value for each label value.
+
+        Remove the series of other label values.
+        """
         gauge, before = self._gauges[name], self._series.get(name, set())
         for value in before - values.keys():
             if self._multiprocess:

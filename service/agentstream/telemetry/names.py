@@ -150,7 +150,7 @@ WORKER_CONNECTED: Final = "agentstream_worker_broker_connected"
 class Metric:
     """One metric. ``labels`` gives the possible values of each label; it is empty for queues, routes and the like.
 
-    Processes that share a port report a gauge ``together``: the sum, the latest or the lowest of their values.
+    ``together`` says how processes that share a port report a gauge: the sum, the latest or the lowest of their values.
     """
 
     name: str

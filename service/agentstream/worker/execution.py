@@ -319,9 +319,10 @@ class Execution:
             await asyncio.wait(left)
 
     def release(self) -> None:
-        """Let go of what refers to this execution: of a run that is over, the request and the answer are free at once.
+        """Drop the references that form cycles with this execution. Call it when the run is over.
 
-        Otherwise they would wait until Python looks for reference cycles, which also takes time from the other runs.
+        Otherwise the request and the answer stay in memory until Python's garbage collector finds the cycles, and its
+        search takes time from the other runs.
         """
         self.questions.publish = self.inputs.publish = _refuse
         self.questions.park = None

@@ -33,7 +33,7 @@ class Tally:
         self._reported_characters = 0  # written before the last inference ended
 
     def count_streamed(self, characters: Callable[[], int]) -> None:
-        """Count also ``characters()``: those of the text that this attempt has streamed. ``record`` does not get it."""
+        """Count streamed text, too. ``characters`` returns its length. ``record`` never gets it."""
         self._streamed = characters
 
     @property

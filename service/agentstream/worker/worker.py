@@ -121,9 +121,9 @@ class Worker:
     def _may_claim_more(self) -> int:
         """Return how many jobs this worker may claim together with the first one: half as many as it runs.
 
-        So idle workers share a burst, and a busy worker claims what others would soon bring it one by one: with 32
-        short runs at a time, this halves the CPU time of a run. Half of the free slots stay free, because a claim may
-        hold its slots for CLAIM_BLOCK_S.
+        So idle workers share a burst, and a busy worker claims several jobs with one command: with 32 short runs at a
+        time, this halves the CPU time of a run. Half of the free slots stay free, because a claim may hold its slots
+        for CLAIM_BLOCK_S.
         """
         return min(len(self._runs) // 2, self._slots.free // 2, MAX_MORE_CLAIMS)
 

@@ -49,7 +49,7 @@ class Collector:
         self._timer = timer
 
     def detach(self) -> None:
-        """Forget the feed and the deadlines, as ``StreamPump.detach`` does."""
+        """Drop the references to the feed and the deadlines, as ``StreamPump.detach`` does."""
         self._feed = self._deadlines = None
 
     @property

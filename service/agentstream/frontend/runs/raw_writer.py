@@ -18,9 +18,9 @@ from agentstream.errors import AgentStreamError
 # If more bytes than this wait for the client, its stream is paused. This is about 1,500 chunks, or 1 s of fast text.
 HIGH_WATER_BYTES: Final = 256 << 10
 LOW_WATER_BYTES: Final = 64 << 10
-# aiohttp's writer waits for the client after more bytes than this, without our time limit.
+# If aiohttp's ``write`` has written more than 64 KiB, it waits for the client, without our time limit.
 _MAX_FIRST_BYTES: Final = 32 << 10
-_FRAMING_BYTES: Final = 64  # more than the size of a chunk and the end of a body take
+_FRAMING_BYTES: Final = 64  # more than the framing of the last chunk and the end of the body need
 # How often the writer checks whether a blocked client has read. It does not check the other clients.
 POLL_S: Final = 0.05
 

@@ -72,7 +72,7 @@ def run_open_ttl_s(context: Context) -> int:
 
 
 def leave(context: Context, run: StreamPump | Collector, feed: RunFeed) -> None:
-    """Stop reading a run: unsubscribe, stop watching its reader, and keep the reader's counts."""
+    """Stop reading a run: unsubscribe, detach its reader, stop watching the reader, and keep its counts."""
     feed.close()
     run.detach()
     context.watcher.remove(run)

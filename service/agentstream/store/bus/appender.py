@@ -36,7 +36,7 @@ class AppendSource(Protocol):
     group: Hashable
 
     def next_append(self, now_s: float, reconnects: int) -> "Append | None":
-        """Return the next batch to append; None if there is none now. ``reconnects`` are those of the link."""
+        """Return the next batch to append; None if there is none now. ``reconnects`` is ``Link.reconnects``."""
         ...
 
     def on_append_stored(self) -> None:
@@ -64,7 +64,7 @@ class Appender:
         self._gather_s = gather_s
         self._scheduled: list[AppendSource] = []
         self._timer: asyncio.TimerHandle | None = None  # while the scheduled batches gather
-        self._silent_since_s = 0.0  # a run that has sent nothing since then was silent when they began to gather
+        self._silent_since_s = 0.0  # a run that last sent before this time is silent
         self._window_began_s = 0.0  # of the present window, which is ``gather_s`` long, by the clock of the loop
         self._in_window = 0  # batches sent in it
         self._busy = False  # whether the window before had more than QUIET_BATCHES
@@ -79,9 +79,10 @@ class Appender:
             self.hurry()
 
     def schedule_text(self, source: AppendSource) -> None:
-        """Send the next batch of ``source``, which is streamed text, up to ``gather_s`` later; else as ``schedule``.
+        """Send the next batch of ``source``, which is streamed text. Call this at most once a turn for each source.
 
-        The first batch of a silent run is always sent at once, and all that gathered with it.
+        While many runs write, the batch may wait for up to ``gather_s``. The first batch of a silent run is sent at the
+        end of this turn, together with all batches that wait.
         """
         scheduled = self._scheduled
         scheduled.append(source)

@@ -116,7 +116,7 @@ class Outbox(ABC):
     def put_text(self, text: str) -> None:
         """Add a piece of the answer's text, like ``put``.
 
-        This runs for each token, often with cold caches, so it leaves to the next batch what can be done there.
+        This runs for each token, often with cold CPU caches. So a plain text is encoded later, with its batch.
         """
         characters = len(text)
         if characters <= MAX_PLAIN_CHARACTERS and text.isascii() and threading.get_ident() == self._loop_thread:

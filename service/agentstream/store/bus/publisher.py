@@ -336,7 +336,7 @@ class RunPublisher(Outbox):
             if earlier is not None:
                 earlier.fields = ()  # replaced, so nobody needs them again
             self._latest[name] = batch
-        # No lock if nobody waits: a thread that puts an event now schedules it itself, or sees the new seq.
+        # Nobody waits: no lock. A thread that puts an event at this moment schedules it itself, or sees the new seq.
         self._stored_seq, self._log_exists = batch.last_seq, True
         if self._pending or self._to_restore or self._doubtful or self._threads_waiting:
             with self._lock:

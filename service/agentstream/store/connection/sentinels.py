@@ -17,8 +17,8 @@ from agentstream.store.connection.refusals import joined, words_of
 
 log = logging.getLogger(__name__)
 
-# An old primary that is cut off from the others still accepts writes. So all processes must leave it within a time
-# that is shorter than recent.SETTLE_S: a worker that leaves it first waits so long before it begins the jobs of others.
+# An old primary that is cut off from the others still accepts writes. A worker that has left it waits recent.SETTLE_S
+# before it begins the jobs of others. So this interval must be shorter: then the other processes have left it, too.
 SENTINEL_INTERVAL_S: Final = 1.0
 
 Sentinels = Sequence[redis_asyncio.Redis]

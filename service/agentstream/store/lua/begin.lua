@@ -1,5 +1,5 @@
 -- Begin an attempt at a run: count it, and append and publish its run_started, which fences every older attempt.
--- KEYS[1] run, KEYS[2] log and channel. ARGV: queue entry id, worker id, TTL in s, token of this call alone, '1' if the
+-- KEYS[1] run, KEYS[2] log and channel. ARGV: queue entry id, worker id, TTL in s, unique token of this call, '1' if the
 -- worker's agent can continue the run, '1' if it takes messages while it works, '1' if the queue has delivered the entry
 -- as a new one.
 -- Returns {attempt, cancel flag, number of hand-backs, ms since the job was enqueued, ms since the last sign of life of
