@@ -2,25 +2,15 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
 
 import pytest
 
 from agentstream.protocol.jobs import Job, new_run_id
 from agentstream.protocol.keys import Keys
-from agentstream.store.connection.endpoint import Endpoint
 from agentstream.store.connection.link import Link
 from agentstream.store.queue import Claim, JobQueue
 from agentstream.store.scripts import SCRIPTS
 from tests.helpers import TIMEOUT_S
-
-
-@pytest.fixture
-async def queue(any_broker_url: str, link: Link, keys: Keys) -> AsyncIterator[JobQueue]:
-    queue = JobQueue(Endpoint(any_broker_url), link, keys, "q", worker_id="w1")
-    await queue.open()
-    yield queue
-    await queue.close()
 
 
 def job() -> Job:

@@ -30,14 +30,6 @@ def submitter(link: Link, keys: Keys) -> JobSubmitter:
 
 
 @pytest.fixture
-async def queue(any_broker_url: str, link: Link, keys: Keys) -> AsyncIterator[JobQueue]:
-    queue = JobQueue(Endpoint(any_broker_url), link, keys, "q", worker_id="w1")
-    await queue.open()
-    yield queue
-    await queue.close()
-
-
-@pytest.fixture
 async def other_queue(any_broker_url: str, link: Link, keys: Keys) -> AsyncIterator[JobQueue]:
     queue = JobQueue(Endpoint(any_broker_url), link, keys, "q", worker_id="w2")
     await queue.open()

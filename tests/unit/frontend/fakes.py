@@ -1,6 +1,10 @@
 """Parts around the pump and the collector that a test controls."""
 
 import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+from aiohttp import web
 
 from agentstream.frontend.runs.raw_writer import ClientDisconnected
 from agentstream.protocol.events import Event
@@ -8,6 +12,23 @@ from agentstream.stream.chat import StreamHead
 from tests.helpers import events
 
 HEAD = StreamHead(run_id="chatcmpl-1", created=1, model="m")
+
+
+Answer = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+
+
+@asynccontextmanager
+async def connected_to(answer: Answer) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    """Serve ``answer`` on loopback, and yield the reader and the writer of a connection to it."""
+    runner = web.ServerRunner(web.Server(answer), shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    reader, writer = await asyncio.open_connection("127.0.0.1", runner.addresses[0][1])
+    try:
+        yield reader, writer
+    finally:
+        writer.close()
+        await runner.cleanup()
 
 
 class FakeWriter:

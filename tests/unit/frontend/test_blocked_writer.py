@@ -13,10 +13,10 @@ from agentstream.frontend.runs.raw_writer import RawWriter
 from agentstream.frontend.runs.watcher import Deadlines
 from agentstream.protocol.events import TEXT, Event
 from agentstream.store.bus.feed import RunFeed
-from agentstream.stream.chat import ChatStream, StreamHead, StreamOptions
+from agentstream.stream.chat import ChatStream, StreamOptions
 from tests.helpers import TIMEOUT_S, batch, completed
+from tests.unit.frontend.fakes import HEAD, connected_to
 
-HEAD = StreamHead(run_id="chatcmpl-1", created=1, model="m")
 PIECE = "x" * 60_000
 MAX_PIECES = 2000  # 120 MB: more than the buffers of any socket hold
 
@@ -59,11 +59,7 @@ async def stall_and_read() -> None:
         await pump.run()
         return response
 
-    runner = web.ServerRunner(web.Server(answer), shutdown_timeout=0.1)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    reader, writer = await asyncio.open_connection("127.0.0.1", runner.addresses[0][1])
-    try:
+    async with connected_to(answer) as (reader, writer):
         writer.write(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
         await reader.readuntil(b"assistant")
         pump, sent = await pumps.get(), 0
@@ -78,9 +74,6 @@ async def stall_and_read() -> None:
         assert feed.calls == ["pause", "resume"]
         assert body.count(b'"content":"' + PIECE.encode() + b'"') == sent
         assert body.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")
-    finally:
-        writer.close()
-        await runner.cleanup()
 
 
 @pytest.mark.parametrize("loop_factory", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])

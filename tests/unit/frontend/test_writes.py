@@ -14,7 +14,7 @@ from agentstream.frontend.runs.watcher import Deadlines
 from agentstream.protocol.events import Event
 from agentstream.stream.chat import ChatStream, StreamOptions
 from tests.helpers import TIMEOUT_S, batch, completed, events
-from tests.unit.frontend.fakes import HEAD, FakeDeadlines
+from tests.unit.frontend.fakes import HEAD, FakeDeadlines, connected_to
 
 LOOPS = pytest.mark.parametrize(
     "loop_factory", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"]
@@ -66,16 +66,9 @@ class Exchange:
             await running
             return response
 
-        runner = web.ServerRunner(web.Server(answer), shutdown_timeout=0.1)
-        await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        reader, writer = await asyncio.open_connection("127.0.0.1", runner.addresses[0][1])
-        try:
+        async with connected_to(answer) as (reader, writer):
             writer.write(f"GET / HTTP/{version}\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
             self.received = await reader.read()
-        finally:
-            writer.close()
-            await runner.cleanup()
 
 
 def stream(loop_factory: LoopFactory, *turns: list[Event], **options: Any) -> Exchange:
