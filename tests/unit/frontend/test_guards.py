@@ -43,9 +43,10 @@ async def test_a_block_that_ends_in_time_leaves_no_timer() -> None:
     with pytest.raises(KeyError):
         async with BrokerTimeout(CONTEXT):
             raise KeyError
-    async with BrokerTimeout(CONTEXT):
-        pass
-    await asyncio.sleep(0.03)
+    limit = BrokerTimeout(CONTEXT)
+    async with limit:
+        assert not limit._timer.cancelled()
+    assert limit._timer.cancelled()
 
 
 @pytest.mark.parametrize("limit_first", [True, False], ids=["after the limit", "before the limit"])
