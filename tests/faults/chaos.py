@@ -146,8 +146,8 @@ class Fleet:
         with contextlib.suppress(ProcessLookupError):
             process.send_signal(number)
 
-    async def whole(self) -> bool:
-        """Return whether no process is lost or ends now."""
+    async def all_run(self) -> bool:
+        """Return whether every process runs, and none was sent a signal that ends it."""
         return all(process.pid not in self._ended_by_us for process in self.running.values())
 
     async def freeze(self, name: str, seconds: float) -> None:
@@ -348,7 +348,7 @@ class Chaos:
 
         async def alone(pick: random.Random) -> None:
             async with self._losses:
-                await until(fleet.whole, SETTLE_S)
+                await until(fleet.all_run, SETTLE_S)
                 await fault(pick)
                 await asyncio.sleep(STORED_AGAIN_S)
 

@@ -109,7 +109,7 @@ class CheckingClient:
     def __init__(
         self, session: aiohttp.ClientSession, urls: Sequence[str], *, first: int = 0, stored_again_s: float = 0
     ) -> None:
-        """Start with the front end at ``first``. A failover may hide a run, or its end, for ``stored_again_s``."""
+        """Start with the front end at ``first``. After a failover, a run may be unknown for ``stored_again_s``."""
         self._session = session
         self._stored_again_s = stored_again_s
         self._urls = urls

@@ -81,7 +81,7 @@ async def test_the_connection_to_one_server_is_reported(tmp_path: Path) -> None:
 @linux_only
 async def test_a_lost_primary_is_reported_until_sentinels_replace_it(tmp_path: Path) -> None:
     """With sentinels a dead primary is reported as 0, and after the failover only the new primary is reported."""
-    servers = SentinelServers(down_after_ms=5000)  # long enough for two scrapes
+    servers = SentinelServers(down_after_ms=round(5000 * TIME_SCALE))  # long enough for two scrapes
     async with servers as sentinels, Processes(sentinels.url, tmp_path) as processes:
         observed = Observed(processes)
         await observed.start()
