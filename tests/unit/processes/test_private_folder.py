@@ -116,7 +116,7 @@ async def test_a_path_of_the_greatest_length_is_used(
 async def test_a_place_with_any_characters_is_used(
     choice: ServerChoice, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Characters that mean something in a URL or in the server's configuration do not disturb."""
+    """A socket is reachable even if its path has special characters of URLs or of the server's configuration."""
     folder = use(place, "a \"b' \\n%41@#?é", monkeypatch)
     async with EmbeddedBroker(choice) as embedded:
         assert len(list(folder.glob(f"{PREFIX}*/redis.sock"))) == 1
@@ -150,9 +150,9 @@ async def test_without_a_place_for_files_the_error_says_what_to_do(
 
 @pytest.mark.usefixtures("place")
 def test_the_folder_of_a_killed_process_is_removed() -> None:
-    """A new folder removes those that no process holds, and keeps those that one holds."""
+    """Creating a folder removes the folders that no process holds, and keeps those that a process holds."""
     program = """
-import os, signal, tempfile
+import os, signal, sys, tempfile
 tempfile.tempdir = sys.argv[1]
 from agentstream.processes.private_folder import PrivateFolder
 print(PrivateFolder.create().path, flush=True)
@@ -160,7 +160,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
     held = PrivateFolder.create()
     killed = subprocess.run(
-        [sys.executable, "-c", f"import sys; {program.strip()}", tempfile.gettempdir()],
+        [sys.executable, "-c", program, tempfile.gettempdir()],
         stdout=subprocess.PIPE,
         text=True,
         check=False,
