@@ -5,6 +5,7 @@ import time
 
 import pytest
 
+from agentstream.errors import BrokerUnavailable
 from agentstream.protocol.jobs import Job, new_run_id
 from agentstream.protocol.keys import Keys
 from agentstream.store.connection.link import Link
@@ -34,6 +35,24 @@ async def test_several_waiting_jobs_are_claimed_together(queue: JobQueue, link: 
     assert all(claim.new for claim in claims)
     assert [claim.job for claim in await claimed(queue, 3)] == sent[2:]
     assert await link.call("XLEN", keys.jobs("q")) == 3
+
+
+async def test_an_entry_that_cannot_be_removed_does_not_hold_up_the_jobs_beside_it(
+    queue: JobQueue, link: Link, keys: Keys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If the broker does not answer when an entry that is no job is removed, the jobs of the same claim still begin."""
+
+    async def unanswered(*_: object) -> None:
+        message = "Redis did not answer"
+        raise BrokerUnavailable(message)
+
+    sent = [job() for _ in range(2)]
+    for envelope in (sent[0].encode(), "nonsense", sent[1].encode()):
+        await link.call("XADD", keys.jobs("q"), "*", "job", envelope)
+    with monkeypatch.context() as patch:
+        patch.setattr(queue, "_script", unanswered)
+        claims = await claimed(queue, 3)
+    assert [claim.job for claim in claims] == sent
 
 
 @pytest.mark.one_server

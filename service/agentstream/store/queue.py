@@ -7,6 +7,7 @@ and XACK do not check which worker holds an entry. So renewing, handing back and
 """
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import secrets
@@ -411,7 +412,8 @@ class JobQueue:
             return Claim(name, Job.decode(fields[b"job"]), lease_since_s, new, not_before_s, more)
         except (ValueError, KeyError):
             log.exception("entry %s of %s is not a job; removing it", name, self._jobs)
-            await self._script("finish", [self._jobs], GROUP, self.worker_id, name)
+            with contextlib.suppress(BrokerUnavailable):  # it is removed later; other jobs of the reply must begin
+                await self._script("finish", [self._jobs], GROUP, self.worker_id, name)
             return None
 
     async def _field(self, run_ids: list[str], field: str) -> list[bytes | None]:

@@ -123,9 +123,9 @@ class JobSubmitter:
         create = partial(link.start_script_call, "create_run", [run], ttl_s, *fields_of(job))
         admit = partial(link.start_script_call, "admit", [jobs], self._max_queued, envelope)
         replies = asyncio.gather(create(), admit()) if link.keeps_order(run, jobs) else _one_by_one(create, admit)
-        return self._forget_refused(run, replies)
+        return self._remove_if_refused(run, replies)
 
-    async def _forget_refused(self, run: str, replies: Awaitable[Sequence[Reply]]) -> Reply:
+    async def _remove_if_refused(self, run: str, replies: Awaitable[Sequence[Reply]]) -> Reply:
         """Return the reply of admit.lua. If the queue is full, remove the hash of the run."""
         new, admitted = await replies
         if isinstance(admitted, list) and new:  # else a client repeated the request under its idempotency key
