@@ -17,6 +17,7 @@ from redis import Redis
 from agentstream.frontend.runs.watcher import GRACE_S, SWEEP_S
 from agentstream.processes.runtime import EXIT_UNREACHABLE, free_port
 from agentstream.protocol.keys import Keys
+from tests.faults.clients import RawSocket
 from tests.helpers import TIME_SCALE, TIMEOUT_S, decode, texts
 from tests.integration.conftest import Client
 from tests.processes import Processes
@@ -42,6 +43,22 @@ async def test_stream_headers(processes: Processes, client: Client) -> None:
     assert response.headers["X-Request-Id"].startswith("req_")
     assert "Content-Encoding" not in response.headers
     assert "Content-Length" not in response.headers
+
+
+async def test_head_of_a_stream_has_no_body(processes: Processes, client: Client) -> None:
+    """HEAD for the stream of a run gets the headers of the stream, and the next answer of the connection follows."""
+    url = await processes.frontend()
+    await processes.worker("misbehaving")
+    async with client.session.post(url + CHAT, json=REQUEST) as response:
+        run_id = decode(await response.read())[0][1]["id"]
+    asked = f"HEAD {CHAT}/{run_id}?stream=true HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    async with asyncio.timeout(TIMEOUT_S), RawSocket.open(url) as connection:
+        await connection.send(f"{asked}GET /health/live HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
+        answers, _ = await connection.rest()
+    headers, _, rest = answers.partition(b"\r\n\r\n")
+    assert headers.startswith(b"HTTP/1.1 200")
+    assert b"text/event-stream" in headers
+    assert rest.startswith(b"HTTP/1.1 200"), rest
 
 
 async def http_1_0(url: str, more_headers: str) -> tuple[str, bytes]:

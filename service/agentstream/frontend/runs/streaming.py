@@ -3,7 +3,7 @@
 import logging
 from typing import Final
 
-from aiohttp import web
+from aiohttp import hdrs, web
 
 from agentstream.frontend.context import Context
 from agentstream.frontend.runs.cancelling import cancel_abandoned
@@ -39,9 +39,12 @@ async def stream_run(  # noqa: PLR0913 -- the request, the run, and how to show 
     If the client disconnects first and ``cancel_on_disconnect`` is true, the run is cancelled. Raises the errors of
     ``source.open``.
     """
+    headers = STREAM_HEADERS | _extra_headers(request)
+    if request.method == hdrs.METH_HEAD:  # its client would read a body as the next answer
+        return StreamedResponse(headers=headers)
     feed = context.bus.feed(source.head.run_id)
     opening = source.open(feed)
-    response = StreamedResponse(headers=STREAM_HEADERS | _extra_headers(request))
+    response = StreamedResponse(headers=headers)
     writer = RawWriter(request, response, write_timeout_s=context.settings.write_timeout_s)
     machine = view.machine(source.head, options, source.after)
     pump = StreamPump(
