@@ -142,7 +142,7 @@ class Run:
         no str or is too large, and BufferFull as ``emit`` does.
         """
         if self._cancelled or text.__class__ is not str:  # this runs for each token
-            self._check_text("run.write", text)
+            text = self._plain("run.write", text)
         if self._halves or not text.isascii():
             text = self._joiner.join(TEXT, text)
         if text:
@@ -154,7 +154,7 @@ class Run:
         Clients receive it as ``reasoning_content``. Raises the same errors as ``write``.
         """
         if self._cancelled or text.__class__ is not str:
-            self._check_text("run.write_reasoning", text)
+            text = self._plain("run.write_reasoning", text)
         if self._halves or not text.isascii():
             text = self._joiner.join(REASONING, text)
         if text:
@@ -303,11 +303,13 @@ class Run:
         """
         await self._sink.wait_for_room()
 
-    def _check_text(self, method: str, text: object) -> None:
+    def _plain(self, method: str, text: object) -> str:
+        """Return the text as a plain str: the publisher must not rely on the methods of a subclass."""
         self._raise_if_cancelled()
         if not isinstance(text, str):
             message = f"{method} takes a str, got {type(text).__name__}"
             raise InvalidAgentOutput(message)
+        return str.__str__(text)
 
     def _raise_if_cancelled(self) -> None:
         if self._cancelled:

@@ -78,3 +78,24 @@ def test_a_text_that_is_no_text_is_refused(value: object) -> None:
         run.write_reasoning(value)  # type: ignore[arg-type]
     run.write(Text("x"))
     assert said(sink, "text") == ["x"]
+
+
+def test_a_text_of_a_subclass_is_taken_as_plain_text() -> None:
+    """A subclass of str cannot deceive the publisher, which relies on what plain text says of itself."""
+
+    class Text(str):
+        __slots__ = ()
+
+        def isascii(self) -> bool:
+            return True
+
+        def __len__(self) -> int:
+            return 0
+
+    run, sink = new_run()
+    run.write(Text("caf\u00e9"))
+    run.write_reasoning(Text("\ud83d"))
+    run.write_reasoning(Text("\ude00"))
+    assert said(sink, "text") == ["caf\u00e9"]
+    assert said(sink, "reasoning") == ["\U0001f600"]
+    assert {text.__class__ for text in (*said(sink, "text"), *said(sink, "reasoning"))} == {str}
