@@ -40,3 +40,21 @@ async def test_a_cancelled_caller_stays_cancelled() -> None:
         await asyncio.wait({task}, timeout=TIMEOUT_S)
         assert task.cancelled()
         assert future.cancelled()
+
+
+async def test_a_cancelled_caller_that_cleans_up_has_a_time_limit() -> None:
+    """A task that waits again after its cancel gets a TimeoutError when the limit is reached."""
+
+    async def cleaning_up() -> str:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            with pytest.raises(TimeoutError):
+                await within(asyncio.get_running_loop().create_future(), 0)
+        return "cleaned up"
+
+    task = asyncio.create_task(cleaning_up())
+    await asyncio.sleep(0)
+    task.cancel()
+    async with asyncio.timeout(TIMEOUT_S):
+        assert await task == "cleaned up"
