@@ -327,7 +327,8 @@ class Execution:
         self.questions.publish = self.inputs.publish = _refuse
         self.questions.park = None
         if self.failure is not None:
-            self.failure.__traceback__ = None  # its frames refer to this execution
+            # Its frames refer to this execution. A plain assignment fails for an exception that is a frozen dataclass.
+            BaseException.with_traceback(self.failure, None)
         self._unfinished.clear()
 
     async def _call(self, agent: Agent, run: Run) -> object:

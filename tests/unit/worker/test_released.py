@@ -6,6 +6,7 @@ import threading
 import time
 import weakref
 from collections.abc import Iterator
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -40,6 +41,18 @@ async def failing(_run: Run) -> AgentResult:
     raise ValueError(message)
 
 
+@dataclass(frozen=True)
+class FrozenError(Exception):
+    """An error whose attributes cannot be set."""
+
+    code: int
+
+
+async def failing_frozen(_run: Run) -> AgentResult:
+    """Fail with an error of a class that allows no change."""
+    raise FrozenError(7)
+
+
 async def breaking(_run: Run) -> AgentResult:
     """Break the contract of agents."""
     return cast("AgentResult", None)
@@ -70,7 +83,7 @@ async def executed(agent: Agent) -> Execution:
 
 
 @pytest.mark.usefixtures("without_collector")
-@pytest.mark.parametrize("agent", [answering, failing, breaking, blocking])
+@pytest.mark.parametrize("agent", [answering, failing, failing_frozen, breaking, blocking])
 async def test_a_run_that_is_over_is_freed(agent: Agent) -> None:
     """After ``release`` nothing refers to the execution of a run, however its agent ended."""
     execution = await executed(agent)
