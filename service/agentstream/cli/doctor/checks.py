@@ -16,7 +16,7 @@ MAXMEMORY_RATIO: Final = 0.7  # of the machine's memory; the rest is for copy-on
 # The defaults of Redis, enough for 1.3 s at 100,000 tokens/s. With less, Redis disconnects front ends in normal bursts.
 MIN_BUFFER_BYTES: Final = 32 << 20
 MIN_SOFT_BUFFER_BYTES: Final = 8 << 20
-SLOW_PING_S: Final = 0.005  # a run waits for about six round trips before its first event
+SLOW_PING_S: Final = 0.005  # a run waits for three to six round trips before its first event
 STALL_S: Final = 1.0  # after so long without a reply, workers treat the broker as lost (store.queue.STALL_S)
 SKEW_WARNING_S: Final = 1.0
 SKEW_FAULT_S: Final = 5.0  # "within a few seconds": PROTOCOL.md, 4.5
@@ -164,7 +164,7 @@ def latency(times_s: Sequence[float]) -> CheckResult:
         fix = ("run SLOWLOG GET and LATENCY DOCTOR; a slow command, swapping or a slow disk blocks Redis",)
         return CheckResult(name, "fault", what, why, fix)
     if median_s > SLOW_PING_S:
-        why = "a run waits for about six round trips before its first event"
+        why = "a run waits for three to six round trips before its first event"
         fix = ("run front ends, workers and doctor in the same network zone as Redis",)
         return CheckResult(name, "warning", what, why, fix)
     return CheckResult(name, "ok", what)
