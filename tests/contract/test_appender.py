@@ -100,6 +100,7 @@ async def test_texts_of_busy_runs_gather(link: Link, keys: Keys, monkeypatch: py
         assert set("".join(await texts_of(bus, run_id))) == {"a", "b"}
 
 
+@pytest.mark.one_server  # a new connection to a server of a cluster makes publishers verify their logs first
 async def test_texts_do_not_gather_if_it_is_off(bus: Bus, link: Link, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a time to gather, every text is sent in the turn of the event loop in which it was written."""
     runs = await begun_runs(bus, 10)
