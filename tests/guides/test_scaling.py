@@ -31,4 +31,4 @@ def test_the_numbers_of_processes_follow_from_the_costs_of_a_token() -> None:
         needed = [math.ceil(streams * RATE * cost / 1e6 / SHARE) for cost in costs]
         assert shown == [*needed, math.ceil(streams / needed[1])]
     frontends, workers = found[-1][1:3]
-    assert f"{frontends + 3 * workers:,} in the last row" in guide
+    assert f"{frontends + 2 * workers:,} in the last row" in guide
