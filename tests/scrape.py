@@ -9,8 +9,8 @@ import aiohttp
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-from agentstream.processes.runtime import free_port
 from tests.helpers import TIMEOUT_S
+from tests.ports import free_port
 
 _POLL_S = 0.05
 

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 
 from agentstream.errors import StartupError
-from agentstream.processes.runtime import free_port
 from agentstream.telemetry.masking import mask
 from agentstream.tools import mcp
 from agentstream.tools.calculator import Calculator
@@ -23,6 +22,7 @@ from tests.adapters.conftest import StreamingClient, user
 from tests.adapters.model_server import ModelServer
 from tests.adapters.test_command import is_running, until
 from tests.helpers import TIMEOUT_S
+from tests.ports import free_port
 from tests.processes import Processes
 
 SERVER = Path(__file__).with_name("mcp_servers.py")

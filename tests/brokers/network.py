@@ -16,17 +16,10 @@ def addresses() -> list[str]:
     network = f"127.{secrets.randbelow(250) + 2}.{secrets.randbelow(250) + 2}"
     found = [f"{network}.{number + 1}" for number in range(MOST_SERVERS)]
     try:
-        free_port(found[0])
+        socket.create_server((found[0], 0)).close()
     except OSError:
         return ["127.0.0.1"] * MOST_SERVERS
     return found
-
-
-def free_port(address: str) -> int:
-    """Return a port of this address that no process listens on now."""
-    with socket.create_server((address, 0)) as probe:
-        port: int = probe.getsockname()[1]
-        return port
 
 
 class Cuts:

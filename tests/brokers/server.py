@@ -13,8 +13,8 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from agentstream.processes.launcher import die_with_parent
-from tests.brokers.network import free_port
 from tests.brokers.waiting import WAIT_S, until
+from tests.ports import free_port
 
 _ANSWER_S = 3.0  # a live server answers within milliseconds; a frozen one never
 
@@ -38,8 +38,8 @@ class Server:
         """
         self.name = name
         self.address = address
-        self.port = free_port(address)
-        self.bus_port = free_port(address)
+        self.port = free_port()
+        self.bus_port = free_port()
         self.id = ""  # of a cluster's node
         self.frozen = False
         self.folder = folder / name

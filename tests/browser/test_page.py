@@ -9,11 +9,11 @@ from typing import Any
 
 import aiohttp
 
-from agentstream.processes.runtime import free_port
 from tests.browser.chromium import Tab
 from tests.browser.deployment import PageDeployment, ask, ended, stat, until_models
 from tests.browser.page_agents import WORDS
 from tests.helpers import TIMEOUT_S
+from tests.ports import free_port
 
 WHOLE = "".join(WORDS).strip()
 HALF = f"document.querySelector('.answer')?.textContent.includes('{WORDS[29].strip()}')"

@@ -2,8 +2,8 @@
 
 import pytest
 
-from agentstream.processes.runtime import free_port
 from tests.cli.conftest import Deployment, agentstream
+from tests.ports import free_port
 
 
 @pytest.mark.parametrize(

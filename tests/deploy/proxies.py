@@ -13,10 +13,10 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from agentstream.processes.runtime import free_port
 from tests.deploy.dns import NameServer
 from tests.deploy.newer_packages import Unavailable, newer_command
 from tests.helpers import TIMEOUT_S
+from tests.ports import free_port
 from tests.processes import ROOT, Process
 
 _POLL_S = 0.02

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 from agentstream.processes.broker import ServerChoice, usable_servers
-from agentstream.processes.runtime import free_port
+from tests.ports import free_port
 from tests.processes import Process
 
 SERVERS = [choice for choice in usable_servers() if choice.kind == "server"]

@@ -12,12 +12,12 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from agentstream.processes.runtime import free_port
 from tests.deploy.dns import NameServer, name_server
 from tests.deploy.noting_agents import WORDS
 from tests.deploy.proxies import NAMED_PROXIES, Proxy, run_named_proxy
 from tests.faults.clients import PATH, http_client
 from tests.helpers import TIMEOUT_S, decode, texts
+from tests.ports import free_port
 from tests.processes import ROOT, Process, Processes, linux_only
 
 # All of 127.0.0.0/8 is this machine. Up to nine processes start one after the other, perhaps on a busy machine.

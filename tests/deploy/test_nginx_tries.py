@@ -8,8 +8,8 @@ from pathlib import Path
 
 import aiohttp
 
-from agentstream.processes.runtime import free_port
 from tests.deploy.proxies import NGINX, run_proxy
+from tests.ports import free_port
 
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
 BODY = {"model": "m1"}

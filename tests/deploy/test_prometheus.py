@@ -13,9 +13,9 @@ import aiohttp
 import pytest
 import yaml
 
-from agentstream.processes.runtime import free_port
 from tests.deploy.proxies import find_executable
 from tests.helpers import TIMEOUT_S
+from tests.ports import free_port
 from tests.processes import ROOT, Process, Processes
 
 FOLDER = ROOT / "deploy/observability"

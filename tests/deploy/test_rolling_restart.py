@@ -6,11 +6,11 @@ from pathlib import Path
 
 import aiohttp
 
-from agentstream.processes.runtime import free_port
 from tests.deploy.paced_agents import WORDS
 from tests.deploy.proxies import NGINX, run_proxy
 from tests.faults.clients import PATH, http_client
 from tests.helpers import decode, texts
+from tests.ports import free_port
 from tests.processes import ROOT, Process, Processes
 
 STREAMS = 100

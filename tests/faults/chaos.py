@@ -21,12 +21,12 @@ from typing import Final
 
 import aiohttp
 
-from agentstream.processes.runtime import free_port
 from tests.faults.chaos_agents import FOLDER_VARIABLE, Plan
 from tests.faults.chaos_brokers import ALONE, ChaosBroker, Fault, chaos_broker
 from tests.faults.checking_client import CheckingClient, StreamRecord, client_session
 from tests.faults.faults import frozen, small_buffer_socket, until
 from tests.helpers import TIME_SCALE, TIMEOUT_S
+from tests.ports import free_port
 from tests.processes import Process, Processes
 
 LEASE_S: Final = 1.0 * TIME_SCALE

@@ -17,8 +17,8 @@ import redis.exceptions
 
 from agentstream.processes.broker import usable_servers
 from agentstream.processes.launcher import die_with_parent
-from agentstream.processes.runtime import free_port
 from tests.helpers import TIMEOUT_S
+from tests.ports import free_port
 
 _POLL_S = 0.02
 

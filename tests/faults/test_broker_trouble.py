@@ -11,7 +11,6 @@ from typing import Self
 import aiohttp
 import pytest
 
-from agentstream.processes.runtime import free_port
 from agentstream.protocol.keys import Keys
 from tests.faults.chaos_agents import FOLDER_VARIABLE, Plan
 from tests.faults.checking_client import CheckingClient, StreamRecord, client_session
@@ -30,6 +29,7 @@ from tests.faults.faults import (
     until,
 )
 from tests.helpers import TIME_SCALE
+from tests.ports import free_port
 from tests.processes import Process, Processes
 
 RUNS = 8

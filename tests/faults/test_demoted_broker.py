@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from agentstream.processes.runtime import free_port
 from tests.faults.clients import AGENT, Client, http_client, request
 from tests.faults.faults import Broker, SwitchableProxy, frozen, full_memory, until
 from tests.faults.test_broker_trouble import LONG, scene_on
 from tests.helpers import TIME_SCALE
+from tests.ports import free_port
 from tests.processes import ROOT, Processes
 
 READONLY = "READONLY You can't write against a read only replica"

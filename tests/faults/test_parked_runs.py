@@ -9,7 +9,6 @@ from typing import Any, Final
 import aiohttp
 import pytest
 
-from agentstream.processes.runtime import free_port
 from agentstream.protocol.events import RUN_RESUMED
 from agentstream.protocol.jobs import Job, new_run_id
 from agentstream.protocol.keys import Keys
@@ -20,6 +19,7 @@ from tests.conftest import open_link
 from tests.faults.deployment import COMPLETIONS, Deployment, chat, kill_worker
 from tests.faults.faults import Broker, outage
 from tests.helpers import TIMEOUT_S
+from tests.ports import free_port
 from tests.processes import Process, Processes
 from tests.scrape import Scraper
 

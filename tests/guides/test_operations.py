@@ -19,7 +19,7 @@ from redis.exceptions import NoPermissionError
 
 from agentstream.config import Settings, env_name
 from agentstream.processes.broker import ServerChoice, find_server
-from agentstream.processes.runtime import EXIT_WRONG_SETTINGS, free_port
+from agentstream.processes.runtime import EXIT_WRONG_SETTINGS
 from tests.deploy.servers import SERVERS, run_server
 from tests.documents import (
     FREE_PORT,
@@ -36,6 +36,7 @@ from tests.documents import (
     user,
 )
 from tests.helpers import texts
+from tests.ports import free_port
 from tests.processes import ROOT, Process
 
 OPERATIONS = Document("deploy/guides/operations.md")

@@ -15,11 +15,12 @@ import pytest
 from redis import Redis
 
 from agentstream.frontend.runs.watcher import GRACE_S, SWEEP_S
-from agentstream.processes.runtime import EXIT_UNREACHABLE, free_port
+from agentstream.processes.runtime import EXIT_UNREACHABLE
 from agentstream.protocol.keys import Keys
 from tests.faults.clients import RawSocket
 from tests.helpers import TIME_SCALE, TIMEOUT_S, decode, texts
 from tests.integration.conftest import Client
+from tests.ports import free_port
 from tests.processes import Processes
 
 CHAT = "/v1/chat/completions"
@@ -53,7 +54,9 @@ async def test_head_of_a_stream_has_no_body(processes: Processes, client: Client
         run_id = decode(await response.read())[0][1]["id"]
     asked = f"HEAD {CHAT}/{run_id}?stream=true HTTP/1.1\r\nHost: localhost\r\n\r\n"
     async with asyncio.timeout(TIMEOUT_S), RawSocket.open(url) as connection:
-        await connection.send(f"{asked}GET /health/live HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
+        await connection.send(
+            f"{asked}GET /health/live HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode()
+        )
         answers, _ = await connection.rest()
     headers, _, rest = answers.partition(b"\r\n\r\n")
     assert headers.startswith(b"HTTP/1.1 200")

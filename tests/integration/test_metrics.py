@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from agentstream.processes.runtime import free_port
 from agentstream.telemetry import names as metric_names
 from agentstream.telemetry.names import Metric
 from tests.helpers import TIMEOUT_S
 from tests.integration.conftest import Client
+from tests.ports import free_port
 from tests.processes import Process, Processes, linux_only
 from tests.scrape import Scraper, metrics_port
 

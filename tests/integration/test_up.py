@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 from redis.asyncio import Redis
 
-from agentstream.processes.runtime import free_port
 from tests.helpers import TIMEOUT_S, texts
 from tests.integration.conftest import Client
+from tests.ports import free_port
 from tests.processes import ROOT, Process, Processes, ended, linux_only
 
 # Four processes start at the same time, on a machine that may have only two cores.

@@ -10,8 +10,8 @@ from contextlib import contextmanager
 
 import pytest
 
-from agentstream.processes.runtime import free_port
 from agentstream.telemetry.otel import FLUSH_TIMEOUT_S
+from tests.ports import free_port
 from tests.processes import Process
 from tests.telemetry.conftest import Deployment
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from agentstream.processes.runtime import free_port
 from tests.helpers import TIMEOUT_S
+from tests.ports import free_port
 
 SCRIPT = Path(__file__).parents[3] / "deploy/healthcheck.sh"
 

@@ -6,8 +6,8 @@ from agentstream.engines.base import EngineError
 from agentstream.engines.openai import OpenAIEngine
 from agentstream.engines.proxies import proxy_of, unusable_proxy
 from agentstream.errors import StartupError
-from agentstream.processes.runtime import free_port
 from agentstream.protocol.openai import ChatCompletionRequest
+from tests.ports import free_port
 
 VARIABLES = [name + "_PROXY" for name in ("HTTP", "HTTPS", "ALL", "NO")]
 

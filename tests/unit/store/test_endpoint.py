@@ -14,10 +14,10 @@ from redis.asyncio.connection import SSLConnection
 
 from agentstream.errors import BrokerUnavailable, StartupError
 from agentstream.processes.broker import find_server
-from agentstream.processes.runtime import free_port
 from agentstream.protocol.keys import Keys
 from agentstream.store.connection.endpoint import Endpoint
 from tests.fake_broker import connected_link, connecting_link, failed, fake_broker, in_time, reconnected
+from tests.ports import free_port
 
 
 def with_login(url: str, login: str, database: int = 0) -> str:
