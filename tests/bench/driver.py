@@ -53,10 +53,9 @@ class Driver:
             await asyncio.gather(*map(self._begin, claims))
 
     async def _claim(self) -> Claim:
-        claim = None
-        while claim is None:
-            claim = await self._queue.claim()
-        return claim
+        while not (claims := await self._queue.claim()):
+            pass
+        return claims[0]
 
     async def _begin(self, claim: Claim) -> None:
         begun = await self._queue.begin(claim, ttl_s=600)

@@ -76,8 +76,7 @@ async def test_a_run_is_listed_with_its_last_checkpoint(any_broker_url: str, lin
     await submitted(link, keys, "q", one)
     queue = JobQueue(Endpoint(any_broker_url), link, keys, "q", worker_id="w1")
     await queue.open()
-    claim = await queue.claim()
-    assert claim is not None
+    [claim] = await queue.claim()
     begun = await queue.begin(claim, ttl_s=60)
     assert begun is not None
     [[run]] = [listing.runs for listing in await listed(any_broker_url, keys, "q")]
@@ -105,8 +104,7 @@ async def test_a_running_run_is_listed_with_its_progress(any_broker_url: str, li
     await submitted(link, keys, "q", one)
     queue = JobQueue(Endpoint(any_broker_url), link, keys, "q", worker_id="w1")
     await queue.open()
-    claim = await queue.claim()
-    assert claim is not None
+    [claim] = await queue.claim()
     await queue.begin(claim, ttl_s=60)
     batch = encode_batch(1, 2, [encode_event("text", "a"), encode_event("text", "b")])
     await link.call_script("append", [keys.events(one.run_id)], "1-3", batch)

@@ -3,7 +3,7 @@
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import orjson
@@ -20,6 +20,7 @@ from agentstream.store.connection.link import Link
 from agentstream.store.connection.server_link import ServerLink
 from agentstream.store.queue import BegunAttempt, Claim, JobQueue
 from agentstream.store.submission import JobSubmitter
+from tests.contract.test_queue import claimed
 from tests.helpers import TIMEOUT_S
 
 LIMITS = LogLimits(open_ttl_s=100, closed_ttl_s=10, max_bytes=1 << 20)
@@ -318,18 +319,11 @@ async def queues(any_broker_url: str, link: Link, keys: Keys) -> AsyncIterator[l
         await queue.close()
 
 
-async def claimed(take: Callable[[], Awaitable[Claim | None]]) -> Claim:
-    async with asyncio.timeout(TIMEOUT_S):
-        while (claim := await take()) is None:
-            pass
-    return claim
-
-
 async def submitted(link: Link, keys: Keys, queue: JobQueue) -> Claim:
     """Return the claim of a new job."""
     job = Job(run_id=new_run_id(), request={"model": "m"}, created=1, start_by=time.time() + 60, owner="me")
     await JobSubmitter(link, keys, "q", max_queued=3).submit(job, ttl_s=60)
-    return await claimed(queue.claim)
+    return await claimed(queue)
 
 
 async def begun_attempt(queue: JobQueue, claim: Claim, *, resumable: bool) -> BegunAttempt:

@@ -20,7 +20,7 @@ def job() -> Job:
 
 async def claimed(queue: JobQueue, at_most: int) -> list[Claim]:
     async with asyncio.timeout(TIMEOUT_S):
-        while not (claims := await queue.claim_some(at_most)):
+        while not (claims := await queue.claim(at_most)):
             pass
     return claims
 

@@ -208,7 +208,7 @@ async def test_a_claim_whose_reply_was_lost_is_found(
     found = await claimed(queues[0])
     assert found.job == one
     queues[0].holds = {known.entry_id, found.entry_id}.__contains__
-    assert await queues[0].claim(short_block=True) is None
+    assert await queues[0].claim(short_block=True) == []
 
 
 async def test_a_claim_that_a_failover_brought_back_goes_to_the_worker_of_the_run(

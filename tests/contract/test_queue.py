@@ -39,9 +39,9 @@ async def other_queue(any_broker_url: str, link: Link, keys: Keys) -> AsyncItera
 
 async def claimed(queue: JobQueue) -> Claim:
     async with asyncio.timeout(TIMEOUT_S):
-        while (claim := await queue.claim()) is None:
+        while not (claims := await queue.claim()):
             pass
-    return claim
+    return claims[0]
 
 
 async def attempt_at(queue: JobQueue, claim: Claim) -> int:
@@ -124,7 +124,7 @@ async def test_a_first_connection_is_no_reconnect(submitter: JobSubmitter, queue
     await submitter.submit(job(), ttl_s=60)
     claim = await claimed(queue)
     assert (claim.new, claim.not_before_s) == (True, 0.0)
-    assert await queue.claim(short_block=True) is None
+    assert await queue.claim(short_block=True) == []
 
 
 async def test_job_enqueued_twice_runs_once(
@@ -205,7 +205,7 @@ async def test_a_begin_sent_again_after_a_lost_reply_counts_once(link: Link, key
 async def test_a_lost_queue_is_created_again(queue: JobQueue, submitter: JobSubmitter, link: Link, keys: Keys) -> None:
     """If the broker lost the queue and its group, the next claim creates them again."""
     await link.call("DEL", keys.jobs("q"))
-    assert await queue.claim() is None
+    assert await queue.claim() == []
     await submitter.submit(sent := job(), ttl_s=60)
     assert (await claimed(queue)).job == sent
 
@@ -216,7 +216,7 @@ async def test_waiting_for_jobs_does_not_spin(queue: JobQueue) -> None:
     async with asyncio.timeout(TIMEOUT_S):
         started = time.monotonic()
         while time.monotonic() - started < 0.2:
-            assert await queue.claim() is None
+            assert await queue.claim() == []
             claims += 1
     assert claims <= 21
 
@@ -299,7 +299,7 @@ async def test_dead_consumers_are_removed_unless_they_hold_a_job(
     for name in ("holds", "gone"):
         dead = JobQueue(Endpoint(any_broker_url), link, keys, "q", worker_id=name)
         await dead.open()
-        assert (await dead.claim() is None) == (name == "gone")
+        assert (await dead.claim() == []) == (name == "gone")
         await dead._claims.close()
     await asyncio.sleep(0.2)
     await queue.prune()

@@ -160,7 +160,7 @@ async def test_expired_leases_of_every_queue_are_taken_over(site: Site) -> None:
         await queue.open()
         await site.submit(name)
         async with asyncio.timeout(TIMEOUT_S):
-            while await queue.claim() is None:
+            while not await queue.claim():
                 pass
     async with site.worker(1) as history:
         await history.until(2)

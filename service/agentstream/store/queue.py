@@ -170,12 +170,7 @@ class JobQueue:
         """Store a heartbeat of this worker, which is valid for HEARTBEAT_VALID_S."""
         await self._script("heartbeat", [self._workers], self.worker_id, HEARTBEAT_VALID_S)
 
-    async def claim(self, *, short_block: bool = False) -> Claim | None:
-        """Wait up to CLAIM_BLOCK_S for a job and claim it; None if none arrives. ``short_block`` shortens the wait."""
-        claims = await self.claim_some(1, short_block=short_block)
-        return claims[0] if claims else None
-
-    async def claim_some(self, at_most: int, *, short_block: bool = False) -> list[Claim]:
+    async def claim(self, at_most: int = 1, *, short_block: bool = False) -> list[Claim]:
         """Wait up to CLAIM_BLOCK_S for a job. Claim up to ``at_most`` jobs that wait; return [] if none arrives.
 
         A worker that claims many jobs leaves few to idle workers. The claim reads one queue, because COUNT applies to

@@ -129,7 +129,7 @@ class Worker:
 
     async def _claim(self, at_most: int) -> list[Claim]:
         try:
-            return await self._queue.claim_some(at_most, short_block=self._slots.contended)
+            return await self._queue.claim(at_most, short_block=self._slots.contended)
         except BrokerUnavailable as exc:
             log.warning("cannot claim jobs; retrying: %s", exc)
             await asyncio.sleep(BROKER_RETRY_S)

@@ -31,7 +31,7 @@ async def test_a_job_is_begun_before_the_next_claim() -> None:
     async def execute(_claim: Claim, _called_again: object = None) -> None:
         order.append("begin")
 
-    queue.claim_some = claim  # type: ignore[method-assign]
+    queue.claim = claim  # type: ignore[method-assign]
     runner = type("OneRun", (NoRuns,), {"execute": staticmethod(execute)})()
     worker = worker_of(queue, leases, runner, slots=Slots(2))
     stop = asyncio.Event()
@@ -67,7 +67,7 @@ async def test_a_worker_claims_at_most_half_as_many_more_jobs_as_it_runs(slots: 
     async def execute(_claim: Claim, _called_again: object = None) -> None:
         await gate.wait()
 
-    queue.claim_some = claim  # type: ignore[method-assign]
+    queue.claim = claim  # type: ignore[method-assign]
     runner = type("HeldRuns", (NoRuns,), {"execute": staticmethod(execute)})()
     stop = asyncio.Event()
     working = asyncio.create_task(worker_of(queue, leases, runner, slots=Slots(slots)).run(stop))

@@ -117,7 +117,7 @@ class StubQueue:
     async def heartbeat(self) -> None:
         self._record("beat")
 
-    async def claim_some(self, at_most: int, *, short_block: bool = False) -> list[Claim]:  # noqa: ARG002
+    async def claim(self, at_most: int, *, short_block: bool = False) -> list[Claim]:  # noqa: ARG002
         self.short_blocks += short_block
         self._record("claim")
         await asyncio.sleep(LEASE_S)
