@@ -15,13 +15,13 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from prometheus_client.registry import Collector
 
-from agentstream.telemetry.names import Metric, Together
+from agentstream.telemetry.names import Combination, Metric
 
 log = logging.getLogger(__name__)
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 OBSERVE_S: Final = 1.0  # the greatest age of a number that another process reports
-_MODES: Final[dict[Together, Literal["livesum", "mostrecent", "livemin"]]] = {
+_MODES: Final[dict[Combination, Literal["livesum", "mostrecent", "livemin"]]] = {
     "sum": "livesum",
     "latest": "mostrecent",
     "lowest": "livemin",
@@ -66,7 +66,7 @@ class Metrics:
                 help_text,
                 labels,
                 registry=registry,
-                multiprocess_mode=_MODES[metric.together],
+                multiprocess_mode=_MODES[metric.combined_as],
             )
         else:
             self._histograms[name] = Histogram(name, help_text, labels, registry=registry, buckets=metric.buckets_s)
@@ -95,7 +95,7 @@ class Metrics:
             self.counter(name, *labels).inc(total - last_total)
 
     def set_series(self, values: Mapping[str, float], name: str) -> None:
-        """Set the series of a gauge whose ``together`` is "lowest". ``values`` has the value for each label value.
+        """Set the series of a gauge whose ``combined_as`` is "lowest". ``values`` has the value for each label value.
 
         Remove the series of other label values.
         """

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 Kind = Literal["counter", "gauge", "histogram"]
-Together = Literal["sum", "latest", "lowest"]
+Combination = Literal["sum", "latest", "lowest"]
 
 # Upper bounds in seconds for one way through Redis, for the time that a client waits, and for a whole run.
 HOP_BUCKETS_S: Final = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
@@ -150,7 +150,7 @@ WORKER_CONNECTED: Final = "agentstream_worker_broker_connected"
 class Metric:
     """One metric. ``labels`` gives the possible values of each label; it is empty for queues, routes and the like.
 
-    ``together`` says how processes that share a port report a gauge: the sum, the latest or the lowest of their values.
+    ``combined_as``: processes on one port report the sum, the latest or the lowest of their values of a gauge.
     """
 
     name: str
@@ -158,7 +158,7 @@ class Metric:
     help_text: str
     labels: dict[str, tuple[str, ...]] | None = None
     buckets_s: tuple[float, ...] = ()
-    together: Together = "sum"
+    combined_as: Combination = "sum"
 
 
 _QUEUE_LABEL: Final[dict[str, tuple[str, ...]]] = {"queue": ()}
@@ -219,29 +219,31 @@ FRONTEND_METRICS: Final = (
         buckets_s=WAIT_BUCKETS_S,
     ),
     Metric(BROKER_RECONNECTS, "gauge", "Reconnects to Redis since the process started"),
-    Metric(BROKER_CONNECTED, "gauge", _CONNECTED, _NODE_LABEL, together="lowest"),
+    Metric(BROKER_CONNECTED, "gauge", _CONNECTED, _NODE_LABEL, combined_as="lowest"),
     Metric(
         WORKERS_ALIVE,
         "gauge",
         "Workers with a heartbeat in the last 10 s; -1 if unknown",
         _QUEUE_LABEL,
-        together="latest",
+        combined_as="latest",
     ),
-    Metric(QUEUED, "gauge", "Jobs of the queue, waiting and running; -1 if unknown", _QUEUE_LABEL, together="latest"),
-    Metric(WAITING, "gauge", "Jobs that no worker has claimed yet; -1 if unknown", _QUEUE_LABEL, together="latest"),
+    Metric(
+        QUEUED, "gauge", "Jobs of the queue, waiting and running; -1 if unknown", _QUEUE_LABEL, combined_as="latest"
+    ),
+    Metric(WAITING, "gauge", "Jobs that no worker has claimed yet; -1 if unknown", _QUEUE_LABEL, combined_as="latest"),
     Metric(
         OLDEST_WAITING_SECONDS,
         "gauge",
         "Age in seconds of the oldest job that no worker has claimed, by Redis's clock; 0 if none waits, -1 if unknown",
         _QUEUE_LABEL,
-        together="latest",
+        combined_as="latest",
     ),
     Metric(
         PARKED_RUNS,
         "gauge",
         "Runs that wait for people; they hold no worker and no place in the queue; -1 if unknown",
         _QUEUE_LABEL,
-        together="latest",
+        combined_as="latest",
     ),
     Metric(
         PARKED_SECONDS,
@@ -339,5 +341,5 @@ WORKER_METRICS: Final = (
         buckets_s=WAIT_BUCKETS_S,
     ),
     Metric(WORKER_RECONNECTS, "counter", "Reconnects to Redis since the process started"),
-    Metric(WORKER_CONNECTED, "gauge", _CONNECTED, _NODE_LABEL, together="lowest"),
+    Metric(WORKER_CONNECTED, "gauge", _CONNECTED, _NODE_LABEL, combined_as="lowest"),
 )
