@@ -139,9 +139,9 @@ def _wrong_mode(steps: list[Step], replies: list[Reply], mode: str) -> str:
     """Return what the server is and what to write for it, if its reply to HELLO names another mode; else ""."""
     for step, reply in zip(steps, replies, strict=False):
         if step.command[0] == "HELLO" and isinstance(reply, dict | list):
-            fields = reply if isinstance(reply, dict) else dict(zip(reply[::2], reply[1::2], strict=True))
-            found = fields.get(b"mode", mode.encode()).decode()
-            return _WRONG_MODES.get(found, "") if found != mode else ""
+            fields = reply if isinstance(reply, dict) else dict(zip(reply[::2], reply[1::2], strict=False))
+            found = fields.get(b"mode")
+            return _WRONG_MODES.get(found.decode(), "") if isinstance(found, bytes) and found != mode.encode() else ""
     return ""
 
 
