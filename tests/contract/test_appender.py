@@ -161,6 +161,8 @@ async def test_a_refused_append_does_not_affect_others(link: Link, bus: Bus, key
     for run_id in (fine, lost, duplicate):
         assert await texts_of(bus, run_id) == ["a", "b"]
     assert await texts_of(bus, fenced) == ["a", "newer"]
+    # Three refused batches, and both batches of the lost log. The fine one was stored by the first command.
+    assert bus._appender.counts.retries == 5
 
 
 @pytest.mark.parametrize("emptied", [False, True])

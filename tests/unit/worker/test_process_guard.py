@@ -13,14 +13,14 @@ PARENT = "agentstream.worker.made_up"
 
 @pytest.fixture
 def guard() -> Iterator[ProcessGuard]:
-    """Yield a guard of this process. Its loggers are as before after the test."""
+    """Yield a guard of this process. Its loggers are gone after the test, so that the next test makes them anew."""
     logging.getLogger(f"{PARENT}.child")  # its parent has no logger yet
     made = ProcessGuard()
     made.watch_signals()
     yield made
-    for name in (PARENT, f"{PARENT}.child", f"{PARENT}.later"):
-        logger = logging.getLogger(name)
-        logger.disabled, logger.propagate, logger.level = False, True, logging.NOTSET
+    known = logging.getLogger().manager.loggerDict
+    for name in [name for name in known if name.startswith(PARENT)]:
+        del known[name]
 
 
 @pytest.mark.parametrize("name", ["child", "later", ""])
