@@ -201,6 +201,7 @@ class Chaos:
         self.report = Report(seconds, seed, broker)
         self._open: dict[asyncio.Task[None], StreamRecord] = {}
         self._losses = asyncio.Lock()  # held while a process is hit, and while none may be lost
+        self._alone = asyncio.Event()  # set during a fault of ``ALONE``, and until what it has lost is stored again
 
     async def run(self) -> Report:
         """Run clients and faults, wait for the end, and return the report."""
@@ -247,12 +248,8 @@ class Chaos:
             if len(self._open) < RUNS_AT_ONCE:
                 received = StreamRecord(self._plan())
                 stalls = received.plan.padding > 0
-                follower = CheckingClient(
-                    slow_session if stalls else session,
-                    urls,
-                    first=self._clients.randrange(2),
-                    stored_again_s=0 if self._broker_kind == "standalone" else STORED_AGAIN_S,
-                )
+                used, first = slow_session if stalls else session, self._clients.randrange(2)
+                follower = CheckingClient(used, urls, first=first, may_be_unknown=self._alone.is_set)
                 client = self._follow(follower, received, random.Random(self._clients.random()))  # noqa: S311
                 task = asyncio.create_task(client, name="client")
                 self._open[task] = received
@@ -349,8 +346,12 @@ class Chaos:
         async def alone(pick: random.Random) -> None:
             async with self._losses:
                 await until(fleet.all_run, SETTLE_S)
-                await fault(pick)
-                await asyncio.sleep(STORED_AGAIN_S)
+                self._alone.set()
+                try:
+                    await fault(pick)
+                    await asyncio.sleep(STORED_AGAIN_S)
+                finally:
+                    self._alone.clear()
 
         return name, alone
 

@@ -5,7 +5,7 @@ import contextlib
 import re
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -107,11 +107,16 @@ class CheckingClient:
     """Requests a run at one front end, and follows it over all front ends until its terminal frame."""
 
     def __init__(
-        self, session: aiohttp.ClientSession, urls: Sequence[str], *, first: int = 0, stored_again_s: float = 0
+        self,
+        session: aiohttp.ClientSession,
+        urls: Sequence[str],
+        *,
+        first: int = 0,
+        may_be_unknown: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Start with the front end at ``first``. After a failover, a run may be unknown for ``stored_again_s``."""
+        """Start with the front end at ``first``. While ``may_be_unknown`` is true, a refused resume does not count."""
         self._session = session
-        self._stored_again_s = stored_again_s
+        self._may_be_unknown = may_be_unknown
         self._urls = urls
         self._turn = first
         self.rejected: Counter[int] = Counter()
@@ -151,22 +156,19 @@ class CheckingClient:
 
     async def resume(self, received: StreamRecord, *, until_word: int | None = None, stall_s: float = 0) -> None:
         """Resume after the last frame, as often as necessary, and change the front end each time."""
-        refusals, refused_at_s = 0, 0.0
+        refusals = 0
         while not received.done:
             url = f"{self._next_url()}/v1/chat/completions/{received.run_id}?stream=true"
             try:
                 async with self._session.get(url, headers={"Last-Event-ID": received.last_id}) as response:
                     if response.status == 200:
                         await self._take(response, received, until_word, stall_s)
-                        stall_s = refusals = 0
+                        stall_s = 0
                         if until_word is not None and received.words > until_word:
                             return
                     elif response.status < 500:
-                        refusals, now_s = refusals + 1, time.monotonic()
-                        if refusals == 1:
-                            refused_at_s = now_s
-                        if refusals > 3 and now_s - refused_at_s >= self._stored_again_s:
-                            # 400, 404 or 410: the run is not known any more
+                        refusals += not self._may_be_unknown()
+                        if refusals > 3:  # 400, 404 or 410: the run is not known any more
                             received.outcome, received.done = f"HTTP {response.status}", True
                             received.wrong[f"resumes refused: {await response.text()}"] += 1
                             return
