@@ -11,6 +11,7 @@ import pytest
 
 from tests.helpers import TIMEOUT_S, texts
 from tests.integration.conftest import Client, Stream
+from tests.ports import free_port
 from tests.processes import Process, Processes, ended, linux_only
 
 # Children end with their parent only on Linux.
@@ -200,6 +201,17 @@ async def test_a_second_ctrl_c_ends_a_single_process(
     assert not re.search(r"Aborted|Traceback|never awaited", process.output)
     stream.cancel()
     await asyncio.gather(stream, return_exceptions=True)
+
+
+@pytest.mark.parametrize("command", ["worker", "frontend", "up"])
+async def test_a_process_that_waits_for_redis_stops_at_once(processes: Processes, command: str) -> None:
+    """SIGTERM ends a process that waits for Redis long before the wait is over, with exit code 0 and without errors."""
+    url = f"redis://127.0.0.1:{free_port()}"
+    process = await processes.start(command, REDIS_URL=url, AGENTSTREAM_PORT="0", AGENTSTREAM_BROKER_WAIT_S="3600")
+    await process.until(r"cannot connect to the broker", START_S)
+    process.send_signal(signal.SIGTERM)
+    assert await process.ended(START_S) == 0
+    assert not re.search(r"ERROR|Traceback|never awaited", process.output)
 
 
 async def test_a_child_that_is_stopped_alone_is_replaced(processes: Processes) -> None:

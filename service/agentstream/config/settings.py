@@ -168,7 +168,8 @@ class Settings(ListenAddress):
     cloud load balancer. The default is 0: the proxies in deploy/ retry a refused connection at another front end."""
 
     broker_wait_s: Seconds = Field(30, ge=0)
-    """Time in seconds that a starting process waits for Redis. Redis may start later, and must first load its data."""
+    """Time in seconds that a starting process waits for Redis. Redis may start later. It may also refuse commands at
+    first, while it loads its data or while its servers join a cluster."""
 
     failed_start_delay_s: Seconds = Field(0, ge=0, le=3600)
     """Time in seconds that `frontend`, `worker` or `up` waits before it exits with code 2, because a setting is wrong.

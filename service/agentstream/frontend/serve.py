@@ -22,7 +22,7 @@ from agentstream.frontend.app import create_app
 from agentstream.frontend.connection import Connection, connection_factory
 from agentstream.frontend.context import CONTEXT, Context
 from agentstream.frontend.listener import Listener
-from agentstream.processes.stopping import stop_signals
+from agentstream.processes.stopping import done_before, stop_signals
 from agentstream.telemetry.otel import exported_spans
 
 log = logging.getLogger(__name__)
@@ -68,8 +68,7 @@ async def _serve(settings: Settings, number: int | None, parent: int | None) -> 
     manager = cast("web.Server", runner.server)  # setup() has created it
     try:
         with stop_signals(parent=parent) as stop, contextlib.ExitStack() as listening:
-            await _wait_connected(context.link.wait_ready(settings.broker_wait_s), stop)
-            if stop.is_set():
+            if not await done_before(stop, context.link.wait_ready(settings.broker_wait_s)):
                 return 0
             context.connections.apply()
             connect = connection_factory(manager, context.connections)
@@ -113,19 +112,6 @@ async def _drain(context: Context, manager: web.Server, timeout_s: float) -> Non
 def _busy(manager: web.Server) -> bool:
     """Return whether a request is being answered on an open connection."""
     return any(connection.busy for connection in manager.connections if isinstance(connection, Connection))
-
-
-async def _wait_connected(connecting: object, stop: asyncio.Event) -> None:
-    """Return when ``connecting`` is done or ``stop`` is set; raises any error of ``connecting``."""
-    connected = asyncio.ensure_future(connecting)  # type: ignore[call-overload]
-    stopping = asyncio.create_task(stop.wait(), name="stop")
-    try:
-        await asyncio.wait({connected, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        if connected.done():
-            connected.result()
-    finally:
-        connected.cancel()
-        stopping.cancel()
 
 
 def server_url(host: str, listener: Listener) -> str:

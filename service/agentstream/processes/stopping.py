@@ -13,8 +13,8 @@ import contextlib
 import logging
 import os
 import signal
-from collections.abc import Callable, Iterator
-from typing import Final, Self
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any, Final, Self
 
 from agentstream.processes.runtime import EXIT_INTERRUPTED
 
@@ -75,6 +75,22 @@ def stop_signals(
             signal.signal(number, handler)  # asyncio's Runner has one for SIGINT, which the loop does not restore
         if listener is not None:
             listener.close()
+
+
+async def done_before(stop: asyncio.Event, starting: Coroutine[Any, Any, None]) -> bool:
+    """Await ``starting`` until it is done, and return True. If ``stop`` is set first, cancel it and return False."""
+    start = asyncio.create_task(starting, name="start")
+    stopping = asyncio.create_task(stop.wait(), name="stop")
+    try:
+        await asyncio.wait({start, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if not start.done():
+            return False
+        start.result()
+        return True
+    finally:
+        stopping.cancel()
+        start.cancel()
+        await asyncio.gather(start, stopping, return_exceptions=True)
 
 
 class StopPipe:

@@ -139,18 +139,23 @@ class JobQueue:
         """How often the link for the blocking read has reconnected."""
         return self._claims.reconnects
 
-    async def open(self) -> None:
-        """Create the queue and its group if they do not exist, and store the first heartbeat."""
-        self._claims.open()
-        await self._create()
+    async def open(self, timeout_s: float = COMMAND_TIMEOUT_S) -> None:
+        """Create the queue and its group if they do not exist, and store the first heartbeat.
 
-    async def _create(self) -> None:
+        If Redis refuses one of the two for now, it is tried again for ``timeout_s``. For example, a cluster refuses
+        writes while its servers still join it.
+        """
+        await self._create(timeout_s, once=False)
+        self._claims.open()
+
+    async def _create(self, timeout_s: float = COMMAND_TIMEOUT_S, *, once: bool = True) -> None:
+        command = ("XGROUP", "CREATE", self._jobs, GROUP, _FIRST_ENTRY, "MKSTREAM")
         try:
-            await self._call("XGROUP", "CREATE", self._jobs, GROUP, _FIRST_ENTRY, "MKSTREAM", key=self._jobs)
+            await self._call(*command, key=self._jobs, timeout_s=timeout_s, once=once)
         except BrokerUnavailable as exc:
             if "BUSYGROUP" not in str(exc):
                 raise
-        await self.heartbeat()
+        await self.heartbeat(timeout_s, once=once)
 
     async def close(self) -> None:
         """Remove the heartbeat, and the consumer unless it still holds jobs; close the connections."""
@@ -166,9 +171,13 @@ class JobQueue:
         finally:
             await self._claims.close()
 
-    async def heartbeat(self) -> None:
-        """Store a heartbeat of this worker, which is valid for HEARTBEAT_VALID_S."""
-        await self._script("heartbeat", [self._workers], self.worker_id, HEARTBEAT_VALID_S)
+    async def heartbeat(self, timeout_s: float = COMMAND_TIMEOUT_S, *, once: bool = True) -> None:
+        """Store a heartbeat of this worker, which is valid for HEARTBEAT_VALID_S.
+
+        Unless ``once``, a heartbeat that Redis refuses for now is sent again for ``timeout_s``.
+        """
+        arguments = (self.worker_id, HEARTBEAT_VALID_S)
+        await self._script("heartbeat", [self._workers], *arguments, timeout_s=timeout_s, once=once)
 
     async def claim(self, at_most: int = 1, *, short_block: bool = False) -> list[Claim]:
         """Wait up to CLAIM_BLOCK_S for a job. Claim up to ``at_most`` jobs that wait; return [] if none arrives.
@@ -415,13 +424,17 @@ class JobQueue:
         """Return one field of each run's hash."""
         return await asyncio.gather(*(self._call("HGET", self._keys.run(run_id), field) for run_id in run_ids))
 
-    async def _call(self, *args: str | int, key: str = "") -> Reply:
-        return await _reply_within(self._link, self._link.start_call(*args, key=key, once=True), COMMAND_TIMEOUT_S)
+    async def _call(
+        self, *args: str | int, key: str = "", timeout_s: float = COMMAND_TIMEOUT_S, once: bool = True
+    ) -> Reply:
+        return await _reply_within(self._link, self._link.start_call(*args, key=key, once=once), timeout_s)
 
-    async def _script(self, name: str, keys: list[str], *args: str | int) -> Reply:
+    async def _script(
+        self, name: str, keys: list[str], *args: str | int, timeout_s: float = COMMAND_TIMEOUT_S, once: bool = True
+    ) -> Reply:
         """Call a script once. Upkeep is repeated anyway: if one of its commands waited, leases would not be renewed."""
-        pending = self._link.start_script_call(name, keys, *args, once=True)
-        return await _reply_within(self._link, pending, COMMAND_TIMEOUT_S)
+        pending = self._link.start_script_call(name, keys, *args, once=once)
+        return await _reply_within(self._link, pending, timeout_s)
 
 
 def _entries_of(reply: Reply) -> list[tuple[bytes, Sequence[bytes]]]:

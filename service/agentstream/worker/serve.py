@@ -6,19 +6,23 @@ import logging
 import os
 import secrets
 import socket
-from collections.abc import Coroutine
+import time
+from collections.abc import Coroutine, Iterable, Mapping
 from typing import Any
 
 from agentstream.agents.lifespan import started
 from agentstream.config import Settings
-from agentstream.errors import StartupError
-from agentstream.processes.stopping import stop_signals
+from agentstream.errors import BrokerUnavailable, StartupError
+from agentstream.processes.stopping import done_before, stop_signals
 from agentstream.protocol.jobs import open_ttl_s
 from agentstream.protocol.keys import Keys
 from agentstream.store.bus.bus import Bus
 from agentstream.store.bus.publisher import LogLimits
-from agentstream.store.connection.endpoint import Endpoint
+from agentstream.store.connection.endpoint import COMMAND_TIMEOUT_S, Endpoint
+from agentstream.store.connection.fanout import OnMessage
+from agentstream.store.connection.link import Link
 from agentstream.store.connection.new_link import new_link
+from agentstream.store.deadline import within
 from agentstream.store.inputs import InputStore
 from agentstream.store.interrupts import InterruptStore
 from agentstream.store.queue import JobQueue
@@ -151,15 +155,10 @@ async def _run_worker(  # noqa: PLR0913, PLR0917 -- the parts made from the sett
             await stack.enter_async_context(started(agents.managed, limit_s=settings.agent_start_timeout_s, stop=stop))
             if stop.is_set():
                 return 0
-            link.open()
-            await link.wait_ready(settings.broker_wait_s)
-            if agents.mcp is not None:
-                await agents.mcp.start()
-            agents.warn_of_unknown_tools()
-            await link.subscribe(keys.control(worker_id).encode(), on_control, everywhere=True)
-            for name, worker in workers.items():
-                await link.subscribe(keys.handed_back(name).encode(), worker.on_handed_back, everywhere=True)
-            await asyncio.gather(*(queue.open() for queue in queues.values()))
+            handlers: dict[str, OnMessage] = {keys.control(worker_id): on_control}
+            handlers |= {keys.handed_back(name): worker.on_handed_back for name, worker in workers.items()}
+            if not await done_before(stop, _join(link, agents, handlers, queues.values(), settings.broker_wait_s)):
+                return 0
             log.info("worker %s takes jobs of queue %s", worker_id, ", ".join(map(repr, agents.resolvers)))
             health.taking_jobs = True
             async with asyncio.TaskGroup() as working:  # an error in one of them ends all
@@ -169,6 +168,33 @@ async def _run_worker(  # noqa: PLR0913, PLR0917 -- the parts made from the sett
         await link.close()
         await agents.close()
     return 0
+
+
+async def _join(
+    link: Link, agents: AgentSet, handlers: Mapping[str, OnMessage], queues: Iterable[JobQueue], wait_s: float
+) -> None:
+    """Connect to Redis and to the MCP servers, subscribe to the channels of ``handlers`` and open the queues.
+
+    It waits for Redis up to ``wait_s``, and longer by at most COMMAND_TIMEOUT_S for each step after the connection.
+    Raises BrokerUnavailable.
+    """
+    since_s = time.monotonic()
+
+    def left_s() -> float:
+        return max(wait_s - (time.monotonic() - since_s), COMMAND_TIMEOUT_S)
+
+    link.open()
+    await link.wait_ready(wait_s)
+    if agents.mcp is not None:
+        await agents.mcp.start()
+    agents.warn_of_unknown_tools()
+    subscribed = [link.subscribe(name.encode(), handler, everywhere=True) for name, handler in handlers.items()]
+    limit_s = left_s()
+    try:
+        await within(asyncio.gather(*subscribed), limit_s)
+    except TimeoutError as exc:
+        raise BrokerUnavailable(link.unanswered(limit_s)) from exc
+    await asyncio.gather(*(queue.open(left_s()) for queue in queues))
 
 
 def run_limits(settings: Settings) -> RunLimits:
