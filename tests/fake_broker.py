@@ -65,6 +65,11 @@ class FakeBroker:
         return f"redis://127.0.0.1:{self.port}"
 
     @property
+    def open_connections(self) -> int:
+        """The number of connections that neither side has closed."""
+        return sum(not writer.is_closing() for writer in self._writers)
+
+    @property
     def commands(self) -> list[Command]:
         """All received commands except handshakes, pings, probes and subscriptions."""
         return [words for _, words in self.received if words[0] not in HANDSHAKE and SCRIPTS["probe"].sha not in words]

@@ -219,6 +219,35 @@ async def test_a_silent_handshake_times_out(peer: FakeBroker, monkeypatch: pytes
         assert peer.connections == 2
 
 
+@pytest.mark.parametrize("silent", [True, False], ids=["silent", "cut"])
+async def test_an_attempt_whose_second_connection_fails_leaves_none_open(
+    peer: FakeBroker, monkeypatch: pytest.MonkeyPatch, silent: bool
+) -> None:
+    """With RESP2, if the connection for subscriptions fails, the one for commands is closed before the next attempt."""
+    monkeypatch.setattr(link_module, "CONNECT_TIMEOUT_S", 0.1)
+
+    def answer(words: Command, connection: int) -> bytes | None:
+        if connection in {2, 4}:
+            if silent:
+                return None
+            raise CutError
+        return answer_normally(words, connection)
+
+    peer.answer = answer
+    async with connecting_link(f"{peer.url}?protocol=2") as link:
+        await link.wait_ready(TIMEOUT_S)
+        assert peer.connections == 6
+        await peer.until(lambda: peer.open_connections == 2)
+
+
+async def test_a_link_that_is_closed_while_it_connects_leaves_no_connection_open(peer: FakeBroker) -> None:
+    """With RESP2, a link that is closed between its two connections closes the first one, too."""
+    peer.answer = lambda words, connection: None if connection == 2 else answer_normally(words, connection)
+    async with connecting_link(f"{peer.url}?protocol=2"):
+        await peer.until(lambda: peer.count(b"PING", 2) == 1)
+    await peer.until(lambda: not peer.open_connections)
+
+
 async def test_the_error_for_a_silent_server_has_a_cause(peer: FakeBroker, monkeypatch: pytest.MonkeyPatch) -> None:
     """If a server accepts connections and never answers, wait_ready raises an error with a cause."""
     monkeypatch.setattr(link_module, "CONNECT_TIMEOUT_S", 0.05)

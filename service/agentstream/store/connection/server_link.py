@@ -97,7 +97,11 @@ class ServerLink(Exchange):
         connection = await self._open(endpoint, self._on_reply, for_commands=True)
         # _push_connection is set only now: an UNSUBSCRIBE on the command connection would shift all its replies.
         inline = endpoint.pushes_inline
-        pushes = connection if inline else await self._open(endpoint, self._on_push, for_commands=False)
+        try:
+            pushes = connection if inline else await self._open(endpoint, self._on_push, for_commands=False)
+        except BaseException:
+            connection.abort()
+            raise
         if not inline:
             self._endpoint.use_resp2()
         self._command_connection, self._push_connection = connection, pushes
