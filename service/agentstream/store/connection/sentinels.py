@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import Final
 
 import redis.asyncio as redis_asyncio
@@ -20,6 +20,9 @@ log = logging.getLogger(__name__)
 # An old primary that is cut off from the others still accepts writes. A worker that has left it waits recent.SETTLE_S
 # before it begins the jobs of others. So this interval must be shorter: then the other processes have left it, too.
 SENTINEL_INTERVAL_S: Final = 1.0
+# Sentinels answer within milliseconds. If one of them is lost, perhaps together with the primary on the same machine,
+# the others are not delayed by it for longer.
+PATIENCE_S: Final = 0.1
 
 Sentinels = Sequence[redis_asyncio.Redis]
 
@@ -29,11 +32,28 @@ async def find_primary(endpoint: Endpoint) -> Address:
 
     All are asked at once: a sentinel that is cut off from the others may name a server that is no longer the primary.
     """
-    return _most_named(await ask_sentinels(endpoint))
+    async with _connected(endpoint) as sentinels:
+        return await _most_named(endpoint, sentinels)
 
 
-def _most_named(answers: Sequence[Address | BusError]) -> Address:
-    return Counter(answer for answer in answers if not isinstance(answer, BusError)).most_common(1)[0][0]
+async def _most_named(endpoint: Endpoint, sentinels: Sentinels) -> Address:
+    """Return the address that most sentinels name. Do not wait for more if more than half of them agree."""
+    asked = _ask_each(endpoint, sentinels)
+    try:
+        answered, late = await asyncio.wait(asked, timeout=PATIENCE_S)
+        named = _count(task.result() for task in answered)
+        if late and named and named[0][1] * 2 > len(asked):
+            return named[0][0]
+        return _count(await _all_answers(asked))[0][0]
+    finally:
+        for task in asked:
+            task.cancel()
+        await asyncio.gather(*asked, return_exceptions=True)
+
+
+def _count(answers: Iterable[Address | BusError]) -> list[tuple[Address, int]]:
+    """Return each address that was named, and how often, the most frequent one first."""
+    return Counter(answer for answer in answers if not isinstance(answer, BusError)).most_common()
 
 
 async def ask_sentinels(endpoint: Endpoint) -> list[Address | BusError]:
@@ -43,7 +63,7 @@ async def ask_sentinels(endpoint: Endpoint) -> list[Address | BusError]:
     another password is needed.
     """
     async with _connected(endpoint) as sentinels:
-        return await _ask_all(endpoint, sentinels)
+        return await _all_answers(_ask_each(endpoint, sentinels))
 
 
 @contextlib.asynccontextmanager
@@ -55,13 +75,15 @@ async def _connected(endpoint: Endpoint) -> AsyncIterator[Sentinels]:
         await asyncio.gather(*(sentinel.aclose() for sentinel in sentinels), return_exceptions=True)
 
 
-async def _ask_all(endpoint: Endpoint, sentinels: Sentinels) -> list[Address | BusError]:
-    answers = await asyncio.gather(
-        *(
-            _ask(sentinel, show_address(*address), endpoint.master)
-            for sentinel, address in zip(sentinels, endpoint.addresses, strict=True)
-        )
-    )
+def _ask_each(endpoint: Endpoint, sentinels: Sentinels) -> list[asyncio.Task[Address | BusError]]:
+    return [
+        asyncio.create_task(_ask(sentinel, show_address(*address), endpoint.master), name="ask a sentinel")
+        for sentinel, address in zip(sentinels, endpoint.addresses, strict=True)
+    ]
+
+
+async def _all_answers(asked: Sequence[asyncio.Task[Address | BusError]]) -> list[Address | BusError]:
+    answers = await asyncio.gather(*asked)
     errors = [answer for answer in answers if isinstance(answer, BusError)]
     if len(errors) == len(answers):
         raise joined(errors, "no sentinel names the primary: ")
@@ -98,7 +120,7 @@ async def until_primary_changes(endpoint: Endpoint, primary: Address | None) -> 
         while True:
             await asyncio.sleep(SENTINEL_INTERVAL_S)
             try:
-                named = _most_named(await _ask_all(endpoint, sentinels))
+                named = await _most_named(endpoint, sentinels)
             except (OSError, BusError) as exc:
                 if str(exc) != problem:
                     problem = str(exc)
