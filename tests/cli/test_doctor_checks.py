@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 
+from agentstream.cli.commands.doctor import _print_results
 from agentstream.cli.doctor import checks
 from agentstream.cli.doctor.buffering import _NGINX, _OTHERS, PIECE_COUNT, _result_from_delays
-from agentstream.cli.doctor.results import CheckResult
+from agentstream.cli.doctor.results import CheckResult, Level
 from agentstream.store.admin.queue_state import QueueSummary
 from agentstream.store.admin.server_state import ClockOffset
 from tests.processes import ROOT
@@ -133,3 +134,13 @@ def test_the_fix_matches_the_server_header() -> None:
     assert "proxy_buffering off;" in _result_from_delays(delays_s, "nginx/1.22.1").fix[0]
     assert not any("Caddy" in line for line in _result_from_delays(delays_s, "nginx/1.22.1").fix)
     assert any("Caddy" in line for line in _result_from_delays(delays_s, "cloud").fix)
+
+
+@pytest.mark.parametrize(
+    ("levels", "last"),
+    [(["ok", "ok"], "no faults found"), (["ok", "warning", "fault", "fault"], "faults: 2, warnings: 1")],
+)
+def test_the_last_line_counts_the_findings(capsys: pytest.CaptureFixture[str], levels: list[Level], last: str) -> None:
+    """The last line of the report says how many faults and warnings there are, or that there are none."""
+    _print_results([CheckResult("name", level, "what") for level in levels])
+    assert capsys.readouterr().out.splitlines()[-1] == last
