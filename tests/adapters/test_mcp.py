@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 import os
 import signal
 import sys
@@ -182,6 +183,25 @@ async def test_a_missing_server_does_not_delay_the_start(monkeypatch: pytest.Mon
         monkeypatch.setattr(mcp, "CONNECT_TIMEOUT_S", TIMEOUT_S)
         async with by_http(port):
             assert (await eventually(toolbox, "far__add", '{"a": 1, "b": 2}')).content == "3"
+
+
+async def test_a_close_does_not_wait_for_servers_that_are_silent(caplog: pytest.LogCaptureFixture) -> None:
+    """A close while servers do not answer ends the attempts to connect, and the programs, without a warning."""
+
+    async def read_only(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while await reader.read(1 << 16):
+            pass
+        writer.close()
+
+    async with await asyncio.start_server(read_only, "127.0.0.1", 0) as silent:
+        far = McpServerConfig(url=f"http://127.0.0.1:{silent.sockets[0].getsockname()[1]}/mcp")
+        connecting = McpServers({"far": far, "mute": McpServerConfig(command="sleep", args=["600"])})
+        start = asyncio.create_task(connecting.start())
+        await asyncio.sleep(0.5)
+        assert not start.done()
+        start.cancel()
+        await connecting.close()
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
 @pytest.mark.parametrize(

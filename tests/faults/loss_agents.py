@@ -122,11 +122,11 @@ def _break_second_beat() -> None:
     """Let the second heartbeat of this worker fail with an unexpected error. The first is part of its start."""
     beat, beats = JobQueue.heartbeat, iter(range(2))
 
-    async def broken(queue: JobQueue) -> None:
+    async def broken(queue: JobQueue, *arguments: float, **options: bool) -> None:
         if next(beats, 1):
             message = "broken on purpose"
             raise ValueError(message)
-        await beat(queue)
+        await beat(queue, *arguments, **options)
 
     JobQueue.heartbeat = broken  # type: ignore[assignment,method-assign]
 

@@ -1,7 +1,9 @@
 """Workers that start while Redis accepts connections but refuses their commands for now."""
 
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+import re
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
@@ -16,24 +18,24 @@ from tests.helpers import TIME_SCALE
 from tests.processes import ROOT, START_S, Processes
 
 pytestmark = pytest.mark.timeout(90 * TIME_SCALE)
-WAIT_S = 1.0
+WAIT_S = 5.0
 
 
 class Refusals:
-    """A broker that refuses all writes to a queue, with ``words``, while ``refusing`` is entered."""
+    """A broker that refuses all commands for a queue, with ``words``, while ``refusing`` is entered."""
 
     def __init__(
-        self, words: str, refusing: AbstractAsyncContextManager[None], call: Callable[..., Awaitable[Any]]
+        self, words: str, refusing: AbstractAsyncContextManager[None], servers: Sequence[Callable[..., Awaitable[Any]]]
     ) -> None:
-        """``call`` sends a command to the server of the queue."""
+        """``servers`` send a command to one server each."""
         self.words = words
         self.refusing = refusing
-        self._call = call
+        self._servers = servers
 
     async def have_come(self) -> bool:
-        """Return whether the server has refused a command."""
-        name = f"errorstat_{self.words.partition(' ')[0]}"
-        return name in str(await self._call("INFO", "errorstats"))
+        """Return whether a server has refused to create the queue."""
+        stats = [str(await call("INFO", "commandstats")) for call in self._servers]
+        return any(re.search(r"xgroup\|create.*?(rejected|failed)_calls['\"]?[=:] ?[1-9]", text) for text in stats)
 
 
 @contextlib.asynccontextmanager
@@ -41,7 +43,7 @@ async def full_server(folder: Path) -> AsyncIterator[tuple[str, Refusals]]:
     """Provide one server, which refuses writes while its memory is full, and its URL."""
     async with Broker(folder, append_only=False) as broker:
         words = "OOM command not allowed when used memory > 'maxmemory'"
-        yield broker.url, Refusals(words, full_memory(broker), broker.admin.execute_command)
+        yield broker.url, Refusals(words, full_memory(broker), [broker.admin.execute_command])
 
 
 @contextlib.asynccontextmanager
@@ -60,7 +62,7 @@ async def joining_cluster(_folder: Path) -> AsyncIterator[tuple[str, Refusals]]:
             for node, slot in slots.items():
                 await node.call("CLUSTER", "ADDSLOTS", slot)
 
-        yield servers.url, Refusals("CLUSTERDOWN The cluster is down", missing_slots(), nodes[0].call)
+        yield servers.url, Refusals("CLUSTERDOWN The cluster is down", missing_slots(), [node.call for node in nodes])
 
 
 BROKERS = pytest.mark.parametrize("broker", [full_server, joining_cluster])
@@ -76,6 +78,7 @@ async def test_a_worker_waits_while_its_commands_are_refused(
             worker = await processes.start("worker", AGENTSTREAM_AGENT=AGENT, PYTHONPATH=str(ROOT))
             await until(refusals.have_come, START_S)
             assert "takes jobs of queue" not in worker.output
+            await worker.until(f"Redis refuses commands for now.*{re.escape(refusals.words)}")
         await worker.until("takes jobs of queue")
         frontend = await processes.frontend()
         assert (await client.post(frontend, request(["answer", "fine"])))[0] == 200
@@ -85,7 +88,7 @@ async def test_a_worker_waits_while_its_commands_are_refused(
 async def test_a_worker_that_is_refused_for_too_long_says_why(
     broker: Callable[[Path], AbstractAsyncContextManager[tuple[str, Refusals]]], tmp_path: Path
 ) -> None:
-    """A worker whose Redis goes on refusing ends with the exit code of an unreachable Redis, and with its words."""
+    """A worker whose Redis goes on refusing prints its words, and ends with the exit code of an unreachable Redis."""
     async with broker(tmp_path) as (url, refusals), Processes(url, tmp_path) as processes, refusals.refusing:
         worker = await processes.start(
             "worker", AGENTSTREAM_AGENT=AGENT, PYTHONPATH=str(ROOT), AGENTSTREAM_BROKER_WAIT_S=str(WAIT_S)
@@ -93,3 +96,18 @@ async def test_a_worker_that_is_refused_for_too_long_says_why(
         assert await worker.ended(START_S) == EXIT_UNREACHABLE
         assert refusals.words in worker.output
         assert "Traceback" not in worker.output
+
+
+@BROKERS
+async def test_a_worker_that_is_refused_stops_at_once(
+    broker: Callable[[Path], AbstractAsyncContextManager[tuple[str, Refusals]]], tmp_path: Path
+) -> None:
+    """SIGTERM ends a worker that waits until Redis accepts its commands, with exit code 0 and without errors."""
+    async with broker(tmp_path) as (url, refusals), Processes(url, tmp_path) as processes, refusals.refusing:
+        worker = await processes.start(
+            "worker", AGENTSTREAM_AGENT=AGENT, PYTHONPATH=str(ROOT), AGENTSTREAM_BROKER_WAIT_S="3600"
+        )
+        await until(refusals.have_come, START_S)
+        worker.send_signal(signal.SIGTERM)
+        assert await worker.ended() == 0
+        assert not re.search(r"ERROR|Traceback|never awaited", worker.output)

@@ -142,20 +142,25 @@ class JobQueue:
     async def open(self, timeout_s: float = COMMAND_TIMEOUT_S) -> None:
         """Create the queue and its group if they do not exist, and store the first heartbeat.
 
-        If Redis refuses one of the two for now, it is tried again for ``timeout_s``. For example, a cluster refuses
-        writes while its servers still join it.
+        If Redis refuses one of these commands for now, it is sent again until ``timeout_s`` is over. For example, a
+        cluster refuses commands while its servers still join it.
         """
-        await self._create(timeout_s, once=False)
         self._claims.open()
+        try:
+            await self._create(timeout_s, once=False)
+        except BaseException:
+            await self._claims.close()
+            raise
 
     async def _create(self, timeout_s: float = COMMAND_TIMEOUT_S, *, once: bool = True) -> None:
+        ends_s = time.monotonic() + timeout_s
         command = ("XGROUP", "CREATE", self._jobs, GROUP, _FIRST_ENTRY, "MKSTREAM")
         try:
             await self._call(*command, key=self._jobs, timeout_s=timeout_s, once=once)
         except BrokerUnavailable as exc:
             if "BUSYGROUP" not in str(exc):
                 raise
-        await self.heartbeat(timeout_s, once=once)
+        await self.heartbeat(max(ends_s - time.monotonic(), COMMAND_TIMEOUT_S), once=once)
 
     async def close(self) -> None:
         """Remove the heartbeat, and the consumer unless it still holds jobs; close the connections."""
@@ -172,10 +177,7 @@ class JobQueue:
             await self._claims.close()
 
     async def heartbeat(self, timeout_s: float = COMMAND_TIMEOUT_S, *, once: bool = True) -> None:
-        """Store a heartbeat of this worker, which is valid for HEARTBEAT_VALID_S.
-
-        Unless ``once``, a heartbeat that Redis refuses for now is sent again for ``timeout_s``.
-        """
+        """Store a heartbeat, valid for HEARTBEAT_VALID_S. Unless ``once``, repeat it if Redis refuses it for now."""
         arguments = (self.worker_id, HEARTBEAT_VALID_S)
         await self._script("heartbeat", [self._workers], *arguments, timeout_s=timeout_s, once=once)
 
@@ -432,7 +434,7 @@ class JobQueue:
     async def _script(
         self, name: str, keys: list[str], *args: str | int, timeout_s: float = COMMAND_TIMEOUT_S, once: bool = True
     ) -> Reply:
-        """Call a script once. Upkeep is repeated anyway: if one of its commands waited, leases would not be renewed."""
+        """Call a script. Upkeep does so ``once``, because it is repeated: a command that waits would delay renewals."""
         pending = self._link.start_script_call(name, keys, *args, once=once)
         return await _reply_within(self._link, pending, timeout_s)
 

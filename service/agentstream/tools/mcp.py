@@ -256,6 +256,7 @@ class _Connection:
         self._reason = "no connection has been tried yet"
         self._lost = asyncio.Event()
         self._stop = asyncio.Event()
+        self._connecting = False
         self._connection_task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -265,6 +266,8 @@ class _Connection:
         self._stop.set()
         self._lost.set()
         if self._connection_task is not None:
+            if self._connecting:
+                self._connection_task.cancel()
             _, late = await asyncio.wait({self._connection_task}, timeout=CLOSE_TIMEOUT_S)
             if late:
                 log.warning("MCP server %s did not close within %g s; no longer waiting", self.name, CLOSE_TIMEOUT_S)
@@ -330,9 +333,13 @@ class _Connection:
         if self._stop.is_set():
             return
         async with contextlib.AsyncExitStack() as stack:
-            async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                client = await stack.enter_async_context(Client(self._transport()))
-                self.listed = await _all_tools(client)
+            self._connecting = True
+            try:
+                async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                    client = await stack.enter_async_context(Client(self._transport()))
+                    self.listed = await _all_tools(client)
+            finally:
+                self._connecting = False
             self._client, self._reason = client, ""
             log.info("MCP server %s: connected, with %d tools", self.name, len(self.listed))
             self.first_attempt_done.set()

@@ -8,11 +8,11 @@ import secrets
 import socket
 import time
 from collections.abc import Coroutine, Iterable, Mapping
-from typing import Any
+from typing import Any, Final
 
 from agentstream.agents.lifespan import started
 from agentstream.config import Settings
-from agentstream.errors import BrokerUnavailable, StartupError
+from agentstream.errors import BrokerUnavailable, BusError, StartupError
 from agentstream.processes.stopping import done_before, stop_signals
 from agentstream.protocol.jobs import open_ttl_s
 from agentstream.protocol.keys import Keys
@@ -31,7 +31,7 @@ from agentstream.telemetry.otel import exported_spans
 from agentstream.worker.agent_set import AgentSet, build_agents
 from agentstream.worker.guard import guard_loop, refuse_exits
 from agentstream.worker.health_server import HealthServer
-from agentstream.worker.leases import Leases
+from agentstream.worker.leases import Leases, warn_if_unavailable
 from agentstream.worker.loop_watch import LoopWatch
 from agentstream.worker.metrics import WorkerMetrics
 from agentstream.worker.parking import Parking
@@ -41,6 +41,8 @@ from agentstream.worker.slots import Slots
 from agentstream.worker.worker import Worker
 
 log = logging.getLogger(__name__)
+
+REFUSAL_POLL_S: Final = 0.5
 
 
 def serve_worker(
@@ -53,8 +55,8 @@ def serve_worker(
     With a ``number`` this is one of several processes that share a metrics port. ``parent`` is the pipe to the process
     that started it (see ``StopPipe``).
 
-    Raises StartupError if an agent cannot be loaded or the metrics port is taken, and BrokerUnavailable if Redis does
-    not answer within ``broker_wait_s``.
+    Raises StartupError if an agent cannot be loaded or the metrics port is taken, and BrokerUnavailable if Redis
+    does not answer, or refuses commands, for ``broker_wait_s``.
     """
     if settings.redis_url is None:
         message = (
@@ -175,26 +177,45 @@ async def _join(
 ) -> None:
     """Connect to Redis and to the MCP servers, subscribe to the channels of ``handlers`` and open the queues.
 
-    It waits for Redis up to ``wait_s``, and longer by at most COMMAND_TIMEOUT_S for each step after the connection.
-    Raises BrokerUnavailable.
+    It waits up to ``wait_s`` until Redis is connected and accepts commands. After the connection, each step gets at
+    least COMMAND_TIMEOUT_S. If it fails or is cancelled, no queue stays open. Raises BrokerUnavailable.
     """
-    since_s = time.monotonic()
-
-    def left_s() -> float:
-        return max(wait_s - (time.monotonic() - since_s), COMMAND_TIMEOUT_S)
-
-    link.open()
-    await link.wait_ready(wait_s)
-    if agents.mcp is not None:
-        await agents.mcp.start()
-    agents.warn_of_unknown_tools()
-    subscribed = [link.subscribe(name.encode(), handler, everywhere=True) for name, handler in handlers.items()]
-    limit_s = left_s()
+    ends_s = time.monotonic() + wait_s
+    explaining = asyncio.create_task(_explain_refusal(link, wait_s), name="explain")
+    opened: list[JobQueue] = []
     try:
-        await within(asyncio.gather(*subscribed), limit_s)
+        link.open()
+        await link.wait_ready(wait_s)
+        await _subscribe(link, handlers)
+        if agents.mcp is not None:
+            await agents.mcp.start()
+        agents.warn_of_unknown_tools()
+        for queue in queues:
+            await queue.open(max(ends_s - time.monotonic(), COMMAND_TIMEOUT_S))
+            opened.append(queue)
+    except BaseException:
+        await asyncio.gather(*(warn_if_unavailable(queue.close, "leave the queue") for queue in opened))
+        raise
+    finally:
+        explaining.cancel()
+
+
+async def _subscribe(link: Link, handlers: Mapping[str, OnMessage]) -> None:
+    subscribed = [link.subscribe(name.encode(), handler, everywhere=True) for name, handler in handlers.items()]
+    try:
+        await within(asyncio.gather(*subscribed), COMMAND_TIMEOUT_S)
     except TimeoutError as exc:
-        raise BrokerUnavailable(link.unanswered(limit_s)) from exc
-    await asyncio.gather(*(queue.open(left_s()) for queue in queues))
+        raise BrokerUnavailable(link.unanswered(COMMAND_TIMEOUT_S)) from exc
+    except BusError as exc:
+        message = f"Redis refuses a subscription: {exc}"
+        raise BrokerUnavailable(message) from exc
+
+
+async def _explain_refusal(link: Link, wait_s: float) -> None:
+    """Log why this worker does not take jobs yet, once Redis refuses a command."""
+    while not link.refusal:  # noqa: ASYNC110 -- no event tells it
+        await asyncio.sleep(REFUSAL_POLL_S)
+    log.warning("Redis refuses commands for now; waiting up to %g s: %s", wait_s, link.refusal)
 
 
 def run_limits(settings: Settings) -> RunLimits:

@@ -70,11 +70,12 @@ class ParkedRun:
     result: AgentResult | None = None
 
     async def attempt(
-        self, answers: dict[str, Any] | None = None, *, lost_after: str = "", in_place: Any = None
+        self, answers: dict[str, Any] | None = None, *, lost_after: str = "", in_place: Any = None, questions: int = 1
     ) -> list[dict[str, Any]]:
         """Run the agent with these answers until it ends, asks or loses its worker; return its open questions.
 
-        ``in_place`` answers every other question while the agent waits in its worker.
+        It asks at least this number of ``questions``. ``in_place`` answers every other question while the agent waits
+        in its worker.
         """
         self.answers |= answers or {}
         sink = LosingSink(answers=self.answers, inputs=self.inputs, lost_after=lost_after, in_place=in_place)
@@ -85,7 +86,8 @@ class ParkedRun:
         async with asyncio.timeout(TIMEOUT_S):
             quiet = 0
             while not (task.done() or sink.lost or quiet >= _QUIET_TURNS):
-                quiet = quiet + 1 if in_place is None and any(name == INTERRUPT for name, _ in sink.facts) else 0
+                asked = sum(name == INTERRUPT for name, _ in sink.facts)
+                quiet = quiet + 1 if in_place is None and asked >= questions else 0
                 await asyncio.sleep(0 if quiet else 0.001)
         if task.done() and not sink.lost:
             self.facts += sink.facts

@@ -42,7 +42,7 @@ def agent_of(script: str, **options: Any) -> CommandAgent:
 async def test_a_resumable_program_is_ended_and_asks_again() -> None:
     """A program asks several questions at once; started again, it asks again, reads the answers and goes on."""
     run = ParkedRun(agent_of(ASKS_TWICE, resumable=True))
-    questions = await run.attempt()
+    questions = await run.attempt(questions=2)
     assert [(question["id"], question["kind"]) for question in questions] == [("b", "city"), ("a", "approval")]
     await run.attempt({"a": {"approve": True}, "b": "Oslo"})
     assert (

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from agentstream.processes import stopping
-from agentstream.processes.stopping import StopPipe, stop_signals
+from agentstream.processes.stopping import StopPipe, done_before, stop_signals
 from tests.helpers import TIMEOUT_S
 
 
@@ -115,3 +115,39 @@ def test_a_pipe_to_an_ended_child_is_harmless() -> None:
     pipe.stop()
     pipe.wait()
     pipe.stop()
+
+
+async def test_a_start_that_is_done_first_goes_on() -> None:
+    """What is done before the stop is reported as done."""
+    assert await done_before(asyncio.Event(), asyncio.sleep(0))
+
+
+async def test_a_stop_cancels_a_start_and_waits_for_its_end() -> None:
+    """A stop cancels what is not done, and waits until it has cleaned up."""
+    stop, begun, ended = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def starting() -> None:
+        begun.set()
+        try:
+            await asyncio.get_running_loop().create_future()
+        finally:
+            await asyncio.sleep(0.01)
+            ended.set()
+
+    waiting = asyncio.create_task(done_before(stop, starting()))
+    await is_set(begun)
+    stop.set()
+    assert not await waiting
+    assert ended.is_set()
+
+
+async def test_the_error_of_a_start_is_raised() -> None:
+    """An error before the stop is raised."""
+
+    async def starting() -> None:
+        await asyncio.sleep(0)
+        message = "refused"
+        raise OSError(message)
+
+    with pytest.raises(OSError, match="refused"):
+        await done_before(asyncio.Event(), starting())

@@ -45,7 +45,7 @@ class Sentinels:
 
 @pytest.fixture
 async def fakes(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[list[FakeBroker]]:
-    """Run three fake sentinels. A sentinel that does not answer would be waited for longer than the test may take."""
+    """Run three fake sentinels. A wait for a silent one takes longer than the test may."""
     monkeypatch.setattr(endpoint_module, "SENTINEL_TIMEOUT_S", 10 * TIMEOUT_S)
     monkeypatch.setattr(sentinels, "SENTINEL_INTERVAL_S", 0.01)
     async with contextlib.AsyncExitStack() as stack:
@@ -64,15 +64,30 @@ async def test_a_silent_sentinel_is_not_waited_for_if_the_others_agree(fakes: li
         await changed
 
 
+async def test_slow_sentinels_that_agree_are_enough(fakes: list[FakeBroker], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two of three sentinels that agree are enough, however long each of them takes."""
+    monkeypatch.setattr(sentinels, "LATE_ANSWER_S", 0.01)
+    asked = Sentinels(fakes, None, None, None)
+    async with in_time():
+        finding = asyncio.create_task(find_primary(asked.endpoint))
+        for fake in fakes[:2]:
+            await fake.until(lambda fake=fake: fake.count(b"SENTINEL", 1) == 1)  # type: ignore[misc]
+            await asyncio.sleep(0.05)
+            assert not finding.done()
+            fake.send(named(OLD))
+        assert await finding == OLD
+
+
 async def test_a_late_sentinel_decides_if_the_others_disagree(
     fakes: list[FakeBroker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without a majority the late answer is waited for."""
-    monkeypatch.setattr(sentinels, "PATIENCE_S", 0.01)
+    monkeypatch.setattr(sentinels, "LATE_ANSWER_S", 0.01)
     asked = Sentinels(fakes, OLD, NEW, None)
     async with in_time():
         finding = asyncio.create_task(find_primary(asked.endpoint))
         await fakes[2].until(lambda: fakes[2].count(b"SENTINEL", 1) == 1)
         await asyncio.sleep(0.1)
+        assert not finding.done()
         fakes[2].send(named(NEW))
         assert await finding == NEW

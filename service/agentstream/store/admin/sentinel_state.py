@@ -9,7 +9,7 @@ from redis.exceptions import NoPermissionError, RedisError
 from agentstream.errors import BusError
 from agentstream.protocol.broker_url import Address, show_address
 from agentstream.store.admin.server_state import map_no_answer
-from agentstream.store.connection.endpoint import Endpoint
+from agentstream.store.connection.endpoint import Endpoint, close_client
 from agentstream.store.connection.refusals import words_of
 from agentstream.store.connection.sentinels import ask_sentinels
 
@@ -47,7 +47,7 @@ async def read_sentinels(endpoint: Endpoint) -> list[SentinelView]:
             )
         )
     finally:
-        await asyncio.gather(*(client.aclose() for client in clients), return_exceptions=True)
+        await asyncio.gather(*map(close_client, clients), return_exceptions=True)
 
 
 async def _view(client: redis_asyncio.Redis, address: str, primary: Address | BusError, master: str) -> SentinelView:

@@ -10,7 +10,7 @@ from redis.exceptions import AuthenticationError, NoPermissionError, RedisError,
 
 from agentstream.errors import BrokerUnavailable, BusError, ConnectionRefused
 from agentstream.store.admin.cluster_node import ClusterNode, parse_node
-from agentstream.store.connection.endpoint import COMMAND_TIMEOUT_S, Endpoint
+from agentstream.store.connection.endpoint import COMMAND_TIMEOUT_S, Endpoint, close_client
 
 PINGS: Final = 20  # few enough to be fast, enough for a median
 
@@ -68,7 +68,7 @@ class ServerState:
 
     async def __aexit__(self, *_: object) -> None:
         """Close the connections."""
-        await self._redis.aclose()
+        await close_client(self._redis)
 
     async def info(self) -> dict[str, Any]:
         """Return the fields of INFO; numbers are int or float."""

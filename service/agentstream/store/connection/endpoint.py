@@ -186,6 +186,16 @@ def _client(
     )
 
 
+async def close_client(client: redis_asyncio.Redis) -> None:
+    """Close a client, also if this task is cancelled meanwhile: redis-py may then leave its connection open."""
+    closing = asyncio.create_task(client.aclose(), name="close a client")
+    try:
+        await asyncio.shield(closing)
+    except asyncio.CancelledError:
+        await asyncio.wait({closing})
+        raise
+
+
 def _fault_of_file(path: str) -> str:
     """Return why a file or a folder of certificates cannot be read, or ""; the errors of OpenSSL do not name it."""
     try:

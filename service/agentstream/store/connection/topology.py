@@ -9,7 +9,7 @@ from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
 
 from agentstream.errors import BusError, ConnectionRefused, WrongBroker
 from agentstream.protocol.broker_url import Address, show_address
-from agentstream.store.connection.endpoint import Endpoint
+from agentstream.store.connection.endpoint import Endpoint, close_client
 from agentstream.store.connection.refusals import joined, words_of
 from agentstream.store.connection.slots import SLOTS
 
@@ -41,9 +41,12 @@ async def read_topology(endpoint: Endpoint, known: Mapping[Address, Ask], others
     A server that is cut off from the others has an old view, so several are asked at once. Raises BusError with the
     reason if none of them answers.
     """
-    asked = [_view_of(address, ask) for address, ask in known.items()]
-    asked += [_view_by_new_connection(endpoint, address) for address in others if address not in known]
-    views = await asyncio.gather(*asked)
+    async with asyncio.TaskGroup() as asking:  # if cancelled, it waits until all connections are closed
+        asked = [asking.create_task(_view_of(address, ask)) for address, ask in known.items()]
+        asked += [
+            asking.create_task(_view_by_new_connection(endpoint, address)) for address in others if address not in known
+        ]
+    views = [task.result() for task in asked]
     found = [view for view in views if isinstance(view, Topology)]
     if not found:
         raise joined([view for view in views if isinstance(view, BusError)])
@@ -94,7 +97,7 @@ async def _view_by_new_connection(endpoint: Endpoint, address: Address) -> Topol
     try:
         return await _view_of(address, client.execute_command)
     finally:
-        await client.aclose()
+        await close_client(client)
 
 
 def parse_view(address: Address, info: bytes | str, slots: Sequence[Any]) -> Topology:
