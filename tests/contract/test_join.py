@@ -13,7 +13,7 @@ from agentstream.store.connection.endpoint import Endpoint
 from agentstream.store.connection.new_link import new_link
 from agentstream.store.queue import JobQueue
 from agentstream.worker.agent_set import AgentSet
-from agentstream.worker.serve import _join
+from agentstream.worker.serve import _join, _subscribe
 from tests.helpers import TIMEOUT_S
 
 
@@ -56,3 +56,11 @@ async def test_a_worker_that_does_not_join_leaves_nothing_behind(
         assert await link.call("ZSCORE", keys.workers("q"), "w1") is None
         await link.close()
     assert {task.get_name() for task in asyncio.all_tasks()}.isdisjoint({"link", "topology", "ping the broker"})
+
+
+async def test_a_subscription_that_is_not_confirmed_ends_the_start(any_broker_url: str, keys: Keys) -> None:
+    """A worker does not wait for ever for the confirmation of its channels."""
+    link = new_link(Endpoint(any_broker_url), keys, name="test")  # it is not opened, so nothing confirms them
+    with pytest.raises(BrokerUnavailable, match="did not answer"):
+        await _subscribe(link, {keys.control("w1"): lambda _message: None}, 0.05)
+    await link.close()

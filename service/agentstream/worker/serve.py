@@ -183,15 +183,19 @@ async def _join(
     ends_s = time.monotonic() + wait_s
     explaining = asyncio.create_task(_explain_refusal(link, wait_s), name="explain")
     opened: list[JobQueue] = []
+
+    def left_s() -> float:
+        return max(ends_s - time.monotonic(), COMMAND_TIMEOUT_S)
+
     try:
         link.open()
         await link.wait_ready(wait_s)
-        await _subscribe(link, handlers)
+        await _subscribe(link, handlers, left_s())
         if agents.mcp is not None:
             await agents.mcp.start()
         agents.warn_of_unknown_tools()
         for queue in queues:
-            await queue.open(max(ends_s - time.monotonic(), COMMAND_TIMEOUT_S))
+            await queue.open(left_s())
             opened.append(queue)
     except BaseException:
         await asyncio.gather(*(warn_if_unavailable(queue.close, "leave the queue") for queue in opened))
@@ -200,12 +204,12 @@ async def _join(
         explaining.cancel()
 
 
-async def _subscribe(link: Link, handlers: Mapping[str, OnMessage]) -> None:
+async def _subscribe(link: Link, handlers: Mapping[str, OnMessage], timeout_s: float) -> None:
     subscribed = [link.subscribe(name.encode(), handler, everywhere=True) for name, handler in handlers.items()]
     try:
-        await within(asyncio.gather(*subscribed), COMMAND_TIMEOUT_S)
+        await within(asyncio.gather(*subscribed), timeout_s)
     except TimeoutError as exc:
-        raise BrokerUnavailable(link.unanswered(COMMAND_TIMEOUT_S)) from exc
+        raise BrokerUnavailable(link.unanswered(timeout_s)) from exc
     except BusError as exc:
         message = f"Redis refuses a subscription: {exc}"
         raise BrokerUnavailable(message) from exc
