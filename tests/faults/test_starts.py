@@ -15,7 +15,7 @@ from tests.brokers.cluster import ClusterServers
 from tests.faults.clients import AGENT, http_client, request
 from tests.faults.faults import Broker, full_memory, until
 from tests.helpers import TIME_SCALE
-from tests.processes import ROOT, START_S, Processes
+from tests.processes import ROOT, START_S, Process, Processes
 
 pytestmark = pytest.mark.timeout(90 * TIME_SCALE)
 WAIT_S = 5.0
@@ -66,16 +66,20 @@ async def joining_cluster(_folder: Path) -> AsyncIterator[tuple[str, Refusals]]:
 
 
 BROKERS = pytest.mark.parametrize("broker", [full_server, joining_cluster])
+MakeBroker = Callable[[Path], AbstractAsyncContextManager[tuple[str, Refusals]]]
+
+
+async def begin_worker(processes: Processes, **settings: str) -> Process:
+    """Start a worker, and do not wait until it takes jobs."""
+    return await processes.start("worker", AGENTSTREAM_AGENT=AGENT, PYTHONPATH=str(ROOT), **settings)
 
 
 @BROKERS
-async def test_a_worker_waits_while_its_commands_are_refused(
-    broker: Callable[[Path], AbstractAsyncContextManager[tuple[str, Refusals]]], tmp_path: Path
-) -> None:
+async def test_a_worker_waits_while_its_commands_are_refused(broker: MakeBroker, tmp_path: Path) -> None:
     """A worker that Redis refuses at its start waits, and takes jobs as soon as Redis accepts them."""
     async with broker(tmp_path) as (url, refusals), Processes(url, tmp_path) as processes, http_client() as client:
         async with refusals.refusing:
-            worker = await processes.start("worker", AGENTSTREAM_AGENT=AGENT, PYTHONPATH=str(ROOT))
+            worker = await begin_worker(processes)
             await until(refusals.have_come, START_S)
             assert "takes jobs of queue" not in worker.output
             await worker.until(f"Redis refuses commands for now.*{re.escape(refusals.words)}")
@@ -85,28 +89,20 @@ async def test_a_worker_waits_while_its_commands_are_refused(
 
 
 @BROKERS
-async def test_a_worker_that_is_refused_for_too_long_says_why(
-    broker: Callable[[Path], AbstractAsyncContextManager[tuple[str, Refusals]]], tmp_path: Path
-) -> None:
+async def test_a_worker_that_is_refused_for_too_long_says_why(broker: MakeBroker, tmp_path: Path) -> None:
     """A worker whose Redis goes on refusing prints its words, and ends with the exit code of an unreachable Redis."""
     async with broker(tmp_path) as (url, refusals), Processes(url, tmp_path) as processes, refusals.refusing:
-        worker = await processes.start(
-            "worker", AGENTSTREAM_AGENT=AGENT, PYTHONPATH=str(ROOT), AGENTSTREAM_BROKER_WAIT_S=str(WAIT_S)
-        )
+        worker = await begin_worker(processes, AGENTSTREAM_BROKER_WAIT_S=str(WAIT_S))
         assert await worker.ended(START_S) == EXIT_UNREACHABLE
         assert refusals.words in worker.output
         assert "Traceback" not in worker.output
 
 
 @BROKERS
-async def test_a_worker_that_is_refused_stops_at_once(
-    broker: Callable[[Path], AbstractAsyncContextManager[tuple[str, Refusals]]], tmp_path: Path
-) -> None:
+async def test_a_worker_that_is_refused_stops_at_once(broker: MakeBroker, tmp_path: Path) -> None:
     """SIGTERM ends a worker that waits until Redis accepts its commands, with exit code 0 and without errors."""
     async with broker(tmp_path) as (url, refusals), Processes(url, tmp_path) as processes, refusals.refusing:
-        worker = await processes.start(
-            "worker", AGENTSTREAM_AGENT=AGENT, PYTHONPATH=str(ROOT), AGENTSTREAM_BROKER_WAIT_S="3600"
-        )
+        worker = await begin_worker(processes, AGENTSTREAM_BROKER_WAIT_S="3600")
         await until(refusals.have_come, START_S)
         worker.send_signal(signal.SIGTERM)
         assert await worker.ended() == 0
