@@ -11,6 +11,7 @@ import pytest
 from agentstream.errors import Fenced
 from agentstream.protocol.jobs import Job
 from agentstream.protocol.keys import GROUP, Keys
+from agentstream.store import queue as queue_module
 from agentstream.store.bus.bus import Bus
 from agentstream.store.bus.publisher import Holder, LogLimits, RunPublisher
 from agentstream.store.connection.endpoint import Endpoint
@@ -209,6 +210,22 @@ async def test_a_claim_whose_reply_was_lost_is_found(
     assert found.job == one
     queues[0].holds = {known.entry_id, found.entry_id}.__contains__
     assert await queues[0].claim(short_block=True) == []
+
+
+async def test_a_worker_that_starts_after_a_failover_waits(
+    any_broker_url: str, submitter: JobSubmitter, link: Link, keys: Keys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where servers fail over, a new worker does not begin old jobs at once: another worker may execute them."""
+    monkeypatch.setattr(queue_module, "SETTLE_S", 60)
+    monkeypatch.setattr(queue_module, "_MIN_FAILOVER_MS", -60_000)  # every job is old
+    await submitter.submit(job(), ttl_s=60)
+    queue = JobQueue(Endpoint(any_broker_url), link, keys, "q", worker_id="w3")
+    await queue.open()
+    try:
+        claim = await claimed(queue)
+    finally:
+        await queue.close()
+    assert (claim.not_before_s > time.monotonic()) == link.fails_over
 
 
 async def test_a_claim_that_a_failover_brought_back_goes_to_the_worker_of_the_run(

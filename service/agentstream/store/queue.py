@@ -128,7 +128,8 @@ class JobQueue:
         self._begins = itertools.count()
         self.holds: Callable[[str], bool] = _holds_nothing  # whether this worker works on a queue entry
         self._claims.on_reconnect[self._on_connect] = None
-        self._seen_reconnects = 0
+        # Where servers fail over, the first connection may come just after a failover, too.
+        self._seen_reconnects = -1 if self._claims.fails_over else 0
         self._reconnected = False
         self._pending_after = ""  # look for jobs that this worker has claimed, but not got, after this entry
         self._settled_at_s = 0.0  # monotonic
@@ -244,7 +245,7 @@ class JobQueue:
         call = self._claims.start_call("TIME", key=self._jobs)
         seconds, microseconds = map(int, await _reply_within(self._claims, call, COMMAND_TIMEOUT_S))
         self._settling_before_ms = seconds * 1000 + microseconds // 1000 - _MIN_FAILOVER_MS
-        self._reconnected, self._pending_after = False, _FIRST_ENTRY
+        self._reconnected, self._pending_after = False, _FIRST_ENTRY if self._seen_reconnects else ""
 
     async def _claim_pending(self) -> Claim | None:
         """Return a job that the queue has given to this worker, but whose reply was lost; None if there is no other.

@@ -16,7 +16,7 @@ from agentstream.cli.exits import Cancelled, Failed, Interrupted, WrongSettings,
 from agentstream.cli.flags import events_flag, front_end_flags
 from agentstream.cli.following import follow
 from agentstream.cli.terminal.display import Display
-from agentstream.cli.terminal.interrupts import until_interrupted
+from agentstream.cli.terminal.interrupts import read_line, until_interrupted
 from agentstream.cli.terminal.panel import is_terminal
 from agentstream.cli.terminal.word_wrap import WordWrap, terminal_columns
 
@@ -79,14 +79,14 @@ def _run_conversation(url: str, connect: Connect, model: str) -> None:
 
     A failed question is not part of the following requests. A cancelled one is, if it has some answer text.
     """
-    with contextlib.suppress(ImportError):  # not on Windows; the import gives input() line editing and history
+    with contextlib.suppress(ImportError):  # not on Windows; the import gives read_line() line editing and history
         import readline  # noqa: F401, PLC0415
     welcome = f"{model} at {url}; /help lists the commands.\nctrl-C stops an answer, ctrl-D ends the conversation."
     click.echo(WordWrap(partial(terminal_columns, sys.stderr)).feed(welcome), err=True)
     messages: Messages = []
     while True:
         try:
-            question = input("> ")
+            question = read_line("> ")
         except EOFError:
             click.echo()
             return

@@ -9,6 +9,7 @@ from typing import Any, Final, TypeVar
 import click
 
 from agentstream.cli.terminal.display import sanitize
+from agentstream.cli.terminal.interrupts import read_line
 from agentstream.cli.terminal.layout import format_time
 from agentstream.cli.terminal.panel import is_terminal
 from agentstream.protocol.interrupts import APPROVAL, APPROVAL_SCHEMA, Interrupt, reason_against_answer
@@ -42,7 +43,7 @@ def _ask(asked: Interrupt) -> Any:  # noqa: ANN401 -- JSON
     _show(asked)
     if asked.kind == APPROVAL and asked.schema == APPROVAL_SCHEMA:
         approve = _until_valid("Approve? [y/n] ", _yes_or_no)
-        reason = input("Reason (optional): ").strip()
+        reason = read_line("Reason (optional): ").strip()
         return {"approve": approve} | ({"reason": reason} if reason else {})
     if asked.schema is None:
         return _until_valid("Your answer: ", _some_text)
@@ -104,7 +105,7 @@ def _value_of(text: str, field: dict[str, Any]) -> Any:  # noqa: ANN401 -- JSON
 def _until_valid(prompt: str, parse: Callable[[str], T]) -> T:
     while True:
         try:
-            return parse(input(prompt).strip())
+            return parse(read_line(prompt).strip())
         except ValueError as exc:
             click.echo(f"  {sanitize(str(exc))}", err=True)
 
