@@ -28,9 +28,13 @@ from tests.helpers import TIME_SCALE
 
 Fault = tuple[str, Callable[[random.Random], Awaitable[object]]]
 
+# A primary that is cut off from all other servers still accepts writes when another one is promoted. So does a frozen
+# one, when it wakes. All these writes are lost.
+ISOLATION: Final = "isolate primary"
+FREEZE: Final = "freeze primary"
 # During these faults nothing happens to processes: a process that is lost with what it has just written cannot write
 # it again, so its run may be lost, and its tools may run twice.
-ALONE: Final = frozenset({"isolate primary"})
+ALONE: Final = frozenset({ISOLATION, FREEZE})
 
 _FREEZES_S: Final = (0.3, 2, 6)
 
@@ -137,7 +141,7 @@ class ReplicatedBroker:
 
         found: list[Fault] = [
             ("kill primary", on_one(broker_faults.kill)),
-            ("freeze primary", on_one(broker_faults.freeze, *_FREEZES_S)),
+            (FREEZE, on_one(broker_faults.freeze, *_FREEZES_S)),
             ("planned failover", on_one(broker_faults.hand_over)),
             ("cut connections", on_one(_cut_connections)),
             ("forget scripts", on_one(_forget_scripts)),
@@ -145,7 +149,7 @@ class ReplicatedBroker:
         ]
         if can_cut():
             found.append(("cut off replicas", on_one(broker_faults.cut_off_replicas, 2, 4)))
-            found.append(("isolate primary", on_one(broker_faults.isolate)))
+            found.append((ISOLATION, on_one(broker_faults.isolate)))
         if isinstance(servers, SentinelServers):
             return [*found, ("demote primary", partial(_demote, servers))]
         return [

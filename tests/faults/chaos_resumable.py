@@ -22,7 +22,7 @@ from aiohttp.test_utils import TestServer
 
 from tests.faults.chaos import LEASE_S, MUST_BE_ZERO, RUNS_AT_ONCE, Chaos, Fleet, Report, main
 from tests.faults.chaos_agents import Plan, tool_name
-from tests.faults.chaos_brokers import ALONE, ChaosBroker, Fault
+from tests.faults.chaos_brokers import ISOLATION, ChaosBroker, Fault
 from tests.faults.chaos_clients import Following, ResumableRun
 from tests.faults.numbered_model import NumberedModel
 from tests.helpers import TIME_SCALE
@@ -113,7 +113,7 @@ class ResumableChaos(Chaos):
         if self._broker_kind == "sentinel":
             # An isolated primary behind sentinels accepts writes for seconds. If another worker takes a run over
             # meanwhile, because a lease of 1 s is short for a loaded machine, nobody stores the first part again.
-            faults = [fault for fault in faults if fault[0] not in ALONE]
+            faults = [fault for fault in faults if fault[0] != ISOLATION]
         return [*faults, *[("no broker fault", nothing)] * (4 * len(faults))]
 
     async def _ask_until(

@@ -6,7 +6,7 @@ import pytest
 
 from tests.brokers.network import can_cut
 from tests.faults.chaos import SETTLE_S, Chaos
-from tests.faults.chaos_brokers import ALONE, ChaosBroker, Fault
+from tests.faults.chaos_brokers import ISOLATION, ChaosBroker, Fault
 from tests.faults.chaos_resumable import ResumableChaos
 from tests.helpers import TIME_SCALE
 
@@ -27,7 +27,7 @@ class _Isolating(Chaos):
     """Chaos whose only fault of the broker is a primary that is cut off from all other servers."""
 
     def _faults_of(self, broker: ChaosBroker) -> list[Fault]:
-        return [fault for fault in super()._faults_of(broker) if fault[0] in ALONE]
+        return [fault for fault in super()._faults_of(broker) if fault[0] == ISOLATION]
 
 
 @pytest.mark.skipif(not can_cut(), reason="only root on Linux with nftables can cut the network")
@@ -35,7 +35,7 @@ async def test_an_isolated_primary_that_accepts_writes_loses_no_run(tmp_path: Pa
     """What an isolated primary behind sentinels has accepted is stored again: no run, word or event is lost."""
     report = await _Isolating(SECONDS / 2, SEED, tmp_path, broker="sentinel").run()
     assert report.clean, f"\n{report}"
-    assert report.faults["isolate primary"], f"\n{report}"
+    assert report.faults[ISOLATION], f"\n{report}"
     assert report.outcomes["complete"] > report.runs / 3, f"\n{report}"
 
 
