@@ -14,9 +14,10 @@ from agentstream.protocol.keys import GROUP, Keys
 from agentstream.store import queue as queue_module
 from agentstream.store.bus.bus import Bus
 from agentstream.store.bus.publisher import Holder, LogLimits, RunPublisher
+from agentstream.store.claims import Claim
 from agentstream.store.connection.endpoint import Endpoint
 from agentstream.store.connection.link import Link
-from agentstream.store.queue import Claim, JobQueue
+from agentstream.store.queue import JobQueue
 from agentstream.store.run_fields import fields_of
 from agentstream.store.runs import RunStore
 from agentstream.store.submission import Admission, JobSubmitter
@@ -24,11 +25,6 @@ from tests.contract.test_queue import claimed, job
 from tests.helpers import TIMEOUT_S
 
 LIMITS = LogLimits(open_ttl_s=100, closed_ttl_s=10, max_bytes=1 << 20)
-
-
-@pytest.fixture
-def submitter(link: Link, keys: Keys) -> JobSubmitter:
-    return JobSubmitter(link, keys, "q", max_queued=3)
 
 
 @pytest.fixture
@@ -45,7 +41,7 @@ async def begun(bus: Bus, queue: JobQueue, claim: Claim) -> RunPublisher:
     """Return the publisher of an attempt that has begun."""
     attempt = await queue.begin(claim, ttl_s=60)
     assert attempt is not None
-    holder = Holder(queue.worker_id, queue.name, claim.entry_id, partial(fields_of, claim.job))
+    holder = Holder(queue.worker_id, queue.name, partial(queue.entry_of, claim), partial(fields_of, claim.job))
     return bus.publisher(claim.job.run_id, attempt.attempt, LIMITS, lambda _: None, attempt.first_batch, holder)
 
 
@@ -149,7 +145,7 @@ async def test_a_lost_claim_is_given_back(
     again = await claimed(queues[1])
     assert (again.entry_id, again.new) == (claim.entry_id, True)
     assert await queues[1].begin(again, ttl_s=60) is None
-    assert await queues[0].renew([claim.entry_id]) == []
+    assert (await queues[0].renew([claim.entry_id])).others == []
     assert await queues[1].begin(replace(again, new=False), ttl_s=60) is not None  # a reclaim begins an attempt
 
 
@@ -242,4 +238,4 @@ async def test_a_claim_that_a_failover_brought_back_goes_to_the_worker_of_the_ru
     assert found.entry_id == claim.entry_id
     assert found.not_before_s > began_s
     assert await queues[0].begin(found, ttl_s=60) is None
-    assert await queues[1].renew([claim.entry_id]) == []
+    assert (await queues[1].renew([claim.entry_id])).others == []

@@ -57,6 +57,7 @@ SCRIPTS: Final[Mapping[str, Script]] = {
         "hand_back",
         "register_idempotency_key",
         "renew",
+        "set_entry",
         "verify",
     )
 }

@@ -9,13 +9,14 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final, Protocol
 
 from agentstream.errors import BrokerUnavailable
+from agentstream.store.claims import Claim
 from agentstream.store.inputs import INPUT
 from agentstream.store.interrupts import ANSWERED
-from agentstream.store.queue import Claim, JobQueue
+from agentstream.store.queue import JobQueue
 from agentstream.store.recent import SETTLE_S
 from agentstream.telemetry.log_context import log_context_of, log_extra
 
@@ -129,11 +130,18 @@ class Leases:
             *{*waiting, *(news & set(runs)), *(run_id for run_id, count in zip(taking, counts, strict=True) if count)}
         ]
 
+    async def _enqueue_again(self, lost_entries: Sequence[str]) -> None:
+        """Enqueue the jobs again that the broker has lost. Front ends do so if no worker has begun the job."""
+        for entry_id in lost_entries:
+            run = self._held.get(entry_id)
+            if run is not None and run.begun:
+                await self._queue.enqueue_again(run.claim)
+
     async def _renew(self) -> None:
         if not self._held:
             return
         begun = {run.claim.job.run_id: run for run in self._held.values() if run.begun}
-        others = await self._queue.renew(list(self._held))
+        others, lost_entries = await self._queue.renew(list(self._held))
         lost = [begun[run_id] for run_id in await self._queue.superseded(list(begun))]
         # Another worker that holds an entry soon begins a newer attempt. But if the queue has lost the claim of this
         # worker in a failover, the other worker gives the entry back.
@@ -148,6 +156,7 @@ class Leases:
             if self._held.pop(run.claim.entry_id, None) is run:
                 log.warning("the lease of the run was lost", extra=log_extra(log_context_of(run.claim.job)))
                 run.abandon()
+        await self._enqueue_again(lost_entries)
         by_run = {run.claim.job.run_id: run for run in self._held.values()}
         for run_id in await self._queue.cancel_requested(list(by_run)):
             by_run[run_id].cancel()

@@ -28,9 +28,10 @@ from agentstream.errors import (
 from agentstream.protocol.events import RUN_FAILED, RUN_HANDED_OVER, TEXT
 from agentstream.store.bus.bus import Bus
 from agentstream.store.bus.publisher import Holder, LogLimits, RunPublisher
+from agentstream.store.claims import BegunAttempt, Claim
 from agentstream.store.connection.endpoint import COMMAND_TIMEOUT_S
 from agentstream.store.inputs import InputStore
-from agentstream.store.queue import BegunAttempt, Claim, JobQueue
+from agentstream.store.queue import JobQueue
 from agentstream.store.run_fields import fields_of
 from agentstream.telemetry import tracing
 from agentstream.worker.ended_runs import EndedRuns
@@ -165,7 +166,7 @@ class Runner:
         if (wait_s := claim.not_before_s - time.monotonic()) > 0:
             await asyncio.sleep(wait_s)  # another worker may store meanwhile that it executes the run
         late = time.monotonic() - claim.lease_since_s > self._leases.interval_s
-        if late and await self._queue.renew([claim.entry_id]):
+        if late and (await self._queue.renew([claim.entry_id])).others:
             log.warning("another worker took the run over before it began here")
             return
         resumable = execution.resumable
@@ -177,7 +178,8 @@ class Runner:
         )
         if begun is None:
             return
-        holder = Holder(self._queue.worker_id, self._queue.name, claim.entry_id, partial(fields_of, claim.job))
+        queue, entry_id = self._queue, partial(self._queue.entry_of, claim)
+        holder = Holder(queue.worker_id, queue.name, entry_id, partial(fields_of, claim.job))
         publisher = self._bus.publisher(
             claim.job.run_id, begun.attempt, self._limits.log, execution.abandon, begun.first_batch, holder
         )

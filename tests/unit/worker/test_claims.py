@@ -5,7 +5,8 @@ from typing import cast
 
 import pytest
 
-from agentstream.store.queue import Claim, JobQueue
+from agentstream.store.claims import Claim
+from agentstream.store.queue import JobQueue
 from agentstream.worker.leases import Leases
 from agentstream.worker.slots import Slots
 from tests.helpers import TIMEOUT_S

@@ -5,7 +5,7 @@
 -- Returns {attempt, cancel flag, number of hand-backs, ms since the job was enqueued, ms since the last sign of life of
 -- the earlier attempt's worker or 0}; DUPLICATE if another queue entry carries this run, because the job was enqueued
 -- again after a lost reply; ENDED if the terminal event is stored; or {HELD, worker id} if a worker executes the run,
--- and the queue has lost its claim.
+-- and the queue has lost its claim or its entry.
 local entry, status, attempt, cancel, handed_back, token, seen, worker = unpack(redis.call('HMGET', KEYS[1],
   'entry', 'status', 'attempt', 'cancel', 'handed_back', 'token', 'seen', 'worker'))
 if entry and entry ~= '' and entry ~= ARGV[1] then return 'DUPLICATE' end
@@ -16,7 +16,7 @@ local waited = math.max(0, now - tonumber(string.match(ARGV[1], '^%d+')))
 local silent = seen and math.max(0, now - tonumber(seen)) or 0
 attempt, cancel, handed_back = tonumber(attempt or 0), cancel and 1 or 0, tonumber(handed_back or 0)
 if token == ARGV[4] then return {attempt, cancel, handed_back, waited, silent} end  -- sent twice, after a lost reply
-if ARGV[7] == '1' and status == 'running' and entry and worker and worker ~= ARGV[2] then return {'HELD', worker} end
+if ARGV[7] == '1' and status == 'running' and entry and worker and worker ~= '' and worker ~= ARGV[2] then return {'HELD', worker} end
 attempt = attempt + 1
 local last = redis.call('XREVRANGE', KEYS[2], '+', '-', 'COUNT', 1)[1]
 if last then attempt = math.max(attempt, tonumber(string.match(last[1], '^%d+')) + 1) end

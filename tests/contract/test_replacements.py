@@ -1,0 +1,160 @@
+"""Queue entries that the broker has lost while a worker executes their runs, on fakeredis and real servers."""
+
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from agentstream.protocol.keys import GROUP, Keys
+from agentstream.store.claims import BegunAttempt, Claim
+from agentstream.store.connection.link import Link
+from agentstream.store.queue import JobQueue
+from agentstream.store.runs import RunStore
+from agentstream.store.submission import JobSubmitter
+from tests.contract.test_queue import claimed, job, reclaimed
+
+Lose = Callable[[Link, Keys, Claim], Awaitable[None]]
+
+
+@pytest.fixture
+async def held(submitter: JobSubmitter, queue: JobQueue, other_queue: JobQueue) -> Claim:
+    """A job whose run the worker "w1" executes. No worker reads the queue for the first time after it."""
+    for each in (queue, other_queue):
+        assert await each.claim(short_block=True) == []
+    await submitter.submit(job(), ttl_s=60)
+    claim = await claimed(queue)
+    queue.holds = {claim.entry_id}.__contains__
+    assert await begun(queue, claim) is not None
+    return claim
+
+
+async def begun(queue: JobQueue, claim: Claim) -> BegunAttempt | None:
+    return await queue.begin(claim, ttl_s=60, resumable=True)
+
+
+async def lose_claim(link: Link, keys: Keys, claim: Claim) -> None:
+    """Make the group forget that it delivered the entry."""
+    await link.call("XACK", keys.jobs("q"), GROUP, claim.entry_id)
+    await link.call("XGROUP", "SETID", keys.jobs("q"), GROUP, "0")
+
+
+async def lose_entry(link: Link, keys: Keys, claim: Claim) -> None:
+    """Remove the entry from the queue."""
+    await link.call("XACK", keys.jobs("q"), GROUP, claim.entry_id)
+    await link.call("XDEL", keys.jobs("q"), claim.entry_id)
+
+
+async def lose_queue(link: Link, keys: Keys, _claim: Claim) -> None:
+    """Remove the whole queue."""
+    await link.call("DEL", keys.jobs("q"))
+
+
+async def holders(link: Link, keys: Keys) -> dict[bytes, bytes]:
+    """Return which worker holds which entry."""
+    return {one[0]: one[1] for one in await link.call("XPENDING", keys.jobs("q"), GROUP, "-", "+", 10)}
+
+
+async def test_a_lost_entry_is_replaced_and_comes_back_to_its_worker(
+    submitter: JobSubmitter, queue: JobQueue, other_queue: JobQueue, link: Link, keys: Keys, held: Claim
+) -> None:
+    """A worker that gets the new entry gives it to the worker of the run, which keeps it and removes it at the end."""
+    assert (await queue.renew([held.entry_id])).lost == []
+    await lose_entry(link, keys, held)
+    assert (await queue.renew([held.entry_id])).lost == [held.entry_id]
+    await queue.enqueue_again(held)
+    new_id = queue.entry_of(held)
+    assert new_id != held.entry_id
+    assert await link.call("HGET", keys.run(held.job.run_id), "entry") == new_id.encode()
+    again = await claimed(other_queue)
+    assert (again.entry_id, again.job) == (new_id, held.job)
+    assert await begun(other_queue, again) is None
+    assert await holders(link, keys) == {new_id.encode(): b"w1"}
+    assert await queue.renew([held.entry_id]) == ([], [])
+    await queue.finish(held)
+    assert await submitter.outstanding() == 0
+
+
+async def test_a_new_entry_is_known_to_its_own_worker(queue: JobQueue, link: Link, keys: Keys, held: Claim) -> None:
+    """The worker of the run gets the new entry under the id that it knows, also after a reconnect, so it is ignored."""
+    await lose_entry(link, keys, held)
+    await queue.enqueue_again(held)
+    assert (await claimed(queue)).entry_id == held.entry_id
+    queue._pending_after = "0"
+    assert await queue.claim(short_block=True) == []
+
+
+@pytest.mark.parametrize("lose", [lose_entry, lose_queue])
+async def test_the_run_of_a_lost_worker_continues(
+    queue: JobQueue,
+    other_queue: JobQueue,
+    link: Link,
+    keys: Keys,
+    held: Claim,
+    lose: Lose,
+) -> None:
+    """If the worker of the run is lost later, another one takes the new entry over and begins the next attempt."""
+    await lose(link, keys, held)
+    await queue.enqueue_again(held)
+    await claimed(queue)
+    taken = await reclaimed(other_queue, 0.05)
+    attempt = await begun(other_queue, taken)
+    assert attempt is not None
+    assert attempt.attempt == 2
+    assert (await queue.renew([held.entry_id])).others == [held.entry_id]
+
+
+async def test_the_run_is_left_to_its_worker_while_its_entry_is_replaced(
+    queue: JobQueue, other_queue: JobQueue, link: Link, keys: Keys, held: Claim
+) -> None:
+    """A worker that gets the new entry before the run has it gives it back, too."""
+    await lose_entry(link, keys, held)
+    assert await queue._replacements.detach(held.entry_id, held.job)
+    new_id = await queue._replacements.enqueue(held.entry_id, held.job)
+    assert await begun(other_queue, await claimed(other_queue)) is None
+    assert await holders(link, keys) == {new_id.encode(): b"w1"}
+    await queue.enqueue_again(held)  # as after an error in between
+    assert queue.entry_of(held) == new_id
+    assert await link.call("HGET", keys.run(held.job.run_id), "entry") == new_id.encode()
+
+
+@pytest.mark.parametrize("lose", [lose_entry, lose_claim, lose_queue])
+async def test_a_run_is_handed_over_although_the_broker_lost_its_job(
+    queue: JobQueue, other_queue: JobQueue, link: Link, keys: Keys, held: Claim, lose: Lose
+) -> None:
+    """A worker that stops hands over a run whose entry or claim is lost; the next attempt begins at once."""
+    await lose(link, keys, held)
+    assert await queue.hand_back(held)
+    attempt = await begun(other_queue, await claimed(other_queue))
+    assert attempt is not None
+    assert (attempt.attempt, attempt.hand_backs) == (2, 1)
+
+
+async def test_a_run_that_has_ended_or_has_another_worker_gets_no_entry(
+    submitter: JobSubmitter, queue: JobQueue, other_queue: JobQueue, link: Link, keys: Keys, held: Claim
+) -> None:
+    """A worker enqueues no job again if its run has ended, if another worker has it, or if its hash is lost."""
+    await lose_entry(link, keys, held)
+    run = keys.run(held.job.run_id)
+    for field, value in (("worker", "w2"), ("entry", "1-1"), ("status", "completed")):
+        before = await link.call("HGET", run, field)
+        await link.call("HSET", run, field, value)
+        await queue.enqueue_again(held)
+        assert await submitter.outstanding() == 0
+        assert await link.call("HGET", run, field) == value.encode()
+        await link.call("HSET", run, field, before)
+    await link.call("DEL", run)
+    await queue.enqueue_again(held)
+    assert not await queue.hand_back(held)
+    assert await submitter.outstanding() == 0
+    assert await RunStore(link, keys).get_info(held.job.run_id) is None
+    assert await other_queue.claim(short_block=True) == []
+
+
+async def test_ids_of_entries_are_forgotten_with_their_runs(
+    queue: JobQueue, link: Link, keys: Keys, held: Claim
+) -> None:
+    """A worker does not keep the id of a new entry after its run."""
+    await lose_entry(link, keys, held)
+    await queue.enqueue_again(held)
+    queue.holds = set[str]().__contains__
+    await queue.renew([])
+    assert queue.entry_of(held) == held.entry_id
