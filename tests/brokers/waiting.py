@@ -7,7 +7,8 @@ import redis.exceptions
 
 from tests.helpers import TIME_SCALE
 
-WAIT_S = 30 * TIME_SCALE  # the longest wait: a failover takes 2 to 6 s on an idle machine
+# The longest wait. A failover takes 2 to 6 s on an idle machine, and sentinels wait 10 s before another attempt.
+WAIT_S = 60 * TIME_SCALE
 _POLL_S = 0.03
 
 

@@ -81,6 +81,25 @@ async def test_a_silent_run_is_stored_again(
     ]
 
 
+async def test_a_new_queue_entry_is_stored_again(
+    submitter: JobSubmitter, queues: list[JobQueue], link: Link, keys: Keys
+) -> None:
+    """If a second failover loses which entry replaces a lost one, the worker stores it again in the hash."""
+    one, bus = job(), Bus(link, keys)
+    claim = await sent(submitter, queues[0], one)
+    queues[0].holds = {claim.entry_id}.__contains__
+    publisher = await begun(bus, queues[0], claim)
+    await link.call("DEL", keys.jobs("q"))
+    await queues[0].enqueue_again(claim)
+    await link.call("HSET", keys.run(one.run_id), "entry", claim.entry_id)
+    publisher.verify()
+    publisher.put("text", "a")
+    await publisher.flush()
+    entry_id = queues[0].entry_of(claim)
+    assert entry_id != claim.entry_id
+    assert await link.call("HGET", keys.run(one.run_id), "entry") == entry_id.encode()
+
+
 @pytest.mark.parametrize("lost", ["everything", "the end"])
 async def test_an_ended_run_is_restored(
     submitter: JobSubmitter, queues: list[JobQueue], link: Link, keys: Keys, lost: str

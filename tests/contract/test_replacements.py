@@ -105,15 +105,49 @@ async def test_the_run_of_a_lost_worker_continues(
 async def test_the_run_is_left_to_its_worker_while_its_entry_is_replaced(
     queue: JobQueue, other_queue: JobQueue, link: Link, keys: Keys, held: Claim
 ) -> None:
-    """A worker that gets the new entry before the run has it gives it back, too."""
+    """A worker that gets the new entry before the run has it gives it back, too, and the next renewal completes it."""
     await lose_entry(link, keys, held)
-    assert await queue._replacements.detach(held.entry_id, held.job)
-    new_id = await queue._replacements.enqueue(held.entry_id, held.job)
+    replacements = queue._replacements
+    replacements.unfinished.add(held.entry_id)
+    assert await replacements._set_entry(held.job, "")
+    new_id = await replacements._enqueue(held.entry_id, held.job, "w1")
+    assert await holders(link, keys) == {new_id.encode(): b"w1"}
     assert await begun(other_queue, await claimed(other_queue)) is None
     assert await holders(link, keys) == {new_id.encode(): b"w1"}
-    await queue.enqueue_again(held)  # as after an error in between
+    assert (await queue.renew([held.entry_id])).lost == [held.entry_id]
+    await queue.enqueue_again(held)
     assert queue.entry_of(held) == new_id
     assert await link.call("HGET", keys.run(held.job.run_id), "entry") == new_id.encode()
+    assert await queue.renew([held.entry_id]) == ([], [])
+
+
+async def test_an_entry_without_a_mark_begins_nothing_while_an_entry_is_replaced(
+    submitter: JobSubmitter, queue: JobQueue, link: Link, keys: Keys, held: Claim
+) -> None:
+    """A worker that gets another entry of a run that it executes itself begins no second attempt."""
+    await lose_entry(link, keys, held)
+    assert await queue._replacements._set_entry(held.job, "")
+    await link.call_script("readmit", [keys.jobs("q")], "", held.job.encode())
+    assert await begun(queue, await claimed(queue)) is None
+    await queue.enqueue_again(held)
+    assert await queue.renew([held.entry_id]) == ([], [])
+    taken = await reclaimed(queue, 0.05)
+    assert await begun(queue, taken) is None
+    assert await submitter.outstanding() == 1
+
+
+async def test_a_job_that_was_enqueued_twice_is_removed_once(
+    submitter: JobSubmitter, queue: JobQueue, link: Link, keys: Keys, held: Claim
+) -> None:
+    """If a reply was lost and the job is there twice, its worker keeps one entry and removes the other."""
+    await lose_entry(link, keys, held)
+    args = (held.entry_id, held.job.encode(), held.entry_id, GROUP, "w1")
+    await link.call_script("readmit", [keys.jobs("q")], *args)
+    await queue.enqueue_again(held)
+    assert await submitter.outstanding() == 2
+    assert [(await claimed(queue)).entry_id for _ in range(2)] == [held.entry_id] * 2
+    assert await submitter.outstanding() == 1
+    assert await holders(link, keys) == {queue.entry_of(held).encode(): b"w1"}
 
 
 @pytest.mark.parametrize("lose", [lose_entry, lose_claim, lose_queue])
@@ -128,13 +162,27 @@ async def test_a_run_is_handed_over_although_the_broker_lost_its_job(
     assert (attempt.attempt, attempt.hand_backs) == (2, 1)
 
 
+async def test_a_hand_over_after_a_loss_may_be_sent_twice(
+    queue: JobQueue, other_queue: JobQueue, link: Link, keys: Keys, held: Claim
+) -> None:
+    """The second of two equal scripts changes nothing and answers the same."""
+    await lose_entry(link, keys, held)
+    for _ in range(2):
+        assert await queue._replacements._set_entry(held.job, "", leaves=True)
+    assert await queue._replacements.hand_over(held.entry_id, held.job)
+    attempt = await begun(other_queue, await claimed(other_queue))
+    assert attempt is not None
+    assert attempt.hand_backs == 1
+    assert not await queue._replacements.hand_over(held.entry_id, held.job)
+
+
 async def test_a_run_that_has_ended_or_has_another_worker_gets_no_entry(
     submitter: JobSubmitter, queue: JobQueue, other_queue: JobQueue, link: Link, keys: Keys, held: Claim
 ) -> None:
     """A worker enqueues no job again if its run has ended, if another worker has it, or if its hash is lost."""
     await lose_entry(link, keys, held)
     run = keys.run(held.job.run_id)
-    for field, value in (("worker", "w2"), ("entry", "1-1"), ("status", "completed")):
+    for field, value in (("worker", "w2"), ("status", "completed")):
         before = await link.call("HGET", run, field)
         await link.call("HSET", run, field, value)
         await queue.enqueue_again(held)

@@ -265,7 +265,7 @@ class JobQueue:
     ) -> BegunAttempt | None:
         """Begin an attempt at a claimed job; None if the run needs none here, and its claim was given up.
 
-        The run has ended, or another queue entry carries it, or another worker executes it, whose claim was lost.
+        The run has ended, or another queue entry carries it, or a worker executes it, whose claim or entry was lost.
         ``ttl_s`` is the TTL of the run's keys while the run is open. ``resumable`` says that the agent can continue
         what an earlier attempt began, and ``takes_inputs`` that it takes messages while it works.
         """
@@ -285,7 +285,7 @@ class JobQueue:
             return None
         if reply[0] == b"HELD":
             holder = reply[1].decode()
-            log.warning("the queue has lost the claim of %s to the run; giving the job back to it", holder)
+            log.warning("the worker %s executes the run already; giving the job to it", holder)
             await self._script("give", [self._jobs], GROUP, self.worker_id, claim.entry_id, holder)
             return None
         attempt, cancelled, handed_back, waited_ms, silent_ms = reply
@@ -300,10 +300,11 @@ class JobQueue:
         answers = await self._script("renew", [self._jobs], GROUP, self.worker_id, *current)
         renewed = list(zip(entry_ids, answers, strict=True))
         others = [entry_id for entry_id, answer in renewed if answer == _TAKEN]
-        return Renewal(others, [entry_id for entry_id, answer in renewed if answer == _ENTRY_LOST])
+        lost = {entry_id for entry_id, answer in renewed if answer == _ENTRY_LOST} | self._replacements.unfinished
+        return Renewal(others, [entry_id for entry_id in entry_ids if entry_id in lost])
 
     async def enqueue_again(self, claim: Claim) -> None:
-        """Enqueue the job of a run again that this worker executes, because the broker has lost its entry."""
+        """Enqueue the job of a run again that this worker executes, because the broker has lost its queue entry."""
         await self._replacements.replace(claim.entry_id, claim.job)
 
     async def cancel_requested(self, run_ids: list[str]) -> list[str]:
@@ -345,32 +346,28 @@ class JobQueue:
         args = (GROUP, self.worker_id, entry_id, int(again or entry_id != claim.entry_id))
         pending = self._link.start_script_call("finish", [self._jobs], *args)
         if not await reply_within(self._link, pending, COMMAND_TIMEOUT_S) and not again:
-            log.warning("the job %s is no longer held by this worker", claim.entry_id)
+            log.warning("the job %s is no longer held by this worker", entry_id)
         if claim.job.limited:
             await self._call("ZREM", self._keys.active_runs(claim.job.owner), claim.job.run_id)
 
     async def hand_back(self, claim: Claim) -> bool:
         """Release the job and tell the other workers, which take it at once; do nothing if another worker holds it.
 
-        The attempt does not count against MAX_ATTEMPTS. Returns False if the broker has lost the run, so that no worker
-        will continue it.
+        The attempt does not count against MAX_ATTEMPTS. Returns False if no worker can continue the run: the broker has
+        lost the job, and the run has ended, its hash is lost, or the job cannot be enqueued again.
         """
-        entry_id = self.entry_of(claim)
-        [held] = await self._script("renew", [self._jobs], GROUP, self.worker_id, entry_id)
+        [held] = await self._script("renew", [self._jobs], GROUP, self.worker_id, self.entry_of(claim))
         if held == _TAKEN:
             return True
-        lost = held in {_CLAIM_LOST, _ENTRY_LOST}
-        if lost and not await self._replacements.detach(claim.entry_id, claim.job, leaves=True):
-            return False
         run = self._keys.run(claim.job.run_id)
-        if await self._call("EXISTS", run):  # if the broker lost the hash, HINCRBY would create one without a TTL
+        if held in {_CLAIM_LOST, _ENTRY_LOST}:
+            if not await self._replacements.hand_over(claim.entry_id, claim.job):
+                return False
+        elif await self._call("EXISTS", run):  # if the broker lost the hash, HINCRBY would create one without a TTL
             await self._call("HINCRBY", run, "handed_back", 1)
-        if lost:
-            await self._replacements.enqueue(claim.entry_id, claim.job)
-        else:
-            channel = self._keys.handed_back(self.name)
-            args = (GROUP, self.worker_id, entry_id, HANDED_BACK_IDLE_MS, channel)
-            await self._script("hand_back", [self._jobs], *args)
+        channel = self._keys.handed_back(self.name)
+        args = (GROUP, self.worker_id, self.entry_of(claim), HANDED_BACK_IDLE_MS, channel)
+        await self._script("hand_back", [self._jobs], *args)
         return True
 
     def entry_of(self, claim: Claim) -> str:
@@ -397,13 +394,19 @@ class JobQueue:
             fields = dict(zip(flat[::2], flat[1::2], strict=True))
             replaced = fields.get(b"replaces", b"").decode()
             if self.holds(replaced):  # this worker has enqueued the job again, and executes its run
+                if not self._replacements.learn(replaced, name):  # it was enqueued twice
+                    await self._remove(name)
                 name = replaced
             return Claim(name, Job.decode(fields[b"job"]), lease_since_s, new, not_before_s, more)
         except (ValueError, KeyError):
             log.exception("entry %s of %s is not a job; removing it", name, self._jobs)
-            with contextlib.suppress(BrokerUnavailable):  # it is removed later; other jobs of the reply must begin
-                await self._script("finish", [self._jobs], GROUP, self.worker_id, name)
+            await self._remove(name)
             return None
+
+    async def _remove(self, entry_id: str) -> None:
+        """Remove an entry. If Redis fails, it is removed later: the other jobs of the reply must begin."""
+        with contextlib.suppress(BrokerUnavailable):
+            await self._script("finish", [self._jobs], GROUP, self.worker_id, entry_id)
 
     async def _field(self, run_ids: list[str], field: str) -> list[bytes | None]:
         """Return one field of each run's hash."""

@@ -132,10 +132,8 @@ class Leases:
 
     async def _enqueue_again(self, lost_entries: Sequence[str]) -> None:
         """Enqueue the jobs again that the broker has lost. Front ends do so if no worker has begun the job."""
-        for entry_id in lost_entries:
-            run = self._held.get(entry_id)
-            if run is not None and run.begun:
-                await self._queue.enqueue_again(run.claim)
+        runs = [run for entry_id in lost_entries if (run := self._held.get(entry_id)) is not None and run.begun]
+        await asyncio.gather(*(self._queue.enqueue_again(run.claim) for run in runs))
 
     async def _renew(self) -> None:
         if not self._held:
@@ -156,7 +154,6 @@ class Leases:
             if self._held.pop(run.claim.entry_id, None) is run:
                 log.warning("the lease of the run was lost", extra=log_extra(log_context_of(run.claim.job)))
                 run.abandon()
-        await self._enqueue_again(lost_entries)
         by_run = {run.claim.job.run_id: run for run in self._held.values()}
         for run_id in await self._queue.cancel_requested(list(by_run)):
             by_run[run_id].cancel()
@@ -165,6 +162,7 @@ class Leases:
         called = [(run_id, run.agent_name, run.text_events) for run_id, run in by_run.items() if run.agent_name]
         if called:
             await self._queue.report_progress(called)
+        await self._enqueue_again(lost_entries)
 
 
 async def _ignore(_run_id: str) -> None:

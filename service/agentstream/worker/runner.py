@@ -308,7 +308,7 @@ class Runner:
         if execution.stop_reason == HAND_BACK:
             outcome = await self._hand_over(publisher, execution.claim)
             if outcome == errors.WORKER_SHUTDOWN:
-                message = "the worker was stopped, and Redis has lost the job of the run"
+                message = "the worker was stopped, and no other worker can continue the run: Redis has lost its job"
                 return failed_event(outcome, message), outcome
             return None, outcome
         if execution.stop_reason == PARK:
