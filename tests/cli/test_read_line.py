@@ -13,9 +13,11 @@ from tests.helpers import TIMEOUT_S
 _INTERRUPT = """
 import signal, threading, time
 def interrupt():
-    time.sleep(0.5)
+    while signal.getitimer(signal.ITIMER_REAL) == (0, 0):  # until read_line is about to read
+        time.sleep(0.01)
+    time.sleep(0.3)
     signal.pthread_kill(threading.get_ident(), signal.SIGINT)
-threading.Thread(target=interrupt).start()
+threading.Thread(target=interrupt, daemon=True).start()
 """
 
 _READ = """

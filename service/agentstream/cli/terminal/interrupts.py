@@ -40,8 +40,8 @@ def read_line(prompt: str) -> str:
     if not hasattr(signal, "setitimer"):  # Windows, where no signal has to end a read
         return input(prompt)
     before = signal.signal(signal.SIGALRM, _ignore)
-    signal.setitimer(signal.ITIMER_REAL, _LOOK_FOR_SIGNALS_S, _LOOK_FOR_SIGNALS_S)
     try:
+        signal.setitimer(signal.ITIMER_REAL, _LOOK_FOR_SIGNALS_S, _LOOK_FOR_SIGNALS_S)
         return input(prompt)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
