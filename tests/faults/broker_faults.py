@@ -85,7 +85,7 @@ async def cut_off_replicas(servers: AnyServers, primary: Server, seconds: float)
 
 
 async def caught_up(primary: Server) -> None:
-    """Wait until the replicas have everything that the primary has now.
+    """Wait until the replicas have everything that the primary has now, or another server has replaced it.
 
     After a short cut, their connection still counts as up, but the kernel sends what is missing only seconds later.
     """
@@ -93,6 +93,8 @@ async def caught_up(primary: Server) -> None:
 
     async def have_it() -> bool:
         fields = await primary.info("replication")
+        if fields["role"] != "master":
+            return True
         replicas = [value for name, value in fields.items() if re.fullmatch(r"slave\d+", name)]
         offsets = [int(dict(part.split("=") for part in replica.split(","))["offset"]) for replica in replicas]
         return bool(offsets) and min(offsets) >= wanted
