@@ -8,7 +8,7 @@ import redis.exceptions
 from tests.helpers import TIME_SCALE
 
 # The longest wait. A failover takes 2 to 6 s on an idle machine, and sentinels wait 10 s before another attempt.
-WAIT_S = 60 * TIME_SCALE
+WAIT_S = 50 * TIME_SCALE
 _POLL_S = 0.03
 
 

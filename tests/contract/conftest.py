@@ -31,5 +31,5 @@ async def other_queue(any_broker_url: str, link: Link, keys: Keys) -> AsyncItera
 
 @pytest.fixture
 def submitter(link: Link, keys: Keys) -> JobSubmitter:
-    """What sends jobs to the queue "q"."""
+    """The front end's side of the queue "q"."""
     return JobSubmitter(link, keys, "q", max_queued=3)

@@ -108,7 +108,8 @@ async def test_attempts_are_counted(submitter: JobSubmitter, queue: JobQueue) ->
 
 async def test_a_first_connection_is_no_reconnect(submitter: JobSubmitter, queue: JobQueue) -> None:
     """Also in a cluster, where each primary is connected for itself, a new job is claimed once and begins at once."""
-    assert await queue.claim(short_block=True) == []
+    for _ in range(2):  # the link may connect during the first one
+        assert await queue.claim(short_block=True) == []
     await submitter.submit(job(), ttl_s=60)
     claim = await claimed(queue)
     assert (claim.new, claim.not_before_s) == (True, 0.0)

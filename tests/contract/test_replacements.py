@@ -4,12 +4,13 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
+from agentstream.errors import BrokerUnavailable
 from agentstream.protocol.keys import GROUP, Keys
 from agentstream.store.claims import BegunAttempt, Claim
 from agentstream.store.connection.link import Link
 from agentstream.store.queue import JobQueue
 from agentstream.store.runs import RunStore
-from agentstream.store.submission import JobSubmitter
+from agentstream.store.submission import Backlog, JobSubmitter
 from tests.contract.test_queue import claimed, job, reclaimed
 
 Lose = Callable[[Link, Keys, Claim], Awaitable[None]]
@@ -197,12 +198,80 @@ async def test_a_run_that_has_ended_or_has_another_worker_gets_no_entry(
     assert await other_queue.claim(short_block=True) == []
 
 
-async def test_ids_of_entries_are_forgotten_with_their_runs(
-    queue: JobQueue, link: Link, keys: Keys, held: Claim
+async def test_a_new_entry_is_kept_while_its_replacement_is_open(
+    submitter: JobSubmitter, queue: JobQueue, link: Link, keys: Keys, held: Claim
 ) -> None:
-    """A worker does not keep the id of a new entry after its run."""
+    """If a second entry is delivered before its worker knows its id, the worker does not take it for a surplus one."""
+    await lose_entry(link, keys, held)
+    await queue.enqueue_again(held)
+    await lose_queue(link, keys, held)
+    queue._replacements.unfinished.add(held.entry_id)
+    args = (queue.entry_of(held), held.job.encode(), held.entry_id, GROUP, "w1")
+    await link.call_script("readmit", [keys.jobs("q")], *args)
+    assert (await claimed(queue)).entry_id == held.entry_id
+    assert await submitter.outstanding() == 1
+
+
+async def test_a_job_that_another_worker_enqueued_again_is_not_dropped(
+    queue: JobQueue, other_queue: JobQueue, link: Link, keys: Keys, held: Claim
+) -> None:
+    """A worker that still knows the first entry of a run, but has lost the run, gives the job to the run's worker."""
+    taken = await reclaimed(other_queue, 0.05)
+    other_queue.holds = {taken.entry_id}.__contains__
+    assert await begun(other_queue, taken) is not None
+    await lose_entry(link, keys, held)
+    await other_queue.enqueue_again(taken)
+    again = await claimed(queue)
+    assert again.entry_id == other_queue.entry_of(taken)
+    assert await begun(queue, again) is None
+    assert await holders(link, keys) == {again.entry_id.encode(): b"w2"}
+
+
+async def test_a_replaced_job_is_handed_over_at_once(
+    queue: JobQueue, other_queue: JobQueue, link: Link, keys: Keys, held: Claim
+) -> None:
+    """A worker that stops leaves a new entry that nobody has read yet to the worker that reads it first."""
+    await lose_entry(link, keys, held)
+    await queue.enqueue_again(held)
+    assert await queue.hand_back(held)
+    attempt = await begun(other_queue, await claimed(other_queue))
+    assert attempt is not None
+    assert (attempt.attempt, attempt.hand_backs) == (2, 1)
+
+
+async def test_a_run_whose_job_cannot_be_enqueued_again_is_not_handed_over(
+    queue: JobQueue, link: Link, keys: Keys, held: Claim, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If Redis refuses a step, the worker learns that nobody will continue the run, so it ends the run itself."""
+
+    async def refuse(*_args: object, **_options: object) -> bool:
+        message = "OOM command not allowed"
+        raise BrokerUnavailable(message)
+
+    await lose_entry(link, keys, held)
+    for step in ("_enqueue", "_set_entry"):
+        monkeypatch.setattr(queue._replacements, step, refuse)
+        assert not await queue.hand_back(held)
+
+
+async def test_a_replaced_job_does_not_count_as_waiting(
+    submitter: JobSubmitter, queue: JobQueue, link: Link, keys: Keys, held: Claim
+) -> None:
+    """The backlog has no waiting job if a worker holds the only entry that the group has not delivered."""
+    await lose_entry(link, keys, held)
+    await queue.enqueue_again(held)
+    assert await submitter.backlog() == Backlog(1, 0, 0.0)
+
+
+async def test_few_ids_of_entries_are_kept(
+    queue: JobQueue, link: Link, keys: Keys, held: Claim, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker keeps the ids of a limited number of new entries, also after the ends of their runs."""
+    monkeypatch.setattr("agentstream.store.replacements.MAX_ENTRIES", 1)
     await lose_entry(link, keys, held)
     await queue.enqueue_again(held)
     queue.holds = set[str]().__contains__
     await queue.renew([])
+    assert queue.entry_of(held) != held.entry_id
+    await queue._replacements._enqueue("1-1", job())
     assert queue.entry_of(held) == held.entry_id

@@ -24,7 +24,10 @@ class Claim:
 
 
 class Renewal(NamedTuple):
-    """The entries that were not renewed: another worker holds them, or the broker has lost them."""
+    """The entries that another worker holds, and those whose jobs must be enqueued again.
+
+    The broker has lost the latter, or their replacement is not complete.
+    """
 
     others: list[str]
     lost: list[str]

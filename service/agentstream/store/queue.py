@@ -294,8 +294,8 @@ class JobQueue:
         return BegunAttempt(attempt, bool(cancelled), handed_back, waited_ms / 1000, first, silent_ms / 1000)
 
     async def renew(self, entry_ids: list[str]) -> Renewal:
-        """Renew the leases of all entries that this worker holds."""
-        self._replacements.keep_only(self.holds)
+        """Renew the leases of these entries. Return those that are taken, and those to be replaced."""
+        self._replacements.forget_unfinished(self.holds)
         current = map(self._replacements.current, entry_ids)
         answers = await self._script("renew", [self._jobs], GROUP, self.worker_id, *current)
         renewed = list(zip(entry_ids, answers, strict=True))
@@ -304,7 +304,7 @@ class JobQueue:
         return Renewal(others, [entry_id for entry_id in entry_ids if entry_id in lost])
 
     async def enqueue_again(self, claim: Claim) -> None:
-        """Enqueue the job of a run again that this worker executes, because the broker has lost its queue entry."""
+        """Enqueue again the job of a run that this worker executes, because the broker has lost its queue entry."""
         await self._replacements.replace(claim.entry_id, claim.job)
 
     async def cancel_requested(self, run_ids: list[str]) -> list[str]:
@@ -356,12 +356,14 @@ class JobQueue:
         The attempt does not count against MAX_ATTEMPTS. Returns False if no worker can continue the run: the broker has
         lost the job, and the run has ended, its hash is lost, or the job cannot be enqueued again.
         """
-        [held] = await self._script("renew", [self._jobs], GROUP, self.worker_id, self.entry_of(claim))
+        entry_id = self.entry_of(claim)
+        [held] = await self._script("renew", [self._jobs], GROUP, self.worker_id, entry_id)
         if held == _TAKEN:
             return True
         run = self._keys.run(claim.job.run_id)
-        if held in {_CLAIM_LOST, _ENTRY_LOST}:
-            if not await self._replacements.hand_over(claim.entry_id, claim.job):
+        lost = held in {_CLAIM_LOST, _ENTRY_LOST}
+        if lost or entry_id != claim.entry_id:  # the queue may deliver it as a new one: then no worker may have the run
+            if not await self._replacements.hand_over(claim.entry_id, claim.job) and lost:
                 return False
         elif await self._call("EXISTS", run):  # if the broker lost the hash, HINCRBY would create one without a TTL
             await self._call("HINCRBY", run, "handed_back", 1)
@@ -392,11 +394,11 @@ class JobQueue:
         name = entry_id.decode() if isinstance(entry_id, bytes) else entry_id
         try:
             fields = dict(zip(flat[::2], flat[1::2], strict=True))
-            replaced = fields.get(b"replaces", b"").decode()
-            if self.holds(replaced):  # this worker has enqueued the job again, and executes its run
-                if not self._replacements.learn(replaced, name):  # it was enqueued twice
+            claimed_id = fields.get(b"replaces", b"").decode()
+            if self.holds(claimed_id) and claimed_id in self._replacements:  # this worker executes the run
+                if self._replacements.is_surplus(claimed_id, name):  # the job was enqueued twice
                     await self._remove(name)
-                name = replaced
+                name = claimed_id
             return Claim(name, Job.decode(fields[b"job"]), lease_since_s, new, not_before_s, more)
         except (ValueError, KeyError):
             log.exception("entry %s of %s is not a job; removing it", name, self._jobs)

@@ -9,6 +9,7 @@ Without an entry, no other worker would continue the run if its worker is lost. 
 
 import logging
 from collections.abc import Callable
+from typing import Final
 
 from agentstream.errors import BrokerUnavailable
 from agentstream.protocol.jobs import Job
@@ -20,6 +21,8 @@ from agentstream.telemetry.log_context import log_context_of, log_extra
 
 log = logging.getLogger(__name__)
 
+MAX_ENTRIES: Final = 10_000  # as many runs as a worker may execute at once; 1.5 MB
+
 
 class Replacements:
     """The entries that replace lost ones. A worker still knows a run by the entry that it has claimed."""
@@ -30,24 +33,27 @@ class Replacements:
         self._keys = keys
         self._jobs = keys.jobs(queue)
         self._worker_id = worker_id
-        self._ids: dict[str, str] = {}
+        self._ids: dict[str, str] = {}  # they stay after the ends of their runs, which may have to be stored again
         self.unfinished: set[str] = set()  # claimed entries whose replacement has begun
 
     def current(self, claimed_id: str) -> str:
         """Return the id of the entry that has the job now, for the entry that the worker has claimed."""
         return self._ids.get(claimed_id, claimed_id)
 
-    def learn(self, claimed_id: str, entry_id: str) -> bool:
-        """Note which entry replaces a claimed one, unless one is known. Return whether it is ``entry_id``."""
-        return self._ids.setdefault(claimed_id, entry_id) == entry_id
+    def __contains__(self, claimed_id: str) -> bool:
+        """Return whether this worker has replaced the entry, or is about to."""
+        return claimed_id in self._ids or claimed_id in self.unfinished
 
-    def keep_only(self, holds: Callable[[str], bool]) -> None:
-        """Forget the entries for claimed ones that the worker does not hold any more."""
-        self._ids = {claimed_id: entry_id for claimed_id, entry_id in self._ids.items() if holds(claimed_id)}
+    def is_surplus(self, claimed_id: str, entry_id: str) -> bool:
+        """Return whether another entry has replaced the claimed one. While that is open, none is surplus."""
+        return claimed_id not in self.unfinished and self.current(claimed_id) != entry_id
+
+    def forget_unfinished(self, holds: Callable[[str], bool]) -> None:
+        """Forget the replacements that are not complete, of runs that the worker does not hold any more."""
         self.unfinished = set(filter(holds, self.unfinished))
 
     async def replace(self, claimed_id: str, job: Job) -> None:
-        """Enqueue the job of a run again that this worker executes. A second call completes one that has failed.
+        """Enqueue again the job of a run that this worker executes. A second call completes one that has failed.
 
         It does nothing if the run has ended, has another worker, or its hash is lost. Raises BrokerUnavailable.
         """
@@ -60,14 +66,14 @@ class Replacements:
         self.unfinished.discard(claimed_id)
 
     async def hand_over(self, claimed_id: str, job: Job) -> bool:
-        """Enqueue the job of a run again for the next worker that gets it. Raises BrokerUnavailable.
+        """Leave a run to the next worker that gets its job, and enqueue the job again unless its entry exists.
 
         Returns False if no worker can continue the run: it has ended or has another one, or its hash is lost, or Redis
-        refuses the job.
+        is unavailable.
         """
-        if not await self._set_entry(job, "", leaves=True):
-            return False
         try:
+            if not await self._set_entry(job, "", leaves=True):
+                return False
             await self._enqueue(claimed_id, job)
         except BrokerUnavailable as exc:  # nobody else would enqueue it
             log.warning("cannot enqueue the job of the run again: %s", exc, extra=log_extra(log_context_of(job)))
@@ -83,6 +89,8 @@ class Replacements:
         if added is None:
             return known_id
         self._ids[claimed_id] = added.decode()
+        while len(self._ids) > MAX_ENTRIES:
+            del self._ids[next(iter(self._ids))]
         return self._ids[claimed_id]
 
     async def _set_entry(self, job: Job, entry_id: str, *, leaves: bool = False) -> bool:

@@ -131,8 +131,10 @@ class Leases:
         ]
 
     async def _enqueue_again(self, lost_entries: Sequence[str]) -> None:
-        """Enqueue the jobs again that the broker has lost. Front ends do so if no worker has begun the job."""
-        runs = [run for entry_id in lost_entries if (run := self._held.get(entry_id)) is not None and run.begun]
+        """Enqueue again the jobs that the broker has lost. Front ends do so if no worker has begun the job."""
+        latest = {run.claim.job.run_id: run for run in self._held.values()}  # a parked run may go on in this worker
+        held = [run for entry_id in lost_entries if (run := self._held.get(entry_id)) is not None]
+        runs = [run for run in held if run.begun and latest[run.claim.job.run_id] is run]
         await asyncio.gather(*(self._queue.enqueue_again(run.claim) for run in runs))
 
     async def _renew(self) -> None:

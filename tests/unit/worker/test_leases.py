@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, cast
 
 import pytest
@@ -245,6 +246,18 @@ async def test_lost_jobs_of_begun_runs_are_enqueued_again(queue: StubQueue, leas
         await queue.until(lambda: len(queue.enqueued) >= 2)
     assert set(queue.enqueued) == {missing.claim.entry_id}
     assert (missing.calls, superseded.calls) == ([], ["abandon"])
+
+
+async def test_the_lost_job_of_an_earlier_execution_is_not_enqueued_again(queue: StubQueue, leases: Leases) -> None:
+    """If a run was parked and continues in the same worker, only the job of the later execution counts."""
+    parked, later = HeldRun(), HeldRun()
+    later.claim = replace(parked.claim, entry_id="later-entry")
+    leases.hold(parked)
+    leases.hold(later)
+    queue.missing = [parked.claim.entry_id, later.claim.entry_id]
+    async with Renewing(leases):
+        await queue.until(lambda: len(queue.enqueued) >= 2)
+    assert set(queue.enqueued) == {later.claim.entry_id}
 
 
 async def test_run_that_another_worker_ended_is_lost(queue: StubQueue, leases: Leases) -> None:

@@ -11,7 +11,7 @@ from agentstream.processes.stopping import stop_signals
 
 T = TypeVar("T")
 
-_LOOK_FOR_SIGNALS_S: Final = 0.1
+_LOOK_FOR_SIGNALS_S: Final = 0.1  # a person does not notice this delay
 
 
 async def until_interrupted(work: Coroutine[Any, Any, T]) -> T:

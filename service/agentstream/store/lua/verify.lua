@@ -1,8 +1,8 @@
 -- Compare a run with its publisher, because the broker may have lost its last writes.
 -- KEYS[1] log, KEYS[2] run. ARGV: attempt, worker id or '' (the hash is not checked), queue entry id, TTL in s, then
 -- fields and values of the run's hash as create_run.lua stores them, or none.
--- If the begin of the attempt is lost, it is stored again in the hash. The queue entry always is: it may have replaced a
--- lost one. Returns {LAST, id of the last entry of the log or
+-- If the begin of the attempt is lost, it is stored again in the hash. If the run is running, its queue entry is stored
+-- again, too: it may have replaced a lost one. Returns {LAST, id of the last entry of the log or
 -- 0-0}; HASH if the hash is lost and no fields were given; FENCED if another worker has begun this attempt or a newer
 -- one, or if the run has ended without this publisher.
 local last = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)[1]
