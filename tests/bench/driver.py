@@ -16,10 +16,9 @@ from agentstream.protocol.events import encode_batch, encode_event
 from agentstream.protocol.keys import Keys
 from agentstream.store.bus.bus import Bus
 from agentstream.store.bus.publisher import LogLimits, RunPublisher
-from agentstream.store.claims import Claim
 from agentstream.store.connection.endpoint import Endpoint
 from agentstream.store.connection.server_link import ServerLink
-from agentstream.store.queue import JobQueue
+from agentstream.store.queue import Claim, JobQueue
 from tests.bench.loadgen import IDLE_S
 from tests.bench.machine import reply
 from tests.bench.tokens import WORD, Load, stamp, write_all

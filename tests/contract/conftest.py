@@ -1,4 +1,4 @@
-"""What the contract tests share: a queue, its submitter, and two workers that read it."""
+"""What the contract tests share: a queue that a worker reads."""
 
 from collections.abc import AsyncIterator
 
@@ -8,7 +8,6 @@ from agentstream.protocol.keys import Keys
 from agentstream.store.connection.endpoint import Endpoint
 from agentstream.store.connection.link import Link
 from agentstream.store.queue import JobQueue
-from agentstream.store.submission import JobSubmitter
 
 
 @pytest.fixture
@@ -18,18 +17,3 @@ async def queue(any_broker_url: str, link: Link, keys: Keys) -> AsyncIterator[Jo
     await queue.open()
     yield queue
     await queue.close()
-
-
-@pytest.fixture
-async def other_queue(any_broker_url: str, link: Link, keys: Keys) -> AsyncIterator[JobQueue]:
-    """The same queue, read by the worker "w2"."""
-    queue = JobQueue(Endpoint(any_broker_url), link, keys, "q", worker_id="w2")
-    await queue.open()
-    yield queue
-    await queue.close()
-
-
-@pytest.fixture
-def submitter(link: Link, keys: Keys) -> JobSubmitter:
-    """The front end's side of the queue "q"."""
-    return JobSubmitter(link, keys, "q", max_queued=3)

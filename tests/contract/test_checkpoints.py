@@ -15,11 +15,10 @@ from agentstream.protocol.jobs import Job, new_run_id
 from agentstream.protocol.keys import Keys
 from agentstream.store.bus.bus import Bus
 from agentstream.store.bus.publisher import LogLimits, RunPublisher
-from agentstream.store.claims import BegunAttempt, Claim
 from agentstream.store.connection.endpoint import Endpoint
 from agentstream.store.connection.link import Link
 from agentstream.store.connection.server_link import ServerLink
-from agentstream.store.queue import JobQueue
+from agentstream.store.queue import BegunAttempt, Claim, JobQueue
 from agentstream.store.submission import JobSubmitter
 from tests.contract.test_queue import claimed
 from tests.helpers import TIMEOUT_S

@@ -8,9 +8,8 @@ import pytest
 from agentstream.errors import BrokerUnavailable
 from agentstream.protocol.jobs import Job, new_run_id
 from agentstream.protocol.keys import Keys
-from agentstream.store.claims import Claim
 from agentstream.store.connection.link import Link
-from agentstream.store.queue import JobQueue
+from agentstream.store.queue import Claim, JobQueue
 from agentstream.store.scripts import SCRIPTS
 from tests.helpers import TIMEOUT_S
 

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import time
+from collections.abc import AsyncIterator
 
 import pytest
 
@@ -11,10 +12,9 @@ from agentstream.protocol.jobs import Job, new_run_id
 from agentstream.protocol.keys import GROUP, Keys
 from agentstream.store.bus.bus import Bus
 from agentstream.store.bus.publisher import Holder, LogLimits
-from agentstream.store.claims import Claim
 from agentstream.store.connection.endpoint import Endpoint
 from agentstream.store.connection.link import Link
-from agentstream.store.queue import JobQueue
+from agentstream.store.queue import Claim, JobQueue
 from agentstream.store.scripts import SCRIPTS
 from agentstream.store.submission import Backlog, JobSubmitter, _RemovalRate
 from tests.helpers import TIMEOUT_S
@@ -22,6 +22,19 @@ from tests.helpers import TIMEOUT_S
 
 def job(run_id: str | None = None) -> Job:
     return Job(run_id=run_id or new_run_id(), request={"model": "m"}, created=1, start_by=time.time() + 60, owner="me")
+
+
+@pytest.fixture
+def submitter(link: Link, keys: Keys) -> JobSubmitter:
+    return JobSubmitter(link, keys, "q", max_queued=3)
+
+
+@pytest.fixture
+async def other_queue(any_broker_url: str, link: Link, keys: Keys) -> AsyncIterator[JobQueue]:
+    queue = JobQueue(Endpoint(any_broker_url), link, keys, "q", worker_id="w2")
+    await queue.open()
+    yield queue
+    await queue.close()
 
 
 async def claimed(queue: JobQueue) -> Claim:
@@ -220,8 +233,8 @@ async def test_expired_lease_is_taken_over_once(
     taken = await reclaimed(other_queue, 0.05)
     assert taken.job == sent
     assert await other_queue.reclaim(60) is None
-    assert (await queue.renew([claim.entry_id])).others == [claim.entry_id]
-    assert (await other_queue.renew([taken.entry_id])).others == []
+    assert await queue.renew([claim.entry_id]) == [claim.entry_id]
+    assert await other_queue.renew([taken.entry_id]) == []
     await queue.finish(claim)
     assert await submitter.outstanding() == 1
 
@@ -232,7 +245,7 @@ async def test_renewed_lease_is_kept(submitter: JobSubmitter, queue: JobQueue, o
     claim = await claimed(queue)
     for _ in range(5):
         await asyncio.sleep(0.1)
-        assert (await queue.renew([claim.entry_id])).others == []
+        assert await queue.renew([claim.entry_id]) == []
         assert await other_queue.reclaim(0.5) is None
 
 
@@ -256,7 +269,7 @@ async def test_renewing_after_the_broker_lost_the_queue_keeps_the_lease(
     await submitter.submit(job(), ttl_s=60)
     claim = await claimed(queue)
     await link.call("DEL", keys.jobs("q"))
-    assert (await queue.renew([claim.entry_id])).others == []
+    assert await queue.renew([claim.entry_id]) == []
 
 
 async def test_job_handed_back_is_taken_at_once(
@@ -401,7 +414,7 @@ async def test_the_terminal_event_removes_the_job(
     begun = await queue.begin(claim, ttl_s=60)
     assert begun is not None
     limits = LogLimits(open_ttl_s=60, closed_ttl_s=60, max_bytes=1 << 20)
-    holder = Holder("w1" if held else "w2", "q", lambda: claim.entry_id, lambda: ("status", "running"))
+    holder = Holder("w1" if held else "w2", "q", claim.entry_id, lambda: ("status", "running"))
     publisher = Bus(link, keys).publisher(sent.run_id, 1, limits, lambda _: None, begun.first_batch, holder)
     publisher.put("run_completed", {"content": "x"})
     async with asyncio.timeout(TIMEOUT_S):

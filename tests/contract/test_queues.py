@@ -10,11 +10,10 @@ import pytest
 
 from agentstream.protocol.jobs import Job, new_run_id
 from agentstream.protocol.keys import Keys
-from agentstream.store.claims import Claim
 from agentstream.store.connection.endpoint import Endpoint
 from agentstream.store.connection.link import Link
 from agentstream.store.interrupts import InterruptStore
-from agentstream.store.queue import JobQueue
+from agentstream.store.queue import Claim, JobQueue
 from agentstream.store.submission import JobSubmitter
 from agentstream.worker.ended_runs import EndedRuns
 from agentstream.worker.leases import Leases

@@ -151,11 +151,6 @@ class Deployment:
         """Store a cancel without the message to the worker, as if that message was lost."""
         await self._redis.hset(self._keys.run(run_id), "cancel", "1")
 
-    async def lose_queue(self) -> None:
-        """Remove all queues, as a failover does that loses them."""
-        async for name in self._redis.scan_iter(match=self._keys.jobs("*")):
-            await self._redis.delete(name)
-
 
 def chat(script: str) -> dict[str, Any]:
     """Return a request that makes the agent follow ``script``."""

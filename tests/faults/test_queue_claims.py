@@ -10,10 +10,9 @@ import pytest
 from agentstream.errors import BrokerUnavailable
 from agentstream.protocol.jobs import Job, new_run_id
 from agentstream.protocol.keys import Keys
-from agentstream.store.claims import Claim
 from agentstream.store.connection.endpoint import Endpoint
 from agentstream.store.connection.server_link import ServerLink
-from agentstream.store.queue import JobQueue
+from agentstream.store.queue import Claim, JobQueue
 from agentstream.store.submission import JobSubmitter
 from tests.conftest import open_server_link
 from tests.faults.faults import Broker, outage

@@ -1,14 +1,14 @@
 """Runs of resumable agents: they go on when their worker is killed, frozen or stopped."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
 from tests.faults.deployment import LEASE_S, Deployment, freeze, kill_worker, terminate
 from tests.faults.resumed import AGENTS, GATE, LAST, attempts_of, check_whole, worker_of
-from tests.processes import Process, Processes
+from tests.processes import Processes
 
 
 @pytest.fixture
@@ -57,36 +57,6 @@ async def test_a_frozen_worker_adds_nothing_when_it_wakes(deployment: Deployment
             await second.until(rf"counts from {GATE + 1}\b")
         deployment.open_gate(GATE)
         check_whole(await stream.whole())
-
-
-@pytest.mark.parametrize("end", [kill_worker, terminate])
-async def test_a_run_whose_job_the_broker_has_lost_goes_on(
-    deployment: Deployment, end: Callable[[Process], Awaitable[object]]
-) -> None:
-    """If the broker loses the job of a run, and the run's worker ends later, another worker continues the run."""
-    first = await worker_of(deployment, "a")
-    async with deployment.stream(f"gate to {LAST}") as stream:
-        await stream.until(f'"{GATE} "')
-        await deployment.lose_queue()
-        await first.until("the broker has lost the job of the run; enqueued it again")
-        second = await worker_of(deployment, "b")
-        await end(first)
-        deployment.open_gate(GATE)
-        check_whole(await stream.whole())
-    assert attempts_of(second) == [GATE + 1]
-
-
-async def test_a_run_is_handed_over_just_after_the_broker_lost_its_job(deployment: Deployment) -> None:
-    """A worker that stops before it has noticed the loss hands the run over, too."""
-    first = await worker_of(deployment, "a", AGENTSTREAM_LEASE_S="60")
-    async with deployment.stream(f"gate to {LAST}") as stream:
-        await stream.until(f'"{GATE} "')
-        await deployment.lose_queue()
-        second = await worker_of(deployment, "b")
-        assert await terminate(first) == 0
-        deployment.open_gate(GATE)
-        check_whole(await stream.whole())
-    assert attempts_of(second) == [GATE + 1]
 
 
 async def test_a_handed_over_run_waits_for_the_next_worker(deployment: Deployment) -> None:

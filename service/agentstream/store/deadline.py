@@ -1,12 +1,7 @@
-"""Time limits for replies, for waits that every run has."""
+"""A time limit for a reply, for waits that every run has."""
 
 import asyncio
-import time
 from typing import Final, TypeVar
-
-from agentstream.errors import BrokerUnavailable, BusError
-from agentstream.store.connection.link import Link
-from agentstream.store.connection.wire import Reply
 
 Value = TypeVar("Value")
 
@@ -29,18 +24,3 @@ async def within(future: asyncio.Future[Value], timeout_s: float) -> Value:
         raise TimeoutError from exc
     finally:
         timer.cancel()
-
-
-async def reply_within(link: Link, pending: asyncio.Future[Reply], timeout_s: float) -> Reply:
-    """Return the reply of ``link``; raises BrokerUnavailable after ``timeout_s`` or for an error reply.
-
-    Without the timeout the link would wait until the broker is reachable again.
-    """
-    since_s = time.monotonic()
-    try:
-        return await within(pending, timeout_s)
-    except TimeoutError as exc:
-        raise BrokerUnavailable(link.unanswered(timeout_s, since_s)) from exc
-    except BusError as exc:
-        message = f"Redis: {exc}"
-        raise BrokerUnavailable(message) from exc

@@ -13,21 +13,20 @@ import logging
 import secrets
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Final
 
-from agentstream.errors import BrokerUnavailable
+from agentstream.errors import BrokerUnavailable, BusError
 from agentstream.protocol.events import RUN_STARTED, encode_batch, encode_event
 from agentstream.protocol.jobs import Job
 from agentstream.protocol.keys import GROUP, Keys
-from agentstream.store.claims import BegunAttempt, Claim, Renewal
 from agentstream.store.connection.endpoint import COMMAND_TIMEOUT_S, Endpoint
 from agentstream.store.connection.link import Link
 from agentstream.store.connection.new_link import new_link
 from agentstream.store.connection.refusals import words_of
 from agentstream.store.connection.wire import Reply
-from agentstream.store.deadline import reply_within
+from agentstream.store.deadline import within
 from agentstream.store.recent import SETTLE_S
-from agentstream.store.replacements import Replacements
 
 log = logging.getLogger(__name__)
 
@@ -54,13 +53,58 @@ _NO_GROUP_ERRORS: Final = (
 # No failover is quicker than this, so younger entries are those of the new primary.
 _MIN_FAILOVER_MS: Final = 1000
 _PENDING_PAGE: Final = 10
-# The replies of renew.lua for an entry that was not renewed.
-_TAKEN: Final = 0
-_CLAIM_LOST: Final = -1
-_ENTRY_LOST: Final = -2
 # The replies of begin.lua that begin no attempt.
 _NO_ATTEMPT: Final = {b"ENDED": "it has ended", b"DUPLICATE": "another queue entry carries it"}
 _FIRST_ENTRY: Final = "0"  # a group that starts at $ skips jobs that were enqueued before the first worker
+
+
+async def _reply_within(link: Link, pending: asyncio.Future[Reply], timeout_s: float) -> Reply:
+    """Return the reply of ``link``; raises BrokerUnavailable after ``timeout_s`` or for an error reply.
+
+    Without the timeout the link would wait until the broker is reachable again.
+    """
+    since_s = time.monotonic()
+    try:
+        return await within(pending, timeout_s)
+    except TimeoutError as exc:
+        raise BrokerUnavailable(link.unanswered(timeout_s, since_s)) from exc
+    except BusError as exc:
+        message = f"Redis: {exc}"
+        raise BrokerUnavailable(message) from exc
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A job that this worker holds, and its queue entry. Its lease began at ``lease_since_s`` (monotonic) or later.
+
+    ``new`` says that the queue delivered it as a new job, so no worker held it before, unless the queue has lost that
+    worker's claim. The job must not begin before ``not_before_s`` (monotonic). ``more`` says that another
+    entry follows in the same reply.
+    """
+
+    entry_id: str
+    job: Job
+    lease_since_s: float
+    new: bool = False
+    not_before_s: float = 0.0
+    more: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class BegunAttempt:
+    """An attempt that has begun, and its first batch as it is stored.
+
+    ``hand_backs`` is how many attempts of the run were handed back. ``waited_s`` is the time that the job was in the
+    queue, and ``silent_s`` the time since the last sign of life of the earlier attempt's worker (0 in the first
+    attempt), both by the server's clock.
+    """
+
+    attempt: int
+    cancel_requested: bool
+    hand_backs: int
+    waited_s: float
+    first_batch: bytes
+    silent_s: float = 0.0
 
 
 class JobQueue:
@@ -83,7 +127,6 @@ class JobQueue:
         self._token = secrets.token_hex(8)
         self._begins = itertools.count()
         self.holds: Callable[[str], bool] = _holds_nothing  # whether this worker works on a queue entry
-        self._replacements = Replacements(link, keys, queue, worker_id)
         self._claims.on_reconnect[self._on_connect] = None
         # Where servers fail over, the first connection may come just after a failover, too.
         self._seen_reconnects = -1 if self._claims.fails_over else 0
@@ -157,7 +200,7 @@ class JobQueue:
             pending = self._claims.start_call(
                 "XREADGROUP", "GROUP", GROUP, self.worker_id, *block, "STREAMS", self._jobs, ">"
             )
-            reply = await reply_within(self._claims, pending, block_s + COMMAND_TIMEOUT_S)
+            reply = await _reply_within(self._claims, pending, block_s + COMMAND_TIMEOUT_S)
         except BrokerUnavailable as exc:
             if not words_of(exc.__cause__).startswith(_NO_GROUP_ERRORS):
                 raise
@@ -200,7 +243,7 @@ class JobQueue:
         reconnect are not begun for SETTLE_S. Meanwhile their workers store again that they execute them.
         """
         call = self._claims.start_call("TIME", key=self._jobs)
-        seconds, microseconds = map(int, await reply_within(self._claims, call, COMMAND_TIMEOUT_S))
+        seconds, microseconds = map(int, await _reply_within(self._claims, call, COMMAND_TIMEOUT_S))
         self._settling_before_ms = seconds * 1000 + microseconds // 1000 - _MIN_FAILOVER_MS
         self._reconnected, self._pending_after = False, _FIRST_ENTRY if self._seen_reconnects else ""
 
@@ -215,7 +258,7 @@ class JobQueue:
             command = ("XREADGROUP", "GROUP", GROUP, self.worker_id, "COUNT", _PENDING_PAGE, "STREAMS", self._jobs)
             pending = self._claims.start_call(*command, self._pending_after)
             try:
-                reply = await reply_within(self._claims, pending, COMMAND_TIMEOUT_S)
+                reply = await _reply_within(self._claims, pending, COMMAND_TIMEOUT_S)
             except BrokerUnavailable as exc:
                 if not words_of(exc.__cause__).startswith(_NO_GROUP_ERRORS):
                     raise
@@ -224,12 +267,10 @@ class JobQueue:
             for name, flat in entries:
                 self._pending_after = name.decode()
                 if flat and not self.holds(self._pending_after):
-                    claim = await self._decode_claim(
+                    log.warning("claimed a job whose claim was lost: %s", self._pending_after)
+                    return await self._decode_claim(
                         name, flat, lease_since_s=started, new=True, not_before_s=self._settled_at_s
                     )
-                    if claim is not None and not self.holds(claim.entry_id):
-                        log.warning("claimed a job whose claim was lost: %s", claim.entry_id)
-                        return claim
             if not entries:
                 self._pending_after = ""
         return None
@@ -265,7 +306,7 @@ class JobQueue:
     ) -> BegunAttempt | None:
         """Begin an attempt at a claimed job; None if the run needs none here, and its claim was given up.
 
-        The run has ended, or another queue entry carries it, or a worker executes it, whose claim or entry was lost.
+        The run has ended, or another queue entry carries it, or another worker executes it, whose claim was lost.
         ``ttl_s`` is the TTL of the run's keys while the run is open. ``resumable`` says that the agent can continue
         what an earlier attempt began, and ``takes_inputs`` that it takes messages while it works.
         """
@@ -278,14 +319,14 @@ class JobQueue:
         )
         if not claim.more:  # the job after this one begins in the same turn
             self._link.flush()  # sent now, not at the end of the turn, because a client waits
-        reply = await reply_within(self._link, pending, COMMAND_TIMEOUT_S)
+        reply = await _reply_within(self._link, pending, COMMAND_TIMEOUT_S)
         if not isinstance(reply, list):
             log.info("the run needs no attempt: %s", _NO_ATTEMPT.get(reply, reply))
             await self.finish(claim)
             return None
         if reply[0] == b"HELD":
             holder = reply[1].decode()
-            log.warning("the worker %s executes the run already; giving the job to it", holder)
+            log.warning("the queue has lost the claim of %s to the run; giving the job back to it", holder)
             await self._script("give", [self._jobs], GROUP, self.worker_id, claim.entry_id, holder)
             return None
         attempt, cancelled, handed_back, waited_ms, silent_ms = reply
@@ -293,19 +334,10 @@ class JobQueue:
         first = encode_batch(attempt, 1, [encode_event(RUN_STARTED, {"worker": self.worker_id, **resumes})])
         return BegunAttempt(attempt, bool(cancelled), handed_back, waited_ms / 1000, first, silent_ms / 1000)
 
-    async def renew(self, entry_ids: list[str]) -> Renewal:
-        """Renew the leases of these entries. Return those that are taken, and those to be replaced."""
-        self._replacements.forget_unfinished(self.holds)
-        current = map(self._replacements.current, entry_ids)
-        answers = await self._script("renew", [self._jobs], GROUP, self.worker_id, *current)
-        renewed = list(zip(entry_ids, answers, strict=True))
-        others = [entry_id for entry_id, answer in renewed if answer == _TAKEN]
-        lost = {entry_id for entry_id, answer in renewed if answer == _ENTRY_LOST} | self._replacements.unfinished
-        return Renewal(others, [entry_id for entry_id in entry_ids if entry_id in lost])
-
-    async def enqueue_again(self, claim: Claim) -> None:
-        """Enqueue again the job of a run that this worker executes, because the broker has lost its queue entry."""
-        await self._replacements.replace(claim.entry_id, claim.job)
+    async def renew(self, entry_ids: list[str]) -> list[str]:
+        """Renew the leases of entries; return the entries that another worker holds now."""
+        renewed = await self._script("renew", [self._jobs], GROUP, self.worker_id, *entry_ids)
+        return [entry_id for entry_id, answer in zip(entry_ids, renewed, strict=True) if answer == 0]
 
     async def cancel_requested(self, run_ids: list[str]) -> list[str]:
         """Return the runs with a stored cancel. It finds a cancel even if the message to this worker was lost."""
@@ -342,39 +374,29 @@ class JobQueue:
 
         ``again`` says that it was removed before, but the broker may have lost that.
         """
-        entry_id = self.entry_of(claim)
-        args = (GROUP, self.worker_id, entry_id, int(again or entry_id != claim.entry_id))
+        args = (GROUP, self.worker_id, claim.entry_id, int(again))
         pending = self._link.start_script_call("finish", [self._jobs], *args)
-        if not await reply_within(self._link, pending, COMMAND_TIMEOUT_S) and not again:
-            log.warning("the job %s is no longer held by this worker", entry_id)
+        if not await _reply_within(self._link, pending, COMMAND_TIMEOUT_S) and not again:
+            log.warning("the job %s is no longer held by this worker", claim.entry_id)
         if claim.job.limited:
             await self._call("ZREM", self._keys.active_runs(claim.job.owner), claim.job.run_id)
 
     async def hand_back(self, claim: Claim) -> bool:
         """Release the job and tell the other workers, which take it at once; do nothing if another worker holds it.
 
-        The attempt does not count against MAX_ATTEMPTS. Returns False if no worker can continue the run: the broker has
-        lost the job, and the run has ended, its hash is lost, or the job cannot be enqueued again.
+        The attempt does not count against MAX_ATTEMPTS. Returns False if the broker has lost the job, so that no worker
+        will take it.
         """
-        entry_id = self.entry_of(claim)
-        [held] = await self._script("renew", [self._jobs], GROUP, self.worker_id, entry_id)
-        if held == _TAKEN:
-            return True
+        [held] = await self._script("renew", [self._jobs], GROUP, self.worker_id, claim.entry_id)
+        if held != 1:
+            return bool(held == 0)
         run = self._keys.run(claim.job.run_id)
-        lost = held in {_CLAIM_LOST, _ENTRY_LOST}
-        if lost or entry_id != claim.entry_id:  # the queue may deliver it as a new one: then no worker may have the run
-            if not await self._replacements.hand_over(claim.entry_id, claim.job) and lost:
-                return False
-        elif await self._call("EXISTS", run):  # if the broker lost the hash, HINCRBY would create one without a TTL
+        if await self._call("EXISTS", run):  # if the broker lost the hash, HINCRBY would create one without a TTL
             await self._call("HINCRBY", run, "handed_back", 1)
         channel = self._keys.handed_back(self.name)
-        args = (GROUP, self.worker_id, self.entry_of(claim), HANDED_BACK_IDLE_MS, channel)
+        args = (GROUP, self.worker_id, claim.entry_id, HANDED_BACK_IDLE_MS, channel)
         await self._script("hand_back", [self._jobs], *args)
         return True
-
-    def entry_of(self, claim: Claim) -> str:
-        """Return the id of the entry that has the job now: not the claimed one, if the broker has lost that."""
-        return self._replacements.current(claim.entry_id)
 
     async def prune(self) -> None:
         """Remove consumers that hold no jobs and have been idle for DEAD_CONSUMER_IDLE_MS."""
@@ -394,21 +416,12 @@ class JobQueue:
         name = entry_id.decode() if isinstance(entry_id, bytes) else entry_id
         try:
             fields = dict(zip(flat[::2], flat[1::2], strict=True))
-            claimed_id = fields.get(b"replaces", b"").decode()
-            if self.holds(claimed_id) and claimed_id in self._replacements:  # this worker executes the run
-                if self._replacements.is_surplus(claimed_id, name):  # the job was enqueued twice
-                    await self._remove(name)
-                name = claimed_id
             return Claim(name, Job.decode(fields[b"job"]), lease_since_s, new, not_before_s, more)
         except (ValueError, KeyError):
             log.exception("entry %s of %s is not a job; removing it", name, self._jobs)
-            await self._remove(name)
+            with contextlib.suppress(BrokerUnavailable):  # it is removed later; other jobs of the reply must begin
+                await self._script("finish", [self._jobs], GROUP, self.worker_id, name)
             return None
-
-    async def _remove(self, entry_id: str) -> None:
-        """Remove an entry. If Redis fails, it is removed later: the other jobs of the reply must begin."""
-        with contextlib.suppress(BrokerUnavailable):
-            await self._script("finish", [self._jobs], GROUP, self.worker_id, entry_id)
 
     async def _field(self, run_ids: list[str], field: str) -> list[bytes | None]:
         """Return one field of each run's hash."""
@@ -417,14 +430,14 @@ class JobQueue:
     async def _call(
         self, *args: str | int, key: str = "", timeout_s: float = COMMAND_TIMEOUT_S, once: bool = True
     ) -> Reply:
-        return await reply_within(self._link, self._link.start_call(*args, key=key, once=once), timeout_s)
+        return await _reply_within(self._link, self._link.start_call(*args, key=key, once=once), timeout_s)
 
     async def _script(
         self, name: str, keys: list[str], *args: str | int, timeout_s: float = COMMAND_TIMEOUT_S, once: bool = True
     ) -> Reply:
         """Call a script. Upkeep does so ``once``, because it is repeated: a command that waits would delay renewals."""
         pending = self._link.start_script_call(name, keys, *args, once=once)
-        return await reply_within(self._link, pending, timeout_s)
+        return await _reply_within(self._link, pending, timeout_s)
 
 
 def _entries_of(reply: Reply) -> list[tuple[bytes, Sequence[bytes]]]:

@@ -57,7 +57,6 @@ SCRIPTS: Final[Mapping[str, Script]] = {
         "hand_back",
         "register_idempotency_key",
         "renew",
-        "set_entry",
         "verify",
     )
 }

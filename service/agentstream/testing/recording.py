@@ -26,7 +26,7 @@ from agentstream.protocol.events import (
 )
 from agentstream.protocol.jobs import Job
 from agentstream.store.bus.bus import StoredCheckpoint
-from agentstream.store.claims import Claim
+from agentstream.store.queue import Claim
 from agentstream.testing.outcome import AgentOutcome, outcome_of
 from agentstream.worker.execution import CLEANUP_TIMEOUT_S, LEASE_LOST, Execution
 from agentstream.worker.takeover import pack, takeover_of

@@ -6,8 +6,7 @@ from typing import Final, NamedTuple
 
 from agentstream.errors import BrokerUnavailable
 from agentstream.store.bus.publisher import RunPublisher
-from agentstream.store.claims import Claim
-from agentstream.store.queue import JobQueue
+from agentstream.store.queue import Claim, JobQueue
 from agentstream.store.recent import Recent
 from agentstream.telemetry.log_context import log_context_of, log_extra
 

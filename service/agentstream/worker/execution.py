@@ -31,8 +31,8 @@ from agentstream.protocol.jobs import Job
 from agentstream.protocol.openai import ChatCompletionRequest, Usage
 from agentstream.store.bus.outbox import Fields
 from agentstream.store.bus.publisher import RunPublisher
-from agentstream.store.claims import Claim
 from agentstream.store.deadline import within
+from agentstream.store.queue import Claim
 from agentstream.stream.transcript import tool_result
 from agentstream.telemetry.log_context import AGENT_ERROR, current_log_context
 from agentstream.telemetry.masking import mask

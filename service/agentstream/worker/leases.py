@@ -9,14 +9,13 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Final, Protocol
 
 from agentstream.errors import BrokerUnavailable
-from agentstream.store.claims import Claim
 from agentstream.store.inputs import INPUT
 from agentstream.store.interrupts import ANSWERED
-from agentstream.store.queue import JobQueue
+from agentstream.store.queue import Claim, JobQueue
 from agentstream.store.recent import SETTLE_S
 from agentstream.telemetry.log_context import log_context_of, log_extra
 
@@ -130,18 +129,11 @@ class Leases:
             *{*waiting, *(news & set(runs)), *(run_id for run_id, count in zip(taking, counts, strict=True) if count)}
         ]
 
-    async def _enqueue_again(self, lost_entries: Sequence[str]) -> None:
-        """Enqueue again the jobs that the broker has lost. Front ends do so if no worker has begun the job."""
-        latest = {run.claim.job.run_id: run for run in self._held.values()}  # a parked run may go on in this worker
-        held = [run for entry_id in lost_entries if (run := self._held.get(entry_id)) is not None]
-        runs = [run for run in held if run.begun and latest[run.claim.job.run_id] is run]
-        await asyncio.gather(*(self._queue.enqueue_again(run.claim) for run in runs))
-
     async def _renew(self) -> None:
         if not self._held:
             return
         begun = {run.claim.job.run_id: run for run in self._held.values() if run.begun}
-        others, lost_entries = await self._queue.renew(list(self._held))
+        others = await self._queue.renew(list(self._held))
         lost = [begun[run_id] for run_id in await self._queue.superseded(list(begun))]
         # Another worker that holds an entry soon begins a newer attempt. But if the queue has lost the claim of this
         # worker in a failover, the other worker gives the entry back.
@@ -164,7 +156,6 @@ class Leases:
         called = [(run_id, run.agent_name, run.text_events) for run_id, run in by_run.items() if run.agent_name]
         if called:
             await self._queue.report_progress(called)
-        await self._enqueue_again(lost_entries)
 
 
 async def _ignore(_run_id: str) -> None:

@@ -5,7 +5,7 @@ from typing import Protocol
 
 from agentstream.errors import AGENT_ERROR, CANCELLED
 from agentstream.store.bus.counts import PublishCounts
-from agentstream.store.claims import BegunAttempt
+from agentstream.store.queue import BegunAttempt
 from agentstream.telemetry import names as metric_names
 from agentstream.telemetry.metrics import Metrics
 from agentstream.worker.execution import LEASE_LOST

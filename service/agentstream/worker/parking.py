@@ -9,8 +9,8 @@ from typing import Final
 from agentstream.errors import AgentStreamError, BrokerUnavailable, BusError, Fenced
 from agentstream.protocol.openai import Usage
 from agentstream.store.bus.publisher import RunPublisher
-from agentstream.store.claims import BegunAttempt, Claim
 from agentstream.store.interrupts import TIMED_OUT, InterruptStore, Waiting
+from agentstream.store.queue import BegunAttempt, Claim
 from agentstream.worker.questions import Questions
 
 log = logging.getLogger(__name__)

@@ -14,8 +14,7 @@ from agentstream.errors import BusError
 from agentstream.protocol.events import TEXT
 from agentstream.protocol.jobs import Job
 from agentstream.store.bus.bus import Bus
-from agentstream.store.claims import BegunAttempt, Claim
-from agentstream.store.queue import JobQueue
+from agentstream.store.queue import BegunAttempt, Claim, JobQueue
 from agentstream.telemetry.log_context import bind
 from agentstream.worker.terminal import Terminal
 

@@ -28,10 +28,9 @@ from agentstream.errors import (
 from agentstream.protocol.events import RUN_FAILED, RUN_HANDED_OVER, TEXT
 from agentstream.store.bus.bus import Bus
 from agentstream.store.bus.publisher import Holder, LogLimits, RunPublisher
-from agentstream.store.claims import BegunAttempt, Claim
 from agentstream.store.connection.endpoint import COMMAND_TIMEOUT_S
 from agentstream.store.inputs import InputStore
-from agentstream.store.queue import JobQueue
+from agentstream.store.queue import BegunAttempt, Claim, JobQueue
 from agentstream.store.run_fields import fields_of
 from agentstream.telemetry import tracing
 from agentstream.worker.ended_runs import EndedRuns
@@ -166,7 +165,7 @@ class Runner:
         if (wait_s := claim.not_before_s - time.monotonic()) > 0:
             await asyncio.sleep(wait_s)  # another worker may store meanwhile that it executes the run
         late = time.monotonic() - claim.lease_since_s > self._leases.interval_s
-        if late and (await self._queue.renew([claim.entry_id])).others:
+        if late and await self._queue.renew([claim.entry_id]):
             log.warning("another worker took the run over before it began here")
             return
         resumable = execution.resumable
@@ -178,8 +177,7 @@ class Runner:
         )
         if begun is None:
             return
-        queue, entry_id = self._queue, partial(self._queue.entry_of, claim)
-        holder = Holder(queue.worker_id, queue.name, entry_id, partial(fields_of, claim.job))
+        holder = Holder(self._queue.worker_id, self._queue.name, claim.entry_id, partial(fields_of, claim.job))
         publisher = self._bus.publisher(
             claim.job.run_id, begun.attempt, self._limits.log, execution.abandon, begun.first_batch, holder
         )
@@ -308,7 +306,7 @@ class Runner:
         if execution.stop_reason == HAND_BACK:
             outcome = await self._hand_over(publisher, execution.claim)
             if outcome == errors.WORKER_SHUTDOWN:
-                message = "the worker was stopped, and no other worker can continue the run: Redis has lost its job"
+                message = "the worker was stopped, and Redis has lost the job of the run"
                 return failed_event(outcome, message), outcome
             return None, outcome
         if execution.stop_reason == PARK:

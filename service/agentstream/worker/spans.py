@@ -3,8 +3,7 @@
 from typing import Any, Final
 
 from agentstream.protocol.events import RUN_CANCELLED, RUN_COMPLETED, RUN_FAILED
-from agentstream.store.claims import Claim
-from agentstream.store.queue import JobQueue
+from agentstream.store.queue import Claim, JobQueue
 from agentstream.telemetry import tracing
 
 _STATUS: Final = {RUN_COMPLETED: "completed", RUN_CANCELLED: "cancelled", RUN_FAILED: "failed"}

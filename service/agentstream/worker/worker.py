@@ -8,8 +8,7 @@ from functools import partial
 from typing import Final
 
 from agentstream.errors import AgentStreamError, BrokerUnavailable
-from agentstream.store.claims import Claim
-from agentstream.store.queue import HANDED_BACK_IDLE_MS, HEARTBEAT_INTERVAL_S, JobQueue
+from agentstream.store.queue import HANDED_BACK_IDLE_MS, HEARTBEAT_INTERVAL_S, Claim, JobQueue
 from agentstream.telemetry.log_context import LogContext, log_context_of, log_extra
 from agentstream.worker.leases import Leases, warn_if_unavailable
 from agentstream.worker.parking import Parking

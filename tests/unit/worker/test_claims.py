@@ -5,8 +5,7 @@ from typing import cast
 
 import pytest
 
-from agentstream.store.claims import Claim
-from agentstream.store.queue import JobQueue
+from agentstream.store.queue import Claim, JobQueue
 from agentstream.worker.leases import Leases
 from agentstream.worker.slots import Slots
 from tests.helpers import TIMEOUT_S

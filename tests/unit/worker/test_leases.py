@@ -3,15 +3,13 @@
 import asyncio
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, cast
 
 import pytest
 
 from agentstream.errors import BrokerUnavailable
 from agentstream.protocol.jobs import Job, new_run_id
-from agentstream.store.claims import Claim, Renewal
-from agentstream.store.queue import JobQueue
+from agentstream.store.queue import Claim, JobQueue
 from agentstream.worker.ended_runs import EndedRuns
 from agentstream.worker.leases import PRUNE_EVERY, Leases, warn_if_unavailable
 from agentstream.worker.parking import Parking
@@ -81,8 +79,6 @@ class StubQueue:
 
     def __init__(self) -> None:
         self.lost: list[str] = []
-        self.missing: list[str] = []  # entries that the broker has lost
-        self.enqueued: list[str] = []
         self.taken: list[str] = []
         self.flagged: list[str] = []
         self.errors: dict[str, BaseException] = {}
@@ -94,16 +90,10 @@ class StubQueue:
         self.closed = False
         self._call_made = asyncio.Event()
 
-    async def renew(self, entry_ids: list[str]) -> Renewal:
+    async def renew(self, entry_ids: list[str]) -> list[str]:
         self.renewed.append(entry_ids)
         self._record("renew")
-        return Renewal(
-            [one for one in self.lost if one in entry_ids], [one for one in self.missing if one in entry_ids]
-        )
-
-    async def enqueue_again(self, claim: Claim) -> None:
-        self.enqueued.append(claim.entry_id)
-        self._record("enqueue")
+        return [entry_id for entry_id in self.lost if entry_id in entry_ids]
 
     async def superseded(self, run_ids: list[str]) -> list[str]:
         self._record("superseded")
@@ -231,33 +221,6 @@ async def test_lost_run_is_abandoned_once_and_not_renewed(queue: StubQueue, leas
         await queue.until(lambda: len(queue.renewed) >= before + 2)
     assert queue.renewed[-1] == [kept.claim.entry_id]
     assert (lost.calls, kept.calls) == (["abandon"], [])
-
-
-async def test_lost_jobs_of_begun_runs_are_enqueued_again(queue: StubQueue, leases: Leases) -> None:
-    """At each renewal a worker enqueues the lost jobs of its runs again, but not of runs that have not begun."""
-    missing, waiting, superseded, kept = HeldRun(), HeldRun(), HeldRun(), HeldRun()
-    waiting.begun = False
-    for run in (missing, waiting, superseded, kept):
-        leases.hold(run)
-    queue.taken = [superseded.run_id]
-    queue.missing = [run.claim.entry_id for run in (missing, waiting, superseded)]
-    queue.errors["enqueue"] = BrokerUnavailable("away")
-    async with Renewing(leases):
-        await queue.until(lambda: len(queue.enqueued) >= 2)
-    assert set(queue.enqueued) == {missing.claim.entry_id}
-    assert (missing.calls, superseded.calls) == ([], ["abandon"])
-
-
-async def test_the_lost_job_of_an_earlier_execution_is_not_enqueued_again(queue: StubQueue, leases: Leases) -> None:
-    """If a run was parked and continues in the same worker, only the job of the later execution counts."""
-    parked, later = HeldRun(), HeldRun()
-    later.claim = replace(parked.claim, entry_id="later-entry")
-    leases.hold(parked)
-    leases.hold(later)
-    queue.missing = [parked.claim.entry_id, later.claim.entry_id]
-    async with Renewing(leases):
-        await queue.until(lambda: len(queue.enqueued) >= 2)
-    assert set(queue.enqueued) == {later.claim.entry_id}
 
 
 async def test_run_that_another_worker_ended_is_lost(queue: StubQueue, leases: Leases) -> None:

@@ -16,7 +16,7 @@ from agentstream.agents import Agent, AgentResult, Run
 from agentstream.errors import RunCancelled
 from agentstream.protocol.jobs import Job, new_run_id
 from agentstream.store.bus.publisher import RunPublisher
-from agentstream.store.claims import Claim
+from agentstream.store.queue import Claim
 from agentstream.worker.execution import Execution
 
 

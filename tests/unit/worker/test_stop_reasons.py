@@ -5,7 +5,7 @@ import time
 from agentstream.agents import Agent, AgentResult, Run
 from agentstream.errors import Fenced
 from agentstream.protocol.jobs import Job, new_run_id
-from agentstream.store.claims import Claim
+from agentstream.store.queue import Claim
 from agentstream.worker.execution import HAND_BACK, LEASE_LOST, Execution
 
 

@@ -55,14 +55,11 @@ _REPLACED: Final = frozenset({("checkpoint",), ("interrupts",)})
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """The worker, the queue and the queue entry of an attempt, and the fields of the run's hash at its creation.
-
-    The entry may change: see ``store.replacements``.
-    """
+    """The worker, the queue and the queue entry of an attempt, and the fields of the run's hash at its creation."""
 
     worker_id: str
     queue: str
-    entry_id: Callable[[], str]
+    entry_id: str
     hash_fields: Callable[[], Fields]
 
 
@@ -226,7 +223,7 @@ class RunPublisher(Outbox):
         names, arguments, link, holder = self._names, self._arguments(batch, verify=verify), self._link, self._holder
         if batch.terminal and holder is not None and link.group_of(self._jobs) == link.group_of(self._channel):
             names = [*names, self._jobs]
-            arguments += (GROUP, holder.worker_id, holder.entry_id())
+            arguments += (GROUP, holder.worker_id, holder.entry_id)
         command = link.send_script("publish", names, *arguments, on_reply=self._on_published)
         command.repack = lambda: self._link.pack_script("verify", self._names, *self._verify_arguments())
 
@@ -256,7 +253,7 @@ class RunPublisher(Outbox):
 
     def _verify_arguments(self) -> tuple[str | int, ...]:
         holder, ttl_s = self._holder, self._limits.open_ttl_s
-        ids = ("", "") if holder is None else (holder.worker_id, holder.entry_id())
+        ids = ("", "") if holder is None else (holder.worker_id, holder.entry_id)
         return (self._attempt, *ids, ttl_s)
 
     def _on_verified(self, reply: Reply) -> None:

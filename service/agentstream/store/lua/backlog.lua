@@ -13,8 +13,7 @@ for _, fields in ipairs(groups) do
   if group.name == ARGV[1] then taken, last = group.pending, group['last-delivered-id'] end
 end
 local oldest = redis.call('XRANGE', KEYS[1], '(' .. last, '+', 'COUNT', 1)[1]
--- A worker may hold an entry that the group has not delivered: see readmit.lua.
-if not oldest or outstanding <= taken then return {outstanding, 0, 0} end
+if not oldest then return {outstanding, 0, 0} end
 local time = redis.call('TIME')
 local age = time[1] * 1000 + math.floor(time[2] / 1000) - tonumber(string.match(oldest[1], '^%d+'))
 return {outstanding, outstanding - taken, math.max(age, 0)}

@@ -5,7 +5,7 @@
 -- Returns {attempt, cancel flag, number of hand-backs, ms since the job was enqueued, ms since the last sign of life of
 -- the earlier attempt's worker or 0}; DUPLICATE if another queue entry carries this run, because the job was enqueued
 -- again after a lost reply; ENDED if the terminal event is stored; or {HELD, worker id} if a worker executes the run,
--- and the queue has lost its claim or its entry.
+-- and the queue has lost its claim.
 local entry, status, attempt, cancel, handed_back, token, seen, worker = unpack(redis.call('HMGET', KEYS[1],
   'entry', 'status', 'attempt', 'cancel', 'handed_back', 'token', 'seen', 'worker'))
 if entry and entry ~= '' and entry ~= ARGV[1] then return 'DUPLICATE' end
@@ -16,8 +16,7 @@ local waited = math.max(0, now - tonumber(string.match(ARGV[1], '^%d+')))
 local silent = seen and math.max(0, now - tonumber(seen)) or 0
 attempt, cancel, handed_back = tonumber(attempt or 0), cancel and 1 or 0, tonumber(handed_back or 0)
 if token == ARGV[4] then return {attempt, cancel, handed_back, waited, silent} end  -- sent twice, after a lost reply
-local executed = status == 'running' and entry and worker and worker ~= ''
-if ARGV[7] == '1' and executed and (worker ~= ARGV[2] or entry == '') then return {'HELD', worker} end
+if ARGV[7] == '1' and status == 'running' and entry and worker and worker ~= ARGV[2] then return {'HELD', worker} end
 attempt = attempt + 1
 local last = redis.call('XREVRANGE', KEYS[2], '+', '-', 'COUNT', 1)[1]
 if last then attempt = math.max(attempt, tonumber(string.match(last[1], '^%d+')) + 1) end
@@ -26,7 +25,7 @@ redis.call('HSET', KEYS[1], 'entry', ARGV[1], 'worker', ARGV[2], 'status', 'runn
 if ARGV[6] == '1' or attempt > 1 then redis.call('HSET', KEYS[1], 'takes_inputs', ARGV[6] or '0') end
 -- Whether answers to open questions of earlier attempts are stored for an agent that waits in its worker.
 if attempt > 1 then redis.call('HSET', KEYS[1], 'waits', ARGV[5] == '1' and '0' or '1') end
-if entry == '' then redis.call('HSET', KEYS[1], 'job', '') end  -- of a parked run: its new queue entry has it again
+if entry == '' then redis.call('HSET', KEYS[1], 'job', '') end  -- the queue entry has it again
 redis.call('EXPIRE', KEYS[1], ARGV[3])
 local resumes = ARGV[5] == '1' and attempt > 1 and ',"resumes":true' or ''
 local batch = '{"v":1,"a":' .. attempt .. ',"s":1,"e":[["run_started",{"worker":"' .. ARGV[2] .. '"' .. resumes .. '}]]}'

@@ -1,5 +1,4 @@
--- Give a job to the worker that executes it: the queue has lost that worker's claim or its entry, and delivered the job
--- again.
+-- Give a job to the worker that executes it, because the queue has lost that worker's claim and delivered the job again.
 -- KEYS[1] jobs. ARGV: group, consumer, entry id, consumer that gets the job.
 -- Returns 1, or 0 if this worker does not hold the job.
 local held = redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[3], ARGV[3], 1, ARGV[2])

@@ -1,8 +1,7 @@
 -- Compare a run with its publisher, because the broker may have lost its last writes.
 -- KEYS[1] log, KEYS[2] run. ARGV: attempt, worker id or '' (the hash is not checked), queue entry id, TTL in s, then
 -- fields and values of the run's hash as create_run.lua stores them, or none.
--- If the begin of the attempt is lost, it is stored again in the hash. If the run is running, its queue entry is stored
--- again, too: it may have replaced a lost one. Returns {LAST, id of the last entry of the log or
+-- If the begin of the attempt is lost, it is stored again in the hash. Returns {LAST, id of the last entry of the log or
 -- 0-0}; HASH if the hash is lost and no fields were given; FENCED if another worker has begun this attempt or a newer
 -- one, or if the run has ended without this publisher.
 local last = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)[1]
@@ -15,7 +14,6 @@ attempt = tonumber(attempt or 0)
 if attempt > mine then return 'FENCED' end
 if attempt == mine then
   if worker ~= ARGV[2] and worker ~= '' then return 'FENCED' end  -- a parked run has an empty worker
-  if worker == ARGV[2] and status == 'running' then redis.call('HSET', KEYS[2], 'entry', ARGV[3]) end
   if owner then return {'LAST', last} end
 elseif status and status ~= 'queued' and status ~= 'running' and status ~= 'requires_action' then
   return 'FENCED'
