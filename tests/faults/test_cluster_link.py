@@ -118,6 +118,21 @@ async def test_moving_slots_disturbs_nothing(cluster: ClusterServers, link: Clus
     await cluster.move_slots(1500, target, source)
 
 
+async def test_a_connection_to_the_wrong_server_is_left(cluster: ClusterServers, link: ClusterLink) -> None:
+    """If the address of a server led to another one for a time, the link connects again, and loses no command."""
+    right, wrong, _ = await cluster.primaries()
+    name = in_slot_of(await first_range(cluster, right))[0]
+    server = link._links[right.place]
+    endpoint, reconnects = server._endpoint, server.reconnects
+    server._endpoint = endpoint.at(*wrong.place)
+    server._drop_connections()
+    async with asyncio.timeout(TIMEOUT_S):
+        while server.reconnects == reconnects or not server.connected:  # noqa: ASYNC110 -- it can only be polled
+            await asyncio.sleep(0.01)
+        server._endpoint = endpoint
+        assert await link.call("INCR", f"{name}:misled") == 1
+
+
 async def test_a_subscription_at_the_wrong_server_moves(cluster: ClusterServers, link: ClusterLink) -> None:
     """A subscription that is refused because the slot has moved is made at the right server, and shifts no reply."""
     source, target, _ = await cluster.primaries()

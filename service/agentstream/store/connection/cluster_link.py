@@ -233,6 +233,9 @@ class ClusterLink(Link):
             return False
         if not words.startswith("ASK "):
             self._stale.set()
+        if words.startswith("MOVED ") and self._links.get(self._address_in(words, link)) is link:
+            link.leave_wrong_server(command)
+            return True
         if refused:
             self.refuse(words)
         if command.slot == NO_SLOT or (refused and not command.waits):  # its caller must know
@@ -251,7 +254,7 @@ class ClusterLink(Link):
     def _follow_move(self, link: ServerLink, command: Command, words: str) -> None:
         """Send a command to the server that has its slot. If that is not certain yet, wait for the topology."""
         target, known = self._link_at(words, link), self._owners[command.slot]
-        if target is link or known not in (link, target):
+        if known not in (link, target):
             self._resend_later(command)
             return
         if known is link:
@@ -262,10 +265,14 @@ class ClusterLink(Link):
     def _resend_later(self, command: Command) -> None:
         asyncio.get_running_loop().call_later(RESEND_DELAY_S, self._resend, command)
 
-    def _link_at(self, words: str, answered: ServerLink) -> ServerLink:
-        """Return the link to the server in ``MOVED slot host:port``; without a host, it is the one that answered."""
+    def _address_in(self, words: str, answered: ServerLink) -> Address:
+        """Return the address in ``MOVED slot host:port``; without a host, it is that of the server that answered."""
         host, _, port = words.split()[2].rpartition(":")
-        address = (host.strip("[]") or self._addresses.get(answered, ("", 0))[0], int(port))
+        return host.strip("[]") or self._addresses.get(answered, ("", 0))[0], int(port)
+
+    def _link_at(self, words: str, answered: ServerLink) -> ServerLink:
+        """Return the link to the server in ``MOVED slot host:port``."""
+        address = self._address_in(words, answered)
         link = self._links.get(address) or self._add_link(address)
         _open(link)
         return link

@@ -29,7 +29,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from agentstream.errors import BusError
-from agentstream.store.connection.command import Subscription
+from agentstream.store.connection.command import Command, Subscription
 from agentstream.store.connection.endpoint import Endpoint
 from agentstream.store.connection.exchange import RESEND_DELAY_S, Exchange
 from agentstream.store.connection.handshake import Step, open_connection
@@ -51,6 +51,8 @@ MAX_CHANNELS_PER_SUBSCRIBE: Final = 1000  # when a new connection subscribes to 
 class ServerLink(Exchange):
     """The connection of a process to one server: the only one, the primary that sentinels name, or one of a cluster."""
 
+    _misled = False  # whether the last connection led to another server than its address
+
     def open(self) -> None:
         """Start to connect; the link then stays connected until ``close``."""
         self._task = asyncio.create_task(self._keep_connected(), name="link")
@@ -61,6 +63,17 @@ class ServerLink(Exchange):
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
+        self._drop_connections()
+
+    def leave_wrong_server(self, command: Command) -> None:
+        """Reconnect, because the server says that another one has the address, and send the command again there.
+
+        Containers that start again may exchange their addresses. A connection that is made meanwhile may lead to the
+        wrong one.
+        """
+        log.warning("the connection leads to another server than its address")
+        self._misled = True
+        self._pending.appendleft(command)  # the commands after it keep their order
         self._drop_connections()
 
     async def _keep_connected(self) -> None:
@@ -87,6 +100,9 @@ class ServerLink(Exchange):
                 self._router.on_lost(self)
             if is_not_primary(self.refusal):
                 await asyncio.sleep(RESEND_DELAY_S)  # do not spin if the next server refuses too
+            if self._misled:
+                self._misled = False
+                await asyncio.sleep(MAX_BACKOFF_S)  # its name may still lead to the wrong server
 
     async def _connect(self) -> None:
         """Open the connections, wait for a pong, subscribe again, and send all unanswered commands."""
