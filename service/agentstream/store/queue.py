@@ -128,7 +128,7 @@ class JobQueue:
         self._begins = itertools.count()
         self.holds: Callable[[str], bool] = _holds_nothing  # whether this worker works on a queue entry
         self._claims.on_reconnect[self._on_connect] = None
-        # Where servers fail over, the first connection may come just after a failover, too.
+        # Where servers fail over, the first connection counts as a reconnect: it may come just after a failover.
         self._seen_reconnects = -1 if self._claims.fails_over else 0
         self._reconnected = False
         self._pending_after = ""  # look for jobs that this worker has claimed, but not got, after this entry
@@ -237,7 +237,7 @@ class JobQueue:
             self._reconnected, self._settled_at_s = True, time.monotonic() + SETTLE_S
 
     async def _after_reconnect(self) -> None:
-        """Note which entries may have a worker already, and that replies with claimed jobs may be lost.
+        """Note which entries may have a worker. Unless the worker is new, replies with claimed jobs may be lost, too.
 
         The queue may have lost claims, and deliver these jobs to other workers. So jobs that were enqueued before the
         reconnect are not begun for SETTLE_S. Meanwhile their workers store again that they execute them.

@@ -51,7 +51,7 @@ MAX_CHANNELS_PER_SUBSCRIBE: Final = 1000  # when a new connection subscribes to 
 class ServerLink(Exchange):
     """The connection of a process to one server: the only one, the primary that sentinels name, or one of a cluster."""
 
-    _misled = False  # whether the last connection led to another server than its address
+    _misled = False  # whether the last connection led to the wrong server
 
     def open(self) -> None:
         """Start to connect; the link then stays connected until ``close``."""
@@ -66,12 +66,11 @@ class ServerLink(Exchange):
         self._drop_connections()
 
     def leave_wrong_server(self, command: Command) -> None:
-        """Reconnect, because the server says that another one has the address, and send the command again there.
+        """Connect again, because the connection leads to the wrong server, and send the command again.
 
-        Containers that start again may exchange their addresses. A connection that is made meanwhile may lead to the
-        wrong one.
+        Containers that start again may exchange their addresses just after the name of one was looked up.
         """
-        log.warning("the connection leads to another server than its address")
+        log.warning("the connection to %s leads to another server; reconnecting", self._endpoint)
         self._misled = True
         self._pending.appendleft(command)  # the commands after it keep their order
         self._drop_connections()
