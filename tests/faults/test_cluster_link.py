@@ -118,10 +118,16 @@ async def test_moving_slots_disturbs_nothing(cluster: ClusterServers, link: Clus
     await cluster.move_slots(1500, target, source)
 
 
-async def test_a_connection_to_the_wrong_server_is_left(cluster: ClusterServers, link: ClusterLink) -> None:
-    """If the address of a server led to another one for a time, the link connects again, and loses no command."""
+@pytest.mark.parametrize("subscribed", [False, True])
+async def test_a_connection_to_the_wrong_server_is_left(
+    cluster: ClusterServers, link: ClusterLink, *, subscribed: bool
+) -> None:
+    """If the address of a server led to another one for a time, the link connects again, and loses nothing."""
     right, wrong, _ = await cluster.primaries()
     name = in_slot_of(await first_range(cluster, right))[0]
+    reader = Reader(f"{name}:misled")
+    if subscribed:
+        await reader.open(link)
     server = link._links[right.place]
     endpoint, reconnects = server._endpoint, server.reconnects
     server._endpoint = endpoint.at(*wrong.place)
@@ -130,7 +136,12 @@ async def test_a_connection_to_the_wrong_server_is_left(cluster: ClusterServers,
         while server.reconnects == reconnects or not server.connected:  # noqa: ASYNC110 -- it can only be polled
             await asyncio.sleep(0.01)
         server._endpoint = endpoint
-        assert await link.call("INCR", f"{name}:misled") == 1
+        if not subscribed:
+            assert await link.call("INCR", f"{name}:misled") == 1
+            return
+        while not await right.call("SPUBLISH", f"{name}:misled", "again"):  # noqa: ASYNC110 -- it can only be polled
+            await asyncio.sleep(0.05)
+        assert await reader.messages.get() == b"again"
 
 
 async def test_a_subscription_at_the_wrong_server_moves(cluster: ClusterServers, link: ClusterLink) -> None:
